@@ -1,0 +1,30 @@
+# `make demo` and `make test` set up .venv on first use; nothing else has to be installed but Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test lint types clean
+
+# Two steps, so that pip never weighs a newer torch against the pinned one; the stamp makes a changed pyproject.toml reinstall.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python recipes/demo.py
+
+test: lint types
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

@@ -1,0 +1,147 @@
+"""The rows that pass between the stages: on disk as `datasets.Features`, in memory as frozen dataclasses.
+
+    photos --caption--> captions --render--> twins --pack--> PAIR_FEATURES --questions--> Question
+    Item (a benchmark's question) --benchmark--> Result
+
+`DESIGN.md` names these columns as contracts; nothing else in the package repeats them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from datasets import Features, Image, List, Value
+
+Label = Literal["real", "generated", "edited"]
+TwinKind = Literal["caption", "vae", "edit"]
+
+SOURCE_FEATURES = {
+    "path_or_id": Value("string"),
+    "sha256": Value("string"),
+    "format": Value("string"),
+    "jpeg_quality": Value("int32"),
+    "width": Value("int32"),
+    "height": Value("int32"),
+    "licence": Value("string"),
+}
+
+EDIT_FEATURES = {
+    "operation": Value("string"),
+    "box": List(Value("int32")),  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
+    "strength": Value("float32"),
+}
+
+RECEIPT_FEATURES = {
+    "captioner": Value("string"),
+    "captioner_revision": Value("string"),
+    "generator_revision": Value("string"),
+    "steps": Value("int32"),
+    "guidance": Value("float32"),
+    "scheduler": Value("string"),
+    "dtype": Value("string"),
+    "quantization": Value("string"),
+    "batch": Value("string"),
+    "encode": Value("string"),
+}
+
+# One row a (photo, twin).
+PAIR_FEATURES = Features(
+    {
+        "pair_id": Value("string"),
+        "group": Value("string"),  # the source photo: the unit of splits and of statistics
+        "image": Image(),
+        "image_label": Value("string"),
+        "twin": Image(),
+        "kind": Value("string"),
+        "generator": Value("string"),
+        "caption": Value("string"),
+        "prompt": Value("string"),
+        "seed": Value("int64"),
+        "edit": EDIT_FEATURES,
+        "source": SOURCE_FEATURES,
+        "receipt": RECEIPT_FEATURES,
+    }
+)
+
+# One row an image, for datasets that others made.
+IMAGE_FEATURES = Features(
+    {
+        "image": Image(),
+        "label": Value("string"),
+        "generator": Value("string"),
+        "object_class": Value("string"),
+        "group": Value("string"),
+        "source": SOURCE_FEATURES,
+    }
+)
+
+REJECT_FEATURES = Features(
+    {"id": Value("string"), "stage": Value("string"), "reason": Value("string"), "detail": Value("string")}
+)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An item that was left out, and why: `reason` is one of a few words, `detail` the particulars."""
+
+    id: str
+    stage: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about one image in training, and the answer that is learned."""
+
+    kind: Literal["yes_no", "true_false", "multiple_choice", "attribution", "explain"]
+    question: str
+    answer: str
+    # Which answer means "not a real photo": only for questions whose answer is a verdict.
+    polarity: Literal["fake", "real"] | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One benchmark item; `DESIGN.md` (Benchmark) gives the JSON."""
+
+    id: str
+    kind: Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
+    images: tuple[str, ...]
+    question: str
+    ground_truth: str
+    options: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The unit of resampling: the source photo where known, else the item's own images."""
+        return str(self.metadata.get("group") or "|".join(self.images))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answered prompt: a line of `results.jsonl`, keyed by (id, scoring, polarity, rotation)."""
+
+    id: str
+    scoring: Literal["logprob", "generate"]
+    polarity: str
+    rotation: int
+    question: str
+    options: list[str]
+    ground_truth: str
+    answer: str
+    parsed: str | None
+    correct: bool
+    p_fake: float | None
+    logprobs: list[float] | None
+    group: str
+    generator: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return (self.id, self.scoring, self.polarity, self.rotation)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
