@@ -1,0 +1,90 @@
+"""Both members of a pair are brought to one size and written by one encoder (data_rules.md, rules 1 to 4).
+
+The photo has a history that its twin lacks: it was compressed once before. So the twin first goes the photo's way: it is
+enlarged to the photo's size, compressed with the photo's own quantisation tables and chroma subsampling, and reduced
+again by the same filter. Then one encoder with the same parameters writes both, without metadata.
+
+A lossy history other than JPEG (WebP, AVIF) is recorded in `source.format` and cannot be repeated: such files do not tell
+their settings.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from vlm_detect.data.decode import JpegEncoding
+
+FILTER = Image.Resampling.LANCZOS
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """The one encoder of a dataset."""
+
+    encode: Literal["jpeg", "png"] = field(default="jpeg", metadata={"help": "Last encoder of both members."})
+    quality: int = field(default=96, metadata={"help": "Its JPEG quality, 1 to 100."})
+    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = field(
+        default="4:4:4", metadata={"help": "Its chroma subsampling; 4:4:4 loses least."}
+    )
+
+    def describe(self) -> dict[str, object]:
+        """What `receipt.encode` tells of the encoder."""
+        if self.encode == "png":
+            return {"format": "png"}
+        return {"format": "jpeg", "quality": self.quality, "subsampling": self.subsampling}
+
+
+def crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest centred part of `image` with the aspect of `size` (width, height); nothing is squashed or padded."""
+    width = min(image.width, round(image.height * size[0] / size[1]))
+    height = min(image.height, round(image.width * size[1] / size[0]))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop to the aspect of `size` and resize to it."""
+    return resize(crop_to_aspect(image, size), size)
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, FILTER)
+
+
+def like_source(twin: Image.Image, photo_size: tuple[int, int], jpeg: JpegEncoding | None) -> Image.Image:
+    """The twin after the photo's history: compressed at the photo's (cropped) size with the photo's tables."""
+    if jpeg is None:
+        return twin
+    return recompress(resize(twin, photo_size), jpeg)
+
+
+def recompress(image: Image.Image, jpeg: JpegEncoding) -> Image.Image:
+    """`image` once through JPEG with the given tables; a one-table (grey) source compresses luminance only."""
+    buffer = io.BytesIO()
+    if len(jpeg.tables) == 1:
+        ImageOps.grayscale(image).save(buffer, "JPEG", qtables=[list(jpeg.tables[0])])
+    else:
+        options = {"subsampling": jpeg.subsampling} if jpeg.subsampling >= 0 else {}
+        image.save(buffer, "JPEG", qtables=[list(table) for table in jpeg.tables], **options)
+    return Image.open(buffer).convert("RGB")
+
+
+def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:
+    """RGB pixels to bytes, without metadata."""
+    buffer = io.BytesIO()
+    if config.encode == "png":
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "JPEG", quality=config.quality, subsampling=config.subsampling)
+    return buffer.getvalue()
+
+
+def is_blank(image: Image.Image, min_deviation: float = 2.0) -> bool:
+    """Whether there is nothing to see: no channel's standard deviation reaches `min_deviation` (of 255)."""
+    from PIL import ImageStat
+
+    return max(ImageStat.Stat(image).stddev) < min_deviation

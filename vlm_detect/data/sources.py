@@ -1,0 +1,236 @@
+"""SRC: where photos come from. One name for a folder, a glob, a list file, a `datasets` folder or a Hub dataset.
+
+    source = open_source("photos/")                        # *.jpg, *.png, ... in it and below
+    source = open_source("photos/*.jpg", limit=100)
+    source = open_source("list.txt")                       # one path a line, relative to the file
+    source = open_source("nlphuji/flickr30k::test:image")  # id:config:split:column; each but the id may be left out
+    for photo in source.read(0, 10): ...
+
+A source has a fixed order and length, so that shards of it can be planned; it reads bytes and decodes nothing.
+
+A `metadata.jsonl` or `metadata.csv` beside the images (the imagefolder convention: `file_name` relative to it) may give
+for each image: `group` (what must stay in one split), `licence`, `caption`, `object_class`, and `jpeg_quality` (at which
+the picture was compressed before it came into this file, as a PNG cut from a JPEG). Columns of a dataset of the same
+names mean the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlm_detect.data.decode import SUFFIXES, ImageRejected, read_bounded
+from vlm_detect.errors import UserError
+
+_METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class SourcePhoto:
+    """One photo as it came: its bytes, and what its source says about it."""
+
+    path_or_id: str
+    data: bytes
+    group: str | None = None
+    licence: str | None = None
+    caption: str | None = None
+    object_class: str | None = None
+    jpeg_quality: int | None = None
+
+
+class Source(Protocol):
+    """Photos in a fixed order. `fingerprint` changes when the list of photos does."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
+        """The photos `start` to `stop`; in place of one that cannot be read, its id and the reason."""
+
+
+def open_source(spec: str, limit: int | None = None) -> Source:
+    """The photos that `spec` names, at most the first `limit` of them; `UserError` where there are none."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if images := find_images(path):
+            return FileSource(images[:limit], named=spec)
+        if (path / "state.json").exists() or any(path.rglob("*.parquet")):
+            return DatasetSource(spec, limit)
+        raise UserError(f"{spec}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))}); give another")
+    if path.is_file():
+        if path.suffix.lower() in SUFFIXES:
+            return FileSource([path][:limit], named=spec)
+        return FileSource(_read_list(path)[:limit], named=spec)
+    if glob.has_magic(spec):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        return FileSource([match for match in matches if match.is_file()][:limit], named=spec)
+    if _HUB_ID.fullmatch(spec.split(":")[0]) or Path(spec.split(":")[0]).is_dir():
+        return DatasetSource(spec, limit)
+    raise UserError(f"{spec}: no such file or folder (and not a Hub dataset id like owner/name)")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every file in and below `folder` that is named like an image, in the order of their paths; hidden ones are not."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _read_list(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: neither an image nor a text file with one path a line ({error})") from error
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+class FileSource:
+    """Image files on disk, with what the `metadata` file of their folder says of them."""
+
+    def __init__(self, paths: Sequence[Path], *, named: str) -> None:
+        if not paths:
+            raise UserError(f"{named}: no images found there; give a folder, a glob, a list of paths or a dataset")
+        self.paths = list(paths)
+        self.fingerprint = _digest(str(path) for path in paths)
+        self._metadata: dict[Path, dict[str, dict[str, Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
+        for path in self.paths[start:stop]:
+            try:
+                yield _photo(str(path), read_bounded(path), self._facts(path))
+            except ImageRejected as rejected:
+                yield str(path), rejected
+
+    def _facts(self, path: Path) -> Mapping[str, Any]:
+        """The metadata of one image: from its own folder, or the nearest one above that has a metadata file."""
+        for folder in path.parents:
+            if folder not in self._metadata:
+                self._metadata[folder] = read_metadata(folder)
+            if self._metadata[folder]:
+                return self._metadata[folder].get(path.relative_to(folder).as_posix(), {})
+        return {}
+
+
+def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
+    """`file_name` -> the other columns, from the folder's metadata.jsonl or metadata.csv; empty where there is none."""
+    path = next((folder / name for name in _METADATA_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+        return {row["file_name"]: row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a table with a column file_name ({type(error).__name__}: {error})") from error
+
+
+class DatasetSource:
+    """Rows of a `datasets` folder or Hub dataset: `id:config:split:column`. A Hub dataset is streamed."""
+
+    def __init__(self, spec: str, limit: int | None) -> None:
+        name, config, split, column = (*spec.split(":", 3), "", "", "")[:4]
+        self.name = name
+        rows, length = _open_rows(name, config or None, split or "train", limit)
+        self._rows, self._column = _undecoded(rows, column, name)
+        self._length = length if limit is None else min(limit, length)
+        if not self._length:
+            raise UserError(f"{spec}: this dataset has no rows")
+        self.fingerprint = _digest([spec, str(self._length)])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
+        stop = min(stop, self._length)
+        for index, row in enumerate(self._rows.skip(start).take(stop - start), start):
+            path_or_id = f"{self.name}#{index}"
+            image = row[self._column]
+            try:
+                data = image.get("bytes") or read_bounded(Path(image["path"]))
+            except (ImageRejected, TypeError, AttributeError) as error:
+                yield path_or_id, error if isinstance(error, ImageRejected) else ImageRejected("empty", "no image")
+            else:
+                yield _photo(path_or_id, data, row)
+
+
+def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> tuple[Any, int]:
+    """(an iterable dataset of the split, its length)."""
+    import datasets
+    import httpx
+    import huggingface_hub
+
+    try:
+        if (Path(name) / "state.json").exists():
+            rows = datasets.load_from_disk(name)
+            return rows, len(rows)
+        if Path(name).is_dir():
+            rows = datasets.load_dataset(name, config, split=split)
+            return rows, len(rows)
+        huggingface_hub.dataset_info(name, timeout=20)  # fails at once where load_dataset would retry for long
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        known = rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
+    except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+        if Path(name).is_dir():
+            raise UserError(f"{name}: cannot be read as a dataset: {error}") from error
+        raise UserError(
+            f"{name}: neither a folder here nor a dataset that the Hub gives ({_first_line(error)}); check the name, "
+            "the network, and `hf auth login` where it is gated"
+        ) from error
+    if not known and limit is None:
+        raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
+    return rows, known or limit or 0
+
+
+def _undecoded(rows: Any, column: str, name: str) -> tuple[Any, str]:
+    """The rows with images as {bytes, path} instead of pixels, and the column that holds them (asked for, or the first)."""
+    import datasets
+
+    features = rows.features or {}
+    # parquet that was not written by `datasets` has the same {bytes, path} without being called Image
+    images = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature))
+    ]
+    if not images or (column and column not in images):
+        raise UserError(f"{name}: no image column {column or ''} (images: {images or 'none'}; all: {list(features)})")
+    chosen = column or images[0]
+    if isinstance(features[chosen], datasets.Image):
+        rows = rows.cast_column(chosen, datasets.Image(decode=False))
+    return rows, chosen
+
+
+def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any]) -> SourcePhoto:
+    def text(key: str) -> str | None:
+        value = facts.get(key)
+        return str(value) if value not in (None, "") else None
+
+    quality = text("jpeg_quality")
+    return SourcePhoto(
+        path_or_id=path_or_id,
+        data=data,
+        group=text("group"),
+        licence=text("licence") or text("license"),
+        caption=text("caption"),
+        object_class=text("object_class"),
+        jpeg_quality=int(float(quality)) if quality else None,
+    )
+
+
+def _digest(parts: Iterator[str] | Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
