@@ -31,7 +31,24 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024**2
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # What files of these formats are called; used to find images in a folder, never to decide how one is decoded.
-SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .webp .avif .gif .bmp .tif .tiff .ppm .pgm .jp2".split())
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".webp",
+        ".avif",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".jp2",
+    ]
+)
 
 
 class ImageRejected(Exception):

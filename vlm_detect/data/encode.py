@@ -1,11 +1,11 @@
 """Both members of a pair are brought to one size and written by one encoder (data_rules.md, rules 1 to 4).
 
-The photo has a history that its twin lacks: it was compressed once before. So the twin first goes the photo's way: it is
-enlarged to the photo's size, compressed with the photo's own quantisation tables and chroma subsampling, and reduced
+The photo has a history that its twin lacks: it was compressed once before. So the twin first goes the photo's way: it
+is enlarged to the photo's size, compressed with the photo's own quantisation tables and chroma subsampling, and reduced
 again by the same filter. Then one encoder with the same parameters writes both, without metadata.
 
-A lossy history other than JPEG (WebP, AVIF) is recorded in `source.format` and cannot be repeated: such files do not tell
-their settings.
+A lossy history other than JPEG (WebP, AVIF) is recorded in `source.format` and cannot be repeated: such files do not
+tell their settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 from dataclasses import dataclass, field
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageStat
 
 from vlm_detect.data.decode import JpegEncoding
 
@@ -85,6 +85,4 @@ def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:
 
 def is_blank(image: Image.Image, min_deviation: float = 2.0) -> bool:
     """Whether there is nothing to see: no channel's standard deviation reaches `min_deviation` (of 255)."""
-    from PIL import ImageStat
-
     return max(ImageStat.Stat(image).stddev) < min_deviation

@@ -9,9 +9,9 @@
 A source has a fixed order and length, so that shards of it can be planned; it reads bytes and decodes nothing.
 
 A `metadata.jsonl` or `metadata.csv` beside the images (the imagefolder convention: `file_name` relative to it) may give
-for each image: `group` (what must stay in one split), `licence`, `caption`, `object_class`, and `jpeg_quality` (at which
-the picture was compressed before it came into this file, as a PNG cut from a JPEG). Columns of a dataset of the same
-names mean the same.
+for each image: `group` (what must stay in one split), `licence`, `caption`, `object_class`, and `jpeg_quality` (at
+which the picture was compressed before it came into this file, as a PNG cut from a JPEG). Columns of a dataset of the
+same names mean the same.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def open_source(spec: str, limit: int | None = None) -> Source:
             return FileSource([path][:limit], named=spec)
         return FileSource(_read_list(path)[:limit], named=spec)
     if glob.has_magic(spec):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, for Path.glob takes no absolute pattern
+        matches = [Path(match) for match in found]
         return FileSource([match for match in matches if match.is_file()][:limit], named=spec)
     if _HUB_ID.fullmatch(spec.split(":")[0]) or Path(spec.split(":")[0]).is_dir():
         return DatasetSource(spec, limit)
@@ -79,7 +80,7 @@ def open_source(spec: str, limit: int | None = None) -> Source:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every file in and below `folder` that is named like an image, in the order of their paths; hidden ones are not."""
+    """Every file in and below `folder` that is named like an image, in the order of paths, but for hidden ones."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
@@ -167,33 +168,41 @@ class DatasetSource:
 def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> tuple[Any, int]:
     """(an iterable dataset of the split, its length)."""
     import datasets
-    import httpx
-    import huggingface_hub
 
+    is_local = Path(name).is_dir()
+    if not is_local:
+        _ask_hub(name)
     try:
         if (Path(name) / "state.json").exists():
             rows = datasets.load_from_disk(name)
             return rows, len(rows)
-        if Path(name).is_dir():
+        if is_local:
             rows = datasets.load_dataset(name, config, split=split)
             return rows, len(rows)
-        huggingface_hub.dataset_info(name, timeout=20)  # fails at once where load_dataset would retry for long
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
         known = rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
-    except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
-        if Path(name).is_dir():
-            raise UserError(f"{name}: cannot be read as a dataset: {error}") from error
-        raise UserError(
-            f"{name}: neither a folder here nor a dataset that the Hub gives ({_first_line(error)}); check the name, "
-            "the network, and `hf auth login` where it is gated"
-        ) from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{name}: cannot be read as a dataset: {_first_line(error)}") from error
     if not known and limit is None:
         raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
     return rows, known or limit or 0
 
 
+def _ask_hub(name: str) -> None:
+    """`UserError` where the Hub does not give this dataset; at once, where `load_dataset` would retry for long."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.dataset_info(name, timeout=20)
+    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+        raise UserError(
+            f"{name}: neither a folder here nor a dataset that the Hub gives ({_first_line(error)}); check the name, "
+            "the network, and `hf auth login` where it is gated"
+        ) from error
+
+
 def _undecoded(rows: Any, column: str, name: str) -> tuple[Any, str]:
-    """The rows with images as {bytes, path} instead of pixels, and the column that holds them (asked for, or the first)."""
+    """(rows with images as {bytes, path} instead of pixels, the column that was asked for or is the first with images)."""
     import datasets
 
     features = rows.features or {}
