@@ -15,6 +15,7 @@ from datasets import Features, Image, List, Value
 
 Label = Literal["real", "generated", "edited"]
 TwinKind = Literal["caption", "vae", "edit"]
+ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
 
 SOURCE_FEATURES = {
     "path_or_id": Value("string"),
@@ -107,7 +108,7 @@ class Item:
     """One benchmark item; `DESIGN.md` (Benchmark) gives the JSON."""
 
     id: str
-    kind: Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
+    kind: ItemKind
     images: tuple[str, ...]
     question: str
     ground_truth: str
@@ -122,9 +123,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Result:
-    """One answered prompt: a line of `results.jsonl`, keyed by (id, scoring, polarity, rotation)."""
+    """One answered prompt: a line of `results.jsonl`, keyed by (id, scoring, polarity, rotation).
+
+    `options` are the answers to choose from, in the order shown: texts of a multiple choice (`ground_truth`, `answer`
+    and `parsed` are then letters), else the candidate answers themselves. `logprobs` (natural, summed over `n_tokens`
+    tokens, end of text included) stand in the same order.
+    """
 
     id: str
+    kind: str
     scoring: Literal["logprob", "generate"]
     polarity: str
     rotation: int
@@ -136,8 +143,11 @@ class Result:
     correct: bool
     p_fake: float | None
     logprobs: list[float] | None
+    n_tokens: list[int] | None
+    is_fake: bool | None  # what the image really is; None where the question is not about that
     group: str
     generator: str
+    object_class: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, int]:

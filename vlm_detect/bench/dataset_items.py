@@ -1,0 +1,102 @@
+"""A pair or image dataset as a benchmark: the yes/no pair about each image of one split.
+
+"Is this image AI-generated?" is asked of real and generated images; the scorer adds "Is this a real photo?". Edited
+images, and the photos that they were made from, are asked whether a part was altered instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from vlm_detect.bench.items import Benchmark
+from vlm_detect.data.decode import decode_image
+from vlm_detect.data.questions import EDIT_QUESTION, FAKE_QUESTION, NO, YES
+from vlm_detect.errors import UserError
+from vlm_detect.records import Item
+
+PAIR_COLUMNS = {"pair_id", "group", "image", "image_label", "twin", "kind", "generator"}
+IMAGE_COLUMNS = {"image", "label", "group"}
+
+
+def dataset_benchmark(folder: Path, *, split: str = "test") -> Benchmark:
+    """One item an image of `split`; a photo that several twins were made from is asked about once."""
+    rows = load_split(folder, split)
+    is_pairs = set(rows.column_names) >= PAIR_COLUMNS
+    items: dict[str, Item] = {}
+    digest = hashlib.sha256()
+    for item, data in (_pair_items if is_pairs else _image_items)(rows):
+        name = f"{item.metadata['asked']}:{hashlib.sha256(data).hexdigest()}"
+        digest.update(name.encode())
+        items.setdefault(name, item)
+    if not items:
+        raise UserError(f"{folder}: its {split} split has no rows; choose another with --split")
+
+    def image(ref: str) -> Image.Image:
+        index, _, column = ref.partition(":")
+        return decode_image(_bytes(rows[int(index)][column])).image
+
+    return Benchmark(f"{folder.name} ({split})", list(items.values()), image, digest.hexdigest())
+
+
+def load_split(folder: Path, split: str) -> Dataset:
+    """The rows of one split, images as undecoded bytes; `UserError` where the folder is no dataset of ours."""
+    if not list(folder.glob(f"data/{split}-*.parquet")):
+        found = sorted({file.name.split("-")[0] for file in folder.glob("data/*.parquet")})
+        have = (
+            f"it has {', '.join(found)}" if found else "it has no data/*.parquet: make it with data_gen/make_pairs.py"
+        )
+        raise UserError(f"{folder}: no split named {split}; {have}")
+    files = sorted(str(file) for file in folder.glob(f"data/{split}-*.parquet"))
+    rows = load_dataset("parquet", data_files={split: files}, split=split)
+    columns = set(rows.column_names)
+    if not (columns >= PAIR_COLUMNS or columns >= IMAGE_COLUMNS):
+        missing = sorted((IMAGE_COLUMNS if "label" in columns else PAIR_COLUMNS) - columns)
+        raise UserError(f"{folder}: neither a pair nor an image dataset; it lacks the columns {', '.join(missing)}")
+    for column in columns & {"image", "twin"}:
+        rows = rows.cast_column(column, ImageFeature(decode=False))
+    return rows
+
+
+def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
+    for index, row in enumerate(rows):
+        edited = row["kind"] == "edit"
+        shared = {"group": row["group"], "pair_id": row["pair_id"], "caption": row.get("caption") or ""}
+        yield (
+            _item(f"{row['pair_id']}/image", f"{index}:image", row["image_label"], "real", edited, shared),
+            _bytes(row["image"]),
+        )
+        label = "edited" if edited else "generated"
+        about = {**shared, "twin_kind": row["kind"]}
+        yield (
+            _item(f"{row['pair_id']}/twin", f"{index}:twin", label, row["generator"], edited, about),
+            _bytes(row["twin"]),
+        )
+
+
+def _image_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
+    for index, row in enumerate(rows):
+        label = row["label"]
+        about = {"group": row["group"], "object_class": row.get("object_class") or ""}
+        item = _item(f"{index}", f"{index}:image", label, row.get("generator") or "", label == "edited", about)
+        yield item, _bytes(row["image"])
+
+
+def _item(id_: str, ref: str, label: str, generator: str, about_edits: bool, metadata: dict[str, Any]) -> Item:
+    yes = label == "edited" if about_edits else label == "generated"
+    asked = "edited" if about_edits else "generated"
+    facts = {**metadata, "label": label, "generator": generator, "asked": asked}
+    question = EDIT_QUESTION if about_edits else FAKE_QUESTION
+    return Item(id_, "true_false", (ref,), question, YES if yes else NO, (), facts)
+
+
+def _bytes(cell: dict[str, Any]) -> bytes:
+    if cell.get("bytes"):
+        return bytes(cell["bytes"])
+    return Path(cell["path"]).read_bytes()

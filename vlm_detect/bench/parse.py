@@ -1,0 +1,94 @@
+"""The strict parser of generated answers: what counts as an answer, and what does not.
+
+    parse_choice("(a)", "ABCD")                       # "A"
+    parse_answer("Fake.", ("Real", "Fake"))           # 1
+    parse_answer("It looks unrealistic.", ("Real", "Fake"))   # None: no whole word of either side
+
+An answer is read only where it is plain. Anything else is None, which callers count as wrong and report as a rate:
+guessing at random there, dropping such answers, or matching substrings ("real" inside "unrealistic") all make a
+score that the model did not earn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Whole phrases that state a verdict: True says generated, False says real. Negated ones are read as wholes.
+_VERDICTS = {
+    **dict.fromkeys(
+        ("fake", "generated", "ai-generated", "ai generated", "artificial", "artificially generated"), True
+    ),
+    **dict.fromkeys(("synthetic", "not real", "not a real", "not genuine", "not authentic"), True),
+    **dict.fromkeys(("real", "genuine", "authentic", "not fake", "not a fake"), False),
+    **dict.fromkeys(("not generated", "not ai-generated", "not artificial", "not artificially generated"), False),
+}
+# No word character or hyphen on either side: "unrealistic", "real-looking" and "non-fake" state nothing.
+_VERDICT = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(map(re.escape, _VERDICTS), key=len, reverse=True))})(?![\w-])")
+_NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|\w+n't)\b")
+
+
+def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
+    """The index of the candidate that `text` states, or None where it states none or more than one.
+
+    Candidates that are verdicts (Real, Fake) are read by their synonyms; any others (Yes/No, True/False, names) must
+    open the answer: "Yes, it is." states "Yes.", while "I would say yes" does not.
+    """
+    plain = [_plain(candidate) for candidate in candidates]
+    said = _plain(text)
+    if said in plain:
+        return plain.index(said)
+    if set(plain) == {"real", "fake"}:
+        verdict = parse_verdict(text)
+        return None if verdict is None else plain.index("fake" if verdict else "real")
+    opens = [
+        i for i, candidate in enumerate(plain) if candidate and re.match(rf"{re.escape(candidate)}[.,;:!\n]", said)
+    ]
+    return opens[0] if len(opens) == 1 else None
+
+
+def parse_verdict(text: str) -> bool | None:
+    """True where `text` says that the image is generated, False where it says real, None where neither is plain."""
+    said = " ".join(text.lower().split())
+    verdicts = {_VERDICTS[phrase] for phrase in _VERDICT.findall(said)}
+    # A negation of anything but the verdict itself could turn the sentence round.
+    if len(verdicts) != 1 or _NEGATION.search(_VERDICT.sub(" ", said)):
+        return None
+    return verdicts.pop()
+
+
+def first_verdict(text: str) -> bool | None:
+    """The verdict that an option opens with, or None where it has no verdict word.
+
+    Options read "The image is real because ...": what follows the verdict may hold words of either side.
+    """
+    match = _VERDICT.search(" ".join(text.lower().split()))
+    return _VERDICTS[match[0]] if match else None
+
+
+def parse_choice(text: str, letters: Sequence[str], options: Sequence[str] = ()) -> str | None:
+    """The letter that `text` chooses, or None: "B", "b.", "(B)", "B: because ...", "Option B", "The answer is B".
+
+    The text of an option, written out alone, chooses its letter. "A dog" chooses nothing: a letter that goes on as a
+    sentence does without a mark is an article. Two different letters choose nothing.
+    """
+    said = text.strip()
+    texts = [_plain(option) for option in options]
+    if texts.count(_plain(said)) == 1:
+        return letters[texts.index(_plain(said))]
+    letter = f"[{''.join(letters)}{''.join(letters).lower()}]"
+    found = set()
+    if match := re.match(rf"[\s\"'*(\[]*({letter})[\"'*]*(?:\s*$|[)\].:,;](?=\s|$|[\"'*]))", said):
+        found.add(match[1].upper())
+    named = rf"(?i:\b(?:option|answer|choice|letter)(?:\s+is)?)\s*:?\s*\(?({letter})\b(?!')"
+    found |= {match.upper() for match in re.findall(named, said)}
+    found |= {match.upper() for match in re.findall(rf"(?<!\w)\(({letter})\)", said)}
+    # "A or B", "A, B": further bare capitals that stand as options of their own.
+    if found:
+        found |= set(re.findall(rf"(?<![\w'])([{''.join(letters[1:])}])(?=\s*(?:$|[).:,;]|or\b|and\b))", said))
+    return found.pop() if len(found) == 1 else None
+
+
+def _plain(text: str) -> str:
+    """Lower case, single spaces, without the marks around."""
+    return " ".join(text.lower().split()).strip(" .,;:!?\"'*()[]")
