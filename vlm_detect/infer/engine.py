@@ -1,0 +1,270 @@
+"""The engine: read an image once, then ask anything of it. Captioning, benchmark, chat, scan and serve all use it.
+
+    engine = Engine(load_vlm("nano"))
+    engine.score([photo], [[Ask("Is this image AI-generated?", ("Yes.", "No."))]])     # log-probabilities, one forward
+    engine.generate([photo], [["What is in the picture?"]])                            # greedy text
+    engine.caption([photo])
+
+Images are encoded in one batch of the tower and laid into the decoder's cache once; the prefix stays in memory (bounded
+in bytes, oldest out first) for later calls. All questions and candidate answers of an image then ride behind it in one
+packed row. `vlm_detect.infer.reference` is the plain path that this one must agree with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.cache_utils import DynamicCache
+
+from ..errors import UserError
+from ..models.base import VLM
+from .packing import Packed, pad_packed
+
+Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (1, H, P, D)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question and the answers whose probabilities are wanted."""
+
+    question: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CandidateScore:
+    """Summed log-probability of an answer's tokens, the end of text included, and how many they are."""
+
+    logprob: float
+    n_tokens: int
+
+
+class Engine:
+    """Asks one model about images, in batches of `batch_images` images.
+
+    `cache_bytes` bounds the memory of image prefixes that are kept between calls.
+    """
+
+    def __init__(self, vlm: VLM, *, batch_images: int = 16, batch_rows: int = 64, cache_bytes: int = 2 << 30) -> None:
+        self.vlm = vlm
+        self.batch_images = batch_images
+        self.batch_rows = batch_rows
+        self.cache_bytes = cache_bytes
+        self._prefixes: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._held_bytes = 0
+
+    # Prefixes
+
+    def prefixes(self, images: Sequence[Image.Image]) -> list[Prefix]:
+        """The cached prefix of each image; those not held are encoded together and prefilled together."""
+        keys = [image_key(image) for image in images]
+        found = {key: self._prefixes[key] for key in keys if key in self._prefixes}
+        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        if missing:
+            for key, prefix in zip(missing, self._prefill(list(missing.values())), strict=True):
+                found[key] = prefix
+                self._hold(key, prefix)
+        for key in keys:
+            if key in self._prefixes:
+                self._prefixes.move_to_end(key)
+        return [found[key] for key in keys]
+
+    @torch.inference_mode()
+    def _prefill(self, images: list[Image.Image]) -> list[Prefix]:
+        cache = DynamicCache()
+        embeds = self.vlm.encode(self.vlm.prepare(images))
+        inputs = self.vlm.prefix_inputs(embeds)
+        self.vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        # Copies, so that one image's prefix does not keep the whole batch's memory alive.
+        return [[(k[i : i + 1].clone(), v[i : i + 1].clone()) for k, v in layers] for i in range(len(images))]
+
+    def _hold(self, key: bytes, prefix: Prefix) -> None:
+        size = prefix_bytes(prefix)
+        if size > self.cache_bytes:
+            return
+        while self._held_bytes + size > self.cache_bytes:
+            _, oldest = self._prefixes.popitem(last=False)
+            self._held_bytes -= prefix_bytes(oldest)
+        self._prefixes[key] = prefix
+        self._held_bytes += size
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the prefixes that are held now."""
+        return self._held_bytes
+
+    # Scoring
+
+    def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
+        """Log-probabilities of whole answers: for each image, for each of its asks, one score a candidate."""
+        scores: list[list[list[CandidateScore]]] = []
+        for some_images, some_asks in batches(images, asks, self.batch_images):
+            scores += self._score_batch(some_images, some_asks)
+        return scores
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]
+    ) -> list[list[list[CandidateScore]]]:
+        rows, spans = zip(*(self._pack(image_asks) for image_asks in asks), strict=True)
+        prefixes = self.prefixes(images)
+        prefix_length = prefixes[0][0][0].shape[2]
+        self._check_length(prefix_length + max(end for row in rows for end in row.ends))
+        ids, positions, mask = pad_packed(rows, prefix_length, self.vlm.eos_token_id)
+        # Logits are made only where an answer's token is predicted: of a few positions, not of every one.
+        needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
+        place = {position: i for i, position in enumerate(needed)}
+        device = self.vlm.device
+        outputs = self.vlm.model(
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=self._mask(mask.to(device)),
+            past_key_values=stack_prefixes(prefixes),
+            use_cache=True,
+            logits_to_keep=torch.tensor(needed, device=device),
+        )
+        logprobs = outputs.logits.float().log_softmax(-1)  # (B, needed, V)
+        scores = []
+        for i, row in enumerate(spans):
+            scores.append(
+                [
+                    [
+                        CandidateScore(
+                            sum(float(logprobs[i, place[source], token]) for source, token in answer), len(answer)
+                        )
+                        for answer in ask
+                    ]
+                    for ask in row
+                ]
+            )
+        return scores
+
+    def _pack(self, asks: Sequence[Ask]) -> tuple[Packed, list[list[list[tuple[int, int]]]]]:
+        """One image's row, and for each ask and candidate its (predicting index, predicted token) pairs."""
+        packed = Packed()
+        spans = []
+        for ask in asks:
+            question = packed.add(self.vlm.question_ids(ask.question))
+            answers = []
+            for candidate in ask.candidates:
+                ids = self.vlm.answer_ids(candidate)
+                first = len(packed.ids)
+                packed.add(ids[:-1], parent=question)  # the end of text is predicted, never read
+                sources = [packed.last_index[question], *range(first, first + len(ids) - 1)]
+                answers.append(list(zip(sources, ids, strict=True)))
+            spans.append(answers)
+        return packed, spans
+
+    def _mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """Eager attention adds its mask; every other implementation takes a bool one."""
+        if self.vlm.model.config._attn_implementation != "eager":
+            return mask
+        dtype = self.vlm.model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _check_length(self, length: int) -> None:
+        limit = self.vlm.model.config.get_text_config().max_position_embeddings
+        if length > limit:
+            raise UserError(
+                f"image and prompt make {length} tokens, the model's context is {limit}: shorten the question"
+            )
+
+    # Generation
+
+    def generate(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[Sequence[str]],
+        max_new_tokens: int = 32,
+        **options: Any,
+    ) -> list[list[str]]:
+        """An answer to each question of each image; greedy unless `options` (transformers' generate) say otherwise."""
+        prompts = [[self.vlm.question_ids(question) for question in some] for some in questions]
+        return self.continue_prompts(images, prompts, max_new_tokens, **options)
+
+    def caption(
+        self, images: Sequence[Image.Image], length: str = "normal", max_new_tokens: int = 128, **options: Any
+    ) -> list[str]:
+        """A caption of each image."""
+        prompt = self.vlm.caption_ids(length)
+        answers = self.continue_prompts(images, [[prompt]] * len(images), max_new_tokens, **options)
+        return [answer for (answer,) in answers]
+
+    @torch.inference_mode()
+    def continue_prompts(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        max_new_tokens: int,
+        **options: Any,
+    ) -> list[list[str]]:
+        """Text generated behind each prompt (ids after the image prefix) of each image."""
+        answers: list[list[str]] = [[] for _ in images]
+        rows = [(i, prompt) for i, some in enumerate(prompts) for prompt in some]
+        for start in range(0, len(rows), self.batch_rows):
+            some = rows[start : start + self.batch_rows]
+            texts = self._generate_rows([images[i] for i, _ in some], [p for _, p in some], max_new_tokens, options)
+            for (i, _), text in zip(some, texts, strict=True):
+                answers[i].append(text)
+        return answers
+
+    def _generate_rows(
+        self, images: list[Image.Image], prompts: list[Sequence[int]], max_new_tokens: int, options: dict[str, Any]
+    ) -> list[str]:
+        prefixes = self.prefixes(images)
+        prefix_ids = self.vlm.prefix_ids()
+        longest = max(map(len, prompts))
+        self._check_length(len(prefix_ids) + longest + max_new_tokens)
+        pad_id = self.vlm.eos_token_id
+        pads = [longest - len(prompt) for prompt in prompts]
+        # Shorter prompts are padded between prefix and prompt; the mask hides the padding and the positions skip it.
+        input_ids = torch.tensor(
+            [[*prefix_ids, *[pad_id] * pad, *prompt] for pad, prompt in zip(pads, prompts, strict=True)]
+        )
+        attention_mask = torch.ones_like(input_ids)
+        for row, pad in zip(attention_mask, pads, strict=True):
+            row[len(prefix_ids) : len(prefix_ids) + pad] = 0
+        output = self.vlm.model.generate(
+            input_ids=input_ids.to(self.vlm.device),
+            attention_mask=attention_mask.to(self.vlm.device),
+            past_key_values=stack_prefixes(prefixes),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_id,
+            eos_token_id=self.vlm.eos_token_id,
+            **{"do_sample": False, **options},
+        )
+        return [self.vlm.decode(row[input_ids.shape[1] :].tolist()).strip() for row in output]
+
+
+def image_key(image: Image.Image) -> bytes:
+    """A digest of an image's pixels and size."""
+    header = f"{image.mode} {image.size}".encode()
+    return hashlib.sha256(header + image.tobytes()).digest()
+
+
+def prefix_bytes(prefix: Prefix) -> int:
+    return sum(tensor.nbytes for pair in prefix for tensor in pair)
+
+
+def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
+    """A fresh cache whose row i holds prefix i; what is appended to it leaves the prefixes alone."""
+    return DynamicCache(
+        [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*prefixes, strict=True)]
+    )
+
+
+def batches(
+    images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]], size: int
+) -> Iterator[tuple[Sequence[Image.Image], Sequence[Sequence[Ask]]]]:
+    """Consecutive slices of at most `size` images with their asks."""
+    if len(images) != len(asks):
+        raise ValueError(f"{len(images)} images with {len(asks)} lists of asks: give one list an image")
+    for start in range(0, len(images), size):
+        yield images[start : start + size], asks[start : start + size]

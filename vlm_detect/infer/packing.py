@@ -1,0 +1,62 @@
+"""Many continuations of one prefix in a single row: the layout and the mask that keep them blind to each other.
+
+    prefix | question 1 | answer 1a | answer 1b | question 2 | answer 2a | ...
+
+A segment sees the prefix, the segments it continues, and itself up to the present token. Positions restart behind the
+parent segment, so that every token stands where it would stand alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Packed:
+    """A growing row of segments behind a prefix; `positions` count from the prefix's end."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)  # of each token
+    ancestors: list[frozenset[int]] = field(default_factory=list)  # of each segment, itself included
+    ends: list[int] = field(default_factory=list)  # position behind each segment
+    last_index: list[int] = field(default_factory=list)  # index in the row of each segment's last token
+
+    def add(self, ids: Sequence[int], parent: int | None = None) -> int:
+        """Append a segment that continues `parent` (None: the prefix); gives its number."""
+        number = len(self.ancestors)
+        start = 0 if parent is None else self.ends[parent]
+        self.ancestors.append(frozenset([number]) | (frozenset() if parent is None else self.ancestors[parent]))
+        self.ids += ids
+        self.positions += range(start, start + len(ids))
+        self.segments += [number] * len(ids)
+        self.ends.append(start + len(ids))
+        self.last_index.append(len(self.ids) - 1)
+        return number
+
+    def mask(self, prefix_length: int, length: int) -> torch.Tensor:
+        """(length, prefix_length + length) bool, True where a token of the row may look; padded rows see the prefix."""
+        family = torch.zeros(len(self.ancestors), len(self.ancestors), dtype=torch.bool)
+        for number, ancestors in enumerate(self.ancestors):
+            family[number, list(ancestors)] = True
+        segments = torch.tensor(self.segments)
+        row = torch.zeros(length, length, dtype=torch.bool)
+        row[: len(segments), : len(segments)] = family[segments][:, segments].tril()
+        return torch.cat([torch.ones(length, prefix_length, dtype=torch.bool), row], dim=1)
+
+
+def pad_packed(
+    rows: Sequence[Packed], prefix_length: int, pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch of rows behind prefixes of one length: ids (B, T), positions (B, T), mask (B, 1, T, prefix + T) bool."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    positions = torch.full((len(rows), length), prefix_length)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        positions[i, : len(row.ids)] = torch.tensor(row.positions) + prefix_length
+    mask = torch.stack([row.mask(prefix_length, length) for row in rows])
+    return ids, positions, mask[:, None]

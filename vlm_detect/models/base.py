@@ -1,0 +1,78 @@
+"""What every model family offers to the trainer and the engine: a `VLM` wraps one model and its processor.
+
+An image becomes a prefix of fixed content that any number of prompts can follow:
+
+    images --prepare--> tensors --encode--> image embeddings --prefix_inputs--> the cached prefix | prompt | answer
+
+The trainer and the engine know models through this class alone, so that a new family is one file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+
+class VLM(ABC):
+    """A vision-language model ready to be asked.
+
+    `name` is the id that was asked for (a Hub id, a folder, or `nano`), `revision` the exact one that was loaded.
+    """
+
+    two_way_prefix: bool = False  # whether the positions of an image's prefix attend to each other in both directions
+
+    def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.revision = revision
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    @abstractmethod
+    def eos_token_id(self) -> int:
+        """The id that ends an answer."""
+
+    @abstractmethod
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Decoded images to the tensors that `encode` takes, on the CPU; dimension 0 is the image."""
+
+    @abstractmethod
+    def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Prepared images to embeddings (B, N, D) on the model's device."""
+
+    @abstractmethod
+    def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Arguments of the model's forward that lay the image prefix of (B, N, D) embeddings into an empty cache."""
+
+    @abstractmethod
+    def prefix_ids(self) -> list[int]:
+        """The ids of the image prefix, with placeholders for the image; its length is the prefix's."""
+
+    @abstractmethod
+    def question_ids(self, question: str) -> list[int]:
+        """The ids after the image prefix from which the answer to `question` is decoded."""
+
+    @abstractmethod
+    def caption_ids(self, length: str) -> list[int]:
+        """The ids after the image prefix from which a caption is decoded; `length` is short, normal or long."""
+
+    @abstractmethod
+    def answer_ids(self, answer: str) -> list[int]:
+        """An answer's ids with the end of text, as it is learned and scored."""
+
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
+        """Decoded images to embeddings, each (N, D)."""
+        return list(self.encode(self.prepare(images)))

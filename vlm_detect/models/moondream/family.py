@@ -1,0 +1,50 @@
+"""moondream2 as a `VLM`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from ..base import VLM
+from .modeling import MoondreamForConditionalGeneration
+from .processing import MoondreamProcessor
+
+
+class MoondreamVLM(VLM):
+    two_way_prefix = True
+
+    model: MoondreamForConditionalGeneration
+    processor: MoondreamProcessor
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.processor.config.eos_token_id
+
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        return dict(self.processor.image_processor(images, return_tensors="pt"))
+
+    def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
+        pixel_values = prepared["pixel_values"].to(self.device)
+        return self.model.encode_images(pixel_values, prepared["tilings"])
+
+    def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        input_ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
+        return {"input_ids": input_ids, "image_embeds": image_embeds}
+
+    def prefix_ids(self) -> list[int]:
+        config = self.processor.config
+        return [config.bos_token_id, *[config.image_token_id] * config.vision_config.num_image_tokens]
+
+    def question_ids(self, question: str) -> list[int]:
+        return self.processor.query_ids(question)
+
+    def caption_ids(self, length: str) -> list[int]:
+        return self.processor.caption_ids(length)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        return self.processor.answer_ids(answer)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.processor.decode(token_ids)

@@ -1,0 +1,178 @@
+"""From an ID (a Hub id, a folder, a run directory, `nano`, `auto`) to a loaded model.
+
+    vlm = load_vlm("nano")                                   # the embedded moondream
+    vlm = load_vlm("vikhyatk/moondream2", adapter="runs/moondream_lora")
+    vlm = load_vlm("runs/moondream_lora")                    # a run directory names its base model itself
+
+Hub ids are loaded at the pinned revision below; remote code is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig
+
+from ..errors import UserError
+from .base import VLM
+from .moondream import MODEL_TYPE, MoondreamForConditionalGeneration, MoondreamProcessor
+from .moondream.configuration import DEFAULT_RELEASE, HUB_ID
+from .moondream.family import MoondreamVLM
+from .nano import nano_path
+
+Role = Literal["vlm", "captioner", "renderer"]
+
+PINNED_REVISIONS = {HUB_ID: DEFAULT_RELEASE}
+
+# For `auto`: real models, largest first, and the accelerator memory in GB that each needs for inference.
+_AUTO: dict[str, list[tuple[str, float]]] = {
+    "vlm": [(HUB_ID, 6.0)],
+    "renderer": [
+        ("stabilityai/stable-diffusion-3.5-large", 40.0),
+        ("stabilityai/stable-diffusion-3.5-medium", 18.0),
+    ],
+}
+_NANO: dict[str, Any] = {"vlm": "moondream", "renderer": "sd35"}
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """`name` is what people read and what is recorded, `path_or_id` what is loaded."""
+
+    name: str
+    path_or_id: str
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path_or_id).is_dir()
+
+
+def free_accelerator_gb() -> float:
+    """Free memory of the first CUDA or MPS device in GB; 0 without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 1e9
+    if torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory() / 1e9
+    return 0.0
+
+
+def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -> ResolvedModel:
+    """What an ID means on this machine. `auto` is the largest real model that fits the free memory, else `nano`."""
+    family = "renderer" if role == "renderer" else "vlm"
+    if model_id == "auto":
+        free_gb = free_accelerator_gb()
+        model_id = next((name for name, needed_gb in _AUTO[family] if needed_gb <= free_gb), "nano")
+        print(f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)")
+    if model_id == "nano":
+        return ResolvedModel("nano", str(nano_path(_NANO[family])))
+    folder = Path(model_id)
+    if folder.is_dir():
+        return ResolvedModel(model_id, model_id)
+    if folder.is_absolute() or model_id.startswith(("./", "../", "~")) or model_id.count("/") != 1:
+        raise UserError(f"{role} {model_id!r} is no folder and no Hub id; give owner/name, a model folder, or nano")
+    return ResolvedModel(model_id, model_id, revision or PINNED_REVISIONS.get(model_id))
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32: the released weights overflow in float16."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_vlm(
+    model_id: str = "auto",
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **load_options: Any,
+) -> VLM:
+    """Load a model, and a LoRA adapter on it where one is given or `model_id` is a run directory.
+
+    `load_options` go to `from_pretrained` (quantization_config, attn_implementation, ...). Raises UserError where the
+    model cannot be found, reached or read.
+    """
+    if adapter is None and (Path(model_id) / "adapter_config.json").is_file():
+        adapter, model_id = model_id, adapter_base(model_id)
+    resolved = resolve_id(model_id, revision=revision)
+    device = torch.device(device) if device is not None else default_device()
+    options = {"dtype": dtype or default_dtype(device), **load_options}
+    if "quantization_config" in options:
+        options["device_map"] = {"": device}
+    try:
+        config = AutoConfig.from_pretrained(resolved.path_or_id, **_revision(resolved))
+        if config.model_type != MODEL_TYPE:
+            raise UserError(
+                f"{resolved.name}: model type {config.model_type!r} is not supported; supported is {MODEL_TYPE!r} "
+                f"(moondream2: {HUB_ID}, its folder, or nano)"
+            )
+        model = MoondreamForConditionalGeneration.from_pretrained(resolved.path_or_id, **_revision(resolved), **options)
+        processor = MoondreamProcessor.from_pretrained(resolved.path_or_id, **_revision(resolved))
+    except (OSError, ValueError) as error:
+        raise UserError(explain_load_error(resolved, error)) from error
+    if "quantization_config" not in options:
+        model = model.to(device)
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+    return MoondreamVLM(model.eval(), processor, resolved.name, resolved.revision)
+
+
+def _revision(resolved: ResolvedModel) -> dict[str, str]:
+    return {"revision": resolved.revision} if resolved.revision and not resolved.is_local else {}
+
+
+def adapter_base(run: str | Path) -> str:
+    """The ID of the model that the adapter in `run` was trained on."""
+    config = json.loads((Path(run) / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{run}: adapter_config.json names no base model; pass --model ID --adapter {run}")
+    return base
+
+
+def load_adapter(model: Any, adapter: str | Path) -> Any:
+    """Wrap `model` with the PEFT adapter of a run directory; UserError where it does not fit."""
+    from peft import PeftModel
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise UserError(f"adapter {adapter}: no adapter_config.json there; give the --output_dir of a finished recipe")
+    try:
+        return PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"adapter {adapter} does not fit this model: {first_line}") from error
+
+
+def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
+    """One line on why a model could not be loaded, and what to do."""
+    cause: BaseException | None = error
+    while cause is not None:
+        page = f"https://huggingface.co/{resolved.path_or_id}"
+        if isinstance(cause, GatedRepoError):
+            return f"{resolved.name} is gated: accept its licence at {page} and run `hf auth login`"
+        if isinstance(cause, RevisionNotFoundError):
+            return f"{resolved.name} has no revision {resolved.revision!r}: see {page}/tree/main"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"{resolved.name} is not on the Hugging Face Hub (or is private: run `hf auth login`)"
+        cause = cause.__cause__ or cause.__context__
+    if not resolved.is_local and not isinstance(try_to_load_from_cache(resolved.path_or_id, "config.json"), str):
+        return (
+            f"{resolved.name} could not be fetched from the Hugging Face Hub and is not in the local cache: check the "
+            "network, or use --model nano"
+        )
+    return f"{resolved.name} could not be loaded: {str(error).strip().splitlines()[0]}"
