@@ -159,7 +159,7 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
         raise ValueError("no image")
     if len(names) != (2 if kind == "which_of_two" else 1):
         raise ValueError(f"{len(names)} images for kind {kind}; which_of_two has two, the others one")
-    paths = [_find(name, folder) for name in names] if need_images else [Path(name) for name in names]
+    paths = [_find(name, folder, need_images) for name in names]
     if need_images:
         hashes = [_checked_sha256(path) for path in paths]
         # Equal files are one photo under two names: their answers are not independent.
@@ -169,12 +169,14 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     return item
 
 
-def _find(name: str, folder: Path) -> Path:
+def _find(name: str, folder: Path, needed: bool) -> Path:
     """The image where the JSON says, else by its file name beside the JSON (paths of another machine)."""
     for candidate in (folder / name, folder / name.replace("\\", "/").rsplit("/", 1)[-1]):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"image {name} is missing (looked there and beside the file)")
+    if needed:
+        raise ValueError(f"image {name} is missing (looked there and beside the file)")
+    return Path(name)
 
 
 def _checked_sha256(path: Path) -> str:

@@ -1,0 +1,179 @@
+"""The pieces of a self-contained HTML page: figures and images inlined as data URIs, and the template they stand in.
+
+    html = render("report.html.j2", title="...", roc=roc_figure({"run": (y, p)}))
+
+Nothing on a page is fetched from anywhere. Figures are SVG made by matplotlib without its global state; photographs
+are JPEG thumbnails. Every picture carries its alternative text.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.metrics import auc, roc_curve
+
+from vlm_detect.bench.metrics import Array, reliability
+
+PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#dc2626")
+Interval = Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image for a page: a data URI, its alternative text, and its size in pixels where that matters."""
+
+    uri: str
+    alt: str
+    caption: str = ""
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of `vlm_detect/bench/templates`, filled in; everything but markup of ours is escaped."""
+    environment = Environment(
+        loader=PackageLoader("vlm_detect.bench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure3"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    return environment.get_template(template).render(**values)
+
+
+def write_page(path: str | Path, html: str) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+
+
+def photo(image: Image.Image, alt: str, *, max_side: int = 256, caption: str = "") -> Picture:
+    """A thumbnail; an image of few pixels keeps them all (PNG), so that the page shows what the model saw."""
+    thumbnail = image.convert("RGB")
+    small = max(thumbnail.size) <= 128
+    thumbnail.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    thumbnail.save(buffer, "PNG") if small else thumbnail.save(buffer, "JPEG", quality=85)
+    return Picture(_uri(buffer.getvalue(), "image/png" if small else "image/jpeg"), alt, caption)
+
+
+def svg(figure: Figure, alt: str, caption: str = "") -> Picture:
+    buffer = io.BytesIO()
+    # No date in the file: the same figures give the same page.
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return Picture(_uri(buffer.getvalue(), "image/svg+xml"), alt, caption)
+
+
+def roc_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
+    """ROC of one or several runs, each (y, p)."""
+    figure, axes = _axes()
+    areas = []
+    for colour, (name, (y, p)) in zip(_colours(len(runs)), runs.items(), strict=True):
+        fpr, tpr, _ = roc_curve(y, p)
+        area = auc(fpr, tpr)
+        areas.append(f"{name} {area:.3f}")
+        axes.plot(fpr, tpr, color=colour, label=f"{name} ({area:.3f})")
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="chance")
+    axes.set(xlabel="False-positive rate (photos called generated)", ylabel="True-positive rate", aspect="equal")
+    axes.legend(loc="lower right", frameon=False)
+    return svg(figure, f"ROC curve; area under it: {', '.join(areas)}", "ROC")
+
+
+def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
+    """Share of generated images against the stated probability, in ten bins; dots grow with the number of items."""
+    figure, axes = _axes()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
+    for colour, (name, (y, p)) in zip(_colours(len(runs)), runs.items(), strict=True):
+        rows = np.array(reliability(y, p))
+        axes.plot(rows[:, 0], rows[:, 1], color=colour, linewidth=1)
+        axes.scatter(rows[:, 0], rows[:, 1], s=15 + 120 * rows[:, 2] / len(y), color=colour, label=name)
+    axes.set(xlabel="Stated probability", ylabel="Share that is generated", aspect="equal", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left", frameon=False)
+    alt = "Reliability diagram: share of generated images against the stated probability of that"
+    return svg(figure, alt, "Reliability")
+
+
+def bars_figure(rows: Mapping[str, Mapping[str, Any]], title: str) -> Picture:
+    """One bar a name with its 95 % interval; rows are {name: {n, accuracy, ci95}}."""
+    names = list(rows)[::-1]
+    figure = Figure(figsize=(5.2, 0.6 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    values = [rows[name]["accuracy"] for name in names]
+    axes.barh(names, values, color=PALETTE[0], alpha=0.85)
+    for place, name in enumerate(names):
+        if interval := rows[name].get("ci95"):
+            axes.plot(interval, [place, place], color="0.15", linewidth=1.2)
+        axes.text(1.02, place, f"n = {rows[name]['n']}", va="center", fontsize=8, color="0.35")
+    axes.set(xlim=(0, 1), xlabel="Accuracy")
+    _clean(axes)
+    listed = ", ".join(f"{name} {rows[name]['accuracy']:.2f}" for name in rows)
+    return svg(figure, f"{title}: {listed}", title)
+
+
+def confusion_figure(counts: Array, labels: Sequence[str]) -> Picture:
+    """`counts` (truth, said) as a table of shades; labels name rows and columns."""
+    shape = counts.shape
+    figure = Figure(figsize=(1.4 + 0.9 * shape[1], 1.0 + 0.8 * shape[0]), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            colour = "white" if shares[row, column] > 0.6 else "0.1"
+            axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour)
+    axes.set_xticks(range(shape[1]), labels[: shape[1]])
+    axes.set_yticks(range(shape[0]), labels[: shape[0]])
+    axes.set(xlabel="Said", ylabel="True")
+    cells = "; ".join(
+        f"true {labels[row]} said {labels[column]}: {int(counts[row, column])}"
+        for row in range(shape[0])
+        for column in range(shape[1])
+    )
+    return svg(figure, f"Confusion: {cells}", "Confusion")
+
+
+def loss_figure(log_history: Sequence[Mapping[str, Any]]) -> Picture | None:
+    """Training and validation loss over the steps of a `log_history`, or None where nothing was logged."""
+    series = {
+        name: [(row["step"], row[key]) for row in log_history if key in row and "step" in row]
+        for name, key in (("training", "loss"), ("validation", "eval_loss"))
+    }
+    if not any(series.values()):
+        return None
+    figure, axes = _axes()
+    for colour, (name, points) in zip(PALETTE, series.items(), strict=False):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
+    axes.set(xlabel="Step", ylabel="Loss", ylim=(0, None))
+    axes.legend(frameon=False)
+    ends = ", ".join(f"{name} {p[0][1]:.3f} to {p[-1][1]:.3f}" for name, p in series.items() if p)
+    return svg(figure, f"Loss over the steps: {ends}", "Loss")
+
+
+def _axes() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+    axes = figure.subplots()
+    _clean(axes)
+    return figure, axes
+
+
+def _clean(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _colours(n: int) -> list[str]:
+    return [PALETTE[i % len(PALETTE)] for i in range(n)]
+
+
+def _uri(data: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,217 @@
+"""Asks a model the prompts of a benchmark: by log-probability of whole answers, and by free generation.
+
+    for results in score(benchmark, engine, shard=(0, 1), done=set()):      # one list of results a batch of images
+        writer.write(results)
+
+All prompts about an image go to the engine together, so that it is encoded and prefilled once. By log-probability an
+item is asked in both polarities and all rotations; by generation once, as it is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from vlm_detect.bench.items import Benchmark, side_by_side
+from vlm_detect.bench.parse import parse_answer, parse_choice, parse_verdict
+from vlm_detect.bench.prompts import Prompt, generator_of, is_fake, prompts_of
+from vlm_detect.bench.results import Key
+from vlm_detect.records import Item, Result
+
+if TYPE_CHECKING:
+    from vlm_detect.infer.engine import Ask
+
+
+class ScoringEngine(Protocol):
+    """What of `vlm_detect.infer.engine.Engine` is used here."""
+
+    def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[Any]]]: ...
+
+    def generate(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int = 16
+    ) -> list[list[str]]: ...
+
+
+_Asked = list[tuple[Prompt, str]]  # the prompts about one image, each with its scoring
+
+
+class _Ask(Protocol):
+    def __call__(self, question: str, candidates: tuple[str, ...]) -> Any: ...
+
+
+def plan(benchmark: Benchmark, *, generate: bool = True) -> list[_Asked]:
+    """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images)."""
+    attributions = {item.ground_truth for item in benchmark.items if item.kind == "attribution" and not item.options}
+    by_image: dict[tuple[str, ...], _Asked] = defaultdict(list)
+    for item in benchmark.items:
+        prompts = prompts_of(item, sorted(attributions))
+        by_image[item.images] += [(prompt, "logprob") for prompt in prompts if prompt.candidates]
+        if generate:
+            by_image[item.images].append((prompts[0], "generate"))
+    return list(by_image.values())
+
+
+def key_of(prompt: Prompt, scoring: str) -> Key:
+    return (prompt.item.id, scoring, prompt.polarity, prompt.rotation)
+
+
+def score(
+    benchmark: Benchmark,
+    engine: ScoringEngine,
+    *,
+    ask: _Ask,
+    done: Collection[Key] = (),
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 8,
+    generate: bool = True,
+    max_new_tokens: int = 16,
+    image_of: Callable[[Item], Image.Image] | None = None,
+) -> Iterator[list[Result]]:
+    """Yield the results of one batch of images after another, leaving out the keys in `done`.
+
+    Args:
+        ask: makes what the engine is asked, `vlm_detect.infer.engine.Ask`.
+        shard: (index, count): this process answers every count-th image.
+        batch_size: images encoded together.
+        image_of: in place of the item's own image, for floors (a blank one, another item's).
+    """
+    index, count = shard
+    work = []
+    for prompts in plan(benchmark, generate=generate)[index::count]:
+        if left := [(prompt, scoring) for prompt, scoring in prompts if key_of(prompt, scoring) not in done]:
+            work.append(left)
+    open_item = image_of or (lambda item: item_image(benchmark, item))
+    for start in range(0, len(work), batch_size):
+        batch = work[start : start + batch_size]
+        images = [open_item(prompts[0][0].item) for prompts in batch]
+        yield [*_scored(engine, ask, images, batch), *_generated(engine, images, batch, max_new_tokens)]
+
+
+def _scored(
+    engine: ScoringEngine, ask: _Ask, images: Sequence[Image.Image], batch: Sequence[_Asked]
+) -> Iterator[Result]:
+    chosen = _chosen(images, batch, "logprob")
+    if not chosen:
+        return
+    asks = [[ask(question=prompt.question, candidates=prompt.candidates) for prompt in ps] for _, ps in chosen]
+    for (_, prompts), answers in zip(chosen, engine.score([image for image, _ in chosen], asks), strict=True):
+        for prompt, candidates in zip(prompts, answers, strict=True):
+            yield scored_result(prompt, [c.logprob for c in candidates], [c.n_tokens for c in candidates])
+
+
+def _generated(
+    engine: ScoringEngine, images: Sequence[Image.Image], batch: Sequence[_Asked], max_new_tokens: int
+) -> Iterator[Result]:
+    chosen = _chosen(images, batch, "generate")
+    if not chosen:
+        return
+    questions = [[prompt.question for prompt in prompts] for _, prompts in chosen]
+    texts = engine.generate([image for image, _ in chosen], questions, max_new_tokens)
+    for (_, prompts), answers in zip(chosen, texts, strict=True):
+        for prompt, text in zip(prompts, answers, strict=True):
+            yield generated_result(prompt, text)
+
+
+def _chosen(
+    images: Sequence[Image.Image], batch: Sequence[_Asked], scoring: str
+) -> list[tuple[Image.Image, list[Prompt]]]:
+    """The images that have prompts of this scoring, with those prompts."""
+    prompts = [[prompt for prompt, how in asked if how == scoring] for asked in batch]
+    return [(image, some) for image, some in zip(images, prompts, strict=True) if some]
+
+
+def item_image(benchmark: Benchmark, item: Item) -> Image.Image:
+    images = [benchmark.image(ref) for ref in item.images]
+    return images[0] if len(images) == 1 else side_by_side(images[0], images[1])
+
+
+def scored_result(prompt: Prompt, logprobs: Sequence[float], n_tokens: Sequence[int]) -> Result:
+    """The answer is the candidate of the greatest summed log-probability."""
+    chosen = int(np.argmax(logprobs))
+    answer = prompt.candidates[chosen]
+    return _result(
+        prompt,
+        "logprob",
+        answer=answer,
+        parsed=answer,
+        correct=chosen == prompt.right,
+        p_fake=fake_probability(logprobs, prompt.fake),
+        logprobs=[float(value) for value in logprobs],
+        n_tokens=[int(n) for n in n_tokens],
+    )
+
+
+def generated_result(prompt: Prompt, text: str) -> Result:
+    """A free answer, parsed strictly: unparsed is wrong."""
+    if prompt.lettered:
+        parsed = parse_choice(text, prompt.candidates, prompt.options)
+    elif prompt.candidates:
+        index = parse_answer(text, prompt.candidates)
+        parsed = None if index is None else prompt.candidates[index]
+    else:
+        verdict = parse_verdict(text)
+        parsed = None if verdict is None else "Fake" if verdict else "Real"
+    right = _ground_truth(prompt)
+    if not prompt.candidates:
+        truth = is_fake(prompt.item)
+        right = prompt.item.ground_truth if truth is None else "Fake" if truth else "Real"
+    return _result(prompt, "generate", answer=text, parsed=parsed, correct=parsed is not None and parsed == right)
+
+
+def fake_probability(logprobs: Sequence[float], fake: Sequence[bool | None]) -> float | None:
+    """Softmax over the candidates, summed over those that say "generated"; None where none states a verdict.
+
+    Candidates without a verdict among others with one are left out of the softmax.
+    """
+    stated = [(value, says) for value, says in zip(logprobs, fake, strict=True) if says is not None]
+    if len({says for _, says in stated}) < 2:
+        return None
+    probabilities = softmax([value for value, _ in stated])
+    return float(sum(p for p, (_, says) in zip(probabilities, stated, strict=True) if says))
+
+
+def softmax(values: Sequence[float]) -> np.ndarray:
+    shifted = np.exp(np.asarray(values, dtype=float) - np.max(values))
+    return shifted / shifted.sum()
+
+
+def _ground_truth(prompt: Prompt) -> str:
+    return prompt.item.ground_truth if prompt.right is None else prompt.candidates[prompt.right]
+
+
+def _result(
+    prompt: Prompt,
+    scoring: Any,
+    *,
+    answer: str,
+    parsed: str | None,
+    correct: bool,
+    p_fake: float | None = None,
+    logprobs: list[float] | None = None,
+    n_tokens: list[int] | None = None,
+) -> Result:
+    item = prompt.item
+    return Result(
+        id=item.id,
+        kind=item.kind,
+        scoring=scoring,
+        polarity=prompt.polarity,
+        rotation=prompt.rotation,
+        question=prompt.question,
+        options=list(prompt.options),
+        ground_truth=_ground_truth(prompt),
+        answer=answer,
+        parsed=parsed,
+        correct=correct,
+        p_fake=p_fake,
+        logprobs=logprobs,
+        n_tokens=n_tokens,
+        is_fake=is_fake(item),
+        group=item.group,
+        generator=generator_of(item),
+        object_class=str(item.metadata.get("object_category") or item.metadata.get("object_class") or ""),
+    )
