@@ -29,7 +29,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024**2
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # What files of these formats are called; used to find images in a folder, never to decide how one is decoded.
 SUFFIXES = frozenset(
     [
@@ -93,6 +93,7 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
     data = source if isinstance(source, bytes) else read_bounded(Path(source))
     if not data:
         raise ImageRejected("empty", "the file has no bytes")
+    Image.init()  # by itself Pillow registers a few formats only, and `formats` may name none that is missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here

@@ -1,4 +1,4 @@
-"""Both members of a pair are brought to one size and written by one encoder (data_rules.md, rules 1 to 4).
+"""Both members of a pair are brought to one size and written by one encoder.
 
 The photo has a history that its twin lacks: it was compressed once before. So the twin first goes the photo's way: it
 is enlarged to the photo's size, compressed with the photo's own quantisation tables and chroma subsampling, and reduced

@@ -202,7 +202,7 @@ def _ask_hub(name: str) -> None:
 
 
 def _undecoded(rows: Any, column: str, name: str) -> tuple[Any, str]:
-    """(rows with images as {bytes, path} instead of pixels, the column that was asked for or is the first with images)."""
+    """(rows with images as {bytes, path} instead of pixels, the column asked for or else the first with images)."""
     import datasets
 
     features = rows.features or {}

@@ -1,0 +1,38 @@
+"""Step 1 of 3: describe photos. Photos in, photos with captions out; the same command resumes.
+
+python data_gen/caption.py --images photos/ --out work/captions --captioner vikhyatk/moondream2 --workers 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from vlm_detect.config import parse_config, write_run_json
+from vlm_detect.data.extras import require
+from vlm_detect.errors import run_main
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = field(metadata={"help": "Folder of the captioned photos."})
+    workers: int = field(default=1, metadata={"help": "Processes; one a GPU."})
+
+
+def main(argv: list[str]) -> None:
+    require("data", "datatrove", "imagehash")
+    from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
+    from vlm_detect.data.shards import begin
+
+    config, source, caption = parse_config([Config, SourceConfig, CaptionConfig], argv, doc=__doc__)
+    caption = replace(caption, captioner=name_captioner(caption.captioner))
+    plan = plan_captions(source, caption)
+    out = Path(config.out)
+    begin(out, plan)
+    caption_photos(source, caption, plan, out, config.workers)
+    write_run_json(out, {"source": asdict(source), "caption": asdict(caption)})
+    print(f"{out}: {plan.items} photos in {plan.shards} shards")
+
+
+if __name__ == "__main__":
+    run_main(main)

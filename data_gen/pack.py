@@ -1,0 +1,38 @@
+"""Step 3 of 3: pack photos and twins alike into a pair dataset that `datasets.load_dataset` opens.
+
+python data_gen/pack.py --renders work/renders --out data/pairs --size 1024
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.data.extras import require
+from vlm_detect.errors import run_main
+
+
+@dataclass(frozen=True)
+class Config:
+    renders: str = field(metadata={"help": "Output of data_gen/render.py."})
+    out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
+
+
+def main(argv: list[str]) -> None:
+    require("data", "datatrove", "imagehash")
+    from vlm_detect.data.encode import EncodeConfig
+    from vlm_detect.data.pairs import PackConfig, is_finished, pack_pairs
+    from vlm_detect.data.shards import check_finished
+
+    config, pack, encode = parse_config([Config, PackConfig, EncodeConfig], argv, doc=__doc__)
+    renders, out = Path(config.renders), Path(config.out)
+    settings = {"render": asdict(check_finished(renders)), "pack": asdict(pack), "encode": asdict(encode)}
+    if is_finished(out, settings):
+        print(f"{out}: finished, nothing left to do")
+        return
+    print(f"{out}: {pack_pairs(renders, out, pack, encode, settings)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,192 @@
+"""The first step: photos in, the same photos with captions out (`data_gen/caption.py`).
+
+Each photo is decoded once to learn whether it can be used; what goes on are its own bytes, untouched, with the facts of
+its source, so that no later step has to reach back to the source.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import imagehash
+from datasets import Features, Image, Value
+
+from vlm_detect.data.captions import clean_caption
+from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
+from vlm_detect.data.encode import is_blank
+from vlm_detect.data.shards import Plan, progress, run_shards, write_shard
+from vlm_detect.data.sources import Source, SourcePhoto, open_source
+from vlm_detect.errors import UserError
+from vlm_detect.infer.engine import Engine
+from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.records import SOURCE_FEATURES, Reject
+
+FROM_COLUMN = "column"
+
+# One row a photo.
+PHOTO_FEATURES = Features(
+    {
+        "id": Value("string"),  # the first 16 hexadecimal digits of the SHA-256 of its bytes
+        "group": Value("string"),
+        "image": Image(),  # the bytes as they came
+        "object_class": Value("string"),
+        "caption": Value("string"),  # cleaned: content only
+        "caption_raw": Value("string"),  # as the captioner said it
+        "captioner": Value("string"),
+        "captioner_revision": Value("string"),
+        "phash": Value("string"),  # 64-bit perceptual hash, hexadecimal
+        "source": SOURCE_FEATURES,
+    }
+)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Which photos."""
+
+    images: str = field(
+        metadata={"help": "SRC: a folder, a glob, a list file, or a dataset as id:config:split:column."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Take only the first N photos."})
+    shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Who describes them, and how."""
+
+    captioner: str = field(
+        default="auto",
+        metadata={
+            "help": f"A moondream: auto, nano, a folder or a Hub id; '{FROM_COLUMN}' takes the source's captions."
+        },
+    )
+    caption_length: Literal["short", "normal", "long"] = field(default="normal")
+    caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
+    min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A photo that was decoded and is about to be captioned."""
+
+    id: str
+    photo: SourcePhoto
+    decoded: DecodedImage
+
+
+def name_captioner(captioner: str) -> str:
+    """The captioner that is meant: `auto` becomes the name of what fits this machine."""
+    return captioner if captioner == FROM_COLUMN else resolve_id(captioner, "captioner").name
+
+
+def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
+    """The source's photos in shards; `UserError` where there are none."""
+    photos = open_source(source.images, source.limit)
+    return Plan("caption", len(photos), source.shard_size, photos.fingerprint, asdict(config))
+
+
+def caption_photos(source: SourceConfig, config: CaptionConfig, plan: Plan, folder: Path, workers: int = 1) -> None:
+    run_shards(CaptionShard(source, config, plan, folder), plan, folder, workers=workers)
+
+
+@dataclass(frozen=True)
+class CaptionShard:
+    """The work on one shard; called in whichever process has it."""
+
+    source: SourceConfig
+    config: CaptionConfig
+    plan: Plan
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        rejects: list[Reject] = []
+        usable = list(self._usable(shard, rejects))
+        captioner, revision, raw_captions = self._captions(usable)
+        rows = []
+        for item, raw in zip(usable, raw_captions, strict=True):
+            caption = clean_caption(raw)
+            if caption:
+                rows.append(_row(item, caption, raw, captioner, revision))
+            else:
+                rejects.append(Reject(item.photo.path_or_id, "caption", "no_content", f"the caption was {raw!r}"))
+        write_shard(self.folder, shard, rows, PHOTO_FEATURES, rejects)
+
+    def _usable(self, shard: int, rejects: list[Reject]) -> Iterator[Usable]:
+        start, stop = self.plan.span(shard)
+        photos = _source(self.source.images, self.source.limit).read(start, stop)
+        for found in progress(photos, self.plan, shard):
+            path_or_id, rejected = found if isinstance(found, tuple) else (found.path_or_id, None)
+            try:
+                if rejected:
+                    raise rejected
+                decoded = decode_image(found.data)
+                _check_usable(decoded, self.config.min_side)
+            except ImageRejected as error:
+                rejects.append(Reject(path_or_id, "decode", error.reason, error.detail))
+            else:
+                yield Usable(decoded.sha256[:16], found, decoded)
+
+    def _captions(self, usable: list[Usable]) -> tuple[str, str | None, list[str]]:
+        """(the captioner's name, its revision, a caption each)."""
+        if self.config.captioner == FROM_COLUMN:
+            missing = [item.photo.path_or_id for item in usable if not item.photo.caption]
+            if missing:
+                raise UserError(
+                    f"--captioner {FROM_COLUMN}: {len(missing)} photos have no caption column, the first {missing[0]}; "
+                    "add one to the metadata or choose a captioner"
+                )
+            return FROM_COLUMN, None, [str(item.photo.caption) for item in usable]
+        name, revision, engine = _load_captioner(self.config.captioner)
+        captions: list[str] = []
+        for start in range(0, len(usable), self.config.caption_batch):
+            batch = [item.decoded.image for item in usable[start : start + self.config.caption_batch]]
+            captions += engine.caption(batch, length=self.config.caption_length)
+        return name, revision, captions
+
+
+def _check_usable(decoded: DecodedImage, min_side: int) -> None:
+    if min(decoded.width, decoded.height) < min_side:
+        raise ImageRejected("too_small", f"{decoded.width}x{decoded.height} pixels, a side below {min_side}")
+    if is_blank(decoded.image):
+        raise ImageRejected("blank", "one colour all over")
+
+
+def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | None) -> dict[str, Any]:
+    photo, decoded = item.photo, item.decoded
+    return {
+        "id": item.id,
+        "group": photo.group or item.id,
+        "image": {"bytes": photo.data, "path": None},
+        "object_class": photo.object_class,
+        "caption": caption,
+        "caption_raw": raw,
+        "captioner": captioner,
+        "captioner_revision": revision,
+        "phash": str(imagehash.phash(decoded.image)),
+        "source": {
+            "path_or_id": photo.path_or_id,
+            "sha256": decoded.sha256,
+            "format": decoded.format,
+            "jpeg_quality": decoded.jpeg.quality if decoded.jpeg else photo.jpeg_quality,
+            "width": decoded.width,
+            "height": decoded.height,
+            "licence": photo.licence,
+        },
+    }
+
+
+# A worker does many shards: the listing and the model are opened once a process.
+@functools.cache
+def _source(images: str, limit: int | None) -> Source:
+    return open_source(images, limit)
+
+
+@functools.cache
+def _load_captioner(captioner: str) -> tuple[str, str | None, Engine]:
+    resolved = resolve_id(captioner, "captioner")
+    return resolved.name, resolved.revision, Engine(load_vlm(captioner))

@@ -1,0 +1,305 @@
+"""The pair dataset on disk: the last step that writes it (`data_gen/pack.py`), and how everything else opens it.
+
+    dataset = open_dataset("data/pairs")          # DatasetDict: train, validation, test
+    rows = load_pairs("data/pairs", "train")      # one row a (photo, twin), records.PAIR_FEATURES
+    dataset_kind("data/pairs")                    # "pairs" or "images"
+
+The folder appears whole or not at all: it is written beside its place and renamed. `encode.py` does what is done to
+pixels, `splits.py` says which photo goes where, `card.py` tells it all to a reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from vlm_detect.config import file_sha256, read_run_json, write_run_json
+from vlm_detect.data.card import pair_card
+from vlm_detect.data.decode import decode_image, standard_encoding
+from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, encode_image, like_source, resize
+from vlm_detect.data.shards import differences, read_plan, read_rejects, read_rows, write_rows
+from vlm_detect.data.splits import SPLITS, Split, find_duplicates, split_groups
+from vlm_detect.errors import UserError
+from vlm_detect.records import PAIR_FEATURES, REJECT_FEATURES, Reject
+
+_ROWS_PER_GROUP = 64  # of parquet: what a reader holds at a time
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """What the dataset looks like."""
+
+    size: int | None = field(
+        default=None, metadata={"help": "Side of the square of as many pixels as both members; by default the twin's."}
+    )
+    validation: float = field(default=0.1, metadata={"help": "Part of the photos for validation."})
+    test: float = field(default=0.2, metadata={"help": "Part of the photos for the test."})
+    duplicate_bits: int = field(default=3, metadata={"help": "Photos whose 64-bit hashes differ by no more are one."})
+    pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What came of it: numbers by split, and of rejects by reason."""
+
+    pairs: dict[str, int]
+    groups: dict[str, int]
+    rejects: dict[str, int]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count} of {self.groups[split]} photos" for split, count in self.pairs.items())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
+        return f"{sum(self.pairs.values())} pairs ({splits}); left out: {left_out or 'none'}"
+
+
+def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfig, settings: dict[str, Any]) -> Packed:
+    """Write the dataset `out` from the finished render step in `renders`.
+
+    `settings` are those of all steps, for `run.json`: by them a rerun sees that nothing is left to do.
+    """
+    plan = read_plan(renders)
+    rejects = [reject for shard in range(plan.shards) for reject in read_rejects(renders, shard)]
+    splits = _split_photos(renders, plan.shards, config, rejects)
+    if not splits:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejects).most_common())
+        raise UserError(
+            f"none of the {plan.items} photos could be made a pair of ({reasons or 'nothing was rendered'})"
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    (partial / "data").mkdir(parents=True)
+
+    writer = _SplitWriter(partial / "data", config.pairs_per_file)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("split", "kind", "licence", "made")}
+    groups: dict[str, set[str]] = {}
+    bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
+    for shard in range(plan.shards):
+        for photo in read_rows(renders, shard):
+            if (split := splits.get(photo["id"])) is None:
+                continue
+            # the second of two equal files would otherwise be packed as well
+            splits[photo["id"]] = None
+            for row in _pair_rows(photo, config, encode):
+                writer.write(split, row)
+                groups.setdefault(split, set()).add(row["group"])
+                counts["split"][split] += 1
+                counts["kind"][row["kind"]] += 1
+                counts["licence"][row["source"]["licence"] or "not stated"] += 1
+                made = f"{photo['captioner']} and {photo['generator']}"
+                counts["made"][made] += 1
+                bar.update()
+    bar.close()
+    files = writer.close()
+    write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
+
+    pairs: dict[str, int] = {split: counts["split"][split] for split in SPLITS if counts["split"][split]}
+    packed = Packed(
+        pairs=pairs,
+        groups={split: len(groups[split]) for split in pairs},
+        rejects=dict(Counter(reject.reason for reject in rejects)),
+    )
+    card = pair_card(
+        pairs=packed.pairs,
+        groups=packed.groups,
+        kinds=counts["kind"],
+        rejects=packed.rejects,
+        licences=counts["licence"],
+        made={"captions and twins by": " and ".join(counts["made"]), "encoder": json.dumps(encode.describe())},
+    )
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    write_run_json(partial, settings, **asdict(packed), files=files)
+    _move_into_place(partial, out)
+    return packed
+
+
+def _split_photos(renders: Path, shards: int, config: PackConfig, rejects: list[Reject]) -> dict[str, Split | None]:
+    """id -> split of each photo to pack; the repeated ones are appended to `rejects`."""
+    groups: dict[str, str] = {}
+    phashes: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for shard in range(shards):
+        for row in read_rows(renders, shard, ["id", "group", "phash", "source"]):
+            name = row["source"]["path_or_id"]
+            if row["id"] in groups:
+                rejects.append(Reject(name, "pack", "duplicate", f"the same bytes as {names[row['id']]}"))
+                continue
+            groups[row["id"]], phashes[row["id"]], names[row["id"]] = row["group"], row["phash"], name
+    for photo, first in find_duplicates(phashes, groups, distance=config.duplicate_bits).items():
+        rejects.append(Reject(names[photo], "pack", "near_duplicate", f"looks like {names[first]}"))
+        del groups[photo]
+    splits = split_groups(groups.values(), validation=config.validation, test=config.test)
+    return {photo: splits[group] for photo, group in groups.items()}
+
+
+def _pair_rows(photo: Mapping[str, Any], config: PackConfig, encode: EncodeConfig) -> Iterator[dict[str, Any]]:
+    """The rows of one photo: each of its twins beside the photo, both brought to one size and encoding."""
+    decoded = decode_image(photo["image"]["bytes"])
+    jpeg = decoded.jpeg
+    if jpeg is None and photo["source"]["jpeg_quality"]:
+        jpeg = standard_encoding(photo["source"]["jpeg_quality"])  # a PNG that was cut from a JPEG
+    for twin in photo["twins"]:
+        drawn = Image.open(io.BytesIO(twin["image"]["bytes"])).convert("RGB")
+        size = output_size(drawn.size, config.size)
+        cropped = crop_to_aspect(decoded.image, drawn.size)
+        aligned = like_source(drawn, cropped.size, jpeg)
+        encoding = encode.describe() | {
+            "filter": "lanczos",
+            "image_scale": round(size[0] / cropped.width, 4),
+            "twin_scale": round(size[0] / drawn.width, 4),
+            "twin_first": f"jpeg {jpeg.quality} at {cropped.width}x{cropped.height}" if jpeg else None,
+        }
+        is_drawn = twin["kind"] == "caption"  # an autoencoder takes no steps and has no guidance
+        pair_id = hashlib.sha256(f"{photo['id']}/{twin['kind']}/{photo['generator']}/{twin['seed']}".encode())
+        yield {
+            "pair_id": pair_id.hexdigest()[:16],
+            "group": photo["group"],
+            "image": {"bytes": encode_image(resize(cropped, size), encode), "path": None},
+            "image_label": "real",
+            "twin": {"bytes": encode_image(resize(aligned, size), encode), "path": None},
+            "kind": twin["kind"],
+            "generator": photo["generator"],
+            "caption": photo["caption"],
+            "prompt": twin["prompt"],
+            "seed": twin["seed"],
+            "edit": None,
+            "source": photo["source"],
+            "receipt": {
+                "captioner": photo["captioner"],
+                "captioner_revision": photo["captioner_revision"],
+                "generator_revision": photo["generator_revision"],
+                "steps": photo["steps"] if is_drawn else None,
+                "guidance": photo["guidance"] if is_drawn else None,
+                "scheduler": photo["scheduler"] if is_drawn else None,
+                "dtype": photo["dtype"],
+                "quantization": None,
+                "batch": twin["batch"],
+                "encode": json.dumps(encoding),
+            },
+        }
+
+
+def output_size(twin_size: tuple[int, int], side: int | None) -> tuple[int, int]:
+    """(width, height) of both members: the twin's own, or its aspect with about `side`^2 pixels."""
+    if side is None:
+        return twin_size
+    scale = side / math.sqrt(twin_size[0] * twin_size[1])
+    return max(1, round(twin_size[0] * scale)), max(1, round(twin_size[1] * scale))
+
+
+class _SplitWriter:
+    """Parquet files of each split, named as the Hub names them, in row groups that are small enough to stream."""
+
+    def __init__(self, folder: Path, rows_per_file: int) -> None:
+        self._folder, self._rows_per_file = folder, rows_per_file
+        self._pending: dict[str, list[dict[str, Any]]] = {}
+        self._files: dict[str, list[tuple[Path, int]]] = {}
+        self._open: dict[str, pq.ParquetWriter] = {}
+
+    def write(self, split: str, row: dict[str, Any]) -> None:
+        pending = self._pending.setdefault(split, [])
+        pending.append(row)
+        if len(pending) == _ROWS_PER_GROUP:
+            self._flush(split)
+
+    def _flush(self, split: str) -> None:
+        rows = self._pending.pop(split, [])
+        if not rows:
+            return
+        files = self._files.setdefault(split, [])
+        if split not in self._open:
+            path = self._folder / f"{split}-{len(files):05d}.parquet"
+            self._open[split] = pq.ParquetWriter(path, PAIR_FEATURES.arrow_schema)
+            files.append((path, 0))
+        self._open[split].write_table(pa.Table.from_pylist(rows, schema=PAIR_FEATURES.arrow_schema))
+        path, written = files[-1]
+        files[-1] = (path, written + len(rows))
+        if written + len(rows) >= self._rows_per_file:
+            self._open.pop(split).close()
+
+    def close(self) -> dict[str, str]:
+        """Finish every file and give it its final name, which tells how many there are; name -> SHA-256."""
+        for split in list(self._pending):
+            self._flush(split)
+        for writer in self._open.values():
+            writer.close()
+        digests = {}
+        for files in self._files.values():
+            for path, _ in files:
+                final = path.with_name(f"{path.stem}-of-{len(files):05d}.parquet")
+                path.rename(final)
+                digests[f"data/{final.name}"] = file_sha256(final)
+        return digests
+
+
+def is_finished(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` holds the dataset that these settings make; `UserError` where it holds something else."""
+    if (record := read_run_json(out)) is not None:
+        if changes := differences(record["config"], json.loads(json.dumps(settings))):
+            raise UserError(f"{out} was made otherwise ({'; '.join(changes)}); give another --out or remove it")
+        return True
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there and is no finished dataset; give another --out or remove it")
+    return False
+
+
+def _move_into_place(partial: Path, out: Path) -> None:
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    partial.rename(out)
+
+
+def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
+    """All splits of a pair or image dataset, from a folder or the Hub; `UserError` for anything else."""
+    try:
+        opened = datasets.load_dataset(str(path_or_id))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path_or_id}: cannot be opened as a dataset ({reason})") from error
+    _kind_of(opened, path_or_id)
+    return opened
+
+
+def dataset_kind(path_or_id: str | Path) -> Literal["pairs", "images"]:
+    """Whether a dataset has a row a (photo, twin) or a row an image; `UserError` where it has neither."""
+    return _kind_of(open_dataset(path_or_id), path_or_id)
+
+
+def load_pairs(path_or_id: str | Path, split: str) -> datasets.Dataset:
+    """One split of a pair dataset."""
+    opened = open_dataset(path_or_id)
+    if _kind_of(opened, path_or_id) != "pairs":
+        raise UserError(
+            f"{path_or_id}: one row an image, where pairs are needed; make some with data_gen/make_pairs.py"
+        )
+    if split not in opened:
+        raise UserError(f"{path_or_id}: has no split {split} (has {', '.join(opened)})")
+    return opened[split]
+
+
+def _kind_of(opened: datasets.DatasetDict, path_or_id: str | Path) -> Literal["pairs", "images"]:
+    columns = set(next(iter(opened.values())).column_names)
+    needed: dict[Literal["pairs", "images"], set[str]] = {
+        "pairs": {"pair_id", "group", "image", "image_label", "twin", "kind"},
+        "images": {"image", "label", "group"},
+    }
+    for kind, names in needed.items():
+        if names <= columns:
+            return kind
+    raise UserError(
+        f"{path_or_id}: neither a pair dataset nor an image dataset: its columns are {', '.join(sorted(columns))}; "
+        "make one with data_gen/make_pairs.py"
+    )

@@ -1,0 +1,248 @@
+"""The second step: captioned photos in, the same photos with their twins out (`data_gen/render.py`).
+
+Each kind of twin leaks something else, so a dataset has several: `caption` twins are drawn from the caption alone and
+leak photographic style (arXiv 2602.12381), `vae` twins are the photo itself through the generator's autoencoder and say
+little of other generators (arXiv 2605.14486).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import yaml
+from datasets import Features, Image, List, Value
+from PIL import Image as PILImage
+
+from vlm_detect.data.caption_step import PHOTO_FEATURES
+from vlm_detect.data.decode import decode_image
+from vlm_detect.data.encode import crop_to_aspect, is_blank, resize
+from vlm_detect.data.renderer import Renderer, Sampling, bucket, check_pipeline
+from vlm_detect.data.shards import Plan, progress, read_rejects, read_rows, run_shards, write_shard
+from vlm_detect.errors import UserError
+from vlm_detect.models.registry import resolve_id
+from vlm_detect.records import Reject, TwinKind
+
+# One row a photo, with the twins that could be made of it.
+RENDER_FEATURES = Features(
+    {
+        **PHOTO_FEATURES,
+        "twins": List(
+            {
+                "kind": Value("string"),
+                "image": Image(),  # PNG at the size it was rendered
+                "prompt": Value("string"),
+                "seed": Value("int64"),
+                "batch": Value("string"),  # its place / the batch's size: a GPU repeats it bit for bit only there
+            }
+        ),
+        "generator": Value("string"),
+        "generator_revision": Value("string"),
+        "steps": Value("int32"),
+        "guidance": Value("float32"),
+        "scheduler": Value("string"),
+        "dtype": Value("string"),
+    }
+)
+
+
+class TwinKinds(str):
+    """Kinds of twin with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> TwinKinds:
+        known = ("caption", "vae")  # `edit` twins come from a step of their own
+        unknown = [kind for kind in text.split(",") if kind not in known]
+        if unknown:
+            hint = "edit twins cannot be made yet; " if "edit" in unknown else ""
+            raise ValueError(f"{hint}known kinds are {', '.join(known)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
+
+    @property
+    def kinds(self) -> list[TwinKind]:
+        return [cast(TwinKind, kind) for kind in self.split(",")]
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Who draws the twins, and how. What is not given is the generator's own, from data_gen/configs."""
+
+    generator: str = field(
+        default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}
+    )
+    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae."})
+    steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
+    guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
+    render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
+    aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
+    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
+    dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16, float16 or auto."})
+    render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
+    prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
+    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
+    seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
+
+    @property
+    def sampling(self) -> Sampling:
+        given = {name: getattr(self, name) for name in ("steps", "guidance", "max_sequence_length", "dtype")}
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def complete(config: RenderConfig, presets: Path) -> RenderConfig:
+    """The configuration with nothing left open: the generator that `auto` means here, and its own settings."""
+    return with_preset(replace(config, generator=resolve_id(config.generator, "renderer").name), presets)
+
+
+def check_generator(config: RenderConfig) -> None:
+    """`UserError` where there is no such pipeline: found out before hours go into captions for it."""
+    check_pipeline(resolve_id(config.generator, "renderer"))
+
+
+def with_preset(config: RenderConfig, presets: Path) -> RenderConfig:
+    """`config` with what it leaves open taken from the YAML in `presets` that is for the same generator."""
+    for path in sorted(presets.glob("*.yaml")):
+        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if preset.get("generator") == config.generator:
+            names = {name for name, value in asdict(config).items() if value is None}
+            config = replace(config, **{name: preset[name] for name in names & preset.keys()})
+    return config
+
+
+def derive_seed(seed: int, photo_id: str, kind: str) -> int:
+    """63 bits from the run's seed, the photo and the kind: never from the order of work."""
+    digest = hashlib.sha256(f"{seed}/{photo_id}/{kind}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def plan_renders(captions: Plan, config: RenderConfig) -> Plan:
+    """The shards of the caption step, one to one."""
+    return Plan("render", captions.items, captions.shard_size, captions.inputs, asdict(config))
+
+
+def render_twins(captions: Path, config: RenderConfig, plan: Plan, folder: Path, workers: int = 1) -> None:
+    run_shards(RenderShard(captions, config, plan, folder), plan, folder, workers=workers)
+
+
+@dataclass
+class _Photo:
+    """A photo on its way through the step; `twins` grows."""
+
+    row: dict[str, Any]
+    fitted: PILImage.Image  # the photo at the size of its twins
+    prompt: str
+    arguments: dict[str, Any] = field(default_factory=dict)  # what stands for the prompt in the pipeline's call
+    twins: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RenderShard:
+    """The work on one shard; called in whichever process has it."""
+
+    captions: Path
+    config: RenderConfig
+    plan: Plan
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        name, revision, renderer = _load_renderer(self.config.generator, self.config.sampling)
+        rejects = read_rejects(self.captions, shard)
+        photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects))
+        kinds = self.config.twins.kinds
+        if "caption" in kinds:
+            for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
+                photo.arguments = arguments
+        for batch in _batches(progress(photos, self.plan, shard), self.config.render_batch or 1):
+            for kind in kinds:
+                self._draw(renderer, kind, batch, rejects)
+        facts = {
+            "generator": name,
+            "generator_revision": revision,
+            "steps": renderer.sampling.steps,
+            "guidance": renderer.sampling.guidance,
+            "scheduler": renderer.scheduler,
+            "dtype": renderer.dtype,
+        }
+        rows = [photo.row | {"twins": photo.twins} | facts for photo in photos if photo.twins]
+        write_shard(self.folder, shard, rows, RENDER_FEATURES, rejects)
+
+    def _photos(self, rows: Iterable[dict[str, Any]], renderer: Renderer, rejects: list[Reject]) -> Iterator[_Photo]:
+        side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
+        for row in rows:
+            photo = decode_image(row["image"]["bytes"]).image
+            size = bucket(photo.size, side, multiple, square=self.config.aspect == "square")
+            cropped = crop_to_aspect(photo, size)
+            if cropped.width < size[0] and not self.config.allow_small:
+                detail = f"{cropped.width}x{cropped.height} pixels of it for a twin of {size[0]}x{size[1]}"
+                rejects.append(Reject(row["source"]["path_or_id"], "render", "too_small", detail))
+            else:
+                prompt = f"{row['caption']} {self.config.prompt_suffix}".strip()
+                yield _Photo(row=row, fitted=resize(cropped, size), prompt=prompt)
+
+    def _draw(self, renderer: Renderer, kind: TwinKind, batch: Sequence[_Photo], rejects: list[Reject]) -> None:
+        seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
+
+        def draw(places: Sequence[int]) -> list[PILImage.Image]:
+            if kind == "vae":
+                return renderer.reconstruct([batch[i].fitted for i in places])
+            arguments = [batch[i].arguments for i in places]
+            return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].fitted.size)
+
+        for place, (image, drawn_in) in enumerate(_draw_or_split(draw, range(len(batch)))):
+            photo = batch[place]
+            where = photo.row["source"]["path_or_id"]
+            if isinstance(image, Exception):
+                detail = f"{kind}: {type(image).__name__}: {image}"
+                rejects.append(Reject(where, "render", "renderer_failed", detail))
+            elif is_blank(image):
+                rejects.append(Reject(where, "render", "blank", f"{kind}: one colour all over"))
+            else:
+                prompt = photo.prompt if kind == "caption" else None
+                twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
+                photo.twins.append(twin | {"image": {"bytes": _png(image), "path": None}})
+
+
+def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
+    """Up to `size` photos of one width and height, in the order of their sizes' first appearance."""
+    by_size: dict[tuple[int, int], list[_Photo]] = {}
+    for photo in photos:
+        batch = by_size.setdefault(photo.fitted.size, [])
+        batch.append(photo)
+        if len(batch) == size:
+            yield by_size.pop(photo.fitted.size)
+    yield from by_size.values()
+
+
+def _draw_or_split(
+    draw: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
+) -> Iterator[tuple[PILImage.Image | Exception, str]]:
+    """(image, "place/size" of its batch) for each place; a batch that fails is drawn again one by one."""
+    try:
+        images = draw(places)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory while drawing {len(places)} at a time; lower --render_batch") from error
+    except Exception as error:  # whatever a pipeline raises on one prompt must not cost the others
+        if len(places) == 1:
+            yield error, "0/1"
+            return
+        for place in places:
+            yield from _draw_or_split(draw, [place])
+    else:
+        yield from ((image, f"{i}/{len(places)}") for i, image in enumerate(images))
+
+
+def _png(image: PILImage.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # between two steps: lossless, and fast before small
+    return buffer.getvalue()
+
+
+@functools.cache
+def _load_renderer(generator: str, sampling: Sampling) -> tuple[str, str | None, Renderer]:
+    """Once a process, whatever the number of its shards."""
+    resolved = resolve_id(generator, "renderer")
+    return resolved.name, resolved.revision, Renderer(resolved, sampling)
