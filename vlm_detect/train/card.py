@@ -1,0 +1,99 @@
+"""The model card: what the adapter is, what it learned from, how it scored on validation, and what it is not."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from vlm_detect.train.examples import QuestionOptions
+from vlm_detect.train.run_directory import RunDirectory
+
+_TEMPLATE = """---
+base_model: {base_model}
+library_name: peft
+pipeline_tag: image-text-to-text
+tags: [vlm-detect, ai-generated-image-detection, lora]
+---
+
+# AI-image detector: LoRA on {base_model}
+
+Answers "Is this image AI-generated?" and other questions about where an image comes from. Made with vlm-detect by
+
+    {command}
+
+    vlm-detect chat --model {folder} IMAGE "Is this image AI-generated?"
+
+## Data
+
+`{data}`: {units} training units of two images (an unaltered one and its counterpart).
+
+{data_table}
+
+Questions: {kinds}; {per_image} an image in an epoch.{control}
+
+## Validation
+
+Scored by the log-probability of the answers to both polarities of the verdict question. The best checkpoint was chosen
+on these images, so their scores flatter it; the benchmark's are the ones to quote.
+
+{score_table}
+
+## Limits
+
+A detector knows the generators and the photos it was trained with. On others it can be wrong with great confidence;
+its verdict is evidence, not proof. A probability is only as good as the validation images are like yours: refit it with
+`vlm-detect calibrate`.
+"""
+
+_CONTROL = "\n\n**A control: the labels were drawn by lot, so this adapter knows nothing.**"
+_COLUMNS = {"eval_auroc": "AUROC", "eval_balanced_accuracy": "balanced accuracy", "eval_log_loss": "log loss"}
+
+
+def write_card(
+    run: RunDirectory, rows: Dataset, units: int, questions: QuestionOptions, history: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write `README.md` into the run directory. `rows` is the training split, `history` the Trainer's log history."""
+    text = _TEMPLATE.format(
+        base_model=run.facts["model"],
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        folder=run.path,
+        data=run.config["data"],
+        units=units,
+        data_table=_table(["images", "count"], sorted(_composition(rows).items())),
+        kinds=", ".join(questions.question_kinds),
+        per_image=questions.questions_per_image,
+        control=_CONTROL if questions.shuffle_labels else "",
+        score_table=_scores(history),
+    )
+    (run.path / "README.md").write_text(text, encoding="utf-8")
+
+
+def _composition(rows: Dataset) -> Counter[str]:
+    """How many images there are of each kind and generator."""
+    if "twin" not in rows.column_names:
+        generators = rows["generator"] if "generator" in rows.column_names else [""] * len(rows)
+        names = zip(rows["label"], generators, strict=True)
+        return Counter(f"{label} ({generator})" if generator else label for label, generator in names)
+    twins = zip(rows["kind"], rows["generator"], strict=True)
+    return Counter(f"{kind} twins" + (f" ({generator})" if generator else "") for kind, generator in twins)
+
+
+def _scores(history: Sequence[Mapping[str, Any]]) -> str:
+    scored = [entry for entry in history if "eval_score" in entry]
+    if not scored:
+        return "No validation split was there to be scored."
+    lines = [
+        [f"{entry['epoch']:.2f}", *(f"{entry[name]:.3f}" for name in _COLUMNS), str(entry["eval_images"])]
+        for entry in scored
+    ]
+    return _table(["epoch", *_COLUMNS.values(), "images"], lines)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)

@@ -1,0 +1,72 @@
+"""The dataset of a run: found, made from the bundled photos where none was given, opened and checked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from vlm_detect.config import REPOSITORY, file_sha256
+from vlm_detect.data.demo_photos import write_demo_photos
+from vlm_detect.data.pairs import open_dataset
+from vlm_detect.errors import UserError
+from vlm_detect.train.options import DEFAULT_DATA
+
+_LABELS = {"real", "generated", "edited"}
+
+
+def dataset_or_demo(data: str) -> str:
+    """`data` itself; where it is the default and does not exist, pairs made there from the bundled photos."""
+    if data != DEFAULT_DATA or Path(data).exists():
+        return data
+    photos = Path(data).with_name("demo_photos")
+    print(f"no dataset in {data}: making pairs from the bundled photos, which rehearse the pipeline and teach little")
+    write_demo_photos(photos)
+    program = REPOSITORY / "data_gen" / "make_pairs.py"
+    made = subprocess.run([sys.executable, str(program), "--images", str(photos), "--out", data], check=False)
+    if made.returncode:
+        raise UserError(f"pairs could not be made from the bundled photos (exit status {made.returncode}, see above)")
+    return data
+
+
+def open_splits(data: str, limit: int | None = None) -> tuple[Dataset, Dataset]:
+    """The training split (its first `limit` rows) and the validation split; the test split is not touched.
+
+    Raises:
+        UserError: for a dataset of another shape, a missing split, or a training split without both classes.
+    """
+    opened = open_dataset(data)
+    train = _split(opened, "train", data)
+    if limit is not None:
+        train = train.select(range(min(limit, len(train))))
+    _check_labels(train, data)
+    return train, _split(opened, "validation", data)
+
+
+def data_hashes(data: str) -> dict[str, str]:
+    """sha256 of every Parquet file of a dataset folder, by name; nothing for a Hub id."""
+    folder = Path(data)
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def _split(opened: DatasetDict, name: str, data: str) -> Dataset:
+    if name not in opened or not len(opened[name]):
+        raise UserError(
+            f"{data} has no {name} split (it has {', '.join(opened)}): the best checkpoint is chosen on a validation "
+            "split, never on test; make both with data_gen/make_pairs.py or data_gen/import_images.py"
+        )
+    return opened[name]
+
+
+def _check_labels(rows: Dataset, data: str) -> None:
+    if "twin" in rows.column_names:
+        return  # a pair holds both classes
+    counts = Counter(rows["label"])
+    if unknown := sorted(set(map(str, counts)) - _LABELS):
+        raise UserError(f"{data}: labels {', '.join(unknown[:5])} are none of {', '.join(sorted(_LABELS))}")
+    if not counts["real"] or not (counts["generated"] or counts["edited"]):
+        found = ", ".join(f"{count} {label}" for label, count in counts.items())
+        raise UserError(f"{data}: the training split has one class only ({found}); real and generated are both needed")

@@ -1,0 +1,191 @@
+"""From a dataset's rows to what a step trains on: images with questions and answers, two classes at a time.
+
+A `Unit` is the item of the training set: an unaltered image and its counterpart, which are asked the same kinds of
+questions and go into the same batch. A pair dataset's units are its rows; from an image dataset, which has no pairs,
+each epoch draws one image of either class for a unit. So the classes are balanced in every batch.
+
+What is drawn for a unit depends on (seed, epoch, index) alone: worker processes, resuming and the order in which
+units are read change nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
+from vlm_detect.errors import UserError
+from vlm_detect.records import Label, Question
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What is asked about each image in an epoch."""
+
+    question_kinds: list[str] = field(
+        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to draw from: {', '.join(QUESTION_KINDS)}."}
+    )
+    questions_per_image: int = field(default=1, metadata={"help": "Questions asked about an image in an epoch."})
+    shuffle_labels: bool = field(
+        default=False,
+        metadata={"help": "Train on labels drawn by lot: the control that a real result has to leave behind."},
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of a unit, decoded, with what is asked about it."""
+
+    image: Image.Image
+    questions: list[Question]
+    label: Label
+
+
+class Units(TorchDataset[list[Example]]):
+    """The training set: item (epoch, index) is a unit, a list of two `Example`s.
+
+    Args:
+        rows: a pair dataset or an image dataset (the columns of `vlm_detect.records`).
+        seed: of every draw.
+    """
+
+    def __init__(self, rows: Dataset, options: QuestionOptions, seed: int = 0) -> None:
+        if unknown := [kind for kind in options.question_kinds if kind not in QUESTION_KINDS]:
+            raise UserError(f"--question_kinds {' '.join(unknown)}: unknown; choose from {', '.join(QUESTION_KINDS)}")
+        self.rows, self.options, self.seed = rows, options, seed
+        self.source: _PairUnits | _ImageUnits
+        self.source = _PairUnits(rows) if "twin" in rows.column_names else _ImageUnits(rows, seed)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Example]:
+        epoch, index = key
+        members, topic = self.source.unit(epoch, index)
+        subjects = [subject for _, subject in members]
+        if self.options.shuffle_labels and random.Random(f"labels:{self.seed}:{index}").random() < 0.5:
+            subjects.reverse()
+        examples = []
+        for (image, _), subject in zip(members, subjects, strict=True):
+            questions = draw_questions(
+                subject,
+                random.Random(f"questions:{self.seed}:{epoch}:{index}"),  # equal for both members
+                kinds=self._kinds,
+                per_image=self.options.questions_per_image,
+                topic=topic,
+                other_captions=self.source.captions,
+            )
+            if not questions:  # none of the kinds can be asked of this image; the verdict always can
+                questions = draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
+            examples.append(Example(image, questions, subject.label))
+        return examples
+
+    @property
+    def _kinds(self) -> Sequence[QuestionKind]:
+        return [kind for kind in QUESTION_KINDS if kind in self.options.question_kinds]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Goes through the units in an order that follows from (seed, epoch), and tells the units which epoch it is."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = list(range(self.length))
+        random.Random(f"order:{self.seed}:{self.epoch}").shuffle(order)
+        return iter([(self.epoch, index) for index in order])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+_Members = list[tuple[Image.Image, Subject]]
+
+
+class _PairUnits:
+    """Rows of a pair dataset: the image and its twin. (A twin of a generated image is of use as an edit alone.)"""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+        self.captions = sorted({caption for caption in rows["caption"] if caption})
+        kinds = zip(rows["kind"], rows["image_label"], strict=True)
+        self.indices = [i for i, (kind, label) in enumerate(kinds) if kind == "edit" or label == "real"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def unit(self, epoch: int, index: int) -> tuple[_Members, Topic]:
+        row = self.rows[self.indices[index]]
+        edit = row["kind"] == "edit"
+        image, twin = row["image"].convert("RGB"), row["twin"].convert("RGB")
+        before = Subject(label=row["image_label"], caption=row["caption"] or "", size=image.size)
+        after = Subject(
+            label="edited" if edit else "generated",
+            kind=row["kind"],
+            generator=row["generator"] or "",
+            caption=row["caption"] or "",
+            edit=row["edit"],
+            size=twin.size,
+        )
+        return [(image, before), (twin, after)], "edit" if edit else "generation"
+
+
+class _ImageUnits:
+    """Rows of an image dataset: a real and a generated image; then, where there are edited ones, a real and an edited.
+
+    An epoch is as long as the larger class; images of the smaller come again.
+    """
+
+    def __init__(self, rows: Dataset, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self.by_label: dict[str, list[int]] = {"real": [], "generated": [], "edited": []}
+        for index, label in enumerate(rows["label"]):
+            self.by_label[label].append(index)
+        classes = rows["object_class"] if "object_class" in rows.column_names else []
+        self.captions = sorted({_photo_of(name) for name in classes if name})
+        real, generated, edited = (len(self.by_label[label]) for label in ("real", "generated", "edited"))
+        self.n_generation = max(real, generated) if real and generated else 0
+        self.n_edit = edited if real else 0
+        self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def __len__(self) -> int:
+        return self.n_generation + self.n_edit
+
+    def unit(self, epoch: int, index: int) -> tuple[_Members, Topic]:
+        topic: Topic = "generation" if index < self.n_generation else "edit"
+        other: Label = "generated" if topic == "generation" else "edited"
+        place = index if topic == "generation" else index - self.n_generation
+        return [self._member("real", epoch, place), self._member(other, epoch, place)], topic
+
+    def _member(self, label: Label, epoch: int, place: int) -> tuple[Image.Image, Subject]:
+        row: dict[str, Any] = self.rows[self._drawn(label, epoch)[place % len(self.by_label[label])]]
+        image = row["image"].convert("RGB")
+        generator = (row.get("generator") or "") if label != "real" else ""
+        caption = _photo_of(row["object_class"]) if row.get("object_class") else ""
+        return image, Subject(label=label, generator=generator, caption=caption, size=image.size)
+
+    def _drawn(self, label: Label, epoch: int) -> list[int]:
+        """The class's rows in an order of this epoch's own."""
+        if (label, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[1] == epoch}
+            order = list(self.by_label[label])
+            random.Random(f"class:{self.seed}:{epoch}:{label}").shuffle(order)
+            self._orders[label, epoch] = order
+        return self._orders[label, epoch]
+
+
+def _photo_of(object_class: str) -> str:
+    """A caption for an image of which only the class is known."""
+    article = "an" if object_class[0].lower() in "aeiou" else "a"
+    return f"{article} {object_class.replace('_', ' ')}"

@@ -1,0 +1,100 @@
+"""Which linear layers a LoRA wraps, chosen by words instead of module names.
+
+    select_targets(model, "attention")             # the language model's attention
+    select_targets(model, "mlp", last_layers=8)    # the MLPs of its last eight layers
+    select_targets(model, "all-linear+vision")     # attention and MLP, of the vision tower and connector as well
+
+Modules are told apart by the words of their path, so the same choice works for every architecture here. The
+vocabulary head, the embeddings and moondream's region heads (detection and pointing) are never wrapped.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+
+from vlm_detect.errors import UserError
+from vlm_detect.models.base import VLM
+
+WORDS = ("attention", "mlp", "all-linear", "vision")
+_LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
+_ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
+_VISION = re.compile(r"vision|visual|projector|proj_mlp|connector")
+_NEVER = re.compile(r"lm_head|emb|region")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The adapter. Effective weight: W + (alpha / r) B A."""
+
+    lora_targets: str = field(
+        default="all-linear",
+        metadata={
+            "help": "Layers to adapt: attention, mlp, all-linear, each with +vision for the tower and connector."
+        },
+    )
+    lora_last_layers: int | None = field(
+        default=None, metadata={"help": "Adapt only the last N layers of the language model. Default: all."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale; the update is multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+
+
+def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
+    """Wrap the model of `vlm` with a LoRA; nothing else of it is trained. The start depends on `seed` alone."""
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=select_targets(vlm.model, options.lora_targets, options.lora_last_layers),
+        # By this name the adapter finds its base model again, wherever the folder goes.
+        base_model_name_or_path=vlm.name,
+        revision=vlm.revision,
+    )
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        wrapped = get_peft_model(vlm.model, config)
+    trained, everything = wrapped.get_nb_trainable_parameters()
+    print(f"LoRA on {len(config.target_modules or ())} layers: {trained:,} of {everything:,} parameters are trained")
+    vlm.model = wrapped
+
+
+def select_targets(model: nn.Module, targets: str, last_layers: int | None = None) -> list[str]:
+    """Full names of the linear layers that `targets` chooses, in the model's order.
+
+    Raises:
+        UserError: for an unknown word, or a choice that selects nothing.
+    """
+    words = targets.split("+")
+    if unknown := [word for word in words if word not in WORDS]:
+        raise UserError(f"--lora_targets {targets}: unknown {', '.join(unknown)}; choose from {', '.join(WORDS)}")
+    everything = "all-linear" in words or words == ["vision"]
+    attention, mlp = everything or "attention" in words, everything or "mlp" in words
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    text = [name for name in linear if not _VISION.search(name) and not _NEVER.search(name)]
+    vision = [name for name in linear if _VISION.search(name) and not _NEVER.search(name)]
+    depth = 1 + max((_layer(name) for name in text), default=-1)
+    first = 0 if last_layers is None else depth - last_layers
+    chosen = [name for name in text if _layer(name) >= first] if words != ["vision"] else []
+    chosen += vision if "vision" in words else []
+    chosen = [name for name in chosen if (attention if _ATTENTION.search(name) else mlp)]
+    if not chosen:
+        raise UserError(
+            f"--lora_targets {targets} (last_layers {last_layers}) selects none of the model's {len(linear)} linear "
+            f"layers; the language model has {depth} layers"
+        )
+    return chosen
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a module belongs to; -1 outside the stack of layers."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else -1

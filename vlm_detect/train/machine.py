@@ -1,0 +1,31 @@
+"""What a run takes of the machine it is on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from vlm_detect.errors import UserError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def use_cpu_cores(threads: int | None = None) -> None:
+    """Let torch use `threads` cores, by default all of them shared by the processes of this machine.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said, which on a CPU idles every other core.
+    """
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, threads))
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a flag's value; None stays None, which leaves the choice to the device."""
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise UserError(f"--dtype {name}: choose from {', '.join(_DTYPES)}")
+    return _DTYPES[name]

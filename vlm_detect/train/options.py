@@ -1,0 +1,94 @@
+"""What a training run can be told, beside the LoRA and the questions: the model, the data, and the Trainer's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import torch
+from transformers import TrainingArguments
+
+DEFAULT_DATA = "data/pairs"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model to finetune."""
+
+    model: str = field(
+        default="auto",
+        metadata={
+            "help": "Hub id, folder, `nano` (embedded; rehearses the pipeline on a CPU), or `auto`: the real model "
+            "where it fits the accelerator's free memory, else nano."
+        },
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of a Hub id. Default: a pinned one."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU."}
+    )
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The dataset to learn from: pairs or single images."""
+
+    data: str = field(
+        default=DEFAULT_DATA,
+        metadata={
+            "help": "A pair dataset or image dataset (folder or Hub id). Where the default does not exist, pairs are "
+            "made from the bundled photos."
+        },
+    )
+    limit: int | None = field(default=None, metadata={"help": "Use at most this many rows of the training split."})
+    validation_limit: int | None = field(
+        default=1000, metadata={"help": "Score at most this many validation images after each epoch."}
+    )
+    pack: bool = field(
+        default=True,
+        metadata={"help": "Put all questions of an image behind one image prefix (the same loss, faster)."},
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads on a CPU. Default: all cores, shared by the processes (accelerate alone sets one)."},
+    )
+
+
+@dataclass
+class TrainOptions(TrainingArguments):
+    """transformers' TrainingArguments, every flag of them, with other defaults.
+
+    A unit of `per_device_train_batch_size` is two images: an unaltered one and its counterpart.
+    """
+
+    output_dir: str | None = field(default=None, metadata={"help": "The run directory. Default: runs/RECIPE."})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "Units of two images (a photo and its twin) in a step, per device."}
+    )
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images scored at once, per device."})
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or below 1 a part of all steps."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs."})
+    logging_steps: float = field(default=1, metadata={"help": "Log the loss every so many steps."})
+    # Zeros in place of a NaN would hide a run that has failed.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave NaN and infinite losses out of the log."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to score the validation split."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best is always kept."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint, not the last."})
+    metric_for_best_model: str | None = field(
+        default="score",
+        metadata={"help": "score (mean of AUROC and balanced accuracy), auroc, balanced_accuracy, log_loss."},
+    )
+    report_to: None | str | list[str] = field(  # noqa: RUF036  the order that HfArgumentParser needs
+        default_factory=lambda: "tensorboard" if find_spec("tensorboard") else "none",
+        metadata={"help": "tensorboard (the default where it is installed), wandb, ..., or none."},
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory. Default: where CUDA is."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: examples have no columns."})
+    seed: int = field(default=0, metadata={"help": "Seed of every draw."})

@@ -1,0 +1,96 @@
+"""What a run says while it runs: one line a logging step, with speed, time left and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+@dataclass
+class Counts:
+    """What this process has trained on since it started."""
+
+    images: int = 0
+    questions: int = 0
+    tokens: int = 0  # after the image prefixes
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch of `Collator`."""
+        branch = batch["branch"]
+        self.images += len(next(iter(batch["prepared"].values())))
+        self.questions += int((branch.max(dim=1).values + 1).sum())
+        self.tokens += int((branch >= 0).sum())
+
+
+class Progress(TrainerCallback):
+    """Prints the loss as it is logged, and the validation scores; speeds are those of this process since it started.
+
+    Time spent on validation and checkpoints counts for the time left and not for the speeds.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+        self.started = self.step_started = 0.0
+        self.training_s = 0.0
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started = self.step_started = time.perf_counter()
+        self.first_step = state.global_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.step_started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.training_s += time.perf_counter() - self.step_started
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" in logs:
+            print(self.step_line(state, logs), flush=True)
+        elif "eval_score" in logs:
+            print(
+                f"validation after epoch {state.epoch:.2f}: AUROC {logs['eval_auroc']:.3f}, balanced accuracy "
+                f"{logs['eval_balanced_accuracy']:.3f} on {logs['eval_images']} images",
+                flush=True,
+            )
+
+    def step_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        done = state.global_step - self.first_step
+        elapsed = time.perf_counter() - self.started
+        left = timedelta(seconds=round(elapsed / max(done, 1) * (state.max_steps - state.global_step)))
+        speed = max(self.training_s, 1e-9)
+        return (
+            f"step {state.global_step}/{state.max_steps} (epoch {state.epoch:.2f})  loss {logs['loss']:.4f}  "
+            f"lr {logs['learning_rate']:.1e}  {self.counts.images / speed:.1f} images/s  "
+            f"{self.counts.questions / speed:.1f} questions/s  {self.counts.tokens / speed:.0f} tokens/s  "
+            f"{left} left  {peak_memory_gb():.1f} GB peak"
+        )
+
+
+def peak_memory_gb() -> float:
+    """The most memory held so far, in GB (10^9 bytes): of the accelerator where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

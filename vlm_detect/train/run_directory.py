@@ -1,0 +1,74 @@
+"""A run's folder: whether there is something to resume, and what stands in it at the end.
+
+    run = RunDirectory.open("runs/moondream_lora", options, model="nano")
+    run.finished, run.checkpoint            # nothing left to do; where to go on from
+
+`run.json` is written before the first step with status "running", so that a killed run can be told from another one,
+and again at the end with status "finished" and the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from vlm_detect.config import read_run_json, write_run_json
+from vlm_detect.errors import UserError
+
+# What may differ between a run and its resumption: nothing that a step's result depends on.
+_FREE_TO_CHANGE = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "cpu_threads",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "logging_steps",
+    "save_total_limit",
+    "push_to_hub",
+    "dataloader_num_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+}
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    path: Path
+    config: dict[str, Any]
+    facts: dict[str, Any]  # what else is known at the start: the model's id, hashes of the data
+    finished: bool
+    checkpoint: str | None
+
+    @classmethod
+    def open(cls, path: str | Path | None, options: Sequence[Any], **facts: Any) -> RunDirectory:
+        """Look at `path` and decide; raises UserError where it holds a run of other settings or other data."""
+        assert path is not None
+        path = Path(path)
+        config = {
+            name: value
+            for group in options
+            for name, value in (group.to_dict() if hasattr(group, "to_dict") else asdict(group)).items()
+        }
+        before = read_run_json(path)
+        if before is None:
+            return cls(path, config, facts, finished=False, checkpoint=None)
+        old = {**before.get("config", {}), **{name: before.get(name) for name in facts}}
+        new = {**config, **facts}
+        different = [name for name in new if name not in _FREE_TO_CHANGE and str(old.get(name)) != str(new[name])]
+        if different:
+            changes = ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in different[:3])
+            raise UserError(
+                f"{path} holds a run with other settings ({changes}): give its own settings again to resume it, choose "
+                "another --output_dir, or remove the folder"
+            )
+        return cls(path, config, facts, before.get("status") == "finished", get_last_checkpoint(str(path)))
+
+    def write(self, status: str, **results: Any) -> None:
+        write_run_json(self.path, self.config, status=status, **self.facts, **results)

@@ -1,0 +1,136 @@
+"""The Trainer: transformers' own, with this project's order of units, loss and validation in three overrides."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from vlm_detect.errors import UserError
+from vlm_detect.infer.engine import Engine
+from vlm_detect.models.base import VLM
+from vlm_detect.train.collate import Collator
+from vlm_detect.train.examples import EpochSampler, Units
+from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.progress import Counts, Progress
+from vlm_detect.train.validation import ValidationSet, log_odds, scores_of
+
+
+class DetectorTrainer(Trainer):
+    """Finetunes a VLM on units of questions and chooses the best checkpoint by verdicts on the validation split.
+
+    Args:
+        vlm: the family adapter; its model is what is trained (wrapped by peft or not).
+        args: the Trainer's arguments.
+        units: the training set.
+        validation: what is scored after each epoch, or None.
+        pack: put all questions of an image behind one image prefix.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        vlm: VLM,
+        args: TrainOptions,
+        units: Units,
+        validation: ValidationSet | None = None,
+        *,
+        pack: bool = True,
+    ) -> None:
+        self.vlm = vlm
+        self.validation = validation
+        self.counts = Counts()
+        self.sampler = EpochSampler(len(units), args.seed)
+        super().__init__(
+            model=vlm.model,
+            args=args,
+            data_collator=Collator(vlm, pack=pack),
+            train_dataset=units,
+            # The Trainer wants to see something here; `evaluate` does not use it.
+            eval_dataset=units if validation is not None else None,
+            processing_class=vlm.processor,
+            callbacks=[_FollowEpochs(self.sampler)],
+        )
+        # `compute_loss` divides by the number of answer tokens of the whole accumulated batch.
+        self.model_accepts_loss_kwargs = True
+        for callback in (ProgressCallback, PrinterCallback):  # whichever --disable_tqdm chose
+            self.remove_callback(callback)
+        self.add_callback(Progress(self.counts))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self.sampler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        loss = answer_loss(self.vlm, model, inputs, num_items_in_batch)
+        self.counts.add(inputs)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients over processes
+        if not torch.isfinite(loss.detach()):
+            raise UserError(
+                f"the loss of step {self.state.global_step + 1} is {float(loss)}: the run is stopped and its last "
+                "checkpoint is intact; try a lower --learning_rate, or --bf16 in place of --fp16"
+            )
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the validation images, each process its share, and log the metrics."""
+        if self.validation is None:
+            return {}
+        started = time.perf_counter()
+        odds = self.validation_odds()
+        metrics = {f"{metric_key_prefix}_{name}": v for name, v in scores_of(odds, self.validation.generated).items()}
+        metrics[f"{metric_key_prefix}_images"] = len(odds)
+        metrics[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - started, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def validation_odds(self) -> np.ndarray:
+        """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
+        assert self.validation is not None
+        mine = range(self.args.process_index, len(self.validation), self.args.world_size)
+        model: nn.Module = self.vlm.model
+        training = model.training
+        model.eval()
+        engine = Engine(self.vlm, batch_images=self.args.eval_batch_size, cache_bytes=0)  # every image is seen once
+        found: list[tuple[int, float]] = []
+        for start in range(0, len(mine), self.args.eval_batch_size):
+            indices = mine[start : start + self.args.eval_batch_size]
+            found += zip(indices, log_odds(engine, list(self.validation.images(indices))), strict=True)
+        model.train(training)
+        return np.array([odds for _, odds in sorted(gather_object(found))])
+
+
+class _FollowEpochs(TrainerCallback):
+    """Tells the sampler the epoch. (accelerate's own relay does not reach through a resumed or sharded sampler.)"""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))  # a sum of fractions of an epoch may fall short of it
