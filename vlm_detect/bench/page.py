@@ -97,7 +97,7 @@ def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
         axes.plot(rows[:, 0], rows[:, 1], color=colour, linewidth=1)
         axes.scatter(rows[:, 0], rows[:, 1], s=15 + 120 * rows[:, 2] / len(y), color=colour, label=name)
     axes.set(xlabel="Stated probability", ylabel="Share that is generated", aspect="equal", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="lower right", frameon=False)
     alt = "Reliability diagram: share of generated images against the stated probability of that"
     return svg(figure, alt, "Reliability")
 
@@ -105,7 +105,7 @@ def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
 def bars_figure(rows: Mapping[str, Mapping[str, Any]], title: str) -> Picture:
     """One bar a name with its 95 % interval; rows are {name: {n, accuracy, ci95}}."""
     names = list(rows)[::-1]
-    figure = Figure(figsize=(5.2, 0.6 + 0.34 * len(names)), layout="constrained")
+    figure = Figure(figsize=(4.6, 0.7 + 0.32 * len(names)), layout="constrained")
     axes = figure.subplots()
     values = [rows[name]["accuracy"] for name in names]
     axes.barh(names, values, color=PALETTE[0], alpha=0.85)

@@ -65,7 +65,7 @@ def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Re
             for name, label in FIGURE_NAMES.items()
             if summary.get(name) is not None or generate.get(name) is not None
         ],
-        charts=charts_of(scored or generated),
+        charts=charts_of(scored or generated, summary),
         biases=_biases(summary),
         errors=[card(score) for score in most_confident_errors(scored or generated)],
         unsure=[card(score) for score in most_unsure(scored)],
@@ -94,7 +94,7 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
     return notes
 
 
-def charts_of(scores: Sequence[ItemScore]) -> list[Picture]:
+def charts_of(scores: Sequence[ItemScore], summary: dict[str, Any]) -> list[Picture]:
     """ROC, reliability, confusion and accuracy by generator, as far as the answers give them."""
     charts = []
     y, p, _, ranked = verdicts(scores)
@@ -104,12 +104,8 @@ def charts_of(scores: Sequence[ItemScore]) -> list[Picture]:
         said = p >= 0.5
         counts = np.array([[((y == truth) & (said == answer)).sum() for answer in (0, 1)] for truth in (0, 1)], float)
         charts.append(confusion_figure(counts, ["real", "generated"]))
-    by_generator: dict[str, dict[str, Any]] = {}
-    for name in sorted({score.generator for score in scores}):
-        right = [score.correct for score in scores if score.generator == name]
-        by_generator[name] = {"n": len(right), "accuracy": float(np.mean(right))}
-    if by_generator:
-        charts.append(bars_figure(by_generator, "Accuracy by generator"))
+    if summary["by_generator"]:
+        charts.append(bars_figure(summary["by_generator"], "Accuracy by generator"))
     return charts
 
 
