@@ -1,0 +1,131 @@
+"""The training loop that every stage of the nano family shares: resumable, with an average of the weights.
+
+``train`` draws all of its randomness from a generator seeded by (seed, step), so a resumed run sees exactly the batches
+that an uninterrupted one would have seen. The learning rate warms up, stays constant and falls linearly to zero over
+the last part of the run; since the constant part does not know the end, ``steps`` may change when a run is resumed.
+It knows one process and one device: the models are small enough.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How long and how fast a stage learns."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    """steps until the full learning rate"""
+    decay: float = 0.25
+    """part of the run, at its end, over which the learning rate falls to zero"""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    """largest norm of the gradient"""
+    ema: float = 0.0
+    """decay of the weights' moving average, which is what the stage returns; 0 keeps the last weights"""
+    log_every: int = 50
+    save_every: int = 500
+
+
+def learning_rate(step: int, recipe: Optimisation) -> float:
+    """Warm up, hold, then fall linearly to zero at ``recipe.steps``."""
+    rise = (step + 1) / max(1, recipe.warmup)
+    fall = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
+    return recipe.lr * min(1.0, rise, fall)
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    loss_of: Callable[[torch.Generator], dict[str, Tensor]],
+    recipe: Optimisation,
+    *,
+    folder: Path,
+    seed: int,
+) -> dict[str, float]:
+    """Train ``model`` to ``recipe.steps`` and leave the averaged weights in it; returns what its card tells.
+
+    Args:
+        name: names the checkpoint ``folder/name.pt`` and the log ``folder/name.jsonl``.
+        loss_of: given the step's generator (on the CPU), draws a batch and returns ``{"loss": ..., other: ...}``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{name}.pt"
+    optimizer = _adamw(model, recipe)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in weights]
+    step, seconds = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=weights[0].device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, step, seconds = state["average"], state["step"], state["seconds"]
+        print(f"{name}: resumed at step {step} of {recipe.steps}", flush=True)
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+        torch.save(state | {"step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)  # a killed run never leaves half a checkpoint
+
+    model.train()
+    sums: dict[str, float] = {}
+    since, steps_since = time.perf_counter(), 0
+    while step < recipe.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        losses = loss_of(torch.Generator().manual_seed(seed * 1_000_003 + step))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(weights, recipe.clip)
+        optimizer.step()
+        step, steps_since = step + 1, steps_since + 1
+        # a young average must forget the random start sooner than `ema` alone would let it
+        decay = min(recipe.ema, step / (step + 10))
+        torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - decay)
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + value.item()
+        if step % recipe.log_every == 0 or step == recipe.steps:
+            now = time.perf_counter()
+            seconds, rate = seconds + now - since, steps_since / (now - since)
+            _log(folder / f"{name}.jsonl", name, step, recipe, {k: v / steps_since for k, v in sums.items()}, rate)
+            sums, since, steps_since = {}, now, 0
+        if step % recipe.save_every == 0 or step == recipe.steps:
+            save()
+    torch._foreach_copy_([p.data for p in weights], average)
+    model.eval()
+    return {"steps": step, "samples": step * recipe.batch, "seconds": round(seconds)}
+
+
+def _adamw(model: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: shrinking a bias or a norm's gain regularises nothing."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in weights if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas)
+
+
+def _log(path: Path, name: str, step: int, recipe: Optimisation, means: dict[str, float], rate: float) -> None:
+    left_min = (recipe.steps - step) / rate / 60
+    record: dict[str, Any] = {"step": step, **{k: round(v, 5) for k, v in means.items()}}
+    with path.open("a") as log:
+        log.write(json.dumps(record | {"samples_per_s": round(rate * recipe.batch, 1)}) + "\n")
+    losses = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
+    print(
+        f"{name} {step}/{recipe.steps}  {losses}  {rate * recipe.batch:.0f} samples/s  {left_min:.1f} min left",
+        flush=True,
+    )
