@@ -29,7 +29,10 @@ class ResultWriter:
 
     def __enter__(self) -> ResultWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut_off = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
         self._file = self.path.open("a", encoding="utf-8")
+        if cut_off:  # an interruption in the middle of a line: what follows must not be joined to it
+            self._file.write("\n")
         return self
 
     def __exit__(self, *_: object) -> None:
