@@ -5,8 +5,22 @@ The package holds what two scripts would share. The programs that use it stand i
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .infer.detector import Detector as Detector
+    from .infer.detector import Verdict as Verdict
 
 try:
     __version__ = version("vlm-detect")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    # Detector brings torch and transformers with it: `import vlm_detect` alone stays light.
+    if name in ("Detector", "Verdict"):
+        from .infer import detector
+
+        return getattr(detector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ parameter there and an `nn.Embedding` here, is renamed on the way in and out. tr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -24,6 +24,23 @@ def register_layout() -> None:
     """Teach transformers the official key names, for loading and for saving."""
     renaming = WeightRenaming(source_patterns="text.wte", target_patterns="text.wte.weight")
     register_checkpoint_conversion_mapping(MODEL_TYPE, [renaming], overwrite=True)
+
+
+def check_loaded(info: dict[str, Any]) -> None:
+    """Raise ValueError naming the tensors that a checkpoint has too few, too many, or in another shape."""
+    for kind, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has the unknown")):
+        if names := sorted(info[kind]):
+            raise ValueError(f"the checkpoint {verb} {_some(names)}")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        more = f" (and {len(mismatched) - 1} more misshapen)" if len(mismatched) > 1 else ""
+        raise ValueError(f"the checkpoint's {name} is {list(found)} where the configuration says {list(wanted)}{more}")
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    noun = "tensor" if len(names) == 1 else "tensors"
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{noun} {', '.join(names[:shown])}{more}"
 
 
 def save_official(model: MoondreamForConditionalGeneration, folder: Path) -> None:

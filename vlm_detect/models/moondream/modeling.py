@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
+from .checkpoint import check_loaded, save_official
 from .configuration import MoondreamConfig
 from .layers import MoondreamPreTrainedModel
 from .region import MoondreamRegion
@@ -165,6 +166,17 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
         self.model = MoondreamModel(config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers', from the official or our own layout; a tensor too many, too few or misshapen is an error.
+
+        Raises ValueError naming the tensors. transformers alone would fill a missing one with random numbers.
+        """
+        options = {"ignore_mismatched_sizes": True, **kwargs}  # said below in one line instead of a page
+        model, info = super().from_pretrained(*args, output_loading_info=True, **options)
+        check_loaded(info)
+        return (model, info) if output_loading_info else model
+
     def get_output_embeddings(self) -> nn.Module:
         return self.model.text.lm_head
 
@@ -255,6 +267,4 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
 
     def save_official(self, save_directory: str | Path) -> None:
         """Write the folder that the official code reads: `config.json` and `model.safetensors` in its own layout."""
-        from .checkpoint import save_official
-
         save_official(self, Path(save_directory))
