@@ -26,7 +26,7 @@ from vlm_detect.bench.demo_report import demo_report
 from vlm_detect.bench.items import load_benchmark
 from vlm_detect.bench.report import FIGURE_NAMES
 from vlm_detect.bench.results import read_results
-from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
+from vlm_detect.config import REPOSITORY, parse_config, write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.questions import FAKE_QUESTION
 from vlm_detect.errors import UserError, run_main
@@ -140,14 +140,9 @@ def some_answers(pairs: Path, evaluation: Path, rng: random.Random) -> list[tupl
     free = {result.id: result for result in results if result.scoring == "generate"}
     chosen = rng.sample([item for item in benchmark.items if item.id in free], min(ANSWERS_SHOWN, len(free)))
     return [
-        (
-            benchmark.image(item.images[0]),
-            free[item.id].question,
-            free[item.id].answer,
-            item.ground_truth,
-            p_fake[item.id],
-        )
+        (benchmark.image(item.images[0]), given.question, given.answer, item.ground_truth, p_fake[item.id])
         for item in chosen
+        for given in [free[item.id]]
     ]
 
 
