@@ -72,7 +72,7 @@ def autoencoder_loss(
 
 
 @torch.inference_mode()
-def encode_all(vae: AutoencoderKL, images: np.ndarray, batch: int = 500) -> Tensor:
+def encode_all(vae: AutoencoderKL, images: np.ndarray, batch: int = 50) -> Tensor:
     """The latents' means, unscaled: (N, 16, H/4, W/4)."""
     parts = np.array_split(images, max(1, len(images) // batch))
     return torch.cat([vae.encode(to_pixels(part).to(vae.device)).latent_dist.mean.cpu() for part in parts])
@@ -85,7 +85,7 @@ def set_latent_scale(vae: AutoencoderKL, latents: Tensor) -> None:
 
 
 @torch.inference_mode()
-def psnr_db(vae: AutoencoderKL, images: np.ndarray, batch: int = 500) -> float:
+def psnr_db(vae: AutoencoderKL, images: np.ndarray, batch: int = 50) -> float:
     """Mean over images of the peak signal-to-noise ratio of encode and decode, in dB."""
     values = []
     for part in np.array_split(images, max(1, len(images) // batch)):
