@@ -21,7 +21,6 @@ from vlm_detect.data.encode import is_blank
 from vlm_detect.data.shards import Plan, progress, run_shards, write_shard
 from vlm_detect.data.sources import Source, SourcePhoto, open_source
 from vlm_detect.errors import UserError
-from vlm_detect.infer.engine import Engine
 from vlm_detect.models.registry import load_vlm, resolve_id
 from vlm_detect.records import SOURCE_FEATURES, Reject
 
@@ -187,6 +186,8 @@ def _source(images: str, limit: int | None) -> Source:
 
 
 @functools.cache
-def _load_captioner(captioner: str) -> tuple[str, str | None, Engine]:
+def _load_captioner(captioner: str) -> tuple[str, str | None, Any]:
+    from vlm_detect.infer.engine import Engine  # late: the steps behind this one should not wait for its imports
+
     resolved = resolve_id(captioner, "captioner")
     return resolved.name, resolved.revision, Engine(load_vlm(captioner))

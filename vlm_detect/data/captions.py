@@ -35,6 +35,7 @@ _ABOUT_PICTURE = re.compile(
     r"(?:is|are|was|has|have|appears|seems|looks|creates|adds)\b",
     re.IGNORECASE,
 )
+_ONLY_PICTURE = re.compile(rf"\s*(?:an?|the|this is an?)?\s*(?:{_LOOK},?\s+)*{_MEDIUM}\s*", re.IGNORECASE)
 _IN_PICTURE = re.compile(
     rf"\b(?:in|of|from|across|throughout)\s+(?:the|this)\s+(?:{_MEDIUM}|frame)\b,?\s*"
     r"|\b(?:(?:looking|staring|facing|posing)\s*)?(?:directly |straight )?(?:at|into|for|towards?) the camera\b",
@@ -72,6 +73,6 @@ def _clean_sentence(sentence: str) -> str:
     parts = [part for part in content.split(",") if not _TERMS.search(part)]
     words = _TERMS.sub("", ",".join(parts) if parts else content)
     words = re.sub(r"\s+([,;])", r"\1", " ".join(words.split())).strip(" ,;")
-    if not re.search(r"\w{2}", words):
+    if not re.search(r"\w{2}", words) or _ONLY_PICTURE.fullmatch(words):
         return ""
     return words[0].upper() + words[1:] + end if sentence[:1].isupper() else words + end

@@ -42,7 +42,7 @@ Each row pairs a photo (`image`) with a `twin` that was made from it. Both were 
 width and height by the same filter, and written by one encoder with the same parameters, without metadata; a twin of a
 photo that came as a JPEG was first compressed with the photo's own tables. What is left to tell them apart is content.
 
-| split | pairs | photos |
+| split | pairs | groups |
 |---|---|---|
 {splits}
 

@@ -76,6 +76,8 @@ def recompress(image: Image.Image, jpeg: JpegEncoding) -> Image.Image:
 def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:
     """RGB pixels to bytes, without metadata."""
     buffer = io.BytesIO()
+    image = image.copy()
+    image.info.clear()  # from which Pillow would write comments, profiles and the like
     if config.encode == "png":
         image.save(buffer, "PNG")
     else:

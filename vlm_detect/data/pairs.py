@@ -61,7 +61,7 @@ class Packed:
     rejects: dict[str, int]
 
     def __str__(self) -> str:
-        splits = ", ".join(f"{split} {count} of {self.groups[split]} photos" for split, count in self.pairs.items())
+        splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.pairs.items())
         left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
         return f"{sum(self.pairs.values())} pairs ({splits}); left out: {left_out or 'none'}"
 

@@ -41,7 +41,7 @@ class Renderer:
         name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
         try:
             pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(
-                model.path_or_id, revision=model.revision, torch_dtype=_DTYPES[name]
+                model.path_or_id, revision=model.revision, dtype=_DTYPES[name]
             )
         except (OSError, ValueError) as error:
             raise UserError(explain_load_error(model, error)) from error
@@ -140,9 +140,10 @@ def bucket(photo_size: tuple[int, int], side: int, multiple: int, *, square: boo
 
 
 def _import_diffusers() -> Any:
-    """Late, for it takes seconds that a run with nothing left to do should not spend; and without its warnings.
+    """Late, for it takes seconds that a run with nothing left to do should not spend; and quiet.
 
-    They tell of prompts cut at 77 tokens and of image processors that this toolkit does not use, on every call.
+    Its warnings tell, on every call, of prompts cut at 77 tokens and of image processors that are not used here; its
+    bars show the loading of each part.
     """
     import transformers
 
@@ -150,6 +151,8 @@ def _import_diffusers() -> Any:
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()
     return diffusers
 
 

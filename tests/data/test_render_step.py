@@ -1,0 +1,114 @@
+"""Twins: the same pixels whatever the company, and no prompt that fails costs another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.factories import photo, save_tiny_pipeline
+from vlm_detect.data.render_step import RenderConfig, TwinKinds, _draw_or_split, derive_seed, with_preset
+from vlm_detect.data.renderer import Renderer, Sampling, bucket, check_pipeline
+from vlm_detect.errors import UserError
+from vlm_detect.models.registry import ResolvedModel
+
+PRESETS = Path(__file__).parents[2] / "data_gen" / "configs"
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    folder = save_tiny_pipeline(tmp_path_factory.mktemp("models") / "sd3")
+    return Renderer(ResolvedModel("tiny", str(folder)), Sampling(steps=3, guidance=2.0, max_sequence_length=8))
+
+
+def test_a_pipeline_tells_its_sizes(renderer: Renderer) -> None:
+    assert (renderer.native_side, renderer.size_multiple) == (16, 8)
+    assert renderer.scheduler == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_an_image_depends_on_its_prompt_and_seed_alone(renderer: Renderer) -> None:
+    prompts = renderer.encode_prompts(["a cat", "a red car", "a cat on a green field"])
+    together = renderer.render(prompts, [1, 2, 3], (16, 24))
+    alone = renderer.render(prompts[1:2], [2], (16, 24))[0]
+    assert alone.size == (16, 24)
+    assert np.abs(np.asarray(alone, int) - np.asarray(together[1], int)).max() <= 1
+    other = renderer.render(prompts[1:2], [5], (16, 24))[0]
+    assert np.abs(np.asarray(other, int) - np.asarray(alone, int)).mean() > 5
+
+
+def test_encoded_prompts_draw_what_the_pipeline_draws_from_text(renderer: Renderer) -> None:
+    import torch
+
+    ours = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    plain = renderer.pipeline(
+        "a red car",
+        width=16,
+        height=16,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        max_sequence_length=8,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(plain))
+
+
+def test_reconstruction_keeps_size_and_repeats(renderer: Renderer) -> None:
+    photos = [photo(i, (16, 16)) for i in range(2)]
+    first, second = renderer.reconstruct(photos), renderer.reconstruct(photos[1:])
+    assert first[1].size == (16, 16)
+    assert np.abs(np.asarray(first[1], int) - np.asarray(second[0], int)).max() <= 1
+
+
+def test_what_is_no_pipeline_is_told(tmp_path: Path) -> None:
+    for load in (check_pipeline, lambda model: Renderer(model, Sampling())):
+        with pytest.raises(UserError, match="could not be loaded"):
+            load(ResolvedModel("x", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("photo_size", "expected"),
+    [
+        ((4000, 4000), (1024, 1024)),
+        ((3000, 2000), (1248, 832)),
+        ((2000, 3000), (832, 1248)),
+        ((9000, 100), (1456, 720)),
+    ],
+)
+def test_buckets_have_the_photos_aspect_and_a_megapixel(photo_size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert bucket(photo_size, 1024, 16) == expected
+    assert bucket(photo_size, 32, 8, square=True) == (32, 32)
+
+
+def test_seeds_come_from_the_photo() -> None:
+    assert derive_seed(0, "abc", "caption") == derive_seed(0, "abc", "caption")
+    assert len({derive_seed(s, p, k) for s in (0, 1) for p in ("abc", "abd") for k in ("caption", "vae")}) == 8
+    assert 0 <= derive_seed(3, "x", "vae") < 2**63
+
+
+def test_presets_fill_what_is_left_open() -> None:
+    turbo = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large-turbo"), PRESETS)
+    assert (turbo.steps, turbo.guidance, turbo.dtype) == (4, 1.0, "bfloat16")
+    given = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large", steps=28), PRESETS)
+    assert (given.steps, given.guidance) == (28, 4.5)
+    unknown = RenderConfig(generator="my/model")
+    assert with_preset(unknown, PRESETS) == unknown
+
+
+def test_kinds_of_twin() -> None:
+    assert TwinKinds("vae,caption").kinds == ["caption", "vae"]
+    with pytest.raises(ValueError, match="known kinds are caption, vae, not cartoon"):
+        TwinKinds("cartoon")
+
+
+def test_one_failing_prompt_costs_itself_only() -> None:
+    def draw(places: object) -> list[Image.Image]:
+        chosen = list(places)  # type: ignore[call-overload]
+        if 2 in chosen:
+            raise RuntimeError("bad prompt")
+        return [photo(place) for place in chosen]
+
+    drawn = list(_draw_or_split(draw, range(4)))
+    assert [isinstance(image, RuntimeError) for image, _ in drawn] == [False, False, True, False]
+    assert [batch for _, batch in _draw_or_split(draw, [0, 1])] == ["0/2", "1/2"]

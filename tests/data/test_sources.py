@@ -1,0 +1,130 @@
+"""SRC in all its forms, and one clear line where there is nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tests.data.factories import write_photos
+from vlm_detect.data.decode import ImageRejected
+from vlm_detect.data.sources import SourcePhoto, open_source
+from vlm_detect.errors import UserError
+
+
+def names(spec: str, limit: int | None = None) -> list[str]:
+    source = open_source(spec, limit)
+    return [Path(p.path_or_id).name for p in source.read(0, len(source)) if isinstance(p, SourcePhoto)]
+
+
+def test_folder_glob_list_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_photos(tmp_path / "photos", 3)
+    write_photos(tmp_path / "photos" / "below", 1, suffix=".JPG")
+    write_photos(tmp_path / "photos" / ".thumbnails", 1)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    assert names(str(tmp_path / "photos")) == ["photo00.JPG", "photo00.png", "photo01.png", "photo02.png"]
+    assert names(str(tmp_path / "photos"), limit=2) == ["photo00.JPG", "photo00.png"]
+    assert names(str(tmp_path / "photos" / "*1.png")) == ["photo01.png"]
+    assert names(str(tmp_path / "**" / "*.JPG")) == ["photo00.JPG"]
+    assert names(str(paths[1])) == ["photo01.png"]
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"photos/photo02.png\n\n{paths[0]}\n")
+    assert names(str(listed)) == ["photo02.png", "photo00.png"]
+    monkeypatch.chdir(tmp_path)
+    assert names("photos/photo*.png") == ["photo00.png", "photo01.png", "photo02.png"]
+
+
+def test_any_part_can_be_read_alone(tmp_path: Path) -> None:
+    write_photos(tmp_path, 5)
+    source = open_source(str(tmp_path))
+    assert [Path(p.path_or_id).name for p in source.read(3, 9) if isinstance(p, SourcePhoto)] == [
+        "photo03.png",
+        "photo04.png",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_metadata_beside_the_images(tmp_path: Path, kind: str) -> None:
+    write_photos(tmp_path / "below", 2)
+    if kind == "jsonl":
+        row = {"file_name": "below/photo01.png", "group": "g", "license": "CC0", "caption": "a cat", "jpeg_quality": 90}
+        (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    else:
+        (tmp_path / "metadata.csv").write_text(
+            "file_name,group,licence,caption,jpeg_quality\nbelow/photo01.png,g,CC0,a cat,90\n"
+        )
+    first, second = open_source(str(tmp_path)).read(0, 2)
+    assert isinstance(first, SourcePhoto)
+    assert isinstance(second, SourcePhoto)
+    assert (first.group, first.caption) == (None, None)
+    assert (second.group, second.licence, second.caption, second.jpeg_quality) == ("g", "CC0", "a cat", 90)
+    assert second.data == (tmp_path / "below" / "photo01.png").read_bytes()
+
+
+def test_a_vanished_file_is_told_and_the_others_read(tmp_path: Path) -> None:
+    write_photos(tmp_path, 2)
+    (tmp_path / "list.txt").write_text("absent.png\nphoto01.png\n")
+    absent, present = open_source(str(tmp_path / "list.txt")).read(0, 2)
+    assert isinstance(absent, tuple)
+    assert isinstance(absent[1], ImageRejected)
+    assert isinstance(present, SourcePhoto)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> datasets.Dataset:
+    paths = write_photos(tmp_path / "files", 3)
+    table = {"picture": [str(path) for path in paths], "caption": ["a", "b", ""], "other": [1, 2, 3]}
+    return datasets.Dataset.from_dict(table).cast_column("picture", datasets.Image())
+
+
+def test_dataset_folders(tmp_path: Path, rows: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows.save_to_disk(tmp_path / "disk")
+    (tmp_path / "parquet" / "data").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "parquet" / "data" / "test-0.parquet")
+    for spec in (f"{tmp_path / 'disk'}", f"{tmp_path / 'parquet'}::test:picture"):
+        photos = list(open_source(spec, limit=2).read(0, 5))
+        assert [p.caption for p in photos if isinstance(p, SourcePhoto)] == ["a", "b"]
+        assert isinstance(photos[0], SourcePhoto)
+        assert photos[0].data == (tmp_path / "files" / "photo00.png").read_bytes()
+        assert photos[0].path_or_id.endswith("#0")
+    with pytest.raises(UserError, match="no image column other"):
+        open_source(f"{tmp_path / 'parquet'}::test:other")
+    with pytest.raises(UserError, match="cannot be read as a dataset"):
+        open_source(f"{tmp_path / 'parquet'}::nosuch")
+
+
+def test_nothing_there_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("words")
+    (tmp_path / "empty.txt").write_text("\n")
+    for spec, says in {
+        str(tmp_path): "no images in this folder",
+        str(tmp_path / "absent"): "no such file or folder",
+        str(tmp_path / "*.png"): "no images found",
+        str(tmp_path / "empty.txt"): "no images found",
+        "photos": "no such file or folder",
+    }.items():
+        with pytest.raises(UserError, match=says) as caught:
+            open_source(spec)
+        assert "\n" not in str(caught.value)
+        assert spec in str(caught.value)
+
+
+def test_a_hub_id_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"owner/name: neither a folder .*Name or service not known.* network"):
+        open_source("owner/name::train")
+
+
+def test_bad_metadata_is_told(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    (tmp_path / "metadata.jsonl").write_text('{"group": "no name"}\n')
+    with pytest.raises(UserError, match=r"metadata\.jsonl: not a table with a column file_name"):
+        list(open_source(str(tmp_path)).read(0, 1))

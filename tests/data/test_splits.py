@@ -1,0 +1,33 @@
+"""Splits by group, and photos that are one photo twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from vlm_detect.data.splits import find_duplicates, split_groups
+
+
+@pytest.mark.parametrize(
+    ("count", "train", "validation", "test"),
+    [(1, 1, 0, 0), (2, 1, 0, 1), (3, 1, 1, 1), (6, 3, 1, 2), (9, 6, 1, 2), (100, 70, 10, 20)],
+)
+def test_every_split_has_its_groups(count: int, train: int, validation: int, test: int) -> None:
+    splits = Counter(split_groups([f"photo{i}" for i in range(count)]).values())
+    assert (splits["train"], splits["validation"], splits["test"]) == (train, validation, test)
+
+
+def test_a_split_depends_on_the_groups_alone() -> None:
+    groups = [f"photo{i}" for i in range(50)]
+    assert split_groups(groups) == split_groups([*reversed(groups), *groups])
+    before, after = split_groups(groups), split_groups([*groups, "one more"])
+    assert sum(before[group] != after[group] for group in groups) <= 2
+
+
+def test_repeats_are_found_across_groups_only() -> None:
+    base = 0x0123456789ABCDEF
+    phashes = {"a": base, "b": base ^ 0b111, "c": base ^ 0b1111, "d": base ^ (1 << 63 | 1 << 40 | 1 << 20), "e": base}
+    groups = {"a": "1", "b": "2", "c": "3", "d": "4", "e": "1"}
+    found = find_duplicates({photo: f"{value:016x}" for photo, value in phashes.items()}, groups)
+    assert found == {"b": "a", "d": "a"}

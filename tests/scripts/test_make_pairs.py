@@ -1,0 +1,89 @@
+"""`data_gen/` as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+
+from tests.data.factories import save_tiny_pipeline, write_photos
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "data_gen" / script), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+
+
+def captioned_photos(folder: Path, count: int) -> None:
+    write_photos(folder, count)
+    lines = ["file_name,caption", *(f"photo{i:02d}.png,a thing of kind {i}" for i in range(count))]
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "sd3")
+
+
+def test_photos_to_pairs_and_again(tmp_path: Path, generator: Path) -> None:
+    captioned_photos(tmp_path / "photos", 8)
+    (tmp_path / "photos" / "unreadable.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"generator: {generator}\nsteps: 2\nmax_sequence_length: 8\nshard_size: 4\n")
+    arguments = ["--images", tmp_path / "photos", "--captioner", "column", "--config", settings]
+    first = run("make_pairs.py", *arguments, "--out", tmp_path / "pairs", "--workers", "2")
+    assert first.returncode == 0, first.stderr
+    assert "16 pairs (train 10 of 5 groups, validation 2 of 1 groups, test 4 of 2 groups)" in first.stdout
+    assert "1 unreadable" in first.stdout or "1 truncated" in first.stdout
+    assert first.stderr == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "photos", "settings.yaml"]
+
+    again = run("make_pairs.py", *arguments, "--out", tmp_path / "pairs")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "nothing left to do" in again.stdout
+
+    # the three steps by themselves make the same files
+    caption = run("caption.py", *arguments[:4], "--shard_size", "4", "--out", tmp_path / "captions")
+    assert caption.returncode == 0, caption.stderr
+    options = ["--generator", generator, "--steps", "2", "--max_sequence_length", "8"]
+    render = run("render.py", "--captions", tmp_path / "captions", "--out", tmp_path / "renders", *options)
+    assert render.returncode == 0, render.stderr
+    pack = run("pack.py", "--renders", tmp_path / "renders", "--out", tmp_path / "by_steps")
+    assert pack.returncode == 0, pack.stderr
+    for path in sorted((tmp_path / "pairs").rglob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "by_steps" / path.relative_to(tmp_path / "pairs")).read_bytes()
+    opened = datasets.load_dataset(str(tmp_path / "pairs"), cache_dir=str(tmp_path / "cache"))
+    assert list(opened) == ["train", "validation", "test"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--images", "{empty}"], 1, "no images in this folder"),
+        (["--images", "{photos}", "--captioner", "column", "--generator", "no-such-model"], 1, "no-such-model"),
+        (["--images", "{photos}", "--captioner", "column", "--generator", "owner/no-such"], 1, "owner/no-such"),
+        (["--images", "{photos}", "--captioner", "nobody/nothing", "--generator", "{generator}"], 1, "nobody/nothing"),
+        (["--images", "{photos}", "--twins", "edit"], 2, "edit twins cannot be made yet"),
+        (["--limit", "3"], 2, "--images"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_nothing_half_written(
+    tmp_path: Path, generator: Path, arguments: list[str], status: int, says: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    captioned_photos(tmp_path / "photos", 1)
+    named = {"empty": tmp_path / "empty", "photos": tmp_path / "photos", "generator": generator}
+    done = run("make_pairs.py", *(text.format(**named) for text in arguments), "--out", tmp_path / "pairs")
+    assert done.returncode == status
+    assert says in done.stderr
+    if status == 1:
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "pairs").exists()
