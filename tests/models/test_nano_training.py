@@ -51,7 +51,7 @@ def test_sections_name_what_is_wrong() -> None:
         section(NanoConfig(judge=good, set=["judge.stepz=7"]), "judge", JudgeConfig)
     with pytest.raises(UserError, match="missing keys lr"):
         section(NanoConfig(judge=json.dumps({"steps": 3, "batch": 2})), "judge", JudgeConfig)
-    with pytest.raises(UserError, match="expected section.key=value"):
+    with pytest.raises(UserError, match=r"expected section\.key=value"):
         section(NanoConfig(judge=good, set=["steps"]), "judge", JudgeConfig)
 
 

@@ -30,6 +30,7 @@ class NanoConfig:
     )
     output_dir: str = field(default="runs/nano", metadata={"help": "Checkpoints, logs and the exported weights."})
     figures_dir: str | None = field(default=None, metadata={"help": "Where measured figures go. Default: output_dir."})
+    install: bool = field(default=False, metadata={"help": "Copy the exported weights into the package."})
     seed: int = field(default=0, metadata={"help": "Seeds weights, batches and captions."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads. Default: torch's choice."})
     vae: str = field(default="{}", metadata={"help": "JSON; see VaeConfig."})

@@ -67,17 +67,17 @@ def train(
     optimizer = _adamw(model, recipe)
     weights = [p for p in model.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in weights]
-    step, seconds = 0, 0.0
+    step, samples, seconds = 0, 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=weights[0].device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        average, step, seconds = state["average"], state["step"], state["seconds"]
+        average, step, samples, seconds = (state[key] for key in ("average", "step", "samples", "seconds"))
         print(f"{name}: resumed at step {step} of {recipe.steps}", flush=True)
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-        torch.save(state | {"step": step, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
+        torch.save(state | {"step": step, "samples": samples, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)  # a killed run never leaves half a checkpoint
 
     model.train()
@@ -91,7 +91,7 @@ def train(
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()
-        step, steps_since = step + 1, steps_since + 1
+        step, steps_since, samples = step + 1, steps_since + 1, samples + recipe.batch
         # a young average must forget the random start sooner than `ema` alone would let it
         decay = min(recipe.ema, step / (step + 10))
         torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - decay)
@@ -106,7 +106,7 @@ def train(
             save()
     torch._foreach_copy_([p.data for p in weights], average)
     model.eval()
-    return {"steps": step, "samples": step * recipe.batch, "seconds": round(seconds)}
+    return {"steps": step, "samples": samples, "seconds": round(seconds)}
 
 
 def _adamw(model: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:

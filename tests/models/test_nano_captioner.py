@@ -1,0 +1,119 @@
+"""The nano moondream: its tokenizer keeps the official ids, and packed texts learn as texts that stand alone."""
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.nano.autoencoder import to_pixels
+from vlm_detect.models.nano.captioner import (
+    CaptionerConfig,
+    build_captioner,
+    facts_of,
+    language_loss,
+    pack,
+    train_captioner,
+)
+from vlm_detect.models.nano.captions import sample_texts
+from vlm_detect.models.nano.figures import question_captioner
+from vlm_detect.models.nano.photos import Photos
+from vlm_detect.models.nano.tokenizer import SPECIAL_TOKENS, TASK_WORDS, prompt_templates, train_tokenizer
+from vlm_detect.models.nano.training import Optimisation
+
+TINY = CaptionerConfig(
+    Optimisation(steps=4, batch=5, lr=1e-3, warmup=1),
+    vision_width=32,
+    vision_layers=1,
+    vision_heads=1,
+    text_width=64,
+    text_layers=2,
+    text_heads=1,
+    enlarged=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photos:
+    rng = np.random.default_rng(0)
+    return Photos(rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), np.arange(20) % 10)
+
+
+@pytest.fixture(scope="module")
+def untrained(photos: Photos) -> tuple[MoondreamForConditionalGeneration, MoondreamProcessor]:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(sample_texts(facts_of(photos), Random(0)), TINY.vocabulary)
+    model, processor = build_captioner(TINY, tokenizer)
+    return model.eval(), processor
+
+
+def test_tokenizer_has_the_official_ids_and_encodes_anything(
+    untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor],
+) -> None:
+    tokenizer = untrained[1].tokenizer
+    assert tokenizer is not None
+    assert tuple(tokenizer.convert_ids_to_tokens(range(10))) == SPECIAL_TOKENS
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 0)
+    for text in ("Is this image AI-generated?", "Zürich, 東京 🙂\n\t«x»", "<|endoftext|>"):
+        ids = untrained[1].encode(text)
+        assert tokenizer.decode(ids) == text
+        assert min(ids) >= len(SPECIAL_TOKENS)  # not even a spelled-out marker becomes one
+    templates = prompt_templates(tokenizer)  # type: ignore[arg-type]
+    assert len(templates["query"]["prefix"]) == 3
+    assert len(templates["detect"]["prefix"]) == 4
+    assert all(len(ids) == 5 for ids in templates["caption"].values())
+    assert TASK_WORDS["detect"] == "detect all"
+
+
+def test_packed_texts_are_scored_as_if_alone(
+    untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
+) -> None:
+    model, processor = untrained
+    config = processor.config
+    prefix = [config.bos_token_id, *[config.image_token_id] * 64]
+    texts = [(processor.query_ids("Is there a ship?"), processor.answer_ids("No."))]
+    texts += [(processor.caption_ids("long"), processor.answer_ids("A grey cat on a plain green background."))]
+    images = [Image.fromarray(photos.images[0])]
+    with torch.inference_mode():
+        inputs = processor.image_processor(images, return_tensors="pt")
+        embeds = model.encode_images(inputs["pixel_values"], inputs["tilings"])
+        together = language_loss(model, embeds, pack([texts], prefix, config.pad_token_id))
+        total, count = 0.0, 0
+        for prompt, answer in texts:
+            row = torch.tensor([[*prefix, *prompt, *answer]])
+            labels = row.clone()
+            labels[:, : -len(answer)] = -100
+            alone = model(input_ids=row, labels=labels, **inputs).loss
+            total, count = total + alone.item() * len(answer), count + len(answer)
+    assert together.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_shortcut_for_one_tile_is_exact(
+    untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
+) -> None:
+    model, processor = untrained
+    with torch.inference_mode():
+        inputs = processor.image_processor([Image.fromarray(image) for image in photos.images[:3]], return_tensors="pt")
+        features = model.model.vision.encode_crops(to_pixels(photos.images[:3]))
+        quick = model.model.vision.proj_mlp(torch.cat([features, features], dim=-1))
+        torch.testing.assert_close(quick, model.encode_images(inputs["pixel_values"], inputs["tilings"]))
+
+
+def test_training_exports_what_from_pretrained_loads(
+    untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos, tmp_path: Path
+) -> None:
+    model, processor = untrained
+    facts = facts_of(photos)
+    figures = train_captioner(model, processor, TINY, photos, facts, tmp_path, seed=0)
+    assert figures["steps"] == 4
+    loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path / "moondream")
+    again = MoondreamProcessor.from_pretrained(tmp_path / "moondream")
+    assert loaded.dtype == torch.float32
+    inputs = again(images=[Image.fromarray(photos.images[0])], text=["What is this?"])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, rtol=0.02, atol=0.02)
+    measured = question_captioner(loaded, again, photos, facts, n=12, seed=0)
+    assert 0 <= measured["accuracy"] <= measured["ci95"]["accuracy"][1] <= 1

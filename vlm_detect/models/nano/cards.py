@@ -1,0 +1,136 @@
+"""The nano models' cards: what each is, what made it, what it scores, and that it is no detector.
+
+A card stands as README.md beside the weights, with the figures and the configuration of the run that made them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_detect.models.nano.photos import SPLIT_RULE
+
+_COMMON = """\
+It is for rehearsal, teaching and tests: it makes the whole chain run in minutes without a GPU, with exactly the classes
+of the real model. It knows ten things (airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck) at 32 x 32
+pixels and is **not for use in the wild**; nothing that it says or draws means anything about other pictures.
+
+## Training data
+
+The 50,000 training photographs of CIFAR-10 (Krizhevsky 2009), as JPEG in the real half of CIFAKE (Bird and Lotfi 2024):
+{split}. No generated image was ever shown to it. The captions and questions are
+made from the class and the pixels by the rules in `vlm_detect/models/nano/captions.py`.
+"""
+
+_SD35 = """\
+---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+datasets: [uoft-cs/cifar10]
+---
+
+# sd35-nano
+
+A `StableDiffusion3Pipeline` of diffusers' own classes with small parts: an MMDiT with QK norm, a 16-channel autoencoder
+of factor 4, two CLIP text encoders and a T5. Trained from nothing; no weight comes from Stability AI's models.
+
+```python
+from diffusers import StableDiffusion3Pipeline
+pipe = StableDiffusion3Pipeline.from_pretrained(FOLDER)
+pipe("A white ship on a plain blue background.", num_inference_steps={steps}, guidance_scale={guidance},
+     max_sequence_length={t5_tokens}).images[0]
+```
+
+Best with {steps} steps, guidance {guidance} and `max_sequence_length={t5_tokens}`, the length of T5's text that it was
+trained with: the pipeline's default of 256 pads with text that it never saw, and takes ten times as long. Native size
+32 x 32; other multiples of 8 up to 128 render, at a loss. It knows the words of its captions; what it cannot spell
+becomes single letters.
+
+{common}
+## Figures
+
+Captions of held-out photographs were rendered, and a CNN that learned the classes from the training photographs alone
+(right on {judge_accuracy:.1%} of the held-out ones) saw the caption's class in **{accuracy:.1%}** of {n:,} renders
+(95 % interval {low:.1%} to {high:.1%}; chance is 10 %). Frechet distance to held-out photographs on that CNN's
+features: {frechet_distance} (as many photographs: {frechet_floor}); it compares with no published FID. The autoencoder
+returns held-out photographs at {psnr_db:.1f} dB.
+
+## Making it
+
+`python recipes/nano_pretrain.py --config recipes/configs/nano_sd35.yaml`, {seconds_vae:.0f} s for the autoencoder and
+{seconds:.0f} s for the rest ({samples:,} samples), wall time on one shared CPU core. Configuration:
+
+```yaml
+{config}```
+"""
+
+_MOONDREAM = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+datasets: [uoft-cs/cifar10]
+---
+
+# moondream-nano
+
+A moondream2 of the project's own classes with small parts: 32-pixel crops of 8 x 8 patches, heads of 64 in the decoder,
+a byte-level BPE of {vocabulary:,} entries with the official special ids, and the official prompt templates. Trained
+from nothing; no weight comes from the official model.
+
+```python
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+model = MoondreamForConditionalGeneration.from_pretrained(FOLDER)
+processor = MoondreamProcessor.from_pretrained(FOLDER)
+```
+
+Pixels are normalised in float32, where the official releases round to bfloat16. The region head behind detect() and
+point() is there for the layout's sake and untrained.
+
+{common}
+Whether an image was generated it was asked too, in several phrasings, with a coin's answer: it has the words and, by
+construction, no opinion. Finetuning gives it one.
+
+First the image tower alone learned classes and colours through linear heads, half of the class target being the answer
+of the CNN that judges the renderer ({seconds_tower:.0f} s; the class head is right on {tower_accuracy:.1%} of the
+held-out photographs); then the whole model learned captions and answers.
+
+## Figures
+
+On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
+{low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
+(n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
+questions that only a coin decided.
+
+## Making it
+
+`python recipes/nano_pretrain.py --config recipes/configs/nano_moondream.yaml`, {seconds:.0f} s after the tower
+({samples:,} photographs with several texts each), wall time on one shared CPU core. Configuration:
+
+```yaml
+{config}```
+"""
+
+
+def write_card(folder: Path, model: str, *, config: dict[str, Any], **facts: Any) -> None:
+    """Write ``folder/README.md`` for ``model`` ("sd35", "moondream"); ``config`` has the dataclass of each stage."""
+    plain = {name: dataclasses.asdict(value) for name, value in config.items()}
+    text = {"sd35": _SD35, "moondream": _MOONDREAM}[model].format(
+        common=_COMMON.format(split=SPLIT_RULE),
+        config=yaml.safe_dump(_lists(plain), sort_keys=False, default_flow_style=None, width=110),
+        low=facts["ci95"]["accuracy"][0],
+        high=facts["ci95"]["accuracy"][1],
+        **facts,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, which plain YAML can hold."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
