@@ -58,10 +58,13 @@ def parse_config(
             parser.error(f"{known}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
         # Through argparse, so that YAML values are checked and converted exactly as flags are; later flags win.
         argv = [*_as_flags(values), *argv]
-    *configs, rest = (*parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False), None)
-    if rest is None:
-        rest = configs.pop()
-    return (*configs, rest) if positional else tuple(configs)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        list(argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    # `--config` itself leaves a namespace behind the dataclasses; it holds the positional arguments too.
+    return tuple(parsed) if positional else tuple(parsed[: len(config_types)])
 
 
 def _config_flag(argv: Sequence[str]) -> str | None:
