@@ -33,6 +33,8 @@ from vlm_detect.bench.score import generated_result, key_of, plan, score
 from vlm_detect.bench.summary import summarise
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.models.registry import default_device, load_vlm
 from vlm_detect.records import Result
 
 
@@ -70,7 +72,8 @@ def score_model(config: BenchmarkConfig, out: Path) -> int:
     started = time.monotonic()
     assert config.benchmark is not None
     benchmark = limited(load_benchmark(config.benchmark, split=config.split, skip_bad=config.skip_bad), config.limit)
-    state = PartialState()
+    # Told so, accelerate lets several processes meet on a CPU as well.
+    state = PartialState(cpu=default_device().type == "cpu")
     identity = {**model_identity(config.model, config.adapter), "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
     order = [item.id for item in benchmark.items]
@@ -102,9 +105,6 @@ def score_model(config: BenchmarkConfig, out: Path) -> int:
 def ask_model(
     config: BenchmarkConfig, benchmark: Benchmark, out: Path, done: set[Any], needed: int, state: PartialState
 ) -> None:
-    from vlm_detect.infer.engine import Ask, Engine
-    from vlm_detect.models.registry import load_vlm
-
     engine = Engine(load_vlm(config.model, adapter=config.adapter))
     if state.is_main_process and done:
         print(f"{len(done)} of {needed} prompts were answered before; going on", file=sys.stderr)
