@@ -4,8 +4,8 @@
     calibration.save(run); Calibration.load(run)    # calibration.json beside the adapter
     p = calibration.p_fake(odds); calibration.label(p)
 
-p_fake = sigmoid(log-odds / temperature). Temperature: Guo et al. 2017 (arXiv 1706.04599), fitted with Platt's softened
-targets, so that a separable validation set does not drive it to zero.
+p_fake = sigmoid((log-odds - bias) / temperature): Platt's scaling with his softened targets (Platt 1999; Guo et al.
+2017, arXiv 1706.04599, without the bias), so that a separable validation set does not drive the temperature to zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
@@ -31,6 +31,7 @@ class Calibration:
     """`threshold` is in p_fake; between `unsure_low` and `unsure_high` (which include it) the verdict is "unsure"."""
 
     temperature: float = 1.0
+    bias: float = 0.0  # log-odds at which both classes are as likely, in nats
     threshold: float = 0.5
     unsure_low: float = 0.5
     unsure_high: float = 0.5
@@ -38,7 +39,7 @@ class Calibration:
 
     def p_fake(self, odds: np.ndarray | float) -> np.ndarray:
         """Calibrated probability that an image is generated, of its log-odds in nats."""
-        return _sigmoid(np.asarray(odds) / self.temperature)
+        return _sigmoid((np.asarray(odds) - self.bias) / self.temperature)
 
     def label(self, p_fake: float) -> Literal["real", "generated", "unsure"]:
         if self.unsure_low < p_fake < self.unsure_high:
@@ -61,26 +62,33 @@ class Calibration:
 
 
 def fit(odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None) -> Calibration:
-    """Temperature by log loss; threshold by balanced accuracy, or the lowest with at most `max_fpr` false positives."""
+    """Temperature and bias by log loss, threshold by balanced accuracy.
+
+    With `max_fpr` the threshold is the lowest that at most this part of the real images exceeds.
+    """
     odds, generated = np.asarray(odds, dtype=float), np.asarray(generated, dtype=bool)
     if generated.all() or not generated.any():
         raise UserError("calibration needs both real and generated images; one of the classes is missing")
-    temperature = _fit_temperature(odds, generated)
+    temperature, bias = _fit_scale(odds, generated)
     cut = _best_cut(odds, generated) if max_fpr is None else _cut_at_fpr(odds[~generated], max_fpr)
     half = _unsure_half_width(odds - cut, generated)
-    threshold, low, high = (float(_sigmoid(value / temperature)) for value in (cut, cut - half, cut + half))
-    return Calibration(temperature, threshold, low, high, len(odds))
+    edges = _sigmoid((np.array([cut, cut - half, cut + half]) - bias) / temperature)
+    threshold, low, high = edges.tolist()
+    return Calibration(temperature, bias, threshold, low, high, len(odds))
 
 
-def _fit_temperature(odds: np.ndarray, generated: np.ndarray) -> float:
+def _fit_scale(odds: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
+    """Temperature and bias with the least log loss; the temperature stays positive and within its bounds."""
     n_generated, n_real = generated.sum(), (~generated).sum()
     targets = np.where(generated, (n_generated + 1) / (n_generated + 2), 1 / (n_real + 2))
 
-    def log_loss(log_temperature: float) -> float:
-        scaled = odds / np.exp(log_temperature)
+    def log_loss(parameters: np.ndarray) -> float:
+        scaled = parameters[0] * odds + parameters[1]
         return float(np.mean(targets * np.logaddexp(0, -scaled) + (1 - targets) * np.logaddexp(0, scaled)))
 
-    return float(np.exp(minimize_scalar(log_loss, bounds=np.log(_TEMPERATURES), method="bounded").x))
+    low, high = _TEMPERATURES
+    slope, offset = minimize(log_loss, x0=[1.0, 0.0], bounds=[(1 / high, 1 / low), (None, None)]).x
+    return float(1 / slope), float(-offset / slope)
 
 
 def _best_cut(odds: np.ndarray, generated: np.ndarray) -> float:
@@ -105,9 +113,11 @@ def _unsure_half_width(margin: np.ndarray, generated: np.ndarray) -> float:
         return 0.0
     order = np.argsort(-np.abs(margin))
     accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    good = np.flatnonzero(accuracy >= SURE_ACCURACY)
+    sure = np.flatnonzero(accuracy >= SURE_ACCURACY)
+    last = int(sure[-1]) if len(sure) else -1
     distances = np.abs(margin)[order]
-    return float(distances[good[-1] + 1]) if len(good) else float(distances[0])
+    outer = distances[last] if len(sure) else 2 * distances[0] + 1
+    return float((outer + distances[last + 1]) / 2)
 
 
 def _sigmoid(x: np.ndarray | float) -> np.ndarray:

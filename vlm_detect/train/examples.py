@@ -62,6 +62,9 @@ class Units(TorchDataset[list[Example]]):
         self.rows, self.options, self.seed = rows, options, seed
         self.source: _PairUnits | _ImageUnits
         self.source = _PairUnits(rows) if "twin" in rows.column_names else _ImageUnits(rows, seed)
+        # Half of the units, so that nothing about the labels is left to learn.
+        lot = random.Random(f"labels:{seed}").sample(range(len(self)), len(self) // 2)
+        self.swapped = frozenset(lot if options.shuffle_labels else [])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -70,7 +73,7 @@ class Units(TorchDataset[list[Example]]):
         epoch, index = key
         members, topic = self.source.unit(epoch, index)
         subjects = [subject for _, subject in members]
-        if self.options.shuffle_labels and random.Random(f"labels:{self.seed}:{index}").random() < 0.5:
+        if index in self.swapped:
             subjects.reverse()
         examples = []
         for (image, _), subject in zip(members, subjects, strict=True):

@@ -54,14 +54,13 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=select_targets(vlm.model, options.lora_targets, options.lora_last_layers),
-        # By this name the adapter finds its base model again, wherever the folder goes.
-        base_model_name_or_path=vlm.name,
-        revision=vlm.revision,
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         wrapped = get_peft_model(vlm.model, config)
+    # By this name the adapter finds its base model again, wherever the folder goes.
+    config.base_model_name_or_path, config.revision = vlm.name, vlm.revision
     trained, everything = wrapped.get_nb_trainable_parameters()
     print(f"LoRA on {len(config.target_modules or ())} layers: {trained:,} of {everything:,} parameters are trained")
     vlm.model = wrapped

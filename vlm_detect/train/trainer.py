@@ -108,6 +108,12 @@ class DetectorTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter and the processor. (Told nothing about embeddings, peft asks the Hub for the base's config.)"""
+        folder = output_dir or self.args.output_dir
+        self.vlm.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        self.vlm.processor.save_pretrained(folder)
+
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
         assert self.validation is not None

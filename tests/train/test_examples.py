@@ -1,0 +1,87 @@
+"""Units: both classes in each, equal questions for both members, every draw from (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.train.toys import toy_images, toy_pair, toy_pairs
+from vlm_detect.data.questions import FAKE_QUESTION, REAL_QUESTION
+from vlm_detect.errors import UserError
+from vlm_detect.records import PAIR_FEATURES
+from vlm_detect.train.examples import EpochSampler, QuestionOptions, Units
+
+
+def brightness(image):
+    return float(np.asarray(image).mean())
+
+
+def test_a_pair_is_one_unit_with_equal_questions_and_opposite_answers():
+    units = Units(toy_pairs(6), QuestionOptions(questions_per_image=2))
+    assert len(units) == 6
+    for index in range(6):
+        photo, twin = units[0, index]
+        assert (photo.label, twin.label) == ("real", "generated")
+        assert brightness(photo.image) < 125 < brightness(twin.image)
+        assert [q.question for q in photo.questions] == [q.question for q in twin.questions]
+        assert all(a.answer != b.answer for a, b in zip(photo.questions, twin.questions, strict=True))
+
+
+def test_draws_change_with_the_epoch_and_with_nothing_else():
+    rows = toy_pairs(20)
+    units, again = Units(rows, QuestionOptions(), seed=1), Units(rows, QuestionOptions(), seed=1)
+    asked = [[units[epoch, i][0].questions for i in range(20)] for epoch in range(2)]
+    assert asked[0] == [again[0, i][0].questions for i in range(20)]
+    assert asked[0] != asked[1]
+    assert {questions[0].question for questions in asked[0]} == {FAKE_QUESTION, REAL_QUESTION}
+
+
+def test_image_datasets_are_balanced_and_every_image_of_the_larger_class_is_seen():
+    units = Units(toy_images(["real"] * 3 + ["generated"] * 8 + ["edited"] * 2), QuestionOptions())
+    assert len(units) == 8 + 2
+    members = [units[0, i] for i in range(len(units))]
+    assert all(unit[0].label == "real" and brightness(unit[0].image) < 125 for unit in members)
+    assert [unit[1].label for unit in members] == ["generated"] * 8 + ["edited"] * 2
+    assert len({unit[1].image.tobytes() for unit in members}) == 10
+    assert all(
+        "altered" in q.question or "alterations" in q.question for unit in members[8:] for q in unit[1].questions
+    )
+
+
+def test_the_twin_of_a_generated_image_is_asked_about_edits_only():
+    rng = np.random.default_rng(0)
+    edit = {"operation": "blur", "box": [0, 0, 4, 4], "strength": 1.0}
+    rows = [
+        toy_pair(0, rng),
+        toy_pair(1, rng, image_label="generated", kind="vae"),
+        toy_pair(2, rng, image_label="generated", kind="edit", edit=edit),
+    ]
+    units = Units(toy_pairs(1).from_list(rows, features=PAIR_FEATURES), QuestionOptions(question_kinds=["attribution"]))
+    assert len(units) == 2
+    before, after = units[0, 1]
+    assert (before.label, after.label) == ("generated", "edited")
+    assert before.questions[0].question == after.questions[0].question  # attribution cannot be asked: the verdict is
+
+
+def test_shuffled_labels_are_wrong_for_half_of_the_units_in_every_epoch():
+    units = Units(toy_pairs(10), QuestionOptions(shuffle_labels=True))
+    for epoch in range(2):
+        wrong = [
+            brightness(units[epoch, i][0].image) < 125 and units[epoch, i][0].label == "generated" for i in range(10)
+        ]
+        assert sum(wrong) == 5
+        assert {i for i, is_wrong in enumerate(wrong) if is_wrong} == units.swapped
+
+
+def test_the_sampler_shuffles_anew_each_epoch():
+    sampler = EpochSampler(10, seed=0)
+    first = list(sampler)
+    assert sorted(first) == [(0, i) for i in range(10)]
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert [i for _, i in sampler] != [i for _, i in first]
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="riddle"):
+        Units(toy_pairs(1), QuestionOptions(question_kinds=["riddle"]))

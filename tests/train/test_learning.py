@@ -1,0 +1,64 @@
+"""It learns: on a separable set the loss falls and verdicts turn right; on labels drawn by lot nothing is learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.factories import tiny_vlm
+from tests.train.toys import toy_images, toy_pairs
+from vlm_detect.errors import UserError
+from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.validation import ValidationSet, scores_of
+
+
+def trained(tmp_path, *, shuffle_labels=False, **changes):
+    """A trainer that has gone through 32 pairs; losses in `state.log_history`."""
+    vlm = tiny_vlm()
+    add_lora(vlm, LoraOptions())
+    settings = {"num_train_epochs": 8, "learning_rate": 5e-3, "save_strategy": "no", "load_best_model_at_end": False}
+    args = TrainOptions(output_dir=str(tmp_path), report_to="none", use_cpu=True, **(settings | changes))
+    questions = QuestionOptions(questions_per_image=2, shuffle_labels=shuffle_labels)
+    trainer = DetectorTrainer(vlm, args, Units(toy_pairs(32), questions), ValidationSet.of(toy_pairs(12, seed=1)))
+    trainer.train()
+    return trainer
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_on_a_separable_set_the_loss_falls_and_verdicts_turn_right(tmp_path):
+    trainer = trained(tmp_path)
+    assert np.mean(losses(trainer)[-4:]) < 0.1 * np.mean(losses(trainer)[:4])
+    scores = scores_of(trainer.validation_odds(), trainer.validation.generated)
+    assert scores["auroc"] > 0.99
+    assert scores["balanced_accuracy"] > 0.95
+    assert scores["log_loss"] < 0.2
+
+
+def test_on_shuffled_labels_it_learns_to_answer_and_not_to_tell(tmp_path):
+    trainer = trained(tmp_path, shuffle_labels=True)
+    assert losses(trainer)[-1] < losses(trainer)[0]  # what an answer looks like can be learned
+    scores = scores_of(trainer.validation_odds(), trainer.validation.generated)
+    assert scores["log_loss"] > 0.6  # ln 2 = 0.69 is knowing nothing
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match="lower --learning_rate"):
+        trained(tmp_path, learning_rate=1e20, max_grad_norm=0.0, warmup_steps=0)
+
+
+def test_validation_needs_both_classes():
+    with pytest.raises(UserError, match="3 real and 0 generated"):
+        ValidationSet.of(toy_images(["real"] * 3 + ["edited"]))
+
+
+def test_validation_counts_each_photo_once_and_keeps_the_classes_even():
+    rows = toy_pairs(4)
+    doubled = rows.select([0, 0, 1, 2, 3])
+    assert ValidationSet.of(doubled).generated.tolist() == [False] * 4 + [True] * 5
+    assert ValidationSet.of(doubled, limit=4).generated.tolist() == [False, False, True, True]
