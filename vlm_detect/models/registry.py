@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ..errors import UserError
@@ -124,7 +123,7 @@ def load_vlm(
             )
         model = MoondreamForConditionalGeneration.from_pretrained(resolved.path_or_id, **_revision(resolved), **options)
         processor = MoondreamProcessor.from_pretrained(resolved.path_or_id, **_revision(resolved))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(explain_load_error(resolved, error)) from error
     if "quantization_config" not in options:
         model = model.to(device)
@@ -176,5 +175,4 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
             f"{resolved.name} could not be fetched from the Hugging Face Hub and is not in the local cache: check the "
             "network, or use --model nano"
         )
-    what = "model.safetensors is damaged, fetch it again: " if isinstance(error, SafetensorError) else ""
-    return f"{resolved.name} could not be loaded: {what}{str(error).strip().splitlines()[0]}"
+    return f"{resolved.name} could not be loaded: {str(error).strip().splitlines()[0]}"

@@ -27,8 +27,6 @@ class MoondreamPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MoondreamTextBlock", "MoondreamVisionBlock"]  # noqa: RUF012  the base class's own form
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # Tensors that the official code saves after any inference, and that hold no weights.
-    _keys_to_ignore_on_load_unexpected = [r"kv_cache\.[kv]_cache$"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
-from .checkpoint import check_loaded, save_official
+from .checkpoint import check_tensors, find_weights, open_weights, save_official, stored_dtype
 from .configuration import MoondreamConfig
 from .layers import MoondreamPreTrainedModel
 from .region import MoondreamRegion
@@ -167,15 +167,29 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers', from the official or our own layout; a tensor too many, too few or misshapen is an error.
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', from a Hub id or folder in the official layout, which is ours too, or in the legacy one.
 
-        Raises ValueError naming the tensors. transformers alone would fill a missing one with random numbers.
+        The files' headers are held against the configuration first: a tensor missing, unknown or misshapen raises
+        ValueError with its name, and nothing is loaded halfway. `dtype` defaults to the stored one; a `revision` that
+        is the date of a release selects that release's templates.
         """
-        options = {"ignore_mismatched_sizes": True, **kwargs}  # said below in one line instead of a page
-        model, info = super().from_pretrained(*args, output_loading_info=True, **options)
-        check_loaded(info)
-        return (model, info) if output_loading_info else model
+        hub_names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+        hub_options = {name: kwargs.pop(name) for name in hub_names if kwargs.get(name) is not None}
+        config = kwargs.pop("config", None)
+        if config is None:
+            config = MoondreamConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        files = find_weights(pretrained_model_name_or_path, **hub_options)
+        tensors = open_weights(files, dtype)
+        with torch.device("meta"):
+            skeleton = cls(config)
+        check_tensors(tensors, {name: tensor.shape for name, tensor in skeleton.state_dict().items()})
+        dtype = dtype or stored_dtype(tensors)
+        model = super().from_pretrained(None, *args, config=config, state_dict=tensors, dtype=dtype, **kwargs)
+        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
+        return model
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.text.lm_head
