@@ -26,7 +26,9 @@ from vlm_detect.models import nano
 from vlm_detect.models.nano.autoencoder import VaeConfig, train_autoencoder
 from vlm_detect.models.nano.captioner import (
     CaptionerConfig,
+    Teaching,
     TowerConfig,
+    TowerHeads,
     build_captioner,
     facts_of,
     train_captioner,
@@ -127,10 +129,11 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     model, processor = build_captioner(sizes, AutoTokenizer.from_pretrained(out / "tokenizer"))
     facts = facts_of(training)
     tower_config = section(config, "tower", TowerConfig)
-    tower = train_tower(model, tower_config, teacher, training, facts, held_out, out, seed)
-    trained = train_captioner(model, processor, sizes, training, facts, out, seed)
+    tower, teaching = TowerHeads(model), Teaching(training, facts, teacher, tower_config.distillation)
+    warm = train_tower(tower, teaching, tower_config.optimisation, held_out, out, seed)
+    trained = train_captioner(model, processor, tower, teaching, facts, sizes, out, seed)
     figures = question_captioner(model, processor, held_out, facts_of(held_out), n=2000, seed=seed)
-    figures |= {**trained, "tower_accuracy": tower["accuracy"], "seconds_tower": tower["seconds"]}
+    figures |= {**trained, "tower_accuracy": warm["accuracy"], "seconds_tower": warm["seconds"]}
     record(
         figures_folder(config) / "captioner.json",
         model="moondream-nano",

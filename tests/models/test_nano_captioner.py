@@ -12,14 +12,18 @@ from vlm_detect.models.moondream import MoondreamForConditionalGeneration, Moond
 from vlm_detect.models.nano.autoencoder import to_pixels
 from vlm_detect.models.nano.captioner import (
     CaptionerConfig,
+    Teaching,
+    TowerHeads,
     build_captioner,
     facts_of,
     language_loss,
     pack,
     train_captioner,
+    train_tower,
 )
 from vlm_detect.models.nano.captions import sample_texts
 from vlm_detect.models.nano.figures import question_captioner
+from vlm_detect.models.nano.judge import Judge
 from vlm_detect.models.nano.photos import Photos
 from vlm_detect.models.nano.tokenizer import SPECIAL_TOKENS, TASK_WORDS, prompt_templates, train_tokenizer
 from vlm_detect.models.nano.training import Optimisation
@@ -107,11 +111,13 @@ def test_training_exports_what_from_pretrained_loads(
 ) -> None:
     model, processor = untrained
     facts = facts_of(photos)
-    figures = train_captioner(model, processor, TINY, photos, facts, tmp_path, seed=0)
+    tower, teaching = TowerHeads(model), Teaching(photos, facts, Judge(4), distillation=0.5)
+    warm = train_tower(tower, teaching, TINY.optimisation, photos, tmp_path, seed=0)
+    assert 0 <= warm["accuracy"] <= 1
+    figures = train_captioner(model, processor, tower, teaching, facts, TINY, tmp_path, seed=0)
     assert figures["steps"] == 4
-    loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path / "moondream")
+    loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path / "moondream", dtype=torch.float32)
     again = MoondreamProcessor.from_pretrained(tmp_path / "moondream")
-    assert loaded.dtype == torch.float32
     inputs = again(images=[Image.fromarray(photos.images[0])], text=["What is this?"])
     with torch.inference_mode():
         torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, rtol=0.02, atol=0.02)

@@ -66,6 +66,8 @@ class CaptionerConfig:
     """factual questions an image, beside its caption"""
     undecidable: float = 0.5
     """part of the images that are asked an undecidable question too"""
+    heads_weight: float = 0.5
+    """weight of the tower's class head, which goes on beside the words"""
     enlarged: float = 0.1
     """part of the batches that show enlarged photographs, which the processor cuts into several crops"""
 
@@ -110,7 +112,7 @@ def build_captioner(
 
 
 class TowerHeads(nn.Module):
-    """The tower with the linear heads of its warm-up: class, object's colour, background's colour."""
+    """The tower with linear heads that are thrown away: class, object's colour, background's colour."""
 
     def __init__(self, model: MoondreamForConditionalGeneration) -> None:
         super().__init__()
@@ -118,43 +120,53 @@ class TowerHeads(nn.Module):
         width = model.config.vision_config.hidden_size
         self.heads = nn.ModuleList(nn.Linear(width, count) for count in (len(CLASSES), len(COLOURS), len(COLOURS)))
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Logits of each head for crops (B, 3, 32, 32)."""
-        pooled = self.vision.encode_crops(pixels).mean(1)
-        return [head(pooled) for head in self.heads]
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Logits of each head for the tower's features (B, G*G, D)."""
+        return [head(features.mean(1)) for head in self.heads]
+
+
+def heads_loss(tower: TowerHeads, features: Tensor, targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Cross-entropies for features (B, G*G, D); targets are class shares (B, classes) and colours (B, 2)."""
+    shares, colours = targets
+    by_class, by_colour, by_background = tower(features)
+    named = F.cross_entropy(by_class, shares)
+    coloured = F.cross_entropy(by_colour, colours[:, 0]) + F.cross_entropy(by_background, colours[:, 1])
+    return {"class": named, "colour": coloured}
+
+
+class Teaching:
+    """Augmented crops of the training photographs and what the tower's heads should say of them."""
+
+    def __init__(self, training: Photos, facts: list[Facts], judge: Judge, distillation: float) -> None:
+        self.training, self.judge, self.distillation = training, judge.eval(), distillation
+        self.labels = torch.from_numpy(training.labels)
+        self.colours = torch.tensor([[COLOURS.index(f.colour), COLOURS.index(f.background)] for f in facts])
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Rows (B,), crops (B, 3, H, W) and the targets of ``heads_loss``."""
+        rows = torch.randint(len(self.training), (batch,), generator=generator)
+        crops = augment(to_pixels(self.training.images[rows.numpy()]), generator)
+        with torch.no_grad():
+            soft = self.judge(crops).softmax(-1)
+        shares = torch.lerp(F.one_hot(self.labels[rows], len(CLASSES)).float(), soft, self.distillation)
+        return rows, crops, (shares, self.colours[rows])
 
 
 def train_tower(
-    model: MoondreamForConditionalGeneration,
-    config: TowerConfig,
-    judge: Judge,
-    training: Photos,
-    facts: list[Facts],
-    held_out: Photos,
-    folder: Path,
-    seed: int,
+    tower: TowerHeads, teaching: Teaching, recipe: Optimisation, held_out: Photos, folder: Path, seed: int
 ) -> dict[str, float]:
-    """Train (or finish training) the tower in ``model``; returns its figures with the class head's accuracy."""
-    tower = TowerHeads(model)
-    colours = torch.tensor([[COLOURS.index(f.colour), COLOURS.index(f.background)] for f in facts])
-    labels = torch.from_numpy(training.labels)
+    """Train (or finish training) the tower; returns its figures with the class head's accuracy."""
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(training), (config.optimisation.batch,), generator=generator)
-        pixels = augment(to_pixels(training.images[rows.numpy()]), generator)
-        with torch.no_grad():
-            soft = judge.eval()(pixels).softmax(-1)
-        target = torch.lerp(F.one_hot(labels[rows], len(CLASSES)).float(), soft, config.distillation)
-        by_class, by_colour, by_background = tower(pixels)
-        named = F.cross_entropy(by_class, target)
-        coloured = F.cross_entropy(by_colour, colours[rows, 0]) + F.cross_entropy(by_background, colours[rows, 1])
-        return {"loss": named + 0.1 * coloured, "class": named, "colour": coloured}
+        _, crops, targets = teaching.draw(recipe.batch, generator)
+        losses = heads_loss(tower, tower.vision.encode_crops(crops), targets)
+        return {"loss": losses["class"] + 0.1 * losses["colour"], **losses}
 
-    figures = train("tower", tower, loss_of, config.optimisation, folder=folder, seed=seed)
+    figures = train("tower", tower, loss_of, recipe, folder=folder, seed=seed)
     with torch.inference_mode():
-        parts = np.array_split(held_out.images, 10)
-        predicted = torch.cat([tower(to_pixels(part))[0].argmax(-1) for part in parts]).numpy()
-    return figures | {"accuracy": float((predicted == held_out.labels).mean())}
+        parts = np.array_split(held_out.images, max(1, len(held_out) // 100))
+        predicted = torch.cat([tower(tower.vision.encode_crops(to_pixels(part)))[0].argmax(-1) for part in parts])
+    return figures | {"accuracy": float((predicted.numpy() == held_out.labels).mean())}
 
 
 @dataclass(frozen=True)
@@ -209,9 +221,10 @@ def language_loss(model: MoondreamForConditionalGeneration, image_embeds: Tensor
 def train_captioner(
     model: MoondreamForConditionalGeneration,
     processor: MoondreamProcessor,
-    config: CaptionerConfig,
-    training: Photos,
+    tower: TowerHeads,
+    teaching: Teaching,
     facts: list[Facts],
+    config: CaptionerConfig,
     folder: Path,
     seed: int,
 ) -> dict[str, float]:
@@ -234,24 +247,31 @@ def train_captioner(
         rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
         enlarge = rng.random() < config.enlarged
         batch = config.optimisation.batch // (5 if enlarge else 1)  # an enlarged image has five crops
-        rows = torch.randint(len(training), (batch,), generator=generator)
-        images = training.images[rows.numpy()]
+        rows, crops, targets = teaching.draw(batch, generator)
+        features = tower.vision.encode_crops(crops)
+        losses = heads_loss(tower, features, targets)
         if enlarge:
-            side = rng.randint(48, 96)
-            photos = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
-            inputs = processor.image_processor(photos, return_tensors="pt")
-            embeds = model.encode_images(inputs["pixel_values"], inputs["tilings"])
+            embeds = model.encode_images(*_enlarged(crops, processor, rng.randint(48, 96)))
         else:  # one tile is the whole image: the tower need not see it twice, as test_nano_captioner.py shows
-            features = model.model.vision.encode_crops(augment(to_pixels(images), generator, shift=2))
-            embeds = model.model.vision.proj_mlp(torch.cat([features, features], dim=-1))
-        texts = [texts_of(facts[row], rng) for row in rows.tolist()]
-        return {"loss": language_loss(model, embeds, pack(texts, prefix, processor.config.pad_token_id))}
+            embeds = tower.vision.proj_mlp(torch.cat([features, features], dim=-1))
+        packed = pack([texts_of(facts[row], rng) for row in rows.tolist()], prefix, processor.config.pad_token_id)
+        words = language_loss(model, embeds, packed)
+        return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
-    figures = train("captioner", model, loss_of, config.optimisation, folder=folder, seed=seed)
+    both = nn.ModuleDict({"model": model, "tower": tower})
+    figures = train("captioner", both, loss_of, config.optimisation, folder=folder, seed=seed)
     model.save_pretrained(folder / "moondream")
     processor.save_pretrained(folder / "moondream")
     halve(folder / "moondream")
     return figures
+
+
+def _enlarged(crops: Tensor, processor: MoondreamProcessor, side: int) -> tuple[Tensor, Tensor]:
+    """The processor's several crops, and their tilings, of (B, 3, H, W) enlarged to ``side`` pixels."""
+    pixels = ((crops + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    photos = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in pixels]
+    inputs = processor.image_processor(photos, return_tensors="pt")
+    return inputs["pixel_values"], inputs["tilings"]
 
 
 def facts_of(photos: Photos) -> list[Facts]:

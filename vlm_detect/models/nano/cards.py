@@ -84,7 +84,7 @@ from nothing; no weight comes from the official model.
 
 ```python
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
-model = MoondreamForConditionalGeneration.from_pretrained(FOLDER)
+model = MoondreamForConditionalGeneration.from_pretrained(FOLDER, dtype="float32")  # stored in fp16
 processor = MoondreamProcessor.from_pretrained(FOLDER)
 ```
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 def halve(folder: Path) -> None:
     """Rewrite every safetensors file under ``folder`` in fp16.
 
-    Half the size in the repository, while plain ``from_pretrained`` gives every part the float32 that its configuration
-    names, which a CPU computes with.
+    Half the size in the repository, while diffusers' plain ``from_pretrained`` gives every part the float32 that its
+    configuration names, which a CPU computes with. The moondream classes keep the dtype of the file unless told another.
     """
     for path in folder.rglob("*.safetensors"):
         weights = {name: weight.half() for name, weight in load_file(path).items()}
