@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_presets_fill_what_is_left_open() -> None:
 
 def test_kinds_of_twin() -> None:
     assert TwinKinds("vae,caption").kinds == ["caption", "vae"]
-    with pytest.raises(ValueError, match="known kinds are caption, vae, not cartoon"):
+    with pytest.raises(ArgumentTypeError, match="known kinds are caption, vae, not cartoon"):
         TwinKinds("cartoon")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class TwinKinds(str):
         unknown = [kind for kind in text.split(",") if kind not in known]
         if unknown:
             hint = "edit twins cannot be made yet; " if "edit" in unknown else ""
-            raise ValueError(f"{hint}known kinds are {', '.join(known)}, not {', '.join(unknown)}")
+            raise ArgumentTypeError(f"{hint}known kinds are {', '.join(known)}, not {', '.join(unknown)}")
         return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
 
     @property

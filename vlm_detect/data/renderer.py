@@ -11,9 +11,11 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from PIL import Image
 
 from vlm_detect.errors import UserError
@@ -121,11 +123,16 @@ class Renderer:
 
 
 def check_pipeline(model: ResolvedModel) -> None:
-    """`UserError` where `model` is no pipeline; fetches no weights."""
-    diffusers = _import_diffusers()
+    """`UserError` where `model` is no pipeline, or one that the Hub does not give; fetches no weights."""
+    index = "model_index.json"
     try:
-        diffusers.DiffusionPipeline.load_config(model.path_or_id, revision=model.revision)
-    except (OSError, ValueError) as error:
+        if model.is_local:
+            if not (Path(model.path_or_id) / index).is_file():
+                raise OSError(f"no {index} in it, so it is no diffusers pipeline")
+        elif not isinstance(try_to_load_from_cache(model.path_or_id, index, revision=model.revision), str):
+            model_info(model.path_or_id, revision=model.revision, timeout=20)  # without network a download would retry
+            hf_hub_download(model.path_or_id, index, revision=model.revision)
+    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
         raise UserError(explain_load_error(model, error)) from error
 
 
