@@ -33,8 +33,24 @@ def chat(arguments: argparse.Namespace) -> None:
         answer_once(detector, arguments.image, arguments.question)
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="run directory of a recipe")
+    parser.add_argument("--to", required=True, choices=["adapter", "merged", "official", "variant"])
+    parser.add_argument("out", help="a new folder")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .models.export import export
+
+    export(arguments.run, arguments.to, Path(arguments.out))
+    print(f"{arguments.out}: written ({arguments.to})")
+
+
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "chat": ("ask a model about an image", add_chat, chat),
+    "export": ("write a finetuned model in the form that other tools read", add_export, export),
 }
 
 

@@ -98,12 +98,13 @@ def load_vlm(
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["stored"] | None = None,
     device: torch.device | str | None = None,
     **load_options: Any,
 ) -> VLM:
     """Load a model, and a LoRA adapter on it where one is given or `model_id` is a run directory.
 
+    `dtype` is by default what the device computes best in; "stored" keeps that of the checkpoint.
     `load_options` go to `from_pretrained` (quantization_config, attn_implementation, ...). Raises UserError where the
     model cannot be found, reached or read.
     """
@@ -111,7 +112,7 @@ def load_vlm(
         adapter, model_id = model_id, adapter_base(model_id)
     resolved = resolve_id(model_id, revision=revision)
     device = torch.device(device) if device is not None else default_device()
-    options = {"dtype": dtype or default_dtype(device), **load_options}
+    options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
     if "quantization_config" in options:
         options["device_map"] = {"": device}
     try:

@@ -1,0 +1,173 @@
+"""What leaves: adapter, merged model, official checkpoint and LoRA variant; each read back and held to the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.factories import tiny_tokenizer, tiny_vlm
+from vlm_detect.errors import UserError
+from vlm_detect.models.export import export
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.moondream.variant import variant_tensors
+from vlm_detect.models.registry import load_vlm
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "moondream_tiny"
+TEXT = r".*text\.blocks\.\d+\.(attn\.qkv|mlp\.fc1|mlp\.fc2)"
+EVERYTHING = r".*\.(text|vision)\.blocks\.\d+\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
+
+
+def make_run(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> Path:
+    """A base model of `dtype` and a run directory with a LoRA whose B is not zero."""
+    vlm = tiny_vlm()
+    vlm.model.to(dtype).save_pretrained(folder / "base")
+    vlm.processor.save_pretrained(folder / "base")
+    config = LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, task_type="CAUSAL_LM", **lora)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = get_peft_model(vlm.model, config)
+    config.base_model_name_or_path = str(folder / "base")
+    model.save_pretrained(folder / "run")
+    vlm.processor.save_pretrained(folder / "run")
+    (folder / "run" / "calibration.json").write_text('{"temperature": 2.0, "n": 3}')
+    (folder / "run" / "checkpoint-1").mkdir()
+    return folder / "run"
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    torch.manual_seed(0)
+    image = Image.fromarray(torch.randint(0, 255, (30, 40, 3), dtype=torch.uint8).numpy())
+    processor = MoondreamProcessor(model.config, tokenizer=tiny_tokenizer())
+    return model(**processor(images=[image], text=["Is this image AI-generated?"])).logits
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_rslora": True}, {"use_dora": True}])
+@pytest.mark.parametrize("target", ["merged", "official"])
+def test_merged_weights_give_the_adapters_logits(target, lora, tmp_path: Path) -> None:
+    run = make_run(tmp_path, target_modules=EVERYTHING, **lora)
+    export(str(run), target, tmp_path / "out")
+    tuned, base = logits(load_vlm(str(run)).model), logits(load_vlm(str(tmp_path / "base")).model)
+    again = MoondreamForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(logits(again), tuned, atol=1e-5)
+    assert (tuned - base).abs().max() > 0.1, "the adapter changes nothing: nothing was tested"
+
+
+def test_a_merged_folder_is_a_model_with_its_calibration(tmp_path: Path) -> None:
+    run = make_run(tmp_path, target_modules=EVERYTHING)
+    export(str(run), "merged", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["temperature"] == 2.0
+    vlm = load_vlm(str(tmp_path / "out"))
+    assert vlm.question_ids("x") == load_vlm(str(run)).question_ids("x")
+
+
+def test_the_official_folder_has_the_official_keys_and_config(tmp_path: Path) -> None:
+    run = make_run(tmp_path, target_modules=TEXT)
+    export(str(run), "official", tmp_path / "out")
+    out, base = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "base"))
+    assert out.keys() == base.keys()
+    assert any(name.startswith("model.region.") for name in out)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["HfMoondream"]
+
+
+def test_a_bfloat16_merge_is_rounded_once_and_leaves_other_tensors_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path, torch.bfloat16, target_modules=TEXT)
+    export(str(run), "official", tmp_path / "out")
+    out, base = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "base"))
+    adapter = load_file(run / "adapter_model.safetensors")
+    changed = {name for name in out if not torch.equal(out[name], base[name])}
+    assert all(tensor.dtype == torch.bfloat16 for tensor in out.values())
+    assert len(changed) == 2 * 3
+    for name in changed:
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        delta = adapter[f"{prefix}.lora_B.weight"] @ adapter[f"{prefix}.lora_A.weight"] * (6 / 4)
+        assert torch.equal(out[name], (base[name].float() + delta).to(torch.bfloat16)), name
+
+
+def test_an_adapter_is_copied_without_its_checkpoints(tmp_path: Path) -> None:
+    run = make_run(tmp_path, target_modules=TEXT)
+    export(str(run), "adapter", tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
+    assert torch.equal(logits(load_vlm(str(tmp_path / "out")).model), logits(load_vlm(str(run)).model))
+
+
+def test_variant_holds_the_scale_in_b_and_zeros_for_proj(tmp_path: Path) -> None:
+    run = make_run(tmp_path, target_modules=r".*text\.blocks\.1\.(attn\.qkv|mlp\.fc1)")
+    export(str(run), "variant", tmp_path / "out")
+    tensors = torch.load(tmp_path / "out" / "final.pt", weights_only=True)
+    names = [
+        f"text.blocks.{i}.{m}.{ab}"
+        for i in (0, 1)
+        for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        for ab in "AB"
+    ]
+    assert sorted(tensors) == sorted(names)
+    adapter = load_file(run / "adapter_model.safetensors")
+    prefix = "base_model.model.model.text.blocks.1.mlp.fc1"
+    assert torch.equal(tensors["text.blocks.1.mlp.fc1.A"], adapter[f"{prefix}.lora_A.weight"])
+    assert torch.equal(tensors["text.blocks.1.mlp.fc1.B"], adapter[f"{prefix}.lora_B.weight"] * (6 / 4))
+    assert not tensors["text.blocks.1.attn.proj.B"].any()
+    assert tensors["text.blocks.0.attn.proj.A"].shape == (4, 64)
+
+
+def test_variant_agrees_with_the_official_code(tmp_path: Path) -> None:
+    """The golden variant without `proj`, as a peft LoRA: the official logits, and the same tensors on the way out."""
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    shutil.copy(GOLDEN / "weights.safetensors", tmp_path / "model.safetensors")
+    base = MoondreamForConditionalGeneration.from_pretrained(tmp_path)
+    meta, outputs = json.loads((GOLDEN / "meta.json").read_text()), load_file(GOLDEN / "outputs.safetensors")
+    variant = load_file(GOLDEN / "variant.safetensors")
+    variant = {name.removeprefix("model."): tensor for name, tensor in variant.items()}
+    rank = meta["variant"]["rank"]
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=TEXT)).eval()
+    with torch.no_grad():
+        for name, module in model.get_base_model().named_modules():
+            if hasattr(module, "lora_A"):
+                stem = name.removeprefix("model.")
+                module.lora_A["default"].weight.copy_(variant[f"{stem}.A"])
+                module.lora_B["default"].weight.copy_(variant[f"{stem}.B"])
+        name = meta["variant"]["image"]
+        expected = meta["images"][name]
+        inputs = MoondreamProcessor.from_pretrained(tmp_path)(
+            images=[Image.open(GOLDEN / f"{name}.png")], prompt_ids=[expected["query_prompt_ids"]]
+        )
+        difference = model(**inputs).logits[0, meta["prefix_len"] :] - outputs["variant_no_proj.prompt_logits"]
+        assert difference.abs().max() < 1e-5
+        ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert ids.tolist() == meta["variant"]["greedy_ids_no_proj"]
+    exported = variant_tensors(model)
+    assert exported.keys() == variant.keys()
+    assert all(torch.equal(exported[key], tensor) for key, tensor in variant.items() if ".proj." not in key)
+    assert not any(exported[key].any() for key in exported if key.endswith("attn.proj.B"))
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"target_modules": EVERYTHING}, "cannot hold the adapter's model.vision"),
+        ({"target_modules": r".*text.*attn\.proj"}, "attn.proj"),
+        ({"target_modules": TEXT, "use_dora": True}, "no DoRA"),
+    ],
+)
+def test_variants_that_would_mean_something_else_are_refused(lora, words, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        export(str(make_run(tmp_path, **lora)), "variant", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    run = make_run(tmp_path, target_modules=TEXT)
+    with pytest.raises(UserError, match="not empty"):
+        export(str(run), "merged", run)
+    with pytest.raises(UserError, match="no adapter_config"):
+        export(str(tmp_path / "base"), "merged", tmp_path / "out")
