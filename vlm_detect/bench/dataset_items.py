@@ -7,7 +7,9 @@ images, and the photos that they were made from, are asked whether a part was al
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from vlm_detect.bench.build import Pair, Source
 from vlm_detect.bench.items import Benchmark
 from vlm_detect.data.decode import decode_image
 from vlm_detect.data.questions import EDIT_QUESTION, FAKE_QUESTION, NO, YES
@@ -100,3 +103,53 @@ def _bytes(cell: dict[str, Any]) -> bytes:
     if cell.get("bytes"):
         return bytes(cell["bytes"])
     return Path(cell["path"]).read_bytes()
+
+
+def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str], bytes]]:
+    """(photo, twin) of every row of `split`, and how to get the file of each; what `build.build` takes.
+
+    An image dataset has no pairs: its photos and its other images are matched within an object class, by lot.
+    """
+    rows = load_split(folder, split)
+
+    def data(ref: str) -> bytes:
+        index, _, column = ref.partition(":")
+        return _bytes(rows[int(index)][column])
+
+    if not set(rows.column_names) >= PAIR_COLUMNS:
+        return _matched(rows), data
+    pairs = []
+    for index, row in enumerate(rows):
+        if row["image_label"] != "real":
+            continue
+        edited = row["kind"] == "edit"
+        twin = Source(
+            f"{index}:twin",
+            "edited" if edited else "generated",
+            row["generator"] or "",
+            row["group"],
+            row["kind"],
+            edit=row.get("edit"),
+            size=decode_image(_bytes(row["twin"])).image.size if edited else None,
+        )
+        pairs.append((Source(f"{index}:image", "real", "", row["group"]), twin))
+    return pairs, data
+
+
+def _matched(rows: Dataset) -> list[Pair]:
+    photos: dict[str, list[Source]] = defaultdict(list)
+    others: dict[str, list[Source]] = defaultdict(list)
+    columns = rows.select_columns(
+        [c for c in ("label", "generator", "group", "object_class") if c in rows.column_names]
+    )
+    for index, row in enumerate(columns):
+        name = row.get("object_class") or ""
+        source = Source(f"{index}:image", row["label"], row.get("generator") or "", row["group"], object_class=name)
+        (photos if row["label"] == "real" else others)[name].append(source)
+    rng = random.Random(0)
+    pairs = []
+    for name in sorted(photos.keys() & others.keys()):
+        rng.shuffle(photos[name])
+        rng.shuffle(others[name])
+        pairs += list(zip(photos[name], others[name], strict=False))
+    return pairs

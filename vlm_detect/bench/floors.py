@@ -9,7 +9,7 @@ two-way answers are counted apart: `longest`, `shortest` and `commonest_letter` 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,12 +37,18 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
     if choices:
         floors["longest"] = _picks(choices, len)
         floors["shortest"] = _picks(choices, lambda option: -len(option))
-        floors["commonest_letter"] = _commonest([prompt.candidates[prompt.right or 0] for prompt in choices])
+        floors["commonest_letter"] = _commonest(choices)
     if others:
-        floors["commonest_answer"] = _commonest([prompt.candidates[prompt.right or 0] for prompt in others])
+        floors["commonest_answer"] = _commonest(others)
     if prompts:
         floors["bag_of_words"] = bag_of_words(prompts)
     return {name: round(value, 6) for name, value in floors.items()}
+
+
+def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """`text_floors` of each kind of item by itself: a mixture's chance is nobody's."""
+    kinds = sorted({item.kind for item in items})
+    return {kind: text_floors([item for item in items if item.kind == kind]) for kind in kinds}
 
 
 def bag_of_words(prompts: Sequence[Prompt]) -> float:
@@ -93,5 +99,9 @@ def _shared_point(scores: np.ndarray, right: int) -> float:
     return float(best[right] / best.sum())
 
 
-def _commonest(answers: Sequence[str]) -> float:
-    return Counter(answers).most_common(1)[0][1] / len(answers)
+def _commonest(prompts: Sequence[Prompt]) -> float:
+    """The commonest right answer, always given; of each set of candidates its own."""
+    answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for prompt in prompts:
+        answers[prompt.candidates][prompt.candidates[prompt.right or 0]] += 1
+    return sum(counted.most_common(1)[0][1] for counted in answers.values()) / len(prompts)

@@ -1,0 +1,136 @@
+"""Build a VQA benchmark from a dataset, or show what anyone's benchmark gives away without its images.
+
+    python eval/build_vqa.py data/pairs --out data/vqa/benchmark.json
+    python eval/build_vqa.py data/pairs --out data/vqa/benchmark.json --n_true_false 200 --n_multiple_choice 200
+    python eval/build_vqa.py --check data/vqa/benchmark.json --json
+    python eval/build_vqa.py --check data/vqa/benchmark.json --model nano      # and what that model gets from no image
+
+Writes the items as JSON and their images into a folder beside it, under names that say nothing, all in one encoding.
+Built items stand in blocks of equal text, each answer right for one image of the block, so that no reader of the text
+alone does better than chance. `--check` measures that: the longest option, the shortest, the commonest letter, a
+classifier on the words and, with --model, the model shown a blank image or another item's.
+
+Only one split is used, the test by default: its photos have no descendants in the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_detect.bench.build import BuiltItem, Sizes, Source, build, operate
+from vlm_detect.bench.dataset_items import dataset_pairs
+from vlm_detect.bench.floors import floors_by_kind, text_floors
+from vlm_detect.bench.items import load_benchmark
+from vlm_detect.bench.model_floors import model_floors
+from vlm_detect.config import parse_config, write_json, write_run_json
+from vlm_detect.data.decode import decode_image
+from vlm_detect.errors import UserError, run_main
+from vlm_detect.infer.engine import Engine
+from vlm_detect.models.registry import load_vlm
+
+JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them before
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    out: str | None = field(default=None, metadata={"help": "The JSON file to write; images go beside it."})
+    split: str = field(default="test", metadata={"help": "The split of the dataset that is asked about."})
+    n_true_false: int = field(default=1000, metadata={"help": "Yes/no and true/false items, at most."})
+    n_multiple_choice: int = field(default=1000, metadata={"help": "Four-way items, at most."})
+    n_attribution: int = field(default=200, metadata={"help": "Items on what made an image, at most."})
+    n_which_of_two: int = field(default=200, metadata={"help": "Items on two images side by side, at most."})
+    seed: int = field(default=0, metadata={"help": "Of every draw."})
+    check: str | None = field(default=None, metadata={"help": "Print the floors of this benchmark instead."})
+    json: bool = field(default=False, metadata={"help": "With --check: print them as JSON."})
+    model: str | None = field(default=None, metadata={"help": "With --check: also floors of this model."})
+    skip_bad: bool = field(default=False, metadata={"help": "With --check: leave bad items out."})
+
+
+def main(argv: list[str]) -> int:
+    positional = {"dataset": {"nargs": "?", "help": "folder of a pair or image dataset"}}
+    config, rest = parse_config([BuildConfig], argv, doc=__doc__, positional=positional)
+    if bool(rest.dataset) == bool(config.check) or (rest.dataset and not config.out):
+        print("error: give a DATASET with --out FILE, or --check FILE", file=sys.stderr)
+        return 2
+    return check(config) if config.check else write(config, Path(rest.dataset))
+
+
+def write(config: BuildConfig, dataset: Path) -> int:
+    if not dataset.is_dir():
+        raise UserError(f"{dataset}: no such dataset folder; make one with data_gen/make_pairs.py")
+    pairs, data = dataset_pairs(dataset, config.split)
+    sizes = Sizes(config.n_true_false, config.n_multiple_choice, config.n_attribution, config.n_which_of_two)
+    items = build(pairs, sizes, config.seed)
+    if not items:
+        raise UserError(
+            f"{dataset}: its {config.split} split has no photo with a twin to ask about; try another --split"
+        )
+    assert config.out is not None
+    out = Path(config.out)
+    images = out.parent / f"{out.stem}_images"
+    images.mkdir(parents=True, exist_ok=True)
+
+    def written(source: Source, operation: str) -> str:
+        """The image with `operation` done to it, in the common encoding; the name is a hash of the content."""
+        image = decode_image(data(source.ref)).image
+        image = operate(image, operation, random.Random(f"{config.seed}:{source.ref}:{operation}"))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        path = images / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:20]}.jpg"
+        path.write_bytes(buffer.getvalue())
+        return str(path.relative_to(out.parent))
+
+    # Shuffled, so that a block's images do not stand together.
+    order = random.Random(config.seed).sample(range(len(items)), len(items))
+    rows = [row_of(f"{place:06d}", items[i], written) for place, i in enumerate(order)]
+    write_json(out, rows)
+    counts = {kind: sum(item.kind == kind for item in items) for kind in sorted({item.kind for item in items})}
+    write_run_json(out.parent, config, dataset=str(dataset), items=counts)
+    print(f"{out}: " + ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items()))
+    asked = {"true_false": sizes.true_false, "multiple_choice": sizes.multiple_choice}
+    for kind, wanted in asked.items():
+        if counts.get(kind, 0) < wanted:
+            print(
+                f"  {wanted} {kind} items were asked for; {len(pairs)} pairs give {counts.get(kind, 0)} different ones"
+            )
+    return 0
+
+
+def row_of(id_: str, item: BuiltItem, written: Any) -> dict[str, Any]:
+    names = [written(source, operation) for source, operation in item.shows]
+    row: dict[str, Any] = {"id": id_, "kind": item.kind}
+    row |= {"image": names[0]} if len(names) == 1 else {"images": names}
+    row["question"] = item.question
+    if item.options:
+        row["options"] = list(item.options)
+    return row | {"ground_truth": item.ground_truth, "metadata": item.metadata}
+
+
+def check(config: BuildConfig) -> int:
+    assert config.check is not None
+    benchmark = load_benchmark(config.check, skip_bad=config.skip_bad, need_images=config.model is not None)
+    floors = text_floors(benchmark.items)
+    if config.model:
+        floors |= model_floors(benchmark, Engine(load_vlm(config.model)), seed=config.seed)
+    by_kind = floors_by_kind(benchmark.items)
+    if config.json:
+        print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))
+        return 0
+    columns = {"all": floors, **(by_kind if len(by_kind) > 1 else {})}
+    print(f"{benchmark.name}: {len(benchmark.items)} items; accuracies without looking at an image")
+    print(" " * 20 + "".join(f"{name:>17}" for name in columns))
+    for name in floors:
+        cells = (f"{column[name]:.3f}" if name in column else "" for column in columns.values())
+        print(f"  {name:<18}" + "".join(f"{cell:>17}" for cell in cells))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

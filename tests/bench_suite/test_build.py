@@ -1,0 +1,126 @@
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_detect.bench.build import OPERATIONS, Pair, Sizes, Source, build, operate
+from vlm_detect.bench.floors import floors_by_kind
+from vlm_detect.records import Item
+
+EDITS = [("blur", (0, 0, 20, 20)), ("splice", (80, 80, 99, 99)), ("blur", (80, 0, 99, 20)), ("inpaint", (0, 80, 9, 99))]
+
+
+def pairs(
+    n: int, kinds: tuple[str, ...] = ("caption",), generators: tuple[str, ...] = ("sd35",), edits: int = 0
+) -> list[Pair]:
+    made = [
+        (
+            Source(f"{i}:image", "real", "", f"g{i}"),
+            Source(f"{i}:twin", "generated", generators[i % len(generators)], f"g{i}", kinds[i % len(kinds)]),
+        )
+        for i in range(n)
+    ]
+    for i in range(edits):
+        operation, box = EDITS[i % len(EDITS)]
+        edit = {"operation": operation, "box": list(box)}
+        twin = Source(f"e{i}:twin", "edited", operation, f"e{i}", "edit", edit=edit, size=(100, 100))
+        made.append((Source(f"e{i}:image", "real", "", f"e{i}"), twin))
+    return made
+
+
+def as_items(built) -> list[Item]:
+    return [
+        Item(str(i), b.kind, tuple(s.ref for s, _ in b.shows), b.question, b.ground_truth, b.options, b.metadata)
+        for i, b in enumerate(built)
+    ]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        pairs(300),
+        pairs(400, kinds=("caption", "caption", "caption", "vae")),
+        pairs(400, generators=("glide", "sd35", "sd35", "sd35", "a very long name of a generator")),
+        pairs(200, kinds=("caption", "vae"), edits=100),
+    ],
+    ids=["one maker", "two kinds, unequal", "three makers, unequal", "with edits"],
+)
+def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
+    items = as_items(build(dataset, Sizes()))
+    assert sum(item.kind == "multiple_choice" for item in items) == 1000
+    for kind, floors in floors_by_kind(items).items():
+        for name, value in floors.items():
+            assert value <= floors["chance"] + 0.04, (kind, name, floors)
+
+
+def test_every_text_is_answered_in_every_way_equally_often() -> None:
+    answers: dict[tuple, Counter] = defaultdict(Counter)
+    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(200, 200, 60, 60)):
+        answers[item.kind, item.question, item.options][item.ground_truth] += 1
+    for (kind, _, options), counts in answers.items():
+        assert len(set(counts.values())) == 1, counts
+        assert len(counts) == (len(options) if options else 2), kind
+
+
+def test_reasons_are_what_was_truly_done() -> None:
+    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(0, 200, 0, 0)):
+        ((source, operation),) = item.shows
+        right = item.options["ABCD".index(item.ground_truth)]
+        assert operation in OPERATIONS  # of generated images too: it tells nothing about the class
+        if source.label == "real":
+            assert right == f"It is a real photo, and {OPERATIONS[operation]}."
+        else:
+            assert (
+                right
+                == {
+                    "caption": "It is AI-generated, and it was drawn from a text.",
+                    "vae": "It is AI-generated, and it was painted after a photo.",
+                }[source.kind]
+            )
+        verdicts = Counter(option.split(",")[0] for option in item.options)
+        assert sorted(verdicts.values()) == [2, 2]
+
+
+def test_edits_are_asked_for_operation_and_place() -> None:
+    items = [i for i in build(pairs(0, edits=8), Sizes(40, 40, 40, 40)) if i.kind == "multiple_choice"]
+    assert items
+    for item in items:
+        ((source, operation),) = item.shows
+        assert operation == ""
+        assert item.options["ABCD".index(item.ground_truth)].startswith(f"{source.edit['operation']} at the ")
+
+
+def test_which_of_two_in_both_orders() -> None:
+    items = build(pairs(5), Sizes(0, 0, 0, 100))
+    assert len(items) == 10
+    for item in items:
+        left, right = (source.label for source, _ in item.shows)
+        assert (left, right)["AB".index(item.ground_truth)] == "generated"
+    assert Counter(item.ground_truth for item in items) == {"A": 5, "B": 5}
+
+
+def test_the_seed_decides_and_nothing_repeats() -> None:
+    dataset = pairs(40)
+    first, second = build(dataset, Sizes(100, 100, 50, 50), 1), build(dataset, Sizes(100, 100, 50, 50), 1)
+    assert first == second
+    assert first != build(dataset, Sizes(100, 100, 50, 50), 2)
+    keys = [(i.kind, i.question, i.options, i.shows) for i in first]
+    assert len(set(keys)) == len(keys)
+
+
+def test_sizes_are_upper_bounds_in_whole_blocks() -> None:
+    counts = Counter(item.kind for item in build(pairs(3), Sizes(7, 7, 7, 7)))
+    assert counts == {"true_false": 6, "multiple_choice": 4, "attribution": 6, "which_of_two": 6}
+    assert build([], Sizes()) == []
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_change_the_image(operation: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    changed = operate(image, operation, random.Random(0))
+    assert changed.mode == "RGB"
+    assert (changed.size == image.size) == (operation == "jpeg")
+    assert changed.size != image.size or np.asarray(changed).tolist() != np.asarray(image).tolist()
+    assert operate(Image.new("RGB", (1, 1)), operation, random.Random(0)).size == (1, 1)

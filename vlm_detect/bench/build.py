@@ -1,0 +1,332 @@
+"""Builds a benchmark from a dataset so that its text says nothing about its answers.
+
+    items = build(sources, sizes, seed=0)       # what to write, and which image each item shows
+
+Items come in blocks of one text: the same question with the same options is put to as many images as it has answers,
+and each answer is right for one of them. Whatever looks at the text alone (the longest option, a letter, the words, a
+model shown a blank image) therefore scores exactly chance over a block, whatever it is.
+
+The reasons in a multiple choice are what was truly done. Of a generated image that is its kind or its generator, where
+the dataset has more than one; otherwise, and for every photo, a harmless operation that is really carried out (a crop,
+a rescaling, a JPEG compression). Generated images get such an operation too, so that it tells nothing about the class.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from vlm_detect.data.questions import (
+    CAMERA,
+    EDIT_CHOICE_QUESTION,
+    EDIT_QUESTIONS,
+    LETTERS,
+    NO,
+    STATEMENT_QUESTION,
+    STATEMENTS,
+    VERDICT_QUESTIONS,
+    YES,
+    place_of,
+)
+
+CHOICE_QUESTION = "Is this image real or AI-generated, and what was done to it?"
+ATTRIBUTION_QUESTION = "What made this image?"
+WHICH_QUESTION = "Two images stand side by side. Which of them is AI-generated?"
+SIDES = ("The one on the left.", "The one on the right.")
+OPERATIONS = {"crop": "it was cropped", "rescale": "it was scaled down", "jpeg": "it was compressed"}
+KIND_WORDS = {"caption": "it was drawn from a text", "vae": "it was painted after a photo"}
+_MAX_ATTRIBUTIONS = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image of the dataset; `ref` opens it."""
+
+    ref: str
+    label: str  # real, generated or edited
+    generator: str
+    group: str
+    kind: str = ""  # of a twin: caption, vae, edit
+    object_class: str = ""
+    edit: dict[str, Any] | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        about = {"label": self.label, "generator": self.generator or "real", "group": self.group}
+        return (
+            about
+            | ({"twin_kind": self.kind} if self.kind else {})
+            | ({"object_class": self.object_class} if self.object_class else {})
+        )
+
+
+@dataclass(frozen=True)
+class BuiltItem:
+    """An item to be written; `shows` are the images and what is to be done to each ("" for nothing)."""
+
+    kind: str
+    question: str
+    ground_truth: str
+    shows: tuple[tuple[Source, str], ...]
+    options: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    true_false: int = 1000
+    multiple_choice: int = 1000
+    attribution: int = 200
+    which_of_two: int = 200
+
+
+Pair = tuple[Source, Source]  # a photo and what was generated or edited from it
+
+
+def build(pairs: Sequence[Pair], sizes: Sizes, seed: int = 0) -> list[BuiltItem]:
+    """At most `sizes` items of each kind; fewer where `pairs` do not give as many different ones."""
+    made = [pair for pair in pairs if pair[1].label == "generated"]
+    edits = [pair for pair in pairs if pair[1].label == "edited"]
+    items: list[BuiltItem] = []
+    for name, blocks, size in (
+        ("true_false", true_false_blocks(made, edits), sizes.true_false),
+        ("multiple_choice", choice_blocks(made, edits), sizes.multiple_choice),
+        ("attribution", attribution_blocks(made), sizes.attribution),
+        ("which_of_two", which_blocks(made), sizes.which_of_two),
+    ):
+        rng = random.Random(f"{seed}:{name}")
+        items += _fill(blocks(rng), size)
+    return items
+
+
+Blocks = Callable[[random.Random], Iterator[list[BuiltItem]]]
+
+
+def true_false_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
+    """One question to a photo and to its twin: yes to one of them."""
+    statements = {polarity: STATEMENT_QUESTION.format(statement=text) for polarity, text in STATEMENTS.items()}
+    asked = [(text, p, ("Yes.", "No.")) for p, text in VERDICT_QUESTIONS.items()]
+    asked += [(text, p, ("True.", "False.")) for p, text in statements.items()]
+    asked_of_edits = [(text, p, (YES, NO)) for p, text in EDIT_QUESTIONS.items()]
+
+    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
+        rounds = []
+        for questions, pairs in ((asked, made), (asked_of_edits, edits)):
+            # Each lap asks every pair a question; where the laps start differs from pair to pair.
+            for lap in range(len(questions)):
+                shuffled = rng.sample(list(enumerate(pairs)), len(pairs))
+                rounds += [(lap, pair, questions[(lap + i) % len(questions)]) for i, pair in shuffled]
+        for _, pair, (question, polarity, (yes, no)) in sorted(rounds, key=lambda entry: entry[0]):
+            yield [
+                BuiltItem(
+                    "true_false",
+                    question,
+                    yes if (source.label == "real") == (polarity == "real") else no,
+                    ((source, ""),),
+                    metadata=source.facts,
+                )
+                for source in pair
+            ]
+
+    return blocks
+
+
+def choice_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
+    """Four options to four images: two photos with an operation each, two generated images with a reason each."""
+    reasons = _reasons([twin for _, twin in made])
+
+    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
+        twos = list(_edit_choices(edits, rng))
+        # By fours, as the others come, so that any multiple of four can be met.
+        edit_blocks = [[*one, *two] for one, two in zip(twos[::2], twos[1::2], strict=False)]
+        by_reason: dict[str, list[Pair]] = defaultdict(list)
+        for pair in made:
+            by_reason[reasons(pair[1])].append(pair)
+        draws = {reason: _endless(pairs, rng) for reason, pairs in sorted(by_reason.items())}
+        if not draws:
+            yield from edit_blocks
+            return
+        seen: set[tuple[str, ...]] = set()
+        for _ in range(50 * len(made) + 50):  # enough draws to find what different blocks there are
+            if edit_blocks and rng.random() < 0.25:
+                yield edit_blocks.pop()
+            first, second = rng.sample(sorted(draws), 2) if len(draws) > 1 else [next(iter(draws))] * 2
+            block = _choice_block(next(draws[first]), next(draws[second]), (first, second), rng)
+            key = tuple(
+                sorted(f"{item.shows[0][0].ref} {item.shows[0][1]} {item.question}{item.options}" for item in block)
+            )
+            if key not in seen:
+                seen.add(key)
+                yield block
+        yield from edit_blocks
+
+    return blocks
+
+
+def _choice_block(one: Pair, two: Pair, words: tuple[str, str], rng: random.Random) -> list[BuiltItem]:
+    a, b = rng.sample(sorted(OPERATIONS), 2)
+    by_operation = words[0] == words[1]
+    reasons = (OPERATIONS[a], OPERATIONS[b]) if by_operation else words
+    # A reason other than an operation says nothing of operations: the generated images get theirs by lot.
+    done = (a, b) if by_operation else (rng.choice((a, b)), rng.choice((a, b)))
+    shown = [
+        (f"It is a real photo, and {OPERATIONS[a]}.", one[0], a),
+        (f"It is a real photo, and {OPERATIONS[b]}.", two[0], b),
+        (f"It is AI-generated, and {reasons[0]}.", one[1], done[0]),
+        (f"It is AI-generated, and {reasons[1]}.", two[1], done[1]),
+    ]
+    rng.shuffle(shown)
+    options = tuple(option for option, _, _ in shown)
+    return [
+        BuiltItem(
+            "multiple_choice",
+            CHOICE_QUESTION,
+            LETTERS[place],
+            ((source, operation),),
+            options,
+            source.facts | {"operation": operation, "reason": option.partition(", and ")[2].rstrip(".")},
+        )
+        for place, (option, source, operation) in enumerate(shown)
+    ]
+
+
+def _edit_choices(edits: Sequence[Pair], rng: random.Random) -> Iterator[list[BuiltItem]]:
+    """Two edits that differ in operation and in place: both operations at both places are the options."""
+    known = [
+        twin for _, twin in edits if twin.edit and twin.edit.get("operation") and twin.edit.get("box") and twin.size
+    ]
+    waiting = rng.sample(known, len(known))
+    while waiting:
+        one = waiting.pop()
+        told = _edit_words(one)
+        partner = next(
+            (two for two in waiting if all(x != y for x, y in zip(told, _edit_words(two), strict=True))), None
+        )
+        if partner is None:
+            continue
+        waiting.remove(partner)
+        answers = {_edit_option(*_edit_words(source)): source for source in (one, partner)}
+        pairs = itertools.product(*zip(told, _edit_words(partner), strict=True))
+        options = [_edit_option(operation, place) for operation, place in pairs]
+        rng.shuffle(options)
+        yield [
+            BuiltItem(
+                "multiple_choice",
+                EDIT_CHOICE_QUESTION,
+                LETTERS[options.index(option)],
+                ((source, ""),),
+                tuple(options),
+                source.facts,
+            )
+            for option, source in answers.items()
+        ]
+
+
+def attribution_blocks(made: Sequence[Pair]) -> Blocks:
+    """Two to four makers, the camera among them, and an image by each."""
+
+    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
+        by_generator: dict[str, list[Pair]] = defaultdict(list)
+        for pair in made:
+            if pair[1].generator:
+                by_generator[pair[1].generator].append(pair)
+        if not by_generator:
+            return
+        draws = {name: _endless(pairs, rng) for name, pairs in sorted(by_generator.items())}
+        # As many blocks as the rarest maker has images: no image is asked about twice.
+        for _ in range(min(map(len, by_generator.values()))):
+            names = rng.sample(sorted(draws), min(len(draws), _MAX_ATTRIBUTIONS - 1))
+            pairs = {name: next(draws[name]) for name in names}
+            photo = pairs[names[0]][0]
+            shown = [(CAMERA, photo), *((f"{name}.", pair[1]) for name, pair in pairs.items())]
+            rng.shuffle(shown)
+            options = tuple(option for option, _ in shown)
+            yield [
+                BuiltItem("attribution", ATTRIBUTION_QUESTION, LETTERS[i], ((source, ""),), options, source.facts)
+                for i, (_, source) in enumerate(shown)
+            ]
+
+    return blocks
+
+
+def which_blocks(made: Sequence[Pair]) -> Blocks:
+    """A photo and its twin side by side, in both orders."""
+
+    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
+        for photo, twin in rng.sample(list(made), len(made)):
+            yield [
+                BuiltItem(
+                    "which_of_two",
+                    WHICH_QUESTION,
+                    LETTERS[order.index(twin)],
+                    tuple((source, "") for source in order),
+                    SIDES,
+                    twin.facts,
+                )
+                for order in ((photo, twin), (twin, photo))
+            ]
+
+    return blocks
+
+
+def operate(image: Image.Image, operation: str, rng: random.Random) -> Image.Image:
+    """Carry out one of `OPERATIONS`."""
+    width, height = image.size
+    if operation == "crop":
+        share = rng.uniform(0.6, 0.85)
+        w, h = max(1, round(width * share)), max(1, round(height * share))
+        x, y = rng.randint(0, width - w), rng.randint(0, height - h)
+        return image.crop((x, y, x + w, y + h))
+    if operation == "rescale":
+        share = rng.uniform(0.4, 0.7)
+        size = max(1, round(width * share)), max(1, round(height * share))
+        return image.resize(size, Image.Resampling.LANCZOS)
+    if operation == "jpeg":
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(20, 45))
+        return Image.open(buffer).convert("RGB")
+    return image
+
+
+def _reasons(twins: Sequence[Source]) -> Callable[[Source], str]:
+    """How a generated image's reason reads: by kind, else by generator, where there are at least two of them."""
+    if len({twin.kind for twin in twins if twin.kind in KIND_WORDS}) > 1:
+        return lambda twin: KIND_WORDS.get(twin.kind, "")
+    if len({twin.generator for twin in twins}) > 1:
+        return lambda twin: f"{twin.generator} made it"
+    return lambda twin: ""
+
+
+def _fill(blocks: Iterator[list[BuiltItem]], size: int) -> list[BuiltItem]:
+    """Whole blocks up to `size` items: part of one would tip the balance."""
+    items: list[BuiltItem] = []
+    for block in blocks if size else ():
+        if len(items) + len(block) <= size:
+            items += block
+        if len(items) == size:
+            break
+    return items
+
+
+def _endless(pairs: Sequence[Pair], rng: random.Random) -> Iterator[Pair]:
+    """Every pair once in a drawn order, then again in another."""
+    while True:
+        yield from rng.sample(list(pairs), len(pairs))
+
+
+def _edit_words(source: Source) -> tuple[str, str]:
+    assert source.edit is not None
+    assert source.size is not None
+    return str(source.edit["operation"]).replace("_", " "), place_of(source.edit["box"], source.size)
+
+
+def _edit_option(operation: str, place: str) -> str:
+    return f"{operation} at the {place}."
