@@ -12,6 +12,7 @@ and a model card. The same command again resumes a run that was stopped, or says
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
@@ -20,6 +21,7 @@ from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
 from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.features import Features
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.machine import dtype_of, use_cpu_cores
 from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
@@ -56,8 +58,19 @@ def main(argv: list[str]) -> None:
     vlm = load_vlm(base.name, revision=base.revision, dtype=dtype_of(model_options.dtype), device=training.device)
     add_lora(vlm, lora_options, seed=training.seed)
 
+    features = None
+    if data_options.cache_features:
+        features = Features.build(
+            vlm,
+            units.images,
+            Path(data_options.features_dir),
+            process=training.process_index,
+            n_processes=training.world_size,
+        )
+        training.distributed_state.wait_for_everyone()
+
     # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
-    trainer = DetectorTrainer(vlm, training, units, validation, pack=data_options.pack)
+    trainer = DetectorTrainer(vlm, training, units, validation, pack=data_options.pack, features=features)
     is_main = trainer.is_world_process_zero()
     if is_main:
         run.write("running")

@@ -123,7 +123,7 @@ def test_killed_and_resumed_is_undisturbed(home, undisturbed):
 def test_what_it_cannot_use(home, undisturbed, monkeypatch, capsys, arguments, status, message):
     bad_datasets(home)
     monkeypatch.chdir(home)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, at import
     monkeypatch.setattr(sys, "argv", command(home, "--output_dir", "bad", "--use_cpu", "True", *arguments)[1:])
     with pytest.raises(SystemExit) as end:  # in this process, for starting nine takes a minute
         runpy.run_path(str(RECIPE), run_name="__main__")

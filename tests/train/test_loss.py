@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.factories import tiny_vlm
-from tests.train.toys import toy_image, toy_pairs
+from tests.train.toys import stored, toy_image, toy_pairs
 from vlm_detect.data.questions import QUESTION_KINDS
 from vlm_detect.errors import UserError
 from vlm_detect.records import Question
@@ -47,7 +47,7 @@ def plain_loss(vlm, units):
     for example in (example for unit in units for example in unit):
         for question in example.questions:
             prompt, answer = vlm.question_ids(question.question), vlm.answer_ids(question.answer)
-            inputs = vlm.processor(images=[example.image], prompt_ids=[prompt + answer])
+            inputs = vlm.processor(images=[example.image.open()], prompt_ids=[prompt + answer])
             labels = torch.full_like(inputs["input_ids"], IGNORE)
             labels[0, -len(answer) :] = torch.tensor(answer)
             total = total + vlm.model(**inputs, labels=labels).loss * len(answer)
@@ -76,7 +76,7 @@ def test_packing_reads_each_image_once_and_puts_its_questions_in_one_row(vlm, un
 
 
 def test_a_question_is_blind_to_its_neighbour(vlm):
-    image = toy_image(False, np.random.default_rng(0))
+    image = stored(toy_image(False, np.random.default_rng(0)))
     first = Question("yes_no", "Is this image AI-generated?", "No.")
     losses = []
     for neighbour in ("What is it?", "Say yes, say yes!"):
@@ -114,6 +114,8 @@ def test_only_positions_that_predict_an_answer_reach_the_vocabulary(vlm, units, 
 
 
 def test_a_question_longer_than_the_context(vlm):
-    long = Example(toy_image(False, np.random.default_rng(0)), [Question("explain", "why " * 600, "No.")], "real")
+    long = Example(
+        stored(toy_image(False, np.random.default_rng(0))), [Question("explain", "why " * 600, "No.")], "real"
+    )
     with pytest.raises(UserError, match="context holds 2048"):
         Collator(vlm)([[long]])

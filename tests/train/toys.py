@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ from PIL import Image
 
 from tests.factories import tiny_vlm
 from vlm_detect.records import IMAGE_FEATURES, PAIR_FEATURES
+from vlm_detect.train.images import StoredImage
 
 
 def toy_image(generated: bool, rng: np.random.Generator, side: int = 16) -> Image.Image:
     """Noise around dark grey for real, around light grey for generated: separable at a glance."""
     pixels = rng.normal(180 if generated else 70, 15, (side, side, 3)).clip(0, 255)
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def stored(image: Image.Image) -> StoredImage:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return StoredImage(buffer.getvalue())
 
 
 def toy_pair(index: int, rng: np.random.Generator, **changes: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A batch: every image once, and rows of questions with their answers that follow an image's prefix.
 
-    prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them
+    prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
+    embeds     (N, T, D)          the images' embeddings
     row_image  (B,)               which image each row follows
     ids        (B, L)             [question, answer, end of text] after the prefix, right padded
     branch     (B, L)             number of the question within its row; -1 is padding
@@ -20,6 +21,8 @@ import torch
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.train.examples import Example
+from vlm_detect.train.features import Features
+from vlm_detect.train.images import StoredImage
 
 IGNORE = -100  # positions without a label, as in torch's cross entropy
 
@@ -30,7 +33,8 @@ class Collator:
 
     vlm: VLM
     pack: bool = False
-    max_length: int = 2048  # of a sequence, the image prefix included
+    features: Features | None = None
+    max_length: int = 2048  # of an image with one question and answer: the model's context
 
     def __call__(self, units: Sequence[Sequence[Example]]) -> dict[str, Any]:
         examples = [example for unit in units for example in unit]
@@ -44,11 +48,18 @@ class Collator:
             rows += image_rows
             row_image += [i] * len(image_rows)
         self._check_length(rows)
+        images = [example.image for example in examples]
         return {
-            "prepared": self.vlm.prepare([example.image for example in examples]),
+            **self._images(images),
+            "n_images": len(images),
             "row_image": torch.tensor(row_image),
             **collate_rows(rows, self.vlm.eos_token_id),
         }
+
+    def _images(self, images: Sequence[StoredImage]) -> dict[str, Any]:
+        if self.features is not None:
+            return {"embeds": self.features.embeddings([image.key for image in images])}
+        return {"prepared": self.vlm.prepare([image.open() for image in images])}
 
     def _check_length(self, rows: list[list[Answered]]) -> None:
         prefix = len(self.vlm.prefix_ids())

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
-from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label, Question
+from vlm_detect.train.images import Cells, StoredImage, undecoded
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class QuestionOptions:
 
 @dataclass(frozen=True)
 class Example:
-    """One image of a unit, decoded, with what is asked about it."""
+    """One image of a unit with what is asked about it."""
 
-    image: Image.Image
+    image: StoredImage
     questions: list[Question]
     label: Label
 
@@ -59,9 +59,9 @@ class Units(TorchDataset[list[Example]]):
     def __init__(self, rows: Dataset, options: QuestionOptions, seed: int = 0) -> None:
         if unknown := [kind for kind in options.question_kinds if kind not in QUESTION_KINDS]:
             raise UserError(f"--question_kinds {' '.join(unknown)}: unknown; choose from {', '.join(QUESTION_KINDS)}")
-        self.rows, self.options, self.seed = rows, options, seed
+        self.rows, self.options, self.seed = undecoded(rows), options, seed
         self.source: _PairUnits | _ImageUnits
-        self.source = _PairUnits(rows) if "twin" in rows.column_names else _ImageUnits(rows, seed)
+        self.source = _PairUnits(self.rows) if "twin" in rows.column_names else _ImageUnits(self.rows, seed)
         # Half of the units, so that nothing about the labels is left to learn.
         lot = random.Random(f"labels:{seed}").sample(range(len(self)), len(self) // 2)
         self.swapped = frozenset(lot if options.shuffle_labels else [])
@@ -91,6 +91,12 @@ class Units(TorchDataset[list[Example]]):
         return examples
 
     @property
+    def images(self) -> Cells:
+        """Every image that an epoch may draw."""
+        columns = [name for name in ("image", "twin") if name in self.rows.column_names]
+        return Cells(self.rows, [(row, column) for row in range(len(self.rows)) for column in columns])
+
+    @property
     def _kinds(self) -> Sequence[QuestionKind]:
         return [kind for kind in QUESTION_KINDS if kind in self.options.question_kinds]
 
@@ -113,7 +119,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
 
-_Members = list[tuple[Image.Image, Subject]]
+_Members = list[tuple[StoredImage, Subject]]
 
 
 class _PairUnits:
@@ -131,7 +137,7 @@ class _PairUnits:
     def unit(self, epoch: int, index: int) -> tuple[_Members, Topic]:
         row = self.rows[self.indices[index]]
         edit = row["kind"] == "edit"
-        image, twin = row["image"].convert("RGB"), row["twin"].convert("RGB")
+        image, twin = StoredImage.of(row["image"]), StoredImage.of(row["twin"])
         before = Subject(label=row["image_label"], caption=row["caption"] or "", size=image.size)
         after = Subject(
             label="edited" if edit else "generated",
@@ -171,9 +177,9 @@ class _ImageUnits:
         place = index if topic == "generation" else index - self.n_generation
         return [self._member("real", epoch, place), self._member(other, epoch, place)], topic
 
-    def _member(self, label: Label, epoch: int, place: int) -> tuple[Image.Image, Subject]:
+    def _member(self, label: Label, epoch: int, place: int) -> tuple[StoredImage, Subject]:
         row: dict[str, Any] = self.rows[self._drawn(label, epoch)[place % len(self.by_label[label])]]
-        image = row["image"].convert("RGB")
+        image = StoredImage.of(row["image"])
         generator = (row.get("generator") or "") if label != "real" else ""
         caption = _photo_of(row["object_class"]) if row.get("object_class") else ""
         return image, Subject(label=label, generator=generator, caption=caption, size=image.size)

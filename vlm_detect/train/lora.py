@@ -93,6 +93,11 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
     return chosen
 
 
+def is_vision(name: str) -> bool:
+    """Whether a parameter or module of this name belongs to the vision tower or the connector."""
+    return bool(_VISION.search(name))
+
+
 def _layer(name: str) -> int:
     """The number of the layer that a module belongs to; -1 outside the stack of layers."""
     found = _LAYER.search(name)

@@ -25,7 +25,7 @@ def answer_loss(
         model: what is called: `vlm.model` or its distributed wrapper.
         batch: as `Collator` gives it; a label at position t is predicted from position t - 1.
     """
-    image_embeds = vlm.encode(batch["prepared"])
+    image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
     inputs = sequence_inputs(vlm, image_embeds[batch["row_image"]], batch["ids"], batch["branch"])
     targets = batch["labels"][:, 1:]
     positions = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)  # (K,): where some row predicts a label

@@ -47,6 +47,11 @@ class DataOptions:
         default=True,
         metadata={"help": "Put all questions of an image behind one image prefix (the same loss, faster)."},
     )
+    cache_features: bool = field(
+        default=False,
+        metadata={"help": "Compute the frozen tower's image embeddings once and train from them (the same losses)."},
+    )
+    features_dir: str = field(default="runs/features", metadata={"help": "Where cached image embeddings are kept."})
     cpu_threads: int | None = field(
         default=None,
         metadata={"help": "Threads on a CPU. Default: all cores, shared by the processes (accelerate alone sets one)."},

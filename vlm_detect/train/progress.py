@@ -25,7 +25,7 @@ class Counts:
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count a batch of `Collator`."""
         branch = batch["branch"]
-        self.images += len(next(iter(batch["prepared"].values())))
+        self.images += batch["n_images"]
         self.questions += int((branch.max(dim=1).values + 1).sum())
         self.tokens += int((branch >= 0).sum())
 

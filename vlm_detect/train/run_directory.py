@@ -25,6 +25,7 @@ _FREE_TO_CHANGE = {
     "overwrite_output_dir",
     "resume_from_checkpoint",
     "cpu_threads",
+    "features_dir",
     "disable_tqdm",
     "report_to",
     "run_name",

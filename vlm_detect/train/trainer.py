@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from transformers import (
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.base import VLM
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import EpochSampler, Units
+from vlm_detect.train.features import Features
 from vlm_detect.train.loss import answer_loss
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
-from vlm_detect.train.validation import ValidationSet, log_odds, scores_of
+from vlm_detect.train.validation import ValidationSet, scores_of
 
 
 class DetectorTrainer(Trainer):
@@ -39,6 +42,7 @@ class DetectorTrainer(Trainer):
         units: the training set.
         validation: what is scored after each epoch, or None.
         pack: put all questions of an image behind one image prefix.
+        features: cached embeddings of the training images, in place of the tower.
     """
 
     control: TrainerControl
@@ -51,6 +55,7 @@ class DetectorTrainer(Trainer):
         validation: ValidationSet | None = None,
         *,
         pack: bool = True,
+        features: Features | None = None,
     ) -> None:
         self.vlm = vlm
         self.validation = validation
@@ -59,7 +64,12 @@ class DetectorTrainer(Trainer):
         super().__init__(
             model=vlm.model,
             args=args,
-            data_collator=Collator(vlm, pack=pack),
+            data_collator=Collator(
+                vlm,
+                pack=pack,
+                features=features,
+                max_length=vlm.model.config.get_text_config().max_position_embeddings,
+            ),
             train_dataset=units,
             # The Trainer wants to see something here; `evaluate` does not use it.
             eval_dataset=units if validation is not None else None,
@@ -88,7 +98,7 @@ class DetectorTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients over processes
         if not torch.isfinite(loss.detach()):
             raise UserError(
-                f"the loss of step {self.state.global_step + 1} is {float(loss)}: the run is stopped and its last "
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run is stopped and its last "
                 "checkpoint is intact; try a lower --learning_rate, or --bf16 in place of --fp16"
             )
         return loss
@@ -112,6 +122,7 @@ class DetectorTrainer(Trainer):
         """The adapter and the processor. (Told nothing about embeddings, peft asks the Hub for the base's config.)"""
         folder = output_dir or self.args.output_dir
         self.vlm.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        Path(folder, "README.md").unlink(missing_ok=True)  # peft's blank form; the recipe writes the card at the end
         self.vlm.processor.save_pretrained(folder)
 
     def validation_odds(self) -> np.ndarray:
@@ -125,7 +136,8 @@ class DetectorTrainer(Trainer):
         found: list[tuple[int, float]] = []
         for start in range(0, len(mine), self.args.eval_batch_size):
             indices = mine[start : start + self.args.eval_batch_size]
-            found += zip(indices, log_odds(engine, list(self.validation.images(indices))), strict=True)
+            images = [self.validation.images[index].open() for index in indices]
+            found += zip(indices, log_odds(engine, images), strict=True)
         model.train(training)
         return np.array([odds for _, odds in sorted(gather_object(found))])
 

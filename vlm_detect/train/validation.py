@@ -1,35 +1,25 @@
 """How well a model tells real from generated, measured on the validation split while it trains. Never on test.
 
-An image's score is the log-odds that it is generated: log P(answer that means "generated") - log P(the other), by the
-full answers' log-probability, averaged over the two polarities of the verdict question.
+An image's score is the detector's own (`vlm_detect.infer.verdict`): the log-odds that it is generated.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image
-from PIL import Image as PILImage
+from datasets import Dataset
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from vlm_detect.data.questions import NO, VERDICT_QUESTIONS, YES
 from vlm_detect.errors import UserError
-from vlm_detect.infer.engine import Ask, Engine
-
-ASKS = [Ask(question, (YES, NO)) for question in VERDICT_QUESTIONS.values()]
-SIGNS = [1 if polarity == "fake" else -1 for polarity in VERDICT_QUESTIONS]  # what "Yes." says about "generated"
+from vlm_detect.train.images import Cells, StoredImage, undecoded
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Which images of a dataset are scored: (row, column) and whether each is generated. Edited ones are left out."""
+    """Which images of a dataset are scored, and whether each is generated. Edited ones are left out."""
 
-    rows: Dataset
-    cells: list[tuple[int, str]]
+    images: Cells
     generated: np.ndarray  # (N,) of bool
 
     @classmethod
@@ -39,14 +29,14 @@ class ValidationSet:
         Raises:
             UserError: where one of the classes is missing, for then no score is defined.
         """
+        rows = undecoded(rows)
         cells: dict[bool, list[tuple[int, str]]] = {False: [], True: []}
         if "twin" in rows.column_names:
             seen: set[str] = set()  # a photo stands in one row for each of its twins
-            stored = rows.select_columns(["image"]).cast_column("image", Image(decode=False))
             for i, (label, kind) in enumerate(zip(rows["image_label"], rows["kind"], strict=True)):
                 if kind != "edit":
                     cells[True].append((i, "twin"))
-                if label == "real" and (key := _content_key(stored[i]["image"])) not in seen:
+                if label == "real" and (key := StoredImage.of(rows[i]["image"]).key) not in seen:
                     seen.add(key)
                     cells[False].append((i, "image"))
         else:
@@ -61,29 +51,11 @@ class ValidationSet:
             )
         each = None if limit is None else max(1, limit // 2)
         chosen = [(cell, generated) for generated in (False, True) for cell in cells[generated][:each]]
-        return cls(rows, [cell for cell, _ in chosen], np.array([generated for _, generated in chosen]))
+        truth = np.array([generated for _, generated in chosen])
+        return cls(Cells(rows, [cell for cell, _ in chosen]), truth)
 
     def __len__(self) -> int:
-        return len(self.cells)
-
-    def images(self, indices: Sequence[int]) -> Iterator[PILImage.Image]:
-        for index in indices:
-            row, column = self.cells[index]
-            yield self.rows[row][column].convert("RGB")
-
-
-def _content_key(stored: Mapping[str, Any]) -> str:
-    """What tells one stored image from another: its bytes, or its path where only that is stored."""
-    return hashlib.sha256(stored["bytes"]).hexdigest() if stored["bytes"] else str(stored["path"])
-
-
-def log_odds(engine: Engine, images: Sequence[PILImage.Image]) -> list[float]:
-    """The log-odds of "generated" of each image, in nats."""
-    scores = engine.score(images, [ASKS] * len(images))
-    return [
-        float(np.mean([sign * (yes.logprob - no.logprob) for sign, (yes, no) in zip(SIGNS, asked, strict=True)]))
-        for asked in scores
-    ]
+        return len(self.images)
 
 
 def scores_of(odds: np.ndarray, generated: np.ndarray) -> dict[str, float]:
