@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import PushToHubMixin
 
-from .configuration import MoondreamConfig
+from .configuration import RELEASES, MoondreamConfig
 from .image_processing import MoondreamImageProcessor
 
 
@@ -98,6 +98,14 @@ class MoondreamProcessor(PushToHubMixin):
         template = self.config.templates["query"]
         suffix = template["suffix"] * self.config.query_suffix_repeats
         return [*template["prefix"], *self.encode(self.config.question_prefix + question), *suffix]
+
+    def reasoning_ids(self, question: str) -> list[int]:
+        """The ids after the image prefix from which query(reasoning=True) starts to think."""
+        if not RELEASES[self.config.release].has_reasoning:
+            raise ValueError(f"release {self.config.release} has no reasoning mode; the newest does")
+        template = self.config.templates["query"]
+        encoded = self.encode(self.config.question_prefix + question)
+        return [*template["prefix"], *encoded, *template["suffix"], self.config.thinking_token_id]
 
     def caption_ids(self, length: str = "normal") -> list[int]:
         """The ids after the image prefix that the official caption() decodes from."""
