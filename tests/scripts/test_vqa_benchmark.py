@@ -11,9 +11,14 @@ import pytest
 
 from tests.bench_suite.fakes import verdict_rows, write_benchmark
 from tests.factories import tiny_vlm
+from tests.scripts.here import run_here
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "vqa_benchmark.py"
 CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def here(*args: object) -> subprocess.CompletedProcess[str]:
+    return run_here("eval/vqa_benchmark.py", *args)
 
 
 def run(*args: object, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -65,7 +70,7 @@ def test_what_a_run_leaves_behind(whole_run: tuple[Path, tuple[object, ...]]) ->
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", html), "the page loads something from outside"
     assert len(re.findall(r"<img ", html)) == len(re.findall(r"<img [^>]*alt=\"[^\"]+\"", html))
 
-    again = run(*args, "--out", out)
+    again = here(*args, "--out", out)
     assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
 
 
@@ -76,13 +81,13 @@ def test_an_interrupted_run_goes_on(whole_run: tuple[Path, tuple[object, ...]], 
     # As after an interruption: seven answers and a half line, no run.json.
     (out / "settings.json").write_text((finished / "settings.json").read_text())
     (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole[:7]) + '{"id": "it')
-    resumed = run(*args, "--out", out)
+    resumed = here(*args, "--out", out)
     assert resumed.returncode == 0, resumed.stderr
     assert "7 of 18 prompts were answered before" in resumed.stderr
     rounded = [{**row, "logprobs": None, "p_fake": None} for row in lines(out)]
     assert rounded == [{**row, "logprobs": None, "p_fake": None} for row in whole]
 
-    other = run("--model", "nano", *args[2:], "--out", out)
+    other = here("--model", "nano", *args[2:], "--out", out)
     assert other.returncode == 1
     assert re.fullmatch(r"error: .*holds the answers of another run.*choose another --out.*\n", other.stderr)
 
@@ -109,7 +114,7 @@ def test_recorded_answers_need_no_model(tmp_path: Path) -> None:
     path = write_benchmark(tmp_path, [{**row, "answer": a} for row, a in zip(rows, answers, strict=True)])
     for image in tmp_path.glob("*.png"):
         image.unlink()
-    done = run("--answers", path, "--out", tmp_path / "out")
+    done = here("--answers", path, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["accuracy"] == summary["generate"]["accuracy"] == 0.5
@@ -120,7 +125,7 @@ def test_recorded_answers_need_no_model(tmp_path: Path) -> None:
 def test_bad_items_stop_the_run_before_the_model_loads(benchmark: Path, tmp_path: Path) -> None:
     rows = [*verdict_rows(tmp_path, 2), {"id": "bad", "image": "none.png", "question": "Q", "ground_truth": "Real"}]
     path = write_benchmark(tmp_path, rows)
-    refused = run("--model", "no/such-model", "--benchmark", path, "--out", tmp_path / "out")
+    refused = here("--model", "no/such-model", "--benchmark", path, "--out", tmp_path / "out")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "none.png is missing" in refused.stderr
@@ -129,5 +134,5 @@ def test_bad_items_stop_the_run_before_the_model_loads(benchmark: Path, tmp_path
 
 
 def test_wrong_arguments() -> None:
-    assert run("--no_such_flag", "1").returncode == 2
-    assert run("--limit", "3").returncode == 2
+    assert here("--no_such_flag", "1").returncode == 2
+    assert here("--limit", "3").returncode == 2

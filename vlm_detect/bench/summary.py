@@ -57,12 +57,12 @@ def summarise(
     """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}."""
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")
-    summary = _figures_of(scored or generated, unsure_band, resamples)
+    summary = figures_of(scored or generated, unsure_band, resamples)
     if scored:
         summary |= _biases(scored)
     kinds = sorted({score.kind for score in scored or generated})
     summary["by_kind"] = {
-        kind: _figures_of([score for score in scored or generated if score.kind == kind], unsure_band, resamples)
+        kind: figures_of([score for score in scored or generated if score.kind == kind], unsure_band, resamples)
         for kind in kinds
     }
     columns = {"object_class": {score.id: score.object_class for score in scored or generated}, **(slices or {})}
@@ -70,7 +70,7 @@ def summarise(
         summary[f"by_{column}"] = _by(scored or generated, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
     summary["floors"] = dict(floors or {})
     if generated:
-        summary["generate"] = _figures_of(generated, unsure_band, resamples) | generation_figures(generated)
+        summary["generate"] = figures_of(generated, unsure_band, resamples) | generation_figures(generated)
     return rounded(summary)
 
 
@@ -159,7 +159,9 @@ def _p_right(row: Result) -> float:
     return float(softmax(row.logprobs)[row.options.index(row.ground_truth)])
 
 
-def _figures_of(scores: Sequence[ItemScore], band: tuple[float, float], resamples: int) -> dict[str, Any]:
+def figures_of(
+    scores: Sequence[ItemScore], band: tuple[float, float] = UNSURE_BAND, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Accuracy of all, the figures of those with a verdict, their intervals, and accuracy by generator."""
     right = np.array([score.correct for score in scores], float)
     found: dict[str, Any] = {

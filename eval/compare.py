@@ -1,0 +1,90 @@
+"""Compare runs, and score files of any other detector, over the same items.
+
+    python eval/compare.py runs/base/eval runs/moondream_lora/eval --out runs/compared
+    python eval/compare.py runs/moondream_lora/eval other_detector.csv --benchmark data/vqa/benchmark.json
+
+A score file is a CSV with the columns image (its file name) and p_fake (0 to 1). Which items those are says
+--benchmark; without it, the CSV needs a column `label` (real or generated) and is compared with other CSVs only.
+Out come compare.json and report.html: every figure with its interval, and McNemar's test and the paired bootstrap of
+each run against the first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vlm_detect.bench.compare import Run, compare, load_run
+from vlm_detect.bench.compare_report import write_compare_report
+from vlm_detect.bench.floors import text_floors
+from vlm_detect.bench.items import Benchmark, load_benchmark
+from vlm_detect.config import parse_config, write_json, write_run_json
+from vlm_detect.errors import UserError, run_main
+
+SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ece")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    out: str = field(default="runs/compared", metadata={"help": "Folder for compare.json and report.html."})
+    benchmark: str | None = field(default=None, metadata={"help": "What the items are: for CSVs, --by and the floors."})
+    split: str = field(default="test", metadata={"help": "Of --benchmark, where that is a dataset folder."})
+    by: list[str] = field(default_factory=list, metadata={"help": "Metadata columns of --benchmark to slice by."})
+
+
+def main(argv: list[str]) -> int:
+    positional = {"runs": {"nargs": "+", "help": "result folders and CSV score files"}}
+    config, rest = parse_config([CompareConfig], argv, doc=__doc__, positional=positional)
+    if config.by and not config.benchmark:
+        print("error: --by needs --benchmark, which says what the items' columns are", file=sys.stderr)
+        return 2
+    benchmark = load_benchmark(config.benchmark, split=config.split) if config.benchmark else None
+    runs = distinct([load_run(Path(path), benchmark) for path in rest.runs])
+    comparison = compare(runs, by={column: column_of(benchmark, column) for column in config.by})
+    out = Path(config.out)
+    floors = text_floors(benchmark.items) if benchmark else {}
+    comparison["floors"] = floors
+    write_json(out / "compare.json", comparison)
+    write_compare_report(out / "report.html", comparison, runs, floors=floors, columns=config.by)
+    write_run_json(out, config, runs=rest.runs)
+    width = max(len(run.name) for run in runs) + 2
+    print(" " * width + "".join(f"{name:>26}" for name in SHOWN))
+    for run in runs:
+        print(f"{run.name:<{width}}" + "".join(f"{cell(comparison['runs'][run.name], name):>26}" for name in SHOWN))
+    print(out / "report.html")
+    return 0
+
+
+def cell(figures: dict, name: str) -> str:
+    interval = figures["ci95"].get(name)
+    point = figures.get(name)
+    if point is None:
+        return "-"
+    return f"{point:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{point:.3f}"
+
+
+def column_of(benchmark: Benchmark | None, column: str) -> dict[str, str]:
+    """{item id: value}; an unknown column is an error, not an empty table."""
+    assert benchmark is not None
+    found = {item.id: str(item.metadata[column]) for item in benchmark.items if item.metadata.get(column)}
+    if not found:
+        known = sorted({name for item in benchmark.items for name in item.metadata})
+        raise UserError(f"--by {column}: no item has it; known are {', '.join(known) or 'none'}")
+    return found
+
+
+def distinct(runs: list[Run]) -> list[Run]:
+    """Runs of one name are numbered."""
+    counts = Counter(run.name for run in runs)
+    seen: Counter[str] = Counter()
+    named = []
+    for run in runs:
+        seen[run.name] += 1
+        named.append(replace(run, name=f"{run.name} ({seen[run.name]})") if counts[run.name] > 1 else run)
+    return named
+
+
+if __name__ == "__main__":
+    run_main(main)

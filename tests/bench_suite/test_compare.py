@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from tests.bench_suite.fakes import FakeAsk, FakeEngine, verdict_rows, write_benchmark
+from vlm_detect.bench.compare import compare, load_run, read_csv
+from vlm_detect.bench.items import Benchmark, load_benchmark
+from vlm_detect.bench.results import ResultWriter
+from vlm_detect.bench.score import score
+from vlm_detect.errors import UserError
+
+
+def _knows(image, question, candidates):
+    red = image.getpixel((0, 0)) == (255, 0, 0)
+    return [0.0 if (c == "Fake") == red else -3.0 for c in candidates]
+
+
+def _guesses(image, question, candidates):
+    return [-(image.width * 37 % 11) / 4, -1.0]
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Benchmark:
+    return load_benchmark(write_benchmark(tmp_path, verdict_rows(tmp_path, 24)))
+
+
+def written(benchmark: Benchmark, out: Path, rule) -> Path:
+    with ResultWriter(out) as writer:
+        for results in score(benchmark, FakeEngine(rule), ask=FakeAsk, generate=False):
+            writer.write(results)
+    return out
+
+
+def scores_csv(path: Path, rows: list[str], header: str = "image,p_fake") -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_a_better_run_is_told_from_a_guess(benchmark: Benchmark, tmp_path: Path) -> None:
+    runs = [
+        load_run(written(benchmark, tmp_path / "guess", _guesses)),
+        load_run(written(benchmark, tmp_path / "knows" / "eval", _knows)),
+    ]
+    assert [run.name for run in runs] == ["guess", "knows"]
+    found = compare(runs, by={"parity": {f"item{i}": "odd" if i % 2 else "even" for i in range(24)}})
+    assert found["items"] == 24
+    assert found["runs"]["knows"]["auroc"] == 1
+    against = found["against_first"]["knows"]
+    assert against["mcnemar"]["only_first"] == 0
+    assert against["mcnemar"]["p"] < 0.05
+    assert against["accuracy"]["difference_ci95"][0] > 0
+    assert against["auroc"]["p"] < 0.05
+    assert found["by_parity"]["odd"]["knows"]["n"] == 12
+
+
+def test_equal_runs_do_not_differ(benchmark: Benchmark, tmp_path: Path) -> None:
+    run = load_run(written(benchmark, tmp_path / "a", _guesses))
+    against = compare([run, load_run(written(benchmark, tmp_path / "b", _guesses))])["against_first"]["b"]
+    assert against["mcnemar"] == {"only_first": 0, "only_second": 0, "p": 1.0}
+    assert against["auroc"] == {"difference_ci95": [0, 0], "p": 1.0}
+
+
+def test_a_score_file_stands_beside_a_model(benchmark: Benchmark, tmp_path: Path) -> None:
+    rows = [f"some/folder/{i}.png,{0.9 if i % 2 else 0.2}" for i in range(24)]
+    detector = load_run(scores_csv(tmp_path / "detector.csv", rows), benchmark)
+    found = compare([load_run(written(benchmark, tmp_path / "guess", _guesses)), detector])
+    assert found["items"] == 24
+    assert found["runs"]["detector"]["accuracy"] == found["runs"]["detector"]["auroc"] == 1
+    assert found["runs"]["detector"]["by_generator"]["big_gan"]["n"] == 12
+
+
+def test_only_shared_items_are_compared(benchmark: Benchmark, tmp_path: Path) -> None:
+    whole = load_run(written(benchmark, tmp_path / "whole", _knows))
+    half = Benchmark("half", benchmark.items[:12], benchmark.image, "x")
+    found = compare([whole, load_run(written(half, tmp_path / "half", _guesses))])
+    assert found["items"] == 12
+    assert found["left_out"] == {"whole": 12, "half": 0}
+
+
+def test_score_files_with_labels_of_their_own(tmp_path: Path) -> None:
+    rows = ["a.png,0.9,generated,glide", "b.png,0.4,real,", "c.png,0.7,fake,"]
+    scores = read_csv(scores_csv(tmp_path / "s.csv", rows, "image,p_fake,label,generator"), None)
+    assert [s.is_fake for s in scores] == [True, False, True]
+    assert [s.generator for s in scores] == ["glide", "real", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        (["a.png,1.5"], "image,p_fake", "line 2: p_fake '1.5' is no number from 0 to 1"),
+        (["a.png,x"], "image,p_fake", "is no number"),
+        (["a.png,nan"], "image,p_fake", "is no number"),
+        (["a.png,0.5", "a.png,0.5"], "image,p_fake", "line 3: image a.png stands twice"),
+        (["a.png,0.5"], "image,score", "has the columns image, p_fake"),
+        ([], "image,p_fake", "holds no scores"),
+        (["a.png,0.5"], "image,p_fake", "label '' is neither real nor generated"),
+    ],
+)
+def test_bad_score_files(tmp_path: Path, rows: list[str], header: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_run(scores_csv(tmp_path / "s.csv", rows, header))
+    assert message in str(error.value)
+
+
+def test_a_score_for_every_image_is_needed(benchmark: Benchmark, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no score for 23 of the benchmark's images"):
+        load_run(scores_csv(tmp_path / "s.csv", ["0.png,0.5"]), benchmark)
+
+
+def test_runs_without_a_common_item(benchmark: Benchmark, tmp_path: Path) -> None:
+    one = load_run(written(benchmark, tmp_path / "one", _knows))
+    other = load_run(scores_csv(tmp_path / "s.csv", ["a.png,0.5,real"], "image,p_fake,label"))
+    with pytest.raises(UserError, match="share no item"):
+        compare([one, other])
+    with pytest.raises(UserError, match=r"no results\.jsonl"):
+        load_run(tmp_path)

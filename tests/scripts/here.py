@@ -1,0 +1,28 @@
+"""Runs a program in this process, from its first line to its exit status: importing torch anew takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from vlm_detect.config import REPOSITORY
+
+
+def run_here(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`script` (such as eval/compare.py) run with `arguments`; what came of it, as subprocess gives it."""
+    argv = [str(REPOSITORY / script), *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_path(argv[0], run_name="__main__")
+    return subprocess.CompletedProcess(argv, int(ended.value.code or 0), out.getvalue(), err.getvalue())

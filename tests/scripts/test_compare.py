@@ -1,0 +1,34 @@
+"""`eval/compare.py` as a user runs it."""
+
+import json
+from pathlib import Path
+
+from tests.bench_suite.fakes import verdict_rows, write_benchmark
+from tests.bench_suite.test_page import assert_self_contained
+from tests.scripts.here import run_here
+
+
+def test_two_score_files_over_one_benchmark(tmp_path: Path) -> None:
+    benchmark = write_benchmark(tmp_path, verdict_rows(tmp_path, 12))
+    for name, odd in (("good", 0.9), ("poor", 0.4)):
+        rows = [f"{i}.png,{odd if i % 2 else 0.3 + i / 100}" for i in range(12)]
+        (tmp_path / f"{name}.csv").write_text("image,p_fake\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    files = (tmp_path / "poor.csv", tmp_path / "good.csv")
+    done = run_here("eval/compare.py", *files, "--benchmark", benchmark, "--out", out, "--by", "generator")
+    assert done.returncode == 0, done.stderr
+    assert "1.000" in done.stdout
+    found = json.loads((out / "compare.json").read_text())
+    assert found["against_first"]["good"]["mcnemar"]["only_second"] == 6
+    html = (out / "report.html").read_text()
+    assert_self_contained(html)
+    for part in ("good", "poor", "McNemar", "big_gan", "big gan", "chance 0.500"):
+        assert part in html, part
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    assert run_here("eval/compare.py").returncode == 2
+    missing = run_here("eval/compare.py", tmp_path / "none.csv", "--out", tmp_path / "out")
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert run_here("eval/compare.py", tmp_path, "--by", "x").returncode == 2
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,177 @@
+"""Several runs over the same items in one table, with paired tests: what `eval/compare.py` prints and shows.
+
+A run is a folder with `results.jsonl`, or a CSV of any detector with the columns `image, p_fake` (and `label`,
+`generator`, `group`, where no benchmark is given that knows them). Only items that every run answered are compared.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_detect.bench.intervals import RESAMPLES, mcnemar, paired_bootstrap
+from vlm_detect.bench.items import Benchmark
+from vlm_detect.bench.metrics import Array, weighted_figures
+from vlm_detect.bench.prompts import REAL_NAMES, generator_of, is_fake
+from vlm_detect.bench.results import RESULTS, read_results
+from vlm_detect.bench.summary import ItemScore, figures_of, item_scores, rounded, verdicts
+from vlm_detect.errors import UserError
+
+PAIRED = ("accuracy", "balanced_accuracy", "auroc")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One column of the table; `how` says what its answers are (log-probability, generation, a score file)."""
+
+    name: str
+    how: str
+    scores: dict[str, ItemScore]
+
+
+def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
+    if path.is_dir():
+        results = read_results(path / RESULTS)
+        if not results:
+            raise UserError(
+                f"{path}: no {RESULTS} with answers there; give the --out of eval/vqa_benchmark.py, or a CSV"
+            )
+        how = "logprob" if any(result.scoring == "logprob" for result in results) else "generate"
+        return Run(_name(path), how, {score.id: score for score in item_scores(results, how)})
+    if not path.is_file():
+        raise UserError(f"{path}: no such folder or CSV file")
+    return Run(path.stem, "score file", {score.id: score for score in read_csv(path, benchmark)})
+
+
+def read_csv(path: Path, benchmark: Benchmark | None) -> list[ItemScore]:
+    """The yes/no items of `benchmark` by the score of their image; without one, one item a row with a `label`."""
+    rows = _csv_rows(path)
+    if benchmark is None:
+        return [_labelled(path, number, row) for number, row in rows]
+    by_name = {name: float(row["p_fake"]) for _, row in rows for name in (row["image"], Path(row["image"]).name)}
+    found: list[ItemScore] = []
+    missing: list[str] = []
+    for item in benchmark.items:
+        truth = is_fake(item)
+        if item.kind != "true_false" or truth is None:
+            continue
+        # An image inside a dataset has no file name: there the item's id stands for it.
+        name = next((name for name in (item.id, Path(item.images[0]).name) if name in by_name), None)
+        if name is None:
+            missing.append(Path(item.images[0]).name)
+            continue
+        facts = (item.group, generator_of(item), str(item.metadata.get("object_class") or ""))
+        found.append(_score(item.id, *facts, truth, by_name[name]))
+    if missing:
+        listed = ", ".join(missing[:5])
+        raise UserError(f"{path}: no score for {len(missing)} of the benchmark's images, such as {listed}; add them")
+    return found
+
+
+def compare(
+    runs: Sequence[Run], *, by: Mapping[str, Mapping[str, str]] | None = None, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Figures of every run over the items that all share, and each run against the first.
+
+    `by` maps a column to {item id: value}; every rate is then also given for each value.
+    """
+    shared = sorted(set.intersection(*(set(run.scores) for run in runs)))
+    if not shared:
+        raise UserError("the runs share no item: compare runs over the same benchmark")
+    table = {run.name: [run.scores[id_] for id_ in shared] for run in runs}
+    found: dict[str, Any] = {
+        "items": len(shared),
+        "left_out": {run.name: len(run.scores) - len(shared) for run in runs},
+        "runs": {run.name: {"how": run.how, **figures_of(table[run.name], resamples=resamples)} for run in runs},
+        "against_first": {
+            run.name: paired(table[runs[0].name], table[run.name], resamples=resamples) for run in runs[1:]
+        },
+    }
+    for column, values in (by or {}).items():
+        found[f"by_{column}"] = {
+            value: {
+                name: figures_of([score for score in scores if values.get(score.id) == value], resamples=resamples)
+                for name, scores in table.items()
+            }
+            for value in sorted({values[id_] for id_ in shared if values.get(id_)})
+        }
+    return rounded(found)
+
+
+def paired(first: Sequence[ItemScore], second: Sequence[ItemScore], *, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """McNemar on the items, and the bootstrap of each difference over the groups that both share."""
+    only_first, only_second, p = mcnemar([s.correct for s in first], [s.correct for s in second])
+    tests: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": p}}
+    differences = paired_bootstrap([s.group for s in first], _accuracy(first), _accuracy(second), resamples=resamples)
+    (y, p_first, groups, ranked), (_, p_second, _, also_ranked) = verdicts(first), verdicts(second)
+    if len(y) and len(p_first) == len(p_second):
+        more = paired_bootstrap(
+            groups,
+            lambda w: weighted_figures(y, p_first, w),
+            lambda w: weighted_figures(y, p_second, w),
+            resamples=resamples,
+        )
+        differences |= {name: more[name] for name in PAIRED[1:] if name != "auroc" or (ranked and also_ranked)}
+    for name, (interval, p_value) in differences.items():
+        tests[name] = {"difference_ci95": interval, "p": p_value}
+    return tests
+
+
+def _accuracy(scores: Sequence[ItemScore]) -> Callable[[Array], dict[str, Array]]:
+    right = np.array([score.correct for score in scores], float)
+    return lambda weights: {"accuracy": weights @ right / weights.sum(axis=1)}
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"image", "p_fake"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{path}: a score file has the columns image, p_fake; this has {reader.fieldnames}")
+        rows = list(enumerate(reader, start=2))
+    problems = []
+    seen: set[str] = set()
+    for number, row in rows:
+        try:
+            in_range = 0 <= float(row["p_fake"]) <= 1
+        except (TypeError, ValueError):
+            in_range = False
+        if not in_range:
+            problems.append(f"line {number}: p_fake {row['p_fake']!r} is no number from 0 to 1")
+        elif row["image"] in seen:
+            problems.append(f"line {number}: image {row['image']} stands twice")
+        seen.add(row["image"])
+    if problems:
+        raise UserError(f"{path}: {len(problems)} bad lines: {'; '.join(problems[:20])}")
+    if not rows:
+        raise UserError(f"{path}: holds no scores")
+    return rows
+
+
+def _labelled(path: Path, number: int, row: dict[str, str]) -> ItemScore:
+    label = (row.get("label") or "").strip().lower()
+    if label not in ("real", "generated", "fake"):
+        raise UserError(
+            f"{path}: line {number}: label {label!r} is neither real nor generated; add a column label, or --benchmark"
+        )
+    generator = row.get("generator") or ("real" if label == "real" else "unknown")
+    generator = "real" if generator.lower() in REAL_NAMES else generator
+    return _score(
+        Path(row["image"]).name, row.get("group") or row["image"], generator, "", label != "real", float(row["p_fake"])
+    )
+
+
+def _score(id_: str, group: str, generator: str, object_class: str, truth: bool, p_fake: float) -> ItemScore:
+    said = p_fake >= 0.5
+    return ItemScore(
+        id_, "true_false", group, generator, object_class, truth, p_fake, said, said == truth, parsed=True, results=()
+    )
+
+
+def _name(path: Path) -> str:
+    """`runs/moondream_lora/eval` is known as moondream_lora."""
+    return path.resolve().parent.name if path.name == "eval" else path.name
