@@ -32,6 +32,7 @@ from vlm_detect.data.card import pair_card
 from vlm_detect.data.decode import decode_image, standard_encoding
 from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, encode_image, like_source, resize
 from vlm_detect.data.shards import differences, read_plan, read_rejects, read_rows, write_rows
+from vlm_detect.data.sources import load_dataset
 from vlm_detect.data.splits import SPLITS, Split, find_duplicates, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES, REJECT_FEATURES, Reject
@@ -265,7 +266,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
 def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
     """All splits of a pair or image dataset, from a folder or the Hub; `UserError` for anything else."""
     try:
-        opened = datasets.load_dataset(str(path_or_id))
+        opened = load_dataset(str(path_or_id))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path_or_id}: cannot be opened as a dataset ({reason})") from error

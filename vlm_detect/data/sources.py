@@ -21,6 +21,7 @@ import glob
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,15 +178,24 @@ def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> 
             rows = datasets.load_from_disk(name)
             return rows, len(rows)
         if is_local:
-            rows = datasets.load_dataset(name, config, split=split)
+            rows = load_dataset(name, config, split=split)
             return rows, len(rows)
-        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = load_dataset(name, config, split=split, streaming=True)
         known = rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{name}: cannot be read as a dataset: {_first_line(error)}") from error
     if not known and limit is None:
         raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
     return rows, known or limit or 0
+
+
+def load_dataset(*arguments: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`, without its progress bars where stderr is no terminal."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets.load_dataset(*arguments, **options)
 
 
 def _ask_hub(name: str) -> None:
