@@ -34,7 +34,7 @@ from vlm_detect.bench.summary import summarise
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.infer.engine import Ask, Engine
-from vlm_detect.models.registry import default_device, load_vlm
+from vlm_detect.models.registry import default_device, load_vlm, resolve_id
 from vlm_detect.records import Result
 
 
@@ -64,6 +64,8 @@ def main(argv: list[str]) -> int:
     if config.limit is not None and config.limit < 1:
         print(f"error: --limit {config.limit}: at least 1 item is needed", file=sys.stderr)
         return 2
+    if config.model == "auto" and not config.answers:
+        config = replace(config, model=resolve_id(config.model).name)
     out = Path(config.out or default_out(config.model, config.answers))
     return score_answers(config, out) if config.answers else score_model(config, out)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vlm_detect.bench.intervals import bootstrap, mcnemar, paired_bootstrap
-from vlm_detect.bench.metrics import weighted_figures
+from vlm_detect.bench.metrics import figures, weighted_figures
 
 
 def _accuracy(right):
@@ -62,3 +62,15 @@ def test_paired_bootstrap_sees_a_difference_and_its_absence() -> None:
     assert 0 < low < 0.3 < high
     assert p < 0.01
     assert paired_bootstrap(groups, worse, worse)["accuracy"] == ((0.0, 0.0), 1.0)
+
+
+def test_interval_of_the_calibration_error_holds_its_point() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(200)
+    y = (rng.random(200) < p).astype(float)  # calibrated: every resample looks worse than the sample
+    point = figures(y, p)["ece"]
+    groups = [str(i) for i in range(200)]
+    plain = bootstrap(groups, lambda w: weighted_figures(y, p, w))["ece"]
+    low, high = bootstrap(groups, lambda w: weighted_figures(y, p, w), biased={"ece": point})["ece"]
+    assert 0 <= low < point < high
+    assert high < plain[1]

@@ -177,7 +177,8 @@ def figures_of(
     if len(y):
         points = figures(y, p)
         found |= {name: points[name] for name in names}
-        drawn = bootstrap(groups, lambda w: weighted_figures(y, p, w), resamples=resamples)
+        biased = {"ece": points["ece"]}
+        drawn = bootstrap(groups, lambda w: weighted_figures(y, p, w), biased=biased, resamples=resamples)
         ci95 |= {name: drawn[name] for name in names}
     if ranked:
         unsure = (p > band[0]) & (p < band[1])
