@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         trainer.save_state()
         fit(odds, validation.generated).save(run.path)
         write_card(run, train_rows, len(units), question_options, trainer.state.log_history)
-        run.write("finished", validation=scores_of(odds, validation.generated))
+        run.write("finished", validation=scores_of(odds, validation.generated), processes=training.world_size)
         print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
 
 

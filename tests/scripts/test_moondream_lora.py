@@ -38,7 +38,13 @@ def command(home, *arguments, launcher=(sys.executable,)):
 
 def run(home, *arguments, **options):
     return subprocess.run(
-        command(home, *arguments, **options), cwd=home, env=environment(), capture_output=True, text=True, check=False
+        command(home, *arguments, **options),
+        cwd=home,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
 
 
@@ -84,26 +90,37 @@ def test_the_same_command_again_has_nothing_to_do(home, undisturbed):
     assert "nothing is left to do" in again.stdout
 
 
-def test_killed_and_resumed_is_undisturbed(home, undisturbed):
-    folder = home / "killed"
+@pytest.mark.parametrize(("sent", "status", "last_checkpoint"), [("SIGKILL", -9, 10), ("SIGTERM", 130, 13)])
+def test_stopped_and_resumed_is_undisturbed(home, undisturbed, sent, status, last_checkpoint):
+    """Killed, it goes on from the last epoch's end (step 10); terminated, it saves after the step that it is in."""
+    folder = home / sent
     process = subprocess.Popen(
         command(home, "--output_dir", folder), cwd=home, env=environment(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 12/"):  # in the middle of the third epoch
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(getattr(signal, sent))
             break
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    process.stdout.read()
+    assert process.wait() == status
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
     resumed = run(home, "--output_dir", folder)
     assert resumed.returncode == 0, resumed.stderr
-    assert "step 11/" in resumed.stdout  # from the checkpoint of the second epoch, at step 10
-    assert "step 10/" not in resumed.stdout
+    assert int(resumed.stdout.split("step ")[1].split("/")[0]) - 1 in range(last_checkpoint, last_checkpoint + 2)
     assert losses(folder) == losses(undisturbed[0])
     adapters = [load_file(run / "adapter_model.safetensors") for run in (folder, undisturbed[0])]
     assert all((adapters[0][name] == adapters[1][name]).all() for name in adapters[1])
+
+
+def test_two_processes_give_the_losses_of_one(home):
+    settings = ["--lora_dropout", "0", "--num_train_epochs", "2", "--use_cpu", "True"]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    one = run(home, *settings, "--output_dir", "one")
+    two = run(home, *settings, "--output_dir", "two", "--per_device_train_batch_size", "1", launcher=launcher)
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert [json.loads((home / name / "run.json").read_text())["processes"] for name in ("one", "two")] == [1, 2]
+    assert losses(home / "two") == pytest.approx(losses(home / "one"), abs=1e-4)
 
 
 @pytest.mark.parametrize(

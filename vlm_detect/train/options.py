@@ -88,6 +88,11 @@ class TrainOptions(TrainingArguments):
         default="score",
         metadata={"help": "score (mean of AUROC and balanced accuracy), auroc, balanced_accuracy, log_loss."},
     )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many validations without a better score. Default: never."}
+    )
+    # Every adapter takes part in every step, and looking for those that do not costs time.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  the order that HfArgumentParser needs
         default_factory=lambda: "tensorboard" if find_spec("tensorboard") else "none",
         metadata={"help": "tensorboard (the default where it is installed), wandb, ..., or none."},

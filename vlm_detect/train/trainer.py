@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import (
+    EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -30,6 +31,7 @@ from vlm_detect.train.features import Features
 from vlm_detect.train.loss import answer_loss
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
+from vlm_detect.train.termination import SaveOnTermination
 from vlm_detect.train.validation import ValidationSet, scores_of
 
 
@@ -81,6 +83,10 @@ class DetectorTrainer(Trainer):
         for callback in (ProgressCallback, PrinterCallback):  # whichever --disable_tqdm chose
             self.remove_callback(callback)
         self.add_callback(Progress(self.counts))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.termination = SaveOnTermination()
+        self.add_callback(self.termination)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self.sampler
@@ -102,6 +108,13 @@ class DetectorTrainer(Trainer):
                 "checkpoint is intact; try a lower --learning_rate, or --bf16 in place of --fp16"
             )
         return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""
+        output = super().train(*args, **kwargs)
+        if self.termination.received:
+            raise KeyboardInterrupt
+        return output
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
