@@ -9,8 +9,17 @@ import pytest
 from PIL import Image
 
 from tests.data.factories import photo
-from vlm_detect.data.decode import decode_image, standard_encoding
-from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, encode_image, fit, is_blank, like_source, recompress
+from vlm_detect.data.decode import DecodedImage, decode_image, standard_encoding
+from vlm_detect.data.encode import (
+    EncodeConfig,
+    crop_to_aspect,
+    encode_image,
+    fit,
+    is_blank,
+    like_source,
+    recompress,
+    resize,
+)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 40), (40, 100)])
@@ -22,23 +31,50 @@ def test_crop_keeps_scale_and_centre(size: tuple[int, int], target: tuple[int, i
     assert fit(photo(0, size), target).size == target
 
 
-def test_a_twin_of_a_jpeg_carries_the_jpegs_own_tables() -> None:
+def jpeg_photo(size: tuple[int, int], quality: int) -> DecodedImage:
     buffer = io.BytesIO()
-    photo(1, (64, 64)).save(buffer, "JPEG", quality=30, subsampling=2)
-    source = decode_image(buffer.getvalue())
+    detailed(1, size).save(buffer, "JPEG", quality=quality, subsampling=2)
+    return decode_image(buffer.getvalue())
+
+
+def detailed(seed: int, size: tuple[int, int]) -> Image.Image:
+    """A picture with detail at every scale, as photographs have (amplitude falls with frequency)."""
+    noise = np.fft.fft2(np.random.default_rng(seed).normal(size=(3, size[1], size[0])), axes=(1, 2))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size[1]), np.fft.fftfreq(size[0]), indexing="ij"))
+    pixels = np.fft.ifft2(noise / np.maximum(frequency, 1 / max(size)), axes=(1, 2)).real
+    pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy())
+
+
+def detail(image: Image.Image) -> float:
+    grey = np.asarray(image.convert("L"), float)
+    return float(
+        np.abs(4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]).mean()
+    )
+
+
+def test_at_the_photos_own_size_a_twin_is_compressed_with_the_photos_own_tables() -> None:
+    source = jpeg_photo((64, 64), quality=30)
     assert source.jpeg is not None
-    twin = like_source(photo(2, (32, 32)), (64, 64), source.jpeg)
-    assert twin.size == (64, 64)
-    # pixels that went through these tables once go through them again nearly unchanged
-    again = recompress(twin, source.jpeg)
-    first = np.abs(np.asarray(recompress(photo(2, (64, 64)), source.jpeg), int) - np.asarray(photo(2, (64, 64)), int))
-    second = np.abs(np.asarray(again, int) - np.asarray(twin, int))
-    assert second.mean() < 0.35 * first.mean()
+    twin = like_source(detailed(2, (64, 64)), (64, 64), (64, 64), source.jpeg)
+    np.testing.assert_array_equal(np.asarray(twin), np.asarray(recompress(detailed(2, (64, 64)), source.jpeg)))
 
 
-def test_a_twin_of_a_png_is_left_alone() -> None:
+@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("reduction", [1.5, 2, 3])
+def test_a_reduced_twin_keeps_as_much_detail_as_the_photo(reduction: float, quality: int) -> None:
+    size, photo_size = (64, 64), (round(64 * reduction), round(64 * reduction))
+    source = jpeg_photo(photo_size, quality)
+    reduced = resize(source.image, size)
+    uncompressed = resize(detailed(1, photo_size), size)  # the same content, drawn instead of photographed
+    twin = like_source(uncompressed, size, photo_size, source.jpeg)
+    assert detail(twin) == pytest.approx(detail(reduced), rel=0.08)
+
+
+def test_a_twin_of_a_png_is_only_resized() -> None:
     twin = photo(2, (32, 32))
-    assert like_source(twin, (64, 64), None) is twin
+    assert like_source(twin, (32, 32), (64, 64), None) is twin
+    assert like_source(twin, (16, 16), (64, 64), None).size == (16, 16)
 
 
 def test_grey_jpegs_have_one_table() -> None:

@@ -156,7 +156,7 @@ def _pair_rows(photo: Mapping[str, Any], config: PackConfig, encode: EncodeConfi
         drawn = Image.open(io.BytesIO(twin["image"]["bytes"])).convert("RGB")
         size = output_size(drawn.size, config.size)
         cropped = crop_to_aspect(decoded.image, drawn.size)
-        aligned = like_source(drawn, cropped.size, jpeg)
+        aligned = like_source(drawn, size, cropped.size, jpeg)
         encoding = encode.describe() | {
             "filter": "lanczos",
             "image_scale": round(size[0] / cropped.width, 4),
@@ -170,7 +170,7 @@ def _pair_rows(photo: Mapping[str, Any], config: PackConfig, encode: EncodeConfi
             "group": photo["group"],
             "image": {"bytes": encode_image(resize(cropped, size), encode), "path": None},
             "image_label": "real",
-            "twin": {"bytes": encode_image(resize(aligned, size), encode), "path": None},
+            "twin": {"bytes": encode_image(aligned, encode), "path": None},
             "kind": twin["kind"],
             "generator": photo["generator"],
             "caption": photo["caption"],
