@@ -46,15 +46,22 @@ def test_scores_equal_the_plain_path(vlm, images, batch_images, implementation) 
     vlm.model.set_attn_implementation("sdpa")
 
 
-@pytest.mark.parametrize("batch_rows", [1, 3, 64])
-def test_generated_text_equals_the_plain_path(vlm, images, batch_rows) -> None:
-    answers = Engine(vlm, batch_rows=batch_rows).generate(images, QUESTIONS, max_new_tokens=10)
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 1}], ids=["packed", "rows"])
+def test_generated_text_equals_the_plain_path(vlm, images, batch, options) -> None:
+    engine = Engine(vlm, batch_images=batch, batch_rows=batch)
+    answers = engine.generate(images, QUESTIONS, max_new_tokens=10, **options)
     plain = [
         [generate_plain(vlm, image, vlm.question_ids(question), 10) for question in questions]
         for image, questions in zip(images, QUESTIONS, strict=True)
     ]
     assert answers == plain
     assert len({answer for some in plain for answer in some}) > 1, "every answer is the same: nothing was compared"
+
+
+def test_an_image_without_questions_has_no_answers(vlm, images) -> None:
+    assert Engine(vlm).generate(images, [[], ["x"], []], max_new_tokens=3)[::2] == [[], []]
+    assert Engine(vlm).generate(images[:1], [[]], max_new_tokens=3) == [[]]
 
 
 def test_captions_equal_the_plain_path(vlm, images) -> None:

@@ -121,16 +121,10 @@ class Engine:
         # Logits are made only where an answer's token is predicted: of a few positions, not of every one.
         needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
         place = {position: i for i, position in enumerate(needed)}
-        device = self.vlm.device
-        outputs = self.vlm.model(
-            input_ids=ids.to(device),
-            position_ids=positions.to(device),
-            attention_mask=self._mask(mask.to(device)),
-            past_key_values=stack_prefixes(prefixes),
-            use_cache=True,
-            logits_to_keep=torch.tensor(needed, device=device),
-        )
-        logprobs = outputs.logits.float().log_softmax(-1)  # (B, needed, V)
+        ids, positions, mask = (part.to(self.vlm.device) for part in (ids, positions, mask))
+        logits_at = torch.tensor(needed, device=self.vlm.device)
+        logits = self._forward(ids, positions, mask, stack_prefixes(prefixes), logits_at)
+        logprobs = logits.float().log_softmax(-1)  # (B, needed, V)
         scores = []
         for i, row in enumerate(spans):
             scores.append(
@@ -205,15 +199,90 @@ class Engine:
         max_new_tokens: int,
         **options: Any,
     ) -> list[list[str]]:
-        """Text generated behind each prompt (ids after the image prefix) of each image."""
+        """Text generated behind each prompt (ids after the image prefix) of each image.
+
+        Greedy answers to all prompts of an image grow side by side behind one prefix. `options` (sampling, a streamer)
+        go through transformers' generate, one row a prompt.
+        """
         answers: list[list[str]] = [[] for _ in images]
+        if not options:
+            for start in range(0, len(images), self.batch_images):
+                some = slice(start, start + self.batch_images)
+                answers[some] = self._generate_packed(images[some], prompts[some], max_new_tokens)
+            return answers
         rows = [(i, prompt) for i, some in enumerate(prompts) for prompt in some]
         for start in range(0, len(rows), self.batch_rows):
-            some = rows[start : start + self.batch_rows]
-            texts = self._generate_rows([images[i] for i, _ in some], [p for _, p in some], max_new_tokens, options)
-            for (i, _), text in zip(some, texts, strict=True):
+            batch = rows[start : start + self.batch_rows]
+            texts = self._generate_rows([images[i] for i, _ in batch], [p for _, p in batch], max_new_tokens, options)
+            for (i, _), text in zip(batch, texts, strict=True):
                 answers[i].append(text)
         return answers
+
+    def _generate_packed(
+        self, images: Sequence[Image.Image], prompts: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
+    ) -> list[list[str]]:
+        """Greedy decoding of every prompt of every image at once: each step adds one token a prompt to the rows."""
+        rows = []
+        for image_prompts in prompts:
+            rows.append(Packed())
+            for prompt in image_prompts:
+                rows[-1].add(prompt)
+        width = max(len(row.ends) for row in rows)  # prompts an image
+        if not width:
+            return [[] for _ in images]
+        prefixes = self.prefixes(images)
+        prefix_length = prefixes[0][0][0].shape[2]
+        self._check_length(prefix_length + max(end for row in rows for end in row.ends) + max_new_tokens)
+        device, eos = self.vlm.device, self.vlm.eos_token_id
+        ids, positions, mask = (part.to(device) for part in pad_packed(rows, prefix_length, eos))
+        cache = stack_prefixes(prefixes)
+        # Of each row and prompt: where it ends, what it may see, and whether it is there at all.
+        there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows], device=device)
+        last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
+        next_position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)
+        next_position += prefix_length
+        seen = mask.gather(2, last[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))  # (B, 1, prompts, P + T)
+        itself = torch.eye(width, dtype=torch.bool, device=device).expand(len(rows), 1, -1, -1)
+
+        needed = last.unique()
+        outputs = self._forward(ids, positions, mask, cache, needed)
+        logits = outputs.gather(1, torch.searchsorted(needed, last)[..., None].expand(-1, -1, outputs.shape[-1]))
+        generated: list[torch.Tensor] = []
+        ended = ~there
+        for step in range(max_new_tokens):
+            if step == 1:
+                suppressed = torch.zeros(logits.shape[-1], device=device)
+                suppressed[list(self.vlm.first_only_ids)] = -torch.inf
+            chosen = (logits if step == 0 else logits + suppressed).argmax(-1)  # (B, prompts)
+            generated.append(torch.where(ended, eos, chosen))
+            ended = ended | (chosen == eos)
+            if bool(ended.all()) or step + 1 == max_new_tokens:
+                break
+            seen = torch.cat([seen, itself], dim=-1)
+            logits = self._forward(generated[-1], next_position + step, seen, cache, None)
+        ids_of = torch.stack(generated, dim=-1).tolist()  # (B, prompts, steps)
+        return [
+            [self.vlm.decode(until(tokens, eos)).strip() for tokens in row_ids[: len(row.ends)]]
+            for row, row_ids in zip(rows, ids_of, strict=True)
+        ]
+
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        cache: DynamicCache,
+        logits_at: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Logits (B, positions, V) behind packed tokens (B, T); at all of them where `logits_at` is None."""
+        return self.vlm.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._mask(mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=0 if logits_at is None else logits_at,
+        ).logits
 
     def _generate_rows(
         self, images: list[Image.Image], prompts: list[Sequence[int]], max_new_tokens: int, options: dict[str, Any]
@@ -241,6 +310,11 @@ class Engine:
             **{"do_sample": False, **options},
         )
         return [self.vlm.decode(row[input_ids.shape[1] :].tolist()).strip() for row in output]
+
+
+def until(ids: list[int], end: int) -> list[int]:
+    """Ids before the first `end`."""
+    return ids[: ids.index(end)] if end in ids else ids
 
 
 def image_key(image: Image.Image) -> bytes:

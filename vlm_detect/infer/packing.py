@@ -42,7 +42,7 @@ class Packed:
         family = torch.zeros(len(self.ancestors), len(self.ancestors), dtype=torch.bool)
         for number, ancestors in enumerate(self.ancestors):
             family[number, list(ancestors)] = True
-        segments = torch.tensor(self.segments)
+        segments = torch.tensor(self.segments, dtype=torch.long)
         row = torch.zeros(length, length, dtype=torch.bool)
         row[: len(segments), : len(segments)] = family[segments][:, segments].tril()
         return torch.cat([torch.ones(length, prefix_length, dtype=torch.bool), row], dim=1)
@@ -56,7 +56,7 @@ def pad_packed(
     ids = torch.full((len(rows), length), pad_id)
     positions = torch.full((len(rows), length), prefix_length)
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        positions[i, : len(row.ids)] = torch.tensor(row.positions) + prefix_length
+        ids[i, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.long)
+        positions[i, : len(row.ids)] = torch.tensor(row.positions, dtype=torch.long) + prefix_length
     mask = torch.stack([row.mask(prefix_length, length) for row in rows])
     return ids, positions, mask[:, None]

@@ -41,6 +41,11 @@ class VLM(ABC):
     def eos_token_id(self) -> int:
         """The id that ends an answer."""
 
+    @property
+    def first_only_ids(self) -> tuple[int, ...]:
+        """Ids that the family's decoding rules allow as the first generated token and nowhere else."""
+        return ()
+
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Decoded images to the tensors that `encode` takes, on the CPU; dimension 0 is the image."""

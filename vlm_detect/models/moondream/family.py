@@ -22,6 +22,10 @@ class MoondreamVLM(VLM):
     def eos_token_id(self) -> int:
         return self.processor.config.eos_token_id
 
+    @property
+    def first_only_ids(self) -> tuple[int, ...]:
+        return (self.processor.config.answer_token_id,)
+
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.processor.image_processor(images, return_tensors="pt"))
 
