@@ -19,9 +19,9 @@ from pathlib import Path
 from vlm_detect.bench.compare import Run, compare, load_run
 from vlm_detect.bench.compare_report import write_compare_report
 from vlm_detect.bench.floors import text_floors
-from vlm_detect.bench.items import Benchmark, load_benchmark
+from vlm_detect.bench.items import column_of, load_benchmark
 from vlm_detect.config import parse_config, write_json, write_run_json
-from vlm_detect.errors import UserError, run_main
+from vlm_detect.errors import run_main
 
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ece")
 
@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
         return 2
     benchmark = load_benchmark(config.benchmark, split=config.split) if config.benchmark else None
     runs = distinct([load_run(Path(path), benchmark) for path in rest.runs])
-    comparison = compare(runs, by={column: column_of(benchmark, column) for column in config.by})
+    columns = {column: column_of(benchmark, column, needed=True) for column in config.by} if benchmark else {}
+    comparison = compare(runs, by=columns)
     out = Path(config.out)
     floors = text_floors(benchmark.items) if benchmark else {}
     comparison["floors"] = floors
@@ -63,16 +64,6 @@ def cell(figures: dict, name: str) -> str:
     if point is None:
         return "-"
     return f"{point:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{point:.3f}"
-
-
-def column_of(benchmark: Benchmark | None, column: str) -> dict[str, str]:
-    """{item id: value}; an unknown column is an error, not an empty table."""
-    assert benchmark is not None
-    found = {item.id: str(item.metadata[column]) for item in benchmark.items if item.metadata.get(column)}
-    if not found:
-        known = sorted({name for item in benchmark.items for name in item.metadata})
-        raise UserError(f"--by {column}: no item has it; known are {', '.join(known) or 'none'}")
-    return found
 
 
 def distinct(runs: list[Run]) -> list[Run]:

@@ -23,17 +23,24 @@ from typing import Any
 from accelerate import PartialState
 
 from vlm_detect.bench.floors import text_floors
-from vlm_detect.bench.items import Benchmark, load_benchmark
-from vlm_detect.bench.progress import Progress
+from vlm_detect.bench.items import Benchmark, column_of, load_benchmark
 from vlm_detect.bench.prompts import prompts_of
 from vlm_detect.bench.report import write_report
-from vlm_detect.bench.results import ResultWriter, merge, read_results
-from vlm_detect.bench.run import check_same_run, default_out, finished, model_identity, print_table
-from vlm_detect.bench.score import generated_result, key_of, plan, score
+from vlm_detect.bench.results import ResultWriter, read_results
+from vlm_detect.bench.run import (
+    answer_all,
+    check_same_run,
+    default_out,
+    finished,
+    model_identity,
+    needed_keys,
+    print_table,
+)
+from vlm_detect.bench.score import generated_result
 from vlm_detect.bench.summary import summarise
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.infer.engine import Engine
 from vlm_detect.models.registry import default_device, load_vlm, resolve_id
 from vlm_detect.records import Result
 
@@ -74,56 +81,31 @@ def score_model(config: BenchmarkConfig, out: Path) -> int:
     started = time.monotonic()
     assert config.benchmark is not None
     benchmark = limited(load_benchmark(config.benchmark, split=config.split, skip_bad=config.skip_bad), config.limit)
+    for column in config.by:
+        column_of(benchmark, column, needed=True)
     # Told so, accelerate lets several processes meet on a CPU as well.
     state = PartialState(cpu=default_device().type == "cpu")
     identity = {**model_identity(config.model, config.adapter), "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
-    order = [item.id for item in benchmark.items]
-    if state.is_main_process:
-        merge(out, order)  # of an interrupted run, perhaps of another number of processes
-    state.wait_for_everyone()
-
-    needed = {key_of(*asked) for image in plan(benchmark, generate=config.generate) for asked in image}
-    done = {result.key for result in read_results(out / "results.jsonl")} & needed
-    if done == needed and finished(out, config, benchmark):
+    needed = needed_keys(benchmark, generate=config.generate)
+    if finished(out, config, benchmark) and needed <= {result.key for result in read_results(out / "results.jsonl")}:
         if state.is_main_process:
             print(f"{out}: all {len(needed)} prompts are answered, nothing is left to do")
         return 0
-    if done != needed:
-        ask_model(config, benchmark, out, done, len(needed), state)
-    state.wait_for_everyone()
+    results = answer_all(
+        benchmark,
+        out,
+        state,
+        lambda: Engine(load_vlm(config.model, adapter=config.adapter)),
+        generate=config.generate,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+    )
     if state.is_main_process:
-        results = [result for result in merge(out, order) if result.key in needed]
-        if len(results) != len(needed):
-            raise UserError(
-                f"{out}: {len(needed) - len(results)} of {len(needed)} prompts are unanswered; run it again"
-            )
         facts = {**identity, "processes": state.num_processes, "device": str(state.device)}
         finish(config, benchmark, results, out, seconds=time.monotonic() - started, facts=facts)
     state.wait_for_everyone()
     return 0
-
-
-def ask_model(
-    config: BenchmarkConfig, benchmark: Benchmark, out: Path, done: set[Any], needed: int, state: PartialState
-) -> None:
-    engine = Engine(load_vlm(config.model, adapter=config.adapter))
-    if state.is_main_process and done:
-        print(f"{len(done)} of {needed} prompts were answered before; going on", file=sys.stderr)
-    progress = Progress(-(-(needed - len(done)) // state.num_processes), "prompts", quiet=not state.is_main_process)
-    with ResultWriter(out, state.process_index) as writer:
-        for results in score(
-            benchmark,
-            engine,
-            ask=Ask,
-            done=done,
-            shard=(state.process_index, state.num_processes),
-            batch_size=config.batch_size,
-            generate=config.generate,
-            max_new_tokens=config.max_new_tokens,
-        ):
-            writer.write(results)
-            progress.add(len(results))
 
 
 def score_answers(config: BenchmarkConfig, out: Path) -> int:
@@ -133,10 +115,9 @@ def score_answers(config: BenchmarkConfig, out: Path) -> int:
     missing = [item.id for item in benchmark.items if not benchmark.answers.get(item.id, "").strip()]
     if len(missing) == len(benchmark.items):
         raise UserError(f"{config.answers}: no item has an answer; it is the question file with `answer` filled in")
-    results: list[Result] = []
-    for item in benchmark.items:  # a blank answer is an unparsed one: wrong, and counted
-        results.append(generated_result(prompts_of(item)[0], benchmark.answers.get(item.id, "")))
-    out.mkdir(parents=True, exist_ok=True)
+    check_same_run(out, {"answers": config.answers}, write=True)
+    # A blank answer is an unparsed one: wrong, and counted.
+    results = [generated_result(prompts_of(item)[0], benchmark.answers.get(item.id, "")) for item in benchmark.items]
     (out / "results.jsonl").unlink(missing_ok=True)
     with ResultWriter(out) as writer:
         writer.write(results)
@@ -154,10 +135,7 @@ def finish(
     facts: dict[str, Any],
 ) -> None:
     """summary.json, report.html and, last, run.json."""
-    slices = {
-        column: {item.id: str(item.metadata[column]) for item in benchmark.items if item.metadata.get(column)}
-        for column in ("twin_kind", *config.by)
-    }
+    slices = {column: column_of(benchmark, column) for column in ("twin_kind", *config.by)}
     summary = summarise(results, floors=text_floors(benchmark.items), slices=slices)
     summary |= {"benchmark": benchmark.name, "model": config.answers or config.model, "skipped": len(benchmark.skipped)}
     write_json(out / "summary.json", summary)

@@ -81,6 +81,15 @@ def load_benchmark(
     return Benchmark(path.name, items, open_image, hashlib.sha256(content).hexdigest(), answers, problems)
 
 
+def column_of(benchmark: Benchmark, column: str, *, needed: bool = False) -> dict[str, str]:
+    """{item id: value} of a metadata column; where `needed`, a column that no item has is a `UserError`."""
+    found = {item.id: str(item.metadata[column]) for item in benchmark.items if item.metadata.get(column)}
+    if needed and not found:
+        known = sorted({name for item in benchmark.items for name in item.metadata})
+        raise UserError(f"--by {column}: no item has that column; known are {', '.join(known) or 'none'}")
+    return found
+
+
 def bad_items_message(path: Path, problems: list[str], n: int) -> str:
     """One line that lists what is wrong; a long list is cut, and printed in full before it."""
     if len(problems) > _LISTED_IN_ERROR:

@@ -1,14 +1,27 @@
-"""What keeps a folder one run's: whose results it holds, whether they are complete, and the table at the end."""
+"""A run's folder: whose answers it holds, getting those that are missing, and the table at the end.
+
+results = answer_all(benchmark, out, state, load_engine)       # resumed, shared among processes, merged
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from PIL import Image
+
 from vlm_detect.bench.items import Benchmark
+from vlm_detect.bench.progress import Progress
+from vlm_detect.bench.results import RESULTS, Key, ResultWriter, merge, read_results
+from vlm_detect.bench.score import ScoringEngine, key_of, plan, score
 from vlm_detect.config import file_sha256, read_run_json, write_json
 from vlm_detect.errors import UserError
+from vlm_detect.infer.engine import Ask
+from vlm_detect.records import Item, Result
 
 _SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "config.json")
@@ -56,6 +69,62 @@ def finished(out: Path, config: Any, benchmark: Benchmark) -> bool:
     run = read_run_json(out)
     files = all((out / name).is_file() for name in ("summary.json", "report.html"))
     return bool(run and files and run.get("items") == len(benchmark.items) and run["config"].get("by") == config.by)
+
+
+def needed_keys(benchmark: Benchmark, *, generate: bool) -> set[Key]:
+    """Every answer that a complete run over `benchmark` has."""
+    return {key_of(*asked) for image in plan(benchmark, generate=generate) for asked in image}
+
+
+def answer_all(
+    benchmark: Benchmark,
+    out: Path,
+    state: PartialState,
+    load_engine: Callable[[], ScoringEngine],
+    *,
+    generate: bool = True,
+    batch_size: int = 8,
+    max_new_tokens: int = 16,
+    image_of: Callable[[Item], Image.Image] | None = None,
+) -> list[Result]:
+    """Get the answers that `out` does not hold yet, each process its share, and return all in the items' order.
+
+    `load_engine` is called only where something is left to ask. Every process has to call this.
+    """
+    order = [item.id for item in benchmark.items]
+    if state.is_main_process:
+        merge(out, order)  # of an interrupted run, perhaps of another number of processes
+    state.wait_for_everyone()
+    needed = needed_keys(benchmark, generate=generate)
+    done = {result.key for result in read_results(out / RESULTS)} & needed
+    if done != needed:
+        engine = load_engine()
+        if state.is_main_process and done:
+            print(f"{len(done)} of {len(needed)} prompts were answered before; going on", file=sys.stderr)
+        share = -(-(len(needed) - len(done)) // state.num_processes)
+        progress = Progress(share, "prompts", quiet=not state.is_main_process)
+        with ResultWriter(out, state.process_index) as writer:
+            for results in score(
+                benchmark,
+                engine,
+                ask=Ask,
+                done=done,
+                shard=(state.process_index, state.num_processes),
+                batch_size=batch_size,
+                generate=generate,
+                max_new_tokens=max_new_tokens,
+                image_of=image_of,
+            ):
+                writer.write(results)
+                progress.add(len(results))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        merge(out, order)
+    state.wait_for_everyone()
+    found = [result for result in read_results(out / RESULTS) if result.key in needed]
+    if len(found) != len(needed):
+        raise UserError(f"{out}: {len(needed) - len(found)} of {len(needed)} prompts are unanswered; run it again")
+    return found
 
 
 def print_table(summary: dict[str, Any], out: Path) -> None:

@@ -1,0 +1,38 @@
+"""`eval/robustness.py` as a user runs it, on a model of a few thousand random weights."""
+
+import json
+from pathlib import Path
+
+from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
+from tests.factories import tiny_vlm
+from tests.scripts.here import run_here
+
+
+def test_tiers_and_resuming(tmp_path: Path) -> None:
+    vlm = tiny_vlm()
+    vlm.model.save_pretrained(tmp_path / "model")
+    vlm.processor.save_pretrained(tmp_path / "model")
+    rows = [*verdict_rows(tmp_path, 4), choice_row(tmp_path)]
+    benchmark = write_benchmark(tmp_path, rows)
+    out = tmp_path / "out"
+    args = ("--model", tmp_path / "model", "--benchmark", benchmark, "--out", out, "--conditions", "tiers")
+    done = run_here("eval/robustness.py", *args)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "robustness.json").read_text())
+    assert found["items"] == 4  # verdicts only
+    assert list(found["conditions"]) == ["clean", "web", "hard", "thumb"]
+    assert set(found["conditions"]["web"]) >= {"both", "real_only", "generated_only"}
+    assert "generated only" in done.stdout
+    html = (out / "report.html").read_text()
+    assert "judges the treatment" in html
+
+    again = run_here("eval/robustness.py", *args)
+    assert again.returncode == 0
+    assert "prompts," not in again.stderr  # nothing was asked anew
+    assert json.loads((out / "robustness.json").read_text()) == found
+
+
+def test_a_benchmark_without_verdicts(tmp_path: Path) -> None:
+    benchmark = write_benchmark(tmp_path, [choice_row(tmp_path)])
+    refused = run_here("eval/robustness.py", "--model", "nano", "--benchmark", benchmark, "--out", tmp_path / "out")
+    assert (refused.returncode, "asks for a verdict" in refused.stderr) == (1, True)
