@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from datasets import Features
 from tqdm import tqdm
 
@@ -136,6 +137,8 @@ def run_shards(task: Callable[[int], None], plan: Plan, folder: Path, *, workers
     class Executor(LocalPipelineExecutor):
         def _launch_run_for_rank(self, rank: int, *args: Any, **kwargs: Any) -> Any:
             loguru.logger.disable("datatrove")  # the progress bars tell what its log would, in one line
+            if workers > 1:
+                _take_own_gpu()
             return super()._launch_run_for_rank(rank, *args, **kwargs)
 
     def step(_data: Any, rank: int, _world_size: int) -> None:
@@ -153,6 +156,15 @@ def run_shards(task: Callable[[int], None], plan: Plan, folder: Path, *, workers
         logging_dir=str(folder / "logs"),
         skip_completed=False,  # the shard itself is the marker: a removed shard is made again
     ).run()
+
+
+def _take_own_gpu() -> None:
+    """Give this worker process a GPU of its own, as far as there are enough; it keeps it, and the models on it."""
+    import multiprocess  # datatrove's pools are of this package, not of the standard library
+
+    if torch.cuda.is_available():
+        worker = multiprocess.current_process()._identity[0] - 1  # 0, 1, ... within the pool
+        torch.cuda.set_device(worker % torch.cuda.device_count())
 
 
 def progress(items: Iterable[Any], plan: Plan, shard: int, unit: str = "img") -> Iterator[Any]:
