@@ -48,12 +48,13 @@ class LoraOptions:
 
 def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     """Wrap the model of `vlm` with a LoRA; nothing else of it is trained. The start depends on `seed` alone."""
+    targets = select_targets(vlm.model, options.lora_targets, options.lora_last_layers)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=select_targets(vlm.model, options.lora_targets, options.lora_last_layers),
+        target_modules=targets,
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
@@ -62,7 +63,7 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     # By this name the adapter finds its base model again, wherever the folder goes.
     config.base_model_name_or_path, config.revision = vlm.name, vlm.revision
     trained, everything = wrapped.get_nb_trainable_parameters()
-    print(f"LoRA on {len(config.target_modules or ())} layers: {trained:,} of {everything:,} parameters are trained")
+    print(f"LoRA on {len(targets)} layers: {trained:,} of {everything:,} parameters are trained")
     vlm.model = wrapped
 
 
