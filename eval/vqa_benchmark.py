@@ -22,7 +22,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from vlm_detect.bench.floors import text_floors
+from vlm_detect.bench.floors import floors_by_kind, text_floors
 from vlm_detect.bench.items import Benchmark, column_of, load_benchmark
 from vlm_detect.bench.prompts import prompts_of
 from vlm_detect.bench.report import write_report
@@ -137,6 +137,9 @@ def finish(
     """summary.json, report.html and, last, run.json."""
     slices = {column: column_of(benchmark, column) for column in ("twin_kind", *config.by)}
     summary = summarise(results, floors=text_floors(benchmark.items), slices=slices)
+    if len(summary["by_kind"]) > 1:  # a mixture's chance is nobody's
+        for kind, floors in floors_by_kind(benchmark.items).items():
+            summary["by_kind"].setdefault(kind, {})["floors"] = floors
     summary |= {"benchmark": benchmark.name, "model": config.answers or config.model, "skipped": len(benchmark.skipped)}
     write_json(out / "summary.json", summary)
     write_report(out / "report.html", summary, results, benchmark)

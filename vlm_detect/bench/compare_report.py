@@ -37,7 +37,10 @@ def write_compare_report(
         floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()),
         tests=[_test(name, test) for name, test in comparison["against_first"].items()],
         charts=_charts(runs, comparison),
-        slices=[_by_generator(figures, names), *(_slice(comparison, column, names) for column in columns)],
+        slices=[
+            _by_generator(figures, names),
+            *(_slice(comparison, column, names) for column in columns if column != "generator"),
+        ],
     )
     write_page(path, html)
 
