@@ -21,6 +21,7 @@ from vlm_detect.data.captions import clean_caption
         ("A woman smiling at the camera.", "A woman smiling."),
         ("A red car. A tree stands behind it.", "A red car. A tree stands behind it."),
         ("The photo is of high quality.", ""),
+        ("A truck. Most of the picture is black.", "A truck. Most of the picture is black."),
         ("A blurry photo.", ""),
         ("   ", ""),
     ],

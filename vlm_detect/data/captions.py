@@ -37,7 +37,7 @@ _ABOUT_PICTURE = re.compile(
 )
 _ONLY_PICTURE = re.compile(rf"\s*(?:an?|the|this is an?)?\s*(?:{_LOOK},?\s+)*{_MEDIUM}\s*", re.IGNORECASE)
 _IN_PICTURE = re.compile(
-    rf"\b(?:in|of|from|across|throughout)\s+(?:the|this)\s+(?:{_MEDIUM}|frame)\b,?\s*"
+    rf"\b(?:in|across|throughout)\s+(?:the|this)\s+(?:{_MEDIUM}|frame)\b,?\s*"
     r"|\b(?:(?:looking|staring|facing|posing)\s*)?(?:directly |straight )?(?:at|into|for|towards?) the camera\b",
     re.IGNORECASE,
 )
