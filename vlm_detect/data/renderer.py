@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from vlm_detect.errors import UserError
-from vlm_detect.models.registry import ResolvedModel, explain_load_error
+from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -129,10 +129,10 @@ def check_pipeline(model: ResolvedModel) -> None:
         if model.is_local:
             if not (Path(model.path_or_id) / index).is_file():
                 raise OSError(f"no {index} in it, so it is no diffusers pipeline")
-        elif not isinstance(try_to_load_from_cache(model.path_or_id, index, revision=model.revision), str):
-            model_info(model.path_or_id, revision=model.revision, timeout=20)  # without network a download would retry
+        else:
+            check_reachable(model, index)
             hf_hub_download(model.path_or_id, index, revision=model.revision)
-    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+    except OSError as error:
         raise UserError(explain_load_error(model, error)) from error
 
 

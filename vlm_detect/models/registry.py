@@ -10,12 +10,14 @@ Hub ids are loaded at the pinned revision below; remote code is never run.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+import transformers
+from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig
 
@@ -115,7 +117,10 @@ def load_vlm(
     options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
     if "quantization_config" in options:
         options["device_map"] = {"": device}
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     try:
+        check_reachable(resolved)
         config = AutoConfig.from_pretrained(resolved.path_or_id, **_revision(resolved))
         if config.model_type != MODEL_TYPE:
             raise UserError(
@@ -131,6 +136,21 @@ def load_vlm(
     if adapter is not None:
         model = load_adapter(model, adapter)
     return MoondreamVLM(model.eval(), processor, resolved.name, resolved.revision)
+
+
+def check_reachable(resolved: ResolvedModel, file: str = "config.json") -> None:
+    """`UserError` where a Hub repository is neither cached nor to be had; fetches nothing.
+
+    One question without retries: a download would try for half a minute before it says that there is no network.
+    """
+    if resolved.is_local:
+        return
+    if isinstance(try_to_load_from_cache(resolved.path_or_id, file, revision=resolved.revision), str):
+        return
+    try:
+        model_info(resolved.path_or_id, revision=resolved.revision, timeout=20)
+    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+        raise UserError(explain_load_error(resolved, error)) from error
 
 
 def _revision(resolved: ResolvedModel) -> dict[str, Any]:
