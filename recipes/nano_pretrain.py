@@ -132,7 +132,7 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     tower, teaching = TowerHeads(model), Teaching(training, facts, teacher, tower_config.distillation)
     warm = train_tower(tower, teaching, tower_config.optimisation, held_out, out, seed)
     trained = train_captioner(model, processor, tower, teaching, facts, sizes, out, seed)
-    figures = question_captioner(model, processor, held_out, facts_of(held_out), n=2000, seed=seed)
+    figures = question_captioner(model, processor, held_out, facts_of(held_out), n=1000, seed=seed)
     figures |= {**trained, "tower_accuracy": warm["accuracy"], "seconds_tower": warm["seconds"]}
     record(
         figures_folder(config) / "captioner.json",

@@ -171,11 +171,15 @@ def train_tower(
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of [BOS][image][text 1][text 2]...: ids, positions and labels (B, T), and who sees whom (B, 1, T, T)."""
+    """Rows of [BOS][image][text 1][text 2]...: ids, positions, labels and weights (B, T), who sees whom (B, 1, T, T).
+
+    The weights make every text count alike: an answer's one word must not drown in a caption's thirty.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     labels: Tensor
+    weights: Tensor
     attention_mask: Tensor
 
 
@@ -189,6 +193,7 @@ def pack(texts: list[list[tuple[list[int], list[int]]]], prefix: list[int], pad_
     input_ids = torch.full((rows, length), pad_id)
     position_ids = torch.zeros(rows, length, dtype=torch.long)
     labels = torch.full((rows, length), -100)
+    weights = torch.zeros(rows, length)
     owner = torch.full((rows, length), -1)  # 0 the prefix, 1, 2, ... the texts, -1 padding
     for i, row in enumerate(texts):
         end = len(prefix)
@@ -198,15 +203,16 @@ def pack(texts: list[list[tuple[list[int], list[int]]]], prefix: list[int], pad_
             input_ids[i, start:end] = torch.tensor([*prompt, *answer])
             position_ids[i, start:end] = torch.arange(len(prefix), len(prefix) + end - start)
             labels[i, middle:end] = torch.tensor(answer)
+            weights[i, middle:end] = 1 / len(answer)
             owner[i, start:end] = number
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same = owner[:, :, None] == owner[:, None, :]  # padding sees padding: a row that sees nothing would be NaN
     mask = (owner == 0)[:, None, :] | (same & causal)
-    return Packed(input_ids, position_ids, labels, mask[:, None])
+    return Packed(input_ids, position_ids, labels, weights, mask[:, None])
 
 
 def language_loss(model: MoondreamForConditionalGeneration, image_embeds: Tensor, packed: Packed) -> Tensor:
-    """Mean cross-entropy of the answers' tokens; logits are made for those positions only."""
+    """Mean over the texts of their answers' mean cross-entropy; logits are made for answered positions only."""
     hidden = model.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -215,7 +221,9 @@ def language_loss(model: MoondreamForConditionalGeneration, image_embeds: Tensor
     ).last_hidden_state
     next_ids = packed.labels[:, 1:]
     answered = next_ids != -100
-    return F.cross_entropy(model.model.text.lm_head(hidden[:, :-1][answered]), next_ids[answered])
+    logits = model.model.text.lm_head(hidden[:, :-1][answered])
+    weights = packed.weights[:, 1:][answered]
+    return (F.cross_entropy(logits, next_ids[answered], reduction="none") * weights).sum() / weights.sum()
 
 
 def train_captioner(

@@ -20,9 +20,10 @@ pixels and is **not for use in the wild**; nothing that it says or draws means a
 
 ## Training data
 
-The 50,000 training photographs of CIFAR-10 (Krizhevsky 2009), as JPEG in the real half of CIFAKE (Bird and Lotfi 2024):
-{split}. No generated image was ever shown to it. The captions and questions are
-made from the class and the pixels by the rules in `vlm_detect/models/nano/captions.py`.
+The 50,000 training photographs of CIFAR-10 (Krizhevsky 2009), as JPEG in the real half of CIFAKE (Bird and Lotfi 2024).
+The split: {split}.
+No generated image was ever shown to it. The captions and questions are made from the class and the pixels by the rules
+in `vlm_detect/models/nano/captions.py`.
 """
 
 _SD35 = """\
@@ -40,12 +41,13 @@ of factor 4, two CLIP text encoders and a T5. Trained from nothing; no weight co
 
 ```python
 from diffusers import StableDiffusion3Pipeline
+
 pipe = StableDiffusion3Pipeline.from_pretrained(FOLDER)
-pipe("A white ship on a plain blue background.", num_inference_steps={steps}, guidance_scale={guidance},
-     max_sequence_length={t5_tokens}).images[0]
+settings = {{"num_inference_steps": {sampling_steps}, "guidance_scale": {guidance}, "max_sequence_length": {t5_tokens}}}
+image = pipe("A white ship on a plain blue background.", **settings).images[0]
 ```
 
-Best with {steps} steps, guidance {guidance} and `max_sequence_length={t5_tokens}`, the length of T5's text that it was
+Best with {sampling_steps} steps, guidance {guidance} and `max_sequence_length={t5_tokens}`, the length of T5's text that it was
 trained with: the pipeline's default of 256 pads with text that it never saw, and takes ten times as long. Native size
 32 x 32; other multiples of 8 up to 128 render, at a loss. It knows the words of its captions; what it cannot spell
 becomes single letters.
@@ -84,6 +86,7 @@ from nothing; no weight comes from the official model.
 
 ```python
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+
 model = MoondreamForConditionalGeneration.from_pretrained(FOLDER, dtype="float32")  # stored in fp16
 processor = MoondreamProcessor.from_pretrained(FOLDER)
 ```

@@ -59,7 +59,7 @@ def judge_renders(
         "by_class": {name: round(share, 3) for name, share in by_class.items()},
         "frechet_distance": round(frechet_distance(features, photo_features[renders:]), 3),
         "frechet_floor": round(frechet_distance(photo_features[:renders], photo_features[renders:]), 3),
-        "steps": steps,
+        "sampling_steps": steps,
         "guidance": guidance,
     }
     return figures, images
@@ -119,7 +119,7 @@ def question_captioner(
         "yes_no_n": len(right["Yes."]) + len(right["No."]),
         "other_accuracy": round(share["other"], 4),
         "undecidable_yes": float(np.mean([text.strip() == "Yes." for text in doubts])),
-        "samples": captions[:5],
+        "captions": captions[:5],
     }
 
 

@@ -11,7 +11,7 @@ def halve(folder: Path) -> None:
     """Rewrite every safetensors file under ``folder`` in fp16.
 
     Half the size in the repository, while diffusers' plain ``from_pretrained`` gives every part the float32 that its
-    configuration names, which a CPU computes with. The moondream classes keep the dtype of the file unless told another.
+    configuration names, which a CPU computes with. The moondream classes keep the file's dtype unless told another.
     """
     for path in folder.rglob("*.safetensors"):
         weights = {name: weight.half() for name, weight in load_file(path).items()}

@@ -1,0 +1,79 @@
+"""The nano models that ship: small, loaded as the real ones are, and good enough for a rehearsal."""
+
+import os
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.nano import nano_path
+from vlm_detect.models.nano.captioner import facts_of
+from vlm_detect.models.nano.captions import UNDECIDABLE, named_class
+from vlm_detect.models.nano.figures import answer, question_captioner
+from vlm_detect.models.nano.photos import HELD_OUT, Photos, load_photos
+from vlm_detect.models.nano.renderer import render
+
+WHOLE_FAMILY_MB = 25
+
+
+@pytest.fixture(scope="module")
+def captioner() -> tuple[MoondreamForConditionalGeneration, MoondreamProcessor]:
+    folder = nano_path("moondream")
+    model = MoondreamForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), MoondreamProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusion3Pipeline:
+    loaded = StableDiffusion3Pipeline.from_pretrained(nano_path("sd35"))
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Photos:
+    if "VLM_DETECT_DATA" not in os.environ:
+        pytest.skip("VLM_DETECT_DATA is not set: no photographs to measure on")
+    cache = tmp_path_factory.mktemp("photos") / "photos.npz"
+    return load_photos(str(Path(os.environ["VLM_DETECT_DATA"]) / "cifake"), cache).split()[1]
+
+
+def test_the_family_is_small_and_has_cards() -> None:
+    package = nano_path("sd35").parent
+    assert sum(path.stat().st_size for path in package.rglob("*.safetensors")) <= WHOLE_FAMILY_MB * 2**20
+    for name in ("moondream", "sd35"):
+        card = (nano_path(name) / "README.md").read_text(encoding="utf-8")  # type: ignore[arg-type]
+        assert "not for use in the wild" in card
+
+
+def test_the_renderer_paints_the_prompted_background(pipeline: StableDiffusion3Pipeline) -> None:
+    prompts = [f"An airplane on a plain {colour} background." for colour in ("blue", "green")]
+    blue, green = render(pipeline, prompts, seed=0, num_inference_steps=8, guidance_scale=3.0).astype(float)
+    border = np.ones((32, 32), bool)
+    border[4:28, 4:28] = False
+    assert (blue[border] - green[border]).mean(0)[2] > 20
+    assert (green[border] - blue[border]).mean(0)[1] > 0
+
+
+def test_the_captioner_speaks(captioner: tuple[MoondreamForConditionalGeneration, MoondreamProcessor]) -> None:
+    model, processor = captioner
+    plain = np.full((1, 64, 48, 3), (60, 120, 230), np.uint8)
+    text = answer(model, processor, plain, [processor.caption_ids("normal")])[0]
+    assert named_class(text) is not None
+    assert "blue" in text
+    asked = [processor.query_ids(Random(seed).choice(UNDECIDABLE)) for seed in range(4)]
+    assert {text.strip() for text in answer(model, processor, np.repeat(plain, 4, 0), asked)} <= {"Yes.", "No."}
+
+
+def test_the_captioner_is_as_good_as_needed_on_held_out_photographs(
+    captioner: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], held_out: Photos
+) -> None:
+    assert len(held_out) == HELD_OUT
+    few = Photos(held_out.images[:300], held_out.labels[:300])
+    figures = question_captioner(*captioner, few, facts_of(few), n=len(few), seed=0)
+    assert figures["accuracy"] >= 0.35
+    assert figures["yes_no_balanced_accuracy"] >= 0.6
