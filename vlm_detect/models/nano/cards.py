@@ -47,10 +47,10 @@ settings = {{"num_inference_steps": {sampling_steps}, "guidance_scale": {guidanc
 image = pipe("A white ship on a plain blue background.", **settings).images[0]
 ```
 
-Best with {sampling_steps} steps, guidance {guidance} and `max_sequence_length={t5_tokens}`, the length of T5's text that it was
-trained with: the pipeline's default of 256 pads with text that it never saw, and takes ten times as long. Native size
-32 x 32; other multiples of 8 up to 128 render, at a loss. It knows the words of its captions; what it cannot spell
-becomes single letters.
+Best with {sampling_steps} steps, guidance {guidance} and `max_sequence_length={t5_tokens}`, the length of T5's text
+that it was trained with: the pipeline's default of 256 pads with what it never saw, and takes several times as long.
+Native size 32 x 32; other multiples of 8 up to 128 render, at a loss. It knows the words of its captions and spells
+others by letters.
 
 {common}
 ## Figures
