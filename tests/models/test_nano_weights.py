@@ -51,12 +51,11 @@ def test_the_family_is_small_and_has_cards() -> None:
 
 
 def test_the_renderer_paints_the_prompted_background(pipeline: StableDiffusion3Pipeline) -> None:
-    prompts = [f"An airplane on a plain {colour} background." for colour in ("blue", "green")]
-    blue, green = render(pipeline, prompts, seed=0, num_inference_steps=8, guidance_scale=3.0).astype(float)
+    prompts = [f"A bird on a plain {colour} background." for colour in ("green", "blue")]
+    images = render(pipeline, prompts, seed=0, num_inference_steps=12, guidance_scale=6.0).astype(float)
     border = np.ones((32, 32), bool)
     border[4:28, 4:28] = False
-    assert (blue[border] - green[border]).mean(0)[2] > 20
-    assert (green[border] - blue[border]).mean(0)[1] > 0
+    assert [image[border].mean(0).argmax() for image in images] == [1, 2]
 
 
 def test_the_captioner_speaks(captioner: tuple[MoondreamForConditionalGeneration, MoondreamProcessor]) -> None:
