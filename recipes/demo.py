@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     step(
         pairs / "run.json",
         [sys.executable, program("data_gen/make_pairs.py"), "--images", str(photos), "--out", str(pairs),
-         "--captioner", "nano", "--generator", "nano"],
+         "--captioner", "nano", "--generator", "nano", "--twins", "caption"],
     )  # fmt: skip
     step(
         run / "README.md",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_detect.config import parse_config
-from vlm_detect.errors import run_main
+from vlm_detect.errors import UserError, run_main
 from vlm_detect.models.registry import load_vlm, resolve_id
 from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     if run.finished:
         print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
         return
-    units = Units(train_rows, question_options, training.seed)
+    units = Units(train_rows, question_options, training.seed, data_options.augment)
     validation = ValidationSet.of(validation_rows, data_options.validation_limit)
 
     # The model, and a LoRA around its linear layers.
@@ -60,6 +60,10 @@ def main(argv: list[str]) -> None:
 
     features = None
     if data_options.cache_features:
+        if data_options.augment:
+            raise UserError(
+                "--cache_features keeps one view of an image and --augment draws others: leave one of them out"
+            )
         features = Features.build(
             vlm,
             units.images,

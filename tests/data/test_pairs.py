@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def test_load_dataset_opens_it_with_its_three_splits(pairs: Path) -> None:
     assert dataset_kind(pairs) == "pairs"
     assert len(load_pairs(pairs, "test")) == 8
     assert sorted(path.name for path in pairs.iterdir()) == ["README.md", "data", "rejects.parquet", "run.json"]
+
+
+def test_folders_of_one_name_are_kept_apart_and_a_rewritten_one_is_read_anew(pairs: Path, tmp_path: Path) -> None:
+    lengths = {}
+    for parent, rows in (("a", 3), ("b", 2), ("a", 1)):
+        folder = tmp_path / parent / "pairs"
+        shutil.copytree(pairs, folder, dirs_exist_ok=True)
+        for file in folder.glob("data/*.parquet"):
+            pq.write_table(pq.read_table(file).slice(0, rows), file)
+        lengths[parent, rows] = len(open_dataset(folder)["train"])
+    assert lengths == {("a", 3): 3, ("b", 2): 2, ("a", 1): 1}
 
 
 def test_no_group_is_in_two_splits(pairs: Path) -> None:

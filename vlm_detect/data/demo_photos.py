@@ -60,8 +60,8 @@ PHOTOGRAPHS = (
 class TileConfig:
     """How the photographs are cut."""
 
-    tile: int = field(default=96, metadata={"help": "Side of a tile in pixels, a multiple of 16."})
-    tiles_per_group: int = field(default=14, metadata={"help": "Tiles of each photograph."})
+    tile: int = field(default=64, metadata={"help": "Side of a tile in pixels, a multiple of 16."})
+    tiles_per_group: int = field(default=56, metadata={"help": "Most tiles of each photograph."})
     min_deviation: float = field(default=12.0, metadata={"help": "Flatter tiles (sky, wall) are passed over, of 255."})
 
 

@@ -190,12 +190,25 @@ def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> 
 
 
 def load_dataset(*arguments: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, without its progress bars where stderr is no terminal."""
+    """`datasets.load_dataset`, without its progress bars where stderr is no terminal, and with fresh rows of a folder.
+
+    datasets 5.2 knows a cached folder by its name alone: another folder of that name, or what stood in this one before,
+    would come back. A cache of its own for each state of the folder keeps them apart.
+    """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    if (folder := Path(arguments[0])).is_dir():
+        options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / _state_of(folder))
     return datasets.load_dataset(*arguments, **options)
+
+
+def _state_of(folder: Path) -> str:
+    """A digest of where a folder is and of the names, sizes and times of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:32]
 
 
 def _ask_hub(name: str) -> None:

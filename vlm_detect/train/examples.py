@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label, Question
+from vlm_detect.train.augment import AugmentedImage, check_augmentations, draw_moves
 from vlm_detect.train.images import Cells, StoredImage, undecoded
 
 
@@ -54,12 +55,14 @@ class Units(TorchDataset[list[Example]]):
     Args:
         rows: a pair dataset or an image dataset (the columns of `vlm_detect.records`).
         seed: of every draw.
+        augment: names of `vlm_detect.train.augment`; both members of a unit get the same draw.
     """
 
-    def __init__(self, rows: Dataset, options: QuestionOptions, seed: int = 0) -> None:
+    def __init__(self, rows: Dataset, options: QuestionOptions, seed: int = 0, augment: Sequence[str] = ()) -> None:
+        check_augmentations(augment)
         if unknown := [kind for kind in options.question_kinds if kind not in QUESTION_KINDS]:
             raise UserError(f"--question_kinds {' '.join(unknown)}: unknown; choose from {', '.join(QUESTION_KINDS)}")
-        self.rows, self.options, self.seed = undecoded(rows), options, seed
+        self.rows, self.options, self.seed, self.augment = undecoded(rows), options, seed, tuple(augment)
         self.source: _PairUnits | _ImageUnits
         self.source = _PairUnits(self.rows) if "twin" in rows.column_names else _ImageUnits(self.rows, seed)
         # Half of the units, so that nothing about the labels is left to learn.
@@ -75,6 +78,9 @@ class Units(TorchDataset[list[Example]]):
         subjects = [subject for _, subject in members]
         if index in self.swapped:
             subjects.reverse()
+        moves = draw_moves(self.augment, random.Random(f"augment:{self.seed}:{epoch}:{index}"))
+        if topic == "edit":
+            moves = ()  # the answers name the place of the edit
         examples = []
         for (image, _), subject in zip(members, subjects, strict=True):
             questions = draw_questions(
@@ -87,6 +93,7 @@ class Units(TorchDataset[list[Example]]):
             )
             if not questions:  # none of the kinds can be asked of this image; the verdict always can
                 questions = draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
+            image = AugmentedImage(image.content, moves) if moves else image
             examples.append(Example(image, questions, subject.label))
         return examples
 

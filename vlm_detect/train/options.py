@@ -52,6 +52,10 @@ class DataOptions:
         metadata={"help": "Compute the frozen tower's image embeddings once and train from them (the same losses)."},
     )
     features_dir: str = field(default="runs/features", metadata={"help": "Where cached image embeddings are kept."})
+    augment: list[str] = field(
+        default_factory=list,
+        metadata={"help": "flip, rotate: move the pixels of photo and twin alike, anew in each epoch."},
+    )
     cpu_threads: int | None = field(
         default=None,
         metadata={"help": "Threads on a CPU. Default: all cores, shared by the processes (accelerate alone sets one)."},
