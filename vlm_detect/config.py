@@ -46,7 +46,7 @@ def parse_config(
     them comes last in the returned tuple.
     """
     types: Any = list(config_types)  # HfArgumentParser types its argument by a NewType of its own
-    parser = HfArgumentParser(types, description=doc, formatter_class=RawDescriptionHelpFormatter)
+    parser = HfArgumentParser(types, description=doc, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
     parser.add_argument("--config", default=None, metavar="YAML", help="defaults for every flag below, as YAML")
