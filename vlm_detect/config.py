@@ -24,7 +24,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -46,7 +46,7 @@ def parse_config(
     them comes last in the returned tuple.
     """
     types: Any = list(config_types)  # HfArgumentParser types its argument by a NewType of its own
-    parser = HfArgumentParser(types, description=doc, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Parser(types, description=doc, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
     parser.add_argument("--config", default=None, metavar="YAML", help="defaults for every flag below, as YAML")
@@ -65,6 +65,13 @@ def parse_config(
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # `--config` itself leaves a namespace behind the dataclasses; it holds the positional arguments too.
     return tuple(parsed) if positional else tuple(parsed[: len(config_types)])
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line: a usage of a hundred and more flags would bury it."""
+        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
 
 
 def _config_flag(argv: Sequence[str]) -> str | None:
@@ -133,11 +140,11 @@ def file_sha256(path: str | Path) -> str:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON by one atomic rename, so that a reader never sees half a file."""
     path = Path(path)
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
-        file.write("\n")
+        file.write(text)
     umask = os.umask(0)
     os.umask(umask)
     Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files; these are meant to be read

@@ -1,0 +1,106 @@
+"""Configuration from YAML and the command line, the run record, and how programs end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from vlm_detect.config import parse_config, read_run_json, write_json, write_run_json
+from vlm_detect.errors import UserError, run_main
+
+
+@dataclass(frozen=True)
+class Render:
+    steps: int = 28
+    twins: list[str] = field(default_factory=lambda: ["caption"])
+    compile: bool = False
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Pack:
+    size: int = 512
+
+
+def yaml_file(folder: Path, text: str) -> str:
+    (folder / "config.yaml").write_text(text)
+    return str(folder / "config.yaml")
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "steps: 12\ntwins: [caption, vae]\ncompile: true\nsize: 64\n")
+    render, pack = parse_config([Render, Pack], ["--config", path, "--steps", "4"])
+    assert render == Render(steps=4, twins=["caption", "vae"], compile=True)
+    assert pack == Pack(size=64)
+    assert parse_config([Render], [f"--config={yaml_file(tmp_path, '')}"]) == (Render(),)
+
+
+def test_positional_arguments_come_last() -> None:
+    render, rest = parse_config([Render], ["photos", "--seed", "3"], positional={"source": {}})
+    assert (render.seed, rest.source) == (3, "photos")
+
+
+@pytest.mark.parametrize(
+    ("argv", "yaml", "words"),
+    [
+        (["--stepz", "3"], None, "--stepz"),
+        (["--step", "3"], None, "--step"),  # an abbreviation is an unknown flag
+        (["--steps", "many"], None, "many"),
+        ([], "stepz: 3", "unknown keys stepz"),
+        ([], "steps: many", "many"),
+        ([], "- a list", "not a mapping"),
+        ([], "steps: [", "not YAML"),
+        (["--config", "missing.yaml"], None, "missing.yaml"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_status_2(argv, yaml, words, tmp_path: Path, capsys) -> None:
+    if yaml is not None:
+        argv = ["--config", yaml_file(tmp_path, yaml)]
+    with pytest.raises(SystemExit) as stop:
+        parse_config([Render], argv)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert words in line
+    assert line.count("\n") == 1
+
+
+def test_a_run_record_holds_the_configuration_and_what_it_ran_with(tmp_path: Path) -> None:
+    assert read_run_json(tmp_path) is None
+    write_run_json(tmp_path, Render(steps=3), seconds=1.5)
+    record = read_run_json(tmp_path)
+    assert record is not None
+    assert record["config"]["steps"] == 3
+    assert record["seconds"] == 1.5
+    assert {"torch", "transformers", "python"} <= record["versions"].keys()
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ok": True})
+    circular: list = []
+    circular.append(circular)
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(tmp_path / "a.json", {"ok": False, "more": circular})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"ok": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"], "a temporary file was left"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "line"),
+    [
+        (None, 0, ""),
+        (UserError("value 3,\n limit 2: remedy"), 1, "error: value 3, limit 2: remedy\n"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
+    ],
+)
+def test_programs_end_with_a_status_and_one_line(raised, status, line, capsys) -> None:
+    def main(argv: list[str]) -> None:
+        if raised:
+            raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == status
+    assert capsys.readouterr().err == line
