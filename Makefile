@@ -11,6 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps moondream  # its HTTP client, for the server's tests; no engine
 	touch $@
 
 demo: .venv/.installed
