@@ -1,0 +1,139 @@
+"""The training program that the recipes share, in the order in which a recipe calls it.
+
+    options = Options.parse(argv, doc=__doc__)      # flags and YAML; a recipe brings defaults of its own
+    data = open_data(options)                       # what is learned from, and what is scored after each epoch
+    run = open_run(options, base, data)             # begun before? finished before?
+    ...                                             # the recipe's model and its LoRA
+    trainer = make_trainer(options, vlm, data)
+    train(trainer, run)
+    finish(trainer, run, options, data)             # what stays
+
+A recipe differs from another in its model and its defaults alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from vlm_detect.config import parse_config
+from vlm_detect.errors import UserError
+from vlm_detect.models.base import VLM
+from vlm_detect.models.registry import ResolvedModel
+from vlm_detect.train.calibration import fit
+from vlm_detect.train.card import write_card
+from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
+from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.features import Features
+from vlm_detect.train.lora import LoraOptions
+from vlm_detect.train.machine import use_cpu_cores
+from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
+from vlm_detect.train.run_directory import RunDirectory
+from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.validation import ValidationSet, scores_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that a run can be told."""
+
+    model: ModelOptions
+    data: DataOptions
+    questions: QuestionOptions
+    lora: LoraOptions
+    training: TrainOptions
+
+    @classmethod
+    def parse(
+        cls,
+        argv: Sequence[str],
+        *,
+        doc: str | None,
+        training: type[TrainOptions],
+        model: type[ModelOptions] = ModelOptions,
+        lora: type[LoraOptions] = LoraOptions,
+    ) -> Options:
+        """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults."""
+        options = cls(*parse_config([model, DataOptions, QuestionOptions, lora, training], argv, doc=doc))
+        use_cpu_cores(options.data.cpu_threads)
+        return options
+
+    @property
+    def groups(self) -> list[Any]:
+        return [self.model, self.data, self.questions, self.lora, self.training]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split and the units drawn from it, and the validation images."""
+
+    name: str
+    rows: Dataset
+    units: Units
+    validation: ValidationSet
+
+
+def open_data(options: Options) -> TrainingData:
+    """The dataset of `--data`, or pairs made from the bundled photos where there is none."""
+    training = options.training
+    with training.main_process_first(desc="the dataset"):
+        name = dataset_or_demo(options.data.data)
+        rows, validation_rows = open_splits(name, options.data.limit)
+    units = Units(rows, options.questions, training.seed, options.data.augment)
+    return TrainingData(name, rows, units, ValidationSet.of(validation_rows, options.data.validation_limit))
+
+
+def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDirectory:
+    """The run directory; says so where the run in it is finished."""
+    run = RunDirectory.open(
+        options.training.output_dir, options.groups, model=base.name, data_sha256=data_hashes(data.name)
+    )
+    if run.finished:
+        print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
+    return run
+
+
+def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrainer:
+    """The Trainer, reading cached image embeddings where `--cache_features` asks for them."""
+    features = None
+    if options.data.cache_features:
+        if options.data.augment:
+            raise UserError(
+                "--cache_features keeps one view of an image and --augment draws others: leave one of them out"
+            )
+        features = Features.build(
+            vlm,
+            data.units.images,
+            Path(options.data.features_dir),
+            process=options.training.process_index,
+            n_processes=options.training.world_size,
+        )
+        options.training.distributed_state.wait_for_everyone()
+    return DetectorTrainer(
+        vlm, options.training, data.units, data.validation, pack=options.data.pack, features=features
+    )
+
+
+def train(trainer: DetectorTrainer, run: RunDirectory) -> None:
+    """Train, from the last checkpoint where there is one. After each epoch the validation split is scored; at the end
+    the best checkpoint is loaded."""
+    if trainer.is_world_process_zero():
+        run.write("running")
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint or run.checkpoint)
+
+
+def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: TrainingData) -> None:
+    """Leave the adapter and the processor, the calibration, the card, and last the mark that all of it is there."""
+    trainer.save_model()
+    odds = trainer.validation_odds()
+    if trainer.is_world_process_zero():
+        trainer.save_state()
+        fit(odds, data.validation.generated).save(run.path)
+        write_card(run, data.rows, len(data.units), options.questions, trainer.state.log_history)
+        scores = scores_of(odds, data.validation.generated)
+        run.write("finished", validation=scores, processes=options.training.world_size)
+        print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
