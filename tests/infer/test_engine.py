@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.factories import tiny_vlm
 from vlm_detect.errors import UserError
-from vlm_detect.infer.engine import Ask, Engine, prefix_bytes
+from vlm_detect.infer.engine import Ask, Engine, prefix_bytes, until
 from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.moondream.family import MoondreamVLM
 
@@ -106,3 +106,32 @@ def test_a_question_beyond_the_context_is_refused_with_its_numbers(vlm, images) 
         Engine(vlm).score(images[:1], [[Ask("x" * 600, ("Yes.",))]])
     with pytest.raises(UserError, match="context is 512"):
         Engine(vlm).generate(images[:1], [["x" * 490]], max_new_tokens=100)
+
+
+def test_the_stream_of_tokens_spells_the_answers(vlm, images) -> None:
+    engine = Engine(vlm)
+    prompts = [[vlm.question_ids(question) for question in some] for some in QUESTIONS]
+    answers = engine.continue_prompts(images, prompts, 8)
+    tokens = [step.tolist() for step in engine.stream(images, prompts, 8)]
+    assert len(tokens) == 8
+    spelled = [
+        [vlm.decode(until([step[i][j] for step in tokens], vlm.eos_token_id)).strip() for j in range(len(some))]
+        for i, some in enumerate(prompts)
+    ]
+    assert spelled == answers
+
+
+def test_a_beginning_is_scored_without_the_end_of_text(vlm, images) -> None:
+    (((whole,), (beginning,)),) = Engine(vlm).score(images[:1], [[Ask("y", ("No.",)), Ask("y", ("No.",), whole=False)]])
+    assert beginning.n_tokens == whole.n_tokens - 1
+    assert beginning.logprob > whole.logprob
+
+
+def test_there_is_room_for_as_many_tokens_as_the_context_leaves(vlm, images) -> None:
+    engine = Engine(vlm)
+    prompt = vlm.question_ids("x" * 400)
+    room = engine.room(prompt)
+    engine.continue_prompts(images[:1], [[prompt]], 1)
+    assert room == 512 - len(vlm.prefix_ids()) - len(prompt)
+    with pytest.raises(UserError, match="context is 512"):
+        engine.continue_prompts(images[:1], [[prompt]], room + 1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,18 +31,24 @@ Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each laye
 
 @dataclass(frozen=True)
 class Ask:
-    """A question and the answers whose probabilities are wanted."""
+    """A question and the answers whose probabilities are wanted: whole ones, or (`whole=False`) ways to begin."""
 
     question: str
     candidates: tuple[str, ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """Summed log-probability of an answer's tokens, the end of text included, and how many they are."""
+    """Summed log-probability of an answer's tokens, a whole one's end of text included, and how many they are."""
 
     logprob: float
     n_tokens: int
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) to the likeliest id of each (...)."""
+    return logits.argmax(-1)
 
 
 class Engine:
@@ -149,8 +155,9 @@ class Engine:
             answers = []
             for candidate in ask.candidates:
                 ids = self.vlm.answer_ids(candidate)
+                ids = ids if ask.whole else ids[:-1]
                 first = len(packed.ids)
-                packed.add(ids[:-1], parent=question)  # the end of text is predicted, never read
+                packed.add(ids[:-1], parent=question)  # the last is predicted, never read
                 sources = [packed.last_index[question], *range(first, first + len(ids) - 1)]
                 answers.append(list(zip(sources, ids, strict=True)))
             spans.append(answers)
@@ -163,11 +170,14 @@ class Engine:
         dtype = self.vlm.model.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
+    @property
+    def _context(self) -> int:
+        return int(self.vlm.model.config.get_text_config().max_position_embeddings)
+
     def _check_length(self, length: int) -> None:
-        limit = self.vlm.model.config.get_text_config().max_position_embeddings
-        if length > limit:
+        if length > self._context:
             raise UserError(
-                f"image and prompt make {length} tokens, the model's context is {limit}: shorten the question"
+                f"image and prompt make {length} tokens, the model's context is {self._context}: shorten the question"
             )
 
     # Generation
@@ -218,10 +228,41 @@ class Engine:
                 answers[i].append(text)
         return answers
 
+    def room(self, prompt: Sequence[int]) -> int:
+        """How many tokens can follow `prompt` behind an image; UserError where there is no place for one."""
+        length = len(self.vlm.prefix_ids()) + len(prompt)
+        self._check_length(length + 1)
+        return self._context - length
+
     def _generate_packed(
         self, images: Sequence[Image.Image], prompts: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
     ) -> list[list[str]]:
-        """Greedy decoding of every prompt of every image at once: each step adds one token a prompt to the rows."""
+        """Greedy answers to every prompt of every image."""
+        for prompt in (prompt for some in prompts for prompt in some):
+            self._check_length(len(self.vlm.prefix_ids()) + len(prompt) + max_new_tokens)
+        steps = list(self.stream(images, prompts, max_new_tokens))
+        if not steps:
+            return [[] for _ in images]
+        ids_of, eos = torch.stack(steps, dim=-1).tolist(), self.vlm.eos_token_id  # (B, prompts, steps)
+        return [
+            [self.vlm.decode(until(tokens, eos)).strip() for tokens in row_ids[: len(row)]]
+            for row, row_ids in zip(prompts, ids_of, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        max_new_tokens: int,
+        choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
+    ) -> Iterator[torch.Tensor]:
+        """Decode every prompt of every image at once, one step an iteration.
+
+        Yields ids (images, most prompts of an image): the next token of each prompt, the end of text for those that
+        have ended or are not there. `choose` turns logits (images, prompts, vocabulary) into ids. The images make one
+        batch, and the caller sees to it that no prompt is followed for longer than there is `room`.
+        """
         rows = []
         for image_prompts in prompts:
             rows.append(Packed())
@@ -229,10 +270,9 @@ class Engine:
                 rows[-1].add(prompt)
         width = max(len(row.ends) for row in rows)  # prompts an image
         if not width:
-            return [[] for _ in images]
+            return
         prefixes = self.prefixes(images)
         prefix_length = prefixes[0][0][0].shape[2]
-        self._check_length(prefix_length + max(end for row in rows for end in row.ends) + max_new_tokens)
         device, eos = self.vlm.device, self.vlm.eos_token_id
         ids, positions, mask = (part.to(device) for part in pad_packed(rows, prefix_length, eos))
         cache = stack_prefixes(prefixes)
@@ -247,24 +287,19 @@ class Engine:
         needed = last.unique()
         outputs = self._forward(ids, positions, mask, cache, needed)
         logits = outputs.gather(1, torch.searchsorted(needed, last)[..., None].expand(-1, -1, outputs.shape[-1]))
-        generated: list[torch.Tensor] = []
         ended = ~there
         for step in range(max_new_tokens):
             if step == 1:
                 suppressed = torch.zeros(logits.shape[-1], device=device)
                 suppressed[list(self.vlm.first_only_ids)] = -torch.inf
-            chosen = (logits if step == 0 else logits + suppressed).argmax(-1)  # (B, prompts)
-            generated.append(torch.where(ended, eos, chosen))
+            chosen = choose(logits if step == 0 else logits + suppressed)  # (B, prompts)
+            chosen = torch.where(ended, eos, chosen)
+            yield chosen
             ended = ended | (chosen == eos)
             if bool(ended.all()) or step + 1 == max_new_tokens:
-                break
+                return
             seen = torch.cat([seen, itself], dim=-1)
-            logits = self._forward(generated[-1], next_position + step, seen, cache, None)
-        ids_of = torch.stack(generated, dim=-1).tolist()  # (B, prompts, steps)
-        return [
-            [self.vlm.decode(until(tokens, eos)).strip() for tokens in row_ids[: len(row.ends)]]
-            for row, row_ids in zip(rows, ids_of, strict=True)
-        ]
+            logits = self._forward(chosen, next_position + step, seen, cache, None)
 
     def _forward(
         self,
