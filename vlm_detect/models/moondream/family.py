@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,6 +37,9 @@ class MoondreamVLM(VLM):
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         input_ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
         return {"input_ids": input_ids, "image_embeds": image_embeds}
+
+    def hidden_states(self, model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+        return model(**inputs, use_cache=False, logits_to_keep=1).last_hidden_state
 
     def prefix_ids(self) -> list[int]:
         config = self.processor.config

@@ -28,6 +28,7 @@ class MoondreamPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MoondreamTextBlock", "MoondreamVisionBlock"]  # noqa: RUF012  the base class's own form
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
+    _supports_flash_attn = True  # in the tower; the decoder stays with sdpa, see `MoondreamText`
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True

@@ -42,10 +42,14 @@ class MoondreamModelOutput(ModelOutput):
 
 @dataclass
 class MoondreamOutput(ModelOutput):
-    """`logits` (B, kept positions, vocabulary); `image_embeds` (B, G*G, D) where images were encoded."""
+    """`logits` (B, kept positions, vocabulary); `image_embeds` (B, G*G, D) where images were encoded.
+
+    `last_hidden_state` (B, T, D) is what the head reads, at every position.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
     past_key_values: Cache | None = None
     image_embeds: torch.Tensor | None = None
 
@@ -249,7 +253,11 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
                 num_items_in_batch=num_items_in_batch,
             )
         return MoondreamOutput(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, image_embeds=outputs.image_embeds
+            loss=loss,
+            logits=logits,
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            image_embeds=outputs.image_embeds,
         )
 
     def generate(self, *args: Any, logits_processor: LogitsProcessorList | None = None, **kwargs: Any) -> Any:

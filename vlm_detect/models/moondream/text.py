@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration import MoondreamTextConfig
 from .layers import MoondreamMLP, MoondreamPreTrainedModel, attend
@@ -99,6 +100,16 @@ class MoondreamTextBlock(GradientCheckpointingLayer):
         return hidden_states + attended + self.mlp(normed)
 
 
+def masked_attention(requested: str | None) -> str | None:
+    """The implementation for a decoder: sdpa where flash is asked for.
+
+    Flash kernels know full and causal attention. The decoder's image prefix, which attends both ways before a causal
+    rest, and packed questions, blind to each other, are masks.
+    """
+    flash = requested is not None and is_flash_attention_requested(requested_attention_implementation=requested)
+    return "sdpa" if flash else requested
+
+
 class MoondreamText(MoondreamPreTrainedModel):
     """Embeddings (B, T, D) to normed hidden states; `wte` and `lm_head` are untied and `lm_head` has a bias."""
 
@@ -112,6 +123,14 @@ class MoondreamText(MoondreamPreTrainedModel):
         self.post_ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        return super()._check_and_adjust_attn_implementation(masked_attention(attn_implementation), *args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        return super().get_correct_attn_implementation(masked_attention(requested_attention), is_init_check)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.wte

@@ -63,7 +63,6 @@ class MoondreamVision(MoondreamPreTrainedModel):
     config_class = MoondreamVisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _supports_flash_attn = True  # full attention over a crop, which flash kernels know
 
     def __init__(self, config: MoondreamVisionConfig) -> None:
         super().__init__(config)

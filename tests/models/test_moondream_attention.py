@@ -1,0 +1,66 @@
+"""Attention implementations give the same logits, and one word sets them for tower and decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tests.factories import tiny_moondream
+from tests.models.test_moondream import QUESTIONS, make_processor, noise_images
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.layers import MoondreamPreTrainedModel
+
+
+@torch.no_grad()
+def test_implementations_give_the_same_logits() -> None:
+    model = tiny_moondream()
+    inputs = make_processor(model)(images=noise_images(), text=QUESTIONS)
+    real = inputs["attention_mask"].bool()  # what stands at padding is nobody's business
+    model.set_attn_implementation("eager")
+    expected = model(**inputs).logits[real]
+    model.set_attn_implementation("sdpa")
+    assert torch.allclose(model(**inputs).logits[real], expected, atol=1e-5)
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """A stand-in for the kernel, which is not on a CPU: knows no masks, as the kernel, and notes who calls it."""
+    calls: list[tuple[str, Any]] = []
+
+    def stand_in(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        assert attention_mask is None, "flash kernels take no mask"
+        calls.append((type(module).__name__, kwargs.get("is_causal")))
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", stand_in)
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *args, **kwargs: None)
+    monkeypatch.setattr(MoondreamPreTrainedModel, "_flash_attn_can_dispatch", lambda *args, **kwargs: True)
+    return calls
+
+
+@torch.no_grad()
+def test_flash_runs_in_the_tower_and_sdpa_in_the_decoder(flash: list[tuple[str, Any]], tmp_path: Any) -> None:
+    plain = tiny_moondream()
+    inputs = make_processor(plain)(images=noise_images(), text=QUESTIONS)
+    expected = plain(**inputs).logits
+    ids = plain.generate(**inputs, max_new_tokens=8)
+    plain.save_pretrained(tmp_path)
+
+    loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
+    plain.set_attn_implementation("flash_attention_2")
+    for model in (loaded, plain):
+        assert model.config.vision_config._attn_implementation == "flash_attention_2"
+        assert model.config.text_config._attn_implementation == "sdpa"
+        flash.clear()
+        assert torch.allclose(model(**inputs).logits, expected, atol=1e-6)
+        assert set(flash) == {("MoondreamVisionAttention", False)}
+        assert torch.equal(model.generate(**inputs, max_new_tokens=8), ids)
+
+
+def test_flash_that_is_not_installed_is_refused() -> None:
+    with pytest.raises((ImportError, ValueError), match=r"(?i)flash"):
+        tiny_moondream().set_attn_implementation("flash_attention_2")
