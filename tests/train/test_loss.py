@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from tests.factories import tiny_vlm
 from tests.train.toys import stored, toy_image, toy_pairs
 from vlm_detect.data.questions import QUESTION_KINDS
 from vlm_detect.errors import UserError
 from vlm_detect.records import Question
-from vlm_detect.train.collate import IGNORE, Collator
+from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
-from vlm_detect.train.loss import answer_loss
-from vlm_detect.train.packing import packed_mask, packed_positions
+from vlm_detect.train.loss import CHUNK, answer_loss
+from vlm_detect.train.packing import IGNORE, Answered, Row, attention_mask, fill_rows, may_look, stack_rows
 
 
 @pytest.fixture
@@ -55,11 +56,16 @@ def plain_loss(vlm, units):
     return total / count
 
 
-@pytest.mark.parametrize("pack", [False, True])
-def test_loss_and_gradients_equal_the_plain_model(vlm, units, pack):
+@pytest.mark.parametrize(
+    "layout",
+    [{"pack": False}, {"pack": True}, {"pack": True, "row_tokens": 1600}, {"pack": True, "row_tokens": 100_000}],
+    ids=["one question a row", "one image a row", "two images a row", "all images in one row"],
+)
+@pytest.mark.parametrize("chunk", [CHUNK, 7])
+def test_loss_and_gradients_equal_the_plain_model(vlm, units, layout, chunk):
     reference = plain_loss(vlm, units)
     expected = gradients(vlm, reference)
-    loss = answer_loss(vlm, vlm.model, Collator(vlm, pack=pack)(units))
+    loss = answer_loss(vlm, vlm.model, Collator(vlm, **layout)(units), chunk=chunk)
     torch.testing.assert_close(loss, reference, atol=1e-5, rtol=0)
     found = gradients(vlm, loss)
     assert found.keys() == expected.keys()
@@ -67,50 +73,98 @@ def test_loss_and_gradients_equal_the_plain_model(vlm, units, pack):
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_packing_reads_each_image_once_and_puts_its_questions_in_one_row(vlm, units):
-    packed, plain = Collator(vlm, pack=True)(units), Collator(vlm)(units)
+@pytest.mark.parametrize(("row_tokens", "rows"), [(None, 4), (1600, 2), (100_000, 1)])
+def test_packing_reads_each_image_once_and_fills_rows_up_to_the_budget(vlm, units, row_tokens, rows):
+    packed, plain = Collator(vlm, pack=True, row_tokens=row_tokens)(units), Collator(vlm)(units)
     assert len(packed["prepared"]["pixel_values"]) == len(plain["prepared"]["pixel_values"]) == 4
-    assert packed["ids"].shape[0] == 4
+    assert packed["ids"].shape[0] == rows
     assert plain["ids"].shape[0] == sum(len(example.questions) for unit in units for example in unit)
+    assert row_tokens is None or packed["ids"].shape[1] <= row_tokens
     assert (packed["labels"] != IGNORE).sum() == (plain["labels"] != IGNORE).sum()
 
 
-def test_a_question_is_blind_to_its_neighbour(vlm):
-    image = stored(toy_image(False, np.random.default_rng(0)))
+def test_rows_are_filled_longest_first():
+    assert fill_rows([3, 9, 4, 6, 2], budget=10) == [[1], [2, 3], [0, 4]]
+    assert fill_rows([12, 1], budget=10) == [[0], [1]]
+
+
+def test_an_image_longer_than_the_budget(vlm, units):
+    with pytest.raises(UserError, match=r"--pack_tokens 60: an image with its questions takes \d{3} tokens"):
+        Collator(vlm, pack=True, row_tokens=60)(units)
+
+
+def test_a_question_is_blind_to_its_neighbours(vlm):
+    rng = np.random.default_rng(0)
+    image, other = stored(toy_image(False, rng)), stored(toy_image(True, rng))
     first = Question("yes_no", "Is this image AI-generated?", "No.")
     losses = []
-    for neighbour in ("What is it?", "Say yes, say yes!"):
-        batch = Collator(vlm, pack=True)([[Example(image, [first, Question("explain", neighbour, "Yes.")], "real")]])
-        batch["labels"][batch["branch"] == 1] = IGNORE
+    for neighbour, behind in (("What is it?", image), ("Say yes, say yes!", other)):
+        unit = [
+            Example(image, [first, Question("explain", neighbour, "Yes.")], "real"),
+            Example(behind, [Question("explain", neighbour, "Yes.")], "real"),
+        ]
+        batch = Collator(vlm, pack=True, row_tokens=1000)([unit])
+        assert len(batch["ids"]) == 1
+        batch["labels"][(batch["branch"] != 0) | (batch["image"] != 0)] = IGNORE
         losses.append(answer_loss(vlm, vlm.model, batch).item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
+def two_images_in_a_row():
+    row = Row()
+    row.add(0, [8, 9], [Answered([20], [21]), Answered([22, 23], [24])])
+    row.add(1, [8], [Answered([25], [26])])
+    longer = Row()
+    longer.add(2, [8, 9], [Answered([20] * 6, [21] * 3)])
+    return stack_rows([row, longer], pad_id=0)
+
+
 def test_positions_restart_and_the_mask_has_its_blocks():
-    branch = torch.tensor([[0, 0, 1, 1, 1, -1]])
-    assert packed_positions(branch, 2).tolist() == [[0, 1, 2, 3, 2, 3, 4, 2]]
-    allowed = packed_mask(branch, 2, two_way_prefix=True, dtype=torch.float32)[0, 0] == 0
+    rows = two_images_in_a_row()
+    assert rows["ids"][0].tolist() == [8, 9, 20, 21, 22, 23, 24, 8, 25, 26, 0]
+    assert rows["position_ids"][0].tolist() == [0, 1, 2, 3, 2, 3, 4, 0, 1, 2, 0]
+    assert rows["labels"][0].tolist() == [IGNORE] * 3 + [21] + [IGNORE] * 2 + [24] + [IGNORE] * 2 + [26, IGNORE]
+    allowed = may_look(rows["image"], rows["branch"], two_way_prefix=True)[0]
     assert allowed.int().tolist() == [
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0, 0],
-        [1, 1, 0, 0, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0, 0, 1],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     ]
-    one_way = packed_mask(branch, 2, two_way_prefix=False, dtype=torch.float32)[0, 0] == 0
+    one_way = may_look(rows["image"], rows["branch"], two_way_prefix=False)[0]
     assert one_way[:2, :2].int().tolist() == [[1, 0], [1, 1]]
+    assert (one_way | allowed).equal(allowed)
 
 
-def test_only_positions_that_predict_an_answer_reach_the_vocabulary(vlm, units, monkeypatch):
+@pytest.mark.parametrize("two_way_prefix", [False, True])
+def test_flex_attention_has_the_same_mask(two_way_prefix):
+    rows = two_images_in_a_row()
+    flex = attention_mask(rows["image"], rows["branch"], two_way_prefix, torch.float32, flex=True)
+    query, key, value = torch.randn(3, 2, 1, rows["ids"].shape[1], 16, generator=torch.Generator().manual_seed(0))
+    plain = attention_mask(rows["image"], rows["branch"], two_way_prefix, torch.float32)
+    torch.testing.assert_close(
+        flex_attention(query, key, value, block_mask=flex),
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=plain),
+    )
+
+
+def test_only_positions_that_predict_an_answer_reach_the_vocabulary(vlm, units):
     seen = []
     head = vlm.model.get_output_embeddings()
-    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
-    batch = Collator(vlm)([[Example(units[0][0].image, units[0][0].questions[:1], "real")]])
-    answer_loss(vlm, vlm.model, batch)
-    assert seen == [int((batch["labels"] != IGNORE).sum())]
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1].numel()))
+    batch = Collator(vlm, pack=True)(units)
+    with torch.no_grad():
+        answer_loss(vlm, vlm.model, batch, chunk=50)
+    rows, supervised = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
+    assert supervised > 50
+    assert seen == [rows] + [50] * (supervised // 50) + [supervised % 50]  # the forward itself makes one a row
 
 
 def test_a_question_longer_than_the_context(vlm):

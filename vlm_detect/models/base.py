@@ -10,7 +10,7 @@ The trainer and the engine know models through this class alone, so that a new f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,11 @@ class VLM(ABC):
         """Ids that the family's decoding rules allow as the first generated token and nowhere else."""
         return ()
 
+    @property
+    def feature_grid(self) -> tuple[int, int] | None:
+        """Rows and columns in which the N image embeddings tile the whole image; None where they have no such order."""
+        return None
+
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Decoded images to the tensors that `encode` takes, on the CPU; dimension 0 is the image."""
@@ -57,6 +62,11 @@ class VLM(ABC):
     @abstractmethod
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Arguments of the model's forward that lay the image prefix of (B, N, D) embeddings into an empty cache."""
+
+    def hidden_states(self, model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+        """What the vocabulary head reads, (B, S, D), of `model` (this VLM's, or its distributed wrapper)."""
+        outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
+        return outputs.hidden_states[-1]
 
     @abstractmethod
     def prefix_ids(self) -> list[int]:

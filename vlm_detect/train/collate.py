@@ -1,13 +1,13 @@
-"""A batch: every image once, and rows of questions with their answers that follow an image's prefix.
+"""A batch: every image once, and rows in which questions with their answers follow an image's prefix.
 
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
     embeds     (N, T, D)          the images' embeddings
-    row_image  (B,)               which image each row follows
-    ids        (B, L)             [question, answer, end of text] after the prefix, right padded
-    branch     (B, L)             number of the question within its row; -1 is padding
-    labels     (B, L)             the answers' ids at their own positions, -100 elsewhere
+    row_images (M,)               which image each prefix is, row by row
+    ids, image, branch, position_ids, labels   (B, S): see `vlm_detect.train.packing`
+    n_images, n_questions, n_tokens            of the batch; tokens behind the prefixes
 
-Without packing a row holds one question; with packing all questions of an image ride behind one prefix.
+Without packing a row holds one question; with packing all questions of an image ride behind one prefix, and up to
+`row_tokens` tokens of several images share a row.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from vlm_detect.models.base import VLM
 from vlm_detect.train.examples import Example
 from vlm_detect.train.features import Features
 from vlm_detect.train.images import StoredImage
-
-IGNORE = -100  # positions without a label, as in torch's cross entropy
+from vlm_detect.train.packing import Answered, Row, fill_rows, stack_rows
 
 
 @dataclass(frozen=True)
@@ -33,66 +32,55 @@ class Collator:
 
     vlm: VLM
     pack: bool = False
+    row_tokens: int | None = None  # of a packed row; None: one image a row
     features: Features | None = None
     max_length: int = 2048  # of an image with one question and answer: the model's context
 
     def __call__(self, units: Sequence[Sequence[Example]]) -> dict[str, Any]:
         examples = [example for unit in units for example in unit]
-        row_image: list[int] = []
-        rows: list[list[Answered]] = []
-        for i, example in enumerate(examples):
-            answered = [
-                Answered(self.vlm.question_ids(q.question), self.vlm.answer_ids(q.answer)) for q in example.questions
-            ]
-            image_rows = [answered] if self.pack else [[one] for one in answered]
-            rows += image_rows
-            row_image += [i] * len(image_rows)
-        self._check_length(rows)
-        images = [example.image for example in examples]
+        prefix = self.vlm.prefix_ids()
+        asked = [
+            [Answered(self.vlm.question_ids(q.question), self.vlm.answer_ids(q.answer)) for q in example.questions]
+            for example in examples
+        ]
+        self._check_length(len(prefix), [one for image in asked for one in image])
+        rows: list[Row] = []
+        for layout in self._layout(len(prefix), asked):
+            rows.append(Row())
+            for image, questions in layout:
+                rows[-1].add(image, prefix, questions)
         return {
-            **self._images(images),
-            "n_images": len(images),
-            "row_image": torch.tensor(row_image),
-            **collate_rows(rows, self.vlm.eos_token_id),
+            **self._images([example.image for example in examples]),
+            "row_images": torch.tensor([image for row in rows for image in row.images]),
+            **stack_rows(rows, self.vlm.eos_token_id),
+            "n_images": len(examples),
+            "n_questions": sum(map(len, asked)),
+            "n_tokens": sum(len(one) for image in asked for one in image),
         }
+
+    def _layout(self, prefix: int, asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
+        """What each row holds: images with their questions."""
+        if not self.pack:
+            return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
+        lengths = [prefix + sum(map(len, questions)) for questions in asked]
+        if self.row_tokens is None:
+            return [[(image, questions)] for image, questions in enumerate(asked)]
+        if max(lengths) > self.row_tokens:
+            raise UserError(
+                f"--pack_tokens {self.row_tokens}: an image with its questions takes {max(lengths)} tokens; raise it "
+                "to that or ask fewer --questions_per_image"
+            )
+        return [[(image, asked[image]) for image in row] for row in fill_rows(lengths, self.row_tokens)]
 
     def _images(self, images: Sequence[StoredImage]) -> dict[str, Any]:
         if self.features is not None:
             return {"embeds": self.features.embeddings([image.key for image in images])}
         return {"prepared": self.vlm.prepare([image.open() for image in images])}
 
-    def _check_length(self, rows: list[list[Answered]]) -> None:
-        prefix = len(self.vlm.prefix_ids())
-        longest = prefix + max(len(one) for row in rows for one in row)  # positions restart with each question
+    def _check_length(self, prefix: int, asked: list[Answered]) -> None:
+        longest = prefix + max(map(len, asked))  # positions restart with each question
         if longest > self.max_length:
             raise UserError(
                 f"a question with its answer takes {longest - prefix} tokens behind an image of {prefix}; the model's "
                 f"context holds {self.max_length}: leave out long answers (--question_kinds without explain)"
             )
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The ids of one question and of its answer."""
-
-    question: list[int]
-    answer: list[int]
-
-    def __len__(self) -> int:
-        return len(self.question) + len(self.answer)
-
-
-def collate_rows(rows: Sequence[Sequence[Answered]], pad_id: int) -> dict[str, torch.Tensor]:
-    """`ids`, `branch` and `labels`, each (B, L), L being the longest row's length."""
-    length = max(sum(map(len, row)) for row in rows)
-    ids = torch.full((len(rows), length), pad_id)
-    branch, labels = torch.full_like(ids, -1), torch.full_like(ids, IGNORE)
-    for b, row in enumerate(rows):
-        start = 0
-        for number, one in enumerate(row):
-            end, answer_start = start + len(one), start + len(one.question)
-            ids[b, start:end] = torch.tensor(one.question + one.answer)
-            labels[b, answer_start:end] = torch.tensor(one.answer)
-            branch[b, start:end] = number
-            start = end
-    return {"ids": ids, "branch": branch, "labels": labels}

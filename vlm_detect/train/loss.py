@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vlm_detect.models.base import VLM
-from vlm_detect.train.collate import IGNORE
-from vlm_detect.train.packing import packed_mask, packed_positions
+from vlm_detect.train.packing import IGNORE, PADDING, PREFIX, attention_mask
+
+CHUNK = 256  # positions whose logits exist at one time
 
 
 def answer_loss(
-    vlm: VLM, model: nn.Module, batch: dict[str, Any], n_answer_tokens: torch.Tensor | int | None = None
+    vlm: VLM,
+    model: Callable[..., Any],
+    batch: dict[str, Any],
+    n_answer_tokens: torch.Tensor | int | None = None,
+    chunk: int = CHUNK,
 ) -> torch.Tensor:
     """Summed cross entropy of the labelled positions, divided by `n_answer_tokens` (default: those of this batch).
 
-    Only positions that predict a label reach the vocabulary: with 51,200 words and about 780 positions a row, logits
-    of all of them would be the largest tensor of the step.
+    Only positions that predict a label reach the vocabulary, `chunk` of them at a time: with 51,200 words and about
+    780 positions a row, logits of all of them would be the largest tensor of the step.
 
     Args:
         vlm: knows how an image becomes a prefix.
-        model: what is called: `vlm.model` or its distributed wrapper.
+        model: what is called: `vlm.model`, its distributed wrapper, or its forward.
         batch: as `Collator` gives it; a label at position t is predicted from position t - 1.
     """
     image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
-    inputs = sequence_inputs(vlm, image_embeds[batch["row_image"]], batch["ids"], batch["branch"])
+    hidden_bsd = vlm.hidden_states(model, row_inputs(vlm, image_embeds, batch))
     targets = batch["labels"][:, 1:]
-    positions = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)  # (K,): where some row predicts a label
-    prefix_length = inputs["position_ids"].shape[1] - batch["ids"].shape[1]
-    logits = model(**inputs, logits_to_keep=prefix_length + positions, use_cache=False).logits  # (B, K, V)
-    total = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets[:, positions].flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    return total / ((targets != IGNORE).sum() if n_answer_tokens is None else n_answer_tokens)
+    supervised = targets != IGNORE
+    hidden_nd, targets_n = hidden_bsd[:, :-1][supervised], targets[supervised]
+    head = vlm.model.get_output_embeddings()
+    total = hidden_nd.new_zeros((), dtype=torch.float32)
+    for hidden, target in zip(hidden_nd.split(chunk), targets_n.split(chunk), strict=True):
+        # The backward pass makes a chunk's logits again instead of keeping those of all chunks.
+        total = total + checkpoint(_cross_entropy, head, hidden, target, use_reentrant=False)
+    return total / (len(targets_n) if n_answer_tokens is None else n_answer_tokens)
 
 
-def sequence_inputs(
-    vlm: VLM, image_embeds: torch.Tensor, ids: torch.Tensor, branch: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Arguments of the model's forward for image embeddings (B, N, D), each followed by its row of `ids` (B, L)."""
-    inputs = vlm.prefix_inputs(image_embeds)
+def _cross_entropy(head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(head(hidden_nd).float(), targets_n, reduction="sum")
+
+
+def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the model's forward for a batch whose images have the embeddings (N, T, D)."""
+    branch = batch["branch"]
+    inputs: dict[str, Any] = vlm.prefix_inputs(image_embeds[batch["row_images"]])
     if "inputs_embeds" in inputs:
-        embeds = vlm.model.get_input_embeddings()(ids)
-        inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], embeds], dim=1)
-        prefix_length = inputs["inputs_embeds"].shape[1] - ids.shape[1]
+        embeds = vlm.model.get_input_embeddings()(batch["ids"].masked_fill(branch == PREFIX, vlm.eos_token_id))
+        prefixes = inputs["inputs_embeds"].to(embeds.dtype)
+        inputs["inputs_embeds"] = embeds.masked_scatter((branch == PREFIX)[..., None], prefixes)
     else:
-        prefix_length = inputs["input_ids"].shape[1]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
-    inputs["position_ids"] = packed_positions(branch, prefix_length)
-    if int(branch.max()) > 0:
-        inputs["attention_mask"] = packed_mask(branch, prefix_length, vlm.two_way_prefix, image_embeds.dtype)
+        inputs["input_ids"] = batch["ids"]
+    inputs["position_ids"] = batch["position_ids"]
+    if int(branch.max()) > 0 or int(batch["image"].max()) > 0:
+        flex = vlm.model.config.get_text_config()._attn_implementation == "flex_attention"
+        mask = attention_mask(batch["image"], branch, vlm.two_way_prefix, image_embeds.dtype, flex=flex)
+        inputs["attention_mask"] = mask
     else:  # one question a row: the model's own mask, which fused kernels may know how to skip
-        inputs["attention_mask"] = nn.functional.pad((branch >= 0).long(), (prefix_length, 0), value=1)
+        inputs["attention_mask"] = (branch != PADDING).long()
     return inputs

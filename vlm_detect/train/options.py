@@ -47,6 +47,12 @@ class DataOptions:
         default=True,
         metadata={"help": "Put all questions of an image behind one image prefix (the same loss, faster)."},
     )
+    pack_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "With --pack, put several images into a row of at most so many tokens. Default: one image a row."
+        },
+    )
     cache_features: bool = field(
         default=False,
         metadata={"help": "Compute the frozen tower's image embeddings once and train from them (the same losses)."},

@@ -114,7 +114,13 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
         )
         options.training.distributed_state.wait_for_everyone()
     return DetectorTrainer(
-        vlm, options.training, data.units, data.validation, pack=options.data.pack, features=features
+        vlm,
+        options.training,
+        data.units,
+        data.validation,
+        pack=options.data.pack,
+        row_tokens=options.data.pack_tokens,
+        features=features,
     )
 
 

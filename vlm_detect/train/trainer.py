@@ -44,6 +44,7 @@ class DetectorTrainer(Trainer):
         units: the training set.
         validation: what is scored after each epoch, or None.
         pack: put all questions of an image behind one image prefix.
+        row_tokens: put several images into a row of at most so many tokens; None: one image a row.
         features: cached embeddings of the training images, in place of the tower.
     """
 
@@ -57,6 +58,7 @@ class DetectorTrainer(Trainer):
         validation: ValidationSet | None = None,
         *,
         pack: bool = True,
+        row_tokens: int | None = None,
         features: Features | None = None,
     ) -> None:
         self.vlm = vlm
@@ -69,6 +71,7 @@ class DetectorTrainer(Trainer):
             data_collator=Collator(
                 vlm,
                 pack=pack,
+                row_tokens=row_tokens,
                 features=features,
                 max_length=vlm.model.config.get_text_config().max_position_embeddings,
             ),
