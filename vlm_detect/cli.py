@@ -23,9 +23,9 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 def chat(arguments: argparse.Namespace) -> None:
     from .chat.terminal import answer_once, converse
-    from .infer.detector import Detector, open_image
+    from .infer.detector import Detector, open_picture
 
-    open_image(arguments.image)  # before the model, which takes longer to load than a wrong path to notice
+    open_picture(arguments.image)  # before the model, which takes longer to load than a wrong path to notice
     detector = Detector(arguments.model, adapter=arguments.adapter)
     if arguments.question is None:
         converse(detector, arguments.image)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
-from vlm_detect.data.questions import FAKE_QUESTION, REAL_QUESTION
+from vlm_detect.data.questions import EXPLAIN_QUESTION, FAKE_QUESTION, REAL_QUESTION
 from vlm_detect.errors import UserError
 from vlm_detect.infer.reference import score_plain
+from vlm_detect.infer.verdict import Odds, contradictions, contradicts
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.train.calibration import Calibration
 
@@ -43,7 +46,9 @@ def test_p_fake_averages_both_polarities(vlm: MoondreamVLM, model_folder: Path, 
         yes, no = (score_plain(vlm, photo, question, answer).logprob for answer in ("Yes.", "No."))
         return yes - no
 
-    odds = (odds_of_yes(FAKE_QUESTION) - odds_of_yes(REAL_QUESTION)) / 2
+    by_question = odds_of_yes(FAKE_QUESTION), -odds_of_yes(REAL_QUESTION)
+    assert verdict.odds.polarities == pytest.approx(by_question, abs=1e-4)
+    odds = sum(by_question) / 2
     assert verdict.p_fake == pytest.approx(1 / (1 + math.exp(-odds)), abs=1e-4)
     assert verdict.label == ("generated" if verdict.p_fake > 0.5 else "real")
     assert not verdict.calibrated
@@ -78,3 +83,60 @@ def test_unreadable_files_are_refused(content, message, model_folder: Path, tmp_
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         Detector(str(model_folder))(path)
+
+
+def test_an_explanation_begins_with_its_verdict(model_folder: Path, photo: Image.Image) -> None:
+    detector = Detector(str(model_folder))
+    verdict = detector(photo)
+    explanation = verdict.explain(8)
+    beginning = "AI-generated." if verdict.label == "generated" else "Real."
+    assert explanation.startswith(beginning)
+    assert explanation == "".join(detector.stream_explanation(photo, verdict.label, 8))
+    prompt = detector.engine.vlm.question_ids(EXPLAIN_QUESTION)
+    under = [*prompt, *detector.engine.vlm.answer_ids(beginning)[:-1]]
+    ((rest,),) = detector.engine.continue_prompts([photo], [[under]], 8)
+    assert explanation == f"{beginning} {rest}"
+    unsure = "".join(detector.stream_explanation(photo, "unsure", 8))
+    assert unsure == detector.ask(photo, EXPLAIN_QUESTION, 8)
+
+
+def test_pieces_join_to_the_answer(model_folder: Path, photo: Image.Image) -> None:
+    detector = Detector(str(model_folder))
+    ((answer,),) = detector.engine.generate([photo], [["What?"]], 40)
+    assert "".join(detector.stream_answer(photo, "What?", 40)) == answer == detector.ask(photo, "What?", 40)
+
+
+def test_contradictions_are_named() -> None:
+    assert contradictions("generated", Odds((2.0, 1.0), 3.0)) == ()
+    assert "says Yes both to" in contradictions("generated", Odds((2.0, -1.0), 3.0))[0]
+    assert "says No both to" in contradictions("real", Odds((-2.0, 1.0), -3.0))[0]
+    assert contradictions("real", Odds((-2.0, -1.0), 3.0)) == ("Asked freely, before any verdict, it says generated",)
+    assert contradictions("unsure", Odds((0.1, 0.2), -3.0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("label", "explanation", "expected"),
+    [
+        ("generated", "AI-generated. It was drawn.", False),
+        ("generated", "AI-generated. The light is real.", True),
+        ("real", "Real. It is fake.", True),
+        ("real", "Real. A camera took this photo.", False),
+        ("unsure", "It is fake.", False),
+    ],
+)
+def test_an_explanation_that_states_the_other_verdict_contradicts(label, explanation, expected) -> None:
+    assert contradicts(label, explanation) is expected
+
+
+def test_provenance_stands_beside_the_verdict_and_changes_nothing(
+    model_folder: Path, photo: Image.Image, tmp_path: Path
+) -> None:
+    detector = Detector(str(model_folder))
+    info = PngInfo()
+    info.add_text("parameters", "a dog, Steps: 20, Sampler: Euler")
+    photo.save(tmp_path / "said.png", pnginfo=info)
+    said, silent = detector.judge([tmp_path / "said.png", photo])
+    assert [fact.claim for fact in said.provenance] == ["generated"]
+    assert silent.provenance == ()
+    assert said.p_fake == silent.p_fake
+    assert json.loads(json.dumps(said.to_json()))["provenance"][0]["source"] == "PNG text"

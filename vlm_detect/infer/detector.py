@@ -6,6 +6,8 @@
     verdict.p_fake, verdict.label          # 0.93, "generated"
     verdict.explain()
     verdict.ask("What is in the picture?")
+    verdict.map().overlay(verdict.image).save("where.png")
+    verdict.provenance                     # what the file says of itself; never part of p_fake
 
 The run's own calibration gives the probability, the threshold and the "unsure" band; a model without one is taken at
 its word (temperature 1, threshold 0.5), and the verdict says so.
@@ -13,49 +15,85 @@ its word (temperature 1, threshold 0.5), and the verdict says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from .. import __version__
-from ..data.decode import ImageRejected, decode_image
-from ..data.questions import EXPLAIN_QUESTION
+from ..data.decode import MAX_PIXELS, ImageRejected, decode_image, read_bounded
+from ..data.provenance import Fact, provenance
+from ..data.questions import EXPLAIN_QUESTION, Topic
 from ..errors import UserError
 from ..models.registry import load_vlm
 from ..train.calibration import Calibration
 from .engine import Engine
-from .verdict import log_odds
+from .evidence import EvidenceMap, evidence_map
+from .text_stream import TextStream
+from .verdict import BEGINNINGS, Label, Odds, contradictions, read_odds
+
+ANSWER_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image and what its file said of itself."""
+
+    image: Image.Image
+    provenance: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one image; `calibrated` is False where no validation set stands behind `p_fake`."""
+    """What was found about one image.
+
+    `calibrated` is False where no validation set stands behind `p_fake`. The operating point is `threshold` and
+    `unsure_band`, both in p_fake. `contradictions` are sentences on what the model says against itself; `provenance`
+    is what the file says, which had no part in the verdict.
+    """
 
     p_fake: float
-    label: Literal["real", "generated", "unsure"]
+    label: Label
     calibrated: bool
     threshold: float
     unsure_band: tuple[float, float]
+    odds: Odds
+    contradictions: tuple[str, ...]
+    provenance: tuple[Fact, ...]
     model: str
     version: str
+    image: Image.Image = field(repr=False, compare=False)
     _detector: Detector = field(repr=False, compare=False)
-    _image: Image.Image = field(repr=False, compare=False)
 
-    def ask(self, question: str, max_new_tokens: int = 64) -> str:
+    def ask(self, question: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """The model's answer to a question about the image, which it does not read again."""
-        return self._detector.ask(self._image, question, max_new_tokens)
+        return self._detector.ask(self.image, question, max_new_tokens)
 
-    def explain(self, max_new_tokens: int = 64) -> str:
-        """The model's reasons in its own words."""
-        return self.ask(EXPLAIN_QUESTION, max_new_tokens)
+    def explain(self, max_new_tokens: int = ANSWER_TOKENS) -> str:
+        """The model's reasons in its own words, given under this verdict; freely where it is unsure."""
+        return "".join(self._detector.stream_explanation(self.image, self.label, max_new_tokens))
+
+    def map(self, topic: Topic = "generation") -> EvidenceMap:
+        """Where in the image the verdict comes from."""
+        return evidence_map(self._detector.engine, self.image, topic=topic)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the image."""
-        names = ("p_fake", "label", "calibrated", "threshold", "unsure_band", "model", "version")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "p_fake": self.p_fake,
+            "label": self.label,
+            "calibrated": self.calibrated,
+            "threshold": self.threshold,
+            "unsure_band": list(self.unsure_band),
+            "log_odds": self.odds.mean,
+            "free_log_odds": self.odds.free,
+            "contradictions": list(self.contradictions),
+            "provenance": [vars(fact) for fact in self.provenance],
+            "model": self.model,
+            "version": self.version,
+        }
 
 
 class Detector:
@@ -67,45 +105,95 @@ class Detector:
         self.name = adapter or (model if run.is_dir() else self.engine.vlm.name)
         self.calibration = Calibration.load(run)
 
-    def __call__(self, image: Image.Image | str | Path) -> Verdict:
+    def __call__(self, image: Image.Image | Picture | str | Path) -> Verdict:
         return self.judge([image])[0]
 
-    def judge(self, images: Sequence[Image.Image | str | Path]) -> list[Verdict]:
+    def judge(self, images: Sequence[Image.Image | Picture | str | Path]) -> list[Verdict]:
         """The verdicts on several images, which are read in batches."""
-        opened = [open_image(image) for image in images]
-        calibration = self.calibration
-        verdicts = []
-        for image, odds in zip(opened, log_odds(self.engine, opened), strict=True):
-            p_fake = float(calibration.p_fake(odds))
-            verdicts.append(
-                Verdict(
-                    p_fake=p_fake,
-                    label=calibration.label(p_fake),
-                    calibrated=calibration.n > 0,
-                    threshold=calibration.threshold,
-                    unsure_band=(calibration.unsure_low, calibration.unsure_high),
-                    model=self.name,
-                    version=__version__,
-                    _detector=self,
-                    _image=image,
-                )
-            )
-        return verdicts
+        pictures = [open_picture(image) for image in images]
+        found = read_odds(self.engine, [picture.image for picture in pictures])
+        return [self._verdict(picture, odds) for picture, odds in zip(pictures, found, strict=True)]
 
-    def ask(self, image: Image.Image | str | Path, question: str, max_new_tokens: int = 64) -> str:
+    def _verdict(self, picture: Picture, odds: Odds) -> Verdict:
+        calibration = self.calibration
+        p_fake = float(calibration.p_fake(odds.mean))
+        label = calibration.label(p_fake)
+        return Verdict(
+            p_fake=p_fake,
+            label=label,
+            calibrated=calibration.n > 0,
+            threshold=calibration.threshold,
+            unsure_band=(calibration.unsure_low, calibration.unsure_high),
+            odds=odds,
+            contradictions=contradictions(label, odds),
+            provenance=picture.provenance,
+            model=self.name,
+            version=__version__,
+            image=picture.image,
+            _detector=self,
+        )
+
+    def ask(self, image: Image.Image | str | Path, question: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """The model's answer to `question` about `image`."""
+        return "".join(self.stream_answer(open_picture(image).image, question, max_new_tokens))
+
+    def stream_answer(self, image: Image.Image, question: str, max_new_tokens: int = ANSWER_TOKENS) -> Iterator[str]:
+        """As `ask`, piece by piece while it is generated."""
+        yield from self._stream(image, self.question_prompt(question), max_new_tokens)
+
+    def stream_explanation(
+        self, image: Image.Image, label: Label, max_new_tokens: int = ANSWER_TOKENS
+    ) -> Iterator[str]:
+        """The reasons for the verdict `label`, piece by piece."""
+        beginning, prompt = self.explanation_prompt(label)
+        if beginning:
+            yield beginning
+        for i, piece in enumerate(self._stream(image, prompt, max_new_tokens)):
+            yield f" {piece}" if beginning and i == 0 else piece
+
+    def question_prompt(self, question: str) -> list[int]:
+        """The ids behind the image that ask `question`; UserError where it is empty or too long."""
         if not question.strip():
             raise UserError("the question is empty: ask something, for example 'Is this image AI-generated?'")
-        return self.engine.generate([open_image(image)], [[question]], max_new_tokens)[0][0]
+        return self.engine.vlm.question_ids(question)
+
+    def explanation_prompt(self, label: Label) -> tuple[str, list[int]]:
+        """What an explanation under `label` begins with, and the ids that ask for the rest of it."""
+        prompt = self.engine.vlm.question_ids(EXPLAIN_QUESTION)
+        if label == "unsure":
+            return "", prompt
+        beginning = BEGINNINGS[label]
+        return beginning, [*prompt, *self.engine.vlm.answer_ids(beginning)[:-1]]
+
+    def _stream(self, image: Image.Image, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
+        text = TextStream(self.engine.vlm)
+        for step in self.engine.stream([image], [[prompt]], min(max_new_tokens, self.engine.room(prompt))):
+            token = int(step[0, 0])
+            if token == self.engine.vlm.eos_token_id:
+                break
+            if piece := text.push(token):
+                yield piece
+        if rest := text.finish():
+            yield rest
 
 
-def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """A decoded image as it is, or a file decoded within bounds; UserError where it cannot be read."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if not Path(image).is_file():
-        raise UserError(f"{image}: no such file")
+def open_picture(source: Image.Image | Picture | bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decoded within bounds: an image or picture as it is, a file or its bytes; UserError where it cannot be read."""
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, Image.Image):
+        return Picture(source.convert("RGB"))
     try:
-        return decode_image(Path(image)).image
+        if isinstance(source, bytes):
+            return decode_picture(source, max_pixels)
+        if not Path(source).is_file():
+            raise UserError(f"{source}: no such file")
+        return decode_picture(read_bounded(Path(source)), max_pixels)
     except ImageRejected as error:
-        raise UserError(f"{image}: {error}") from error
+        name = "image" if isinstance(source, bytes) else str(source)
+        raise UserError(f"{name}: {error}") from error
+
+
+def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The bytes of an image file; `ImageRejected` where they cannot be used."""
+    return Picture(decode_image(data, max_pixels=max_pixels).image, provenance(data))

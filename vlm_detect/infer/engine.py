@@ -73,7 +73,8 @@ class Engine:
         found = {key: self._prefixes[key] for key in keys if key in self._prefixes}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         if missing:
-            for key, prefix in zip(missing, self._prefill(list(missing.values())), strict=True):
+            embeds = self.encode(list(missing.values()))
+            for key, prefix in zip(missing, self.prefill(embeds), strict=True):
                 found[key] = prefix
                 self._hold(key, prefix)
         for key in keys:
@@ -82,14 +83,19 @@ class Engine:
         return [found[key] for key in keys]
 
     @torch.inference_mode()
-    def _prefill(self, images: list[Image.Image]) -> list[Prefix]:
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Image embeddings (B, N, D), read anew."""
+        return self.vlm.encode(self.vlm.prepare(images))
+
+    @torch.inference_mode()
+    def prefill(self, embeds: torch.Tensor) -> list[Prefix]:
+        """The prefix of each of (B, N, D) image embeddings, laid into the decoder together; none is kept."""
         cache = DynamicCache()
-        embeds = self.vlm.encode(self.vlm.prepare(images))
         inputs = self.vlm.prefix_inputs(embeds)
         self.vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         # Copies, so that one image's prefix does not keep the whole batch's memory alive.
-        return [[(k[i : i + 1].clone(), v[i : i + 1].clone()) for k, v in layers] for i in range(len(images))]
+        return [[(k[i : i + 1].clone(), v[i : i + 1].clone()) for k, v in layers] for i in range(len(embeds))]
 
     def _hold(self, key: bytes, prefix: Prefix) -> None:
         size = prefix_bytes(prefix)
@@ -112,15 +118,15 @@ class Engine:
         """Log-probabilities of whole answers: for each image, for each of its asks, one score a candidate."""
         scores: list[list[list[CandidateScore]]] = []
         for some_images, some_asks in batches(images, asks, self.batch_images):
-            scores += self._score_batch(some_images, some_asks)
+            scores += self.score_prefixes(self.prefixes(some_images), some_asks)
         return scores
 
     @torch.inference_mode()
-    def _score_batch(
-        self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]
+    def score_prefixes(
+        self, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
     ) -> list[list[list[CandidateScore]]]:
+        """As `score`, behind prefixes that make one batch."""
         rows, spans = zip(*(self._pack(image_asks) for image_asks in asks), strict=True)
-        prefixes = self.prefixes(images)
         prefix_length = prefixes[0][0][0].shape[2]
         self._check_length(prefix_length + max(end for row in rows for end in row.ends))
         ids, positions, mask = pad_packed(rows, prefix_length, self.vlm.eos_token_id)

@@ -1,26 +1,81 @@
-"""From scores to a verdict: the log-odds that an image is generated, asked in both polarities."""
+"""From scores to a verdict: the log-odds that an image is generated, asked in both polarities and asked freely.
+
+The verdict rests on the two polarities alone. The free question, "Is this image real or AI-generated? Explain your
+answer.", is scored beside them by how its answer would begin: a model whose explanations lean the other way than its
+verdicts is caught by it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from ..data.questions import NO, VERDICT_QUESTIONS, YES
-from .engine import Ask, Engine
+from ..bench.parse import parse_verdict
+from ..data.questions import EXPLAIN_QUESTION, FAKE_QUESTION, NO, REAL_QUESTION, VERDICT_QUESTIONS, YES
+from .engine import Ask, CandidateScore, Engine
+
+Label = Literal["real", "generated", "unsure"]
 
 ASKS = [Ask(question, (YES, NO)) for question in VERDICT_QUESTIONS.values()]
 SIGNS = [1 if polarity == "fake" else -1 for polarity in VERDICT_QUESTIONS]  # what "Yes." says about "generated"
+BEGINNINGS = {"generated": "AI-generated.", "real": "Real."}  # of explanations, as they are learned
+FREE_ASK = Ask(EXPLAIN_QUESTION, (BEGINNINGS["generated"], BEGINNINGS["real"]), whole=False)
+
+
+class Odds(NamedTuple):
+    """Log-odds of "generated" in nats: by each verdict question, in the order of `ASKS`, and by the free one."""
+
+    polarities: tuple[float, ...]
+    free: float
+
+    @property
+    def mean(self) -> float:
+        """What the verdict rests on: a leaning towards "Yes." cancels."""
+        return sum(self.polarities) / len(self.polarities)
 
 
 def log_odds(engine: Engine, images: Sequence[Image.Image]) -> list[float]:
     """The log-odds of "generated" of each image, in nats.
 
     log P(the answer that means "generated") - log P(the other), by the full answers' log-probability, averaged over the
-    two polarities of the verdict question: a leaning towards "Yes." cancels.
+    two polarities of the verdict question.
     """
-    scores = engine.score(images, [ASKS] * len(images))
-    return [
-        sum(sign * (yes.logprob - no.logprob) for sign, (yes, no) in zip(SIGNS, asked, strict=True)) / len(SIGNS)
-        for asked in scores
-    ]
+    return [mean_odds(asked) for asked in engine.score(images, [ASKS] * len(images))]
+
+
+def read_odds(engine: Engine, images: Sequence[Image.Image]) -> list[Odds]:
+    """As `log_odds`, each question by itself and the free one with them: all ride in the same forward pass."""
+    scores = engine.score(images, [[*ASKS, FREE_ASK]] * len(images))
+    return [Odds(_signed(asked[:-1]), asked[-1][0].logprob - asked[-1][1].logprob) for asked in scores]
+
+
+def mean_odds(asked: Sequence[Sequence[CandidateScore]]) -> float:
+    """The mean over two-way questions in the order of `VERDICT_QUESTIONS`, "Yes." before "No."."""
+    return sum(_signed(asked)) / len(SIGNS)
+
+
+def _signed(asked: Sequence[Sequence[CandidateScore]]) -> tuple[float, ...]:
+    return tuple(sign * (yes.logprob - no.logprob) for sign, (yes, no) in zip(SIGNS, asked, strict=True))
+
+
+def contradictions(label: Label, odds: Odds) -> tuple[str, ...]:
+    """What the model says against itself or against its verdict, one sentence each."""
+    found = []
+    fake, real = odds.polarities
+    if fake * real < 0:
+        word = "Yes" if fake > 0 else "No"
+        found.append(f'It says {word} both to "{FAKE_QUESTION}" and to "{REAL_QUESTION}"')
+    if label != "unsure" and (odds.free > 0) != (label == "generated"):
+        found.append(f"Asked freely, before any verdict, it says {'generated' if odds.free > 0 else 'real'}")
+    return tuple(found)
+
+
+def contradicts(label: Label, explanation: str) -> bool:
+    """Whether an explanation's own words state the other verdict than the one it was given under."""
+    if label == "unsure":
+        return False
+    reasons = explanation.removeprefix(BEGINNINGS[label])
+    said = parse_verdict(reasons)
+    return said is not None and said != (label == "generated")

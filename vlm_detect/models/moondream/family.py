@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ class MoondreamVLM(VLM):
     @property
     def first_only_ids(self) -> tuple[int, ...]:
         return (self.processor.config.answer_token_id,)
+
+    @property
+    def feature_grid(self) -> tuple[int, int]:
+        side = math.isqrt(self.processor.config.vision_config.num_image_tokens)
+        return side, side
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.processor.image_processor(images, return_tensors="pt"))
