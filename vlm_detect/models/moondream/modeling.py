@@ -22,7 +22,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
-from .checkpoint import check_tensors, find_weights, open_weights, save_official, stored_dtype
+from ..stored import find_weights, stored_dtype
+from .checkpoint import check_tensors, open_weights, save_official
 from .configuration import MoondreamConfig
 from .layers import MoondreamPreTrainedModel
 from .region import MoondreamRegion
