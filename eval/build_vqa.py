@@ -46,6 +46,7 @@ class BuildConfig:
     n_multiple_choice: int = field(default=1000, metadata={"help": "Four-way items, at most."})
     n_attribution: int = field(default=200, metadata={"help": "Items on what made an image, at most."})
     n_which_of_two: int = field(default=200, metadata={"help": "Items on two images side by side, at most."})
+    n_open: int = field(default=200, metadata={"help": "Items that ask for a verdict and its reason, at most."})
     seed: int = field(default=0, metadata={"help": "Of every draw."})
     check: str | None = field(default=None, metadata={"help": "Print the floors of this benchmark instead."})
     json: bool = field(default=False, metadata={"help": "With --check: print them as JSON."})
@@ -66,7 +67,9 @@ def write(config: BuildConfig, dataset: Path) -> int:
     if not dataset.is_dir():
         raise UserError(f"{dataset}: no such dataset folder; make one with data_gen/make_pairs.py")
     pairs, data = dataset_pairs(dataset, config.split)
-    sizes = Sizes(config.n_true_false, config.n_multiple_choice, config.n_attribution, config.n_which_of_two)
+    sizes = Sizes(
+        config.n_true_false, config.n_multiple_choice, config.n_attribution, config.n_which_of_two, config.n_open
+    )
     items = build(pairs, sizes, config.seed)
     if not items:
         raise UserError(

@@ -148,6 +148,7 @@ class Result:
     group: str
     generator: str
     object_class: str = ""
+    topic: Literal["generation", "edit"] = "generation"  # edits have questions, and figures, of their own
 
     @property
     def key(self) -> tuple[str, str, str, int]:

@@ -1,5 +1,7 @@
+import itertools
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +9,13 @@ from PIL import Image
 
 from vlm_detect.bench.build import OPERATIONS, Pair, Sizes, Source, build, operate
 from vlm_detect.bench.floors import floors_by_kind
+from vlm_detect.bench.prompts import prompts_of, topic_of
+from vlm_detect.data.questions import YES
 from vlm_detect.records import Item
 
-EDITS = [("blur", (0, 0, 20, 20)), ("splice", (80, 80, 99, 99)), ("blur", (80, 0, 99, 20)), ("inpaint", (0, 80, 9, 99))]
+OPERATIONS_OF_EDITS = ("blur", "splice", "copy_move")
+CORNERS = ((0, 0, 20, 20), (80, 80, 99, 99), (80, 0, 99, 20), (0, 80, 9, 99))
+EDITS = list(itertools.product(OPERATIONS_OF_EDITS, CORNERS))
 
 
 def pairs(
@@ -57,15 +63,39 @@ def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
 
 def test_every_text_is_answered_in_every_way_equally_often() -> None:
     answers: dict[tuple, Counter] = defaultdict(Counter)
-    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(200, 200, 60, 60)):
+    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(200, 200, 60, 60, 0)):
         answers[item.kind, item.question, item.options][item.ground_truth] += 1
     for (kind, _, options), counts in answers.items():
         assert len(set(counts.values())) == 1, counts
         assert len(counts) == (len(options) if options else 2), kind
 
 
+def test_an_image_dataset_with_makers() -> None:
+    """Photos and images of another maker that were never a pair, as `dataset_pairs` matches them."""
+    dataset = [
+        (
+            Source(f"{i}:image", "real", "", f"r{i}", object_class="cat"),
+            Source(f"{500 + i}:image", "generated", ("glide", "biggan", "adm")[i % 3], f"f{i}", object_class="cat"),
+        )
+        for i in range(300)
+    ]
+    items = as_items(build(dataset, Sizes()))
+    counts = Counter(item.kind for item in items)
+    assert counts == {
+        "true_false": 1000,
+        "multiple_choice": 1000,
+        "attribution": 200,
+        "which_of_two": 200,
+        "open": 200,
+    }
+    reasons = {item.metadata["reason"] for item in items if item.kind == "multiple_choice"}
+    assert {"glide made it", "biggan made it", "adm made it"} <= reasons
+    for kind, floors in floors_by_kind(items).items():
+        assert all(value <= floors["chance"] + 0.04 for value in floors.values()), (kind, floors)
+
+
 def test_reasons_are_what_was_truly_done() -> None:
-    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(0, 200, 0, 0)):
+    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(0, 200, 0, 0, 0)):
         ((source, operation),) = item.shows
         right = item.options["ABCD".index(item.ground_truth)]
         assert operation in OPERATIONS  # of generated images too: it tells nothing about the class
@@ -84,16 +114,44 @@ def test_reasons_are_what_was_truly_done() -> None:
 
 
 def test_edits_are_asked_for_operation_and_place() -> None:
-    items = [i for i in build(pairs(0, edits=8), Sizes(40, 40, 40, 40)) if i.kind == "multiple_choice"]
-    assert items
+    items = [i for i in build(pairs(0, edits=12), Sizes(40, 40, 40, 40)) if i.kind == "multiple_choice"]
+    assert len(items) >= 8
     for item in items:
         ((source, operation),) = item.shows
         assert operation == ""
-        assert item.options["ABCD".index(item.ground_truth)].startswith(f"{source.edit['operation']} at the ")
+        told = source.told_edit
+        right = item.options["ABCD".index(item.ground_truth)]
+        assert right.lower() == f"{told['operation']} at the {told['place']}."
+        assert item.metadata["edit"] == told
+        assert item.metadata["asked"] == "edited"
+    # Neither the operation nor the place alone gives the answer.
+    words = [option.rstrip(".").split(" at the ") for option in items[0].options]
+    assert [len({word[i] for word in words}) for i in (0, 1)] == [2, 2]
+
+
+def test_edits_without_a_box_are_asked_for_no_place() -> None:
+    dataset = pairs(0, edits=8)
+    boxless = [(photo, replace(twin, edit={"operation": "blur", "box": None})) for photo, twin in dataset]
+    items = build(boxless, Sizes(40, 40, 40, 40, 40))
+    assert {item.kind for item in items} == {"true_false", "open"}
+    assert not any("edit" in item.metadata for item in items)
+
+
+def test_open_questions_are_put_to_photo_and_twin() -> None:
+    items = build(pairs(4, kinds=("caption", "vae"), edits=4), Sizes(0, 0, 0, 0, 100))
+    assert len(items) == 16
+    assert Counter(item.metadata["label"] for item in items) == {"real": 8, "generated": 4, "edited": 4}
+    references = {item.ground_truth for item in items if item.metadata["label"] == "edited"}
+    assert "Altered. Blur at the upper left." in references
+    for item in as_items(items):
+        scored = prompts_of(item)[1:]
+        truths = {prompt.candidates[prompt.right] == YES for prompt in scored}
+        assert truths == {True, False}  # one polarity is true
+        assert topic_of(item) == ("edit" if "altered" in item.question else "generation")
 
 
 def test_which_of_two_in_both_orders() -> None:
-    items = build(pairs(5), Sizes(0, 0, 0, 100))
+    items = build(pairs(5), Sizes(0, 0, 0, 100, 0))
     assert len(items) == 10
     for item in items:
         left, right = (source.label for source, _ in item.shows)
@@ -112,7 +170,7 @@ def test_the_seed_decides_and_nothing_repeats() -> None:
 
 def test_sizes_are_upper_bounds_in_whole_blocks() -> None:
     counts = Counter(item.kind for item in build(pairs(3), Sizes(7, 7, 7, 7)))
-    assert counts == {"true_false": 6, "multiple_choice": 4, "attribution": 6, "which_of_two": 6}
+    assert counts == {"true_false": 6, "multiple_choice": 4, "attribution": 6, "which_of_two": 6, "open": 6}
     assert build([], Sizes()) == []
 
 

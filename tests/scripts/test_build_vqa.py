@@ -11,7 +11,7 @@ from tests.scripts.here import run_here
 from vlm_detect.bench.items import load_benchmark
 
 COLOURS = ["red", "green", "blue", "pink", "gray", "cyan", "gold", "navy"]
-SMALL = ("--n_true_false", 8, "--n_multiple_choice", 8, "--n_attribution", 4, "--n_which_of_two", 4)
+SMALL = ("--n_true_false", 8, "--n_multiple_choice", 8, "--n_attribution", 4, "--n_which_of_two", 4, "--n_open", 4)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_a_built_benchmark_can_be_read_and_checked(dataset: Path, tmp_path: Path
     built = run_here("eval/build_vqa.py", dataset, "--out", out, *SMALL)
     assert built.returncode == 0, built.stderr
     benchmark = load_benchmark(out)
-    assert len(benchmark.items) == 8 + 8 + 4 + 4
+    assert len(benchmark.items) == 8 + 8 + 4 + 4 + 4
     for item in benchmark.items:
         for path in item.images:
             with Image.open(path) as image:

@@ -9,6 +9,7 @@ model shown a blank image) therefore scores exactly chance over a block, whateve
 The reasons in a multiple choice are what was truly done. Of a generated image that is its kind or its generator, where
 the dataset has more than one; otherwise, and for every photo, a harmless operation that is really carried out (a crop,
 a rescaling, a JPEG compression). Generated images get such an operation too, so that it tells nothing about the class.
+Edited images are asked for the operation and the place of their planted edit, and whether they were altered at all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import io
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,13 +27,22 @@ from PIL import Image
 from vlm_detect.data.questions import (
     CAMERA,
     EDIT_CHOICE_QUESTION,
+    EDIT_EXPLAIN_QUESTION,
     EDIT_QUESTIONS,
+    EDIT_STATEMENTS,
+    EXPLAIN_QUESTION,
+    FALSE,
     LETTERS,
     NO,
     STATEMENT_QUESTION,
     STATEMENTS,
+    TRUE,
     VERDICT_QUESTIONS,
     YES,
+    Polarity,
+    Subject,
+    Topic,
+    explanation,
     place_of,
 )
 
@@ -54,6 +64,7 @@ class Source:
     generator: str
     group: str
     kind: str = ""  # of a twin: caption, vae, edit
+    caption: str = ""
     object_class: str = ""
     edit: dict[str, Any] | None = None
     size: tuple[int, int] | None = None
@@ -61,11 +72,16 @@ class Source:
     @property
     def facts(self) -> dict[str, Any]:
         about = {"label": self.label, "generator": self.generator or "real", "group": self.group}
-        return (
-            about
-            | ({"twin_kind": self.kind} if self.kind else {})
-            | ({"object_class": self.object_class} if self.object_class else {})
-        )
+        known = {"twin_kind": self.kind, "object_class": self.object_class, "edit": self.told_edit}
+        return about | {name: value for name, value in known.items() if value}
+
+    @property
+    def told_edit(self) -> dict[str, str] | None:
+        """What a planted edit is and where, in words; None where either is not known."""
+        if not self.edit or not self.edit.get("operation") or not self.edit.get("box") or not self.size:
+            return None
+        operation = str(self.edit["operation"]).replace("_", " ")
+        return {"operation": operation, "place": place_of(self.edit["box"], self.size)}
 
 
 @dataclass(frozen=True)
@@ -86,8 +102,10 @@ class Sizes:
     multiple_choice: int = 1000
     attribution: int = 200
     which_of_two: int = 200
+    open: int = 200
 
 
+ABOUT_EDITS = {"asked": "edited"}
 Pair = tuple[Source, Source]  # a photo and what was generated or edited from it
 
 
@@ -101,6 +119,7 @@ def build(pairs: Sequence[Pair], sizes: Sizes, seed: int = 0) -> list[BuiltItem]
         ("multiple_choice", choice_blocks(made, edits), sizes.multiple_choice),
         ("attribution", attribution_blocks(made), sizes.attribution),
         ("which_of_two", which_blocks(made), sizes.which_of_two),
+        ("open", open_blocks(made, edits), sizes.open),
     ):
         rng = random.Random(f"{seed}:{name}")
         items += _fill(blocks(rng), size)
@@ -112,26 +131,24 @@ Blocks = Callable[[random.Random], Iterator[list[BuiltItem]]]
 
 def true_false_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
     """One question to a photo and to its twin: yes to one of them."""
-    statements = {polarity: STATEMENT_QUESTION.format(statement=text) for polarity, text in STATEMENTS.items()}
-    asked = [(text, p, ("Yes.", "No.")) for p, text in VERDICT_QUESTIONS.items()]
-    asked += [(text, p, ("True.", "False.")) for p, text in statements.items()]
-    asked_of_edits = [(text, p, (YES, NO)) for p, text in EDIT_QUESTIONS.items()]
+    asked = _polar_questions(VERDICT_QUESTIONS, STATEMENTS)
+    asked_of_edits = _polar_questions(EDIT_QUESTIONS, EDIT_STATEMENTS)
 
     def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
         rounds = []
-        for questions, pairs in ((asked, made), (asked_of_edits, edits)):
+        for questions, pairs, about in ((asked, made, {}), (asked_of_edits, edits, ABOUT_EDITS)):
             # Each lap asks every pair a question; where the laps start differs from pair to pair.
             for lap in range(len(questions)):
                 shuffled = rng.sample(list(enumerate(pairs)), len(pairs))
-                rounds += [(lap, pair, questions[(lap + i) % len(questions)]) for i, pair in shuffled]
-        for _, pair, (question, polarity, (yes, no)) in sorted(rounds, key=lambda entry: entry[0]):
+                rounds += [(lap, pair, questions[(lap + i) % len(questions)], about) for i, pair in shuffled]
+        for _, pair, (question, polarity, (yes, no)), about in sorted(rounds, key=lambda entry: entry[0]):
             yield [
                 BuiltItem(
                     "true_false",
                     question,
                     yes if (source.label == "real") == (polarity == "real") else no,
                     ((source, ""),),
-                    metadata=source.facts,
+                    metadata=source.facts | about,
                 )
                 for source in pair
             ]
@@ -139,14 +156,45 @@ def true_false_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
     return blocks
 
 
+def open_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
+    """Verdict and reason in free words, asked of a photo and of its twin; the reference says what was done."""
+
+    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
+        entries = [(pair, "generation") for pair in made] + [(pair, "edit") for pair in edits]
+        for pair, topic in rng.sample(entries, len(entries)):
+            yield [_open_item(source, topic) for source in pair]  # type: ignore[arg-type]
+
+    return blocks
+
+
+def _open_item(source: Source, topic: Topic) -> BuiltItem:
+    subject = Subject(
+        label=source.label,  # type: ignore[arg-type]
+        kind=source.kind or None,  # type: ignore[arg-type]
+        generator=source.generator,
+        caption=source.caption,
+        edit=source.edit,
+        size=source.size,
+    )
+    question, about = (EDIT_EXPLAIN_QUESTION, ABOUT_EDITS) if topic == "edit" else (EXPLAIN_QUESTION, {})
+    return BuiltItem("open", question, explanation(subject, topic), ((source, ""),), metadata=source.facts | about)
+
+
+def _polar_questions(
+    questions: Mapping[Polarity, str], statements: Mapping[Polarity, str]
+) -> list[tuple[str, Polarity, tuple[str, str]]]:
+    """(question, its polarity, (affirming answer, denying answer)) of both ways to ask."""
+    asked = [(text, polarity, (YES, NO)) for polarity, text in questions.items()]
+    stated = [(STATEMENT_QUESTION.format(statement=text), p, (TRUE, FALSE)) for p, text in statements.items()]
+    return asked + stated
+
+
 def choice_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
     """Four options to four images: two photos with an operation each, two generated images with a reason each."""
     reasons = _reasons([twin for _, twin in made])
 
     def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
-        twos = list(_edit_choices(edits, rng))
-        # By fours, as the others come, so that any multiple of four can be met.
-        edit_blocks = [[*one, *two] for one, two in zip(twos[::2], twos[1::2], strict=False)]
+        edit_blocks = list(_edit_choices(edits, rng))
         by_reason: dict[str, list[Pair]] = defaultdict(list)
         for pair in made:
             by_reason[reasons(pair[1])].append(pair)
@@ -199,35 +247,36 @@ def _choice_block(one: Pair, two: Pair, words: tuple[str, str], rng: random.Rand
 
 
 def _edit_choices(edits: Sequence[Pair], rng: random.Random) -> Iterator[list[BuiltItem]]:
-    """Two edits that differ in operation and in place: both operations at both places are the options."""
-    known = [
-        twin for _, twin in edits if twin.edit and twin.edit.get("operation") and twin.edit.get("box") and twin.size
-    ]
-    waiting = rng.sample(known, len(known))
-    while waiting:
-        one = waiting.pop()
-        told = _edit_words(one)
-        partner = next(
-            (two for two in waiting if all(x != y for x, y in zip(told, _edit_words(two), strict=True))), None
-        )
-        if partner is None:
-            continue
-        waiting.remove(partner)
-        answers = {_edit_option(*_edit_words(source)): source for source in (one, partner)}
-        pairs = itertools.product(*zip(told, _edit_words(partner), strict=True))
-        options = [_edit_option(operation, place) for operation, place in pairs]
-        rng.shuffle(options)
+    """Four edits: two operations at two places where the dataset has such, else any four that are told apart."""
+    waiting: dict[tuple[str, str], list[Source]] = defaultdict(list)
+    known = [twin for _, twin in edits if twin.told_edit]
+    for twin in rng.sample(known, len(known)):
+        assert twin.told_edit is not None
+        waiting[twin.told_edit["operation"], twin.told_edit["place"]].append(twin)
+    while len(waiting) >= 4:
+        told = rng.choice(_grids(waiting) or [rng.sample(sorted(waiting), 4)])
+        sources = [waiting[words].pop() for words in rng.sample(told, 4)]
+        waiting = defaultdict(list, {words: left for words, left in waiting.items() if left})
+        options = tuple(_edit_option(source) for source in sources)
         yield [
             BuiltItem(
                 "multiple_choice",
                 EDIT_CHOICE_QUESTION,
-                LETTERS[options.index(option)],
+                letter,
                 ((source, ""),),
-                tuple(options),
-                source.facts,
+                options,
+                source.facts | ABOUT_EDITS,
             )
-            for option, source in answers.items()
+            for letter, source in zip(LETTERS, sources, strict=False)
         ]
+
+
+def _grids(known: Collection[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Every choice of two operations and two places whose four combinations are all `known`."""
+    operations, places = (sorted({words[i] for words in known}) for i in (0, 1))
+    squares = itertools.product(itertools.combinations(operations, 2), itertools.combinations(places, 2))
+    grids = [list(itertools.product(*square)) for square in squares]
+    return [grid for grid in grids if set(grid) <= set(known)]
 
 
 def attribution_blocks(made: Sequence[Pair]) -> Blocks:
@@ -322,11 +371,7 @@ def _endless(pairs: Sequence[Pair], rng: random.Random) -> Iterator[Pair]:
         yield from rng.sample(list(pairs), len(pairs))
 
 
-def _edit_words(source: Source) -> tuple[str, str]:
-    assert source.edit is not None
-    assert source.size is not None
-    return str(source.edit["operation"]).replace("_", " "), place_of(source.edit["box"], source.size)
-
-
-def _edit_option(operation: str, place: str) -> str:
-    return f"{operation} at the {place}."
+def _edit_option(source: Source) -> str:
+    assert source.told_edit is not None
+    words = source.told_edit
+    return f"{words['operation'][0].upper()}{words['operation'][1:]} at the {words['place']}."

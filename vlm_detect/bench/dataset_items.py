@@ -108,7 +108,8 @@ def _bytes(cell: dict[str, Any]) -> bytes:
 def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str], bytes]]:
     """(photo, twin) of every row of `split`, and how to get the file of each; what `build.build` takes.
 
-    An image dataset has no pairs: its photos and its other images are matched within an object class, by lot.
+    An image dataset has no pairs: its photos and its other images are matched by lot, within an object class as far as
+    both have some of it, then across classes.
     """
     rows = load_split(folder, split)
 
@@ -129,6 +130,7 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
             row["generator"] or "",
             row["group"],
             row["kind"],
+            caption=row.get("caption") or "",
             edit=row.get("edit"),
             size=decode_image(_bytes(row["twin"])).image.size if edited else None,
         )
@@ -147,9 +149,14 @@ def _matched(rows: Dataset) -> list[Pair]:
         source = Source(f"{index}:image", row["label"], row.get("generator") or "", row["group"], object_class=name)
         (photos if row["label"] == "real" else others)[name].append(source)
     rng = random.Random(0)
-    pairs = []
-    for name in sorted(photos.keys() & others.keys()):
+    pairs: list[Pair] = []
+    rest: tuple[list[Source], list[Source]] = ([], [])
+    for name in sorted(photos.keys() | others.keys()):
         rng.shuffle(photos[name])
         rng.shuffle(others[name])
-        pairs += list(zip(photos[name], others[name], strict=False))
-    return pairs
+        pairs += zip(photos[name], others[name], strict=False)
+        both = min(len(photos[name]), len(others[name]))
+        rest[0].extend(photos[name][both:])
+        rest[1].extend(others[name][both:])
+    rng.shuffle(rest[1])
+    return pairs + list(zip(*rest, strict=False))

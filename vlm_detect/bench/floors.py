@@ -16,9 +16,8 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
 
-from vlm_detect.bench.prompts import Prompt, prompts_of
+from vlm_detect.bench.prompts import Prompt, prompts_of, topic_of
 from vlm_detect.records import Item
 
 _FOLDS = 5
@@ -46,9 +45,11 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
 
 
 def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """`text_floors` of each kind of item by itself: a mixture's chance is nobody's."""
-    kinds = sorted({item.kind for item in items})
-    return {kind: text_floors([item for item in items if item.kind == kind]) for kind in kinds}
+    """`text_floors` of each kind of item by itself, those about edits apart: a mixture's chance is nobody's."""
+    rows: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        rows[f"edit_{item.kind}" if topic_of(item) == "edit" else item.kind].append(item)
+    return {row: text_floors(rows[row]) for row in sorted(rows)}
 
 
 def bag_of_words(prompts: Sequence[Prompt]) -> float:
@@ -65,19 +66,21 @@ def bag_of_words(prompts: Sequence[Prompt]) -> float:
         return float("nan")
     points = 0.0
     for train, test in GroupKFold(folds).split(texts, groups=groups):
-        rows = [(text, place == right[i]) for i in train for place, text in enumerate(texts[i])]
-        model = make_pipeline(
-            CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", min_df=2, max_features=20_000, binary=True),
-            LogisticRegression(C=0.3, max_iter=300),
-        )
+        counted = Counter((text, bool(place == right[i])) for i in train for place, text in enumerate(texts[i]))
+        words = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", min_df=2, max_features=20_000, binary=True)
         try:
-            model.fit([text for text, _ in rows], [is_right for _, is_right in rows])
+            words.fit([text for i in train for text in texts[i]])
         except ValueError:  # nothing occurs twice: the words tell nothing
             points += sum(1 / len(texts[i]) for i in test)
             continue
+        # Equal rows are fitted as one that weighs as much.
+        model = LogisticRegression(C=0.3, max_iter=300)
+        rows, weights = zip(*counted.items(), strict=True)
+        model.fit(words.transform([text for text, _ in rows]), [is_right for _, is_right in rows], weights)
+        known = sorted({text for i in test for text in texts[i]})
+        score_of = dict(zip(known, model.decision_function(words.transform(known)).round(9), strict=True))
         for i in test:
-            scores = model.decision_function(texts[i]).round(9)
-            points += _shared_point(scores, int(right[i]))
+            points += _shared_point(np.array([score_of[text] for text in texts[i]]), int(right[i]))
     return points / len(prompts)
 
 

@@ -68,10 +68,13 @@ def paired_bootstrap(
     return found
 
 
-def mcnemar(first_right: Sequence[bool], second_right: Sequence[bool]) -> tuple[int, int, float]:
-    """(only the first is right, only the second is right, exact two-sided p of an even split) on the same items."""
-    a, b = np.asarray(first_right, bool), np.asarray(second_right, bool)
-    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
+def mcnemar(first_right: Sequence[float], second_right: Sequence[float]) -> tuple[int, int, float]:
+    """(only the first is right, only the second is right, exact two-sided p of an even split) on the same items.
+
+    A shared point (two options tied: 0.5) counts by its part; the sums are rounded.
+    """
+    a, b = np.asarray(first_right, float), np.asarray(second_right, float)
+    only_first, only_second = (round(float(np.maximum(part, 0).sum())) for part in (a - b, b - a))
     discordant = only_first + only_second
     return only_first, only_second, float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 

@@ -12,7 +12,9 @@ score that the model did not earn.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from vlm_detect.data.questions import Topic
 
 # Whole phrases that state a verdict: True says generated, False says real. Negated ones are read as wholes.
 _VERDICTS = {
@@ -23,8 +25,25 @@ _VERDICTS = {
     **dict.fromkeys(("real", "genuine", "authentic", "not fake", "not a fake"), False),
     **dict.fromkeys(("not generated", "not ai-generated", "not artificial", "not artificially generated"), False),
 }
-# No word character or hyphen on either side: "unrealistic", "real-looking" and "non-fake" state nothing.
-_VERDICT = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(map(re.escape, _VERDICTS), key=len, reverse=True))})(?![\w-])")
+# The same about local edits: True says altered.
+_ALTERATIONS = {
+    **dict.fromkeys(("altered", "edited", "manipulated", "tampered with", "modified", "retouched", "doctored"), True),
+    **dict.fromkeys(("not altered", "not edited", "not manipulated", "not tampered with", "not modified"), False),
+    **dict.fromkeys(("not retouched", "not doctored", "unaltered", "unedited", "untouched"), False),
+    **dict.fromkeys(("no part of it was changed", "no part of it was altered", "free of alterations"), False),
+}
+
+
+def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
+    """Longest first; no word character or hyphen on either side: "unrealistic" and "real-looking" state nothing."""
+    longest_first = sorted(map(re.escape, phrases), key=len, reverse=True)
+    return re.compile(rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])")
+
+
+_VERDICT = _any_of(_VERDICTS)
+_ALTERATION = _any_of(_ALTERATIONS)
+# Where a longer answer puts its conclusion, if it names one.
+_CONCLUSION = re.compile(r"\b(?:judge?ment|verdict|conclusion|final answer)\s*(?::|is\b)\s*([^\n]+)", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|\w+n't)\b")
 
 
@@ -49,12 +68,33 @@ def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
 
 def parse_verdict(text: str) -> bool | None:
     """True where `text` says that the image is generated, False where it says real, None where neither is plain."""
+    return _state(text, _VERDICTS, _VERDICT)
+
+
+def parse_explanation(text: str, topic: Topic = "generation") -> bool | None:
+    """The verdict of a longer free answer: its named conclusion, else its first sentence, else the whole of it.
+
+    True says generated, or altered where the `topic` is edits. What follows the verdict may well speak of both sides.
+    """
+    phrases, pattern = (_ALTERATIONS, _ALTERATION) if topic == "edit" else (_VERDICTS, _VERDICT)
+    conclusions = _CONCLUSION.findall(text)
+    for part in (*conclusions[-1:], *sentences(text)[:1], text):
+        if (state := _state(part, phrases, pattern)) is not None:
+            return state
+    return None
+
+
+def sentences(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+
+
+def _state(text: str, phrases: Mapping[str, bool], pattern: re.Pattern[str]) -> bool | None:
     said = " ".join(text.lower().split())
-    verdicts = {_VERDICTS[phrase] for phrase in _VERDICT.findall(said)}
+    states = {phrases[phrase] for phrase in pattern.findall(said)}
     # A negation of anything but the verdict itself could turn the sentence round.
-    if len(verdicts) != 1 or _NEGATION.search(_VERDICT.sub(" ", said)):
+    if len(states) != 1 or _NEGATION.search(pattern.sub(" ", said)):
         return None
-    return verdicts.pop()
+    return states.pop()
 
 
 def first_verdict(text: str) -> bool | None:

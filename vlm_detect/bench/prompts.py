@@ -16,13 +16,17 @@ from vlm_detect.bench.parse import first_verdict
 from vlm_detect.data.questions import (
     CAMERA,
     CHOICE_INSTRUCTION,
+    EDIT_EXPLAIN_QUESTION,
     EDIT_QUESTIONS,
     EDIT_STATEMENTS,
     LETTERS,
+    NO,
     STATEMENT_QUESTION,
     STATEMENTS,
     VERDICT_QUESTIONS,
+    YES,
     Polarity,
+    Topic,
 )
 from vlm_detect.records import Item
 
@@ -75,7 +79,7 @@ def prompts_of(item: Item, attributions: Sequence[str] = ()) -> list[Prompt]:
     if item.options:
         return _rotations(item)
     if item.kind == "open":
-        return [Prompt(item, "", 0, item.question, (), (), None, ())]
+        return [Prompt(item, "", 0, item.question, (), (), None, ()), *_verdict_prompts(item)]
     if item.kind == "attribution":
         names = tuple(sorted({*attributions, item.ground_truth}))
         fake = tuple(_plain(name) not in REAL_NAMES and name != CAMERA for name in names)
@@ -85,12 +89,19 @@ def prompts_of(item: Item, attributions: Sequence[str] = ()) -> list[Prompt]:
 
 def is_fake(item: Item) -> bool | None:
     """What the item's image really is: True generated, False real, None where the question is not about that."""
-    if item.kind == "which_of_two" or item.metadata.get("label") == "edited":
+    if item.kind == "which_of_two" or topic_of(item) == "edit":
         return None
     if item.kind == "open":
         return _labelled(item)
     first = prompts_of(item)[0]
     return None if first.right is None else first.fake[first.right]
+
+
+def topic_of(item: Item) -> Topic:
+    """Whether the question is about generation or about a local edit."""
+    about_edits = "edited" in (item.metadata.get("label"), item.metadata.get("asked"))
+    asks_for_edits = item.question == EDIT_EXPLAIN_QUESTION or _known_pair(item.question)[0] in _EDIT_PAIRS
+    return "edit" if about_edits or asks_for_edits else "generation"
 
 
 def generator_of(item: Item) -> str:
@@ -152,6 +163,18 @@ def right_option(item: Item) -> int:
     if len(letter) == 1 and letter in LETTERS[: len(item.options)]:
         return LETTERS.index(letter)
     raise ValueError(f"ground_truth {answer!r} is none of the {len(item.options)} options")
+
+
+def _verdict_prompts(item: Item) -> list[Prompt]:
+    """The verdict questions about an open item's image: what its free answer is held against."""
+    questions = EDIT_QUESTIONS if topic_of(item) == "edit" else VERDICT_QUESTIONS
+    fake = item.metadata.get("label") == "edited" if topic_of(item) == "edit" else _labelled(item)
+    prompts = []
+    for polarity, question in questions.items():
+        right = None if fake is None else int(fake != (polarity == "fake"))
+        says = (polarity == "fake", polarity != "fake") if topic_of(item) == "generation" else (None, None)
+        prompts.append(Prompt(item, polarity, 0, question, (YES, NO), (YES, NO), right, says))
+    return prompts
 
 
 def _polarities(item: Item) -> list[Prompt]:

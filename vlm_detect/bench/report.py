@@ -110,7 +110,7 @@ def charts_of(scores: Sequence[ItemScore], summary: dict[str, Any]) -> list[Pict
 
 
 def most_confident_errors(scores: Sequence[ItemScore], n: int = CARDS) -> list[ItemScore]:
-    return sorted((score for score in scores if not score.correct), key=confidence, reverse=True)[:n]
+    return sorted((score for score in scores if score.correct < 0.5), key=confidence, reverse=True)[:n]
 
 
 def most_unsure(scores: Sequence[ItemScore], n: int = CARDS, band: float = 0.1) -> list[ItemScore]:

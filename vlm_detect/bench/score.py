@@ -4,7 +4,8 @@
         writer.write(results)
 
 All prompts about an image go to the engine together, so that it is encoded and prefilled once. By log-probability an
-item is asked in both polarities and all rotations; by generation once, as it is written.
+item is asked in both polarities and all rotations; by generation once, as it is written. An open question is answered
+by generation, and the verdict question about its image is scored beside it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from vlm_detect.bench.items import Benchmark, side_by_side
-from vlm_detect.bench.parse import parse_answer, parse_choice, parse_verdict
-from vlm_detect.bench.prompts import Prompt, generator_of, is_fake, prompts_of
+from vlm_detect.bench.parse import parse_answer, parse_choice, parse_explanation
+from vlm_detect.bench.prompts import Prompt, generator_of, is_fake, prompts_of, topic_of
 from vlm_detect.bench.results import Key
 from vlm_detect.records import Item, Result
 
@@ -43,13 +44,14 @@ class _Ask(Protocol):
     def __call__(self, question: str, candidates: tuple[str, ...]) -> Any: ...
 
 
-def plan(benchmark: Benchmark, *, generate: bool = True) -> list[_Asked]:
+def plan(benchmark: Benchmark, *, logprob: bool = True, generate: bool = True) -> list[_Asked]:
     """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images)."""
     attributions = {item.ground_truth for item in benchmark.items if item.kind == "attribution" and not item.options}
     by_image: dict[tuple[str, ...], _Asked] = defaultdict(list)
     for item in benchmark.items:
         prompts = prompts_of(item, sorted(attributions))
-        by_image[item.images] += [(prompt, "logprob") for prompt in prompts if prompt.candidates]
+        if logprob:
+            by_image[item.images] += [(prompt, "logprob") for prompt in prompts if prompt.candidates]
         if generate:
             by_image[item.images].append((prompts[0], "generate"))
     return list(by_image.values())
@@ -67,8 +69,10 @@ def score(
     done: Collection[Key] = (),
     shard: tuple[int, int] = (0, 1),
     batch_size: int = 8,
+    logprob: bool = True,
     generate: bool = True,
     max_new_tokens: int = 16,
+    explanation_tokens: int = 96,
     image_of: Callable[[Item], Image.Image] | None = None,
 ) -> Iterator[list[Result]]:
     """Yield the results of one batch of images after another, leaving out the keys in `done`.
@@ -77,24 +81,32 @@ def score(
         ask: makes what the engine is asked, `vlm_detect.infer.engine.Ask`.
         shard: (index, count): this process answers every count-th image.
         batch_size: images encoded together.
+        logprob, generate: which of the two ways of scoring are wanted.
+        max_new_tokens, explanation_tokens: length of a free answer, and of one to an open question.
         image_of: in place of the item's own image, for floors (a blank one, another item's).
     """
-    index, count = shard
-    work = []
-    for prompts in plan(benchmark, generate=generate)[index::count]:
-        if left := [(prompt, scoring) for prompt, scoring in prompts if key_of(prompt, scoring) not in done]:
-            work.append(left)
     open_item = image_of or (lambda item: item_image(benchmark, item))
+    work = left_to_do(plan(benchmark, logprob=logprob, generate=generate), done, shard)
     for start in range(0, len(work), batch_size):
         batch = work[start : start + batch_size]
         images = [open_item(prompts[0][0].item) for prompts in batch]
-        yield [*_scored(engine, ask, images, batch), *_generated(engine, images, batch, max_new_tokens)]
+        results = [*_scored(engine, ask, images, batch)]
+        for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
+            results += _generated(engine, images, batch, tokens, is_open=is_open)
+        yield results
+
+
+def left_to_do(plan: Sequence[_Asked], done: Collection[Key], shard: tuple[int, int]) -> list[_Asked]:
+    """This process's share of the images, each with those of its prompts that are not in `done`."""
+    index, count = shard
+    shares = ([asked for asked in image if key_of(*asked) not in done] for image in plan[index::count])
+    return [share for share in shares if share]
 
 
 def _scored(
     engine: ScoringEngine, ask: _Ask, images: Sequence[Image.Image], batch: Sequence[_Asked]
 ) -> Iterator[Result]:
-    chosen = _chosen(images, batch, "logprob")
+    chosen = _chosen(images, batch, lambda prompt, how: how == "logprob")
     if not chosen:
         return
     asks = [[ask(question=prompt.question, candidates=prompt.candidates) for prompt in ps] for _, ps in chosen]
@@ -104,9 +116,9 @@ def _scored(
 
 
 def _generated(
-    engine: ScoringEngine, images: Sequence[Image.Image], batch: Sequence[_Asked], max_new_tokens: int
+    engine: ScoringEngine, images: Sequence[Image.Image], batch: Sequence[_Asked], max_new_tokens: int, *, is_open: bool
 ) -> Iterator[Result]:
-    chosen = _chosen(images, batch, "generate")
+    chosen = _chosen(images, batch, lambda prompt, how: how == "generate" and is_open == (prompt.item.kind == "open"))
     if not chosen:
         return
     questions = [[prompt.question for prompt in prompts] for _, prompts in chosen]
@@ -117,10 +129,10 @@ def _generated(
 
 
 def _chosen(
-    images: Sequence[Image.Image], batch: Sequence[_Asked], scoring: str
+    images: Sequence[Image.Image], batch: Sequence[_Asked], wanted: Callable[[Prompt, str], bool]
 ) -> list[tuple[Image.Image, list[Prompt]]]:
-    """The images that have prompts of this scoring, with those prompts."""
-    prompts = [[prompt for prompt, how in asked if how == scoring] for asked in batch]
+    """The images that have prompts that are wanted, with those prompts."""
+    prompts = [[prompt for prompt, how in asked if wanted(prompt, how)] for asked in batch]
     return [(image, some) for image, some in zip(images, prompts, strict=True) if some]
 
 
@@ -153,13 +165,19 @@ def generated_result(prompt: Prompt, text: str) -> Result:
         index = parse_answer(text, prompt.candidates)
         parsed = None if index is None else prompt.candidates[index]
     else:
-        verdict = parse_verdict(text)
-        parsed = None if verdict is None else "Fake" if verdict else "Real"
-    right = _ground_truth(prompt)
-    if not prompt.candidates:
-        truth = is_fake(prompt.item)
-        right = prompt.item.ground_truth if truth is None else "Fake" if truth else "Real"
-    return _result(prompt, "generate", answer=text, parsed=parsed, correct=parsed is not None and parsed == right)
+        return _explained_result(prompt, text)
+    correct = parsed is not None and parsed == _ground_truth(prompt)
+    return _result(prompt, "generate", answer=text, parsed=parsed, correct=correct)
+
+
+def _explained_result(prompt: Prompt, text: str) -> Result:
+    """Of an answer to an open question only the verdict is judged here; `explanations` looks at its reasons."""
+    topic = topic_of(prompt.item)
+    verdict = parse_explanation(text, topic)
+    truth = prompt.item.metadata.get("label") == "edited" if topic == "edit" else is_fake(prompt.item)
+    yes, no = ("Altered", "Unaltered") if topic == "edit" else ("Fake", "Real")
+    parsed = None if verdict is None else yes if verdict else no
+    return _result(prompt, "generate", answer=text, parsed=parsed, correct=verdict is not None and verdict == truth)
 
 
 def fake_probability(logprobs: Sequence[float], fake: Sequence[bool | None]) -> float | None:
@@ -214,4 +232,5 @@ def _result(
         group=item.group,
         generator=generator_of(item),
         object_class=str(item.metadata.get("object_category") or item.metadata.get("object_class") or ""),
+        topic=topic_of(item),
     )

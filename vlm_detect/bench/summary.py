@@ -5,8 +5,11 @@
 An item is decided by all of its prompts together: a verdict by the probability averaged over both polarities, a
 multiple choice by the option whose probability, averaged over the rotations, is greatest. So a model's liking for
 "Yes." or for a letter cancels out, and stands in figures of its own (`yes_rate`, `letter_rates`, the consistencies;
-`prompt_accuracy` is what single prompts get right). The figures of verdicts (AUROC and so on) are those of the yes/no
-and real/fake items; a benchmark that has none takes them from the options' verdicts.
+`prompt_accuracy` is what single prompts get right). Options that tie share the point. The figures of verdicts (AUROC
+and so on) are those of the yes/no and real/fake items; a benchmark that has none takes them from the options' verdicts.
+
+Questions about local edits are figured by themselves (`edits`, and rows of their own in `by_kind`), open questions in
+`explanations`: the figures at the top are about neither, unless there is nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ UNSURE_BAND = (0.4, 0.6)
 
 @dataclass(frozen=True)
 class ItemScore:
-    """One item, decided. `said_fake` is its verdict; `p_fake` is None by generation and for items without a verdict."""
+    """One item, decided. `said_fake` is its verdict; `p_fake` is None by generation and for items without a verdict.
+
+    Of an item about edits the three say altered in place of generated. `correct` is 1, 0, or its share of a tie.
+    """
 
     id: str
     kind: str
@@ -41,9 +47,15 @@ class ItemScore:
     is_fake: bool | None
     p_fake: float | None
     said_fake: bool | None
-    correct: bool
+    correct: float
     parsed: bool
     results: tuple[Result, ...]
+    topic: str = "generation"
+
+    @property
+    def row(self) -> str:
+        """Where `by_kind` counts it."""
+        return f"edit_{self.kind}" if self.topic == "edit" else self.kind
 
 
 def summarise(
@@ -57,21 +69,36 @@ def summarise(
     """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}."""
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")
-    summary = figures_of(scored or generated, unsure_band, resamples)
+    every = scored or generated
+    chief = chief_scores(every)
+    summary = figures_of(chief, unsure_band, resamples)
     if scored:
-        summary |= _biases(scored)
-    kinds = sorted({score.kind for score in scored or generated})
-    summary["by_kind"] = {
-        kind: figures_of([score for score in scored or generated if score.kind == kind], unsure_band, resamples)
-        for kind in kinds
-    }
-    columns = {"object_class": {score.id: score.object_class for score in scored or generated}, **(slices or {})}
+        summary |= _biases(chief)
+    rows: dict[str, list[ItemScore]] = defaultdict(list)
+    for score in every:
+        rows[score.row].append(score)
+    summary["by_kind"] = {row: figures_of(rows[row], unsure_band, resamples) for row in sorted(rows)}
+    if edits := edit_scores(every):
+        summary["edits"] = figures_of(edits, unsure_band, resamples)
+    columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
     for column, values in columns.items():
-        summary[f"by_{column}"] = _by(scored or generated, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
+        summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
     summary["floors"] = dict(floors or {})
     if generated:
-        summary["generate"] = figures_of(generated, unsure_band, resamples) | generation_figures(generated)
+        chief = chief_scores(generated)
+        summary["generate"] = figures_of(chief, unsure_band, resamples) | generation_figures(chief)
     return rounded(summary)
+
+
+def chief_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
+    """Those that the figures at the top are about: closed questions about generation, where there are any."""
+    closed = [score for score in scores if score.kind != "open"] or list(scores)
+    return [score for score in closed if score.topic == "generation"] or closed
+
+
+def edit_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
+    """The closed questions about edits."""
+    return [score for score in scores if score.topic == "edit" and score.kind != "open"]
 
 
 def item_scores(results: Iterable[Result], scoring: str) -> list[ItemScore]:
@@ -104,9 +131,8 @@ def says_fake(result: Result, answer: str | None) -> bool | None:
         return answer.strip(" .").lower().removeprefix("a ") not in REAL_NAMES
     if result.kind in ("multiple_choice", "open"):
         return first_verdict(answer)
-    if result.is_fake is None:
-        return None
-    return result.is_fake if answer == result.ground_truth else not result.is_fake
+    truth = truth_of(result)
+    return None if truth is None else truth == (answer == result.ground_truth)
 
 
 def rounded(value: Any) -> Any:
@@ -122,36 +148,55 @@ def rounded(value: Any) -> Any:
 
 def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
     first = rows[0]
-    verdicts = [row.p_fake for row in rows if row.p_fake is not None]
-    p_fake = float(np.mean(verdicts)) if verdicts else None
+    p_yes = [p for row in rows if (p := _p_positive(row)) is not None]
+    p_fake = float(np.mean(p_yes)) if p_yes else None
+    truth = truth_of(first)
     if first.kind in ("multiple_choice", "attribution", "which_of_two"):
-        chosen = int(np.argmax(option_probabilities(rows)))
-        letters = [row for row in rows if row.rotation == 0] or list(rows)
-        reference = letters[0]
-        place = (chosen - reference.rotation) % len(reference.options)
-        shown = LETTERS[place] if reference.ground_truth in LETTERS else reference.options[place]
-        correct, said = shown == reference.ground_truth, says_fake(reference, shown)
-    elif p_fake is not None and first.is_fake is not None:
+        reference = next((row for row in rows if row.rotation == 0), first)
+        probabilities = np.roll(option_probabilities(rows), -reference.rotation)  # in the reference's order
+        best = [reference.options[i] for i in np.flatnonzero(probabilities >= probabilities.max() - 1e-12)]
+        in_letters = reference.ground_truth in LETTERS
+        right = reference.options[LETTERS.index(reference.ground_truth)] if in_letters else reference.ground_truth
+        correct = (right in best) / len(best)
+        said_all = {says_fake(reference, option) for option in best}
+        said = said_all.pop() if len(said_all) == 1 else None
+    elif p_fake is not None and truth is not None:
         said = p_fake >= 0.5
-        correct = said == first.is_fake
+        correct = float(said == truth)
     else:
         said = None
-        correct = float(np.mean([_p_right(row) for row in rows])) > 0.5
+        p_right = float(np.mean([_p_right(row) for row in rows]))
+        correct = 0.5 if p_right == 0.5 else float(p_right > 0.5)
     return _score(rows, p_fake=p_fake, said_fake=said, correct=correct, parsed=True)
 
 
 def _by_answer(rows: tuple[Result, ...]) -> ItemScore:
     row = rows[0]
-    return _score(
-        rows, p_fake=None, said_fake=says_fake(row, row.parsed), correct=row.correct, parsed=row.parsed is not None
-    )
+    said = says_fake(row, row.parsed)
+    return _score(rows, p_fake=None, said_fake=said, correct=float(row.correct), parsed=row.parsed is not None)
 
 
 def _score(rows: tuple[Result, ...], **decision: Any) -> ItemScore:
     first = rows[0]
-    return ItemScore(
-        first.id, first.kind, first.group, first.generator, first.object_class, first.is_fake, results=rows, **decision
-    )
+    facts = (first.id, first.kind, first.group, first.generator, first.object_class, truth_of(first))
+    return ItemScore(*facts, results=rows, topic=first.topic, **decision)
+
+
+def truth_of(row: Result) -> bool | None:
+    """Whether the image is generated or, where the topic is edits, altered; None where the question is not of that."""
+    if row.topic == "generation":
+        return row.is_fake
+    # Only a yes/no question has a polarity; its first answer affirms it.
+    return (row.ground_truth == row.options[0]) == (row.polarity == "fake") if row.polarity else None
+
+
+def _p_positive(row: Result) -> float | None:
+    """Probability of "generated" or, where the topic is edits, of "altered"."""
+    if row.topic == "generation" or not row.polarity:
+        return row.p_fake
+    assert row.logprobs is not None
+    p_first = float(softmax(row.logprobs)[0])
+    return p_first if row.polarity == "fake" else 1 - p_first
 
 
 def _p_right(row: Result) -> float:
@@ -193,7 +238,7 @@ def figures_of(
         verdict_right = [s.said_fake == s.is_fake for s in choices]
         found["choice_verdict_accuracy"] = float(np.mean(verdict_right))
         found["right_verdict_wrong_reason"] = float(
-            np.mean([right and not s.correct for right, s in zip(verdict_right, choices, strict=True)])
+            np.mean([right * (1 - s.correct) for right, s in zip(verdict_right, choices, strict=True)])
         )
     found["ci95"] = ci95
     found["by_generator"] = _by(scores, lambda score: score.generator, resamples)
@@ -208,7 +253,7 @@ def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool
 
     An unparsed answer counts as the wrong verdict.
     """
-    known = [s for s in scores if s.is_fake is not None]
+    known = [s for s in chief_scores(scores) if s.is_fake is not None]
     known = [s for s in known if s.kind == "true_false"] or known
     ranked = [s for s in known if s.p_fake is not None]
     if ranked:
@@ -245,7 +290,7 @@ def _option(row: Result) -> int:
     return (LETTERS.index(row.answer) + row.rotation) % len(row.options)
 
 
-def _normalised_right(score: ItemScore) -> bool:
+def _normalised_right(score: ItemScore) -> float:
     """Decided as ever, with log-probabilities divided by the answers' lengths in tokens."""
     turned = []
     for row in score.results:
