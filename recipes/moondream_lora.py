@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 
 from vlm_detect.errors import run_main
 from vlm_detect.models.registry import load_vlm, resolve_id
-from vlm_detect.train.lora import add_lora
-from vlm_detect.train.machine import dtype_of
 from vlm_detect.train.options import TrainOptions
-from vlm_detect.train.program import Options, finish, make_trainer, open_data, open_run, train
+from vlm_detect.train.program import Options, each_seed, finish, make_trainer, open_data, open_run, train
+from vlm_detect.train.tuning import loading, tune
 
 
 @dataclass
@@ -27,7 +26,11 @@ class MoondreamOptions(TrainOptions):
 
 
 def main(argv: list[str]) -> None:
-    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions)
+    each_seed(Options.parse(argv, doc=__doc__, training=MoondreamOptions), finetune)
+
+
+def finetune(options: Options) -> None:
+    training = options.training
 
     # The data, and whether this run was begun or finished before.
     data = open_data(options)
@@ -36,10 +39,10 @@ def main(argv: list[str]) -> None:
     if run.finished:
         return
 
-    # The model, and a LoRA around its linear layers.
-    dtype, device = dtype_of(options.model.dtype), options.training.device
-    vlm = load_vlm(base.name, revision=base.revision, dtype=dtype, device=device)
-    add_lora(vlm, options.lora, seed=options.training.seed)
+    # The model, and what of it learns: a LoRA around its linear layers, or the whole language model.
+    held = loading(options.model, training.device)
+    vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
+    tune(vlm, options.model, options.lora, training.seed)
 
     # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
     trainer = make_trainer(options, vlm, data)

@@ -24,13 +24,14 @@ from vlm_detect.models.base import VLM
 WORDS = ("attention", "mlp", "all-linear", "vision")
 _LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
 _ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
-_VISION = re.compile(r"vision|visual|projector|proj_mlp|connector")
-_NEVER = re.compile(r"lm_head|emb|region")
+VISION = r"vision|visual|projector|proj_mlp|connector"
+NEVER = r"lm_head|emb|region"
+_VISION, _NEVER = re.compile(VISION), re.compile(NEVER)
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter. Effective weight: W + (alpha / r) B A."""
+    """The adapter. Effective weight: W + (alpha / r) B A; the two variants can be combined."""
 
     lora_targets: str = field(
         default="all-linear",
@@ -44,6 +45,16 @@ class LoraOptions:
     lora_r: int = field(default=16, metadata={"help": "Rank."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale; the update is multiplied by alpha / r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    use_rslora: bool = field(
+        default=False,
+        metadata={
+            "help": "Scale by alpha / sqrt(r): keeps the update's size at high ranks (rsLoRA, arXiv 2312.03732)."
+        },
+    )
+    use_dora: bool = field(
+        default=False,
+        metadata={"help": "Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353); slower."},
+    )
 
 
 def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
@@ -54,6 +65,8 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
         target_modules=targets,
     )
     torch.manual_seed(seed)

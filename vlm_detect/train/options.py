@@ -26,6 +26,21 @@ class ModelOptions:
     dtype: str | None = field(
         default=None, metadata={"help": "float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU."}
     )
+    quantize: str | None = field(
+        default=None,
+        metadata={"help": "nf4 or int8: hold the language model's frozen weights so (QLoRA; needs bitsandbytes)."},
+    )
+    attention: str | None = field(
+        default=None,
+        metadata={"help": "sdpa (default), eager, flash_attention_2, or flex_attention (a GPU; skips masked blocks)."},
+    )
+    tune: str = field(
+        default="lora", metadata={"help": "lora, or full: every weight of the language model, the tower frozen."}
+    )
+    compile_layers: str | None = field(
+        default=None,
+        metadata={"help": "Compile each decoder layer with this torch backend, for example inductor. Default: not."},
+    )
 
 
 @dataclass(frozen=True)
@@ -112,3 +127,7 @@ class TrainOptions(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: examples have no columns."})
     seed: int = field(default=0, metadata={"help": "Seed of every draw."})
+    seeds: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Train once for each of these, in folders of --output_dir; mean and spread in seeds.json."},
+    )

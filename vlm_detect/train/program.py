@@ -1,6 +1,7 @@
 """The training program that the recipes share, in the order in which a recipe calls it.
 
     options = Options.parse(argv, doc=__doc__)      # flags and YAML; a recipe brings defaults of its own
+    each_seed(options, finetune)                    # what follows, once or for each of --seeds
     data = open_data(options)                       # what is learned from, and what is scored after each epoch
     run = open_run(options, base, data)             # begun before? finished before?
     ...                                             # the recipe's model and its LoRA
@@ -13,14 +14,16 @@ A recipe differs from another in its model and its defaults alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from vlm_detect.config import parse_config
+from vlm_detect.config import parse_config, read_run_json, write_json
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import ResolvedModel
@@ -65,6 +68,41 @@ class Options:
     @property
     def groups(self) -> list[Any]:
         return [self.model, self.data, self.questions, self.lora, self.training]
+
+    def with_seed(self, seed: int) -> Options:
+        """The same for one of several seeds: a run of its own, in a folder of the run directory."""
+        training = copy.copy(self.training)  # `replace` would derive anew what is derived already
+        training.seed, training.seeds = seed, []
+        training.output_dir = str(Path(str(training.output_dir)) / f"seed_{seed}")
+        return replace(self, training=training)
+
+
+def each_seed(options: Options, finetune: Callable[[Options], None]) -> None:
+    """Call `finetune` once, or for each of `--seeds`; then `seeds.json` has every score's mean and spread."""
+    training = options.training
+    if not training.seeds:
+        finetune(options)
+        return
+    folder = Path(str(training.output_dir))
+    for seed in training.seeds:
+        finetune(options.with_seed(seed))
+    if training.process_index == 0:
+        runs = {seed: (read_run_json(folder / f"seed_{seed}") or {})["validation"] for seed in training.seeds}
+        summary = spread(list(runs.values()))
+        write_json(folder / "seeds.json", {"seeds": runs, **summary})
+        for name, value in summary["mean"].items():
+            print(f"{name}: {value:.4f} ± {summary['standard_deviation'][name]:.4f} over {len(runs)} seeds")
+
+
+def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation of each score; the latter is 0 of a single run."""
+    columns = {name: [one[name] for one in scores] for name in scores[0]}
+    return {
+        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
+        "standard_deviation": {
+            name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()
+        },
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""How a run holds its model, and which of its weights learn.
+
+    vlm = load_vlm(ID, device=device, **loading(options, device))      # dtype, quantisation, attention
+    tune(vlm, options, lora_options, seed)                             # a LoRA, or the whole language model
+
+A quantised base keeps the image tower, the connector and the vocabulary head in `--dtype`: the tower's features are
+those of the unquantised model, so a feature cache serves both.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from vlm_detect.errors import UserError
+from vlm_detect.models.base import VLM
+from vlm_detect.models.registry import default_dtype
+from vlm_detect.train.lora import NEVER, VISION, LoraOptions, add_lora, is_vision
+from vlm_detect.train.machine import dtype_of
+from vlm_detect.train.options import ModelOptions
+
+QUANTIZATIONS = ("nf4", "int8")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+TUNINGS = ("lora", "full")
+
+
+def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
+    """Arguments of the model's loader.
+
+    Raises:
+        UserError: for an unknown word, and for what this machine or these options cannot do together.
+    """
+    _one_of("quantize", options.quantize, QUANTIZATIONS)
+    _one_of("attention", options.attention, ATTENTIONS)
+    _one_of("tune", options.tune, TUNINGS)
+    if options.attention == "flex_attention" and device.type != "cuda":
+        raise UserError(f"--attention flex_attention trains on CUDA alone, not on {device.type}: leave it out (sdpa)")
+    if options.quantize and options.tune == "full":
+        raise UserError(f"--tune full cannot train weights held in {options.quantize}: leave out --quantize")
+    arguments: dict[str, Any] = {"dtype": dtype_of(options.dtype)}
+    if options.quantize:
+        arguments["quantization_config"] = quantization(options.quantize, arguments["dtype"] or default_dtype(device))
+    if options.attention:
+        arguments["attn_implementation"] = options.attention
+    return arguments
+
+
+def quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with quantised scales (QLoRA, arXiv 2305.14314), or LLM.int8()."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"--quantize {name} needs bitsandbytes: pip install 'vlm-detect[quant]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=name == "nf4",
+        load_in_8bit=name == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=[f".*({VISION}|{NEVER}).*"],
+    )
+
+
+def tune(vlm: VLM, options: ModelOptions, lora: LoraOptions, seed: int) -> None:
+    """Choose what is trained, and compile the decoder's layers where that is asked for."""
+    if options.quantize == "nf4":
+        _keep_weights_in_scoring(vlm.model)
+    if options.tune == "full":
+        train_language_model(vlm)
+    else:
+        add_lora(vlm, lora, seed=seed)
+    if options.compile_layers:
+        compile_layers(vlm.model, options.compile_layers)
+
+
+def train_language_model(vlm: VLM) -> None:
+    """Every weight of the language model learns, its embeddings and head included; the rest is frozen."""
+    trained = everything = 0
+    for name, parameter in vlm.model.named_parameters():
+        parameter.requires_grad_(not is_vision(name) and "region" not in name)
+        trained += parameter.numel() * parameter.requires_grad
+        everything += parameter.numel()
+    print(f"full tuning of the language model: {trained:,} of {everything:,} parameters are trained")
+
+
+def compile_layers(model: nn.Module, backend: str) -> None:
+    """Compile each decoder layer by itself: one graph serves all of them, and checkpoints stay readable."""
+    if backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise UserError(f"--compile_layers {backend}: no such backend; torch knows {', '.join(known)}")
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer) and not is_vision(name)
+    ]
+    for layer in layers:
+        layer.compile(backend=backend)
+
+
+def _keep_weights_in_scoring(model: nn.Module) -> None:
+    """On some CPUs bitsandbytes repacks a layer when it is first scored, with rounded scales: training goes on with
+    other weights, and DoRA, which reads them, fails."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _one_of(flag: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise UserError(f"--{flag} {value}: choose from {', '.join(known)}")
