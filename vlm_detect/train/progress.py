@@ -68,22 +68,28 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             print(self.step_line(state, logs), flush=True)
         elif "eval_score" in logs:
-            print(
-                f"validation after epoch {state.epoch:.2f}: AUROC {logs['eval_auroc']:.3f}, balanced accuracy "
-                f"{logs['eval_balanced_accuracy']:.3f} on {logs['eval_images']} images",
-                flush=True,
-            )
+            print(f"validation after epoch {state.epoch:.2f}: {self.scores_line(logs)}", flush=True)
+
+    def scores_line(self, logs: dict[str, Any]) -> str:
+        return (
+            f"AUROC {logs['eval_auroc']:.3f}, balanced accuracy {logs['eval_balanced_accuracy']:.3f} on "
+            f"{logs['eval_images']} images"
+        )
 
     def step_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         done = state.global_step - self.first_step
         elapsed = time.perf_counter() - self.started
         left = timedelta(seconds=round(elapsed / max(done, 1) * (state.max_steps - state.global_step)))
-        speed = max(self.training_s, 1e-9)
         return (
             f"step {state.global_step}/{state.max_steps} (epoch {state.epoch:.2f})  loss {logs['loss']:.4f}  "
-            f"lr {logs['learning_rate']:.1e}  {self.counts.images / speed:.1f} images/s  "
-            f"{self.counts.questions / speed:.1f} questions/s  {self.counts.tokens / speed:.0f} tokens/s  "
-            f"{left} left  {peak_memory_gb():.1f} GB peak"
+            f"lr {logs['learning_rate']:.1e}  {self.speeds()}  {left} left  {peak_memory_gb():.1f} GB peak"
+        )
+
+    def speeds(self) -> str:
+        speed = max(self.training_s, 1e-9)
+        return (
+            f"{self.counts.images / speed:.1f} images/s  {self.counts.questions / speed:.1f} questions/s  "
+            f"{self.counts.tokens / speed:.0f} tokens/s"
         )
 
 

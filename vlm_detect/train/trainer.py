@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class DetectorTrainer(Trainer):
             # The Trainer wants to see something here; `evaluate` does not use it.
             eval_dataset=units if validation is not None else None,
             processing_class=vlm.processor,
-            callbacks=[_FollowEpochs(self.sampler)],
+            callbacks=[FollowEpochs(self.sampler)],
         )
         # `compute_loss` divides by the number of answer tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -158,10 +158,16 @@ class DetectorTrainer(Trainer):
         return np.array([odds for _, odds in sorted(gather_object(found))])
 
 
-class _FollowEpochs(TrainerCallback):
+class FollowsEpochs(Protocol):
+    """A sampler whose order depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class FollowEpochs(TrainerCallback):
     """Tells the sampler the epoch. (accelerate's own relay does not reach through a resumed or sharded sampler.)"""
 
-    def __init__(self, sampler: EpochSampler) -> None:
+    def __init__(self, sampler: FollowsEpochs) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(

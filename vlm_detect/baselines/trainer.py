@@ -1,0 +1,170 @@
+"""The Trainer for the CNNs: transformers' own, fed by indices and scored on a validation split after each epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl
+
+from vlm_detect.baselines.batches import Batches, GroupSampler
+from vlm_detect.baselines.model import CnnForDetection, head_loss
+from vlm_detect.baselines.options import CnnTrainOptions
+from vlm_detect.baselines.pixels import Shots
+from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, odds_of, targets_of
+from vlm_detect.errors import UserError
+from vlm_detect.train.progress import Counts, Progress
+from vlm_detect.train.termination import SaveOnTermination
+from vlm_detect.train.trainer import FollowEpochs
+from vlm_detect.train.validation import scores_of
+
+
+class _CnnProgress(Progress):
+    """Images in place of questions, accuracies in place of verdicts."""
+
+    def speeds(self) -> str:
+        return f"{self.counts.images / max(self.training_s, 1e-9):.0f} images/s"
+
+    def scores_line(self, logs: dict[str, Any]) -> str:
+        scores = (f"{name[5:]} {value:.4f}" for name, value in logs.items() if name.endswith("accuracy"))
+        return f"AUROC {logs['eval_auroc']:.4f}, {', '.join(scores)} on {logs['eval_images']} images"
+
+
+class CnnTrainer(Trainer):
+    """Trains every head of a network and keeps the checkpoint that does best on `validation`."""
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: CnnForDetection,
+        args: CnnTrainOptions,
+        batches: Batches,
+        validation: Shots,
+        *,
+        head_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.batches = batches
+        self.validation = validation
+        self.truth = targets_of(validation, model.config.heads, model.config.task)
+        self.head_weights = dict(head_weights or {})
+        self.counts = Counts()
+        self.spent = 0.0, time.process_time()
+        self.sampler = GroupSampler(batches.groups, args.seed)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=lambda batch: batch,  # `Batches` hands out whole batches
+            train_dataset=batches,
+            eval_dataset=batches,  # the Trainer wants to see something here; `evaluate` does not use it
+            callbacks=[FollowEpochs(self.sampler)],
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over images, of whatever heads
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.progress = _CnnProgress(self.counts)
+        self.add_callback(self.progress)
+        self.termination = SaveOnTermination()
+        self.add_callback(self.termination)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupSampler:
+        return self.sampler
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the Trainer's estimate counts the tokens of a language model
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        pixels, targets = self.batches.batch(inputs["index"], int(inputs["epoch"]))
+        logits = model(pixels.to(self.args.device))
+        losses = {
+            head: head_loss(values, targets[head].to(values.device), self.args.label_smoothing_factor)
+            for head, values in logits.items()
+        }
+        loss: Tensor = sum(self.head_weights.get(head, 1.0) * value for head, value in losses.items())  # type: ignore[assignment]
+        self.counts.images += len(pixels)
+        if not torch.isfinite(loss.detach()):
+            raise UserError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run is stopped and its last "
+                "checkpoint is intact; try a lower --learning_rate"
+            )
+        return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""
+        output = super().train(*args, **kwargs)
+        if self.termination.received:
+            raise KeyboardInterrupt
+        return output
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the validation images, each process its share, and log the metrics."""
+        started = time.perf_counter()
+        found = validation_scores(self.model.config, self.logits(self.validation), self.validation, self.truth)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics[f"{metric_key_prefix}_images"] = len(self.validation)
+        metrics[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - started, 3)
+        # Since the validation before: their sum over the log is the run's cost, however often it was interrupted.
+        wall, cpu = self.progress.training_s, time.process_time()
+        metrics["train_seconds"], metrics["train_cpu_seconds"] = wall - self.spent[0], cpu - self.spent[1]
+        self.spent = wall, cpu
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def logits(self, shots: Shots) -> dict[str, np.ndarray]:
+        """Every head's logits (N, L) of all images of `shots`, each process its share."""
+        mine = np.arange(self.args.process_index, len(shots), self.args.world_size)
+        found = logits_of(self.model, shots.images, mine, self.args.eval_batch_size, self.args.device)
+        parts = gather_object([(mine, found)])
+        order = np.argsort(np.concatenate([places for places, _ in parts]))
+        return {head: np.concatenate([part[head] for _, part in parts])[order] for head in found}
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module, images: np.ndarray, places: Sequence[int] | np.ndarray, batch_size: int, device: Any
+) -> dict[str, np.ndarray]:
+    """Logits (len(places), L) of every head for images[places] of (N, S, S, 3) uint8, in batches."""
+    training = model.training
+    model.eval()
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(places), batch_size):
+        pixels = torch.from_numpy(np.asarray(images[places[start : start + batch_size]])).permute(0, 3, 1, 2)
+        for head, values in model(pixels.to(device)).items():
+            parts.setdefault(head, []).append(values.float().cpu().numpy())
+    model.train(training)
+    return {head: np.concatenate(values) for head, values in parts.items()}
+
+
+def validation_scores(
+    config: Any, logits: Mapping[str, np.ndarray], shots: Shots, truth: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Accuracy of each head; of the verdict also AUROC, balanced accuracy and log loss; the score that chooses.
+
+    The score is the mean accuracy of the heads, less a thousandth of the log loss, which decides between equals.
+    """
+    found = {}
+    for head, values in logits.items():
+        known = truth[head] >= 0
+        said = (values[:, 0] > 0).astype(int) if values.shape[1] == 1 else values.argmax(axis=1)
+        found[f"{head}_accuracy"] = float((said == truth[head])[known].mean())
+    accuracy = float(np.mean(list(found.values())))
+    suspected, other = SUSPECTED[config.task]
+    labels = shots.column("label")
+    asked = np.isin(labels, [suspected, other])
+    odds = odds_of(logits[VERDICT], config.heads[VERDICT], config.task)
+    scores = scores_of(odds[asked], labels[asked] == suspected)
+    return {**scores, **found, "accuracy": found[f"{VERDICT}_accuracy"], "score": accuracy - 1e-3 * scores["log_loss"]}
