@@ -31,8 +31,9 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
     from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
+    from vlm_detect.data.dataset_files import is_finished
     from vlm_detect.data.encode import EncodeConfig
-    from vlm_detect.data.pairs import PackConfig, is_finished, pack_pairs
+    from vlm_detect.data.pairs import PackConfig, pack_pairs
     from vlm_detect.data.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
     from vlm_detect.data.shards import begin
 

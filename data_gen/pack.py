@@ -21,8 +21,9 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
+    from vlm_detect.data.dataset_files import is_finished
     from vlm_detect.data.encode import EncodeConfig
-    from vlm_detect.data.pairs import PackConfig, is_finished, pack_pairs
+    from vlm_detect.data.pairs import PackConfig, pack_pairs
     from vlm_detect.data.shards import check_finished
 
     config, pack, encode = parse_config([Config, PackConfig, EncodeConfig], argv, doc=__doc__)

@@ -18,9 +18,10 @@ from PIL import Image
 from tests.data.factories import photo, save_tiny_pipeline
 from vlm_detect.config import read_run_json
 from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, plan_captions
+from vlm_detect.data.dataset_files import is_finished
 from vlm_detect.data.decode import decode_image
 from vlm_detect.data.encode import EncodeConfig, fit
-from vlm_detect.data.pairs import PackConfig, dataset_kind, is_finished, load_pairs, open_dataset, pack_pairs
+from vlm_detect.data.pairs import PackConfig, dataset_kind, load_pairs, open_dataset, pack_pairs
 from vlm_detect.data.render_step import RenderConfig, plan_renders, render_twins
 from vlm_detect.data.shards import begin
 from vlm_detect.errors import UserError
@@ -173,7 +174,7 @@ def test_packing_again_gives_the_same_bytes(renders: Path, pairs: Path, tmp_path
 
 def test_files_are_numbered_as_the_hub_does(renders: Path, tmp_path: Path) -> None:
     pack_pairs(renders, tmp_path / "out", PackConfig(pairs_per_file=1), ENCODE, {})
-    assert (tmp_path / "out" / "data" / "test-00000-of-00001.parquet").exists()
+    assert (tmp_path / "out" / "data" / "test-00007-of-00008.parquet").exists()
 
 
 def test_a_finished_folder_is_known_and_another_refused(pairs: Path, tmp_path: Path) -> None:

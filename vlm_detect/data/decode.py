@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024**2
@@ -86,6 +86,7 @@ class DecodedImage:
     height: int
     sha256: str
     jpeg: JpegEncoding | None
+    is_plain: bool  # the file's own pixels are these: no turning, colour conversion or blending was needed
 
 
 def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -133,6 +134,8 @@ def _decode_opened(opened: ImageFile.ImageFile, data: bytes, max_pixels: int) ->
     opened.load()
     profile = opened.info.get("icc_profile")
     upright = ImageOps.exif_transpose(opened)
+    is_upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    is_plain = is_upright and opened.mode in ("RGB", "L") and not profile and "transparency" not in opened.info
     image = _to_rgb(upright, profile)
     image.info.clear()
     return DecodedImage(
@@ -142,6 +145,7 @@ def _decode_opened(opened: ImageFile.ImageFile, data: bytes, max_pixels: int) ->
         height=image.height,
         sha256=hashlib.sha256(data).hexdigest(),
         jpeg=jpeg,
+        is_plain=is_plain,
     )
 
 

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,22 +21,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_detect.config import file_sha256, read_run_json, write_run_json
+from vlm_detect.config import write_run_json
 from vlm_detect.data.card import pair_card
+from vlm_detect.data.dataset_files import SplitWriter, written_whole
 from vlm_detect.data.decode import decode_image, standard_encoding
 from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, encode_image, like_source, resize
-from vlm_detect.data.shards import differences, read_plan, read_rejects, read_rows, write_rows
+from vlm_detect.data.shards import read_plan, read_rejects, read_rows, write_rows
 from vlm_detect.data.sources import load_dataset
 from vlm_detect.data.splits import SPLITS, Split, find_duplicates, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES, REJECT_FEATURES, Reject
-
-_ROWS_PER_GROUP = 64  # of parquet: what a reader holds at a time
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,25 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
         raise UserError(
             f"none of the {plan.items} photos could be made a pair of ({reasons or 'nothing was rendered'})"
         )
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    (partial / "data").mkdir(parents=True)
+    with written_whole(out) as partial:
+        return _write_pairs(renders, partial, plan.shards, splits, rejects, config, encode, settings)
 
-    writer = _SplitWriter(partial / "data", config.pairs_per_file)
+
+def _write_pairs(
+    renders: Path,
+    partial: Path,
+    shards: int,
+    splits: dict[str, Split | None],
+    rejects: list[Reject],
+    config: PackConfig,
+    encode: EncodeConfig,
+    settings: dict[str, Any],
+) -> Packed:
+    writer = SplitWriter(partial / "data", PAIR_FEATURES, config.pairs_per_file)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("split", "kind", "licence", "made")}
     groups: dict[str, set[str]] = {}
     bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
-    for shard in range(plan.shards):
+    for shard in range(shards):
         for photo in read_rows(renders, shard):
             if (split := splits.get(photo["id"])) is None:
                 continue
@@ -123,7 +129,6 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
     )
     (partial / "README.md").write_text(card, encoding="utf-8")
     write_run_json(partial, settings, **asdict(packed), files=files)
-    _move_into_place(partial, out)
     return packed
 
 
@@ -199,68 +204,6 @@ def output_size(twin_size: tuple[int, int], side: int | None) -> tuple[int, int]
         return twin_size
     scale = side / math.sqrt(twin_size[0] * twin_size[1])
     return max(1, round(twin_size[0] * scale)), max(1, round(twin_size[1] * scale))
-
-
-class _SplitWriter:
-    """Parquet files of each split, named as the Hub names them, in row groups that are small enough to stream."""
-
-    def __init__(self, folder: Path, rows_per_file: int) -> None:
-        self._folder, self._rows_per_file = folder, rows_per_file
-        self._pending: dict[str, list[dict[str, Any]]] = {}
-        self._files: dict[str, list[tuple[Path, int]]] = {}
-        self._open: dict[str, pq.ParquetWriter] = {}
-
-    def write(self, split: str, row: dict[str, Any]) -> None:
-        pending = self._pending.setdefault(split, [])
-        pending.append(row)
-        if len(pending) == _ROWS_PER_GROUP:
-            self._flush(split)
-
-    def _flush(self, split: str) -> None:
-        rows = self._pending.pop(split, [])
-        if not rows:
-            return
-        files = self._files.setdefault(split, [])
-        if split not in self._open:
-            path = self._folder / f"{split}-{len(files):05d}.parquet"
-            self._open[split] = pq.ParquetWriter(path, PAIR_FEATURES.arrow_schema)
-            files.append((path, 0))
-        self._open[split].write_table(pa.Table.from_pylist(rows, schema=PAIR_FEATURES.arrow_schema))
-        path, written = files[-1]
-        files[-1] = (path, written + len(rows))
-        if written + len(rows) >= self._rows_per_file:
-            self._open.pop(split).close()
-
-    def close(self) -> dict[str, str]:
-        """Finish every file and give it its final name, which tells how many there are; name -> SHA-256."""
-        for split in list(self._pending):
-            self._flush(split)
-        for writer in self._open.values():
-            writer.close()
-        digests = {}
-        for files in self._files.values():
-            for path, _ in files:
-                final = path.with_name(f"{path.stem}-of-{len(files):05d}.parquet")
-                path.rename(final)
-                digests[f"data/{final.name}"] = file_sha256(final)
-        return digests
-
-
-def is_finished(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds the dataset that these settings make; `UserError` where it holds something else."""
-    if (record := read_run_json(out)) is not None:
-        if changes := differences(record["config"], json.loads(json.dumps(settings))):
-            raise UserError(f"{out} was made otherwise ({'; '.join(changes)}); give another --out or remove it")
-        return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there and is no finished dataset; give another --out or remove it")
-    return False
-
-
-def _move_into_place(partial: Path, out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    partial.rename(out)
 
 
 def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:

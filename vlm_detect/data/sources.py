@@ -141,10 +141,10 @@ class DatasetSource:
     """Rows of a `datasets` folder or Hub dataset: `id:config:split:column`. A Hub dataset is streamed."""
 
     def __init__(self, spec: str, limit: int | None) -> None:
-        name, config, split, column = (*spec.split(":", 3), "", "", "")[:4]
+        name, config, split, column = split_spec(spec)
         self.name = name
         rows, length = _open_rows(name, config or None, split or "train", limit)
-        self._rows, self._column = _undecoded(rows, column, name)
+        self._rows = DatasetRows(rows, name, column)
         self._length = length if limit is None else min(limit, length)
         if not self._length:
             raise UserError(f"{spec}: this dataset has no rows")
@@ -154,16 +154,92 @@ class DatasetSource:
         return self._length
 
     def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
-        stop = min(stop, self._length)
-        for index, row in enumerate(self._rows.skip(start).take(stop - start), start):
+        for index, row in self._rows.read(range(start, min(stop, self._length))):
             path_or_id = f"{self.name}#{index}"
-            image = row[self._column]
-            try:
-                data = image.get("bytes") or read_bounded(Path(image["path"]))
-            except (ImageRejected, TypeError, AttributeError) as error:
-                yield path_or_id, error if isinstance(error, ImageRejected) else ImageRejected("empty", "no image")
-            else:
-                yield _photo(path_or_id, data, row)
+            data = self._rows.image_of(row)
+            yield (path_or_id, data) if isinstance(data, ImageRejected) else _photo(path_or_id, data, row)
+
+
+class DatasetRows:
+    """The rows of one split, whole or streamed, with images as bytes: nothing is decoded."""
+
+    def __init__(self, rows: Any, name: str, column: str = "") -> None:
+        import datasets
+
+        self._rows, self._column = _undecoded(rows, column, name)
+        self.features: dict[str, Any] = dict(rows.features)
+        self._streamed = isinstance(rows, datasets.IterableDataset)
+
+    @classmethod
+    def of_parquet(cls, paths: Sequence[Path]) -> DatasetRows:
+        files = [str(path) for path in paths]
+        return cls(load_dataset("parquet", data_files=files, split="train"), str(paths[0].parent))
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of these indices, which ascend."""
+        if not indices:
+            return
+        if not self._streamed:
+            yield from zip(indices, self._rows.select(indices), strict=True)
+            return
+        wanted = set(indices)
+        first, last = indices[0], indices[-1]
+        for index, row in enumerate(self._rows.skip(first).take(last - first + 1), first):
+            if index in wanted:
+                yield index, row
+
+    def images(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | ImageRejected]]:
+        yield from ((index, self.image_of(row)) for index, row in self.read(indices))
+
+    def image_of(self, row: Mapping[str, Any]) -> bytes | ImageRejected:
+        """A row's image, or why there is none."""
+        image = row[self._column]
+        try:
+            return bytes(image.get("bytes") or read_bounded(Path(image["path"])))
+        except (ImageRejected, TypeError, AttributeError) as error:
+            return error if isinstance(error, ImageRejected) else ImageRejected("empty", "no image")
+
+    def facts(self) -> Iterator[dict[str, Any]]:
+        """What stands beside the images, row by row, without fetching them."""
+        import datasets
+
+        images = [name for name, feature in self._rows.features.items() if isinstance(feature, datasets.Image | dict)]
+        yield from self._rows.remove_columns(images)
+
+    def column(self, name: str) -> list[Any]:
+        return list(self._rows[name])
+
+    def paths(self) -> list[str]:
+        """The file names that the images bear within the dataset."""
+        images = self._rows.data.table.column(self._column).combine_chunks()
+        return [str(path) for path in images.field("path").to_pylist()]
+
+
+def split_spec(spec: str) -> tuple[str, str, str, str]:
+    """(id, config, split, column) of `id:config:split:column`; what is left out is empty."""
+    name, config, split, column = (*spec.split(":", 3), "", "", "")[:4]
+    return name, config, split, column
+
+
+def open_all_splits(spec: str, *, streaming: bool) -> dict[str, DatasetRows]:
+    """Each split of a Hub dataset (streamed or fetched whole) or of a `datasets` folder; one, where `spec` names it."""
+    import datasets
+
+    name, config, split, column = split_spec(spec)
+    is_local = Path(name).is_dir()
+    if not is_local:
+        _ask_hub(name)
+    try:
+        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+            opened = datasets.load_from_disk(name)
+        else:
+            opened = load_dataset(name, config or None, streaming=streaming and not is_local)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{name}: cannot be read as a dataset: {_first_line(error)}") from error
+    splits = opened if isinstance(opened, dict) else {"train": opened}
+    if split and split not in splits:
+        raise UserError(f"{spec}: has no split {split} (has {', '.join(splits)})")
+    return {key: DatasetRows(rows, name, column) for key, rows in splits.items() if split in ("", key)}
 
 
 def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> tuple[Any, int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+# `unseen` holds what was held out by generator or source; no training looks into it, and no validation either.
+Split = Literal["train", "validation", "test", "unseen"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "unseen")
 
 _BITS = 64
 
@@ -16,12 +17,12 @@ def split_groups(groups: Iterable[str], *, validation: float = 0.1, test: float 
     """Each group's split, by the rank of its hash: no list to keep, and adding groups moves few of the others.
 
     From three groups on every split has one; from six on the test split has two, for over one photo no interval can be
-    given. With two groups there is no validation split, with one only train.
+    given. With two groups there is no validation split, with one only train. A share of 0 leaves the split out.
     """
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     count = len(ranked)
-    tests = max(round(test * count), 2 if count >= 6 else 1 if count >= 2 else 0)
-    validations = max(round(validation * count), 1 if count >= 3 else 0)
+    tests = max(round(test * count), 2 if count >= 6 else 1 if count >= 2 else 0) if test else 0
+    validations = max(round(validation * count), 1 if count >= 3 else 0) if validation else 0
     splits: dict[str, Split] = {}
     for rank, group in enumerate(ranked):
         splits[group] = "test" if rank < tests else "validation" if rank < tests + validations else "train"
@@ -32,27 +33,64 @@ def find_duplicates(phashes: Mapping[str, str], groups: Mapping[str, str], *, di
     """id -> the id that it repeats: perceptual hashes of another group at most `distance` bits away; the first stays.
 
     Photos of one group (tiles of a photograph, frames of a film) may look alike: they share a split in any case.
-    Two hashes at most `distance` bits apart agree wholly in at least one of `distance + 1` bands, so only photos that
-    share a band are compared.
     """
-    bands = distance + 1
-    edges = [band * _BITS // bands for band in range(bands + 1)]
-    seen: dict[tuple[int, int], list[str]] = {}
-    values: dict[str, int] = {}
+    seen = _Near(distance)
     repeats: dict[str, str] = {}
     for photo, phash in phashes.items():
         value = int(phash, 16)
-        keys = [(band, value >> edges[band] & ((1 << edges[band + 1] - edges[band]) - 1)) for band in range(bands)]
-        near = (
-            other
-            for key in keys
-            for other in seen.get(key, ())
-            if groups[other] != groups[photo] and (values[other] ^ value).bit_count() <= distance
-        )
+        near = (other for other in seen.near(value) if groups[other] != groups[photo])
         if (first := next(near, None)) is not None:
             repeats[photo] = first
-            continue
-        values[photo] = value
-        for key in keys:
-            seen.setdefault(key, []).append(photo)
+        else:
+            seen.add(photo, value)
     return repeats
+
+
+def merge_groups(phashes: Mapping[str, str], groups: Mapping[str, str], *, distance: int = 3) -> dict[str, str]:
+    """id -> its group, after groups that hold near copies of each other became one (the first's name stays).
+
+    For sets where near copies have to be kept, as a photo and its edit are: they only must not be torn apart.
+    """
+    parent: dict[str, str] = {group: group for group in groups.values()}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    by_value: dict[int, str] = {}
+    seen = _Near(distance)
+    for photo, phash in phashes.items():
+        value = int(phash, 16)
+        if value in by_value:
+            parent[root(groups[photo])] = root(groups[by_value[value]])
+            continue
+        for other in seen.near(value):
+            parent[root(groups[photo])] = root(groups[other])
+        by_value[value] = photo
+        seen.add(photo, value)
+    return {photo: root(group) for photo, group in groups.items()}
+
+
+class _Near:
+    """Finds 64-bit hashes at most `distance` bits away.
+
+    Two such hashes agree wholly in at least one of `distance + 1` bands, so only those that share a band are compared.
+    """
+
+    def __init__(self, distance: int) -> None:
+        self._distance = distance
+        bands = distance + 1
+        edges = [band * _BITS // bands for band in range(bands + 1)]
+        self._bands = [(edges[band], (1 << edges[band + 1] - edges[band]) - 1) for band in range(bands)]
+        self._seen: dict[tuple[int, int], list[tuple[str, int]]] = {}
+
+    def add(self, photo: str, value: int) -> None:
+        for band, (shift, mask) in enumerate(self._bands):
+            self._seen.setdefault((band, value >> shift & mask), []).append((photo, value))
+
+    def near(self, value: int) -> Iterator[str]:
+        for band, (shift, mask) in enumerate(self._bands):
+            for photo, other in self._seen.get((band, value >> shift & mask), ()):
+                if (other ^ value).bit_count() <= self._distance:
+                    yield photo

@@ -1,0 +1,53 @@
+"""Images that others labelled in, an image dataset out. The same command resumes.
+
+    python data_gen/import_images.py --from cifake archive/ --out data/cifake   # {train,test}/{REAL,FAKE}, or parquet
+    python data_gen/import_images.py --from cifake kaggle --out data/cifake     # fetched by kagglehub
+    python data_gen/import_images.py --from genimage GenImage/ --out data/genimage --hold_out generator=ADM
+    python data_gen/import_images.py --from folders set/ --out data/set         # 0_real, 1_fake, REAL, FAKE, EDITED
+    python data_gen/import_images.py --from hub owner/name:config:split --out data/name --labels synthetic=generated
+
+GenImage is <generator>/{train,val}/{ai,nature}. In `folders` the innermost folder that names a label decides; of those
+above it that name neither a label nor a split, the first is the generator and the next the class. A published test set
+stays the test split. Pixels stay as they are, metadata go; `vlm-detect audit OUT` tells what gives the labels away.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.data.extras import require
+from vlm_detect.errors import run_main
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = field(metadata={"help": "Folder of the image dataset."})
+    workers: int = field(default=1, metadata={"help": "Processes."})
+
+
+def main(argv: list[str]) -> None:
+    require("data", "datatrove", "imagehash")
+    from vlm_detect.data.dataset_files import is_finished
+    from vlm_detect.data.import_step import ImportConfig, import_images, pack_images, plan_import
+    from vlm_detect.data.shards import begin
+
+    positional = {"src": {"metavar": "SRC", "help": "a folder, a Hub dataset id, or kaggle[:HANDLE]"}}
+    config, images, where = parse_config([Config, ImportConfig], argv, doc=__doc__, positional=positional)
+    out = Path(config.out)
+    plan = plan_import(where.src, images)
+    settings = asdict(plan)
+    if is_finished(out, settings):
+        print(f"{out}: finished, nothing left to do")
+        return
+    work = out.with_name(f"{out.name}.work")
+    begin(work, plan)
+    import_images(where.src, images, plan, work, config.workers)
+    print(f"{out}: {pack_images(work, out, images, settings)}")
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    run_main(main)

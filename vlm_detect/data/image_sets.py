@@ -1,0 +1,296 @@
+"""Image datasets that others made, as they lie on disk: which image has which label, generator, class and split.
+
+    images = open_image_set("cifake", "archive/")              # {train,test}/{REAL,FAKE}/0000 (7).jpg, or parquet
+    images = open_image_set("cifake", "kaggle")                # fetched by kagglehub
+    images = open_image_set("genimage", "GenImage/")           # <generator>/{train,val}/{ai,nature}
+    images = open_image_set("folders", "set/")                 # 0_real and 1_fake, REAL, FAKE, EDITED, ...
+    images = open_image_set("hub", "owner/set:config:split")   # a Hub dataset or `datasets` folder with a label column
+
+It lists and reads bytes; `import_step.py` decodes. The order of images is that of hashes of their names, so that no
+stretch of a set is all one class; a Hub dataset of which only a part is wanted (a limit) is streamed in its own order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from vlm_detect.data.decode import ImageRejected, read_bounded
+from vlm_detect.data.extras import require
+from vlm_detect.data.selection import Entry, Selection, select
+from vlm_detect.data.sources import DatasetRows, find_images, open_all_splits
+from vlm_detect.data.splits import Split
+from vlm_detect.errors import UserError
+from vlm_detect.records import Label
+
+Layout = Literal["cifake", "genimage", "folders", "hub"]
+
+CIFAKE_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAKE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
+CIFAKE_GENERATOR = "stable-diffusion-1.4"
+
+# How folders and columns name the labels and the splits, in lower case with "_" between words.
+_WORDS: dict[Label, str] = {
+    "real": "real 0_real nature natural photo photos human authentic genuine original pristine",
+    "generated": "generated fake 1_fake ai ai_generated synthetic",
+    "edited": "edited 2_edited tampered manipulated altered forged",
+}
+LABEL_WORDS: dict[str, Label] = {word: label for label, words in _WORDS.items() for word in words.split()}
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+LABEL_COLUMNS = ("label", "labels", "is_fake", "is_ai", "is_generated", "fake", "target", "class")
+
+
+class ImageSet(Protocol):
+    """Labelled images in a fixed order. `fingerprint` changes when the list does."""
+
+    entries: Sequence[Entry]
+    fingerprint: str
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
+        """The images `start` to `stop`; in place of one that cannot be read, the reason."""
+
+
+def open_image_set(layout: Layout, src: str, selection: Selection | None = None) -> ImageSet:
+    """The images of a set; `UserError` where `src` has not that layout."""
+    selection = selection or Selection()
+    if src == "kaggle" or src.startswith("kaggle:"):
+        src = fetch_from_kaggle(src.partition(":")[2] or CIFAKE_HANDLE)
+    if layout == "hub":
+        return _hub_rows(src, selection)
+    folder = Path(src).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{src}: no such folder; give the one that holds the images")
+    if layout == "cifake" and any(folder.glob("train-*.parquet")):
+        return _cifake_rows(folder, selection)
+    entry_of: Callable[[Path, Sequence[str], Mapping[str, Label]], Entry | None]
+    entry_of = {"cifake": _cifake_entry, "genimage": _genimage_entry, "folders": _folder_entry}[layout]
+    words = LABEL_WORDS | {_word(name): label for name, label in selection.labels}
+    images = find_images(folder)
+    entries = [entry for path in images if (entry := entry_of(path, path.relative_to(folder).parts[:-1], words))]
+    if not entries:
+        raise UserError(
+            f"{folder}: none of its {len(images)} images lies in folders as --from {layout} has them; "
+            "python data_gen/import_images.py --help shows the layouts"
+        )
+    # hashes of the paths within the folder, so that a copy elsewhere has the same order
+    entries.sort(key=lambda entry: _digest([Path(entry.where).relative_to(folder).as_posix()]))
+    return _FileSet(select(entries, selection))
+
+
+def fetch_from_kaggle(handle: str) -> str:
+    """The folder in which kagglehub keeps a dataset, downloaded where it is not there yet."""
+    require("kaggle", "kagglehub")
+    import kagglehub
+
+    try:
+        return str(kagglehub.dataset_download(handle))
+    except Exception as error:  # kagglehub passes on the errors of its HTTP library
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"kaggle:{handle}: Kaggle does not give it ({reason}); check the name and the network"
+        ) from error
+
+
+def cifake_class(file_name: str) -> str:
+    """The class that a CIFAKE file name tells: "0000.jpg" is of CIFAR-10's first, "0000 (7).jpg" of its seventh."""
+    found = re.search(r"\((\d+)\)\.\w+$", file_name)
+    number = int(found.group(1)) if found else 1
+    if not 1 <= number <= len(CIFAKE_CLASSES):
+        raise UserError(f"{file_name}: ends in ({number}), where CIFAKE has classes 1 to {len(CIFAKE_CLASSES)}")
+    return CIFAKE_CLASSES[number - 1]
+
+
+def _cifake_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
+    """{train,test}/{REAL,FAKE}, whatever folders lie above."""
+    names = [_word(part) for part in parts[-2:]]
+    if len(names) < 2 or names[0] not in ("train", "test") or names[1] not in ("real", "fake"):
+        return None
+    label = words[names[1]]
+    generator = CIFAKE_GENERATOR if label == "generated" else ""
+    return Entry(str(path), label, generator, cifake_class(path.name), split=SPLIT_WORDS[names[0]])
+
+
+def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
+    """<generator>/{train,val}/{ai,nature}; results are published on `val`, so that is the test split.
+
+    Unpacked archives may put a folder of their own (imagenet_ai_0419_biggan) between; the outermost is the generator.
+    """
+    names = [_word(part) for part in parts[-2:]]
+    if len(names) < 2 or names[0] not in ("train", "val") or names[1] not in ("ai", "nature"):
+        return None
+    generator = parts[0] if len(parts) > 2 else path.parents[2].name
+    label = words[names[1]]
+    wordnet = re.match(
+        r"(n\d{8})_", path.name
+    )  # real files tell their ImageNet class; fakes' first number is its index
+    index = re.match(r"(\d{1,3})_", path.name)
+    object_class = wordnet.group(1) if wordnet else index.group(1) if index else ""
+    split: Split = "train" if names[0] == "train" else "test"
+    return Entry(str(path), label, generator if label == "generated" else "", object_class, split=split)
+
+
+def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
+    """The innermost folder that names a label decides; of the others the first is the generator, the next the class."""
+    names = [_word(part) for part in parts]
+    labels = [words[name] for name in names if name in words]
+    if not labels:
+        return None
+    splits = [SPLIT_WORDS[name] for name in names if name in SPLIT_WORDS]
+    others = [part for part, name in zip(parts, names, strict=True) if name not in words and name not in SPLIT_WORDS]
+    generator = others[0] if others and labels[-1] != "real" else ""
+    return Entry(
+        str(path), labels[-1], generator, others[1] if len(others) > 1 else "", split=splits[-1] if splits else None
+    )
+
+
+class _FileSet:
+    """Files in folders that name the label."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self.fingerprint = _fingerprint(entries)
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
+        for entry in self.entries[start:stop]:
+            try:
+                yield entry, read_bounded(Path(entry.where))
+            except ImageRejected as rejected:
+                yield entry, rejected
+
+
+class _RowSet:
+    """Rows of a dataset that has a label column; a part is a split or a file of it."""
+
+    def __init__(self, parts: Sequence[DatasetRows], entries: Sequence[Entry], named: str) -> None:
+        if not entries:
+            raise UserError(f"{named}: this dataset has no rows")
+        self.entries = entries
+        self.fingerprint = _fingerprint(entries)
+        self._parts = parts
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
+        entries = self.entries[start:stop]
+        found: dict[tuple[int, int], bytes | ImageRejected] = {}
+        for part, rows in enumerate(self._parts):
+            wanted = sorted(entry.place[1] for entry in entries if entry.place[0] == part)
+            found |= {(part, index): data for index, data in rows.images(wanted)}
+        yield from ((entry, found[entry.place]) for entry in entries)
+
+
+def _cifake_rows(folder: Path, selection: Selection) -> _RowSet:
+    """CIFAKE as `train-*.parquet` and `test-*.parquet` (image, label real/fake), and, where asked for, edits beside it.
+
+    An edit keeps its original's name and gets its group: those made from real images come from the training images,
+    those made from fakes from the official test images.
+    """
+    files = {"train": sorted(folder.glob("train-*.parquet")), "test": sorted(folder.glob("test-*.parquet"))}
+    if selection.edited:
+        files |= {f"edited_from_{name}": [folder / f"edited_from_{name}.parquet"] for name in ("real", "fake")}
+    parts: list[DatasetRows] = []
+    entries: list[Entry] = []
+    for name, paths in files.items():
+        if not paths:
+            continue
+        parts.append(DatasetRows.of_parquet(paths))
+        for index, (path, word) in enumerate(zip(parts[-1].paths(), parts[-1].column("label"), strict=True)):
+            label = LABEL_WORDS[word]
+            original = {"edited_from_real": "train/real", "edited_from_fake": "test/fake"}.get(name, f"{name}/{word}")
+            entries.append(
+                Entry(
+                    where=f"{name}/{path}",
+                    label=label,
+                    generator=CIFAKE_GENERATOR if label == "generated" else "",
+                    object_class=cifake_class(path),
+                    group=_digest(["cifake", original, Path(path).name])[:16],
+                    split=SPLIT_WORDS.get(name),
+                    place=(len(parts) - 1, index),
+                )
+            )
+    entries.sort(key=lambda entry: _digest([entry.where]))
+    return _RowSet(parts, select(entries, selection), str(folder))
+
+
+def _hub_rows(spec: str, selection: Selection) -> _RowSet:
+    """Every split of a Hub dataset or `datasets` folder, or the one that `id:config:split` names."""
+    splits = open_all_splits(spec, streaming=selection.limit is not None)
+    entries: list[Entry] = []
+    for part, (name, rows) in enumerate(splits.items()):
+        label_of = _label_reader(rows, dict(selection.labels), spec)
+        taken: Counter[Label] = Counter()
+        for index, facts in enumerate(rows.facts()):
+            label = label_of(facts)
+            taken[label] += 1
+            if selection.limit and taken[label] > selection.limit:
+                if min(taken["real"], taken["generated"]) > selection.limit:
+                    break  # no more of a streamed set has to be fetched
+                continue
+            entry = Entry(
+                where=f"{spec.split(':')[0]}:{name}#{index}",
+                label=label,
+                generator=_text(facts, "generator", "model") if label != "real" else "",
+                object_class=_text(facts, "object_class", "class_name", "category"),
+                group=_text(facts, "group") or None,
+                split=SPLIT_WORDS.get(_word(name)),
+                licence=_text(facts, "licence", "license") or None,
+                place=(part, index),
+            )
+            entries.append(entry)
+    if selection.limit is None:
+        entries.sort(key=lambda entry: _digest([entry.where]))
+    if len(splits) == 1:  # a lone split, often named train for want of another name, is ours to divide
+        entries = [replace(entry, split=None) for entry in entries]
+    return _RowSet(list(splits.values()), select(entries, selection), spec)
+
+
+def _label_reader(rows: DatasetRows, given: Mapping[str, Label], spec: str) -> Callable[[Mapping[str, Any]], Label]:
+    """What tells a row's label; `UserError` where there is no such column, or a value in it that is not known."""
+    column = next((name for name in LABEL_COLUMNS if name in rows.features), None)
+    if column is None:
+        raise UserError(
+            f"{spec}: no label column (one of {', '.join(LABEL_COLUMNS)}); it has {', '.join(rows.features)}"
+        )
+    names = getattr(rows.features[column], "names", None)
+
+    def label_of(facts: Mapping[str, Any]) -> Label:
+        value = facts[column]
+        if isinstance(value, bool):
+            return "generated" if value else "real"  # such as is_fake
+        word = names[value] if names and isinstance(value, int) else str(value)
+        label = given.get(word) or given.get(str(value)) or LABEL_WORDS.get(_word(word))
+        if label is None:
+            raise UserError(
+                f"{spec}: {column} {word} is no label known here; say which it is with --labels {word}=real or "
+                f"--labels {word}=generated"
+            )
+        return label
+
+    return label_of
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+
+
+def _text(facts: Mapping[str, Any], *columns: str) -> str:
+    return next((str(facts[name]) for name in columns if facts.get(name) not in (None, "")), "")
+
+
+def _fingerprint(entries: Iterable[Entry]) -> str:
+    return _digest(f"{entry.where}|{entry.label}|{entry.split}" for entry in entries)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

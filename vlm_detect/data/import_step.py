@@ -1,0 +1,276 @@
+"""Images that others labelled become an image dataset (`data_gen/import_images.py`): read in shards, then packed.
+
+An image keeps its pixels, bit for bit. Where a file holds no more than pixels its bytes stay as well, without their
+metadata; a file that has to be turned, brought to sRGB or laid over white is written anew: a JPEG with its own tables,
+anything else as PNG. So what gives the label away in a published set stays in it, for `vlm-detect audit` to find.
+
+Near copies stay together in one split; equal files are kept once. Images that a set publishes for training are divided
+into train and validation; its test images are the test, and whatever of the training images repeats one is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import imagehash
+from datasets import Features, Value
+from tqdm import tqdm
+
+from vlm_detect.config import write_run_json
+from vlm_detect.data.bare import bare_bytes
+from vlm_detect.data.card import image_card
+from vlm_detect.data.dataset_files import SplitWriter, written_whole
+from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
+from vlm_detect.data.encode import is_blank
+from vlm_detect.data.image_sets import Layout, open_image_set
+from vlm_detect.data.selection import Entry, Selection
+from vlm_detect.data.shards import (
+    Plan,
+    progress,
+    read_plan,
+    read_rejects,
+    read_rows,
+    run_shards,
+    write_rows,
+    write_shard,
+)
+from vlm_detect.data.splits import SPLITS, Split, merge_groups, split_groups
+from vlm_detect.errors import UserError
+from vlm_detect.records import IMAGE_FEATURES, REJECT_FEATURES, Label, Reject
+
+# One row an image, before it is known which split it goes to.
+IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string"), "phash": Value("string")})
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What is read, and what of it."""
+
+    layout: Layout = field(
+        metadata={"help": "Layout of SRC.", "aliases": ["--from"]},
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Take N images: labels alike as far as they go, then splits and generators."}
+    )
+    labels: list[str] = field(
+        default_factory=list,
+        metadata={"help": "What the set's own names mean: NAME=real, NAME=generated, NAME=edited."},
+    )
+    hold_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": "generator=NAME or source=GLOB, which go to a split of their own, unseen."},
+    )
+    edited: bool = field(default=False, metadata={"help": "cifake parquet: with the edited images beside it."})
+    licence: str | None = field(default=None, metadata={"help": "Licence of the images, where the set states none."})
+    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
+    validation: float = field(default=0.1, metadata={"help": "Part of the training images for validation."})
+    test: float = field(default=0.2, metadata={"help": "Part for the test, where the set publishes no test images."})
+    duplicate_bits: int = field(
+        default=3, metadata={"help": "Images whose 64-bit hashes differ by no more share a split."}
+    )
+    images_per_file: int = field(default=50_000, metadata={"help": "Images in one parquet file."})
+    shard_size: int = field(default=1024, metadata={"help": "Images in a shard: what a worker does before it saves."})
+
+    @property
+    def selection(self) -> Selection:
+        labels: list[tuple[str, Label]] = []
+        for pair in self.labels:
+            name, _, label = pair.rpartition("=")
+            if not name or label not in get_args(Label):
+                raise UserError(f"--labels {pair}: give NAME={', NAME='.join(get_args(Label))}")
+            labels.append((name, cast(Label, label)))
+        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited)
+
+
+def plan_import(src: str, config: ImportConfig) -> Plan:
+    images = _image_set(config.layout, src, config.selection)
+    labels = {entry.label for entry in images.entries}
+    if len(labels) < 2:
+        raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; a detector needs two labels")
+    return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
+
+
+def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, workers: int = 1) -> None:
+    run_shards(ImportShard(src, config, plan, folder), plan, folder, workers=workers)
+
+
+@dataclass(frozen=True)
+class ImportShard:
+    """The work on one shard; called in whichever process has it."""
+
+    src: str
+    config: ImportConfig
+    plan: Plan
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        rows, rejects = [], []
+        images = _image_set(self.config.layout, self.src, self.config.selection).read(*self.plan.span(shard))
+        for entry, data in progress(images, self.plan, shard):
+            try:
+                if isinstance(data, ImageRejected):
+                    raise data
+                decoded = decode_image(data)
+                check_usable(decoded, self.config.min_side)
+            except ImageRejected as error:
+                rejects.append(Reject(entry.where, "decode", error.reason, error.detail))
+            else:
+                rows.append(_row(entry, data, decoded, self.config))
+        write_shard(self.folder, shard, rows, IMPORT_FEATURES, rejects)
+
+
+def check_usable(decoded: DecodedImage, min_side: int) -> None:
+    """`ImageRejected` for a picture that is too small or of one colour all over."""
+    if min(decoded.width, decoded.height) < min_side:
+        raise ImageRejected("too_small", f"{decoded.width}x{decoded.height} pixels, a side below {min_side}")
+    if is_blank(decoded.image):
+        raise ImageRejected("blank", "one colour all over")
+
+
+def _row(entry: Entry, data: bytes, decoded: DecodedImage, config: ImportConfig) -> dict[str, Any]:
+    return {
+        "image": {"bytes": stored_bytes(data, decoded), "path": None},
+        "label": entry.label,
+        "generator": entry.generator,
+        "object_class": entry.object_class,
+        "group": entry.group or decoded.sha256[:16],
+        "split": entry.split,
+        "phash": str(imagehash.phash(decoded.image)),
+        "source": {
+            "path_or_id": entry.where,
+            "sha256": decoded.sha256,
+            "format": decoded.format,
+            "jpeg_quality": decoded.jpeg.quality if decoded.jpeg else None,
+            "width": decoded.width,
+            "height": decoded.height,
+            "licence": entry.licence or config.licence,
+        },
+    }
+
+
+def stored_bytes(data: bytes, decoded: DecodedImage) -> bytes:
+    """The file without metadata, or, where its pixels had to be changed to be right, the right ones written anew."""
+    if decoded.is_plain and (bare := bare_bytes(data)) is not None:
+        return bare
+    buffer = io.BytesIO()
+    if decoded.jpeg and decoded.jpeg.subsampling >= 0 and len(decoded.jpeg.tables) > 1:
+        tables = [list(table) for table in decoded.jpeg.tables]
+        decoded.image.save(buffer, "JPEG", qtables=tables, subsampling=decoded.jpeg.subsampling)
+    else:
+        decoded.image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of it: images by split and of rejects by reason."""
+
+    images: dict[str, int]
+    groups: dict[str, int]
+    labels: dict[str, int]
+    rejects: dict[str, int]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.images.items())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
+        return f"{sum(self.images.values())} images ({splits}); left out: {left_out or 'none'}"
+
+
+def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[str, Any]) -> Imported:
+    """Write the image dataset `out` from the finished import step in `shards`."""
+    plan = read_plan(shards)
+    rejects = [reject for shard in range(plan.shards) for reject in read_rejects(shards, shard)]
+    columns = ["group", "split", "phash", "label", "source"]
+    facts = [row for shard in range(plan.shards) for row in read_rows(shards, shard, columns)]
+    places = assign_splits(facts, config, rejects)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("split", "label", "generator", "licence")}
+    groups: dict[str, set[str]] = {}
+    with written_whole(out) as partial:
+        writer = SplitWriter(partial / "data", IMAGE_FEATURES, config.images_per_file)
+        rows = (row for shard in range(plan.shards) for row in read_rows(shards, shard))
+        bar = tqdm(
+            zip(rows, places, strict=True), total=len(places), desc="pack", unit="img", disable=None, leave=False
+        )
+        for row, place in bar:
+            if place is None:
+                continue
+            split, group = place
+            writer.write(split, {name: row[name] for name in IMAGE_FEATURES} | {"group": group})
+            groups.setdefault(split, set()).add(group)
+            counts["split"][split] += 1
+            counts["label"][row["label"]] += 1
+            counts["generator"][row["generator"] or "none"] += 1
+            counts["licence"][row["source"]["licence"] or "not stated"] += 1
+        files = writer.close()
+        write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
+        images: dict[str, int] = {split: counts["split"][split] for split in SPLITS if counts["split"][split]}
+        imported = Imported(
+            images=images,
+            groups={split: len(groups[split]) for split in images},
+            labels=dict(counts["label"]),
+            rejects=dict(Counter(reject.reason for reject in rejects)),
+        )
+        card = image_card(
+            images=imported.images,
+            groups=imported.groups,
+            labels=counts["label"],
+            generators=counts["generator"],
+            rejects=imported.rejects,
+            licences=counts["licence"],
+            published=sorted({str(row["split"]) for row in facts if row["split"]}),
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_run_json(partial, settings, **asdict(imported), files=files)
+    return imported
+
+
+def assign_splits(
+    facts: Sequence[dict[str, Any]], config: ImportConfig, rejects: list[Reject]
+) -> list[tuple[Split, str] | None]:
+    """(split, group) of each image, None for those left out; why stands in `rejects`, which grows."""
+    ranks: dict[Split | None, int] = {"test": 0, "unseen": 1, "validation": 2, "train": 3, None: 4}
+    order = sorted(range(len(facts)), key=lambda i: ranks[facts[i]["split"]])  # stable
+    # Of equal files the one nearest to the test stays: a training image must not be asked about.
+    first: dict[str, int] = {}
+    for i in order:
+        source = facts[i]["source"]
+        if (other := first.setdefault(source["sha256"], i)) != i:
+            same = facts[other]["source"]["path_or_id"]
+            rejects.append(Reject(source["path_or_id"], "pack", "duplicate", f"the same bytes as {same}"))
+    kept = list(first.values())
+    groups = merge_groups(
+        {str(i): facts[i]["phash"] for i in kept},
+        {str(i): facts[i]["group"] for i in kept},
+        distance=config.duplicate_bits,
+    )
+    published: dict[str, Split] = {}
+    for i in kept:  # in the order of ranks
+        if facts[i]["split"]:
+            published.setdefault(groups[str(i)], facts[i]["split"])
+    has = set(published.values())
+    free = {group for group in groups.values() if published.get(group, "train") == "train"}
+    drawn = split_groups(
+        free,
+        validation=0 if "validation" in has else config.validation,
+        test=0 if "test" in has else config.test,
+    )
+    places: list[tuple[Split, str] | None] = [None] * len(facts)
+    for i in kept:
+        group, own = groups[str(i)], facts[i]["split"]
+        split = drawn.get(group) or published[group]
+        if own and ranks[own] > ranks[published[group]]:
+            detail = f"a near copy of it is published in the {split} split"
+            rejects.append(Reject(facts[i]["source"]["path_or_id"], "pack", "near_duplicate", detail))
+        else:
+            places[i] = split, group
+    return places
+
+
+# A worker does many shards: the listing is made once a process.
+_image_set = functools.cache(open_image_set)
