@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.utils import logging
 
 from vlm_detect.baselines.batches import Batches
 from vlm_detect.baselines.card import write_card
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
     options = parse_config([NetworkOptions, CnnDataOptions, CnnTrainOptions], argv, doc=__doc__)
     network, data_options, training = options
     use_cpu_cores(data_options.cpu_threads)
+    logging.disable_progress_bar()  # of files that are written in a tenth of a second
     check_choices(network)
     training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
 
