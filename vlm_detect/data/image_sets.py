@@ -85,6 +85,8 @@ def open_image_set(layout: Layout, src: str, selection: Selection | None = None)
             f"{folder}: none of its {len(images)} images lies in folders as --from {layout} has them; "
             "python data_gen/import_images.py --help shows the layouts"
         )
+    if layout == "genimage":
+        entries = _with_synsets(entries)
     # hashes of the paths within the folder, so that a copy elsewhere has the same order
     entries.sort(key=lambda entry: _digest([Path(entry.where).relative_to(folder).as_posix()]))
     return _FileSet(select(entries, selection))
@@ -133,13 +135,24 @@ def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]
         return None
     generator = parts[0] if len(parts) > 2 else path.parents[2].name
     label = words[names[1]]
-    wordnet = re.match(
-        r"(n\d{8})_", path.name
-    )  # real files tell their ImageNet class; fakes' first number is its index
-    index = re.match(r"(\d{1,3})_", path.name)
-    object_class = wordnet.group(1) if wordnet else index.group(1) if index else ""
+    # n01440764_10027.JPEG is a photo of that synset; 789_biggan_00101.png and VQDM_1000_200_00_017_vqdm_00020.png show
+    # ImageNet's classes 789 and 17, which count the synsets in their order; validation photos tell nothing
+    synset = re.match(r"(n\d{8})_", path.name)
+    number = re.search(r"(?:^|_)(\d{1,3})_[A-Za-z]\w*_\d+$", path.stem)
+    object_class = synset.group(1) if synset else str(int(number.group(1))) if number else ""
     split: Split = "train" if names[0] == "train" else "test"
     return Entry(str(path), label, generator if label == "generated" else "", object_class, split=split)
+
+
+def _with_synsets(entries: Sequence[Entry]) -> list[Entry]:
+    """Class numbers as synsets, where the photos show all thousand; otherwise the two cannot be brought together."""
+    synsets = sorted({entry.object_class for entry in entries if entry.object_class.startswith("n")})
+    if len(synsets) < 1000:
+        return list(entries)
+    return [
+        replace(entry, object_class=synsets[int(entry.object_class)]) if entry.object_class.isdigit() else entry
+        for entry in entries
+    ]
 
 
 def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
