@@ -1,0 +1,35 @@
+"""What a server allows: every bound in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Sizes in bytes and pixels, times in seconds. `max_held_bytes` bounds all request bodies in memory together."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    without_key: bool = False  # beyond loopback, that is
+    max_body_bytes: int = 32 << 20
+    max_held_bytes: int = 512 << 20
+    body_timeout_s: float = 60.0
+    max_pixels: int = 50_000_000
+    max_held_pixels: int = 400_000_000
+    max_images: int = 32
+    max_question_chars: int = 4000
+    max_new_tokens: int = 512
+    max_jobs: int = 64
+    max_batch: int = 16
+    deadline_s: float = 120.0
+    drain_s: float = 30.0
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
