@@ -15,6 +15,7 @@ from tests.factories import tiny_moondream
 from tests.models.test_moondream import QUESTIONS, make_processor, noise_images
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
 from vlm_detect.models.registry import load_adapter
+from vlm_detect.train.tuning import keep_weights_in_scoring
 
 LAYERS = r".*\.(text|vision)\.blocks\.\d+\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
 
@@ -52,9 +53,11 @@ def test_qlora_on_nf4_trains_and_reloads(tmp_path: Path) -> None:
     )
 
     def load() -> Any:
-        return MoondreamForConditionalGeneration.from_pretrained(
+        model = MoondreamForConditionalGeneration.from_pretrained(
             tmp_path / "base", quantization_config=quantised, dtype=torch.float32
         )
+        keep_weights_in_scoring(model)
+        return model
 
     model = load()
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, nn.Linear)}

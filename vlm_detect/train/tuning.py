@@ -67,7 +67,7 @@ def quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
 def tune(vlm: VLM, options: ModelOptions, lora: LoraOptions, seed: int) -> None:
     """Choose what is trained, and compile the decoder's layers where that is asked for."""
     if options.quantize == "nf4":
-        _keep_weights_in_scoring(vlm.model)
+        keep_weights_in_scoring(vlm.model)
     if options.tune == "full":
         train_language_model(vlm)
     else:
@@ -99,7 +99,7 @@ def compile_layers(model: nn.Module, backend: str) -> None:
         layer.compile(backend=backend)
 
 
-def _keep_weights_in_scoring(model: nn.Module) -> None:
+def keep_weights_in_scoring(model: nn.Module) -> None:
     """On some CPUs bitsandbytes repacks a layer when it is first scored, with rounded scales: training goes on with
     other weights, and DoRA, which reads them, fails."""
     from bitsandbytes.nn import Linear4bit
