@@ -26,7 +26,8 @@ class MoondreamOptions(TrainOptions):
 
 
 def main(argv: list[str]) -> None:
-    each_seed(Options.parse(argv, doc=__doc__, training=MoondreamOptions), finetune)
+    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano.yaml")
+    each_seed(options, finetune)
 
 
 def finetune(options: Options) -> None:

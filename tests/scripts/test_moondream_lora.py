@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.scripts.here import run_here
 from tests.train.toys import save_tiny_model, save_toy_pairs, toy_images
 from vlm_detect.config import REPOSITORY
 from vlm_detect.train.calibration import Calibration
@@ -148,6 +149,15 @@ def test_what_it_cannot_use(home, undisturbed, monkeypatch, capsys, arguments, s
     assert end.value.code == status, error
     assert message in error[-1]
     assert not (home / "bad").exists()
+
+
+def test_without_a_config_the_nano_model_brings_its_own(home):
+    flags = ["--model", "nano", "--data", home / "pairs", "--output_dir", home / "nano", "--max_steps", "1"]
+    done = run_here("recipes/moondream_lora.py", *flags, "--use_cpu", "True", "--report_to", "none", "--lora_r", "4")
+    assert done.returncode == 0, done.stderr
+    assert "moondream_nano.yaml gives what no flag does" in done.stdout
+    config = json.loads((home / "nano" / "run.json").read_text())["config"]
+    assert (config["lora_targets"], config["augment"], config["lora_r"]) == ("all-linear+vision", ["flip"], 4)
 
 
 def bad_datasets(home: Path) -> None:

@@ -1,35 +1,121 @@
-"""Augmentations that change no traces: pixels are moved, none is computed anew. Both members of a unit share a draw.
+"""Augmentations, drawn once for both members of a unit: what happens to a photo happens to its twin.
 
-If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics).
+    draw = draw_augmentation(["flip", "jpeg"], rng)          # a draw, which says itself what it does
+    AugmentedImage(content, draw).open()
+
+If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
+rotate move pixels and leave every trace of a generator as it is; the others imitate what happens to images on their
+way, and cost the traces that do not survive it. Strengths are drawn relative to an image's size.
 """
 
 from __future__ import annotations
 
+import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vlm_detect.errors import UserError
 from vlm_detect.train.images import StoredImage
 
 Transpose = Image.Transpose
-AUGMENTATIONS = ("flip", "rotate")  # left-right mirroring; quarter turns
-_TURNS = (None, Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)
+_TURNS = (Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)
+_SATURATION = 8.0  # of the published view at 32x32 pixels
+
+
+def flip(image: Image.Image) -> Image.Image:
+    return image.transpose(Transpose.FLIP_LEFT_RIGHT)
+
+
+def rotate(image: Image.Image, quarters: int) -> Image.Image:
+    return image.transpose(_TURNS[quarters - 1])
+
+
+def crop(image: Image.Image, share: float, left: float, top: float) -> Image.Image:
+    """`share` of both sides; `left` and `top` in [0, 1] of the room that this leaves."""
+    width, height = max(1, round(image.width * share)), max(1, round(image.height * share))
+    x, y = round((image.width - width) * left), round((image.height - height) * top)
+    return image.crop((x, y, x + width, y + height))
+
+
+def rescale(image: Image.Image, share: float) -> Image.Image:
+    size = max(1, round(image.width * share)), max(1, round(image.height * share))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def blur(image: Image.Image, radius: float) -> Image.Image:
+    """`radius` in pixels."""
+    return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
+    """Gaussian noise of `sigma` grey levels; images of one size get the same."""
+    pixels = np.asarray(image, dtype=np.float32)
+    noisy = pixels + np.random.default_rng(seed).normal(0, sigma, pixels.shape)
+    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def invert_saturate(image: Image.Image) -> Image.Image:
+    """The view of the colour-space method: the negative, its colours driven to their ends."""
+    return ImageEnhance.Color(ImageOps.invert(image)).enhance(_SATURATION)
+
+
+_APPLY: dict[str, Callable[..., Image.Image]] = {
+    "flip": flip,
+    "rotate": rotate,
+    "crop": crop,
+    "rescale": rescale,
+    "blur": blur,
+    "noise": noise,
+    "jpeg": jpeg,
+    "invert_saturate": invert_saturate,
+}
+AUGMENTATIONS = tuple(_APPLY)  # in the order in which they are applied: JPEG behind everything that a camera knows
+Draw = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the order of application
 
 
 @dataclass(frozen=True)
 class AugmentedImage(StoredImage):
-    """A stored image that opens with its pixels moved."""
+    """A stored image that opens as `draw` changes it."""
 
-    moves: tuple[Transpose, ...] = ()
+    draw: Draw = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.sha256} {self.draw}" if self.draw else self.sha256
 
     def open(self) -> Image.Image:
         image = super().open()
-        for move in self.moves:
-            image = image.transpose(move)
+        for name, arguments in self.draw:
+            image = _APPLY[name](image, *arguments)
         return image
+
+
+@dataclass(frozen=True)
+class Views(Sequence[StoredImage]):
+    """Every one of `images` under every one of `draws`."""
+
+    images: Sequence[StoredImage]
+    draws: Sequence[Draw]
+
+    def __len__(self) -> int:
+        return len(self.images) * len(self.draws)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        image, view = divmod(index, len(self.draws))
+        return AugmentedImage(self.images[image].content, self.draws[view])
 
 
 def check_augmentations(names: Sequence[str]) -> None:
@@ -37,10 +123,20 @@ def check_augmentations(names: Sequence[str]) -> None:
         raise UserError(f"--augment {' '.join(unknown)}: unknown; choose from {', '.join(AUGMENTATIONS)}")
 
 
-def draw_moves(names: Sequence[str], rng: random.Random) -> tuple[Transpose, ...]:
-    """The moves of one unit. Everything is drawn whatever is used, so that one choice does not shift another."""
-    mirror, turn = rng.random() < 0.5, rng.choice(_TURNS)
-    moves = [Transpose.FLIP_LEFT_RIGHT] if mirror and "flip" in names else []
-    if turn is not None and "rotate" in names:
-        moves.append(turn)
-    return tuple(moves)
+def draw_augmentation(names: Sequence[str], rng: random.Random) -> Draw:
+    """What happens to one unit, each of `names` with even odds.
+
+    Everything is drawn whatever is used, so that one choice does not shift another.
+    """
+    arguments: dict[str, tuple[float, ...]] = {
+        "flip": (),
+        "rotate": (rng.randint(1, 3),),
+        "crop": (round(rng.uniform(0.7, 1.0), 3), round(rng.random(), 3), round(rng.random(), 3)),
+        "rescale": (round(rng.uniform(0.5, 1.25), 3),),
+        "blur": (round(rng.uniform(0.2, 1.5), 3),),
+        "noise": (round(rng.uniform(1.0, 8.0), 3), rng.getrandbits(32)),
+        "jpeg": (rng.randint(40, 95),),
+        "invert_saturate": (),
+    }
+    happens = {name: rng.random() < 0.5 for name in AUGMENTATIONS}
+    return tuple((name, arguments[name]) for name in AUGMENTATIONS if happens[name] and name in names)

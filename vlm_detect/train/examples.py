@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label, Question
-from vlm_detect.train.augment import AugmentedImage, check_augmentations, draw_moves
+from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
 from vlm_detect.train.images import Cells, StoredImage, undecoded
 
 
@@ -56,9 +56,17 @@ class Units(TorchDataset[list[Example]]):
         rows: a pair dataset or an image dataset (the columns of `vlm_detect.records`).
         seed: of every draw.
         augment: names of `vlm_detect.train.augment`; both members of a unit get the same draw.
+        views: how many draws there are in all, for images whose features are cached; None: one a unit and epoch.
     """
 
-    def __init__(self, rows: Dataset, options: QuestionOptions, seed: int = 0, augment: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        rows: Dataset,
+        options: QuestionOptions,
+        seed: int = 0,
+        augment: Sequence[str] = (),
+        views: int | None = None,
+    ) -> None:
         check_augmentations(augment)
         if unknown := [kind for kind in options.question_kinds if kind not in QUESTION_KINDS]:
             raise UserError(f"--question_kinds {' '.join(unknown)}: unknown; choose from {', '.join(QUESTION_KINDS)}")
@@ -68,6 +76,9 @@ class Units(TorchDataset[list[Example]]):
         # Half of the units, so that nothing about the labels is left to learn.
         lot = random.Random(f"labels:{seed}").sample(range(len(self)), len(self) // 2)
         self.swapped = frozenset(lot if options.shuffle_labels else [])
+        self.views = [
+            draw_augmentation(self.augment, random.Random(f"view:{seed}:{view}")) for view in range(views or 0)
+        ]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -78,9 +89,8 @@ class Units(TorchDataset[list[Example]]):
         subjects = [subject for _, subject in members]
         if index in self.swapped:
             subjects.reverse()
-        moves = draw_moves(self.augment, random.Random(f"augment:{self.seed}:{epoch}:{index}"))
-        if topic == "edit":
-            moves = ()  # the answers name the place of the edit
+        # The answers about an edit name its place.
+        draw = () if topic == "edit" else self._draw(epoch, index)
         examples = []
         for (image, _), subject in zip(members, subjects, strict=True):
             questions = draw_questions(
@@ -93,15 +103,21 @@ class Units(TorchDataset[list[Example]]):
             )
             if not questions:  # none of the kinds can be asked of this image; the verdict always can
                 questions = draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
-            image = AugmentedImage(image.content, moves) if moves else image
+            image = AugmentedImage(image.content, draw) if draw else image
             examples.append(Example(image, questions, subject.label))
         return examples
 
+    def _draw(self, epoch: int, index: int) -> Draw:
+        if self.views:
+            return self.views[(epoch + index) % len(self.views)]
+        return draw_augmentation(self.augment, random.Random(f"augment:{self.seed}:{epoch}:{index}"))
+
     @property
-    def images(self) -> Cells:
-        """Every image that an epoch may draw."""
+    def images(self) -> Sequence[StoredImage]:
+        """Every image that an epoch may draw, in every view of it where these are numbered."""
         columns = [name for name in ("image", "twin") if name in self.rows.column_names]
-        return Cells(self.rows, [(row, column) for row in range(len(self.rows)) for column in columns])
+        cells = Cells(self.rows, [(row, column) for row in range(len(self.rows)) for column in columns])
+        return Views(cells, [*self.views, ()]) if self.views else cells
 
     @property
     def _kinds(self) -> Sequence[QuestionKind]:

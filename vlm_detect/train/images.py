@@ -26,9 +26,14 @@ class StoredImage:
         """From a cell of an undecoded image column, which holds bytes or the path of a file."""
         return cls(stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes())
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """SHA-256 of the bytes: equal keys, equal pixels."""
+        """Equal keys, equal pixels."""
+        return self.sha256
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the stored bytes."""
         return hashlib.sha256(self.content).hexdigest()
 
     @cached_property

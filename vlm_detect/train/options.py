@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import torch
 from transformers import TrainingArguments
 
+from vlm_detect.train.augment import AUGMENTATIONS
+
 DEFAULT_DATA = "data/pairs"
 
 
@@ -75,7 +77,11 @@ class DataOptions:
     features_dir: str = field(default="runs/features", metadata={"help": "Where cached image embeddings are kept."})
     augment: list[str] = field(
         default_factory=list,
-        metadata={"help": "flip, rotate: move the pixels of photo and twin alike, anew in each epoch."},
+        metadata={"help": f"What may happen to photo and twin alike, drawn in each epoch: {', '.join(AUGMENTATIONS)}."},
+    )
+    cached_views: int = field(
+        default=4,
+        metadata={"help": "With --cache_features and --augment: how many drawn views of every image are cached."},
     )
     cpu_threads: int | None = field(
         default=None,

@@ -23,10 +23,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from vlm_detect.config import parse_config, read_run_json, write_json
-from vlm_detect.errors import UserError
+from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
 from vlm_detect.models.base import VLM
-from vlm_detect.models.registry import ResolvedModel
+from vlm_detect.models.registry import ResolvedModel, resolve_id
 from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
@@ -59,9 +58,20 @@ class Options:
         training: type[TrainOptions],
         model: type[ModelOptions] = ModelOptions,
         lora: type[LoraOptions] = LoraOptions,
+        nano_config: str | None = None,
     ) -> Options:
-        """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults."""
-        options = cls(*parse_config([model, DataOptions, QuestionOptions, lora, training], argv, doc=doc))
+        """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults.
+
+        Where no config is named and the model turns out to be nano, `nano_config` is read: what suits a real model
+        teaches one of that size nothing.
+        """
+        groups = [model, DataOptions, QuestionOptions, lora, training]
+        options = cls(*parse_config(groups, argv, doc=doc))
+        named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
+        if nano_config and not named and resolve_id(options.model.model).name == "nano":
+            config = REPOSITORY / "recipes" / "configs" / nano_config
+            print(f"the model is nano: {config.name} gives what no flag does")
+            options = cls(*parse_config(groups, ["--config", str(config), *argv], doc=doc))
         use_cpu_cores(options.data.cpu_threads)
         return options
 
@@ -121,7 +131,8 @@ def open_data(options: Options) -> TrainingData:
     with training.main_process_first(desc="the dataset"):
         name = dataset_or_demo(options.data.data)
         rows, validation_rows = open_splits(name, options.data.limit)
-    units = Units(rows, options.questions, training.seed, options.data.augment)
+    views = options.data.cached_views if options.data.cache_features and options.data.augment else None
+    units = Units(rows, options.questions, training.seed, options.data.augment, views)
     return TrainingData(name, rows, units, ValidationSet.of(validation_rows, options.data.validation_limit))
 
 
@@ -139,10 +150,6 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
     """The Trainer, reading cached image embeddings where `--cache_features` asks for them."""
     features = None
     if options.data.cache_features:
-        if options.data.augment:
-            raise UserError(
-                "--cache_features keeps one view of an image and --augment draws others: leave one of them out"
-            )
         features = Features.build(
             vlm,
             data.units.images,

@@ -1,0 +1,95 @@
+"""Both members of a unit go through the same; every augmentation does what its name says; cached views are finite."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tests.factories import tiny_vlm
+from tests.train.toys import stored, toy_images, toy_pair, toy_pairs
+from vlm_detect.errors import UserError
+from vlm_detect.records import PAIR_FEATURES
+from vlm_detect.train import augment
+from vlm_detect.train.augment import AUGMENTATIONS, AugmentedImage, draw_augmentation
+from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.features import Features
+
+
+def gradient(width=40, height=30):
+    """Colours that change from place to place, so that every change of pixels shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([5 * x, 7 * y, 100 + x + y], -1).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_each_is_drawn_about_half_of_the_time_and_changes_the_image(name):
+    draws = [draw_augmentation([name], random.Random(i)) for i in range(200)]
+    assert 70 < sum(map(bool, draws)) < 130
+    image = stored(gradient())
+    drawn = next(draw for draw in draws if draw)
+    assert [step for step, _ in drawn] == [name]
+    changed = AugmentedImage(image.content, drawn)
+    assert changed.open().mode == "RGB"
+    assert changed.open().tobytes() != image.open().tobytes()
+    assert changed.open().tobytes() == AugmentedImage(image.content, drawn).open().tobytes()
+    assert changed.key != image.key == AugmentedImage(image.content, ()).key
+
+
+def test_what_they_do():
+    image = gradient()
+    pixels = np.asarray(image, dtype=int)
+    assert np.array_equal(augment.flip(image), pixels[:, ::-1])
+    assert augment.rotate(image, 1).size == (30, 40)
+    assert np.array_equal(augment.crop(image, 0.5, 1.0, 0.0), pixels[:15, 20:])
+    assert augment.rescale(image, 0.5).size == (20, 15)
+    assert np.abs(np.diff(augment.blur(image, 1.5), axis=1)).max() <= np.abs(np.diff(pixels, axis=1)).max()
+    assert 2 < (np.asarray(augment.noise(image, 3.0, 1), dtype=int) - pixels)[pixels < 240].std() < 4
+    assert np.abs(np.asarray(augment.jpeg(image, 95), dtype=int) - pixels).mean() < 3
+    grey = Image.new("RGB", (4, 4), (90, 90, 90))
+    assert np.array_equal(augment.invert_saturate(grey), ImageOps.invert(grey))  # grey has no colour to drive
+    vivid = np.asarray(augment.invert_saturate(Image.new("RGB", (4, 4), (155, 120, 100))))
+    assert vivid[0, 0, 0] == 0
+    assert vivid[0, 0, 2] == 255
+
+
+def test_one_choice_does_not_shift_another():
+    alone, both = (draw_augmentation(names, random.Random(3)) for names in (["jpeg"], ["noise", "jpeg"]))
+    assert [step for step in both if step[0] == "jpeg"] == list(alone)
+
+
+def draws_of(unit):
+    return [getattr(example.image, "draw", ()) for example in unit]
+
+
+def test_members_share_a_draw_which_changes_with_the_epoch():
+    units = Units(toy_pairs(20), QuestionOptions(), augment=AUGMENTATIONS)
+    drawn = [[draws_of(units[epoch, i]) for i in range(20)] for epoch in range(2)]
+    assert all(photo == twin for epoch in drawn for photo, twin in epoch)
+    assert len({str(photo) for epoch in drawn for photo, _ in epoch}) > 30
+
+
+def test_an_edit_stays_in_its_place():
+    edit = {"operation": "blur", "box": [0, 0, 4, 4], "strength": 1.0}
+    rows = [toy_pair(i, np.random.default_rng(i), kind="edit", edit=edit) for i in range(8)]
+    units = Units(toy_pairs(1).from_list(rows, features=PAIR_FEATURES), QuestionOptions(), augment=AUGMENTATIONS)
+    assert all(draws_of(units[0, i]) == [(), ()] for i in range(8))
+
+
+@pytest.mark.parametrize("rows", [toy_pairs(4), toy_images(["real"] * 3 + ["generated"] * 5)], ids=["pairs", "images"])
+def test_every_view_that_training_draws_is_cached(rows, tmp_path):
+    units = Units(rows, QuestionOptions(), augment=["noise", "rotate"], views=3)
+    vlm = tiny_vlm()
+    vlm.model.requires_grad_(False)
+    features = Features.build(vlm, units.images, tmp_path)
+    seen = {example.image.key for epoch in range(6) for i in range(len(units)) for example in units[epoch, i]}
+    assert seen <= set(features.places)
+    assert len(seen) > len(rows) * 2
+    assert all(first == second for i in range(len(units)) for first, second in [draws_of(units[1, i])])
+
+
+def test_unknown_augmentation():
+    with pytest.raises(UserError, match="mixup: unknown; choose from flip"):
+        Units(toy_pairs(1), QuestionOptions(), augment=["mixup"])
