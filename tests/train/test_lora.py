@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from peft import PeftModel
@@ -64,7 +66,8 @@ def test_the_adapter_names_its_base_and_reloads_to_equal_logits(tmp_path):
         expected, base = vlm.model(input_ids=ids).logits, tiny_moondream()(input_ids=ids).logits
     vlm.model.save_pretrained(tmp_path, save_embedding_layers=False)
     assert adapter_base(tmp_path) == "tiny"
-    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # peft 0.21 under transformers 5
+    with warnings.catch_warnings():  # peft 0.21 uses a name that newer releases of transformers 5 warn about
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         reloaded = PeftModel.from_pretrained(tiny_moondream(), tmp_path)
     with torch.no_grad():
         assert torch.equal(reloaded(input_ids=ids).logits, expected)
