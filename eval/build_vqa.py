@@ -26,14 +26,13 @@ from typing import Any
 
 from vlm_detect.bench.build import BuiltItem, Sizes, Source, build, operate
 from vlm_detect.bench.dataset_items import dataset_pairs
-from vlm_detect.bench.floors import floors_by_kind, text_floors
+from vlm_detect.bench.floors import chief_floors, floors_by_kind
 from vlm_detect.bench.items import load_benchmark
 from vlm_detect.bench.model_floors import model_floors
+from vlm_detect.bench.respondents import respondent_for
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.data.decode import decode_image
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.infer.engine import Engine
-from vlm_detect.models.registry import load_vlm
 
 JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them before
 
@@ -119,10 +118,11 @@ def row_of(id_: str, item: BuiltItem, written: Any) -> dict[str, Any]:
 def check(config: BuildConfig) -> int:
     assert config.check is not None
     benchmark = load_benchmark(config.check, skip_bad=config.skip_bad, need_images=config.model is not None)
-    floors = text_floors(benchmark.items)
+    floors, by_kind = chief_floors(benchmark.items), floors_by_kind(benchmark.items)
     if config.model:
-        floors |= model_floors(benchmark, Engine(load_vlm(config.model)), seed=config.seed)
-    by_kind = floors_by_kind(benchmark.items)
+        answer = respondent_for(config.model, generate=False).start()
+        for row, more in model_floors(benchmark, answer, seed=config.seed).items():
+            (floors if row == "all" else by_kind[row]).update(more)
     if config.json:
         print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))
         return 0

@@ -25,14 +25,14 @@ from vlm_detect.bench.items import Benchmark, load_benchmark
 from vlm_detect.bench.page import render, write_page
 from vlm_detect.bench.perturb import CURVES, TIERS, Condition
 from vlm_detect.bench.prompts import is_fake
+from vlm_detect.bench.respondents import respondent_for
 from vlm_detect.bench.robustness import SIDES, Answered, curve_figures, robustness
-from vlm_detect.bench.run import answer_all, check_same_run, default_out, model_identity
+from vlm_detect.bench.run import answer_all, check_same_run, default_out
 from vlm_detect.bench.score import item_image
 from vlm_detect.bench.summary import item_scores
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.infer.engine import Engine
-from vlm_detect.models.registry import default_device, load_vlm, resolve_id
+from vlm_detect.models.registry import default_device, resolve_id
 from vlm_detect.records import Item
 
 
@@ -63,10 +63,10 @@ def main(argv: list[str]) -> int:
         config = replace(config, model=resolve_id(config.model).name)
     out = Path(config.out) if config.out else default_out(config.model, None) / "robustness"
     state = PartialState(cpu=default_device().type == "cpu")
-    identity = {**model_identity(config.model, config.adapter), "benchmark_sha256": benchmark.sha256}
+    respondent = respondent_for(config.model, adapter=config.adapter, generate=False, batch_size=config.batch_size)
+    respondent = replace(respondent, start=functools.cache(respondent.start))  # loaded once for all conditions
+    identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
-
-    engine = functools.cache(lambda: Engine(load_vlm(config.model, adapter=config.adapter)))
     answered = []
     for condition in chosen(config.conditions):
         if state.is_main_process:
@@ -75,9 +75,7 @@ def main(argv: list[str]) -> int:
             benchmark,
             out / "conditions" / condition.name,
             state,
-            engine,
-            generate=False,
-            batch_size=config.batch_size,
+            respondent,
             image_of=changed(benchmark, condition),
         )
         answered.append(Answered(condition, {score.id: score for score in item_scores(results, "logprob")}))

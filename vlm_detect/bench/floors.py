@@ -44,6 +44,12 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in floors.items()}
 
 
+def chief_floors(items: Sequence[Item]) -> dict[str, float]:
+    """The floors beside a summary's figures at the top: of the closed items about generation, where there are any."""
+    closed = [item for item in items if item.kind != "open"] or list(items)
+    return text_floors([item for item in closed if topic_of(item) == "generation"] or closed)
+
+
 def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
     """`text_floors` of each kind of item by itself, those about edits apart: a mixture's chance is nobody's."""
     rows: dict[str, list[Item]] = defaultdict(list)

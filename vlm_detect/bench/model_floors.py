@@ -8,22 +8,30 @@ from collections.abc import Callable
 from PIL import Image
 
 from vlm_detect.bench.items import Benchmark
-from vlm_detect.bench.score import ScoringEngine, item_image, score
+from vlm_detect.bench.respondents import Answer
+from vlm_detect.bench.score import item_image
 from vlm_detect.bench.summary import summarise
-from vlm_detect.infer.engine import Ask
 from vlm_detect.records import Item
 
 GREY = (128, 128, 128)
 
 
-def model_floors(
-    benchmark: Benchmark, engine: ScoringEngine, *, seed: int = 0, batch_size: int = 8
-) -> dict[str, float]:
-    """{blank_image, other_image}: accuracies by log-probability, both polarities and all rotations asked."""
-    return {
-        "blank_image": _accuracy(benchmark, engine, lambda item: Image.new("RGB", (256, 256), GREY), batch_size),
-        "other_image": _accuracy(benchmark, engine, _others(benchmark, seed), batch_size),
-    }
+def model_floors(benchmark: Benchmark, answer: Answer, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """{"all" and each row of by_kind: {blank_image, other_image}}: accuracies by log-probability.
+
+    Both polarities and all rotations are asked, as of the images themselves.
+    """
+    floors: dict[str, dict[str, float]] = {}
+    for name, image_of in (("blank_image", _blank), ("other_image", _others(benchmark, seed))):
+        results = [result for batch in answer(benchmark, image_of=image_of) for result in batch]
+        summary = summarise([result for result in results if result.scoring == "logprob"], resamples=2)
+        for row, figures in {"all": summary, **summary["by_kind"]}.items():
+            floors.setdefault(row, {})[name] = float(figures["accuracy"] or 0.0)
+    return floors
+
+
+def _blank(item: Item) -> Image.Image:
+    return Image.new("RGB", (256, 256), GREY)
 
 
 def _others(benchmark: Benchmark, seed: int) -> Callable[[Item], Image.Image]:
@@ -31,11 +39,3 @@ def _others(benchmark: Benchmark, seed: int) -> Callable[[Item], Image.Image]:
     order = random.Random(seed).sample(benchmark.items, len(benchmark.items))
     other = {item.id: order[i - 1] for i, item in enumerate(order)}
     return lambda item: item_image(benchmark, other[item.id])
-
-
-def _accuracy(
-    benchmark: Benchmark, engine: ScoringEngine, image_of: Callable[[Item], Image.Image], batch_size: int
-) -> float:
-    batches = score(benchmark, engine, ask=Ask, generate=False, batch_size=batch_size, image_of=image_of)
-    results = [result for batch in batches for result in batch]
-    return float(summarise(results, resamples=2)["accuracy"] or 0.0)

@@ -106,10 +106,14 @@ def topic_of(item: Item) -> Topic:
 
 def generator_of(item: Item) -> str:
     """One spelling a generator ("big gan" and "big_gan" are one; "natural" is "real")."""
-    name = re.sub(r"[\s_.\-/]+", "_", str(item.metadata.get("generator") or "").strip().lower()).strip("_")
+    name = plain_name(str(item.metadata.get("generator") or ""))
     if name in REAL_NAMES:
         return "unknown" if is_fake(item) else "real"
     return name
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"[\s_.\-/]+", "_", name.strip().lower()).strip("_")
 
 
 def split_options(question: str) -> tuple[str, ...]:

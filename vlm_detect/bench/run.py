@@ -1,6 +1,6 @@
 """A run's folder: whose answers it holds, getting those that are missing, and the table at the end.
 
-results = answer_all(benchmark, out, state, load_engine)       # resumed, shared among processes, merged
+results = answer_all(benchmark, out, state, respondent)       # resumed, shared among processes, merged
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from PIL import Image
 
 from vlm_detect.bench.items import Benchmark
 from vlm_detect.bench.progress import Progress
+from vlm_detect.bench.respondents import Respondent
 from vlm_detect.bench.results import RESULTS, Key, ResultWriter, merge, read_results
-from vlm_detect.bench.score import ScoringEngine, key_of, plan, score
-from vlm_detect.config import file_sha256, read_run_json, write_json
+from vlm_detect.bench.score import key_of, plan
+from vlm_detect.config import read_run_json, write_json
 from vlm_detect.errors import UserError
-from vlm_detect.infer.engine import Ask
 from vlm_detect.records import Item, Result
 
 _SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
-_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "config.json")
 _SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ap", "fpr_at_95_tpr", "ece", "brier")
 
 
@@ -36,24 +35,9 @@ def default_out(model: str, answers: str | None) -> Path:
     return run / "eval" if run.is_dir() else Path("runs") / model.replace("/", "--") / "eval"
 
 
-def model_identity(model: str, adapter: str | None) -> dict[str, Any]:
-    """What tells one model from another: its name and, of a local folder, its weights."""
-    hashes: dict[str, str] = {}
-    for folder in (model, adapter):
-        if folder and Path(folder).is_dir():
-            hashes |= {
-                f"{folder}/{name}": file_sha256(Path(folder) / name)
-                for name in _WEIGHTS
-                if (Path(folder) / name).is_file()
-            }
-    return {"model": model, "adapter": adapter, "weights_sha256": hashes}
-
-
 def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
     """`UserError` where `out` holds the answers of another model or to another benchmark."""
-    path = out / _SETTINGS
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if before := settings_of(out):
         if differing := [name for name in identity if before.get(name) != identity[name]]:
             name = differing[0]
             raise UserError(
@@ -61,7 +45,13 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
                 "choose another --out, or remove that folder"
             )
     elif write:
-        write_json(path, identity)
+        write_json(out / _SETTINGS, identity)
+
+
+def settings_of(out: Path) -> dict[str, Any]:
+    """Whose answers `out` holds; empty where it holds none yet."""
+    path = out / _SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def finished(out: Path, config: Any, benchmark: Benchmark) -> bool:
@@ -71,50 +61,39 @@ def finished(out: Path, config: Any, benchmark: Benchmark) -> bool:
     return bool(run and files and run.get("items") == len(benchmark.items) and run["config"].get("by") == config.by)
 
 
-def needed_keys(benchmark: Benchmark, *, generate: bool) -> set[Key]:
+def needed_keys(benchmark: Benchmark, respondent: Respondent) -> set[Key]:
     """Every answer that a complete run over `benchmark` has."""
-    return {key_of(*asked) for image in plan(benchmark, generate=generate) for asked in image}
+    asked_about = plan(benchmark, logprob=respondent.logprob, generate=respondent.generate)
+    return {key_of(*asked) for image in asked_about for asked in image}
 
 
 def answer_all(
     benchmark: Benchmark,
     out: Path,
     state: PartialState,
-    load_engine: Callable[[], ScoringEngine],
+    respondent: Respondent,
     *,
-    generate: bool = True,
-    batch_size: int = 8,
-    max_new_tokens: int = 16,
     image_of: Callable[[Item], Image.Image] | None = None,
 ) -> list[Result]:
     """Get the answers that `out` does not hold yet, each process its share, and return all in the items' order.
 
-    `load_engine` is called only where something is left to ask. Every process has to call this.
+    `respondent` is started only where something is left to ask. Every process has to call this.
     """
     order = [item.id for item in benchmark.items]
     if state.is_main_process:
         merge(out, order)  # of an interrupted run, perhaps of another number of processes
     state.wait_for_everyone()
-    needed = needed_keys(benchmark, generate=generate)
+    needed = needed_keys(benchmark, respondent)
     done = {result.key for result in read_results(out / RESULTS)} & needed
     if done != needed:
-        engine = load_engine()
+        answer = respondent.start()
         if state.is_main_process and done:
             print(f"{len(done)} of {len(needed)} prompts were answered before; going on", file=sys.stderr)
         share = -(-(len(needed) - len(done)) // state.num_processes)
         progress = Progress(share, "prompts", quiet=not state.is_main_process)
         with ResultWriter(out, state.process_index) as writer:
-            for results in score(
-                benchmark,
-                engine,
-                ask=Ask,
-                done=done,
-                shard=(state.process_index, state.num_processes),
-                batch_size=batch_size,
-                generate=generate,
-                max_new_tokens=max_new_tokens,
-                image_of=image_of,
-            ):
+            shard = (state.process_index, state.num_processes)
+            for results in answer(benchmark, done=done, shard=shard, image_of=image_of):
                 writer.write(results)
                 progress.add(len(results))
     state.wait_for_everyone()

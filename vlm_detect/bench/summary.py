@@ -28,6 +28,7 @@ from vlm_detect.bench.prompts import REAL_NAMES
 from vlm_detect.bench.score import softmax
 from vlm_detect.data.questions import LETTERS
 from vlm_detect.records import Result
+from vlm_detect.train.calibration import Calibration
 
 UNSURE_BAND = (0.4, 0.6)
 
@@ -64,9 +65,13 @@ def summarise(
     floors: Mapping[str, float] | None = None,
     slices: Mapping[str, Mapping[str, str]] | None = None,
     unsure_band: tuple[float, float] = UNSURE_BAND,
+    calibration: Calibration | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}."""
+    """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}.
+
+    With a `calibration` that was fitted, `calibrated` holds the verdicts' figures by it, beside those at a raw 0.5.
+    """
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")
     every = scored or generated
@@ -80,6 +85,8 @@ def summarise(
     summary["by_kind"] = {row: figures_of(rows[row], unsure_band, resamples) for row in sorted(rows)}
     if edits := edit_scores(every):
         summary["edits"] = figures_of(edits, unsure_band, resamples)
+    if calibration and calibration.n:
+        summary["calibrated"] = calibrated_figures(scored, calibration, resamples)
     columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
     for column, values in columns.items():
         summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
@@ -246,6 +253,47 @@ def figures_of(
         worst = min(found["by_generator"], key=lambda name: found["by_generator"][name]["accuracy"])
         found["minimum_generator"] = {"name": worst, "accuracy": found["by_generator"][worst]["accuracy"]}
     return found
+
+
+def calibrated_figures(
+    scores: Sequence[ItemScore], calibration: Calibration, resamples: int = RESAMPLES
+) -> dict[str, Any] | None:
+    """The figures of yes/no and real/fake verdicts by a run's own calibration; None where there are none.
+
+    It was fitted on the log-odds averaged over both polarities, and is applied to those.
+    """
+    asked = [score for score in chief_scores(scores) if score.kind == "true_false"]
+    known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
+    if not known:
+        return None
+    odds = [np.mean([_log_odds(row.p_fake) for row in s.results if row.p_fake is not None]) for s in known]
+    p, y = calibration.p_fake(np.array(odds)), np.array([s.is_fake for s in known], float)
+    right = ((p > calibration.threshold) == (y > 0)).astype(float)
+    groups, points = [s.group for s in known], figures(y, p, threshold=calibration.threshold)
+
+    def drawn(w: Array) -> dict[str, Array]:
+        found = weighted_figures(y, p, w, threshold=calibration.threshold)
+        return {**found, "accuracy": w @ right / w.sum(axis=1)}
+
+    unsure = (p > calibration.unsure_low) & (p < calibration.unsure_high)
+    return {
+        "n": len(known),
+        "fitted_on": calibration.n,
+        "threshold": calibration.threshold,
+        "accuracy": float(right.mean()),
+        **points,
+        "ci95": bootstrap(groups, drawn, biased={"ece": points["ece"]}, resamples=resamples),
+        "unsure": {
+            "band": [calibration.unsure_low, calibration.unsure_high],
+            "share": float(unsure.mean()),
+            "accuracy_outside": float(right[~unsure].mean()) if not unsure.all() else None,
+        },
+    }
+
+
+def _log_odds(p: float) -> float:
+    p = min(max(p, 1e-12), 1 - 1e-12)
+    return float(np.log(p / (1 - p)))
 
 
 def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool]:

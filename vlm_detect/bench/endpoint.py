@@ -1,0 +1,200 @@
+"""A model behind any OpenAI-compatible endpoint (`/v1/chat/completions`) as one that a benchmark can ask.
+
+    endpoint = Endpoint("http://localhost:8000/v1", "qwen2.5-vl", api_key=os.environ["OPENAI_API_KEY"])
+    endpoint.generate([photo], [["Is this image AI-generated?"]])      # free answers, greedy where that can be asked
+    endpoint.score([photo], [[Ask("Is this ...?", ("Yes.", "No."))]])  # where the endpoint gives log-probabilities
+
+Images travel as PNG data URLs, pixel for pixel. Rate limits, timeouts and server errors are tried again with growing
+pauses; a request that the server refuses for good (content filters) is an unreadable answer that says so.
+
+An endpoint tells no probability of a whole answer: `score` takes that of the first token, summed over the tokens that
+begin one candidate and no other; what is not among the tokens listed gets the least probability listed. That decides
+letters and yes or no; it says little of candidates that begin alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from vlm_detect.errors import UserError
+from vlm_detect.infer.engine import Ask, CandidateScore, image_key
+
+_TOP = 20  # alternatives of the first token that are asked for; the protocol's most
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The text, and the first token's alternatives as (token, log-probability), where they were given."""
+
+    text: str
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Endpoint:
+    """Asks one model of an endpoint, `parallel` requests at a time.
+
+    `options` are those of the protocol that the endpoint takes: give what `options` of an earlier one held, or leave
+    it out and the first request finds them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        parallel: int = 8,
+        retries: int = 6,
+        timeout_s: float = 120.0,
+        max_new_tokens: int = 16,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError('--endpoint needs the package openai: pip install -e ".[eval]"') from error
+        self._openai = openai
+        self.url, self.model = url, model
+        self.parallel, self.max_new_tokens = parallel, max_new_tokens
+        # A local server asks for no key, the client for any.
+        self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", max_retries=retries, timeout=timeout_s)
+        self.options = options if options is not None else self._find_options()
+        self._said: dict[tuple[bytes, str, int], str] = {}
+
+    @property
+    def gives_logprobs(self) -> bool:
+        return "logprobs" in self.options
+
+    def generate(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int = 16
+    ) -> list[list[str]]:
+        """A free answer to each question of each image; what `score` heard just before is not asked again."""
+        keys = [image_key(image) for image in images]
+        wanted = [(i, question) for i, some in enumerate(questions) for question in some]
+        known = {entry: self._said.get((keys[entry[0]], entry[1], max_new_tokens)) for entry in wanted}
+        missing = [entry for entry in wanted if known[entry] is None]
+        replies = self._all(images, missing, max_new_tokens)
+        known |= {entry: reply.text for entry, reply in zip(missing, replies, strict=True)}
+        return [[known[i, question] or "" for question in some] for i, some in enumerate(questions)]
+
+    def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
+        """Log-probabilities of the candidates' first tokens: for each image, for each of its asks, one a candidate."""
+        wanted = [(i, ask.question) for i, some in enumerate(asks) for ask in some]
+        replies = dict(zip(wanted, self._all(images, wanted, self.max_new_tokens), strict=True))
+        keys = [image_key(image) for image in images]
+        self._said = {(keys[i], question, self.max_new_tokens): r.text for (i, question), r in replies.items()}
+        return [
+            [
+                [CandidateScore(value, 1) for value in first_token_scores(replies[i, ask.question].top, ask.candidates)]
+                for ask in some
+            ]
+            for i, some in enumerate(asks)
+        ]
+
+    def _all(self, images: Sequence[Image.Image], wanted: Sequence[tuple[int, str]], max_tokens: int) -> list[Reply]:
+        urls = {i: data_url(images[i]) for i in {i for i, _ in wanted}}
+        with ThreadPoolExecutor(self.parallel) as pool:
+            try:
+                return list(pool.map(lambda entry: self._ask(urls[entry[0]], entry[1], max_tokens), wanted))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _ask(self, url: str, question: str, max_tokens: int) -> Reply:
+        openai = self._openai
+        try:
+            return self._request(url, question, {**self.options, self._length_option: max_tokens})
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            return Reply(f"(refused: {_message(error)})")
+
+    @property
+    def _length_option(self) -> str:
+        return "max_completion_tokens" if "max_completion_tokens" in self.options else "max_tokens"
+
+    def _request(self, url: str, question: str, options: dict[str, Any]) -> Reply:
+        """One request. Raises UserError for what no other question would change, the client's error for the rest."""
+        openai = self._openai
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+        messages: Any = [{"role": "user", "content": content}]
+        try:
+            choice = self._client.chat.completions.create(model=self.model, messages=messages, **options).choices[0]
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise UserError(
+                f"{self.url} refuses the key ({_message(error)}): put a valid one into the variable of --api_key_env"
+            ) from error
+        except openai.NotFoundError as error:
+            raise UserError(f"{self.url} has no model {self.model!r} ({_message(error)}); see its /models") from error
+        except (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError) as error:
+            raise UserError(
+                f"{self.url} does not answer any more ({_message(error)}); run the same command again to go on, "
+                "with a smaller --parallel where it limits the rate"
+            ) from error
+        given = choice.logprobs.content if choice.logprobs else None
+        top = tuple((entry.token, entry.logprob) for entry in given[0].top_logprobs) if given else ()
+        return Reply(choice.message.content or "", top)
+
+    def _find_options(self) -> dict[str, Any]:
+        """The options that the endpoint takes: what its refusal of a small request names is renamed or left out."""
+        options: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
+        picture = data_url(Image.new("RGB", (64, 64), "gray"))
+        while True:
+            try:
+                reply = self._request(picture, "Is this image gray?", options)
+            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                found = without_refused(options, _message(error))
+                if found is None:
+                    raise UserError(
+                        f"{self.url} refuses a request with an image: {_message(error)}; is it a vision model?"
+                    ) from error
+                options = found
+                continue
+            if not reply.top:  # taken, and passed over
+                options = {name: value for name, value in options.items() if "logprobs" not in name}
+            return options
+
+
+def without_refused(options: dict[str, Any], message: str) -> dict[str, Any] | None:
+    """`options` without the one that `message` names; None where it names none of them."""
+    if "max_completion_tokens" in message and "max_tokens" in options:
+        rest = {name: value for name, value in options.items() if name != "max_tokens"}
+        return {"max_completion_tokens": max(options["max_tokens"], 16), **rest}
+    if "temperature" in message and "temperature" in options:
+        return {name: value for name, value in options.items() if name != "temperature"}
+    if "top_logprobs" in message and options.get("top_logprobs", 0) > 5:
+        return {**options, "top_logprobs": 5}
+    if "logprobs" in message and "logprobs" in options:
+        return {name: value for name, value in options.items() if "logprobs" not in name}
+    return None
+
+
+def first_token_scores(top: Sequence[tuple[str, float]], candidates: Sequence[str]) -> list[float]:
+    """The log-probability that the first token begins each candidate and no other; all equal where none is known."""
+    plain = [candidate.strip().lower() for candidate in candidates]
+    begun: list[list[float]] = [[] for _ in plain]
+    for token, logprob in top:
+        said = token.strip().lower()
+        starts = [i for i, candidate in enumerate(plain) if said and candidate.startswith(said)]
+        if len(starts) == 1:
+            begun[starts[0]].append(logprob)
+    if not any(begun):
+        return [-math.log(len(plain))] * len(plain)
+    least = min(logprob for _, logprob in top)
+    return [math.log(sum(map(math.exp, values))) if values else least for values in begun]
+
+
+def data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _message(error: Exception) -> str:
+    return " ".join(str(getattr(error, "message", None) or error).split())[:200]
