@@ -1,6 +1,6 @@
 """The files of a dataset folder: parquet by split, named as the Hub names them, and the folder in place by one rename.
 
-Pair and image datasets are written through this; it knows neither.
+Pair and image datasets are written through this; it knows neither. Each is audited before it stands.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from vlm_detect.config import file_sha256, read_run_json
+from vlm_detect.data.audit import write_audit
 from vlm_detect.data.shards import differences
 from vlm_detect.errors import UserError
 
@@ -82,6 +83,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "data").mkdir(parents=True)
     yield partial
+    write_audit(partial)
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     partial.rename(out)

@@ -1,0 +1,245 @@
+"""What gives the label away without looking at content: probes of a dataset's wrapping, and the floors of its content.
+
+    audit = audit_dataset("data/pairs")      # vlm-detect audit data/pairs [--json]
+    audit.findings                           # one sentence a fault, the worst first; none for an aligned set
+    audit.floors                             # what content alone gives: never a fault, a detector has to beat it
+
+Each probe is a small classifier, cross-validated over source photos, on one kind of fact (`measures.py`). Its interval
+is corrected for the number of probes (Bonferroni): one leak-free set in twenty shows any interval without 0.5 in it.
+A wrapping probe whose whole interval lies above 0.55 is a finding. Real against generated is asked, and edited against
+unedited images, where there are any, by probes of their own. At most `max_images` are read: the result says how many.
+
+The facts are those of `data_rules`' twelfth rule. What an audit cannot see: a leak that takes content to see it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vlm_detect.config import write_json
+from vlm_detect.data.audit.measures import CONTENT, WRAPPING, measure
+from vlm_detect.data.audit.probe import auc, auc_interval, cross_validate, make_folds
+from vlm_detect.data.audit.samples import Sample, Samples, read_samples
+from vlm_detect.data.audit.words import finding, floor
+from vlm_detect.data.decode import ImageRejected
+from vlm_detect.errors import UserError
+from vlm_detect.records import Label
+
+MAX_IMAGES = 2000
+FAULT = 0.55  # a wrapping probe's interval above this is a finding
+_ALPHA = 0.05
+_CARD_HEAD = "## Audit"
+
+
+class TooLittle(UserError):
+    """A dataset with too few images, or with one class only."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`ci95` is corrected for the number of probes; `kind` says whether it can be a fault."""
+
+    name: str
+    auc: float
+    ci95: tuple[float, float]
+    n: int
+    groups: int
+    kind: str  # wrapping | content
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`probes` by falling area; `images` of the set's `total` were measured, `unread` could not be."""
+
+    probes: list[Probe]
+    findings: list[str]
+    floors: list[str]
+    images: int
+    total: int
+    unread: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.summary}."]
+        lines += [f"  leak: {sentence}." for sentence in self.findings] or ["  No leak of the wrapping was found."]
+        lines += [f"  floor: {sentence}." for sentence in self.floors]
+        return "\n".join(lines)
+
+    @property
+    def summary(self) -> str:
+        part = f"{self.images} images" if self.images == self.total else f"{self.images} of {self.total} images"
+        unread = ", ".join(f"{count} {label}" for label, count in self.unread.items())
+        return f"Audit of {part}, {len(self.probes)} probes" + (f"; could not be read: {unread}" if unread else "")
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Class 1 against class 0; `prefix` stands before the names of its probes."""
+
+    prefix: str
+    ones: str
+    zeros: str
+    places: list[int]
+    y: np.ndarray
+
+
+def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
+    """Audit a pair or image dataset, a folder of class folders, or a Hub dataset; `UserError` for anything else."""
+    read = read_samples(spec, max_images)
+    samples, facts, unread = _measure(read)
+    comparisons = _comparisons(samples)
+    if not comparisons:
+        counts = ", ".join(f"{count} {label}" for label, count in Counter(s.label for s in samples).items())
+        raise TooLittle(f"{spec}: nothing to compare ({counts or 'no images'}); an audit needs real images and others")
+    judged = []
+    for comparison in comparisons:
+        groups = np.unique([samples[i].group for i in comparison.places], return_inverse=True)[1]
+        folds = make_folds(comparison.y, groups)
+        if not folds:
+            raise TooLittle(f"{spec}: fewer than two photos of a class; an audit needs at least two, better fifty")
+        for name in (*WRAPPING, *CONTENT):
+            places = [j for j, i in enumerate(comparison.places) if name in facts[i]]
+            if name == "tables" and places:  # of the JPEGs alone
+                y = comparison.y[places]
+                probe_folds = make_folds(y, groups[places]) if 0 < y.sum() < len(y) else []
+            else:
+                probe_folds = folds if len(places) == len(comparison.places) else []
+            if probe_folds:
+                values = [facts[comparison.places[j]][name] for j in places]
+                y = comparison.y[places]
+                scores = cross_validate(values, y, probe_folds)
+                judged.append((comparison, name, values, y, groups[places], scores))
+    probes, sentences = [], []
+    for comparison, name, values, y, groups, scores in judged:
+        kind = "wrapping" if name in WRAPPING else "content"
+        area = auc(scores, y)
+        low, high = auc_interval(scores, y, groups, _ALPHA / len(judged))
+        ci95 = (round(low, 4), round(high, 4))
+        probe = Probe(comparison.prefix + name, round(area, 4), ci95, len(y), len(set(groups.tolist())), kind)
+        score = f"AUC {area:.2f} ({low:.2f} to {high:.2f})"
+        if kind == "content":
+            sentence = floor(probe.name, score)
+        elif low > FAULT:
+            sentence = finding(name, values, y, comparison.ones, comparison.zeros, score)
+        else:
+            sentence = ""
+        probes.append(probe)
+        sentences.append(sentence)
+    order = sorted(range(len(probes)), key=lambda i: (-probes[i].auc, probes[i].name))
+    return Audit(
+        probes=[probes[i] for i in order],
+        findings=[sentences[i] for i in order if sentences[i] and probes[i].kind == "wrapping"],
+        floors=[sentences[i] for i in order if sentences[i] and probes[i].kind == "content"],
+        images=len(samples),
+        total=read.total,
+        unread=dict(sorted(unread.items())),
+    )
+
+
+def write_audit(folder: Path, *, max_images: int = MAX_IMAGES) -> Audit | None:
+    """Audit a dataset folder, leave `audit.json` in it and the findings on its card.
+
+    None where there is too little to compare: a handful of photos, or one class only, are a dataset all the same.
+    """
+    try:
+        audit = audit_dataset(folder, max_images=max_images)
+    except TooLittle:
+        return None
+    _record(folder, audit)
+    return audit
+
+
+def read_audit(folder: Path) -> Audit | None:
+    """The audit that was left in a dataset folder."""
+    path = folder / "audit.json"
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    probes = [Probe(**{**probe, "ci95": tuple(probe["ci95"])}) for probe in values.pop("probes")]
+    return Audit(probes=probes, **values)
+
+
+def _record(folder: Path, audit: Audit) -> None:
+    write_json(folder / "audit.json", audit.to_json())
+    card = folder / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").partition(_CARD_HEAD)[0].rstrip()
+        card.write_text(f"{text}\n\n{_CARD_HEAD}\n\n{_card_section(audit)}\n", encoding="utf-8")
+
+
+def _card_section(audit: Audit) -> str:
+    leaks = [f"- leak: {sentence}" for sentence in audit.findings] or ["- no leak of the wrapping was found"]
+    floors = [f"- floor: {sentence}" for sentence in audit.floors]
+    return "\n".join(
+        [f"{audit.summary} (`audit.json`), areas with intervals corrected for their number.\n", *leaks, *floors]
+    )
+
+
+def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter[str]]:
+    """The samples that could be decoded, the facts by probe of each, and how many of a label could not."""
+
+    def facts(sample: Sample) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = dict(measure(sample.data))
+        except ImageRejected:
+            return None
+        if sample.name:
+            found["extension"] = {"extension": PurePath(sample.name).suffix.lower()}
+        if sample.caption:
+            found["caption"] = sample.caption
+        if sample.scale is not None:  # reducing leaves no trace but of content; enlarging leaves nothing fine
+            found["scale"] = {"enlarged": max(1.0, round(sample.scale, 2))}
+        return found
+
+    unread = read.unread.copy()
+    kept, measured = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(facts, read.samples), "audit", len(read.samples), unit="img", disable=None, leave=False)
+        for sample, found in zip(read.samples, bar, strict=True):
+            if found is None:
+                unread[sample.label] += 1
+            else:
+                kept.append(sample)
+                measured.append(found)
+    return kept, measured, unread
+
+
+def _comparisons(samples: Sequence[Sample]) -> list[_Comparison]:
+    """Real against generated; edited against the unedited images of the same photos, else against all."""
+    by_label: dict[Label, list[int]] = {}
+    for place, sample in enumerate(samples):
+        by_label.setdefault(sample.label, []).append(place)
+    real, generated, edited = (by_label.get(label, []) for label in ("real", "generated", "edited"))
+    found = []
+    if real and generated:
+        found.append(_comparison("", "generated", "real", generated, real))
+    if edited and (real or generated):
+        photos = {samples[i].group for i in edited}
+        unedited = [i for i in (*real, *generated) if samples[i].group in photos] or [*real, *generated]
+        found.append(_comparison("edited: " if found else "", "edited", "unedited", edited, unedited))
+    return found
+
+
+def _comparison(prefix: str, ones: str, zeros: str, of_one: list[int], of_zero: list[int]) -> _Comparison:
+    y = np.array([1.0] * len(of_one) + [0.0] * len(of_zero))
+    return _Comparison(prefix, ones, zeros, [*of_one, *of_zero], y)
+
+
+def print_audit(spec: str, *, as_json: bool, max_images: int) -> None:
+    """`vlm-detect audit`: prints what it found, and records it where `spec` is a dataset folder of ours."""
+    audit = audit_dataset(spec, max_images=max_images)
+    if (Path(spec) / "run.json").is_file():
+        _record(Path(spec), audit)
+    print(json.dumps(audit.to_json(), indent=2) if as_json else audit)

@@ -1,0 +1,246 @@
+"""What an audit looks at: some of a dataset's images as undecoded bytes, with their labels and groups.
+
+    samples = read_samples("data/pairs", 2000)    # a pair or image dataset, a folder of parquet, or a Hub dataset
+    samples = read_samples("somebodys_set/")      # real/ and fake/, 0_real/ and 1_fake/, ... at any depth
+
+Of a large set a part is read, as many images of each class where there are; rows of parquet are taken by whole row
+groups, so that little of a large file has to be read. Which part is decided by hashes: the same set gives the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+from fsspec import AbstractFileSystem
+
+from vlm_detect.data.decode import ImageRejected, read_bounded
+from vlm_detect.data.image_sets import LABEL_COLUMNS, LABEL_WORDS, open_image_set
+from vlm_detect.data.sources import FileSource
+from vlm_detect.errors import UserError
+from vlm_detect.records import Label
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image; `role` tells the two members of a row of pairs apart, and is "image" otherwise."""
+
+    data: bytes
+    label: Label
+    group: str
+    kind: str = ""  # of the pair it stands in: caption, vae, edit
+    name: str = ""  # of its file, where it bears one
+    caption: str = ""
+    scale: float | None = None  # output pixels for each pixel it was made of, where that is recorded
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was read of a set of `total` images; `unread` counts what could not be, by its label."""
+
+    samples: list[Sample]
+    total: int
+    unread: Counter[str]
+
+
+def read_samples(spec: str | Path, max_images: int) -> Samples:
+    """At most about `max_images` images; `UserError` where `spec` is nothing that has labels."""
+    path = Path(spec).expanduser()
+    if not path.is_dir():
+        return _from_parquet(*_hub_files(str(spec)), str(spec), max_images)
+    files = sorted(str(file) for file in path.rglob("*.parquet") if not file.name.startswith("."))
+    if files:
+        return _from_parquet(fsspec.filesystem("file"), files, str(spec), max_images)
+    return _from_files(path, max_images)
+
+
+def _hub_files(name: str) -> tuple[AbstractFileSystem, list[str]]:
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name}: no such folder, and no Hub dataset id like owner/name") from error
+    files = HfFileSystem()
+    try:
+        found = sorted(files.glob(f"datasets/{name}/**/*.parquet"))
+    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name}: neither a folder here nor a dataset that the Hub gives ({reason})") from error
+    if not found:
+        raise UserError(f"{name}: the Hub has no parquet files of this dataset; download it and give the folder")
+    return files, found
+
+
+# --- folders -------------------------------------------------------------------------------------------------------
+
+
+def _from_files(folder: Path, max_images: int) -> Samples:
+    entries = open_image_set("folders", str(folder)).entries
+    stems = [PurePath(entry.where).stem for entry in entries]
+    labels: dict[str, set[str]] = {}
+    for entry, stem in zip(entries, stems, strict=True):
+        labels.setdefault(stem, set()).add(entry.label)
+    # the same name in both classes, for most images: a photo and its twin
+    paired = sum(len(found) > 1 for found in labels.values()) > len(labels) / 2
+    groups = stems if paired else [PurePath(entry.where).relative_to(folder).as_posix() for entry in entries]
+    order = sorted(range(len(entries)), key=lambda i: (_digest(groups[i]), entries[i].where))
+    room = dict.fromkeys({entry.label for entry in entries}, 0)
+    shares = _shares(Counter(entry.label for entry in entries), max_images)
+    samples, unread = [], Counter[str]()
+    for i in order:
+        entry = entries[i]
+        if room[entry.label] >= shares[entry.label]:
+            continue
+        room[entry.label] += 1
+        found = next(FileSource([Path(entry.where)], named=entry.where).read(0, 1))
+        if isinstance(found, tuple):
+            unread[entry.label] += 1
+            continue
+        name, caption = PurePath(entry.where).name, found.caption or ""
+        samples.append(Sample(found.data, entry.label, found.group or groups[i], name=name, caption=caption))
+    return Samples(samples, len(entries), unread)
+
+
+def _shares(counts: Mapping[str, int], max_images: int) -> dict[str, int]:
+    """How many images of each label: alike, and what one has not goes to the others."""
+    shares: dict[str, int] = {}
+    left = max_images
+    for place, (label, count) in enumerate(sorted(counts.items(), key=lambda item: item[1])):
+        shares[label] = min(count, left // (len(counts) - place))
+        left -= shares[label]
+    return shares
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, max_images: int) -> Samples:
+    opened = [pq.ParquetFile(files.open(path, "rb")) for path in paths]
+    readers = [(file, reader) for file in opened if (reader := _reader(file.schema_arrow)) is not None]
+    if not readers:
+        columns = ", ".join(opened[0].schema_arrow.names)
+        raise UserError(
+            f"{named}: neither a pair nor an image dataset; rows need an image and a label "
+            f"(one of {', '.join(LABEL_COLUMNS)}), these have {columns}"
+        )
+    pieces = [
+        (_digest(f"{number}/{group}"), file, group, reader)
+        for number, (file, reader) in enumerate(readers)
+        for group in range(file.num_row_groups)
+    ]
+    totals: Counter[str] = Counter()
+    for _, file, group, reader in pieces:
+        totals.update(reader.labels(file, group))
+    shares = _shares(totals, max_images)
+    taken: Counter[str] = Counter()
+    samples, unread, seen = [], Counter[str](), set[bytes]()
+    for _, file, group, reader in sorted(pieces, key=lambda piece: piece[0]):
+        wanted = {label for label, share in shares.items() if taken[label] < share}
+        if not wanted & set(reader.labels(file, group)):
+            continue
+        for batch in file.iter_batches(16, row_groups=[group], columns=reader.columns):
+            for row in batch.to_pylist():
+                for sample in reader.samples(row):
+                    if taken[sample.label] >= shares[sample.label]:
+                        continue
+                    digest = hashlib.sha256(sample.data).digest()
+                    if not sample.data:
+                        unread[sample.label] += 1
+                    elif digest not in seen:  # a photo stands beside each of its twins
+                        seen.add(digest)
+                        samples.append(sample)
+                    taken[sample.label] += 1
+    return Samples(samples, sum(totals.values()), unread)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How the rows of one file are read."""
+
+    columns: list[str]
+    label_columns: list[str]
+    label_of: Callable[[Mapping[str, Any]], Iterator[Label]]
+    samples: Callable[[Mapping[str, Any]], Iterator[Sample]]
+
+    def labels(self, file: pq.ParquetFile, group: int) -> list[Label]:
+        rows = file.read_row_group(group, columns=self.label_columns).to_pylist()
+        return [label for row in rows for label in self.label_of(row)]
+
+
+def _reader(schema: pa.Schema) -> _Reader | None:
+    names = set(schema.names)
+    if {"image", "image_label", "twin", "kind"} <= names:
+        columns = [c for c in ("image", "image_label", "twin", "kind", "group", "caption", "receipt") if c in names]
+        return _Reader(columns, ["image_label", "kind"], _pair_labels, _pair_samples)
+    column = next((name for name in LABEL_COLUMNS if name in names), None)
+    if column is None or "image" not in names:
+        return None
+    features = Features.from_arrow_schema(schema)
+    classes = getattr(features[column], "names", None)
+
+    def label_of(row: Mapping[str, Any]) -> Iterator[Label]:
+        value = row[column]
+        word = str(classes[value] if classes and isinstance(value, int) else value).lower()
+        if isinstance(value, bool):
+            yield "generated" if value else "real"
+        elif (label := LABEL_WORDS.get(word)) is not None:
+            yield label
+        else:
+            raise UserError(f"{column} {word!r} is no label known here (known: {', '.join(LABEL_WORDS)})")
+
+    def samples(row: Mapping[str, Any]) -> Iterator[Sample]:
+        data = _bytes(row["image"])
+        (label,) = label_of(row)
+        group = str(row.get("group") or _digest(data))
+        yield Sample(
+            data, label, group, name=str((row["image"] or {}).get("path") or ""), caption=row.get("caption") or ""
+        )
+
+    columns = [c for c in ("image", column, "group", "caption") if c in names]
+    return _Reader(columns, [column], label_of, samples)
+
+
+def _pair_labels(row: Mapping[str, Any]) -> Iterator[Label]:
+    yield row["image_label"]
+    yield "edited" if row["kind"] == "edit" else "generated"
+
+
+def _pair_samples(row: Mapping[str, Any]) -> Iterator[Sample]:
+    encoded = json.loads((row.get("receipt") or {}).get("encode") or "{}")
+    for column, label in zip(("image", "twin"), _pair_labels(row), strict=True):
+        yield Sample(
+            _bytes(row[column]),
+            label,
+            str(row["group"]),
+            kind=row["kind"],
+            name=str((row[column] or {}).get("path") or ""),
+            caption=row.get("caption") or "",
+            scale=encoded.get(f"{column}_scale"),
+        )
+
+
+def _bytes(cell: Mapping[str, Any] | None) -> bytes:
+    """An image's bytes; none where there are none, which is counted and not passed over."""
+    if not cell:
+        return b""
+    if cell.get("bytes"):
+        return bytes(cell["bytes"])
+    try:
+        return read_bounded(Path(cell["path"]))
+    except (ImageRejected, TypeError):
+        return b""
+
+
+def _digest(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
