@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 
-from .errors import run_main
+from .errors import UserError, run_main
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,87 @@ def chat(arguments: argparse.Namespace) -> None:
         answer_once(detector, arguments.image, arguments.question)
 
 
+def add_scan(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("images", nargs="+", help="files, folders, globs, lists of paths, datasets")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", dest="form", const="jsonl", help="JSON Lines on stdout")
+    form.add_argument("--csv", action="store_const", dest="form", const="csv", help="CSV on stdout")
+    form.add_argument("--out", metavar="FILE", help="write FILE.csv or FILE.jsonl; what it holds is not judged again")
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="images judged at a time; 16")
+    parser.add_argument(
+        "--fail_on", default="", metavar="LABELS", help="exit 1 where an image is any of generated,unsure,unreadable"
+    )
+
+
+def scan(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from .chat.scan import FAIL_ON, scan, summary
+    from .infer.detector import Detector
+
+    fail_on = [label for label in arguments.fail_on.split(",") if label]
+    if unknown := [label for label in fail_on if label not in FAIL_ON]:
+        raise UserError(f"--fail_on {','.join(unknown)}: give any of {','.join(FAIL_ON)}")
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch_size {arguments.batch_size}: at least 1")
+    detector = Detector(arguments.model, adapter=arguments.adapter)
+    out = Path(arguments.out) if arguments.out else None
+    labels = scan(detector, arguments.images, form=arguments.form or "table", out=out, batch_size=arguments.batch_size)
+    print(summary(labels), file=sys.stderr)
+    judged = labels["generated"] + labels["unsure"] + labels["real"]
+    return int(any(labels[label] for label in fail_on) or (labels["unreadable"] > 0 and not judged))
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--compare", action="append", default=[], metavar="RUN_OR_ID", help="serve this model too")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1, this machine alone")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 8000")
+    parser.add_argument(
+        "--api_key",
+        default=os.environ.get("VLM_DETECT_API_KEY"),
+        metavar="KEY",
+        help="ask every request for this key; VLM_DETECT_API_KEY says it where others cannot read it",
+    )
+    parser.add_argument(
+        "--without_key", action="store_true", help="listen beyond this machine without a key: anyone there may ask"
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max_body_mb", type=float, default=32, metavar="MB", help="of one request; 32")
+    limits.add_argument("--max_megapixels", type=float, default=50, metavar="MP", help="of one image; 50")
+    limits.add_argument("--max_images", type=int, default=32, metavar="N", help="of one request; 32")
+    limits.add_argument("--max_new_tokens", type=int, default=512, metavar="N", help="of one answer; 512")
+    limits.add_argument("--queue", type=int, default=64, metavar="N", help="images that may wait and run; 64")
+    limits.add_argument("--max_batch", type=int, default=16, metavar="N", help="computed together; 16")
+    limits.add_argument("--deadline_s", type=float, default=120, metavar="S", help="until an answer is given up; 120")
+    limits.add_argument("--drain_s", type=float, default=30, metavar="S", help="to finish in when told to end; 30")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    from .data.extras import require
+
+    require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
+    from .chat.server import serve
+    from .chat.settings import ServerSettings
+
+    settings = ServerSettings(
+        host=arguments.host,
+        port=arguments.port,
+        api_key=arguments.api_key,
+        without_key=arguments.without_key,
+        max_body_bytes=int(arguments.max_body_mb * 2**20),
+        max_pixels=int(arguments.max_megapixels * 1e6),
+        max_images=arguments.max_images,
+        max_new_tokens=arguments.max_new_tokens,
+        max_jobs=arguments.queue,
+        max_batch=arguments.max_batch,
+        deadline_s=arguments.deadline_s,
+        drain_s=arguments.drain_s,
+    )
+    serve([(arguments.model, arguments.adapter), *((model, None) for model in arguments.compare)], settings)
+
+
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="run directory of a recipe")
     parser.add_argument("--to", required=True, choices=["adapter", "merged", "official", "variant"])
@@ -48,19 +131,69 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: written ({arguments.to})")
 
 
-VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+def add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="pair or image dataset, folder with real/ and fake/ in it, or Hub dataset id")
+    parser.add_argument("--json", action="store_true", help="the audit as JSON on stdout")
+    parser.add_argument("--max_images", type=int, default=2000, metavar="N", help="images that are read; 2000")
+
+
+def audit(arguments: argparse.Namespace) -> None:
+    from .data.audit import print_audit
+
+    print_audit(arguments.dataset, as_json=arguments.json, max_images=arguments.max_images)
+
+
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="RUN", help="run directory of a CNN (recipes/cnn.py)")
+    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument("--out", required=True, metavar="PAGE", help="the HTML page to write")
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .baselines.detector import CnnDetector
+    from .baselines.explain import explain
+
+    shown = explain(CnnDetector.load(arguments.model), arguments.images, Path(arguments.out))
+    print(f"{arguments.out}: {shown} images with heat maps")
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="DATASET_OR_RESULTS", help="a dataset, or a folder with results.jsonl")
+    parser.add_argument("--out", default="view.html", metavar="PAGE", help="the HTML page to write; view.html")
+    parser.add_argument("--split", help="of a dataset; the first there is")
+    parser.add_argument("--n", type=int, default=200, help="show at most so many; 200")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw from a dataset")
+
+
+def view(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .baselines.view import view
+
+    shown = view(arguments.source, Path(arguments.out), split=arguments.split, n=arguments.n, seed=arguments.seed)
+    print(f"{arguments.out}: {shown} shown")
+
+
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int | None]]] = {
+    "audit": ("what gives the label of a dataset away without looking at content", add_audit, audit),
     "chat": ("ask a model about an image", add_chat, chat),
+    "explain": ("show where a CNN looks, image by image", add_explain, explain),
+    "scan": ("verdicts on many images", add_scan, scan),
+    "serve": ("a page and an API on this machine", add_serve, serve),
     "export": ("write a finetuned model in the form that other tools read", add_export, export),
+    "view": ("look through a dataset, or through a run's errors", add_view, view),
 }
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="vlm-detect", description="Tell AI-generated images from real photos.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (summary, add_arguments, _) in VERBS.items():
         add_arguments(verbs.add_parser(name, help=summary, description=summary))
     arguments = parser.parse_args(argv)
-    VERBS[arguments.verb][2](arguments)
+    return VERBS[arguments.verb][2](arguments)
 
 
 def main() -> None:

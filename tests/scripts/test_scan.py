@@ -1,0 +1,50 @@
+"""`vlm-detect scan` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.scripts.here import run_verb
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for colour in ("orange", "navy"):
+        Image.new("RGB", (48, 48), colour).save(tmp_path / f"{colour}.png")
+    (tmp_path / "bad.jpg").write_text("no image")
+    return tmp_path
+
+
+def test_json_lines_and_the_exit_status(folder: Path) -> None:
+    done = run_verb("scan", "--model", "nano", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {Path(row["path"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert set(rows) == {"orange.png", "navy.png", "bad.jpg"}
+    assert rows["bad.jpg"]["label"] == "unreadable"
+    assert "1 unreadable" in done.stderr
+    labels = {row["label"] for row in rows.values()}
+    for label in ("generated", "unsure", "unreadable"):
+        done = run_verb("scan", "--model", "nano", folder, "--fail_on", label)
+        assert done.returncode == int(label in labels), label
+
+
+def test_a_table_in_a_file_and_again(folder: Path) -> None:
+    out = folder / "rows.csv"
+    first = run_verb("scan", "--model", "nano", folder, "--out", out)
+    assert (first.returncode, first.stdout) == (0, "")
+    before = out.read_text()
+    again = run_verb("scan", "--model", "nano", folder, "--out", out)
+    assert out.read_text() == before
+    assert again.stderr.splitlines()[-1] == first.stderr.splitlines()[-1]
+
+
+def test_bad_input(folder: Path) -> None:
+    unknown = run_verb("scan", "--model", "nano", folder, "--fail_on", "fake")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
+    assert run_verb("scan", "--model", "nano", folder / "bad.jpg").returncode == 1  # nothing could be judged
+    assert run_verb("scan", "--model", "nano").returncode == 2
+    assert run_verb("scan", "--model", "nano", folder, "--json", "--csv").returncode == 2

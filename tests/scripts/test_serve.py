@@ -1,0 +1,53 @@
+"""`vlm-detect serve` as a user runs it: a process that starts, answers, and ends when it is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chat.conftest import data_url, make_photo
+from tests.scripts.here import run_verb
+from vlm_detect.chat.server import open_socket
+
+COMMAND = [Path(sys.executable).with_name("vlm-detect"), "serve", "--model", "nano", "--port", "0"]
+
+
+def test_it_answers_and_drains_on_sigterm(tmp_path: Path) -> None:
+    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("nano: http://127.0.0.1:"), process.stderr
+        url = line.split()[1]
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=120) as http:
+            body = {"image_url": data_url(make_photo(0, (96, 64))), "length": "long"}
+            assert http.post("/v1/caption", json=body).status_code == 200
+            last = pool.submit(http.post, "/v1/verdict", json={"images": [body["image_url"]] * 8})
+            while "vlm_detect_jobs 0.0" in http.get("/metrics").text and not last.done():
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert last.result().status_code == 200
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_is_one_line_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLM_DETECT_API_KEY", raising=False)
+    with open_socket("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        for arguments, message in [
+            (["--port", port], f"port {port} on 127.0.0.1 is in use by another program: give another with --port"),
+            (["--host", "0.0.0.0"], "opens the server to the network: give --api_key"),
+            (["--port", 0, "--model", "no/such/model"], "no/such/model"),
+        ]:
+            done = run_verb("serve", "--model", "nano", *arguments)
+            assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+            assert message in done.stderr
+    assert os.environ.get("VLM_DETECT_API_KEY") is None
