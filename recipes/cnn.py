@@ -78,14 +78,17 @@ def main(argv: list[str]) -> None:
     # What stays: the network, the calibration, the scores of each split, and last the mark that all of it is there.
     trainer.save_model()
     summaries = {}
-    for name, folder, shots in scored_splits(data, data_options, config):
+    for source, split, shots in scored_splits(data, data_options, config):
         logits = trainer.logits(shots)
         if not is_main:
             continue
-        if folder == "validation":
+        own = source == data_options.data and split == "validation"
+        if own:
             calibration_of(shots, logits, config).save(run.path)
-        summaries[name] = evaluate_split(shots, logits, config, run.path / folder, name=name, model=str(run.path))
-        print(line_of(name, summaries[name]), flush=True)
+        folder = run.path / ("validation" if own else f"tests/{Path(source).name}-{split}")
+        summary = evaluate_split(shots, logits, config, folder, data=source, split=split, model=str(run.path))
+        summaries[summary["benchmark"]] = summary
+        print(line_of(summary), flush=True)
     if is_main:
         trainer.save_state()
         facts = facts_of(trainer, run)

@@ -68,6 +68,11 @@ class CnnDetector:
         """What `p_fake` is the probability of: "generated" or "edited"."""
         return SUSPECTED[self.config.task][0]
 
+    def label(self, p_fake: float) -> str:
+        """The run's verdict on a calibrated probability: what it suspects, the other class, or "unsure"."""
+        found = self.calibration.label(p_fake)
+        return {"generated": self.suspects, "real": SUSPECTED[self.config.task][1]}.get(found, found)
+
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
         """(N, S, S, 3) uint8, each image's square as in training.
 

@@ -1,6 +1,6 @@
 """What a network says about the images of a split, in the files that the VLMs' benchmark writes too.
 
-    evaluate_split(shots, logits, config, out, name="cifake (validation)", model="runs/cnn_fakenet2")
+    evaluate_split(shots, logits, config, out, data="data/cifake", split="validation", model="runs/cnn_fakenet2")
 
 `results.jsonl` has one verdict an image, `summary.json` its figures with intervals and, under "heads", the accuracy of
 every head by class; `report.html` shows both. So `eval/compare.py` sets a CNN beside a VLM.
@@ -30,13 +30,21 @@ from vlm_detect.records import Item, Result
 
 
 def evaluate_split(
-    shots: Shots, logits: Mapping[str, np.ndarray], config: CnnConfig, out: Path, *, name: str, model: str
+    shots: Shots,
+    logits: Mapping[str, np.ndarray],
+    config: CnnConfig,
+    out: Path,
+    *,
+    data: str,
+    split: str,
+    model: str,
 ) -> dict[str, Any]:
     """Write the files into `out` and return the summary. `logits` are (N, L) of each head, in the order of `shots`.
 
     Raises:
         UserError: where the split has no image that the verdict is about.
     """
+    name = f"{Path(data).name} ({split})"
     heads: dict[str, list[str]] = config.heads or {}
     results = verdict_results(shots, odds_of(logits[VERDICT], heads[VERDICT], config.task), config.task)
     if not results:
@@ -56,7 +64,7 @@ def evaluate_split(
         writer.write(results)
     write_json(out / "summary.json", summary)
     write_report(out / "report.html", summary, results, _benchmark(name, shots, results))
-    write_run_json(out, {"model": model, "benchmark": name, "by": None}, items=len(results))
+    write_run_json(out, {"model": model, "benchmark": data, "split": split, "by": []}, items=len(results))
     return summary
 
 

@@ -34,7 +34,7 @@ def facts_of(trainer: CnnTrainer, run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def line_of(name: str, summary: Mapping[str, Any]) -> str:
+def line_of(summary: Mapping[str, Any]) -> str:
     """One line: the accuracy of each head with its interval."""
     heads = []
     for head, found in summary["heads"].items():
@@ -43,7 +43,7 @@ def line_of(name: str, summary: Mapping[str, Any]) -> str:
             f"{head} {found['accuracy']:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
         )
     auroc = summary["auroc"]
-    return f"{name}: {', '.join(heads)}" + (f", AUROC {auroc:.4f}" if auroc is not None else "")
+    return f"{summary['benchmark']}: {', '.join(heads)}" + (f", AUROC {auroc:.4f}" if auroc is not None else "")
 
 
 def write_figures(

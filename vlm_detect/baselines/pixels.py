@@ -158,6 +158,7 @@ def _decode(rows: Dataset, stem: Path, size: int, fit: Fit, name: str) -> None:
                     bar.update(len(chunk))
             file.seek(0)
             _write_header(file, (len(entries), *shape[1:]))
+        Path(temporary).chmod(0o644)  # mkstemp makes private files
         Path(temporary).replace(stem.with_suffix(".npy"))
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -100,16 +100,14 @@ def place_for(shots: Shots, resident: bool | None, device: torch.device) -> torc
 
 
 def scored_splits(data: CnnData, options: CnnDataOptions, config: CnnConfig) -> Iterator[tuple[str, str, Shots]]:
-    """(name, folder of the run, images) of the validation split and of every `--test_data DATASET[:SPLIT]`."""
-    yield f"{Path(options.data).name} (validation)", "validation", data.validation
+    """(dataset, split, images): the validation split, and every `--test_data DATASET[:SPLIT]`."""
+    yield options.data, "validation", data.validation
     for given in options.test_data:
         folder, _, split = (given, "", "") if Path(given).exists() else given.rpartition(":")
-        folder, split = folder or split, split if folder else ""
-        name = Path(folder).name
-        shots = decode_split(
-            folder, split or "test", size=config.image_size, fit=_fit(config.fit), cache=options.pixels_dir
-        )
-        yield f"{name} ({split or 'test'})", f"tests/{name}-{split or 'test'}", shots
+        folder, split = (folder, split) if folder else (split, "test")
+        split = split or "test"
+        size, fit = config.image_size, _fit(config.fit)
+        yield folder, split, decode_split(folder, split, size=size, fit=fit, cache=options.pixels_dir)
 
 
 def calibration_of(shots: Shots, logits: Mapping[str, np.ndarray], config: CnnConfig) -> Calibration:

@@ -7,6 +7,7 @@ targets = targets_of(shots, heads, "real_fake")          # {"verdict": (N,), "ob
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,17 +88,27 @@ def targets_of(shots: Shots, heads: dict[str, list[str]], task: str) -> dict[str
     return found
 
 
-def odds_of(logits: np.ndarray, classes: list[str], task: str) -> np.ndarray:
-    """The one score of each image: log-odds (N,), in nats, of what it is suspected of (`SUSPECTED`).
+class Sides(NamedTuple):
+    """The places in a verdict head of what an image is suspected of, and of what stands against it."""
 
-    Under "generator" all generators together stand against "real".
-    """
-    if logits.shape[1] == 1:
-        return logits[:, 0]
+    suspected: list[int]
+    other: int
+
+
+def sides_of(classes: list[str], task: str) -> Sides:
+    """Under "generator" all generators together stand against "real"."""
     suspected, other = SUSPECTED[task]
     against = classes.index(other)
     places = [classes.index(suspected)] if suspected in classes else [i for i in range(len(classes)) if i != against]
-    return np.logaddexp.reduce(logits[:, places], axis=1) - logits[:, against]
+    return Sides(places, against)
+
+
+def odds_of(logits: np.ndarray, classes: list[str], task: str) -> np.ndarray:
+    """The one score of each image: log-odds (N,), in nats, of what it is suspected of; `logits` are (N, L)."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    sides = sides_of(classes, task)
+    return np.logaddexp.reduce(logits[:, sides.suspected], axis=1) - logits[:, sides.other]
 
 
 def _indices(names: np.ndarray, classes: list[str]) -> np.ndarray:
