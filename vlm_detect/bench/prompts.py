@@ -35,7 +35,7 @@ _OPTION_LINE = re.compile(r"^[ \t]*\(?([A-H])\)?[:.)][ \t]+(\S.*?)[ \t]*$", re.M
 _WORD_PAIRS = (("yes", "no"), ("true", "false"), ("real", "fake"))  # in the order in which they are scored
 # "real or artificially generated", "Real or Fake": the order of the two words is the polarity of such a question.
 _VERDICT_WORD = r"(real|fake|(?:ai-|artificially )?generated)"
-_EITHER = re.compile(rf"\b{_VERDICT_WORD}( or ){_VERDICT_WORD}\b", re.IGNORECASE)
+_EITHER = re.compile(rf"\b{_VERDICT_WORD}( or |/){_VERDICT_WORD}\b", re.IGNORECASE)
 
 
 def _stated(statements: Mapping[Polarity, str]) -> dict[Polarity, str]:
