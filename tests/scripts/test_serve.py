@@ -33,7 +33,7 @@ def test_it_answers_and_drains_on_sigterm(tmp_path: Path) -> None:
                 pass
             process.send_signal(signal.SIGTERM)
             assert last.result().status_code == 200
-        out, err = process.communicate(timeout=60)
+        err = process.communicate(timeout=60)[1]
         assert (process.returncode, err) == (0, "")
     assert list(tmp_path.iterdir()) == []
 

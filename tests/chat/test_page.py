@@ -1,0 +1,171 @@
+"""The page in a headless Chromium, with the mouse, the keyboard, and files that are no images."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chat.conftest import Running, make_photo, serving, until
+from vlm_detect.infer.detector import Detector
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("needs a system Chromium (Debian: apt install chromium)", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    # Chromium's sandbox cannot be set up by root, as which containers run.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: sync_api.Browser, server: Running) -> Iterator[sync_api.Page]:
+    yield from open_page(browser, server.url)
+
+
+def open_page(browser: sync_api.Browser, url: str, **options: object) -> Iterator[sync_api.Page]:
+    """A page that asks for nothing but its server and whose console stays free of errors."""
+    page = browser.new_page(**options)  # type: ignore[arg-type]
+    page.set_default_timeout(60_000)
+    foreign: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith((url, "blob:", "data:")) else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" and "status of 4" not in m.text else None)
+    page.goto(url)
+    yield page
+    page.close()
+    assert (foreign, errors) == ([], [])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    paths = {name: tmp_path / name for name in ("a.png", "b.png", "<b>x.png", "bad.jpg")}
+    for seed, name in enumerate(("a.png", "b.png", "<b>x.png")):
+        make_photo(seed, (96, 64)).save(paths[name])
+    paths["bad.jpg"].write_text("no image")
+    return paths
+
+
+def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> None:
+    page.set_input_files("#single-file", files["a.png"])
+    expected = server.detector(files["a.png"])
+    word = {"generated": "AI-generated", "real": "Real", "unsure": "Unsure"}[expected.label]
+    page.get_by_text(word, exact=True).wait_for()
+    page.locator(".explanation:not(.writing)").wait_for()
+    assert page.locator("[role=meter]").get_attribute("aria-valuenow") == f"{expected.p_fake:.3f}"
+    assert page.locator(".explanation").text_content() == expected.explain(12)
+    assert page.locator(".warning").count() == len(expected.contradictions)
+    assert "not calibrated" in page.locator(".facts").first.text_content()
+
+    page.get_by_role("button", name="Show the evidence").click()
+    page.locator("#layer:not([hidden])").wait_for()
+    assert page.evaluate("document.getElementById('layer').naturalWidth") == 96
+    page.get_by_role("button", name="Hide the evidence").click()
+    assert page.locator("#layer").is_hidden()
+
+    page.get_by_label("Question").fill("What is it?")
+    page.keyboard.press("Enter")
+    page.locator(".answer:not(.writing)").wait_for()
+    assert page.locator(".question").text_content() == "What is it?"
+    assert page.locator(".answer").text_content() == expected.ask("What is it?", 12)
+
+
+def test_a_bad_file_is_said_and_the_next_one_judged(page, files) -> None:
+    page.set_input_files("#single-file", files["bad.jpg"])
+    page.get_by_role("alert").get_by_text("not_an_image").wait_for()
+    assert page.locator("#follow-up").is_hidden()
+    page.set_input_files("#single-file", files["a.png"])
+    page.locator(".explanation:not(.writing)").wait_for()
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_an_answer_can_be_stopped(browser, detector: Detector, files) -> None:
+    with serving(detector, max_new_tokens=400) as running:
+        for page in open_page(browser, running.url):
+            page.set_input_files("#single-file", files["a.png"])
+            page.get_by_label("Question").fill("What is it?")
+            page.keyboard.press("Enter")
+            until(lambda page=page: len(page.locator(".answer").text_content()) > 3)
+            page.get_by_role("button", name="Stop").click()
+            page.get_by_text("[stopped]").wait_for()
+
+
+def test_tabs_and_files_by_keyboard(page, files) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "tab-single"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-batch"
+    assert page.locator("#batch").is_visible()
+    assert page.locator("#single").is_hidden()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "batch-file"
+
+
+def test_a_batch_sorts_and_is_saved(page, files, server: Running, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Many images").click()
+    page.set_input_files("#batch-file", list(files.values()))
+    page.get_by_text("4 of 4 images").wait_for()
+    rows = page.locator("#batch-table tbody tr")
+    assert rows.count() == 4
+    assert page.get_by_text("<b>x.png").count() == 1  # as text
+    assert "unreadable" in rows.filter(has_text="bad.jpg").text_content()
+    page.get_by_role("button", name="p_fake").click()
+    page.get_by_role("button", name="p_fake").click()
+    assert page.locator("th[aria-sort=descending]").text_content() == "p_fake"
+    good = ["a.png", "b.png", "<b>x.png"]
+    p_fake = dict(zip(good, [v.p_fake for v in server.detector.judge([files[n] for n in good])], strict=True))
+    shown = [row.locator("td").first.text_content() for row in rows.all()]
+    assert shown == [*sorted(good, key=lambda name: -p_fake[name]), "bad.jpg"]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    download.value.save_as(tmp_path / "saved.csv")
+    saved = {row["name"]: row for row in csv.DictReader((tmp_path / "saved.csv").read_text().splitlines())}
+    assert float(saved["a.png"]["p_fake"]) == pytest.approx(p_fake["a.png"], abs=1e-5)
+
+
+def test_one_model_has_nothing_to_compare(page) -> None:
+    page.get_by_role("tab", name="Compare models").click()
+    assert page.get_by_text("This server has one model").is_visible()
+
+
+def test_two_models_side_by_side_behind_a_key(browser, detector: Detector, model_folder, files, tmp_path) -> None:
+    shutil.copytree(model_folder, tmp_path / "other")
+    other = Detector(str(tmp_path / "other"))
+    with serving(detector, other, api_key="secret") as running:
+        for page in open_page(browser, running.url):
+            page.get_by_role("alert").get_by_text("asks for a key").wait_for()
+            page.get_by_label("Key of this server").fill("secret")
+            page.keyboard.press("Enter")
+            page.locator("#key-form").wait_for(state="hidden")
+            page.get_by_role("tab", name="Compare models").click()
+            page.set_input_files("#compare-file", files["a.png"])
+            page.locator("#compare .explanation:not(.writing)").nth(1).wait_for()
+            shown = [
+                page.locator(f"#compare-{side}-verdict .facts").first.text_content() for side in ("first", "second")
+            ]
+            assert detector.name in shown[0]
+            assert other.name in shown[1]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_overflows(browser, server: Running, files, width: int) -> None:
+    for page in open_page(browser, server.url, viewport={"width": width, "height": 800}):
+        page.set_input_files("#single-file", files["a.png"])
+        page.locator(".explanation:not(.writing)").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.get_by_role("tab", name="Many images").click()
+        page.set_input_files("#batch-file", list(files.values()))
+        page.get_by_text("4 of 4 images").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,62 @@
+// A verdict in the document: the word, the probability on its scale, what stands behind it, and room for the reasons.
+
+import { element } from "./dom.js";
+
+const WORDS = { generated: "AI-generated", real: "Real", unsure: "Unsure" };
+
+export function renderVerdict(place, verdict) {
+  const card = element("div", verdict.label);
+  const word = element("p", "verdict-word", WORDS[verdict.label]);
+  const note = verdict.calibrated ? "calibrated on validation images" : "not calibrated: take it as a ranking";
+  const facts = element("ul", "facts");
+  const [low, high] = verdict.unsure_band;
+  const band = high > low ? `, unsure between ${low.toFixed(2)} and ${high.toFixed(2)}` : "";
+  for (const fact of [
+    `p_fake ${verdict.p_fake.toFixed(3)}, ${note}`,
+    `Operating point: generated above ${verdict.threshold.toFixed(2)}${band}`,
+    `Model ${verdict.model}, vlm-detect ${verdict.version}`,
+  ]) {
+    facts.append(element("li", "", fact));
+  }
+  const explanation = element("p", "explanation");
+  const warnings = element("div");
+  const warn = (sentences) =>
+    warnings.replaceChildren(...sentences.map((sentence) => element("p", "warning", `Contradiction: ${sentence}.`)));
+  warn(verdict.contradictions);
+  card.append(word, scale(verdict), facts, element("h2", "", "Why"), explanation, warnings);
+  if (verdict.provenance.length) card.append(...claims(verdict.provenance));
+  place.replaceChildren(card);
+  return { explanation, warn };
+}
+
+function scale({ p_fake, threshold, unsure_band: [low, high] }) {
+  const bar = element("div", "scale");
+  bar.setAttribute("role", "meter");
+  bar.setAttribute("aria-label", "Probability that the image is generated");
+  bar.setAttribute("aria-valuemin", 0);
+  bar.setAttribute("aria-valuemax", 1);
+  bar.setAttribute("aria-valuenow", p_fake.toFixed(3));
+  const part = (name, left, width) => {
+    const made = element("span", name);
+    made.style.left = `${100 * left}%`;
+    if (width !== undefined) made.style.width = `${100 * width}%`;
+    bar.append(made);
+  };
+  if (high > low) part("band", low, high - low);
+  part("threshold", threshold);
+  part("needle", p_fake);
+  const ends = element("div", "ends");
+  ends.append(element("span", "", "0 real"), element("span", "", "generated 1"));
+  const whole = element("div");
+  whole.append(bar, ends);
+  return whole;
+}
+
+function claims(provenance) {
+  const list = element("ul", "facts");
+  for (const fact of provenance) {
+    const claim = fact.claim ? ` (it claims to be ${fact.claim})` : "";
+    list.append(element("li", "", `${fact.source}: ${fact.text}${claim}`));
+  }
+  return [element("h2", "", "What the file says, which is no part of the verdict"), list];
+}
