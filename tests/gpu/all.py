@@ -1,0 +1,55 @@
+"""Run every GPU program, one after the other, each in a process of its own.
+
+    python tests/gpu/all.py --out eval/results/gpu            # all of them
+    python tests/gpu/all.py --only parity training
+
+What a program had written when it failed or ran out of its time stays; the exit status is 1 if one did.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.errors import UserError, run_main
+
+HERE = Path(__file__).parent
+PROGRAMS = {  # name: arguments of python, and the seconds that it may take
+    "parity": (["tests/gpu/parity.py"], 240),
+    "training": (["tests/gpu/training.py"], 420),
+    "scoring": (["tests/gpu/scoring.py"], 240),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = field(default="eval/results/gpu", metadata={"help": "A folder; each program writes NAME.json there."})
+    only: list[str] = field(default_factory=list, metadata={"help": f"Of {', '.join(PROGRAMS)}; default: all."})
+
+
+def main(argv: list[str]) -> None:
+    (config,) = parse_config([Config], argv, doc=__doc__)
+    if unknown := [name for name in config.only if name not in PROGRAMS]:
+        raise UserError(f"--only {' '.join(unknown)}: choose from {', '.join(PROGRAMS)}")
+    failed = []
+    for name in config.only or PROGRAMS:
+        arguments, limit_s = PROGRAMS[name]
+        command = [sys.executable, *arguments, "--out", str(Path(config.out).absolute() / f"{name}.json")]
+        print(f"== {' '.join(command[1:])}", flush=True)
+        started = time.perf_counter()
+        try:
+            status = subprocess.run(command, cwd=HERE.parents[1], timeout=limit_s).returncode
+        except subprocess.TimeoutExpired:
+            status = f"more than {limit_s} s"
+        print(f"== {name}: {time.perf_counter() - started:.0f} s, exit {status}", flush=True)
+        failed += [name] if status != 0 else []
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    run_main(main)
