@@ -25,8 +25,6 @@ from vlm_detect.models.moondream.family import MoondreamVLM
 
 POLARITIES = ["Is this image AI-generated?", "Is this image a real photo?"]
 OPTIONS = "Which is true? A. real, cropped B. real, rescaled C. generated, from text D. generated, by a VAE"
-    "Which is true? A. a real photo, cropped B. a real photo, rescaled C. generated, from text D. generated, by a VAE"
-)
 ANSWER_TOKENS = 3  # "Yes." and the end, or a letter, a full stop and the end
 CAPTION_TOKENS = 64
 
