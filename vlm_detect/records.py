@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from datasets import Features, Image, List, Value
 
 Label = Literal["real", "generated", "edited"]
 TwinKind = Literal["caption", "vae", "edit"]
+EditOperation = Literal["blur", "copy_move", "splice", "smear", "warp", "recolour", "removal", "inpaint"]
+EDIT_OPERATIONS: tuple[EditOperation, ...] = get_args(EditOperation)
 ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
 
 SOURCE_FEATURES = {
@@ -30,7 +32,8 @@ SOURCE_FEATURES = {
 EDIT_FEATURES = {
     "operation": Value("string"),
     "box": List(Value("int32")),  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
-    "strength": Value("float32"),
+    "strength": Value("float32"),  # mean absolute change within the box, of the full range
+    "donor": Value("string"),  # of a splice: the other photo, by the first 16 digits of its SHA-256
 }
 
 RECEIPT_FEATURES = {
@@ -96,7 +99,7 @@ class Reject:
 class Question:
     """What is asked about one image in training, and the answer that is learned."""
 
-    kind: Literal["yes_no", "true_false", "multiple_choice", "attribution", "explain"]
+    kind: Literal["yes_no", "true_false", "multiple_choice", "attribution", "operation", "place", "explain"]
     question: str
     answer: str
     # Which answer means "not a real photo": only for questions whose answer is a verdict.

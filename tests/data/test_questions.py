@@ -27,6 +27,8 @@ FAKE = Subject(label="generated", kind="caption", generator="sd3.5-large", capti
 EDITED = Subject(
     label="edited", kind="edit", edit={"operation": "blur", "box": [0, 0, 20, 20], "strength": 1.0}, size=(100, 100)
 )
+GENERATION = ["yes_no", "true_false", "multiple_choice", "attribution", "explain"]
+EDIT = ["yes_no", "true_false", "operation", "place", "explain"]
 OTHERS = ["a red barn in fields", "two cats on a bed", "a bowl of ripe fruit"]
 
 
@@ -37,9 +39,10 @@ def test_the_bi_lora_pair():
     assert [verdict_answer("real", p) for p in ("fake", "real")] == [NO, YES]
 
 
-@pytest.mark.parametrize("kind", QUESTION_KINDS)
-def test_every_kind_has_another_answer_for_a_real_and_a_generated_image(kind):
-    asked = [make_question(s, kind, "fake", random.Random(3), other_captions=OTHERS) for s in (REAL, FAKE)]
+@pytest.mark.parametrize(("topic", "kind"), [*(("generation", k) for k in GENERATION), *(("edit", k) for k in EDIT)])
+def test_every_kind_has_another_answer_for_either_class(topic, kind):
+    classes = (REAL, FAKE) if topic == "generation" else (REAL, EDITED)
+    asked = [make_question(s, kind, "fake", random.Random(3), topic=topic, other_captions=OTHERS) for s in classes]
     assert all(asked)
     assert asked[0].question == asked[1].question
     assert asked[0].answer != asked[1].answer
@@ -97,10 +100,33 @@ def test_reasons_say_what_was_done():
 
 
 @pytest.mark.parametrize(
-    ("box", "place"), [([0, 0, 10, 10], "upper left"), ([40, 40, 60, 60], "centre"), ([60, 10, 90, 30], "upper right")]
+    ("box", "place"),
+    [
+        ([0, 0, 10, 10], "upper left"),
+        ([40, 0, 60, 30], "top"),
+        ([60, 10, 90, 30], "upper right"),
+        ([0, 40, 40, 60], "left"),
+        ([40, 40, 60, 60], "centre"),
+        ([80, 30, 100, 60], "right"),
+        ([0, 90, 50, 100], "lower left"),
+        ([30, 60, 90, 100], "bottom"),
+        ([99, 99, 100, 100], "lower right"),
+    ],
 )
 def test_place_of(box, place):
     assert place_of(box, (100, 100)) == place
+
+
+def test_an_edit_is_told_in_words():
+    told = {kind: make_question(EDITED, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
+    assert (told["operation"].answer, told["place"].answer) == ("Blur.", "At the upper left.")
+    untouched = {kind: make_question(FAKE, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
+    assert (untouched["operation"].answer, untouched["place"].answer) == ("Nothing.", "Nowhere.")
+    choice = make_question(EDITED, "multiple_choice", "fake", random.Random(1), topic="edit")
+    options = dict(line.split(": ", 1) for line in choice.question.splitlines()[1:5])
+    assert options[choice.answer] == "Blur at the upper left."
+    assert sum("Blur" in text for text in options.values()) == sum("upper left" in t for t in options.values()) == 2
+    assert make_question(EDITED, "operation", "fake", random.Random(0)) is None
 
 
 def test_what_is_not_known_is_not_asked():

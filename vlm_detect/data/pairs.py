@@ -15,12 +15,13 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,10 +29,11 @@ from vlm_detect.config import write_run_json
 from vlm_detect.data.card import pair_card
 from vlm_detect.data.dataset_files import SplitWriter, written_whole
 from vlm_detect.data.decode import decode_image, standard_encoding
-from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, encode_image, like_source, resize
+from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, describe_jpeg, encode_image, like_source, resize
+from vlm_detect.data.selection import check_hold_out, is_held_out
 from vlm_detect.data.shards import read_plan, read_rejects, read_rows, write_rows
 from vlm_detect.data.sources import load_dataset
-from vlm_detect.data.splits import SPLITS, Split, find_duplicates, split_groups
+from vlm_detect.data.splits import SPLITS, Split, find_duplicates, join_groups, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES, REJECT_FEATURES, Reject
 
@@ -46,6 +48,9 @@ class PackConfig:
     validation: float = field(default=0.1, metadata={"help": "Part of the photos for validation."})
     test: float = field(default=0.2, metadata={"help": "Part of the photos for the test."})
     duplicate_bits: int = field(default=3, metadata={"help": "Photos whose 64-bit hashes differ by no more are one."})
+    hold_out: list[str] = field(
+        default_factory=list, metadata={"help": "source=GLOB of photos that go to a split of their own, unseen."}
+    )
     pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
 
 
@@ -68,6 +73,7 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
 
     `settings` are those of all steps, for `run.json`: by them a rerun sees that nothing is left to do.
     """
+    check_hold_out(config.hold_out)
     plan = read_plan(renders)
     rejects = [reject for shard in range(plan.shards) for reject in read_rejects(renders, shard)]
     splits = _split_photos(renders, plan.shards, config, rejects)
@@ -84,7 +90,7 @@ def _write_pairs(
     renders: Path,
     partial: Path,
     shards: int,
-    splits: dict[str, Split | None],
+    splits: dict[str, tuple[Split, str] | None],
     rejects: list[Reject],
     config: PackConfig,
     encode: EncodeConfig,
@@ -96,13 +102,14 @@ def _write_pairs(
     bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
     for shard in range(shards):
         for photo in read_rows(renders, shard):
-            if (split := splits.get(photo["id"])) is None:
+            if (place := splits.get(photo["id"])) is None:
                 continue
+            split, group = place
             # the second of two equal files would otherwise be packed as well
             splits[photo["id"]] = None
-            for row in _pair_rows(photo, config, encode):
+            for row in _pair_rows(photo, group, config, encode):
                 writer.write(split, row)
-                groups.setdefault(split, set()).add(row["group"])
+                groups.setdefault(split, set()).add(group)
                 counts["split"][split] += 1
                 counts["kind"][row["kind"]] += 1
                 counts["licence"][row["source"]["licence"] or "not stated"] += 1
@@ -132,56 +139,83 @@ def _write_pairs(
     return packed
 
 
-def _split_photos(renders: Path, shards: int, config: PackConfig, rejects: list[Reject]) -> dict[str, Split | None]:
-    """id -> split of each photo to pack; the repeated ones are appended to `rejects`."""
+def _split_photos(
+    renders: Path, shards: int, config: PackConfig, rejects: list[Reject]
+) -> dict[str, tuple[Split, str] | None]:
+    """id -> (split, group) of each photo to pack; the repeated ones are appended to `rejects`."""
     groups: dict[str, str] = {}
     phashes: dict[str, str] = {}
     names: dict[str, str] = {}
+    donors: dict[str, list[str]] = {}
     for shard in range(shards):
-        for row in read_rows(renders, shard, ["id", "group", "phash", "source"]):
+        for row in read_rows(renders, shard, ["id", "group", "phash", "source", "twins.list.element.edit"]):
             name = row["source"]["path_or_id"]
             if row["id"] in groups:
                 rejects.append(Reject(name, "pack", "duplicate", f"the same bytes as {names[row['id']]}"))
                 continue
             groups[row["id"]], phashes[row["id"]], names[row["id"]] = row["group"], row["phash"], name
+            donors[row["id"]] = [
+                twin["edit"]["donor"] for twin in row["twins"] if twin["edit"] and twin["edit"]["donor"]
+            ]
     for photo, first in find_duplicates(phashes, groups, distance=config.duplicate_bits).items():
         rejects.append(Reject(names[photo], "pack", "near_duplicate", f"looks like {names[first]}"))
-        del groups[photo]
-    splits = split_groups(groups.values(), validation=config.validation, test=config.test)
-    return {photo: splits[group] for photo, group in groups.items()}
+        # what was spliced from a photo that is left out comes from the one that it looks like
+        groups[photo] = groups[first]
+        names.pop(photo)
+    links = ((photo, donor) for photo, given in donors.items() for donor in given if donor in groups)
+    merged = join_groups(groups, links)
+    held_out = {merged[photo] for photo, name in names.items() if is_held_out(config.hold_out, "", name)}
+    if config.hold_out and not held_out:
+        raise UserError(f"--hold_out {' '.join(config.hold_out)}: no photo is from that source")
+    kept = {photo: merged[photo] for photo in groups if photo in names}
+    splits = split_groups(set(kept.values()) - held_out, validation=config.validation, test=config.test)
+    return {photo: ("unseen" if group in held_out else splits[group], group) for photo, group in kept.items()}
 
 
-def _pair_rows(photo: Mapping[str, Any], config: PackConfig, encode: EncodeConfig) -> Iterator[dict[str, Any]]:
-    """The rows of one photo: each of its twins beside the photo, both brought to one size and encoding."""
+def _pair_rows(
+    photo: Mapping[str, Any], group: str, config: PackConfig, encode: EncodeConfig
+) -> Iterator[dict[str, Any]]:
+    """The rows of one photo: each of its twins beside what it was made from, both brought to one size and encoding."""
     decoded = decode_image(photo["image"]["bytes"])
     jpeg = decoded.jpeg
     if jpeg is None and photo["source"]["jpeg_quality"]:
         jpeg = standard_encoding(photo["source"]["jpeg_quality"])  # a PNG that was cut from a JPEG
+    drawn = {(twin["kind"], twin["of"]): _opened(twin) for twin in photo["twins"]}
     for twin in photo["twins"]:
-        drawn = Image.open(io.BytesIO(twin["image"]["bytes"])).convert("RGB")
-        size = output_size(drawn.size, config.size)
-        cropped = crop_to_aspect(decoded.image, drawn.size)
-        aligned = like_source(drawn, size, cropped.size, jpeg)
+        image = drawn[twin["kind"], twin["of"]]
+        size = output_size(image.size, config.size)
+        cropped = crop_to_aspect(decoded.image, image.size)
+        is_edit, of_photo = twin["kind"] == "edit", twin["of"] == "photo"
+        if of_photo:
+            before, before_edit = resize(cropped, size), resize(cropped, image.size)
+        else:
+            before_edit = drawn[twin["of"], "photo"]
+            before = like_source(before_edit, size, cropped.size, jpeg)
+        after = with_edit(before, before_edit, image) if is_edit else like_source(image, size, cropped.size, jpeg)
+        recompressed = jpeg is not None and not (is_edit and of_photo)  # an edited photo has its compression already
         encoding = encode.describe() | {
             "filter": "lanczos",
-            "image_scale": round(size[0] / cropped.width, 4),
-            "twin_scale": round(size[0] / drawn.width, 4),
-            "twin_first": f"jpeg {jpeg.quality} at {cropped.width}x{cropped.height}" if jpeg else None,
+            "image_scale": round(size[0] / (cropped if of_photo else image).width, 4),
+            "twin_scale": round(size[0] / (cropped if is_edit and of_photo else image).width, 4),
+            "twin_first": f"jpeg {jpeg.quality} at {cropped.width}x{cropped.height}" if jpeg and recompressed else None,
+            "source_jpeg": describe_jpeg(jpeg),
         }
-        is_drawn = twin["kind"] == "caption"  # an autoencoder takes no steps and has no guidance
+        # an autoencoder takes no steps and has no guidance, an edit no model at all unless it paints
+        is_drawn = twin["kind"] == "caption" or (is_edit and twin["edit"]["operation"] == "inpaint")
+        generator = twin["edit"]["operation"] if is_edit and of_photo and not is_drawn else photo["generator"]
         pair_id = hashlib.sha256(f"{photo['id']}/{twin['kind']}/{photo['generator']}/{twin['seed']}".encode())
         yield {
             "pair_id": pair_id.hexdigest()[:16],
-            "group": photo["group"],
-            "image": {"bytes": encode_image(resize(cropped, size), encode), "path": None},
-            "image_label": "real",
-            "twin": {"bytes": encode_image(aligned, encode), "path": None},
+            "group": group,
+            "image": {"bytes": encode_image(before, encode), "path": None},
+            "image_label": "real" if of_photo else "generated",
+            "twin": {"bytes": encode_image(after, encode), "path": None},
             "kind": twin["kind"],
-            "generator": photo["generator"],
+            "generator": generator,
             "caption": photo["caption"],
             "prompt": twin["prompt"],
             "seed": twin["seed"],
-            "edit": None,
+            "edit": twin["edit"] and twin["edit"] | {"box": scaled_box(twin["edit"]["box"], image.size, size)},
             "source": photo["source"],
             "receipt": {
                 "captioner": photo["captioner"],
@@ -191,11 +225,40 @@ def _pair_rows(photo: Mapping[str, Any], config: PackConfig, encode: EncodeConfi
                 "guidance": photo["guidance"] if is_drawn else None,
                 "scheduler": photo["scheduler"] if is_drawn else None,
                 "dtype": photo["dtype"],
-                "quantization": None,
+                "quantization": photo["quantization"],
                 "batch": twin["batch"],
                 "encode": json.dumps(encoding),
             },
         }
+
+
+def _opened(twin: Mapping[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(twin["image"]["bytes"])).convert("RGB")
+
+
+def with_edit(before: Image.Image, before_edit: Image.Image, edited: Image.Image) -> Image.Image:
+    """`before` with what was changed between `before_edit` and `edited`, which may be of another size.
+
+    Only the difference is added, which is zero outside the box: where sizes agree the edit is as it was drawn, and a
+    resized one takes nothing with it but its own resizing.
+    """
+    was, is_now = (np.asarray(resize(image, before.size), dtype=np.int16) for image in (before_edit, edited))
+    changed = np.asarray(before, dtype=np.int16) + (is_now - was)
+    return Image.fromarray(changed.clip(0, 255).astype(np.uint8))
+
+
+def scaled_box(box: Sequence[int], size: tuple[int, int], to: tuple[int, int]) -> list[int]:
+    """A box of an image of `size` in its copy of size `to`, with the few pixels into which the filter carries it."""
+    if size == to:
+        return list(box)
+    scaled = []
+    for start, stop, length, new in ((box[0], box[2], size[0], to[0]), (box[1], box[3], size[1], to[1])):
+        reach = 3 * max(1.0, new / length)  # Lanczos reads three pixels to either side, of the coarser grid
+        scaled.append(
+            (max(0, math.floor(start * new / length - reach)), min(new, math.ceil(stop * new / length + reach)))
+        )
+    (x0, x1), (y0, y1) = scaled
+    return [x0, y0, x1, y1]
 
 
 def output_size(twin_size: tuple[int, int], side: int | None) -> tuple[int, int]:

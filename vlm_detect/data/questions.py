@@ -6,7 +6,8 @@
 The Bi-LoRA pair, "Is this image AI-generated?" with "Yes." or "No.", is asked in both polarities; beside it stand
 true/false statements, multiple choice, the generator's name and an open explanation. Every answer, reasons included,
 follows from what was really done to the image. "AI-generated?" is asked of real and generated images only (topic
-"generation"); topic "edit" asks edited images, and the untouched ones beside them, what was changed and where.
+"generation"); topic "edit" asks edited images, and the untouched ones beside them, what was changed and where: its own
+kinds are "operation" and "place", and each topic passes over the kinds of the other.
 
 A multiple choice has two options of each verdict, so that a verdict alone does not give the letter. Options of one
 question are made of the same phrases, and the false caption is the one nearest in length to the true one, so that
@@ -20,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vlm_detect.records import Label, Question, TwinKind
+from vlm_detect.records import EDIT_OPERATIONS, Label, Question, TwinKind
 
-QuestionKind = Literal["yes_no", "true_false", "multiple_choice", "attribution", "explain"]
+QuestionKind = Literal["yes_no", "true_false", "multiple_choice", "attribution", "operation", "place", "explain"]
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 Polarity = Literal["fake", "real"]
 Topic = Literal["generation", "edit"]
@@ -49,12 +50,14 @@ ATTRIBUTION_QUESTION = "What made this image?"
 CAMERA = "A camera."
 EXPLAIN_QUESTION = "Is this image real or AI-generated? Explain your answer."
 EDIT_EXPLAIN_QUESTION = "Was a part of this image altered? Explain your answer."
+OPERATION_QUESTION = "What was done to a part of this image?"
+PLACE_QUESTION = "Where was this image altered?"
+NOTHING, NOWHERE = "Nothing.", "Nowhere."
 UNALTERED = "Not altered. No part of it was changed afterwards."
 
 LETTERS = "ABCDEFGH"
-PLACES = ("upper left", "upper right", "lower left", "lower right", "centre")
-# Stand-ins for the wrong operation of an edit's multiple choice.
-EDIT_OPERATIONS = ("copy_move", "splice", "inpaint", "blur", "removal", "recolour")
+# The ninths of an image, row by row.
+PLACES = ("upper left", "top", "upper right", "left", "centre", "right", "lower left", "bottom", "lower right")
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,9 @@ def lettered(question: str, options: Sequence[str]) -> str:
 
 
 def place_of(box: Sequence[int], size: tuple[int, int]) -> str:
-    """The word for where `box` (x0, y0, x1, y1) lies in an image of `size`: a quadrant, or the middle third."""
-    x, y = (box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]
-    if max(abs(x - 0.5), abs(y - 0.5)) < 1 / 6:
-        return "centre"
-    return f"{'upper' if y < 0.5 else 'lower'} {'left' if x < 0.5 else 'right'}"
+    """The word for the ninth of an image of `size` in which the middle of `box` (x0, y0, x1, y1) lies."""
+    column, row = (min(2, 3 * (box[i] + box[i + 2]) // (2 * size[i])) for i in (0, 1))
+    return PLACES[3 * row + column]
 
 
 def draw_questions(
@@ -110,7 +111,7 @@ def draw_questions(
     for lap, polarity in enumerate(polarities):
         for i in range(len(kinds)):
             kind = kinds[(start + i) % len(kinds)]
-            if lap and kind in ("attribution", "explain"):  # these have no opposite polarity
+            if lap and kind in ("attribution", "operation", "place", "explain"):  # these have no opposite polarity
                 continue
             own_rng = random.Random(f"{seed}:{lap}:{kind}")
             question = make_question(subject, kind, polarity, own_rng, topic=topic, other_captions=other_captions)
@@ -144,7 +145,9 @@ def make_question(
         if subject.label == "real":
             return Question(kind, ATTRIBUTION_QUESTION, CAMERA)
         return Question(kind, ATTRIBUTION_QUESTION, f"{subject.generator}.") if subject.generator else None
-    return Question(kind, EXPLAIN_QUESTION, explanation(subject))
+    if kind == "explain":
+        return Question(kind, EXPLAIN_QUESTION, explanation(subject))
+    return None
 
 
 def explanation(subject: Subject, topic: Topic = "generation") -> str:
@@ -152,8 +155,10 @@ def explanation(subject: Subject, topic: Topic = "generation") -> str:
     if topic == "edit":
         if subject.label != "edited":
             return UNALTERED
-        what = _edit_words(subject.edit, subject.size)
-        return f"Altered. {what[0].upper()}{what[1:]}." if what else "Altered. A part of it was changed afterwards."
+        if not subject.edit or not subject.edit.get("operation"):
+            return "Altered. A part of it was changed afterwards."
+        place = _place(subject)
+        return f"Altered. {_capital(_words(subject.edit['operation']))}{f' at the {place}' if place else ''}."
     if subject.label == "real":
         return "Real. A camera took this photo, and nothing in it was generated."
     by = f" by {subject.generator}" if subject.generator else ""
@@ -173,6 +178,14 @@ def _edit_question(subject: Subject, kind: QuestionKind, polarity: Polarity, rng
         return Question(kind, statement, TRUE if agrees else FALSE)
     if kind == "multiple_choice":
         return _edit_choice(subject, rng)
+    if kind == "operation":
+        told = subject.edit.get("operation") if subject.edit else None
+        answer = NOTHING if subject.label != "edited" else f"{_capital(_words(told))}." if told else None
+        return Question(kind, OPERATION_QUESTION, answer) if answer else None
+    if kind == "place":
+        place = _place(subject)
+        answer = NOWHERE if subject.label != "edited" else f"At the {place}." if place else None
+        return Question(kind, PLACE_QUESTION, answer) if answer else None
     if kind == "explain":
         return Question(kind, EDIT_EXPLAIN_QUESTION, explanation(subject, "edit"))
     return None
@@ -196,13 +209,14 @@ def _content_choice(subject: Subject, rng: random.Random, other_captions: Sequen
 
 def _edit_choice(subject: Subject, rng: random.Random) -> Question | None:
     """Two operations at two places, one pair of them true."""
-    if subject.label != "edited" or not subject.edit or not subject.edit.get("box") or not subject.size:
+    place = _place(subject)
+    if subject.label != "edited" or not subject.edit or not place:
         return None
-    operation, place = subject.edit["operation"], place_of(subject.edit["box"], subject.size)
+    operation = subject.edit["operation"]
     wrong_operation = rng.choice([name for name in EDIT_OPERATIONS if name != operation])
     wrong_place = rng.choice([name for name in PLACES if name != place])
     options = [
-        (f"{op.replace('_', ' ')} at the {where}.", op == operation and where == place)
+        (f"{_capital(_words(op))} at the {where}.", op == operation and where == place)
         for op in (operation, wrong_operation)
         for where in (place, wrong_place)
     ]
@@ -215,9 +229,15 @@ def _choice(question: str, options: list[tuple[str, bool]], rng: random.Random) 
     return Question("multiple_choice", lettered(question, [text for text, _ in options]), letter)
 
 
-def _edit_words(edit: Mapping[str, Any] | None, size: tuple[int, int] | None) -> str:
-    """Such as "blur at the upper left", as much of it as is known."""
-    if not edit or not edit.get("operation"):
-        return ""
-    words = str(edit["operation"]).replace("_", " ")
-    return f"{words} at the {place_of(edit['box'], size)}" if edit.get("box") and size else words
+def _place(subject: Subject) -> str:
+    """Where the edit is, in a word; empty where that is not known."""
+    box = subject.edit.get("box") if subject.edit else None
+    return place_of(box, subject.size) if box and subject.size else ""
+
+
+def _words(operation: str) -> str:
+    return operation.replace("_", " ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

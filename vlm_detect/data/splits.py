@@ -47,10 +47,26 @@ def find_duplicates(phashes: Mapping[str, str], groups: Mapping[str, str], *, di
 
 
 def merge_groups(phashes: Mapping[str, str], groups: Mapping[str, str], *, distance: int = 3) -> dict[str, str]:
-    """id -> its group, after groups that hold near copies of each other became one (the first's name stays).
+    """id -> its group, after groups that hold near copies of each other became one.
 
     For sets where near copies have to be kept, as a photo and its edit are: they only must not be torn apart.
     """
+    by_value: dict[int, str] = {}
+    seen = _Near(distance)
+    alike: list[tuple[str, str]] = []
+    for photo, phash in phashes.items():
+        value = int(phash, 16)
+        if value in by_value:
+            alike.append((photo, by_value[value]))
+            continue
+        alike += [(photo, other) for other in seen.near(value)]
+        by_value[value] = photo
+        seen.add(photo, value)
+    return join_groups(groups, alike)
+
+
+def join_groups(groups: Mapping[str, str], links: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """id -> its group, after the groups of each two linked ids became one; it bears the second's name."""
     parent: dict[str, str] = {group: group for group in groups.values()}
 
     def root(group: str) -> str:
@@ -58,17 +74,8 @@ def merge_groups(phashes: Mapping[str, str], groups: Mapping[str, str], *, dista
             parent[group] = group = parent[parent[group]]
         return group
 
-    by_value: dict[int, str] = {}
-    seen = _Near(distance)
-    for photo, phash in phashes.items():
-        value = int(phash, 16)
-        if value in by_value:
-            parent[root(groups[photo])] = root(groups[by_value[value]])
-            continue
-        for other in seen.near(value):
-            parent[root(groups[photo])] = root(groups[other])
-        by_value[value] = photo
-        seen.add(photo, value)
+    for one, other in links:
+        parent[root(groups[one])] = root(groups[other])
     return {photo: root(group) for photo, group in groups.items()}
 
 

@@ -1,0 +1,67 @@
+"""Edits as a part of the render step: one of each photo and one of its first twin, drawn by `edits.py`.
+
+A photo's edit makes a pair of real against edited, a twin's one of generated against edited. A splice takes from
+another photo of the shard; its id is recorded, so that the two photos can be kept in one split.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError  # the one exception whose message argparse shows
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from PIL import Image
+
+from vlm_detect.data.decode import ImageRejected
+from vlm_detect.data.edits import Place, draw_edit
+from vlm_detect.records import EDIT_OPERATIONS, EditOperation
+
+
+class EditOperations(str):
+    """Operations with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> EditOperations:
+        if unknown := [name for name in text.split(",") if name not in EDIT_OPERATIONS]:
+            raise ArgumentTypeError(f"known edits are {', '.join(EDIT_OPERATIONS)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(name for name in EDIT_OPERATIONS if name in text.split(",")))
+
+    @property
+    def operations(self) -> list[EditOperation]:
+        return [cast(EditOperation, name) for name in self.split(",")]
+
+
+@dataclass(frozen=True)
+class EditSubject:
+    """An image to put an edit into."""
+
+    of: str  # "photo", or the kind of a twin
+    image: Image.Image
+    seed: int
+    donor: tuple[str, Image.Image] | None  # (id, pixels) of another photo
+    paint: Callable[[Image.Image, Place, int], Image.Image] | None  # what paints a place of it anew, from a seed
+
+
+def draw_edits(
+    subjects: Sequence[EditSubject], operations: Sequence[EditOperation]
+) -> Iterator[tuple[EditSubject, dict[str, Any], Image.Image | ImageRejected]]:
+    """(subject, what the column `edit` says, the edited image or why there is none) for each."""
+    for subject in subjects:
+        try:
+            edited = draw_edit(
+                subject.image,
+                subject.seed,
+                operations=operations,
+                donor=subject.donor[1] if subject.donor else None,
+                paint=subject.paint,
+            )
+        except ImageRejected as rejected:
+            yield subject, {}, rejected
+            continue
+        facts = {
+            "operation": edited.operation,
+            "box": list(edited.box),
+            "strength": edited.strength,
+            "donor": subject.donor[0] if subject.donor and edited.operation == "splice" else None,
+        }
+        yield subject, facts, edited.image
