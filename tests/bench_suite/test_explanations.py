@@ -7,7 +7,8 @@ from vlm_detect.bench.parse import parse_explanation
 from vlm_detect.bench.prompts import prompts_of
 from vlm_detect.bench.score import generated_result, scored_result
 from vlm_detect.data.questions import EDIT_EXPLAIN_QUESTION, EXPLAIN_QUESTION, Subject, explanation
-from vlm_detect.records import Item
+from vlm_detect.data.questions import PLACES as DATA_PLACES
+from vlm_detect.records import EDIT_OPERATIONS, Item
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,18 @@ def test_what_we_train_is_read_back() -> None:
     assert names(text, "copy move", OPERATIONS)
     assert names(text, "upper left", PLACES)
     assert parse_explanation(explanation(Subject("real"), "edit"), "edit") is False
+
+
+def test_every_edit_that_we_explain_is_read_back() -> None:
+    for operation in EDIT_OPERATIONS:
+        for i, place in enumerate(DATA_PLACES):
+            x, y = 30 * (i % 3), 30 * (i // 3)
+            edit = {"operation": operation, "box": [x, y, x + 30, y + 30]}
+            text = explanation(Subject("edited", edit=edit, size=(90, 90)), "edit")
+            assert names(text, operation.replace("_", " "), OPERATIONS)
+            assert [name for name in DATA_PLACES if names(text, name, PLACES)] == [place]
+    assert names("It was altered at the top centre.", "top", PLACES)
+    assert names("Something in the middle was blurred.", "centre", PLACES)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ _OPERATIONS = {
     "inpaint": r"inpaint\w*|painted (?:in|over|anew)|filled in|repainted",
     "blur": r"blur\w*|smoothed",
     "removal": r"remov\w+|eras\w+|deleted",
+    "smear": r"smear\w*|smudg\w*",
+    "warp": r"warp\w*|twist\w*|swirl\w*",
     "recolour": r"recolou?r\w*|colou?r (?:was |is )?(?:changed|shifted|altered)|tinted",
 }
 _PLACES = {
@@ -55,7 +57,12 @@ _PLACES = {
     "upper right": r"(?:upper|top)[ -]right",
     "lower left": r"(?:lower|bottom)[ -]left",
     "lower right": r"(?:lower|bottom)[ -]right",
-    "centre": r"cent(?:re|er)|middle",
+    # "The top" is not "the top left", and "the left" is not "the upper left".
+    "top": r"(?:upper|top)(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))",
+    "bottom": r"(?:lower|bottom)(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))",
+    "left": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])left",
+    "right": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])right",
+    "centre": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])(?:cent(?:re|er)|middle)",
 }
 _NOT = re.compile(r"\b(?:no|not|never|nothing|none|without|free of|free from|lacks?|absence of|\w+n't)\b")
 _CLAUSE = re.compile(r"[,;:]|\b(?:but|although|however|while)\b")
