@@ -7,7 +7,8 @@
 
 Images are encoded in one batch of the tower and laid into the decoder's cache once; the prefix stays in memory (bounded
 in bytes, oldest out first) for later calls. All questions and candidate answers of an image then ride behind it in one
-packed row. `vlm_detect.infer.reference` is the plain path that this one must agree with.
+packed row. `vlm_detect.infer.reference` is the plain path that this one must agree with; models whose image prefix
+depends on what follows it take it instead.
 """
 
 from __future__ import annotations
@@ -24,31 +25,20 @@ from transformers.cache_utils import DynamicCache
 
 from ..errors import UserError
 from ..models.base import VLM
+from .asks import Ask, CandidateScore, greedy
 from .packing import Packed, pad_packed
-
-Prefix = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (1, H, P, D)
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A question and the answers whose probabilities are wanted: whole ones, or (`whole=False`) ways to begin."""
-
-    question: str
-    candidates: tuple[str, ...]
-    whole: bool = True
+from .reference import generate_plain, score_plain, stream_plain
 
 
 @dataclass(frozen=True)
-class CandidateScore:
-    """Summed log-probability of an answer's tokens, a whole one's end of text included, and how many they are."""
+class Prefix:
+    """An image as it lies in the decoder's cache; text behind it starts at position `len(prefix) + shift`."""
 
-    logprob: float
-    n_tokens: int
+    layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, (1, H, P, D)
+    shift: int = 0
 
-
-def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) to the likeliest id of each (...)."""
-    return logits.argmax(-1)
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[2]
 
 
 class Engine:
@@ -90,12 +80,16 @@ class Engine:
     @torch.inference_mode()
     def prefill(self, embeds: torch.Tensor) -> list[Prefix]:
         """The prefix of each of (B, N, D) image embeddings, laid into the decoder together; none is kept."""
-        cache = DynamicCache()
-        inputs = self.vlm.prefix_inputs(embeds)
-        self.vlm.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
-        # Copies, so that one image's prefix does not keep the whole batch's memory alive.
-        return [[(k[i : i + 1].clone(), v[i : i + 1].clone()) for k, v in layers] for i in range(len(embeds))]
+        found: dict[int, Prefix] = {}
+        for alike in self.vlm.alike(embeds):
+            cache = DynamicCache()
+            some: Any = embeds if len(alike) == len(embeds) else [embeds[i] for i in alike]
+            self.vlm.model(**self.vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            layers = [(layer.keys, layer.values) for layer in cache.layers]
+            for row, (i, shift) in enumerate(zip(alike, self.vlm.shifts(len(alike)), strict=True)):
+                # Copies, so that one image's prefix does not keep the whole batch's memory alive.
+                found[i] = Prefix([(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v in layers], shift)
+        return [found[i] for i in range(len(embeds))]
 
     def _hold(self, key: bytes, prefix: Prefix) -> None:
         size = prefix_bytes(prefix)
@@ -116,23 +110,34 @@ class Engine:
 
     def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
         """Log-probabilities of whole answers: for each image, for each of its asks, one score a candidate."""
+        if not self.vlm.caches:
+            return [
+                [[score_plain(self.vlm, image, a.question, one, whole=a.whole) for one in a.candidates] for a in some]
+                for image, some in zip(images, asks, strict=True)
+            ]
         scores: list[list[list[CandidateScore]]] = []
         for some_images, some_asks in batches(images, asks, self.batch_images):
-            scores += self.score_prefixes(self.prefixes(some_images), some_asks)
+            prefixes = self.prefixes(some_images)
+            found: dict[int, list[list[CandidateScore]]] = {}
+            for alike in equal_lengths(prefixes):
+                scored = self.score_prefixes([prefixes[i] for i in alike], [some_asks[i] for i in alike])
+                found |= dict(zip(alike, scored, strict=True))
+            scores += [found[i] for i in range(len(prefixes))]
         return scores
 
     @torch.inference_mode()
     def score_prefixes(
         self, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
     ) -> list[list[list[CandidateScore]]]:
-        """As `score`, behind prefixes that make one batch."""
+        """As `score`, behind prefixes of one length that make one batch."""
         rows, spans = zip(*(self._pack(image_asks) for image_asks in asks), strict=True)
-        prefix_length = prefixes[0][0][0].shape[2]
+        prefix_length = len(prefixes[0])
         self._check_length(prefix_length + max(end for row in rows for end in row.ends))
         ids, positions, mask = pad_packed(rows, prefix_length, self.vlm.eos_token_id)
         # Logits are made only where an answer's token is predicted: of a few positions, not of every one.
         needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
         place = {position: i for i, position in enumerate(needed)}
+        positions += torch.tensor([[prefix.shift] for prefix in prefixes])
         ids, positions, mask = (part.to(self.vlm.device) for part in (ids, positions, mask))
         logits_at = torch.tensor(needed, device=self.vlm.device)
         logits = self._forward(ids, positions, mask, stack_prefixes(prefixes), logits_at)
@@ -176,14 +181,11 @@ class Engine:
         dtype = self.vlm.model.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
-    @property
-    def _context(self) -> int:
-        return int(self.vlm.model.config.get_text_config().max_position_embeddings)
-
     def _check_length(self, length: int) -> None:
-        if length > self._context:
+        if length > self.vlm.context:
             raise UserError(
-                f"image and prompt make {length} tokens, the model's context is {self._context}: shorten the question"
+                f"image and prompt make {length} tokens, the model's context is {self.vlm.context}: "
+                "shorten the question"
             )
 
     # Generation
@@ -220,6 +222,11 @@ class Engine:
         Greedy answers to all prompts of an image grow side by side behind one prefix. `options` (sampling, a streamer)
         go through transformers' generate, one row a prompt.
         """
+        if not (self.vlm.packs or (self.vlm.caches and not options)):
+            return [
+                [generate_plain(self.vlm, image, prompt, max_new_tokens, **options) for prompt in some]
+                for image, some in zip(images, prompts, strict=True)
+            ]
         answers: list[list[str]] = [[] for _ in images]
         if not options:
             for start in range(0, len(images), self.batch_images):
@@ -238,22 +245,26 @@ class Engine:
         """How many tokens can follow `prompt` behind an image; UserError where there is no place for one."""
         length = len(self.vlm.prefix_ids()) + len(prompt)
         self._check_length(length + 1)
-        return self._context - length
+        return self.vlm.context - length
 
     def _generate_packed(
         self, images: Sequence[Image.Image], prompts: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
     ) -> list[list[str]]:
         """Greedy answers to every prompt of every image."""
-        for prompt in (prompt for some in prompts for prompt in some):
-            self._check_length(len(self.vlm.prefix_ids()) + len(prompt) + max_new_tokens)
-        steps = list(self.stream(images, prompts, max_new_tokens))
-        if not steps:
-            return [[] for _ in images]
-        ids_of, eos = torch.stack(steps, dim=-1).tolist(), self.vlm.eos_token_id  # (B, prompts, steps)
-        return [
-            [self.vlm.decode(until(tokens, eos)).strip() for tokens in row_ids[: len(row)]]
-            for row, row_ids in zip(prompts, ids_of, strict=True)
-        ]
+        answers: list[list[str]] = [[] for _ in images]
+        prefixes = self.prefixes(images)
+        for alike in equal_lengths(prefixes):
+            some = [prompts[i] for i in alike]
+            for prompt in (prompt for row in some for prompt in row):
+                self._check_length(len(prefixes[alike[0]]) + len(prompt) + max_new_tokens)
+            steps = list(self._stream([prefixes[i] for i in alike], some, max_new_tokens))
+            if not steps:
+                continue
+            ids_of, eos = torch.stack(steps, dim=-1).tolist(), self.vlm.eos_token_id  # (B, prompts, steps)
+            for i, row_ids in zip(alike, ids_of, strict=True):
+                texts = [self.vlm.decode(until(tokens, eos)).strip() for tokens in row_ids[: len(prompts[i])]]
+                answers[i] = texts
+        return answers
 
     @torch.inference_mode()
     def stream(
@@ -267,8 +278,23 @@ class Engine:
 
         Yields ids (images, most prompts of an image): the next token of each prompt, the end of text for those that
         have ended or are not there. `choose` turns logits (images, prompts, vocabulary) into ids. The images make one
-        batch, and the caller sees to it that no prompt is followed for longer than there is `room`.
+        batch, of prefixes of one length, and the caller sees to it that no prompt is followed for longer than there is
+        `room`.
         """
+        if self.vlm.caches:
+            yield from self._stream(self.prefixes(images), prompts, max_new_tokens, choose)
+        else:
+            yield from stream_plain(self.vlm, images, prompts, max_new_tokens, choose)
+
+    @torch.inference_mode()
+    def _stream(
+        self,
+        prefixes: Sequence[Prefix],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        max_new_tokens: int,
+        choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
+    ) -> Iterator[torch.Tensor]:
+        """As `stream`, behind prefixes of one length."""
         rows = []
         for image_prompts in prompts:
             rows.append(Packed())
@@ -277,16 +303,17 @@ class Engine:
         width = max(len(row.ends) for row in rows)  # prompts an image
         if not width:
             return
-        prefixes = self.prefixes(images)
-        prefix_length = prefixes[0][0][0].shape[2]
+        prefix_length = len(prefixes[0])
         device, eos = self.vlm.device, self.vlm.eos_token_id
         ids, positions, mask = (part.to(device) for part in pad_packed(rows, prefix_length, eos))
+        shifts = torch.tensor([[prefix.shift] for prefix in prefixes], device=device)
+        positions += shifts
         cache = stack_prefixes(prefixes)
         # Of each row and prompt: where it ends, what it may see, and whether it is there at all.
         there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows], device=device)
         last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
         next_position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)
-        next_position += prefix_length
+        next_position += prefix_length + shifts
         seen = mask.gather(2, last[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))  # (B, 1, prompts, P + T)
         itself = torch.eye(width, dtype=torch.bool, device=device).expand(len(rows), 1, -1, -1)
 
@@ -318,7 +345,7 @@ class Engine:
         """Logits (B, positions, V) behind packed tokens (B, T); at all of them where `logits_at` is None."""
         return self.vlm.model(
             input_ids=ids,
-            position_ids=positions,
+            position_ids=self.vlm.position_ids(positions),
             attention_mask=self._mask(mask),
             past_key_values=cache,
             use_cache=True,
@@ -365,14 +392,25 @@ def image_key(image: Image.Image) -> bytes:
 
 
 def prefix_bytes(prefix: Prefix) -> int:
-    return sum(tensor.nbytes for pair in prefix for tensor in pair)
+    return sum(tensor.nbytes for pair in prefix.layers for tensor in pair)
 
 
 def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
     """A fresh cache whose row i holds prefix i; what is appended to it leaves the prefixes alone."""
     return DynamicCache(
-        [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*prefixes, strict=True)]
+        [
+            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
+            for layer in zip(*(prefix.layers for prefix in prefixes), strict=True)
+        ]
     )
+
+
+def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
+    """The indices of prefixes of one length, group by group."""
+    groups: dict[int, list[int]] = {}
+    for i, prefix in enumerate(prefixes):
+        groups.setdefault(len(prefix), []).append(i)
+    return list(groups.values())
 
 
 def batches(

@@ -1,41 +1,98 @@
-"""The plain path: one forward pass for each (image, question, answer), nothing cached, nothing packed, batch one.
+"""The plain path: everything is read anew for every answer, nothing cached, nothing packed, batch one.
 
-Slow, short and obviously right; the engine is tested against it.
+Right for every model, and slow. The engine takes it for models whose image prefix depends on what follows it, and is
+tested against it for all others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import torch
 from PIL import Image
 
+from ..errors import UserError
 from ..models.base import VLM
-from .engine import CandidateScore
+from ..train.packing import Answered, Row, stack_rows
+from .asks import CandidateScore, greedy
 
 
 @torch.inference_mode()
-def score_plain(vlm: VLM, image: Image.Image, question: str, answer: str) -> CandidateScore:
-    """The log-probability of `answer` to `question` about `image`."""
-    answer_ids = vlm.answer_ids(answer)
-    inputs = vlm.prefix_inputs(vlm.encode(vlm.prepare([image])))
-    rest = torch.tensor([[*vlm.question_ids(question), *answer_ids]], device=vlm.device)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], rest], dim=1)
-    logits = vlm.model(**inputs, use_cache=False).logits[0, -len(answer_ids) - 1 : -1].float()
+def score_plain(vlm: VLM, image: Image.Image, question: str, answer: str, *, whole: bool = True) -> CandidateScore:
+    """The log-probability of `answer` to `question` about `image`; of its end too, if it is the whole answer."""
+    ids = vlm.answer_ids(answer)
+    ids = ids if whole else ids[:-1]
+    inputs = plain_inputs(vlm, image, vlm.question_ids(question), ids)
+    logits = vlm.model(**inputs, use_cache=False).logits[0, -len(ids) - 1 : -1].float()
     logprobs = logits.log_softmax(-1)
-    total = sum(float(row[token]) for row, token in zip(logprobs, answer_ids, strict=True))
-    return CandidateScore(total, len(answer_ids))
+    return CandidateScore(sum(float(row[token]) for row, token in zip(logprobs, ids, strict=True)), len(ids))
 
 
 @torch.inference_mode()
-def generate_plain(vlm: VLM, image: Image.Image, prompt_ids: list[int], max_new_tokens: int) -> str:
-    """Greedy text behind `prompt_ids` about `image`, the image read anew."""
-    inputs = vlm.prefix_inputs(vlm.encode(vlm.prepare([image])))
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([prompt_ids], device=vlm.device)], dim=1)
+def generate_plain(vlm: VLM, image: Image.Image, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any) -> str:
+    """Text behind `prompt_ids` (after the image prefix), greedy unless `options` of transformers' generate say else."""
+    inputs = plain_inputs(vlm, image, prompt_ids)
     output = vlm.model.generate(
         **inputs,
-        attention_mask=torch.ones_like(inputs["input_ids"]),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         pad_token_id=vlm.eos_token_id,
         eos_token_id=vlm.eos_token_id,
+        **{"do_sample": False, **options},
     )
-    return vlm.decode(output[0, inputs["input_ids"].shape[1] :].tolist()).strip()
+    read = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # from embeddings, only new ids come back
+    return vlm.decode([token for token in output[0, read:].tolist() if token != vlm.eos_token_id]).strip()
+
+
+@torch.inference_mode()
+def stream_plain(
+    vlm: VLM,
+    images: Sequence[Image.Image],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    max_new_tokens: int,
+    choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
+) -> Iterator[torch.Tensor]:
+    """As `Engine.stream`; each step reads the image again."""
+    width, eos = max(map(len, prompts)), vlm.eos_token_id
+    if not width:
+        return
+    written: list[list[list[int]]] = [[[] if i < len(row) else [eos] for i in range(width)] for row in prompts]
+    for _ in range(max_new_tokens):
+        step = torch.full((len(images), width), eos, device=vlm.device)
+        for b, (image, row) in enumerate(zip(images, prompts, strict=True)):
+            for i, prompt in enumerate(row):
+                if written[b][i][-1:] != [eos]:
+                    inputs = plain_inputs(vlm, image, prompt, written[b][i])
+                    logits = vlm.model(**inputs, use_cache=False).logits[:, -1:]
+                    if written[b][i] and vlm.first_only_ids:
+                        logits[..., list(vlm.first_only_ids)] = -torch.inf
+                    step[b, i] = choose(logits)[0, 0]
+                    written[b][i].append(int(step[b, i]))
+        yield step
+        if all(ids[-1] == eos for row in written for ids in row):
+            return
+
+
+def plain_inputs(vlm: VLM, image: Image.Image, prompt: Sequence[int], answer: Sequence[int] = ()) -> dict[str, Any]:
+    """Arguments of one forward over [image prefix, prompt, answer]."""
+    prepared = vlm.prepare([image])
+    prefix = vlm.prefix_ids() if vlm.packs else vlm.prefix_rows(prepared)[0]
+    length = len(prefix) + len(prompt) + len(answer)
+    if length > vlm.context:
+        raise UserError(
+            f"image and prompt make {length} tokens, the model's context is {vlm.context}: shorten the question"
+        )
+    if not vlm.packs:
+        row = Row()
+        row.add(0, prefix, [Answered(list(prompt), list(answer))])
+        batch = {"row_images": torch.tensor([0]), **stack_rows([row], vlm.eos_token_id)}
+        return vlm.unpacked_inputs(prepared, batch)
+    inputs: dict[str, Any] = vlm.prefix_inputs(vlm.encode(prepared))
+    rest = torch.tensor([[*prompt, *answer]], device=vlm.device)
+    if "inputs_embeds" in inputs:
+        embeds = vlm.model.get_input_embeddings()(rest)
+        inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], embeds], dim=1)
+    else:
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], rest], dim=1)
+    inputs["attention_mask"] = torch.ones((1, length), dtype=torch.long, device=vlm.device)
+    return inputs

@@ -4,7 +4,8 @@ An image becomes a prefix of fixed content that any number of prompts can follow
 
     images --prepare--> tensors --encode--> image embeddings --prefix_inputs--> the cached prefix | prompt | answer
 
-The trainer and the engine know models through this class alone, so that a new family is one file.
+The trainer and the engine know models through this class alone, so that a new family is one file. Two class attributes
+say what a family allows; where it does not, `unpacked_inputs` gives the plain form, one question a row.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class VLM(ABC):
     """
 
     two_way_prefix: bool = False  # whether the positions of an image's prefix attend to each other in both directions
+    packs: bool = True  # training: all prefixes have one length, and rows may hold several questions and images
+    caches: bool = True  # inference: what follows an image changes nothing of its prefix, which can be laid once
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         self.model = model
@@ -62,6 +65,32 @@ class VLM(ABC):
     @abstractmethod
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Arguments of the model's forward that lay the image prefix of (B, N, D) embeddings into an empty cache."""
+
+    def prefix_rows(self, prepared: Any) -> list[list[int]]:
+        """The ids of each prepared image's prefix, for families whose prefixes differ."""
+        raise NotImplementedError
+
+    def unpacked_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the model's forward for rows of one image with one question each (see `train.packing`); for
+        families that do not pack."""
+        raise NotImplementedError
+
+    def alike(self, embeds: Any) -> list[list[int]]:
+        """Which of the images (their indices in what `encode` gave) have prefixes of one length, group by group."""
+        return [list(range(len(embeds)))]
+
+    def shifts(self, count: int) -> list[int]:
+        """By how much positions run ahead of the token count behind each of the prefixes that were just laid."""
+        return [0] * count
+
+    def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
+        """The model's own form of positions (B, T)."""
+        return positions
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence that the model can read as the engine lays it out."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def hidden_states(self, model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
         """What the vocabulary head reads, (B, S, D), of `model` (this VLM's, or its distributed wrapper)."""

@@ -3,6 +3,7 @@
     vlm = load_vlm("nano")                                   # the embedded moondream
     vlm = load_vlm("vikhyatk/moondream2", adapter="runs/moondream_lora")
     vlm = load_vlm("runs/moondream_lora")                    # a run directory names its base model itself
+    vlm = load_vlm("tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B")  # or any image-text model of transformers
 
 Hub ids are loaded at the pinned revision below; remote code is never run.
 """
@@ -24,24 +25,37 @@ from transformers import AutoConfig
 
 from ..errors import UserError
 from .base import VLM
+from .generic import ChatVLM, LlavaVLM, load_generic
+from .generic.loading import is_supported
 from .moondream import MODEL_TYPE, MoondreamForConditionalGeneration, MoondreamProcessor
 from .moondream.configuration import DEFAULT_RELEASE, HUB_ID
 from .moondream.family import MoondreamVLM
-from .nano import nano_path
+from .nano import NanoName, nano_path
+from .tinyllava import HUB_ID as TINYLLAVA_ID
+from .tinyllava import MODEL_TYPE as TINYLLAVA_TYPE
+from .tinyllava import load_tinyllava
+from .tinyllava.checkpoint import is_factory_folder
 
-Role = Literal["vlm", "captioner", "renderer"]
+Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
 
 PINNED_REVISIONS = {HUB_ID: DEFAULT_RELEASE}
 
 # For `auto`: real models, largest first, and the accelerator memory in GB that each needs for inference.
 _AUTO: dict[str, list[tuple[str, float]]] = {
     "vlm": [(HUB_ID, 6.0)],
+    "tinyllava": [(TINYLLAVA_ID, 9.0)],
     "renderer": [
         ("stabilityai/stable-diffusion-3.5-large", 40.0),
         ("stabilityai/stable-diffusion-3.5-medium", 18.0),
     ],
 }
-_NANO: dict[str, Any] = {"vlm": "moondream", "renderer": "sd35"}
+# What `nano` is called for each, and its folder.
+_NANO: dict[str, tuple[str, NanoName]] = {
+    "vlm": ("nano", "moondream"),
+    "tinyllava": ("tinyllava-nano", "tinyllava"),
+    "renderer": ("nano", "sd35"),
+}
+_LLAVAS = ("llava", TINYLLAVA_TYPE)
 
 
 @dataclass(frozen=True)
@@ -68,13 +82,14 @@ def free_accelerator_gb() -> float:
 
 def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -> ResolvedModel:
     """What an ID means on this machine. `auto` is the largest real model that fits the free memory, else `nano`."""
-    family = "renderer" if role == "renderer" else "vlm"
+    family = "vlm" if role == "captioner" else role
     if model_id == "auto":
         free_gb = free_accelerator_gb()
         model_id = next((name for name, needed_gb in _AUTO[family] if needed_gb <= free_gb), "nano")
         print(f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)")
-    if model_id == "nano":
-        return ResolvedModel("nano", str(nano_path(_NANO[family])))
+    nano, folder_name = _NANO["tinyllava" if model_id == _NANO["tinyllava"][0] else family]
+    if model_id in ("nano", nano):
+        return ResolvedModel(nano, str(nano_path(folder_name)))
     folder = Path(model_id)
     if folder.is_dir():
         return ResolvedModel(model_id, model_id)
@@ -111,7 +126,7 @@ def load_vlm(
     `load_options` go to `from_pretrained` (quantization_config, attn_implementation, ...). Raises UserError where the
     model cannot be found, reached or read.
     """
-    if adapter is None and (Path(model_id) / "adapter_config.json").is_file():
+    if adapter is None and (Path(model_id) / "adapter_config.json").is_file() and not is_factory_folder(model_id):
         adapter, model_id = model_id, adapter_base(model_id)
     resolved = resolve_id(model_id, revision=revision)
     device = torch.device(device) if device is not None else default_device()
@@ -122,21 +137,32 @@ def load_vlm(
         transformers.utils.logging.disable_progress_bar()
     try:
         check_reachable(resolved)
-        config = AutoConfig.from_pretrained(resolved.path_or_id, **_revision(resolved))
-        if config.model_type != MODEL_TYPE:
-            raise UserError(
-                f"{resolved.name}: model type {config.model_type!r} is not supported; supported is {MODEL_TYPE!r} "
-                f"(moondream2: {HUB_ID}, its folder, or nano)"
-            )
-        model = MoondreamForConditionalGeneration.from_pretrained(resolved.path_or_id, **_revision(resolved), **options)
-        processor = MoondreamProcessor.from_pretrained(resolved.path_or_id, **_revision(resolved))
+        family, model, processor = _load(resolved, options)
     except (OSError, ValueError) as error:
         raise UserError(explain_load_error(resolved, error)) from error
     if "quantization_config" not in options:
         model = model.to(device)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    return MoondreamVLM(model.eval(), processor, resolved.name, resolved.revision)
+    return family(model.eval(), processor, resolved.name, resolved.revision)
+
+
+def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
+    """The family of a model, the model and its processor."""
+    path, hub_options = resolved.path_or_id, _revision(resolved)
+    config = AutoConfig.from_pretrained(path, **hub_options)
+    if config.model_type == MODEL_TYPE:
+        model = MoondreamForConditionalGeneration.from_pretrained(path, **hub_options, **options)
+        return MoondreamVLM, model, MoondreamProcessor.from_pretrained(path, **hub_options)
+    if config.model_type == TINYLLAVA_TYPE:
+        return LlavaVLM, *load_tinyllava(path, **hub_options, **options)
+    if not is_supported(config):
+        raise UserError(
+            f"{resolved.name}: model type {config.model_type!r} is not supported; give moondream2 ({HUB_ID}), "
+            f"TinyLLaVA ({TINYLLAVA_ID}), nano, or an image-text-to-text model of transformers"
+        )
+    model, processor = load_generic(path, **hub_options, **{**options, "dtype": options["dtype"] or "auto"})
+    return LlavaVLM if config.model_type in _LLAVAS else ChatVLM, model, processor
 
 
 def check_reachable(resolved: ResolvedModel, file: str = "config.json") -> None:

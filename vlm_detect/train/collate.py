@@ -38,19 +38,22 @@ class Collator:
 
     def __call__(self, units: Sequence[Sequence[Example]]) -> dict[str, Any]:
         examples = [example for unit in units for example in unit]
-        prefix = self.vlm.prefix_ids()
+        images = self._images([example.image for example in examples])
+        prefixes = (
+            [self.vlm.prefix_ids()] * len(examples) if self.vlm.packs else self.vlm.prefix_rows(images["prepared"])
+        )
         asked = [
             [Answered(self.vlm.question_ids(q.question), self.vlm.answer_ids(q.answer)) for q in example.questions]
             for example in examples
         ]
-        self._check_length(len(prefix), [one for image in asked for one in image])
+        self._check_length(prefixes, asked)
         rows: list[Row] = []
-        for layout in self._layout(len(prefix), asked):
+        for layout in self._layout(len(prefixes[0]), asked):
             rows.append(Row())
             for image, questions in layout:
-                rows[-1].add(image, prefix, questions)
+                rows[-1].add(image, prefixes[image], questions)
         return {
-            **self._images([example.image for example in examples]),
+            **images,
             "row_images": torch.tensor([image for row in rows for image in row.images]),
             **stack_rows(rows, self.vlm.eos_token_id),
             "n_images": len(examples),
@@ -60,7 +63,7 @@ class Collator:
 
     def _layout(self, prefix: int, asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
         """What each row holds: images with their questions."""
-        if not self.pack:
+        if not (self.pack and self.vlm.packs):
             return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
         lengths = [prefix + sum(map(len, questions)) for questions in asked]
         if self.row_tokens is None:
@@ -77,10 +80,11 @@ class Collator:
             return {"embeds": self.features.embeddings([image.key for image in images])}
         return {"prepared": self.vlm.prepare([image.open() for image in images])}
 
-    def _check_length(self, prefix: int, asked: list[Answered]) -> None:
-        longest = prefix + max(map(len, asked))  # positions restart with each question
-        if longest > self.max_length:
-            raise UserError(
-                f"a question with its answer takes {longest - prefix} tokens behind an image of {prefix}; the model's "
-                f"context holds {self.max_length}: leave out long answers (--question_kinds without explain)"
-            )
+    def _check_length(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> None:
+        for prefix, questions in zip(prefixes, asked, strict=True):
+            longest = max(map(len, questions))  # positions restart with each question
+            if len(prefix) + longest > self.max_length:
+                raise UserError(
+                    f"a question with its answer takes {longest} tokens behind an image of {len(prefix)}; the model's "
+                    f"context holds {self.max_length}: leave out long answers (--question_kinds without explain)"
+                )

@@ -51,6 +51,8 @@ def _cross_entropy(head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Te
 
 def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the model's forward for a batch whose images have the embeddings (N, T, D)."""
+    if not vlm.packs:
+        return vlm.unpacked_inputs(image_embeds, batch)
     branch = batch["branch"]
     inputs: dict[str, Any] = vlm.prefix_inputs(image_embeds[batch["row_images"]])
     if "inputs_embeds" in inputs:
