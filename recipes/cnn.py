@@ -38,7 +38,7 @@ from vlm_detect.baselines.trainer import CnnTrainer
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
 from vlm_detect.train.data import data_hashes
-from vlm_detect.train.machine import use_cpu_cores
+from vlm_detect.train.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.train.run_directory import RunDirectory
 
 
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
     options = parse_config([NetworkOptions, CnnDataOptions, CnnTrainOptions], argv, doc=__doc__)
     network, data_options, training = options
     use_cpu_cores(data_options.cpu_threads)
+    keep_freed_memory()
     logging.disable_progress_bar()  # of files that are written in a tenth of a second
     check_choices(network)
     training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
