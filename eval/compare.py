@@ -5,8 +5,8 @@
 
 A score file is a CSV with the columns image (its file name) and p_fake (0 to 1). Which items those are says
 --benchmark; without it, the CSV needs a column `label` (real or generated) and is compared with other CSVs only.
-Out come compare.json and report.html: every figure with its interval, and McNemar's test and the paired bootstrap of
-each run against the first.
+Out come compare.json and report.html: every figure with its interval, McNemar's test and the paired bootstrap of each
+run against the first, and the curves of eval/robustness.py where they lie beside a run's results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vlm_detect.bench.compare import Run, compare, load_run
 from vlm_detect.bench.compare_report import write_compare_report
-from vlm_detect.bench.floors import text_floors
+from vlm_detect.bench.floors import chief_floors
 from vlm_detect.bench.items import column_of, load_benchmark
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import run_main
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
     columns = {column: column_of(benchmark, column, needed=True) for column in config.by} if benchmark else {}
     comparison = compare(runs, by=columns)
     out = Path(config.out)
-    floors = text_floors(benchmark.items) if benchmark else {}
+    floors = chief_floors(benchmark.items) if benchmark else {}
     comparison["floors"] = floors
     write_json(out / "compare.json", comparison)
-    write_compare_report(out / "report.html", comparison, runs, floors=floors, columns=config.by)
+    write_compare_report(out / "report.html", comparison, runs, floors=floors, columns=config.by, benchmark=benchmark)
     write_run_json(out, config, runs=rest.runs)
     width = max(len(run.name) for run in runs) + 2
     print(" " * width + "".join(f"{name:>26}" for name in SHOWN))

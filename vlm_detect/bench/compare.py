@@ -7,6 +7,7 @@ A run is a folder with `results.jsonl`, or a CSV of any detector with the column
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,21 @@ from vlm_detect.bench.items import Benchmark
 from vlm_detect.bench.metrics import Array, weighted_figures
 from vlm_detect.bench.prompts import REAL_NAMES, generator_of, is_fake
 from vlm_detect.bench.results import RESULTS, read_results
-from vlm_detect.bench.summary import ItemScore, figures_of, item_scores, rounded, verdicts
+from vlm_detect.bench.summary import (
+    ItemScore,
+    calibrated_figures,
+    chief_scores,
+    every_figure,
+    figures_of,
+    item_scores,
+    rounded,
+    verdicts,
+)
 from vlm_detect.errors import UserError
+from vlm_detect.train.calibration import Calibration
 
 PAIRED = ("accuracy", "balanced_accuracy", "auroc")
+_ROBUSTNESS = Path("robustness") / "robustness.json"  # beside a run's results, or in its folder
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,9 @@ class Run:
     name: str
     how: str
     scores: dict[str, ItemScore]
+    calibration: Calibration | None = None  # of the run itself
+    robustness: dict[str, Any] | None = None  # what eval/robustness.py found for the same model
+    note: str = ""
 
 
 def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
@@ -42,7 +57,13 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
                 f"{path}: no {RESULTS} with answers there; give the --out of eval/vqa_benchmark.py, or a CSV"
             )
         how = "logprob" if any(result.scoring == "logprob" for result in results) else "generate"
-        return Run(_name(path), how, {score.id: score for score in item_scores(results, how)})
+        scores = {score.id: score for score in item_scores(results, how)}
+        calibration = Calibration.load(path.resolve().parent)
+        summary = _json(path / "summary.json") or {}
+        curves = next((found for folder in (path, path.parent) if (found := _json(folder / _ROBUSTNESS))), None)
+        return Run(
+            _name(path), how, scores, calibration if calibration.n else None, curves, str(summary.get("note") or "")
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such folder or CSV file")
     return Run(path.stem, "score file", {score.id: score for score in read_csv(path, benchmark)})
@@ -87,20 +108,28 @@ def compare(
     found: dict[str, Any] = {
         "items": len(shared),
         "left_out": {run.name: len(run.scores) - len(shared) for run in runs},
-        "runs": {run.name: {"how": run.how, **figures_of(table[run.name], resamples=resamples)} for run in runs},
+        "runs": {run.name: _figures(run, table[run.name], resamples) for run in runs},
         "against_first": {
-            run.name: paired(table[runs[0].name], table[run.name], resamples=resamples) for run in runs[1:]
+            run.name: paired(*(chief_scores(table[name]) for name in (runs[0].name, run.name)), resamples=resamples)
+            for run in runs[1:]
         },
     }
     for column, values in (by or {}).items():
         found[f"by_{column}"] = {
             value: {
-                name: figures_of([score for score in scores if values.get(score.id) == value], resamples=resamples)
+                name: figures_of([s for s in chief_scores(scores) if values.get(s.id) == value], resamples=resamples)
                 for name, scores in table.items()
             }
             for value in sorted({values[id_] for id_ in shared if values.get(id_)})
         }
     return rounded(found)
+
+
+def _figures(run: Run, scores: Sequence[ItemScore], resamples: int) -> dict[str, Any]:
+    found = {"how": run.how, "note": run.note, **every_figure(scores, resamples=resamples)}
+    if run.calibration:
+        found["calibrated"] = calibrated_figures(scores, run.calibration, resamples)
+    return found
 
 
 def paired(first: Sequence[ItemScore], second: Sequence[ItemScore], *, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -170,6 +199,10 @@ def _score(id_: str, group: str, generator: str, object_class: str, truth: bool,
     return ItemScore(
         id_, "true_false", group, generator, object_class, truth, p_fake, said, said == truth, parsed=True, results=()
     )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _name(path: Path) -> str:

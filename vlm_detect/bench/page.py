@@ -119,7 +119,46 @@ def bars_figure(rows: Mapping[str, Mapping[str, Any]], title: str) -> Picture:
     return svg(figure, f"{title}: {listed}", title)
 
 
-def confusion_figure(counts: Array, labels: Sequence[str]) -> Picture:
+def grouped_bars_figure(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Picture:
+    """Accuracy of several runs side by side, a group of bars a name; runs are {run: {name: {n, accuracy, ci95}}}."""
+    names = sorted({name for rows in runs.values() for name in rows})[::-1]
+    height = 0.8 / len(runs)
+    figure = Figure(figsize=(4.6, 0.9 + (0.2 + 0.17 * len(runs)) * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for i, (colour, (run, rows)) in enumerate(zip(_colours(len(runs)), runs.items(), strict=True)):
+        known = [(place, rows[name]) for place, name in enumerate(names) if name in rows]
+        places = [place + 0.4 - height * (i + 0.5) for place, _ in known]
+        axes.barh(places, [row["accuracy"] for _, row in known], height * 0.9, color=colour, alpha=0.85, label=run)
+        for place, (_, row) in zip(places, known, strict=True):
+            if interval := row.get("ci95"):
+                axes.plot(interval, [place, place], color="0.15", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlim=(0, 1), xlabel="Accuracy")
+    _clean(axes)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    told = {run: ", ".join(f"{name} {row['accuracy']:.2f}" for name, row in rows.items()) for run, rows in runs.items()}
+    return svg(figure, f"{title}. " + "; ".join(f"{run}: {text}" for run, text in told.items()), title)
+
+
+def lines_figure(
+    runs: Mapping[str, Sequence[tuple[float, float]]], clean: Mapping[str, float], *, unit: str, title: str
+) -> Picture:
+    """AUROC of several runs against one condition's level, each with its value on clean images as a dotted line."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for colour, (run, points) in zip(_colours(len(runs)), runs.items(), strict=True):
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=run)
+        axes.axhline(clean[run], color=colour, linestyle=":", linewidth=1)
+    levels = sorted({level for points in runs.values() for level, _ in points})
+    axes.set(xlabel=unit, ylabel="AUROC (dotted: clean)", ylim=(0, 1.02))
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])
+    _clean(axes)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    told = "; ".join(f"{run}: " + ", ".join(f"{x:g} {y:.2f}" for x, y in points) for run, points in runs.items())
+    return svg(figure, f"AUROC by {unit}. {told}", title)
+
+
+def confusion_figure(counts: Array, labels: Sequence[str], title: str = "Confusion") -> Picture:
     """`counts` (truth, said) as a table of shades; labels name rows and columns."""
     shape = counts.shape
     figure = Figure(figsize=(1.4 + 0.9 * shape[1], 1.0 + 0.8 * shape[0]), layout="constrained")
@@ -138,7 +177,7 @@ def confusion_figure(counts: Array, labels: Sequence[str]) -> Picture:
         for row in range(shape[0])
         for column in range(shape[1])
     )
-    return svg(figure, f"Confusion: {cells}", "Confusion")
+    return svg(figure, f"{title}: {cells}", title)
 
 
 def loss_figure(log_history: Sequence[Mapping[str, Any]]) -> Picture | None:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_detect.bench.items import Benchmark
+from vlm_detect.bench.metrics import Array
 from vlm_detect.bench.page import (
     Picture,
     bars_figure,
@@ -43,28 +44,29 @@ _FEW_GROUPS = 30
 
 def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Result], benchmark: Benchmark) -> None:
     """Write the page; images that cannot be opened any more (recorded answers) are left out of the cards."""
-    scored = item_scores(results, "logprob")
-    generated = item_scores(results, "generate")
-    generate = summary.get("generate") or {}
-    card = _card_maker(benchmark)
+    # Open questions have figures of their own, and no right answer to show on a card.
+    closed = [result for result in results if result.kind != "open"] or results
+    scored, generated = item_scores(closed, "logprob"), item_scores(closed, "generate")
+    generate, calibrated = summary.get("generate"), summary.get("calibrated")
+    columns = {"By log-probability" if scored else "Recorded answers": summary}
+    columns |= {"Calibrated": calibrated} if calibrated else {}
+    columns |= {"Free generation": generate} if scored and generate else {}
+    card = card_maker(benchmark)
     html = render(
         "report.html.j2",
         title=f"{benchmark.name}: benchmark report",
         summary=summary,
         notes=notes_of(summary),
-        first_column="By log-probability" if scored else "Recorded answers",
-        second=bool(scored and generated),
+        columns=list(columns),
         rows=[
-            {
-                "name": label,
-                "value": summary.get(name),
-                "ci95": (summary["ci95"] or {}).get(name),
-                "second": generate.get(name),
-                "second_ci95": (generate.get("ci95") or {}).get(name),
-            }
+            {"name": label, "cells": [(c.get(name), (c.get("ci95") or {}).get(name)) for c in columns.values()]}
             for name, label in FIGURE_NAMES.items()
-            if summary.get(name) is not None or generate.get(name) is not None
+            if any(column.get(name) is not None for column in columns.values())
         ],
+        calibrated=calibrated,
+        kinds=kind_rows([summary]) if len(summary["by_kind"]) > 1 else [],
+        explained=explained_rows(summary.get("explanations") or {}),
+        slices=_slices(summary),
         charts=charts_of(scored or generated, summary),
         biases=_biases(summary),
         errors=[card(score) for score in most_confident_errors(scored or generated)],
@@ -74,9 +76,52 @@ def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Re
     write_page(path, html)
 
 
+def kind_rows(summaries: Sequence[dict[str, Any]], *, auroc: bool = True) -> list[dict[str, Any]]:
+    """A row for each kind of question, edits apart: n, its greatest floor, and each summary's figures."""
+    kinds = sorted({kind for summary in summaries for kind in summary["by_kind"]})
+    rows = []
+    for kind in kinds:
+        figures = [summary["by_kind"].get(kind) or {} for summary in summaries]
+        floors = [value for figure in figures for value in (figure.get("floors") or {}).values() if value is not None]
+        names = ("accuracy", "auroc") if auroc else ("accuracy",)
+        cells = [(figure.get(name), (figure.get("ci95") or {}).get(name)) for figure in figures for name in names]
+        n = max(figure.get("n", 0) for figure in figures)
+        rows.append({"name": kind.replace("_", " "), "n": n, "floor": max(floors, default=None), "cells": cells})
+    return rows
+
+
+def explained_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The explanations' figures by what they say; those that there are."""
+    edits = found.get("edits") or {}
+    told = {
+        "Verdict in words is right": found.get("verdict_accuracy"),
+        "Verdict in words is the scored one": found.get("agreement"),
+        "Reasons contradict the verdict": found.get("contradictions"),
+        "Photos with an invented fault": found.get("faults_on_photos"),
+        "Generated images with a named fault": found.get("faults_on_generated"),
+        "Planted edits: operation named": edits.get("operation_named"),
+        "Planted edits: place named": edits.get("place_named"),
+        "Planted edits: both named": edits.get("both_named"),
+    }
+    rows = [{"name": name, "n": f["n"], "cells": [(f["share"], f["ci95"])]} for name, f in told.items() if f]
+    if found.get("rouge_l") is not None:
+        rows.append({"name": "ROUGE-L against the references", "n": found["n"], "cells": [(found["rouge_l"], None)]})
+    return rows
+
+
+def _slices(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Accuracy by every column that has at least two values, generators aside: they have a chart."""
+    shown = []
+    for name, by in summary.items():
+        if name.startswith("by_") and name not in ("by_kind", "by_generator") and len(by) > 1:
+            rows = [{"name": value, "n": f["n"], "cells": [(f["accuracy"], f["ci95"])]} for value, f in by.items()]
+            shown.append((name.removeprefix("by_").replace("_", " "), rows))
+    return shown
+
+
 def notes_of(summary: dict[str, Any]) -> list[str]:
     """What a reader has to know before he believes a figure."""
-    notes = []
+    notes = [summary["note"]] if summary.get("note") else []
     if summary["groups"] < _FEW_GROUPS:
         notes.append(
             f"Only {summary['groups']} source photos: intervals over so few mean little, and the true score may be far "
@@ -101,12 +146,16 @@ def charts_of(scores: Sequence[ItemScore], summary: dict[str, Any]) -> list[Pict
     if ranked and 0 < y.sum() < len(y):
         charts += [roc_figure({"this run": (y, p)}), reliability_figure({"this run": (y, p)})]
     if len(y):
-        said = p >= 0.5
-        counts = np.array([[((y == truth) & (said == answer)).sum() for answer in (0, 1)] for truth in (0, 1)], float)
-        charts.append(confusion_figure(counts, ["real", "generated"]))
+        charts.append(confusion_figure(confusion_counts(y, p), ["real", "generated"]))
     if summary["by_generator"]:
         charts.append(bars_figure(summary["by_generator"], "Accuracy by generator"))
     return charts
+
+
+def confusion_counts(y: Array, p: Array) -> Array:
+    """(2, 2): true class by the class that was said."""
+    said = p >= 0.5
+    return np.array([[((y == truth) & (said == answer)).sum() for answer in (0, 1)] for truth in (0, 1)], float)
 
 
 def most_confident_errors(scores: Sequence[ItemScore], n: int = CARDS) -> list[ItemScore]:
@@ -144,10 +193,14 @@ def _biases(summary: dict[str, Any]) -> list[tuple[str, str]]:
         )
         if unsure["accuracy_outside"] is not None:
             rows.append(("Accuracy where sure", f"{100 * unsure['accuracy_outside']:.1f} %"))
+    if calibrated := summary.get("calibrated"):
+        rows.append(("Unsure, calibrated", f"{100 * calibrated['unsure']['share']:.1f} %"))
+        if calibrated["unsure"]["accuracy_outside"] is not None:
+            rows.append(("Accuracy where sure, calibrated", f"{100 * calibrated['unsure']['accuracy_outside']:.1f} %"))
     return rows
 
 
-def _card_maker(benchmark: Benchmark) -> Callable[[ItemScore], dict[str, Any]]:
+def card_maker(benchmark: Benchmark) -> Callable[[ItemScore], dict[str, Any]]:
     items = {item.id: item for item in benchmark.items}
 
     def card(score: ItemScore) -> dict[str, Any]:
@@ -163,7 +216,8 @@ def _card_maker(benchmark: Benchmark) -> Callable[[ItemScore], dict[str, Any]]:
             "answer": first.answer if first.answer.strip() else "(nothing)",
             "truth": first.ground_truth,
             "p_fake": score.p_fake,
-            "correct": score.correct,
+            "p_name": "P(altered)" if score.topic == "edit" else "P(generated)",
+            "correct": score.correct > 0.5,
         }
 
     return card

@@ -76,15 +76,9 @@ def summarise(
     generated = item_scores(results, "generate")
     every = scored or generated
     chief = chief_scores(every)
-    summary = figures_of(chief, unsure_band, resamples)
+    summary = every_figure(every, unsure_band, resamples)
     if scored:
         summary |= _biases(chief)
-    rows: dict[str, list[ItemScore]] = defaultdict(list)
-    for score in every:
-        rows[score.row].append(score)
-    summary["by_kind"] = {row: figures_of(rows[row], unsure_band, resamples) for row in sorted(rows)}
-    if edits := edit_scores(every):
-        summary["edits"] = figures_of(edits, unsure_band, resamples)
     if calibration and calibration.n:
         summary["calibrated"] = calibrated_figures(scored, calibration, resamples)
     columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
@@ -95,6 +89,20 @@ def summarise(
         chief = chief_scores(generated)
         summary["generate"] = figures_of(chief, unsure_band, resamples) | generation_figures(chief)
     return rounded(summary)
+
+
+def every_figure(
+    scores: Sequence[ItemScore], band: tuple[float, float] = UNSURE_BAND, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """The figures at the top, those of each kind of item (`by_kind`), and those of all questions about `edits`."""
+    rows: dict[str, list[ItemScore]] = defaultdict(list)
+    for score in scores:
+        rows[score.row].append(score)
+    found = figures_of(chief_scores(scores), band, resamples)
+    found["by_kind"] = {row: figures_of(rows[row], band, resamples) for row in sorted(rows)}
+    if edits := edit_scores(scores):
+        found["edits"] = figures_of(edits, band, resamples)
+    return found
 
 
 def chief_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
