@@ -145,7 +145,9 @@ def gemma3() -> tuple[Any, Any]:
         eoi_token_index=tokenizer.eoi_token_id,
         mm_tokens_per_image=4,
     )
-    return Gemma3ForConditionalGeneration(config), processor
+    model = Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=STD)  # zeros by default
+    return model, processor
 
 
 def idefics3() -> tuple[Any, Any]:

@@ -29,6 +29,8 @@ class VLM(ABC):
     packs: bool = True  # training: all prefixes have one length, and rows may hold several questions and images
     caches: bool = True  # inference: what follows an image changes nothing of its prefix, which can be laid once
 
+    connector: str | None = None  # the module between tower and language model, by its name
+
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         self.model = model
         self.processor = processor
@@ -65,6 +67,10 @@ class VLM(ABC):
     @abstractmethod
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Arguments of the model's forward that lay the image prefix of (B, N, D) embeddings into an empty cache."""
+
+    def is_unused(self, name: str) -> bool:
+        """Whether the module of this name changes nothing of what the model gives, so that it cannot be trained."""
+        return False
 
     def prefix_rows(self, prepared: Any) -> list[list[int]]:
         """The ids of each prepared image's prefix, for families whose prefixes differ."""

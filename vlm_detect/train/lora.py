@@ -44,6 +44,10 @@ class LoraOptions:
     )
     lora_r: int = field(default=16, metadata={"help": "Rank."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale; the update is multiplied by alpha / r."})
+    train_connector: bool = field(
+        default=False,
+        metadata={"help": "Train the connector between tower and language model in full beside the LoRA."},
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
     use_rslora: bool = field(
         default=False,
@@ -59,7 +63,16 @@ class LoraOptions:
 
 def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     """Wrap the model of `vlm` with a LoRA; nothing else of it is trained. The start depends on `seed` alone."""
-    targets = select_targets(vlm.model, options.lora_targets, options.lora_last_layers)
+    if options.train_connector and vlm.connector is None:
+        raise UserError(
+            f"--train_connector: {vlm.name} has no connector that is known; adapt it by --lora_targets +vision"
+        )
+    connector = [vlm.connector] if options.train_connector and vlm.connector else []
+    targets = [
+        name
+        for name in select_targets(vlm.model, options.lora_targets, options.lora_last_layers)
+        if not vlm.is_unused(name) and not any(whole in name for whole in connector)
+    ]
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=options.lora_r,
@@ -68,6 +81,7 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         target_modules=targets,
+        modules_to_save=connector or None,
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4

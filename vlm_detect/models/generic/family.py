@@ -10,6 +10,7 @@ Two ways of reading images, by what an architecture allows:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ CACHED = ("gemma3", "idefics3", "qwen2_vl", "qwen2_5_vl")
 # The decoder reads image and question in both directions, and only the answer forwards.
 PREFIX_LM = ("paligemma",)
 _TYPE_IDS = ("token_type_ids", "mm_token_type_ids")  # one a token; everything else that a processor gives is of images
+_TOWER_LAYER = re.compile(r"\.encoder\.layers\.(\d+)\.")
 _CAPTION_QUESTIONS = {
     "short": "Describe this image in a few words.",
     "normal": "Describe this image in one sentence.",
@@ -145,6 +147,7 @@ class LlavaVLM(ChatVLM):
     """LLaVA and TinyLLaVA: a fixed number of embeddings an image, in a decoder that looks backwards only."""
 
     packs = True
+    connector = "multi_modal_projector"
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         super().__init__(model, processor, name, revision)
@@ -157,6 +160,17 @@ class LlavaVLM(ChatVLM):
         tower = self.model.get_submodule(self._inner)
         pixel_values = prepared["pixel_values"].to(self.device, self.model.dtype)
         return torch.stack(list(tower.get_image_features(pixel_values).pooler_output))
+
+    def is_unused(self, name: str) -> bool:
+        """The features are those of an earlier layer of the tower: the layers above, and its head, are never read."""
+        if ".vision_tower." not in name:
+            return False
+        layer, config = self.model.config.vision_feature_layer, self.model.config.vision_config
+        if not isinstance(layer, int):
+            return False
+        used = layer + 1 + config.num_hidden_layers if layer < 0 else layer
+        found = _TOWER_LAYER.search(name)
+        return found is None or int(found[1]) >= used
 
     def alike(self, embeds: Any) -> list[list[int]]:
         return [list(range(len(embeds)))]
