@@ -16,20 +16,21 @@ from vlm_detect.errors import run_main
 @dataclass(frozen=True)
 class Config:
     out: str = field(metadata={"help": "Folder of the captioned photos."})
-    workers: int = field(default=1, metadata={"help": "Processes; one a GPU."})
 
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
     from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
-    from vlm_detect.data.shards import begin
+    from vlm_detect.data.shards import Launch, begin
 
-    config, source, caption = parse_config([Config, SourceConfig, CaptionConfig], argv, doc=__doc__)
-    caption = replace(caption, captioner=name_captioner(caption.captioner))
+    config, launch, source, caption = parse_config([Config, Launch, SourceConfig, CaptionConfig], argv, doc=__doc__)
+    caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))
     plan = plan_captions(source, caption)
     out = Path(config.out)
     begin(out, plan)
-    caption_photos(source, caption, plan, out, config.workers)
+    if job := caption_photos(source, caption, plan, out, launch):
+        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        return
     write_run_json(out, {"source": asdict(source), "caption": asdict(caption)})
     print(f"{out}: {plan.items} photos in {plan.shards} shards")
 

@@ -3,9 +3,13 @@
     python data_gen/make_pairs.py --images photos/ --out data/pairs
     python data_gen/make_pairs.py --images photos/ --generator stabilityai/stable-diffusion-3.5-medium --twins vae
     python data_gen/make_pairs.py --images owner/dataset::train:image --limit 1000 --workers 4
+    python data_gen/make_pairs.py --images photos/ --config data_gen/configs/cards/24gb.yaml --dry_run
+    python data_gen/make_pairs.py --images photos/ --prompts data_gen/configs/prompts.yaml      # images without pairs
+    python data_gen/make_pairs.py --images photos/ --executor slurm --workers 16 --gpus 1 --slurm_partition gpu
 
 Unfinished work lies in OUT.work and is removed when OUT stands. What is not given of the generator's settings is taken
-from the file in data_gen/configs that is for it.
+from the file in data_gen/configs that is for it. Slurm jobs are queued and left alone: run the same command again when
+they are done. The audit's findings end the run; `vlm-detect report OUT` shows the dataset.
 """
 
 from __future__ import annotations
@@ -24,42 +28,58 @@ PRESETS = Path(__file__).parent / "configs"
 @dataclass(frozen=True)
 class Config:
     out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
-    workers: int = field(default=1, metadata={"help": "Processes; one a GPU."})
     keep_work: bool = field(default=False, metadata={"help": "Keep OUT.work with the captions and raw twins."})
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and its cost, and stop."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Upload the dataset as OWNER/NAME, private."})
 
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
+    from vlm_detect.data.audit import read_audit
     from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
+    from vlm_detect.data.cost import describe_plan
     from vlm_detect.data.dataset_files import is_finished
     from vlm_detect.data.encode import EncodeConfig
+    from vlm_detect.data.hub import check_name, push_dataset
     from vlm_detect.data.pairs import PackConfig, pack_pairs
-    from vlm_detect.data.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
-    from vlm_detect.data.shards import begin
+    from vlm_detect.data.render_step import RenderConfig, TwinKinds, check_generator, complete, plan_renders, render_twins
+    from vlm_detect.data.shards import Launch, begin
 
-    stages = [Config, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
-    config, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
+    stages = [Config, Launch, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
+    config, launch, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
+    if config.push_to_hub:
+        check_name(config.push_to_hub)
     out = Path(config.out)
     work = out.with_name(f"{out.name}.work")
 
-    caption = replace(caption, captioner=name_captioner(caption.captioner))
+    caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))
     captions_plan = plan_captions(source, caption)
     render = complete(render, PRESETS)
+    if caption.prompts:
+        render = replace(render, twins=TwinKinds("caption"))  # nothing else comes from a text alone
     renders_plan = plan_renders(captions_plan, render)
     settings = {"caption": asdict(captions_plan), "render": asdict(renders_plan)}
     settings |= {"pack": asdict(pack), "encode": asdict(encode)}
+    if config.dry_run:
+        print(describe_plan(captions_plan, renders_plan, render, pack, encode, work))
+        return
     if is_finished(out, settings):
         print(f"{out}: finished, nothing left to do")
-        return
-
-    check_generator(render)
-    begin(work / "captions", captions_plan)
-    begin(work / "renders", renders_plan)
-    caption_photos(source, caption, captions_plan, work / "captions", config.workers)
-    render_twins(work / "captions", render, renders_plan, work / "renders", config.workers)
-    print(f"{out}: {pack_pairs(work / 'renders', out, pack, encode, settings)}")
-    if not config.keep_work:
-        shutil.rmtree(work)
+    else:
+        check_generator(render)
+        begin(work / "captions", captions_plan)
+        begin(work / "renders", renders_plan)
+        captioning = caption_photos(source, caption, captions_plan, work / "captions", launch)
+        rendering = render_twins(work / "captions", render, renders_plan, work / "renders", launch, after=captioning)
+        if rendering:
+            print(f"{out}: job {rendering} is queued; run the same command again when it is done")
+            return
+        print(f"{out}: {pack_pairs(work / 'renders', out, pack, encode, settings)}")
+        print(read_audit(out) or "Too few photos for an audit.")
+        if not config.keep_work:
+            shutil.rmtree(work)
+    if config.push_to_hub:
+        print(f"uploaded to {push_dataset(out, config.push_to_hub)}")
 
 
 if __name__ == "__main__":

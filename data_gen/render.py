@@ -2,6 +2,7 @@
 
     python data_gen/render.py --captions work/captions --out work/renders \\
         --generator stabilityai/stable-diffusion-3.5-large --twins caption,vae
+    python data_gen/render.py --row PAIR_ID --pairs data/pairs --out twin.jpg    # one twin again, from its receipt
 
 What is not given (steps, guidance, size, ...) is taken from the file in data_gen/configs that is for the generator.
 """
@@ -13,31 +14,43 @@ from pathlib import Path
 
 from vlm_detect.config import parse_config, write_run_json
 from vlm_detect.data.extras import require
-from vlm_detect.errors import run_main
+from vlm_detect.errors import UserError, run_main
 
 PRESETS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
 class Config:
-    captions: str = field(metadata={"help": "Output of data_gen/caption.py."})
-    out: str = field(metadata={"help": "Folder of the rendered twins."})
-    workers: int = field(default=1, metadata={"help": "Processes; one a GPU."})
+    out: str = field(metadata={"help": "Folder of the rendered twins; of one row: the image file."})
+    captions: str | None = field(default=None, metadata={"help": "Output of data_gen/caption.py."})
+    row: str | None = field(default=None, metadata={"help": "Render only the twin of this pair_id again."})
+    pairs: str = field(default="data/pairs", metadata={"help": "The pair dataset that has --row."})
+    photo: str | None = field(default=None, metadata={"help": "The source photo of --row, where it has moved."})
 
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
     from vlm_detect.data.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
-    from vlm_detect.data.shards import begin, check_finished
+    from vlm_detect.data.shards import Launch, begin, check_finished
 
-    config, render = parse_config([Config, RenderConfig], argv, doc=__doc__)
-    captions, out = Path(config.captions), Path(config.out)
+    config, launch, render = parse_config([Config, Launch, RenderConfig], argv, doc=__doc__)
+    out = Path(config.out)
+    if config.row:
+        from vlm_detect.data.receipts import render_row
+
+        print(f"{out}: {render_row(Path(config.pairs), config.row, out, config.photo)}")
+        return
+    if config.captions is None:
+        raise UserError("--captions FOLDER is missing: the output of data_gen/caption.py (or --row PAIR_ID)")
+    captions = Path(config.captions)
     before = check_finished(captions)
     render = complete(render, PRESETS)
     plan = plan_renders(before, render)
     check_generator(render)
     begin(out, plan)
-    render_twins(captions, render, plan, out, config.workers)
+    if job := render_twins(captions, render, plan, out, launch):
+        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        return
     write_run_json(out, {"caption": before.settings, "render": asdict(render)})
     print(f"{out}: twins of {plan.items} photos in {plan.shards} shards")
 

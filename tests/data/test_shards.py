@@ -9,6 +9,7 @@ import pytest
 from datasets import Features, Value
 
 from vlm_detect.data.shards import (
+    Launch,
     Plan,
     begin,
     check_finished,
@@ -51,7 +52,7 @@ def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path, workers: int) -> 
         check_finished(tmp_path)
     (tmp_path / "shards" / ".00002.partial").mkdir()  # what a killed worker leaves
     begin(tmp_path, PLAN)
-    run_shards(Count(tmp_path), PLAN, tmp_path, workers=workers)
+    run_shards(Count(tmp_path), PLAN, tmp_path, Launch(workers=workers))
     assert items(tmp_path) == [0, 1, 2, 3, 4]
     assert read_rejects(tmp_path, 1) == [Reject("1", "count", "odd")]
     assert check_finished(tmp_path) == PLAN

@@ -18,7 +18,7 @@ from datasets import Features, Image, Value
 from vlm_detect.data.captions import clean_caption
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.data.encode import is_blank
-from vlm_detect.data.shards import Plan, progress, run_shards, write_shard
+from vlm_detect.data.shards import Launch, Plan, progress, run_shards, write_shard
 from vlm_detect.data.sources import Source, SourcePhoto, open_source
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import load_vlm, resolve_id
@@ -89,8 +89,11 @@ def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
     return Plan("caption", len(photos), source.shard_size, photos.fingerprint, asdict(config))
 
 
-def caption_photos(source: SourceConfig, config: CaptionConfig, plan: Plan, folder: Path, workers: int = 1) -> None:
-    run_shards(CaptionShard(source, config, plan, folder), plan, folder, workers=workers)
+def caption_photos(
+    source: SourceConfig, config: CaptionConfig, plan: Plan, folder: Path, launch: Launch | None = None
+) -> str | None:
+    """What `run_shards` returns: None when all is done."""
+    return run_shards(CaptionShard(source, config, plan, folder), plan, folder, launch)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class CaptionShard:
     def _usable(self, shard: int, rejects: list[Reject]) -> Iterator[Usable]:
         start, stop = self.plan.span(shard)
         photos = _source(self.source.images, self.source.limit).read(start, stop)
-        for found in progress(photos, self.plan, shard):
+        for found in progress(photos):
             path_or_id, rejected = found if isinstance(found, tuple) else (found.path_or_id, None)
             try:
                 if rejected:

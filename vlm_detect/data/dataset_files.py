@@ -18,7 +18,7 @@ from datasets import Features
 
 from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.data.audit import write_audit
-from vlm_detect.data.shards import differences
+from vlm_detect.data.shards import differences, told_when_full
 from vlm_detect.errors import UserError
 
 _GROUP_BYTES = 16 * 1024**2  # of a parquet row group: what a reader holds at a time
@@ -81,12 +81,13 @@ def written_whole(out: Path) -> Iterator[Path]:
     """A folder to write to that becomes `out` when all went well; what a killed run left of it is removed first."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "data").mkdir(parents=True)
-    yield partial
-    write_audit(partial)
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    partial.rename(out)
+    with told_when_full(out):
+        (partial / "data").mkdir(parents=True)
+        yield partial
+        write_audit(partial)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        partial.rename(out)
 
 
 def is_finished(out: Path, settings: dict[str, Any]) -> bool:

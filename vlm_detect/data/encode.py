@@ -11,13 +11,14 @@ tell their settings.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, ImageStat
 
-from vlm_detect.data.decode import JpegEncoding
+from vlm_detect.data.decode import JpegEncoding, standard_encoding
 
 FILTER = Image.Resampling.LANCZOS
 
@@ -39,10 +40,15 @@ class EncodeConfig:
         return {"format": "jpeg", "quality": self.quality, "subsampling": self.subsampling}
 
 
+def crop_size(photo_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the largest part of a photo with the aspect of `size`."""
+    width, height = photo_size
+    return min(width, round(height * size[0] / size[1])), min(height, round(width * size[1] / size[0]))
+
+
 def crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The largest centred part of `image` with the aspect of `size` (width, height); nothing is squashed or padded."""
-    width = min(image.width, round(image.height * size[0] / size[1]))
-    height = min(image.height, round(image.width * size[1] / size[0]))
+    width, height = crop_size(image.size, size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -85,6 +91,22 @@ def recompress(image: Image.Image, jpeg: JpegEncoding) -> Image.Image:
         options = {"subsampling": jpeg.subsampling} if jpeg.subsampling >= 0 else {}
         image.save(buffer, "JPEG", qtables=[list(table) for table in jpeg.tables], **options)
     return Image.open(buffer).convert("RGB")
+
+
+def describe_jpeg(jpeg: JpegEncoding | None) -> dict[str, Any] | None:
+    """How a photo was compressed, for its receipt: the quality where the tables are libjpeg's own, else the tables."""
+    if jpeg is None:
+        return None
+    told = {"quality": jpeg.quality, "subsampling": jpeg.subsampling}
+    return told if jpeg.tables == standard_encoding(jpeg.quality).tables else told | {"tables": jpeg.tables}
+
+
+def read_jpeg(told: Mapping[str, Any] | None) -> JpegEncoding | None:
+    """The reverse of `describe_jpeg`."""
+    if told is None:
+        return None
+    tables = told.get("tables") or standard_encoding(told["quality"]).tables
+    return JpegEncoding(tuple(tuple(table) for table in tables), told["subsampling"], told["quality"])
 
 
 def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:

@@ -27,10 +27,10 @@ from vlm_detect.data.bare import bare_bytes
 from vlm_detect.data.card import image_card
 from vlm_detect.data.dataset_files import SplitWriter, written_whole
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
-from vlm_detect.data.encode import is_blank
 from vlm_detect.data.image_sets import Layout, open_image_set
 from vlm_detect.data.selection import Entry, Selection
 from vlm_detect.data.shards import (
+    Launch,
     Plan,
     progress,
     read_plan,
@@ -41,6 +41,7 @@ from vlm_detect.data.shards import (
     write_shard,
 )
 from vlm_detect.data.splits import SPLITS, Split, merge_groups, split_groups
+from vlm_detect.data.usable import check_usable
 from vlm_detect.errors import UserError
 from vlm_detect.records import IMAGE_FEATURES, REJECT_FEATURES, Label, Reject
 
@@ -96,8 +97,8 @@ def plan_import(src: str, config: ImportConfig) -> Plan:
     return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
 
 
-def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, workers: int = 1) -> None:
-    run_shards(ImportShard(src, config, plan, folder), plan, folder, workers=workers)
+def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, launch: Launch | None = None) -> None:
+    run_shards(ImportShard(src, config, plan, folder), plan, folder, launch)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class ImportShard:
     def __call__(self, shard: int) -> None:
         rows, rejects = [], []
         images = _image_set(self.config.layout, self.src, self.config.selection).read(*self.plan.span(shard))
-        for entry, data in progress(images, self.plan, shard):
+        for entry, data in progress(images):
             try:
                 if isinstance(data, ImageRejected):
                     raise data
@@ -123,14 +124,6 @@ class ImportShard:
             else:
                 rows.append(_row(entry, data, decoded, self.config))
         write_shard(self.folder, shard, rows, IMPORT_FEATURES, rejects)
-
-
-def check_usable(decoded: DecodedImage, min_side: int) -> None:
-    """`ImageRejected` for a picture that is too small or of one colour all over."""
-    if min(decoded.width, decoded.height) < min_side:
-        raise ImageRejected("too_small", f"{decoded.width}x{decoded.height} pixels, a side below {min_side}")
-    if is_blank(decoded.image):
-        raise ImageRejected("blank", "one colour all over")
 
 
 def _row(entry: Entry, data: bytes, decoded: DecodedImage, config: ImportConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import hashlib
 import io
 from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
@@ -22,13 +23,16 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
 from vlm_detect.data.caption_step import PHOTO_FEATURES
-from vlm_detect.data.decode import decode_image
-from vlm_detect.data.encode import crop_to_aspect, is_blank, resize
+from vlm_detect.data.decode import ImageRejected, decode_image
+from vlm_detect.data.edit_step import EditOperations, EditSubject, draw_edits
+from vlm_detect.data.encode import crop_size, fit, is_blank
 from vlm_detect.data.renderer import Renderer, Sampling, bucket, check_pipeline
-from vlm_detect.data.shards import Plan, progress, read_rejects, read_rows, run_shards, write_shard
+from vlm_detect.data.shards import Launch, Plan, progress, read_rejects, read_rows, run_shards, write_shard
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import resolve_id
-from vlm_detect.records import Reject, TwinKind
+from vlm_detect.records import EDIT_FEATURES, EDIT_OPERATIONS, Reject, TwinKind
+
+_BESIDE = 2  # threads that decode and encode while the device draws
 
 # One row a photo, with the twins that could be made of it.
 RENDER_FEATURES = Features(
@@ -41,6 +45,8 @@ RENDER_FEATURES = Features(
                 "prompt": Value("string"),
                 "seed": Value("int64"),
                 "batch": Value("string"),  # its place / the batch's size: a GPU repeats it bit for bit only there
+                "of": Value("string"),  # what it was made from: the photo or, for some edits, a twin by its kind
+                "edit": EDIT_FEATURES,
             }
         ),
         "generator": Value("string"),
@@ -49,6 +55,7 @@ RENDER_FEATURES = Features(
         "guidance": Value("float32"),
         "scheduler": Value("string"),
         "dtype": Value("string"),
+        "quantization": Value("string"),
     }
 )
 
@@ -57,11 +64,9 @@ class TwinKinds(str):
     """Kinds of twin with commas between, checked where the command line is parsed."""
 
     def __new__(cls, text: str) -> TwinKinds:
-        known = ("caption", "vae")  # `edit` twins come from a step of their own
-        unknown = [kind for kind in text.split(",") if kind not in known]
-        if unknown:
-            hint = "edit twins cannot be made yet; " if "edit" in unknown else ""
-            raise ArgumentTypeError(f"{hint}known kinds are {', '.join(known)}, not {', '.join(unknown)}")
+        known = get_args(TwinKind)
+        if unknown := [kind for kind in text.split(",") if kind not in known]:
+            raise ArgumentTypeError(f"known kinds are {', '.join(known)}, not {', '.join(unknown)}")
         return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
 
     @property
@@ -76,7 +81,7 @@ class RenderConfig:
     generator: str = field(
         default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}
     )
-    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae."})
+    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
     steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
     guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
     render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
@@ -84,13 +89,29 @@ class RenderConfig:
     max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
     dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16, float16 or auto."})
     render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
+    quantization: Literal["none", "nf4"] = field(
+        default="none", metadata={"help": "nf4: denoiser and T5 in four bits; another generator by its name."}
+    )
+    offload: Literal["none", "stages", "group"] = field(
+        default="none",
+        metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: its layers do as well."},
+    )
+    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
     prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
     allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
+    edit_operations: EditOperations = field(
+        default=EditOperations(",".join(EDIT_OPERATIONS)),
+        metadata={"help": f"Edits to draw from: {','.join(EDIT_OPERATIONS)}; the last takes a Stable Diffusion 3."},
+    )
+    edits_on: Literal["photos", "twins", "both"] = field(
+        default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}
+    )
     seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
 
     @property
     def sampling(self) -> Sampling:
-        given = {name: getattr(self, name) for name in ("steps", "guidance", "max_sequence_length", "dtype")}
+        names = ("steps", "guidance", "max_sequence_length", "dtype", "quantization", "offload", "compile")
+        given = {name: getattr(self, name) for name in names}
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -125,19 +146,33 @@ def plan_renders(captions: Plan, config: RenderConfig) -> Plan:
     return Plan("render", captions.items, captions.shard_size, captions.inputs, asdict(config))
 
 
-def render_twins(captions: Path, config: RenderConfig, plan: Plan, folder: Path, workers: int = 1) -> None:
-    run_shards(RenderShard(captions, config, plan, folder), plan, folder, workers=workers)
+def render_twins(
+    captions: Path,
+    config: RenderConfig,
+    plan: Plan,
+    folder: Path,
+    launch: Launch | None = None,
+    after: str | None = None,
+) -> str | None:
+    """What `run_shards` returns: None when all is done."""
+    return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
 
 
 @dataclass
 class _Photo:
-    """A photo on its way through the step; `twins` grows."""
+    """A photo on its way through the step; `drawn` and then `twins` grow."""
 
     row: dict[str, Any]
-    fitted: PILImage.Image  # the photo at the size of its twins
+    size: tuple[int, int]  # width, height of its twins
+    pixels: Future[PILImage.Image]  # the photo at that size, decoded beside the drawing
     prompt: str
     arguments: dict[str, Any] = field(default_factory=dict)  # what stands for the prompt in the pipeline's call
+    drawn: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
     twins: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def fitted(self) -> PILImage.Image:
+        return self.pixels.result()
 
 
 @dataclass(frozen=True)
@@ -152,69 +187,111 @@ class RenderShard:
     def __call__(self, shard: int) -> None:
         name, revision, renderer = _load_renderer(self.config.generator, self.config.sampling)
         rejects = read_rejects(self.captions, shard)
-        photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects))
         kinds = self.config.twins.kinds
-        if "caption" in kinds:
-            for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
-                photo.arguments = arguments
-        for batch in _batches(progress(photos, self.plan, shard), self.config.render_batch or 1):
-            for kind in kinds:
-                self._draw(renderer, kind, batch, rejects)
+        # Photos are decoded ahead of the drawing and twins encoded behind it: PIL does both outside of Python's lock.
+        with ThreadPoolExecutor(_BESIDE, thread_name_prefix="beside") as beside:
+            photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, beside))
+            paints = "edit" in kinds and "inpaint" in self.config.edit_operations.operations and renderer.can_inpaint
+            if "caption" in kinds or paints:
+                for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
+                    photo.arguments = arguments
+            for batch in _batches(progress(photos), self.config.render_batch or 1):
+                for kind in kinds:
+                    if kind != "edit":
+                        self._draw(renderer, kind, batch, beside)
+        for photo in photos:
+            self._take(photo, rejects)
+        if "edit" in kinds:
+            self._edit(renderer if paints else None, photos, rejects)
         facts = {
-            "generator": name,
+            "generator": name + renderer.sampling.variant,
             "generator_revision": revision,
             "steps": renderer.sampling.steps,
             "guidance": renderer.sampling.guidance,
             "scheduler": renderer.scheduler,
             "dtype": renderer.dtype,
+            "quantization": renderer.sampling.quantization,
         }
         rows = [photo.row | {"twins": photo.twins} | facts for photo in photos if photo.twins]
         write_shard(self.folder, shard, rows, RENDER_FEATURES, rejects)
 
-    def _photos(self, rows: Iterable[dict[str, Any]], renderer: Renderer, rejects: list[Reject]) -> Iterator[_Photo]:
+    def _photos(
+        self, rows: Iterable[dict[str, Any]], renderer: Renderer, rejects: list[Reject], beside: ThreadPoolExecutor
+    ) -> Iterator[_Photo]:
         side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
         for row in rows:
-            photo = decode_image(row["image"]["bytes"]).image
-            size = bucket(photo.size, side, multiple, square=self.config.aspect == "square")
-            cropped = crop_to_aspect(photo, size)
-            if cropped.width < size[0] and not self.config.allow_small:
-                detail = f"{cropped.width}x{cropped.height} pixels of it for a twin of {size[0]}x{size[1]}"
+            photo_size = row["source"]["width"], row["source"]["height"]
+            size = bucket(photo_size, side, multiple, square=self.config.aspect == "square")
+            width, height = crop_size(photo_size, size)
+            if width < size[0] and not self.config.allow_small:
+                detail = f"{width}x{height} pixels of it for a twin of {size[0]}x{size[1]}"
                 rejects.append(Reject(row["source"]["path_or_id"], "render", "too_small", detail))
             else:
                 prompt = f"{row['caption']} {self.config.prompt_suffix}".strip()
-                yield _Photo(row=row, fitted=resize(cropped, size), prompt=prompt)
+                yield _Photo(row, size, beside.submit(_fitted, row["image"]["bytes"], size), prompt)
 
-    def _draw(self, renderer: Renderer, kind: TwinKind, batch: Sequence[_Photo], rejects: list[Reject]) -> None:
+    def _draw(self, renderer: Renderer, kind: TwinKind, batch: Sequence[_Photo], beside: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
 
         def draw(places: Sequence[int]) -> list[PILImage.Image]:
             if kind == "vae":
                 return renderer.reconstruct([batch[i].fitted for i in places])
             arguments = [batch[i].arguments for i in places]
-            return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].fitted.size)
+            return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].size)
 
         for place, (image, drawn_in) in enumerate(_draw_or_split(draw, range(len(batch)))):
             photo = batch[place]
-            where = photo.row["source"]["path_or_id"]
-            if isinstance(image, Exception):
-                detail = f"{kind}: {type(image).__name__}: {image}"
+            prompt = photo.prompt if kind == "caption" else None
+            twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
+            finished = image if isinstance(image, Exception) else beside.submit(_finished, image)
+            photo.drawn.append((twin | {"of": "photo", "edit": None}, finished))
+
+    def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
+        """What was drawn of a photo: twins, or rejects with their reason."""
+        where = photo.row["source"]["path_or_id"]
+        for twin, drawn in photo.drawn:
+            if isinstance(drawn, Exception):
+                detail = f"{twin['kind']}: {type(drawn).__name__}: {drawn}"
                 rejects.append(Reject(where, "render", "renderer_failed", detail))
-            elif is_blank(image):
-                rejects.append(Reject(where, "render", "blank", f"{kind}: one colour all over"))
+            elif (data := drawn.result()) is None:
+                rejects.append(Reject(where, "render", "blank", f"{twin['kind']}: one colour all over"))
             else:
-                prompt = photo.prompt if kind == "caption" else None
-                twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
-                photo.twins.append(twin | {"image": {"bytes": _png(image), "path": None}})
+                photo.twins.append(twin | {"image": {"bytes": data, "path": None}})
+
+    def _edit(self, painter: Renderer | None, photos: Sequence[_Photo], rejects: list[Reject]) -> None:
+        """An edit of each photo and of its first twin."""
+        for photo in photos:
+            images = {"photo": photo.fitted}
+            images |= {twin["kind"]: PILImage.open(io.BytesIO(twin["image"]["bytes"])) for twin in photo.twins[:1]}
+            if self.config.edits_on != "both":
+                images = {
+                    of: image for of, image in images.items() if (of == "photo") == (self.config.edits_on == "photos")
+                }
+            donors = [other for other in photos if other.row["group"] != photo.row["group"]]
+            paint = functools.partial(painter.inpaint, arguments=photo.arguments) if painter else None
+            subjects = []
+            for of, image in images.items():
+                seed = derive_seed(self.config.seed, photo.row["id"], f"edit/{of}")
+                donor = donors[seed % len(donors)] if donors else None
+                subjects.append(EditSubject(of, image, seed, (donor.row["id"], donor.fitted) if donor else None, paint))
+            for subject, edit, edited in draw_edits(subjects, self.config.edit_operations.operations):
+                if isinstance(edited, ImageRejected):
+                    where = photo.row["source"]["path_or_id"]
+                    rejects.append(Reject(where, "render", edited.reason, f"edit of the {subject.of}: {edited.detail}"))
+                else:
+                    prompt = photo.prompt if edit["operation"] == "inpaint" else None
+                    twin = {"kind": "edit", "prompt": prompt, "seed": subject.seed, "batch": "0/1", "edit": edit}
+                    photo.twins.append(twin | {"of": subject.of, "image": {"bytes": _png(edited), "path": None}})
 
 
 def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
     """Up to `size` photos of one width and height, in the order of their sizes' first appearance."""
     by_size: dict[tuple[int, int], list[_Photo]] = {}
     for photo in photos:
-        batch = by_size.setdefault(photo.fitted.size, [])
+        batch = by_size.setdefault(photo.size, [])
         batch.append(photo)
         if len(batch) == size:
-            yield by_size.pop(photo.fitted.size)
+            yield by_size.pop(photo.size)
     yield from by_size.values()
 
 
@@ -234,6 +311,15 @@ def _draw_or_split(
             yield from _draw_or_split(draw, [place])
     else:
         yield from ((image, f"{i}/{len(places)}") for i, image in enumerate(images))
+
+
+def _fitted(data: bytes, size: tuple[int, int]) -> PILImage.Image:
+    return fit(decode_image(data).image, size)
+
+
+def _finished(image: PILImage.Image) -> bytes | None:
+    """The bytes of a twin, or None where there is nothing to see on it."""
+    return None if is_blank(image) else _png(image)
 
 
 def _png(image: PILImage.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""Work in shards: a list fixed by the inputs, each shard written by one atomic rename, datatrove to run them.
+"""Work in shards: a list fixed by the inputs, each shard written by one atomic rename; `executors.py` runs them.
 
     FOLDER/plan.json                   what is done to what; a rerun with another plan is refused
     FOLDER/shards/00000/rows.parquet   a shard's rows
@@ -10,23 +10,39 @@ A shard that exists is complete and is never written again, so a killed run goes
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from datasets import Features
-from tqdm import tqdm
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
 from vlm_detect.records import REJECT_FEATURES, Reject
+
+Task = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who runs the shards."""
+
+    executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "What runs the shards."})
+    workers: int = field(default=1, metadata={"help": "Processes, or tasks of a cluster; one a GPU."})
+    gpus: int = field(default=0, metadata={"help": "Slurm, Ray: GPUs of a worker."})
+    cpus: int = field(default=1, metadata={"help": "Slurm, Ray: CPUs of a worker."})
+    memory_gb: int = field(default=4, metadata={"help": "Slurm, Ray: memory of a worker."})
+    slurm_partition: str | None = field(default=None, metadata={"help": "Slurm: the partition."})
+    slurm_time: str = field(default="24:00:00", metadata={"help": "Slurm: time limit of a worker."})
+    slurm_args: list[str] = field(default_factory=list, metadata={"help": "Slurm: more of sbatch, each NAME=VALUE."})
 
 
 @dataclass(frozen=True)
@@ -101,11 +117,12 @@ def write_shard(
     """Write a shard beside its place, then rename it there."""
     final = _shard_folder(folder, shard)
     partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
-    write_rows(partial / "rows.parquet", rows, features)
-    write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
-    partial.rename(final)
+    with told_when_full(folder):
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        partial.mkdir(parents=True)
+        write_rows(partial / "rows.parquet", rows, features)
+        write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
+        partial.rename(final)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
@@ -125,52 +142,53 @@ def read_rejects(folder: Path, shard: int) -> list[Reject]:
     return [Reject(**row) for row in rows]
 
 
-def run_shards(task: Callable[[int], None], plan: Plan, folder: Path, *, workers: int = 1) -> None:
-    """Call `task(shard)` for each shard that is not there yet, in `workers` processes.
+def run_shards(
+    task: Task, plan: Plan, folder: Path, launch: Launch | None = None, after: str | None = None
+) -> str | None:
+    """Call `task(shard)` for each shard that is not there yet.
 
-    `task` is pickled and run in another process where `workers` > 1: it holds settings and loads its models itself.
+    `task` may be pickled and run elsewhere: it holds settings and loads its models itself. Returns None when all is
+    done, and where a cluster was only handed the work the id of its job, which waits for the job `after`.
     """
-    # datatrove is an extra; nothing but data generation needs it
-    import loguru
-    from datatrove.executor import LocalPipelineExecutor
+    if not missing(folder, plan):
+        return None
+    from vlm_detect.data import executors  # late: datatrove is an extra, and nothing but data generation needs it
 
-    class Executor(LocalPipelineExecutor):
-        def _launch_run_for_rank(self, rank: int, *args: Any, **kwargs: Any) -> Any:
-            loguru.logger.disable("datatrove")  # the progress bars tell what its log would, in one line
-            if workers > 1:
-                _take_own_gpu()
-            return super()._launch_run_for_rank(rank, *args, **kwargs)
-
-    def step(_data: Any, rank: int, _world_size: int) -> None:
-        if not is_done(folder, rank):
-            task(rank)
-
-    missing = [shard for shard in range(plan.shards) if not is_done(folder, shard)]
-    if not missing:
-        return
-    loguru.logger.disable("datatrove")
-    Executor(
-        pipeline=[step],
-        tasks=plan.shards,
-        workers=max(1, min(workers, len(missing))),
-        logging_dir=str(folder / "logs"),
-        skip_completed=False,  # the shard itself is the marker: a removed shard is made again
-    ).run()
+    return executors.run(task, plan, folder, launch or Launch(), after)
 
 
-def _take_own_gpu() -> None:
-    """Give this worker process a GPU of its own, as far as there are enough; it keeps it, and the models on it."""
-    import multiprocess  # datatrove's pools are of this package, not of the standard library
-
-    if torch.cuda.is_available():
-        worker = multiprocess.current_process()._identity[0] - 1  # 0, 1, ... within the pool
-        torch.cuda.set_device(worker % torch.cuda.device_count())
+def missing(folder: Path, plan: Plan) -> list[int]:
+    return [shard for shard in range(plan.shards) if not is_done(folder, shard)]
 
 
-def progress(items: Iterable[Any], plan: Plan, shard: int, unit: str = "img") -> Iterator[Any]:
-    """`items` behind a bar that counts through the whole plan; silent where stderr is no terminal."""
-    start, _ = plan.span(shard)
-    yield from tqdm(items, desc=plan.step, unit=unit, total=plan.items, initial=start, disable=None, leave=False)
+_count: Callable[[int], Any] | None = None  # in each process that works on shards: where images that are done are added
+
+
+def count_with(count: Callable[[int], Any] | None) -> None:
+    """Let `progress` of this process add to what `count` keeps."""
+    global _count
+    _count = count
+
+
+def progress(items: Iterable[Any]) -> Iterator[Any]:
+    """`items`, each counted as an image of the step when the next one is asked for."""
+    for item in items:
+        yield item
+        if _count is not None:
+            _count(1)
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """A disk without room is told in one line, with what to do; what was finished before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder}: no room left on this disk; what is finished is kept: make room and run the same command again"
+        ) from error
 
 
 def _shard_folder(folder: Path, shard: int) -> Path:
