@@ -25,17 +25,19 @@ from vlm_detect.errors import run_main
 @dataclass(frozen=True)
 class Config:
     out: str = field(metadata={"help": "Folder of the image dataset."})
-    workers: int = field(default=1, metadata={"help": "Processes."})
 
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
+    from vlm_detect.data.audit import read_audit
     from vlm_detect.data.dataset_files import is_finished
     from vlm_detect.data.import_step import ImportConfig, import_images, pack_images, plan_import
-    from vlm_detect.data.shards import begin
+    from vlm_detect.data.shards import Launch, begin
 
     positional = {"src": {"metavar": "SRC", "help": "a folder, a Hub dataset id, or kaggle[:HANDLE]"}}
-    config, images, where = parse_config([Config, ImportConfig], argv, doc=__doc__, positional=positional)
+    config, launch, images, where = parse_config(
+        [Config, Launch, ImportConfig], argv, doc=__doc__, positional=positional
+    )
     out = Path(config.out)
     plan = plan_import(where.src, images)
     settings = asdict(plan)
@@ -44,8 +46,11 @@ def main(argv: list[str]) -> None:
         return
     work = out.with_name(f"{out.name}.work")
     begin(work, plan)
-    import_images(where.src, images, plan, work, config.workers)
+    if job := import_images(where.src, images, plan, work, launch):
+        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        return
     print(f"{out}: {pack_images(work, out, images, settings)}")
+    print(read_audit(out) or "Too few photos for an audit.")
     shutil.rmtree(work)
 
 

@@ -187,7 +187,7 @@ def test_a_finished_folder_is_known_and_another_refused(pairs: Path, tmp_path: P
         is_finished(tmp_path, settings())
     record = read_run_json(pairs)
     assert record is not None
-    assert record["pairs"] == {"train": 16, "validation": 4, "test": 8}
+    assert record["rows"] == {"train": 16, "validation": 4, "test": 8}
     assert len(record["files"]) == 3
 
 

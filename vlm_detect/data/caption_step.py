@@ -17,14 +17,18 @@ from datasets import Features, Image, Value
 
 from vlm_detect.data.captions import clean_caption
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
-from vlm_detect.data.encode import is_blank
+from vlm_detect.data.prompts import PromptBook
 from vlm_detect.data.shards import Launch, Plan, progress, run_shards, write_shard
 from vlm_detect.data.sources import Source, SourcePhoto, open_source
+from vlm_detect.data.usable import check_usable
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import load_vlm, resolve_id
 from vlm_detect.records import SOURCE_FEATURES, Reject
 
 FROM_COLUMN = "column"
+FROM_PROMPTS = "prompts"  # whose photos and images are no pairs
+
+_MAX_NEW_TOKENS = 128
 
 # One row a photo.
 PHOTO_FEATURES = Features(
@@ -65,6 +69,13 @@ class CaptionConfig:
         },
     )
     caption_length: Literal["short", "normal", "long"] = field(default="normal")
+    caption_question: str | None = field(
+        default=None, metadata={"help": "What the captioner is asked instead of for a caption."}
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "YAML of prompts to draw instead of captions: an image dataset without pairs comes out."},
+    )
     caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
     min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
 
@@ -78,15 +89,20 @@ class Usable:
     decoded: DecodedImage
 
 
-def name_captioner(captioner: str) -> str:
+def name_captioner(captioner: str, prompts: str | None = None) -> str:
     """The captioner that is meant: `auto` becomes the name of what fits this machine."""
+    if prompts:
+        return FROM_PROMPTS
     return captioner if captioner == FROM_COLUMN else resolve_id(captioner, "captioner").name
 
 
 def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
     """The source's photos in shards; `UserError` where there are none."""
     photos = open_source(source.images, source.limit)
-    return Plan("caption", len(photos), source.shard_size, photos.fingerprint, asdict(config))
+    settings = asdict(config)
+    if config.prompts:
+        settings["prompts_sha256"] = PromptBook.read(Path(config.prompts)).sha256
+    return Plan("caption", len(photos), source.shard_size, photos.fingerprint, settings)
 
 
 def caption_photos(
@@ -111,7 +127,7 @@ class CaptionShard:
         captioner, revision, raw_captions = self._captions(usable)
         rows = []
         for item, raw in zip(usable, raw_captions, strict=True):
-            caption = clean_caption(raw)
+            caption = raw if captioner == FROM_PROMPTS else clean_caption(raw)  # prompts say what they mean to
             if caption:
                 rows.append(_row(item, caption, raw, captioner, revision))
             else:
@@ -127,7 +143,7 @@ class CaptionShard:
                 if rejected:
                     raise rejected
                 decoded = decode_image(found.data)
-                _check_usable(decoded, self.config.min_side)
+                check_usable(decoded, self.config.min_side)
             except ImageRejected as error:
                 rejects.append(Reject(path_or_id, "decode", error.reason, error.detail))
             else:
@@ -143,19 +159,19 @@ class CaptionShard:
                     "add one to the metadata or choose a captioner"
                 )
             return FROM_COLUMN, None, [str(item.photo.caption) for item in usable]
+        if self.config.prompts:
+            book = PromptBook.read(Path(self.config.prompts))
+            return FROM_PROMPTS, book.sha256, [book.draw(int(item.id, 16)) for item in usable]
         name, revision, engine = _load_captioner(self.config.captioner)
         captions: list[str] = []
         for start in range(0, len(usable), self.config.caption_batch):
             batch = [item.decoded.image for item in usable[start : start + self.config.caption_batch]]
-            captions += engine.caption(batch, length=self.config.caption_length)
+            if question := self.config.caption_question:
+                answers = engine.generate(batch, [[question]] * len(batch), max_new_tokens=_MAX_NEW_TOKENS)
+                captions += [answer for (answer,) in answers]
+            else:
+                captions += engine.caption(batch, self.config.caption_length, max_new_tokens=_MAX_NEW_TOKENS)
         return name, revision, captions
-
-
-def _check_usable(decoded: DecodedImage, min_side: int) -> None:
-    if min(decoded.width, decoded.height) < min_side:
-        raise ImageRejected("too_small", f"{decoded.width}x{decoded.height} pixels, a side below {min_side}")
-    if is_blank(decoded.image):
-        raise ImageRejected("blank", "one colour all over")
 
 
 def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | None) -> dict[str, Any]:

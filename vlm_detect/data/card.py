@@ -11,23 +11,49 @@ import yaml
 
 def pair_card(
     *,
-    pairs: Mapping[str, int],
+    rows: Mapping[str, int],
     groups: Mapping[str, int],
     kinds: Mapping[str, int],
     rejects: Mapping[str, int],
     licences: Mapping[str, int],
     made: Mapping[str, Any],
 ) -> str:
-    """`pairs` and `groups` count by split, `kinds` and `licences` pairs, `rejects` by reason; `made` says with what."""
-    return f"""{_header("Photos and their generated twins", "image-pairs", pairs)}
+    """`rows` and `groups` count by split, `kinds` and `licences` pairs, `rejects` by reason; `made` says with what."""
+    return f"""{_header("Photos and their generated twins", "image-pairs", rows)}
 
 Each row pairs a photo (`image`) with a `twin` that was made from it. Both were decoded to RGB, brought to the same
 width and height by the same filter, and written by one encoder with the same parameters, without metadata; a twin of a
 photo that came as a JPEG was first compressed with the photo's own tables. What is left to tell them apart is content.
 
-{_splits("pairs", pairs, groups)}
+{_splits("pairs", rows, groups)}
 
 - Twins: {_counts(kinds)}
+- Made by: {", ".join(f"{key} {value}" for key, value in made.items() if value not in (None, ""))}
+- Left out (`rejects.parquet`): {_counts(rejects)}
+- Licences of the photos: {_counts(licences)}
+
+{_USE}
+"""
+
+
+def prompted_card(
+    *,
+    rows: Mapping[str, int],
+    groups: Mapping[str, int],
+    kinds: Mapping[str, int],
+    rejects: Mapping[str, int],
+    licences: Mapping[str, int],
+    made: Mapping[str, Any],
+) -> str:
+    """Of images that were drawn from prompts, beside photos that they have nothing to do with."""
+    return f"""{_header("Photos and images drawn from prompts", "images", rows)}
+
+Each row is a photo or an image that was drawn from a prompt (`source.path_or_id`). No image is a photo's twin, so they
+differ in what they show; size, shape, compression and encoder are alike, for each image took those of a photo, which
+shares its `group`.
+
+{_splits("images", rows, groups)}
+
 - Made by: {", ".join(f"{key} {value}" for key, value in made.items() if value not in (None, ""))}
 - Left out (`rejects.parquet`): {_counts(rejects)}
 - Licences of the photos: {_counts(licences)}

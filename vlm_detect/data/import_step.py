@@ -97,8 +97,9 @@ def plan_import(src: str, config: ImportConfig) -> Plan:
     return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
 
 
-def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, launch: Launch | None = None) -> None:
-    run_shards(ImportShard(src, config, plan, folder), plan, folder, launch)
+def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, launch: Launch | None = None) -> str | None:
+    """What `run_shards` returns: None when all is done."""
+    return run_shards(ImportShard(src, config, plan, folder), plan, folder, launch)
 
 
 @dataclass(frozen=True)

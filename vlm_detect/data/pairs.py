@@ -26,7 +26,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from vlm_detect.config import write_run_json
-from vlm_detect.data.card import pair_card
+from vlm_detect.data.caption_step import FROM_PROMPTS
+from vlm_detect.data.card import pair_card, prompted_card
 from vlm_detect.data.dataset_files import SplitWriter, written_whole
 from vlm_detect.data.decode import decode_image, standard_encoding
 from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, describe_jpeg, encode_image, like_source, resize
@@ -35,7 +36,7 @@ from vlm_detect.data.shards import read_plan, read_rejects, read_rows, write_row
 from vlm_detect.data.sources import load_dataset
 from vlm_detect.data.splits import SPLITS, Split, find_duplicates, join_groups, split_groups
 from vlm_detect.errors import UserError
-from vlm_detect.records import PAIR_FEATURES, REJECT_FEATURES, Reject
+from vlm_detect.records import IMAGE_FEATURES, PAIR_FEATURES, REJECT_FEATURES, Reject
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class PackConfig:
 class Packed:
     """What came of it: numbers by split, and of rejects by reason."""
 
-    pairs: dict[str, int]
+    rows: dict[str, int]
+    unit: str  # pairs or images
     groups: dict[str, int]
     rejects: dict[str, int]
 
     def __str__(self) -> str:
-        splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.pairs.items())
+        splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.rows.items())
         left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
-        return f"{sum(self.pairs.values())} pairs ({splits}); left out: {left_out or 'none'}"
+        return f"{sum(self.rows.values())} {self.unit} ({splits}); left out: {left_out or 'none'}"
 
 
 def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfig, settings: dict[str, Any]) -> Packed:
@@ -82,11 +84,13 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
         raise UserError(
             f"none of the {plan.items} photos could be made a pair of ({reasons or 'nothing was rendered'})"
         )
+    # what was drawn from prompts is no photo's twin: then a row is an image
+    is_paired = not any(row["captioner"] == FROM_PROMPTS for row in read_rows(renders, 0, ["captioner"]))
     with written_whole(out) as partial:
-        return _write_pairs(renders, partial, plan.shards, splits, rejects, config, encode, settings)
+        return _write(renders, partial, plan.shards, splits, rejects, config, encode, settings, is_paired)
 
 
-def _write_pairs(
+def _write(
     renders: Path,
     partial: Path,
     shards: int,
@@ -95,8 +99,9 @@ def _write_pairs(
     config: PackConfig,
     encode: EncodeConfig,
     settings: dict[str, Any],
+    is_paired: bool,
 ) -> Packed:
-    writer = SplitWriter(partial / "data", PAIR_FEATURES, config.pairs_per_file)
+    writer = SplitWriter(partial / "data", PAIR_FEATURES if is_paired else IMAGE_FEATURES, config.pairs_per_file)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("split", "kind", "licence", "made")}
     groups: dict[str, set[str]] = {}
     bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
@@ -108,26 +113,29 @@ def _write_pairs(
             # the second of two equal files would otherwise be packed as well
             splits[photo["id"]] = None
             for row in _pair_rows(photo, group, config, encode):
-                writer.write(split, row)
+                written = [row] if is_paired else _two_images(row, photo["object_class"])
+                for row_written in written:
+                    writer.write(split, row_written)
                 groups.setdefault(split, set()).add(group)
-                counts["split"][split] += 1
+                counts["split"][split] += len(written)
                 counts["kind"][row["kind"]] += 1
                 counts["licence"][row["source"]["licence"] or "not stated"] += 1
-                made = f"{photo['captioner']} and {photo['generator']}"
-                counts["made"][made] += 1
+                made = [name for name in (photo["captioner"], photo["generator"]) if name]
+                counts["made"][" and ".join(made)] += 1
                 bar.update()
     bar.close()
     files = writer.close()
     write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
 
-    pairs: dict[str, int] = {split: counts["split"][split] for split in SPLITS if counts["split"][split]}
+    rows: dict[str, int] = {split: counts["split"][split] for split in SPLITS if counts["split"][split]}
     packed = Packed(
-        pairs=pairs,
-        groups={split: len(groups[split]) for split in pairs},
+        rows=rows,
+        unit="pairs" if is_paired else "images",
+        groups={split: len(groups[split]) for split in rows},
         rejects=dict(Counter(reject.reason for reject in rejects)),
     )
-    card = pair_card(
-        pairs=packed.pairs,
+    card = (pair_card if is_paired else prompted_card)(
+        rows=packed.rows,
         groups=packed.groups,
         kinds=counts["kind"],
         rejects=packed.rejects,
@@ -230,6 +238,22 @@ def _pair_rows(
                 "encode": json.dumps(encoding),
             },
         }
+
+
+def _two_images(row: Mapping[str, Any], object_class: str | None) -> list[dict[str, Any]]:
+    """The members of a pair as rows of their own, where a prompt and no photo was what the one was made from."""
+    drawn = Image.open(io.BytesIO(row["twin"]["bytes"]))
+    about = {
+        "path_or_id": f"prompt: {row['prompt']} (seed {row['seed']})",
+        "width": drawn.width,
+        "height": drawn.height,
+    }
+    shared = {"group": row["group"]}
+    return [
+        {"image": row["image"], "label": "real", "generator": "", "object_class": object_class, "source": row["source"]}
+        | shared,
+        {"image": row["twin"], "label": "generated", "generator": row["generator"], "source": about} | shared,
+    ]
 
 
 def _opened(twin: Mapping[str, Any]) -> Image.Image:

@@ -1,0 +1,55 @@
+"""Pairs that were rendered elsewhere in, a pair dataset out, with the checks that our own go through. Resumes.
+
+    python data_gen/import_pairs.py photos/ twins/ --out data/pairs --generator midjourney-6     # matched by name
+    python data_gen/import_pairs.py pairs.csv --out data/pairs
+
+The CSV has the columns real and twin (paths relative to it) and may have kind (caption or vae), generator, caption,
+prompt, seed, group and licence.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.data.extras import require
+from vlm_detect.errors import run_main
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = field(metadata={"help": "Folder of the pair dataset."})
+
+
+def main(argv: list[str]) -> None:
+    require("data", "datatrove", "imagehash")
+    from vlm_detect.data.audit import read_audit
+    from vlm_detect.data.dataset_files import is_finished
+    from vlm_detect.data.encode import EncodeConfig
+    from vlm_detect.data.pair_sets import PairSetConfig, plan_pairs, take_pairs
+    from vlm_detect.data.pairs import PackConfig, pack_pairs
+    from vlm_detect.data.shards import Launch, begin
+
+    stages = [Config, Launch, PairSetConfig, PackConfig, EncodeConfig]
+    positional = {"sources": {"metavar": "SRC", "nargs": "+", "help": "two folders, or a CSV"}}
+    config, launch, pairs, pack, encode, where = parse_config(stages, argv, doc=__doc__, positional=positional)
+    out = Path(config.out)
+    plan = plan_pairs(where.sources, pairs)
+    settings = {"pairs": asdict(plan), "pack": asdict(pack), "encode": asdict(encode)}
+    if is_finished(out, settings):
+        print(f"{out}: finished, nothing left to do")
+        return
+    work = out.with_name(f"{out.name}.work")
+    begin(work, plan)
+    if job := take_pairs(where.sources, pairs, plan, work, launch):
+        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        return
+    print(f"{out}: {pack_pairs(work, out, pack, encode, settings)}")
+    print(read_audit(out) or "Too few photos for an audit.")
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,65 @@
+"""Prompts drawn from a YAML of a base text and modifiers, for fakes that are no photo's twin.
+
+    base: "a photo of {subject} {place}, {light}"
+    modifiers:
+      subject: ["a dog", "an old man"]
+      place: ["in a park", "on a beach"]
+      light: ["at noon", "in the evening", ""]
+
+    book = PromptBook.read(Path("prompts.yaml"))
+    book.draw(seed=7)            # the same seed, the same prompt
+
+`base` may be a list, of which one is drawn. What is not named in the base is not used, and an unknown name is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from vlm_detect.errors import UserError
+
+
+@dataclass(frozen=True)
+class PromptBook:
+    """Base texts with {names}, and what may stand for each name."""
+
+    bases: Sequence[str]
+    modifiers: Mapping[str, Sequence[str]]
+    sha256: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> PromptBook:
+        """`UserError` for a file that is not there or of another form."""
+        try:
+            content = path.read_bytes()
+            values = yaml.safe_load(content)
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(values, dict) or set(values) - {"base", "modifiers"} or not values.get("base"):
+            raise UserError(f"{path}: needs `base` (a text or a list) and `modifiers` (lists of texts), nothing else")
+        bases = [values["base"]] if isinstance(values["base"], str) else list(values["base"])
+        modifiers = {
+            name: [str(text or "") for text in texts] for name, texts in (values.get("modifiers") or {}).items()
+        }
+        for base in bases:
+            for _, name, _, _ in string.Formatter().parse(base):
+                if name is not None and not modifiers.get(name):
+                    known = ", ".join(modifiers) or "none"
+                    raise UserError(f"{path}: {{{name}}} in the base has no modifiers (known: {known})")
+        return cls(bases, modifiers, hashlib.sha256(content).hexdigest())
+
+    def draw(self, seed: int) -> str:
+        rng = random.Random(seed)
+        base = rng.choice(self.bases)
+        # in the file's order, used or not: another base must not change what the others draw
+        chosen = {name: rng.choice(texts) for name, texts in self.modifiers.items()}
+        text = re.sub(r"\s+", " ", base.format(**chosen))
+        return re.sub(r"(?:\s*,)+", ",", text).strip(" ,")
