@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ..data.questions import Topic
 from ..errors import UserError
 from ..infer.detector import Detector
+from ..infer.engine import equal_lengths
 from ..infer.evidence import evidence_steps
 from ..infer.text_stream import TextStream
 from .worker import Job
@@ -53,21 +54,37 @@ class Write:
 
     def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
         rows = [row for job in jobs if (row := _Row.start(job))]
-        if not rows:
-            return
-        engine = jobs[0].detector.engine
-        steps = engine.stream(
-            [row.job.picture.image for row in rows],
-            [[row.prompt] for row in rows],
-            max(row.limit for row in rows),
-            choose=_sampler([row.job.task for row in rows]),
-        )
-        for step in steps:
-            for row, (token,) in zip(rows, step.tolist(), strict=True):
-                row.push(token)
-            if not any(row.job.wanted() for row in rows):
-                return
+        running = [(some, _stream(some)) for some in _of_one_length(rows)]
+        while running:
+            for batch in list(running):
+                some, steps = batch
+                step = next(steps, None)
+                if step is not None:
+                    for row, (token,) in zip(some, step.tolist(), strict=True):
+                        row.push(token)
+                if step is None or not any(row.job.wanted() for row in some):
+                    running.remove(batch)
             yield
+
+
+def _of_one_length(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Rows that the engine can decode together: families that read an image at its own size have prefixes of many."""
+    if not rows:
+        return []
+    engine = rows[0].job.detector.engine
+    if not engine.vlm.caches:
+        return [[row] for row in rows]
+    prefixes = engine.prefixes([row.job.picture.image for row in rows])
+    return [[rows[i] for i in alike] for alike in equal_lengths(prefixes)]
+
+
+def _stream(rows: Sequence[_Row]) -> Iterator[torch.Tensor]:
+    return rows[0].job.detector.engine.stream(
+        [row.job.picture.image for row in rows],
+        [[row.prompt] for row in rows],
+        max(row.limit for row in rows),
+        choose=_sampler([row.job.task for row in rows]),
+    )
 
 
 class _Row:
