@@ -104,6 +104,8 @@ class Question:
     answer: str
     # Which answer means "not a real photo": only for questions whose answer is a verdict.
     polarity: Literal["fake", "real"] | None = None
+    # Questions and answers that came before it, of a conversation.
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

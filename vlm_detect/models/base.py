@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from ..errors import UserError
+
 
 class VLM(ABC):
     """A vision-language model ready to be asked.
@@ -110,6 +112,12 @@ class VLM(ABC):
     @abstractmethod
     def question_ids(self, question: str) -> list[int]:
         """The ids after the image prefix from which the answer to `question` is decoded."""
+
+    def dialogue_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """As `question_ids`, behind earlier questions and their answers; UserError where a family knows none."""
+        if history:
+            raise UserError(f"{self.name} answers single questions: give conversations of one turn, or another model")
+        return self.question_ids(question)
 
     @abstractmethod
     def caption_ids(self, length: str) -> list[int]:

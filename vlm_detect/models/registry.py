@@ -55,6 +55,7 @@ _NANO: dict[str, tuple[str, NanoName]] = {
     "tinyllava": ("tinyllava-nano", "tinyllava"),
     "renderer": ("nano", "sd35"),
 }
+NANO_NAMES = tuple({name for name, _ in _NANO.values()})
 _LLAVAS = ("llava", TINYLLAVA_TYPE)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
+from vlm_detect.records import Question
 from vlm_detect.train.examples import Example
 from vlm_detect.train.features import Features
 from vlm_detect.train.images import StoredImage
@@ -42,10 +43,7 @@ class Collator:
         prefixes = (
             [self.vlm.prefix_ids()] * len(examples) if self.vlm.packs else self.vlm.prefix_rows(images["prepared"])
         )
-        asked = [
-            [Answered(self.vlm.question_ids(q.question), self.vlm.answer_ids(q.answer)) for q in example.questions]
-            for example in examples
-        ]
+        asked = [[self._answered(question) for question in example.questions] for example in examples]
         self._check_length(prefixes, asked)
         rows: list[Row] = []
         for layout in self._layout(len(prefixes[0]), asked):
@@ -60,6 +58,9 @@ class Collator:
             "n_questions": sum(map(len, asked)),
             "n_tokens": sum(len(one) for image in asked for one in image),
         }
+
+    def _answered(self, q: Question) -> Answered:
+        return Answered(self.vlm.dialogue_ids(q.history, q.question), self.vlm.answer_ids(q.answer))
 
     def _layout(self, prefix: int, asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
         """What each row holds: images with their questions."""

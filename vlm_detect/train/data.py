@@ -13,6 +13,7 @@ from vlm_detect.config import REPOSITORY, file_sha256
 from vlm_detect.data.demo_photos import write_demo_photos
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
+from vlm_detect.train.conversations import is_conversations, read_conversations, split
 from vlm_detect.train.options import DEFAULT_DATA
 
 _LABELS = {"real", "generated", "edited"}
@@ -32,23 +33,35 @@ def dataset_or_demo(data: str) -> str:
     return data
 
 
-def open_splits(data: str, limit: int | None = None) -> tuple[Dataset, Dataset]:
+def open_splits(data: str, limit: int | None = None, validation: str | None = None) -> tuple[Dataset, Dataset]:
     """The training split (its first `limit` rows) and the validation split; the test split is not touched.
+
+    Of a JSON file of conversations a fifth is held back for validation. `validation` names a dataset whose validation
+    split is scored instead.
 
     Raises:
         UserError: for a dataset of another shape, a missing split, or a training split without both classes.
     """
+    scored = _split(open_dataset(validation), "validation", validation) if validation else None
+    if is_conversations(data):
+        rows, problems = read_conversations(data)
+        if problems:
+            print(f"{data}: {len(problems)} of {len(rows) + len(problems)} conversations are left out ({problems[0]})")
+        train, held_back = (rows, scored) if scored is not None else split(rows)
+        return train.select(range(min(limit or len(train), len(train)))), held_back
     opened = open_dataset(data)
     train = _split(opened, "train", data)
     if limit is not None:
         train = train.select(range(min(limit, len(train))))
     _check_labels(train, data)
-    return train, _split(opened, "validation", data)
+    return train, scored if scored is not None else _split(opened, "validation", data)
 
 
 def data_hashes(data: str) -> dict[str, str]:
-    """sha256 of every Parquet file of a dataset folder, by name; nothing for a Hub id."""
+    """sha256 of every Parquet file of a dataset folder, or of a JSON file, by name; nothing for a Hub id."""
     folder = Path(data)
+    if is_conversations(data):
+        return {folder.name: file_sha256(folder)}
     return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.parquet"))}
 
 

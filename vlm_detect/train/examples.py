@@ -23,6 +23,7 @@ from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Top
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label, Question
 from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
+from vlm_detect.train.conversations import questions_of
 from vlm_detect.train.images import Cells, StoredImage, undecoded
 
 
@@ -71,8 +72,11 @@ class Units(TorchDataset[list[Example]]):
         if unknown := [kind for kind in options.question_kinds if kind not in QUESTION_KINDS]:
             raise UserError(f"--question_kinds {' '.join(unknown)}: unknown; choose from {', '.join(QUESTION_KINDS)}")
         self.rows, self.options, self.seed, self.augment = undecoded(rows), options, seed, tuple(augment)
-        self.source: _PairUnits | _ImageUnits
-        self.source = _PairUnits(self.rows) if "twin" in rows.column_names else _ImageUnits(self.rows, seed)
+        self.source: _PairUnits | _ImageUnits | None = None  # None: conversations, which bring their own questions
+        if "turns" not in rows.column_names:
+            self.source = _PairUnits(self.rows) if "twin" in rows.column_names else _ImageUnits(self.rows, seed)
+        elif options.shuffle_labels:
+            raise UserError("--shuffle_labels: conversations have no labels to draw by lot; give pairs or images")
         # Half of the units, so that nothing about the labels is left to learn.
         lot = random.Random(f"labels:{seed}").sample(range(len(self)), len(self) // 2)
         self.swapped = frozenset(lot if options.shuffle_labels else [])
@@ -81,10 +85,12 @@ class Units(TorchDataset[list[Example]]):
         ]
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.rows) if self.source is None else len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> list[Example]:
         epoch, index = key
+        if self.source is None:
+            return [self._conversation(epoch, index)]
         members, topic = self.source.unit(epoch, index)
         subjects = [subject for _, subject in members]
         if index in self.swapped:
@@ -106,6 +112,12 @@ class Units(TorchDataset[list[Example]]):
             image = AugmentedImage(image.content, draw) if draw else image
             examples.append(Example(image, questions, subject.label))
         return examples
+
+    def _conversation(self, epoch: int, index: int) -> Example:
+        row, draw = self.rows[index], self._draw(epoch, index)
+        image = StoredImage.of(row["image"])
+        image = AugmentedImage(image.content, draw) if draw else image
+        return Example(image, questions_of(row), row["label"])
 
     def _draw(self, epoch: int, index: int) -> Draw:
         if self.views:

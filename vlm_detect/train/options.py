@@ -47,13 +47,19 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The dataset to learn from: pairs or single images."""
+    """The dataset to learn from: pairs, single images, or conversations."""
 
     data: str = field(
         default=DEFAULT_DATA,
         metadata={
-            "help": "A pair dataset or image dataset (folder or Hub id). Where the default does not exist, pairs are "
-            "made from the bundled photos."
+            "help": "A pair dataset or image dataset (folder or Hub id), or a JSON file of conversations in LLaVA's "
+            "form. Where the default does not exist, pairs are made from the bundled photos."
+        },
+    )
+    validation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score the validation split of this dataset. Default: that of --data, and of conversations a fifth."
         },
     )
     limit: int | None = field(default=None, metadata={"help": "Use at most this many rows of the training split."})

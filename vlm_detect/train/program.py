@@ -25,7 +25,7 @@ from datasets import Dataset
 
 from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
 from vlm_detect.models.base import VLM
-from vlm_detect.models.registry import ResolvedModel, resolve_id
+from vlm_detect.models.registry import NANO_NAMES, ResolvedModel, Role, resolve_id
 from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
@@ -59,6 +59,7 @@ class Options:
         model: type[ModelOptions] = ModelOptions,
         lora: type[LoraOptions] = LoraOptions,
         nano_config: str | None = None,
+        role: Role = "vlm",
     ) -> Options:
         """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults.
 
@@ -68,7 +69,7 @@ class Options:
         groups = [model, DataOptions, QuestionOptions, lora, training]
         options = cls(*parse_config(groups, argv, doc=doc))
         named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
-        if nano_config and not named and resolve_id(options.model.model).name == "nano":
+        if nano_config and not named and resolve_id(options.model.model, role).name in NANO_NAMES:
             config = REPOSITORY / "recipes" / "configs" / nano_config
             print(f"the model is nano: {config.name} gives what no flag does")
             options = cls(*parse_config(groups, ["--config", str(config), *argv], doc=doc))
@@ -130,7 +131,7 @@ def open_data(options: Options) -> TrainingData:
     training = options.training
     with training.main_process_first(desc="the dataset"):
         name = dataset_or_demo(options.data.data)
-        rows, validation_rows = open_splits(name, options.data.limit)
+        rows, validation_rows = open_splits(name, options.data.limit, options.data.validation)
     views = options.data.cached_views if options.data.cache_features and options.data.augment else None
     units = Units(rows, options.questions, training.seed, options.data.augment, views)
     return TrainingData(name, rows, units, ValidationSet.of(validation_rows, options.data.validation_limit))

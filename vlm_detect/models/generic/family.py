@@ -133,6 +133,9 @@ class ChatVLM(VLM):
     def question_ids(self, question: str) -> list[int]:
         return self.template.question_ids(question)
 
+    def dialogue_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
+        return self.template.dialogue_ids(history, question)
+
     def caption_ids(self, length: str) -> list[int]:
         return self.question_ids(_CAPTION_QUESTIONS[length])
 

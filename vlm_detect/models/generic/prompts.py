@@ -11,6 +11,7 @@ tokens that it spells out stay text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -43,10 +44,12 @@ class ChatTemplate:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.processor.tokenizer
 
+    @staticmethod
+    def _turn(question: str) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+
     def _render(self, answer: str | None = None) -> str:
-        question: dict[str, Any] = {"role": "user"}
-        question["content"] = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
-        messages = [question]
+        messages = [self._turn(_QUESTION)]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return self.processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
@@ -90,6 +93,18 @@ class ChatTemplate:
             end = self.tokenizer.encode(after, add_special_tokens=False)
             return [*self._encode_tail(before), *self._plain(question), *end]
         return self._encode_tail(before + question + after)
+
+    def dialogue_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """As `question_ids`, behind earlier questions and their answers."""
+        if not history:
+            return self.question_ids(question)
+        first = history[0][0].strip()
+        messages = [self._turn(_QUESTION)]
+        for (_, answer), later in zip(history, [*(asked for asked, _ in history[1:]), question], strict=True):
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            messages.append({"role": "user", "content": [{"type": "text", "text": later}]})
+        whole = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self._encode_tail(self._tail[0] + first + whole.partition(_QUESTION)[2])
 
     @cached_property
     def _answer(self) -> tuple[str, str, int]:

@@ -1,0 +1,79 @@
+"""Finetune TinyLLaVA with LoRA to tell AI images from photos, and to say why.
+
+    accelerate launch recipes/tinyllava_lora.py                                     # whatever this machine can do
+    accelerate launch recipes/tinyllava_lora.py --config recipes/configs/tinyllava_lora.yaml --data data/pairs
+    accelerate launch recipes/tinyllava_lora.py --config recipes/configs/tinyllava_lora.yaml --data captions.json
+
+--data is a pair dataset, an image dataset, or a JSON file of conversations in LLaVA's form, whose images lie where it
+says or beside it. --model is the released TinyLLaVA, another member of its family, or the output folder of a
+TinyLLaVA_Factory run. Defaults are the official recipe's: a LoRA of rank 128 on the language model, the connector in
+full, the tower frozen. What comes out in --output_dir is what recipes/moondream_lora.py leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm_detect.errors import run_main
+from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.train.lora import LoraOptions
+from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.program import Options, each_seed, finish, make_trainer, open_data, open_run, train
+from vlm_detect.train.tuning import loading, tune
+
+
+@dataclass(frozen=True)
+class TinyLlavaLora(LoraOptions):
+    lora_r: int = field(default=128, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=256, metadata={"help": "Scale; the update is multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapter's input."})
+    train_connector: bool = field(
+        default=True, metadata={"help": "Train the connector of tower and language model in full, beside the LoRA."}
+    )
+
+
+@dataclass
+class TinyLlavaOptions(TrainOptions):
+    output_dir: str | None = field(default="runs/tinyllava_lora", metadata={"help": "The run directory."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: steps, or below 1 a part of all steps."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
+
+
+def main(argv: list[str]) -> None:
+    options = Options.parse(
+        argv,
+        doc=__doc__,
+        training=TinyLlavaOptions,
+        lora=TinyLlavaLora,
+        nano_config="tinyllava_nano.yaml",
+        role="tinyllava",
+    )
+    each_seed(options, finetune)
+
+
+def finetune(options: Options) -> None:
+    training = options.training
+
+    # The data, and whether this run was begun or finished before.
+    data = open_data(options)
+    base = resolve_id(options.model.model, "tinyllava", revision=options.model.revision)
+    run = open_run(options, base, data)
+    if run.finished:
+        return
+
+    # The model, and what of it learns: a LoRA around its linear layers and the connector, or the whole language model.
+    held = loading(options.model, training.device)
+    vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
+    tune(vlm, options.model, options.lora, training.seed)
+
+    # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
+    trainer = make_trainer(options, vlm, data)
+    train(trainer, run)
+
+    # What stays: the adapter and the processor, the calibration, the card, and last the mark that all of it is there.
+    finish(trainer, run, options, data)
+
+
+if __name__ == "__main__":
+    run_main(main)
