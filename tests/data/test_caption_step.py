@@ -25,6 +25,12 @@ class Speaker:
         self.batches.append(len(images))
         return [f"A {length} photo of a thing, {image.width} wide." for image in images]
 
+    def generate(
+        self, images: Sequence[Image.Image], questions: list[list[str]], max_new_tokens: int
+    ) -> list[list[str]]:
+        self.batches.append(len(images))
+        return [[f"A blurry photo of {question}" for question in asked] for asked in questions]
+
 
 def test_the_engine_is_asked_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_photos(tmp_path / "photos", 5)
@@ -43,6 +49,30 @@ def test_the_engine_is_asked_in_batches(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows[0]["caption_raw"] == "A short photo of a thing, 48 wide."
     assert rows[0]["group"] == rows[0]["id"] == rows[0]["source"]["sha256"][:16]
     assert [(reject.stage, reject.reason) for reject in read_rejects(tmp_path / "out", 1)] == [("decode", "empty")]
+
+
+def test_a_question_may_stand_for_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "photos", 3)
+    monkeypatch.setattr(caption_step, "_load_captioner", lambda captioner: (captioner, None, Speaker()))
+    source = SourceConfig(str(tmp_path / "photos"))
+    config = CaptionConfig(captioner="owner/name", caption_question="what you see", caption_batch=2)
+    caption_photos(source, config, plan_captions(source, config), tmp_path / "out")
+    rows = list(read_rows(tmp_path / "out", 0))
+    assert {(row["caption_raw"], row["caption"]) for row in rows} == {
+        ("A blurry photo of what you see", "What you see")
+    }
+
+
+def test_captions_from_a_column_of_any_name(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 2)
+    (tmp_path / "photos" / "metadata.jsonl").write_text(
+        '{"file_name": "photo00.png", "sentences": ["a photo of a cat", "another"]}\n'
+        '{"file_name": "photo01.png", "sentences": ["a dog"]}\n'
+    )
+    source = SourceConfig(str(tmp_path / "photos"), caption_column="sentences")
+    config = CaptionConfig(captioner="column")
+    caption_photos(source, config, plan_captions(source, config), tmp_path / "out")
+    assert [row["caption"] for row in read_rows(tmp_path / "out", 0)] == ["a cat", "a dog"]
 
 
 def test_a_missing_caption_column_is_told(tmp_path: Path) -> None:

@@ -95,6 +95,43 @@ def test_the_colour_profile_is_converted() -> None:
     assert pixel(saved(Image.new("L", (4, 4), 77), "PNG", icc_profile=srgb))[0] in range(76, 79)
 
 
+def test_only_what_was_changed_is_not_plain() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for options in ({}, {"icc_profile": srgb}):
+        data = saved(photo(1), "JPEG", quality=90, **options)
+        decoded = decode_image(data)
+        assert decoded.is_plain
+        np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(Image.open(io.BytesIO(data))))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    changed = [
+        saved(photo(1), "JPEG", exif=exif),
+        saved(photo(1), "PNG", icc_profile=wide_gamut_profile()),
+        saved(photo(1).convert("RGBA"), "PNG"),
+        saved(photo(1).quantize(), "PNG"),
+    ]
+    assert not any(decode_image(data).is_plain for data in changed)
+
+
+def png16(pixels: np.ndarray, colour_type: int) -> bytes:
+    """A 16-bit PNG, which Pillow does not write in colour."""
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def test_sixteen_bit_colour_with_and_without_alpha() -> None:
+    colour = np.zeros((4, 4, 4), np.uint16)
+    colour[...] = (65535, 128 * 257, 257, 65535)
+    assert pixel(png16(colour[..., :3], 2)) == (255, 128, 1)
+    assert pixel(png16(colour, 6)) == (255, 128, 1)
+    colour[..., 3] = 0
+    assert pixel(png16(colour, 6)) == (255, 255, 255)
+
+
 def test_a_broken_profile_is_no_silent_colour() -> None:
     assert reason(saved(photo(1), "PNG", icc_profile=b"not a profile" * 20)) == "colour_undefined"
 

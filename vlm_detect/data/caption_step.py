@@ -28,7 +28,7 @@ from vlm_detect.records import SOURCE_FEATURES, Reject
 FROM_COLUMN = "column"
 FROM_PROMPTS = "prompts"  # whose photos and images are no pairs
 
-_MAX_NEW_TOKENS = 128
+_MAX_NEW_TOKENS = 128  # of an answer to a question
 
 # One row a photo.
 PHOTO_FEATURES = Features(
@@ -55,6 +55,9 @@ class SourceConfig:
         metadata={"help": "SRC: a folder, a glob, a list file, or a dataset as id:config:split:column."}
     )
     limit: int | None = field(default=None, metadata={"help": "Take only the first N photos."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of the captions, for '--captioner column'."}
+    )
     shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
 
 
@@ -98,7 +101,7 @@ def name_captioner(captioner: str, prompts: str | None = None) -> str:
 
 def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
     """The source's photos in shards; `UserError` where there are none."""
-    photos = open_source(source.images, source.limit)
+    photos = open_source(source.images, source.limit, caption_column=source.caption_column)
     settings = asdict(config)
     if config.prompts:
         settings["prompts_sha256"] = PromptBook.read(Path(config.prompts)).sha256
@@ -136,7 +139,7 @@ class CaptionShard:
 
     def _usable(self, shard: int, rejects: list[Reject]) -> Iterator[Usable]:
         start, stop = self.plan.span(shard)
-        photos = _source(self.source.images, self.source.limit).read(start, stop)
+        photos = _source(self.source.images, self.source.limit, self.source.caption_column).read(start, stop)
         for found in progress(photos):
             path_or_id, rejected = found if isinstance(found, tuple) else (found.path_or_id, None)
             try:
@@ -170,7 +173,7 @@ class CaptionShard:
                 answers = engine.generate(batch, [[question]] * len(batch), max_new_tokens=_MAX_NEW_TOKENS)
                 captions += [answer for (answer,) in answers]
             else:
-                captions += engine.caption(batch, self.config.caption_length, max_new_tokens=_MAX_NEW_TOKENS)
+                captions += engine.caption(batch, length=self.config.caption_length)
         return name, revision, captions
 
 
@@ -200,8 +203,8 @@ def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | N
 
 # A worker does many shards: the listing and the model are opened once a process.
 @functools.cache
-def _source(images: str, limit: int | None) -> Source:
-    return open_source(images, limit)
+def _source(images: str, limit: int | None, caption_column: str) -> Source:
+    return open_source(images, limit, caption_column=caption_column)
 
 
 @functools.cache

@@ -135,8 +135,13 @@ def _decode_opened(opened: ImageFile.ImageFile, data: bytes, max_pixels: int) ->
     profile = opened.info.get("icc_profile")
     upright = ImageOps.exif_transpose(opened)
     is_upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    is_plain = is_upright and opened.mode in ("RGB", "L") and not profile and "transparency" not in opened.info
+    is_plain = is_upright and opened.mode in ("RGB", "L") and "transparency" not in opened.info
     image = _to_rgb(upright, profile)
+    if profile and is_plain:
+        # Half of the profiles in the wild are sRGB itself, and converting by them does nothing but round.
+        stored = opened.convert("RGB")
+        is_plain = bool(np.abs(np.asarray(stored, np.int16) - np.asarray(image, np.int16)).max() <= 1)
+        image = stored if is_plain else image
     image.info.clear()
     return DecodedImage(
         image=image,

@@ -11,7 +11,8 @@ A source has a fixed order and length, so that shards of it can be planned; it r
 A `metadata.jsonl` or `metadata.csv` beside the images (the imagefolder convention: `file_name` relative to it) may give
 for each image: `group` (what must stay in one split), `licence`, `caption`, `object_class`, and `jpeg_quality` (at
 which the picture was compressed before it came into this file, as a PNG cut from a JPEG). Columns of a dataset of the
-same names mean the same.
+same names mean the same. The captions may stand in another column: `open_source(SRC, caption_column="sentence")`; of a
+list of captions the first is taken.
 """
 
 from __future__ import annotations
@@ -58,25 +59,25 @@ class Source(Protocol):
         """The photos `start` to `stop`; in place of one that cannot be read, its id and the reason."""
 
 
-def open_source(spec: str, limit: int | None = None) -> Source:
+def open_source(spec: str, limit: int | None = None, *, caption_column: str = "caption") -> Source:
     """The photos that `spec` names, at most the first `limit` of them; `UserError` where there are none."""
     path = Path(spec).expanduser()
     if path.is_dir():
         if images := find_images(path):
-            return FileSource(images[:limit], named=spec)
+            return FileSource(images[:limit], spec, caption_column)
         if (path / "state.json").exists() or any(path.rglob("*.parquet")):
-            return DatasetSource(spec, limit)
+            return DatasetSource(spec, limit, caption_column)
         raise UserError(f"{spec}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))}); give another")
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
-            return FileSource([path][:limit], named=spec)
-        return FileSource(_read_list(path)[:limit], named=spec)
+            return FileSource([path][:limit], spec, caption_column)
+        return FileSource(_read_list(path)[:limit], spec, caption_column)
     if glob.has_magic(spec):
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, for Path.glob takes no absolute pattern
         matches = [Path(match) for match in found]
-        return FileSource([match for match in matches if match.is_file()][:limit], named=spec)
+        return FileSource([match for match in matches if match.is_file()][:limit], spec, caption_column)
     if _HUB_ID.fullmatch(spec.split(":")[0]) or Path(spec.split(":")[0]).is_dir():
-        return DatasetSource(spec, limit)
+        return DatasetSource(spec, limit, caption_column)
     raise UserError(f"{spec}: no such file or folder (and not a Hub dataset id like owner/name)")
 
 
@@ -97,11 +98,12 @@ def _read_list(path: Path) -> list[Path]:
 class FileSource:
     """Image files on disk, with what the `metadata` file of their folder says of them."""
 
-    def __init__(self, paths: Sequence[Path], *, named: str) -> None:
+    def __init__(self, paths: Sequence[Path], named: str, caption_column: str = "caption") -> None:
         if not paths:
             raise UserError(f"{named}: no images found there; give a folder, a glob, a list of paths or a dataset")
         self.paths = list(paths)
         self.fingerprint = _digest(str(path) for path in paths)
+        self._caption_column = caption_column
         self._metadata: dict[Path, dict[str, dict[str, Any]]] = {}
 
     def __len__(self) -> int:
@@ -110,7 +112,7 @@ class FileSource:
     def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
         for path in self.paths[start:stop]:
             try:
-                yield _photo(str(path), read_bounded(path), self._facts(path))
+                yield _photo(str(path), read_bounded(path), self._facts(path), self._caption_column)
             except ImageRejected as rejected:
                 yield str(path), rejected
 
@@ -140,11 +142,12 @@ def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
 class DatasetSource:
     """Rows of a `datasets` folder or Hub dataset: `id:config:split:column`. A Hub dataset is streamed."""
 
-    def __init__(self, spec: str, limit: int | None) -> None:
+    def __init__(self, spec: str, limit: int | None, caption_column: str = "caption") -> None:
         name, config, split, column = split_spec(spec)
         self.name = name
         rows, length = _open_rows(name, config or None, split or "train", limit)
         self._rows = DatasetRows(rows, name, column)
+        self._caption_column = caption_column
         self._length = length if limit is None else min(limit, length)
         if not self._length:
             raise UserError(f"{spec}: this dataset has no rows")
@@ -157,7 +160,10 @@ class DatasetSource:
         for index, row in self._rows.read(range(start, min(stop, self._length))):
             path_or_id = f"{self.name}#{index}"
             data = self._rows.image_of(row)
-            yield (path_or_id, data) if isinstance(data, ImageRejected) else _photo(path_or_id, data, row)
+            if isinstance(data, ImageRejected):
+                yield path_or_id, data
+            else:
+                yield _photo(path_or_id, data, row, self._caption_column)
 
 
 class DatasetRows:
@@ -319,9 +325,11 @@ def _undecoded(rows: Any, column: str, name: str) -> tuple[Any, str]:
     return rows, chosen
 
 
-def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any]) -> SourcePhoto:
+def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_column: str) -> SourcePhoto:
     def text(key: str) -> str | None:
         value = facts.get(key)
+        if isinstance(value, list):  # as the five captions of a Flickr photo
+            value = next(iter(value), None)
         return str(value) if value not in (None, "") else None
 
     quality = text("jpeg_quality")
@@ -330,7 +338,7 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any]) -> SourcePhot
         data=data,
         group=text("group"),
         licence=text("licence") or text("license"),
-        caption=text("caption"),
+        caption=text(caption_column),
         object_class=text("object_class"),
         jpeg_quality=int(float(quality)) if quality else None,
     )
