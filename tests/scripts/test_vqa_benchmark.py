@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_suite.fakes import verdict_rows, write_benchmark
+from tests.bench_suite.fake_endpoint import fake_endpoint
+from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
 from tests.factories import tiny_vlm
 from tests.scripts.here import run_here
+from vlm_detect.baselines.configuration import CnnConfig
+from vlm_detect.baselines.model import CnnForDetection
+from vlm_detect.train.calibration import Calibration
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "vqa_benchmark.py"
 CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
@@ -131,6 +135,46 @@ def test_bad_items_stop_the_run_before_the_model_loads(benchmark: Path, tmp_path
     assert "none.png is missing" in refused.stderr
     assert "--skip_bad" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_behind_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_benchmark(tmp_path, [*verdict_rows(tmp_path, 4), choice_row(tmp_path)])
+    monkeypatch.setenv("SOME_KEY", "secret")
+    with fake_endpoint(key="secret") as server:
+        args = ("--endpoint", server.url, "--model", "fake-vlm", "--benchmark", path, "--out", tmp_path / "out")
+        refused = here(*args)
+        assert (refused.returncode, "refuses the key" in refused.stderr) == (1, True)
+        args = (*args, "--api_key_env", "SOME_KEY")
+        first = here(*args, "--limit", 2)
+        assert first.returncode == 0, first.stderr
+        asked = len(server.requests)
+        # More of the same: what is answered is not asked again, nor what the endpoint takes.
+        done = here(*args)
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) == asked + 2 * 2 + 4
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["n"], summary["accuracy"], summary["generate"]["accuracy"]) == (5, 1, 1)
+    assert "first token" in (tmp_path / "out" / "report.html").read_text()
+    for name in ("run.json", "settings.json"):
+        assert "secret" not in (tmp_path / "out" / name).read_text()
+    assert here("--endpoint", "http://localhost:1/v1", "--benchmark", path).returncode == 2
+
+
+def test_a_cnn_in_the_same_table(tmp_path: Path) -> None:
+    config = CnnConfig(heads={"verdict": ["real", "generated"]})
+    CnnForDetection(config).save_pretrained(tmp_path / "cnn")
+    Calibration(n=20, threshold=0.4).save(tmp_path / "cnn")
+    path = write_benchmark(tmp_path, [*verdict_rows(tmp_path, 4), choice_row(tmp_path)])
+    done = here("--model", tmp_path / "cnn", "--benchmark", path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "cnn" / "eval"
+    assert {row["scoring"] for row in lines(out)} == {"logprob"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["by_kind"]["multiple_choice"]["accuracy"] in (0, 0.5)
+    assert summary["calibrated"]["threshold"] == 0.4
+    html = (out / "report.html").read_text()
+    assert "the reasons of one class tie" in html
+    assert "Calibrated" in html
 
 
 def test_wrong_arguments() -> None:

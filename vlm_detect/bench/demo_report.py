@@ -1,4 +1,4 @@
-"""The page at the end of `make demo`: pairs side by side, the loss, the scores before and after, and some answers."""
+"""The page at the end of `make demo`: the scores before and after and a CNN's, curves, pairs, and some answers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_detect.bench.page import loss_figure, photo, render, write_page
+from vlm_detect.bench.page import loss_figure, photo, render, roc_figure, write_page
 from vlm_detect.bench.report import FIGURE_NAMES
+from vlm_detect.bench.summary import item_scores, verdicts
+from vlm_detect.records import Result
 
 
 def demo_report(
@@ -20,6 +22,7 @@ def demo_report(
     summaries: Mapping[str, Mapping[str, Any]],
     answers: Sequence[tuple[Image.Image, str, str, str, float | None]],
     notes: Sequence[str],
+    results: Mapping[str, Sequence[Result]] | None = None,
     title: str = "vlm-detect: the demo, from photos to a finetuned detector",
 ) -> None:
     """Write one self-contained page.
@@ -30,6 +33,7 @@ def demo_report(
         summaries: what `summary.json` holds, by the name of the model, in the order of the table's columns.
         answers: (image, question, answer, truth, p_fake).
         notes: what a reader has to know before he believes a figure; shown above everything else.
+        results: the lines of `results.jsonl` by the names of `summaries`, for the ROC curves.
     """
     floors = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
     html = render(
@@ -44,6 +48,9 @@ def demo_report(
         ],
         floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()) or "none",
         loss=loss_figure(log_history),
+        roc=roc_figure({name: verdicts(item_scores(lines, "logprob"))[:2] for name, lines in results.items()})
+        if results
+        else None,
         pairs=[
             {
                 "real": photo(real, f"Photo: {caption}"),

@@ -198,6 +198,37 @@ def loss_figure(log_history: Sequence[Mapping[str, Any]]) -> Picture | None:
     return svg(figure, f"Loss over the steps: {ends}", "Loss")
 
 
+def histogram_figure(values: Mapping[str, Sequence[float]], title: str, unit: str) -> Picture:
+    """How often which value occurs, one outline a name, on common bins."""
+    figure, axes = _axes()
+    every = np.concatenate([np.asarray(found, float) for found in values.values()])
+    low, high = float(every.min()), float(every.max())
+    bins = np.linspace(low, high if high > low else low + 1, 31)
+    for colour, (name, found) in zip(_colours(len(values)), values.items(), strict=True):
+        axes.hist(found, bins=bins, color=colour, alpha=0.35)
+        axes.hist(found, bins=bins, color=colour, histtype="step", label=f"{name} ({len(found)})")
+    axes.set(xlabel=unit, ylabel="Images")
+    axes.legend(frameon=False)
+    medians = ", ".join(f"{name} median {np.median(found):g}" for name, found in values.items())
+    return svg(figure, f"{title}, {unit}: {medians}; from {low:g} to {high:g}", title)
+
+
+def areas_figure(rows: Sequence[tuple[str, float, Sequence[float], bool]], line: float, title: str) -> Picture:
+    """Areas under ROC curves with their intervals, from the top down; rows are (name, area, interval, stands out)."""
+    figure = Figure(figsize=(5.6, 0.8 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, area, interval, stands_out) in enumerate(rows[::-1]):
+        colour = PALETTE[7] if stands_out else PALETTE[0]
+        axes.plot(interval, [place, place], color=colour, linewidth=1.5)
+        axes.scatter([area], [place], color=colour, s=22, zorder=3)
+    axes.axvline(0.5, color="0.6", linestyle=":", linewidth=1)
+    axes.axvline(line, color=PALETTE[7], linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows[::-1]])
+    axes.set(xlim=(0, 1.02), xlabel="AUC")
+    _clean(axes)
+    return svg(figure, f"{title}: " + ", ".join(f"{name} {area:.2f}" for name, area, *_ in rows), title)
+
+
 def _axes() -> tuple[Figure, Any]:
     figure = Figure(figsize=(4.6, 4.0), layout="constrained")
     axes = figure.subplots()
