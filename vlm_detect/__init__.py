@@ -7,6 +7,8 @@ The package holds what two scripts would share. The programs that use it stand i
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from .registration import register_when_loaded
+
 if TYPE_CHECKING:
     from .infer.detector import Detector as Detector
     from .infer.detector import Verdict as Verdict
@@ -15,6 +17,9 @@ try:
     __version__ = version("vlm-detect")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
+
+
+register_when_loaded()
 
 
 def __getattr__(name: str) -> Any:

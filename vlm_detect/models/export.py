@@ -3,6 +3,7 @@
     vlm-detect export runs/moondream_lora --to adapter  OUT    # the PEFT adapter and its processor, without checkpoints
     vlm-detect export runs/moondream_lora --to merged   OUT    # one model folder: load it by from_pretrained or --model
     vlm-detect export runs/moondream_lora --to official OUT    # what moondream's own code and its desktop tools read
+    vlm-detect export runs/tinyllava_lora --to official OUT    # ... and TinyLLaVA_Factory's
     vlm-detect export runs/moondream_lora --to variant  OUT    # the official LoRA file, for adapters that it can hold
 
 A merge is made in float32 and rounded once to the stored dtype; tensors without a LoRA keep their bytes.
@@ -17,11 +18,17 @@ from typing import Literal, get_args
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from ..errors import UserError
+from .base import VLM
+from .moondream import MoondreamForConditionalGeneration
+from .moondream.family import MoondreamVLM
 from .moondream.variant import save_variant
 from .registry import load_vlm
+from .tinyllava import TinyLlavaForConditionalGeneration
+from .tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -31,8 +38,10 @@ _ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "calibration.json",
+    "chat_template.jinja",
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "run.json",
     "README.md",
     "special_tokens_map.json",
@@ -45,23 +54,36 @@ def export(run: str, target: Target, out: Path) -> None:
     """Write `run` to the folder `out` in the form `target`; UserError where `out` holds something already."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: give a new folder")
-    if not (Path(run) / "adapter_config.json").is_file():
+    if not (Path(run) / "adapter_config.json").is_file() and not is_factory_folder(run):
         raise UserError(f"{run}: no adapter_config.json there; give the --output_dir of a finished recipe")
     if target == "adapter":
         copy_adapter(Path(run), out)
         return
     vlm = load_vlm(run, dtype="stored", device="cpu")
     if target == "variant":
+        if not isinstance(vlm, MoondreamVLM):
+            raise UserError(f"{run}: a variant is a LoRA on moondream; use --to adapter, merged or official")
         save_variant(vlm.model, out)
         return
-    vlm.model = merge(vlm.model)
+    if isinstance(vlm.model, PeftModel):
+        vlm.model = merge(vlm.model)
     if target == "official":
-        vlm.model.save_official(out)
+        save_official(vlm, out)
         return
     vlm.model.save_pretrained(out)
     vlm.processor.save_pretrained(out)
     if (calibration := Path(run) / "calibration.json").is_file():
         shutil.copy(calibration, out)
+
+
+def save_official(vlm: VLM, out: Path) -> None:
+    """The folder that a family's own code reads; UserError for models whose own code is transformers."""
+    if isinstance(vlm.model, TinyLlavaForConditionalGeneration):
+        vlm.model.save_official(out, vlm.processor.tokenizer)
+    elif isinstance(vlm.model, MoondreamForConditionalGeneration):
+        vlm.model.save_official(out)
+    else:
+        raise UserError(f"{vlm.name} has no layout but transformers' own: use --to merged")
 
 
 def copy_adapter(run: Path, out: Path) -> None:
@@ -81,4 +103,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
             module.float()
             module.merge()
             base.to(dtype)
+        elif isinstance(module, ModulesToSaveWrapper):  # trained in full, and perhaps in float32
+            dtype = next(module.original_module.parameters()).dtype
+            module.to(dtype)
     return model.unload()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from vlm_detect.errors import UserError
@@ -87,11 +88,24 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         wrapped = get_peft_model(vlm.model, config)
+    for module in wrapped.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            hold_in_float32(module)
     # By this name the adapter finds its base model again, wherever the folder goes.
     config.base_model_name_or_path, config.revision = vlm.name, vlm.revision
     trained, everything = wrapped.get_nb_trainable_parameters()
     print(f"LoRA on {len(targets)} layers: {trained:,} of {everything:,} parameters are trained")
     vlm.model = wrapped
+
+
+def hold_in_float32(module: nn.Module) -> None:
+    """Train `module` in float32, as the LoRA is, inside a model of another dtype: bf16 would round small steps away."""
+
+    def cast(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(argument.float() for argument in arguments)
+
+    module.float()
+    module.register_forward_pre_hook(cast)
 
 
 def select_targets(model: nn.Module, targets: str, last_layers: int | None = None) -> list[str]:
