@@ -70,6 +70,7 @@ def scan(arguments: argparse.Namespace) -> int:
 def add_serve(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--compare", action="append", default=[], metavar="RUN_OR_ID", help="serve this model too")
+    parser.add_argument("--cnn", metavar="RUN", help="run of recipes/cnn.py: its Grad-CAM beside the evidence maps")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1, this machine alone")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 8000")
     parser.add_argument(
@@ -113,7 +114,9 @@ def serve(arguments: argparse.Namespace) -> None:
         deadline_s=arguments.deadline_s,
         drain_s=arguments.drain_s,
     )
-    serve([(arguments.model, arguments.adapter), *((model, None) for model in arguments.compare)], settings)
+    serve(
+        [(arguments.model, arguments.adapter), *((model, None) for model in arguments.compare)], settings, arguments.cnn
+    )
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +162,21 @@ def explain(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {shown} images with heat maps")
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="a pair or image dataset folder")
+    parser.add_argument("--out", metavar="PAGE", help="the HTML page to write; DATASET/report.html")
+    parser.add_argument("--n", type=int, default=24, help="rows that are shown; 24")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .data.report import write_report
+
+    out = Path(arguments.out or Path(arguments.dataset) / "report.html")
+    print(f"{out}: {write_report(Path(arguments.dataset), out, n=arguments.n)} rows shown")
+
+
 def add_view(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="DATASET_OR_RESULTS", help="a dataset, or a folder with results.jsonl")
     parser.add_argument("--out", default="view.html", metavar="PAGE", help="the HTML page to write; view.html")
@@ -176,10 +194,33 @@ def view(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {shown} shown")
 
 
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="run directory of a recipe; its calibration.json is written anew")
+    parser.add_argument("--data", required=True, metavar="DATASET", help="pair or image dataset with your own images")
+    parser.add_argument("--split", default="validation", help="the split that is read, never test; validation")
+    parser.add_argument("--max_fpr", type=float, metavar="X", help="at most this part of real images called generated")
+    parser.add_argument("--limit", type=int, metavar="N", help="read at most so many images")
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .train.recalibrate import recalibrate
+
+    run, limit, max_fpr = Path(arguments.run), arguments.limit, arguments.max_fpr
+    found, scores = recalibrate(run, arguments.data, split=arguments.split, limit=limit, max_fpr=max_fpr)
+    print(
+        f"{run}: calibrated on {found.n} images (AUROC {scores['auroc']:.3f}): temperature {found.temperature:.2f}, "
+        f"threshold {found.threshold:.3f}, unsure from {found.unsure_low:.3f} to {found.unsure_high:.3f}"
+    )
+
+
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int | None]]] = {
     "audit": ("what gives the label of a dataset away without looking at content", add_audit, audit),
+    "calibrate": ("refit a run's probabilities and threshold on your own images", add_calibrate, calibrate),
     "chat": ("ask a model about an image", add_chat, chat),
     "explain": ("show where a CNN looks, image by image", add_explain, explain),
+    "report": ("a page that shows a dataset: images, audit, sources, rejects", add_report, report),
     "scan": ("verdicts on many images", add_scan, scan),
     "serve": ("a page and an API on this machine", add_serve, serve),
     "export": ("write a finetuned model in the form that other tools read", add_export, export),

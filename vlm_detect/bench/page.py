@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
@@ -68,8 +69,9 @@ def photo(image: Image.Image, alt: str, *, max_side: int = 256, caption: str = "
 
 def svg(figure: Figure, alt: str, caption: str = "") -> Picture:
     buffer = io.BytesIO()
-    # No date in the file: the same figures give the same page.
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    # No date and no random names in the file: the same figures give the same page.
+    with rc_context({"svg.hashsalt": "vlm-detect"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return Picture(_uri(buffer.getvalue(), "image/svg+xml"), alt, caption)
 
 

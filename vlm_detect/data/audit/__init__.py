@@ -108,7 +108,7 @@ def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
         groups = np.unique([samples[i].group for i in comparison.places], return_inverse=True)[1]
         folds = make_folds(comparison.y, groups)
         if not folds:
-            raise TooLittle(f"{spec}: fewer than two photos of a class; an audit needs at least two, better fifty")
+            continue
         for name in (*WRAPPING, *CONTENT):
             places = [j for j, i in enumerate(comparison.places) if name in facts[i]]
             if name == "tables" and places:  # of the JPEGs alone
@@ -121,6 +121,8 @@ def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
                 y = comparison.y[places]
                 scores = cross_validate(values, y, probe_folds)
                 judged.append((comparison, name, values, y, groups[places], scores))
+    if not judged:
+        raise TooLittle(f"{spec}: fewer than two photos of a class; an audit needs at least two, better fifty")
     probes, sentences = [], []
     for comparison, name, values, y, groups, scores in judged:
         kind = "wrapping" if name in WRAPPING else "content"

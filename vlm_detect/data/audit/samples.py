@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was read of a set of `total` images; `unread` counts what could not be, by its label."""
+    """What was read of a set of `total` images, repeated ones counted once; `unread` counts what could not be."""
 
     samples: list[Sample]
     total: int
@@ -144,7 +144,7 @@ def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, m
         totals.update(reader.labels(file, group))
     shares = _shares(totals, max_images)
     taken: Counter[str] = Counter()
-    samples, unread, seen = [], Counter[str](), set[bytes]()
+    samples, unread, seen, repeats = [], Counter[str](), set[bytes](), 0
     for _, file, group, reader in sorted(pieces, key=lambda piece: piece[0]):
         wanted = {label for label, share in shares.items() if taken[label] < share}
         if not wanted & set(reader.labels(file, group)):
@@ -157,11 +157,13 @@ def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, m
                     digest = hashlib.sha256(sample.data).digest()
                     if not sample.data:
                         unread[sample.label] += 1
-                    elif digest not in seen:  # a photo stands beside each of its twins
+                    elif digest in seen:  # a photo stands beside each of its twins
+                        repeats += 1
+                    else:
                         seen.add(digest)
                         samples.append(sample)
                     taken[sample.label] += 1
-    return Samples(samples, sum(totals.values()), unread)
+    return Samples(samples, sum(totals.values()) - repeats, unread)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""A twin rendered alone, by its row, is the twin of the dataset; and the rest of what a row is reproduced by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.data.factories import photo, save_tiny_pipeline
+from tests.scripts.here import run_here
+from vlm_detect.data.decode import decode_image
+from vlm_detect.data.encode import describe_jpeg, read_jpeg
+from vlm_detect.data.hub import check_name, push_dataset
+from vlm_detect.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight photos with caption and VAE twins, drawn in batches of three; half of the photos are JPEGs."""
+    folder = tmp_path_factory.mktemp("receipts")
+    generator = save_tiny_pipeline(folder / "sd3")
+    photos = folder / "photos"
+    photos.mkdir()
+    lines = ["file_name,caption"]
+    for i in range(8):
+        name = f"photo{i}.{'jpg' if i % 2 else 'png'}"
+        photo(i).save(photos / name, **({"quality": 70 + i} if i % 2 else {}))
+        lines.append(f"{name},a thing of kind {i}")
+    (photos / "metadata.csv").write_text("\n".join(lines) + "\n")
+    arguments = ["--generator", generator, "--steps", 2, "--guidance", 2, "--max_sequence_length", 8]
+    arguments += ["--render_batch", 3, "--captioner", "column", "--out", folder / "pairs"]
+    done = run_here("data_gen/make_pairs.py", "--images", photos, *arguments)
+    assert done.returncode == 0, done.stderr
+    return folder / "pairs"
+
+
+def rows(pairs: Path) -> list[dict[str, Any]]:
+    tables = [
+        pq.read_table(path, columns=["pair_id", "kind", "receipt"]) for path in sorted(pairs.glob("data/*.parquet"))
+    ]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["caption", "vae"])
+def test_a_row_rendered_alone_has_the_same_bytes(pairs: Path, tmp_path: Path, kind: str) -> None:
+    of_kind = [row for row in rows(pairs) if row["kind"] == kind]
+    assert {row["receipt"]["batch"] for row in of_kind} == {"0/3", "1/3", "2/3", "0/2", "1/2"}
+    for batch in ("0/3", "2/3", "1/2"):
+        row = next(row for row in of_kind if row["receipt"]["batch"] == batch)
+        done = run_here("data_gen/render.py", "--row", row["pair_id"], "--pairs", pairs, "--out", tmp_path / "twin.jpg")
+        assert done.returncode == 0, done.stderr
+        assert "the same bytes as in" in done.stdout
+
+
+def test_what_a_row_cannot_be_made_of_is_told(pairs: Path, tmp_path: Path) -> None:
+    vae = next(row for row in rows(pairs) if row["kind"] == "vae")
+    Image.new("RGB", (48, 40)).save(tmp_path / "other.png")
+    arguments = ["data_gen/render.py", "--pairs", pairs, "--out", tmp_path / "twin.jpg", "--row"]
+    for row, photo_file, says in (
+        ("none", "", "no row of"),
+        (vae["pair_id"], tmp_path / "other.png", "its SHA-256 is another"),
+        (vae["pair_id"], tmp_path / "gone.png", "the source photo is not there"),
+    ):
+        done = run_here(*arguments, row, *(["--photo", photo_file] if photo_file else []))
+        assert done.returncode == 1
+        assert says in done.stderr
+
+
+def test_a_jpegs_history_is_told_and_read_back(tmp_path: Path) -> None:
+    photo(1).save(tmp_path / "a.jpg", quality=83, subsampling=0)
+    standard = decode_image(tmp_path / "a.jpg").jpeg
+    assert standard is not None
+    assert describe_jpeg(standard) == {"quality": 83, "subsampling": 0}
+    own = replace(standard, tables=tuple(tuple(value + 1 for value in table) for table in standard.tables))
+    for jpeg in (standard, own, None):
+        assert read_jpeg(describe_jpeg(jpeg)) == jpeg
+
+
+class FakeHub:
+    """Keeps what it is asked for."""
+
+    calls: list[tuple[str, Any]]
+
+    def __init__(self) -> None:
+        type(self).calls = []
+
+    def create_repo(self, name: str, **options: Any) -> str:
+        self.calls.append((name, options))
+        return f"https://huggingface.co/datasets/{name}"
+
+    def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> None:
+        self.calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+
+def test_a_finished_dataset_is_uploaded_whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    assert push_dataset(pairs, "me/pairs") == "https://huggingface.co/datasets/me/pairs"
+    (_, options), (name, files) = FakeHub.calls
+    assert options == {"repo_type": "dataset", "private": True, "exist_ok": True}
+    assert name == "me/pairs"
+    assert {"README.md", "audit.json", "data", "rejects.parquet", "run.json"} <= set(files)
+
+
+def test_an_upload_that_fails_is_told(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(FakeHub, "create_repo", refuse)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    with pytest.raises(UserError, match=r"no network.*hf auth login.*is complete"):
+        push_dataset(pairs, "me/pairs")
+    with pytest.raises(UserError, match="no Hub name"):
+        check_name("not a name")
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        photo(i).save(tmp_path / "photos" / f"{i}.png")
+    done = run_here(
+        "data_gen/make_pairs.py", "--images", tmp_path / "photos", "--generator", "nano", "--captioner", "nano",
+        "--out", tmp_path / "pairs", "--dry_run", "True", "--shard_size", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3 photos in 2 shards" in done.stdout
+    assert "3 caption, 3 vae, by nano" in done.stdout
+    assert "36 steps, 72 passes of the denoiser" in done.stdout
+    assert "free there" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]

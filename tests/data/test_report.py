@@ -1,0 +1,64 @@
+"""The page of a dataset: self-contained, with everything that is told of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.test_audit import jpeg, pair_row, photo, write_pairs
+from vlm_detect.cli import run
+from vlm_detect.data.report import write_report
+from vlm_detect.data.shards import write_rows
+from vlm_detect.errors import UserError
+from vlm_detect.records import IMAGE_FEATURES, REJECT_FEATURES
+
+SOURCE = {"path_or_id": "a.jpg", "format": "JPEG", "licence": None}
+
+
+def test_the_page_of_a_pair_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for i in range(6):
+        source = {**SOURCE, "sha256": f"{i}", "width": 640 + i, "height": 480, "jpeg_quality": 90 + i}
+        edit = {"operation": "blur", "box": [1, 2, 30, 40], "strength": 0.1} if i == 5 else None
+        rows.append(
+            pair_row(i, kind="edit" if edit else "caption") | {"source": source, "edit": edit, "generator": "g"}
+        )
+    folder = write_pairs(tmp_path / "pairs", rows)
+    rejects = [
+        {"id": f"{i}.jpg", "stage": "decode", "reason": "not_an_image", "detail": "<b>bytes</b>"} for i in (7, 8)
+    ]
+    write_rows(folder / "rejects.parquet", rejects, REJECT_FEATURES)
+    run(["report", str(folder), "--n", "4"])
+    assert "4 rows shown" in capsys.readouterr().out
+    page = (folder / "report.html").read_text()
+    assert page.count("<article") == 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
+    assert all(f'alt="{alt}' in page for alt in ("real image", "Size of the sources", "Compression of the sources"))
+    assert "not an image" in page
+    assert "&lt;b&gt;bytes" in page
+    assert "frequency (content)" in page
+    write_report(folder, tmp_path / "again.html", n=4)
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_the_page_of_an_image_dataset(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = [
+        {"image": {"bytes": jpeg(photo(i))[0], "path": None}, "label": label, "group": f"{i}", "object_class": "cat"}
+        for i, label in enumerate(["real", "generated"])
+    ]
+    table = pa.Table.from_pylist(rows, schema=IMAGE_FEATURES.arrow_schema)
+    pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert write_report(tmp_path, tmp_path / "page.html") == 2
+    page = (tmp_path / "page.html").read_text()
+    assert "Too few images for an audit" in page
+    assert "Nothing was left out" in page
+
+
+def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dataset folder of ours"):
+        write_report(tmp_path, tmp_path / "page.html")
