@@ -42,7 +42,14 @@ def main(argv: list[str]) -> None:
     from vlm_detect.data.encode import EncodeConfig
     from vlm_detect.data.hub import check_name, push_dataset
     from vlm_detect.data.pairs import PackConfig, pack_pairs
-    from vlm_detect.data.render_step import RenderConfig, TwinKinds, check_generator, complete, plan_renders, render_twins
+    from vlm_detect.data.render_step import (
+        RenderConfig,
+        TwinKinds,
+        check_generator,
+        complete,
+        plan_renders,
+        render_twins,
+    )
     from vlm_detect.data.shards import Launch, begin
 
     stages = [Config, Launch, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
