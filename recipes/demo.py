@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
     out = Path(config.out)
     photos, pairs, run = out / "photos", out / "pairs", out / "moondream_lora"
     evals = {"base": out / "eval" / "base", "finetuned": out / "eval" / "finetuned"}
+    cnn = out / "cnn"
     models = {"base": "nano", "finetuned": str(run)}
 
     step(photos / "metadata.jsonl", [sys.executable, "-m", "vlm_detect.data.demo_photos", str(photos)])
@@ -77,6 +78,13 @@ def main(argv: list[str]) -> None:
              "--out", str(folder)],
         )  # fmt: skip
 
+    step(
+        cnn / "README.md",
+        [*LAUNCH, program("recipes/cnn.py"), "--config", program("recipes/configs/cnn_demo.yaml"), "--data", str(pairs),
+         "--test_data", str(pairs), "--pixels_dir", str(out / "pixels"), "--output_dir", str(cnn)],
+    )  # fmt: skip
+    evals["cnn"] = cnn / "tests" / f"{pairs.name}-test"
+
     example = out / "example.png"
     test = open_dataset(pairs)["test"]
     test[0]["twin"].save(example)
@@ -89,7 +97,7 @@ def main(argv: list[str]) -> None:
     summaries = {name: json.loads((folder / "summary.json").read_text()) for name, folder in evals.items()}
     write_json(out / "summary.json", summaries)
     report = out / "report.html"
-    write_report(report, pairs, run, evals["finetuned"], summaries)
+    write_report(report, pairs, run, evals, summaries)
     print_table(summaries)
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     print(f"{time.monotonic() - started:.0f} s, largest process {peak_gb:.1f} GB\nreport: {report.resolve().as_uri()}")
@@ -115,7 +123,9 @@ def call(command: list[str], **options: Any) -> str:
     return done.stdout or ""
 
 
-def write_report(out: Path, pairs: Path, run: Path, evaluation: Path, summaries: dict[str, dict[str, Any]]) -> None:
+def write_report(
+    out: Path, pairs: Path, run: Path, evals: dict[str, Path], summaries: dict[str, dict[str, Any]]
+) -> None:
     rng = random.Random(0)
     shown = []
     for split, rows in open_dataset(pairs).items():
@@ -127,7 +137,8 @@ def write_report(out: Path, pairs: Path, run: Path, evaluation: Path, summaries:
         pairs=shown,
         log_history=history,
         summaries=summaries,
-        answers=some_answers(pairs, evaluation, rng),
+        results={name: read_results(folder / "results.jsonl") for name, folder in evals.items()},
+        answers=some_answers(pairs, evals["finetuned"], rng),
         notes=[note.format(groups=summaries["finetuned"]["groups"]) for note in NOTES],
     )
 

@@ -30,7 +30,10 @@ def test_the_demo_finetunes_a_detector_and_resumes(tmp_path: Path) -> None:
     assert summary["finetuned"]["groups"] >= 2
     assert summary["finetuned"]["auroc"] >= 0.85
     assert 0.35 <= summary["base"]["auroc"] <= 0.65
+    assert summary["cnn"]["n"] == summary["finetuned"]["n"]
+    assert summary["cnn"]["auroc"] >= 0.7
     page = (out / "report.html").read_text()
+    assert "ROC curve; area under it: base" in page
     assert "means little" in page
     assert "nothing in the wild" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

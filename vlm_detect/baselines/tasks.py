@@ -105,6 +105,7 @@ def sides_of(classes: list[str], task: str) -> Sides:
 
 def odds_of(logits: np.ndarray, classes: list[str], task: str) -> np.ndarray:
     """The one score of each image: log-odds (N,), in nats, of what it is suspected of; `logits` are (N, L)."""
+    logits = logits.astype(np.float64)  # single precision would round the probabilities of sure verdicts
     if logits.shape[1] == 1:
         return logits[:, 0]
     sides = sides_of(classes, task)

@@ -104,7 +104,7 @@ def _by_group() -> dict[str, list[Photograph]]:
 
 def _tiles(photograph: Photograph, count: int, config: TileConfig) -> Iterator[tuple[Image.Image, int | None]]:
     """Up to `count` tiles (and the JPEG quality they carry) that do not overlap, spread by the hash of their place."""
-    decoded = decode_image(_find(photograph))
+    decoded = decode_image(photograph_path(photograph))
     step = config.tile
     corners = [
         (x, y)
@@ -118,7 +118,7 @@ def _tiles(photograph: Photograph, count: int, config: TileConfig) -> Iterator[t
     yield from ((tile, quality) for tile, _ in zip(busy, range(count), strict=False))
 
 
-def _find(photograph: Photograph) -> Path:
+def photograph_path(photograph: Photograph) -> Path:
     """The file in the installed package, which is not imported for it."""
     spec = find_spec(photograph.package)
     for folder in (spec.submodule_search_locations or []) if spec else []:

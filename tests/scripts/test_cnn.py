@@ -1,0 +1,214 @@
+"""recipes/cnn.py as a user runs it: trained, stopped, resumed, on other data, and given what it cannot use."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.baselines.toys import save_images
+from tests.scripts.here import run_here
+from vlm_detect.baselines.detector import CnnDetector
+from vlm_detect.config import REPOSITORY
+from vlm_detect.train.calibration import Calibration
+
+SETTINGS = ["--arch", "mai", "--num_train_epochs", 4, "--learning_rate", "3e-3", "--per_device_train_batch_size", 16]
+SETTINGS += ["--logging_steps", 1, "--cpu_threads", 1, "--report_to", "none", "--bf16", "false"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    save_images(folder / "set", n=64)
+    save_images(folder / "other", seed=5)
+    save_images(folder / "edits", labels=("real", "generated", "edited"), n=48)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_home(home, monkeypatch):
+    monkeypatch.chdir(home)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(*arguments, data="set"):
+    return run_here("recipes/cnn.py", *SETTINGS, "--data", data, *arguments)
+
+
+def losses(run: Path) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        done = train("--output_dir", "run", "--object_head", "true", "--test_data", "other", "--figures", "f.json")
+    assert done.returncode == 0, done.stderr
+    return home / "run", done.stdout
+
+
+def test_a_run_leaves_what_the_vlms_leave(undisturbed):
+    run, output = undisturbed
+    assert "images/s" in output
+    assert losses(run)[-1] < losses(run)[0]
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["parameters"] == 64 * 16 * 120 + 120 + 120 * 30 + 30 + 31 * 2 + 448 + 4640 + 18496
+    assert Calibration.load(run).n == 24
+    for folder in ("validation", "tests/other-test"):
+        summary = json.loads((run / folder / "summary.json").read_text())
+        assert summary["n"] == 24
+        assert set(summary["heads"]) == {"verdict", "object"}
+        assert len((run / folder / "results.jsonl").read_text().splitlines()) == 24
+    card = (run / "README.md").read_text()
+    assert "set (validation)" in card
+    assert "other (test)" in card
+    assert "TODO" not in card
+
+
+def test_figures_are_recorded_in_their_form(undisturbed):
+    run, _ = undisturbed
+    records = json.loads((run.parent / "f.json").read_text())
+    assert [(record["data"], record["split"]) for record in records] == [("set", "validation"), ("other", "test")]
+    for record in records:
+        names = ["arch", "task", "n", "accuracy", "ci95", "seed", "command", "commit", "device", "seconds"]
+        assert set(names) <= set(record)
+        assert record["ci95"][0] <= record["accuracy"] <= record["ci95"][1]
+        assert record["command"].startswith("python recipes/cnn.py --arch mai")
+
+
+def test_it_has_learned_the_mark_and_its_detector_says_so(undisturbed):
+    run, _ = undisturbed
+    detector = CnnDetector.load(run)
+    assert detector.heads == {"verdict": ["real", "generated"], "object": ["cat", "dog"]}
+    assert json.loads((run / "validation" / "summary.json").read_text())["auroc"] > 0.9
+    scores = detector.scores([Image.new("RGB", (32, 32), "gray")])
+    assert scores.heads["object"].shape == (1, 2)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(undisturbed, home):
+    run, _ = undisturbed
+    stopping = """
+import os, signal, sys
+from transformers import TrainerCallback
+import vlm_detect.baselines.trainer as t
+class Stop(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 6: os.kill(os.getpid(), signal.SIGTERM)
+before = t.CnnTrainer.__init__
+def init(self, *args, **kwargs):
+    before(self, *args, **kwargs)
+    self.add_callback(Stop())
+"""
+    scope: dict = {}
+    exec(stopping, scope)
+    arguments = ["--output_dir", "stopped", "--object_head", "true", "--test_data", "other", "--figures", "g.json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scope["t"].CnnTrainer, "__init__", scope["init"])
+        stopped = train(*arguments)
+    assert stopped.returncode == 130
+    assert "run the same command again" in stopped.stderr
+    resumed = train(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(home / "stopped") == losses(run)
+    whole, parts = load_file(run / "model.safetensors"), load_file(home / "stopped" / "model.safetensors")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    again = train(*arguments)
+    assert "nothing is left to do" in again.stdout
+    other = train(*arguments, "--seed", 7)
+    assert other.returncode == 1
+    assert "holds a run with other settings (seed 0 -> 7)" in other.stderr
+
+
+@pytest.mark.parametrize("task", ["generator", "real_edited", "fake_edited", "three_way"])
+def test_every_task_trains_and_is_scored(task, home):
+    done = train("--task", task, "--num_train_epochs", 1, "--output_dir", task, data="edits")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((home / task / "validation" / "summary.json").read_text())
+    assert summary["n"] == 16  # of 24 images a third is not what the verdict is about
+    assert summary["heads"]["verdict"]["n"] == (24 if task == "three_way" else 16)
+
+
+def test_the_same_table_takes_a_cnn_and_the_benchmark_scores_it(undisturbed, home):
+    run, _ = undisturbed
+    scored = run_here("eval/vqa_benchmark.py", "--model", run, "--benchmark", "set", "--split", "validation",
+                      "--out", "bench")  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    own = json.loads((run / "validation" / "summary.json").read_text())
+    bench = json.loads((home / "bench" / "summary.json").read_text())
+    assert bench["accuracy"] == own["accuracy"]
+    compared = run_here("eval/compare.py", run / "validation", "bench", "--out", "compare")
+    assert compared.returncode == 0, compared.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--arch", "resnet99"], "--arch resnet99: unknown; choose from mai, flux"),
+        (["--arch", "flux"], "takes images of at least 33 pixels a side, these have 32: choose from mai, flux_small"),
+        (["--arch", "frozen"], "--arch frozen needs --weights"),
+        (["--weights", "x"], "--weights: mai has none to load"),
+        (["--task", "real_edited"], "--task real_edited needs edited and real images"),
+        (["--view", "negative"], "--view negative: unknown; choose from plain, invert_saturate"),
+        (["--image_size", 64], "give a smaller --image_size, or --fit resize"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--test_data", "other:unseen"], "has no unseen split"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(arguments, reason):
+    done = train("--output_dir", "bad", "--num_train_epochs", 1, *arguments)
+    assert done.returncode == 1
+    assert reason in done.stderr.splitlines()[-1]
+
+
+def test_genimage_in_its_own_layout_trains_nine_sources(tmp_path, home):
+    """A made folder of GenImage's shape: eight generators' {train,val}/{ai,nature}, a thousand classes of names."""
+    import numpy as np
+
+    from tests.baselines.toys import picture
+
+    rng = np.random.default_rng(0)
+    names = [
+        "ADM",
+        "BigGAN",
+        "Midjourney",
+        "VQDM",
+        "glide",
+        "stable_diffusion_v_1_4",
+        "stable_diffusion_v_1_5",
+        "wukong",
+    ]
+    for generator in names:
+        for split, count in (("train", 6), ("val", 2)):
+            for kind in ("ai", "nature"):
+                folder = tmp_path / "GenImage" / generator / split / kind
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    name = f"n{i:08d}_{i}.png" if kind == "nature" else f"{i:03d}_{generator}_{i}.png"
+                    label = "real" if kind == "nature" else "generated"
+                    Image.fromarray(picture(label, rng, side=40 + i)).save(folder / name)
+    made = run_here("data_gen/import_images.py", "--from", "genimage", tmp_path / "GenImage", "--out", home / "gen")
+    assert made.returncode == 0, made.stderr
+    done = train("--task", "generator", "--image_size", 32, "--num_train_epochs", 1, "--output_dir", "nine", data="gen")
+    assert done.returncode == 0, done.stderr
+    assert len(CnnDetector.load(home / "nine").heads["verdict"]) == 9
+
+
+def test_every_config_is_read(capsys):
+    for config in sorted((REPOSITORY / "recipes" / "configs").glob("cnn_*.yaml")):
+        done = run_here("recipes/cnn.py", "--config", config, "--data", "nowhere", "--bf16", "false", "--tf32", "false")
+        assert done.returncode == 1, (config, done.stderr)
+        assert "nowhere" in done.stderr.splitlines()[-1]
+
+
+def test_a_recipe_is_not_imported():
+    assert "main" in runpy.run_path(str(REPOSITORY / "recipes" / "cnn.py"), run_name="read")
