@@ -2,6 +2,7 @@
 
     python recipes/nano_pretrain.py --config recipes/configs/nano_sd35.yaml         # the renderer, and its judge
     python recipes/nano_pretrain.py --config recipes/configs/nano_moondream.yaml    # the captioner
+    python recipes/nano_pretrain.py --config recipes/configs/nano_tinyllava.yaml    # another, from what that one knows
 
 Every stage trains, measures and exports by itself, and the same command resumes where it stopped; `--install` copies
 the result into the package. It reads real photographs only (CIFAR-10, or the real half of CIFAKE in $VLM_DETECT_DATA):
@@ -15,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import AutoTokenizer
@@ -23,14 +24,17 @@ from transformers import AutoTokenizer
 from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.models import nano
-from vlm_detect.models.nano.autoencoder import VaeConfig, train_autoencoder
+from vlm_detect.models.generic import LlavaVLM
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.moondream.family import MoondreamVLM
+from vlm_detect.models.nano.autoencoder import VaeConfig, psnr_db, train_autoencoder
 from vlm_detect.models.nano.captioner import (
     CaptionerConfig,
     Teaching,
     TowerConfig,
-    TowerHeads,
     build_captioner,
     facts_of,
+    moondream_tower,
     train_captioner,
     train_tower,
 )
@@ -41,9 +45,18 @@ from vlm_detect.models.nano.figures import judge_renders, question_captioner, re
 from vlm_detect.models.nano.judge import JudgeConfig, train_judge
 from vlm_detect.models.nano.photos import Photos, default_source, load_photos
 from vlm_detect.models.nano.renderer import RendererConfig, train_renderer
+from vlm_detect.models.nano.tinyllava import (
+    NanoTinyLlava,
+    build_tinyllava,
+    save_tinyllava,
+    start_from_moondream,
+    tinyllava_tower,
+)
 from vlm_detect.models.nano.tokenizer import train_tokenizer
+from vlm_detect.models.nano.weights import halve
+from vlm_detect.models.tinyllava.processing import SYSTEM
 
-STAGES = ("vae", "judge", "renderer", "tokenizer", "captioner")
+STAGES = ("vae", "judge", "renderer", "tokenizer", "captioner", "tinyllava")
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +68,7 @@ def main(argv: list[str]) -> None:
     diffusers_logging.set_verbosity_error()  # long captions are cut to the encoders' few tokens on purpose
     source = config.data or default_source()
     training, held_out = load_photos(source, Path(config.output_dir) / "photos.npz").split()
-    run = {"vae": vae, "judge": judge, "renderer": renderer, "tokenizer": tokenizer, "captioner": captioner}
+    run = dict(zip(STAGES, (vae, judge, renderer, tokenizer, captioner, tinyllava), strict=True))
     for stage in config.stages:
         run[stage](config, training, held_out)
 
@@ -79,8 +92,9 @@ def judge(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, f
 def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     """Captions to images, and the judge's verdict on them."""
     out, sizes = Path(config.output_dir), section(config, "renderer", RendererConfig)
-    autoencoder = AutoencoderKL.from_pretrained(out / "vae")
-    pipeline, trained = train_renderer(sizes, autoencoder, training, out, config.seed)
+    start, before = started_from(config, "sd35")
+    loaded = StableDiffusion3Pipeline.from_pretrained(start) if start else AutoencoderKL.from_pretrained(out / "vae")
+    pipeline, trained = train_renderer(sizes, loaded, training, out, config.seed)
     judge_config = section(config, "judge", JudgeConfig)
     critic, judged = train_judge(judge_config, training, held_out, out, config.seed)
     figures, images = judge_renders(
@@ -95,20 +109,16 @@ def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     )
     rows = images[:100].reshape(10, 10, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(320, 320, 3)
     Image.fromarray(rows).resize((960, 960), Image.Resampling.NEAREST).save(out / "renders.png")
-    figures |= {**trained, "judge_accuracy": judged["accuracy"]}
-    record(
+    figures |= {
+        **trained,
+        "judge_accuracy": judged["accuracy"],
+        "psnr_db": round(psnr_db(pipeline.vae, held_out.images[:1000]), 2),
+    }
+    figures = record(
         figures_folder(config) / "renderer.json", model="sd35-nano", task="text to image", seed=config.seed, **figures
     )
-    autoencoding = vae(config, training, held_out)
-    write_card(
-        out / "sd35",
-        "sd35",
-        config={"vae": section(config, "vae", VaeConfig), "renderer": sizes},
-        t5_tokens=sizes.t5_tokens,
-        psnr_db=autoencoding["psnr_db"],
-        seconds_vae=autoencoding["seconds"],
-        **figures,
-    )
+    stages = {"renderer": sizes} if start else {"vae": section(config, "vae", VaeConfig), "renderer": sizes}
+    write_card(out / "sd35", "sd35", config=stages, before=before, t5_tokens=sizes.t5_tokens, **figures)
     install(config, "sd35")
 
 
@@ -124,17 +134,29 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     out, seed, sizes = Path(config.output_dir), config.seed, section(config, "captioner", CaptionerConfig)
     if not (out / "tokenizer").is_dir():
         tokenizer(config, training, held_out)
-    teacher, _ = train_judge(section(config, "judge", JudgeConfig), training, held_out, out, seed)
+    teacher, judged = train_judge(section(config, "judge", JudgeConfig), training, held_out, out, seed)
     torch.manual_seed(seed)
-    model, processor = build_captioner(sizes, AutoTokenizer.from_pretrained(out / "tokenizer"))
+    start, before = started_from(config, "moondream")
+    if start:
+        model = MoondreamForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+        processor = MoondreamProcessor.from_pretrained(start)
+    else:
+        model, processor = build_captioner(sizes, AutoTokenizer.from_pretrained(out / "tokenizer"))
+    model.set_attn_implementation("eager")  # torch's fused attention on a CPU is slow in bfloat16
     facts = facts_of(training)
     tower_config = section(config, "tower", TowerConfig)
-    tower, teaching = TowerHeads(model), Teaching(training, facts, teacher, tower_config.distillation)
-    warm = train_tower(tower, teaching, tower_config.optimisation, held_out, out, seed)
-    trained = train_captioner(model, processor, tower, teaching, facts, sizes, out, seed)
-    figures = question_captioner(model, processor, held_out, facts_of(held_out), n=1000, seed=seed)
+    tower = moondream_tower(model, teacher)
+    teaching = Teaching(training, facts, teacher, tower_config.distillation, model.config.vision_config.grid_size)
+    warm = train_tower(tower, teaching, tower_config, held_out, out, seed)
+    vlm = MoondreamVLM(model, processor, "moondream-nano")
+    trained = train_captioner("captioner", vlm, tower, teaching, facts, sizes, out, seed)
+    model.save_pretrained(out / "moondream")
+    processor.save_pretrained(out / "moondream")
+    halve(out / "moondream")
+    figures = question_captioner(vlm, held_out, facts_of(held_out), n=1000, seed=seed)
     figures |= {**trained, "tower_accuracy": warm["accuracy"], "seconds_tower": warm["seconds"]}
-    record(
+    figures["judge_accuracy"] = judged["accuracy"]
+    figures = record(
         figures_folder(config) / "captioner.json",
         model="moondream-nano",
         task="captions, questions",
@@ -145,14 +167,60 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         out / "moondream",
         "moondream",
         config={"tower": tower_config, "captioner": sizes},
+        before=before,
         vocabulary=model.config.text_config.vocab_size,
         **figures,
     )
     install(config, "moondream")
 
 
+def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
+    """The other captioner: what `init`'s moondream knows, carried over to TinyLLaVA's form and taught its template."""
+    out, seed, sizes = Path(config.output_dir), config.seed, section(config, "tinyllava", CaptionerConfig)
+    start, _ = started_from(config, "moondream")
+    if start is None:
+        raise UserError("stage tinyllava starts from a nano moondream: give --init nano, or a folder with moondream/")
+    teacher, judged = train_judge(section(config, "judge", JudgeConfig), training, held_out, out, seed)
+    facts = facts_of(training)
+    texts = sample_texts(facts, Random(seed))
+    words = train_tokenizer([*texts, *[f"{SYSTEM} USER: ASSISTANT:"] * 2000], sizes.vocabulary)
+    torch.manual_seed(seed)
+    model, processor = build_tinyllava(NanoTinyLlava(), words)
+    moondream = MoondreamForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    start_from_moondream(model, processor.tokenizer, moondream, AutoTokenizer.from_pretrained(start))
+    model.set_attn_implementation("eager")
+    vlm, tower = LlavaVLM(model, processor, "tinyllava-nano"), tinyllava_tower(model, teacher)
+    grid = NanoTinyLlava.image_size // NanoTinyLlava.patch_size
+    teaching = Teaching(training, facts, teacher, TowerConfig.distillation, grid)
+    trained = train_captioner("tinyllava", vlm, tower, teaching, facts, sizes, out, seed)
+    save_tinyllava(model, processor, out / "tinyllava")
+    halve(out / "tinyllava")
+    figures = question_captioner(vlm, held_out, facts_of(held_out), n=1000, seed=seed)
+    figures |= {**trained, "judge_accuracy": judged["accuracy"]}
+    figures = record(
+        figures_folder(config) / "tinyllava.json",
+        model="tinyllava-nano",
+        task="captions, questions",
+        seed=seed,
+        **figures,
+    )
+    vocabulary = model.config.text_config.vocab_size
+    write_card(out / "tinyllava", "tinyllava", config={"tinyllava": sizes}, vocabulary=vocabulary, **figures)
+    install(config, "tinyllava")
+
+
 def figures_folder(config: NanoConfig) -> Path:
     return Path(config.figures_dir or config.output_dir)
+
+
+def started_from(config: NanoConfig, name: str) -> tuple[Path | None, str]:
+    """The weights to go on from, if any, and their card."""
+    if config.init is None:
+        return None, ""
+    folder = nano.nano_path(name) if config.init == "nano" else Path(config.init) / name
+    if not folder.is_dir():
+        raise UserError(f"--init {config.init}: no folder {name}/ there; give an --output_dir of this recipe, or nano")
+    return folder, (folder / "README.md").read_text(encoding="utf-8")
 
 
 def install(config: NanoConfig, name: str) -> None:

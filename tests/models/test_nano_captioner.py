@@ -1,5 +1,6 @@
 """The nano moondream: its tokenizer keeps the official ids, and packed texts learn as texts that stand alone."""
 
+import copy
 from pathlib import Path
 from random import Random
 
@@ -8,15 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
+from vlm_detect.models.base import VLM
+from vlm_detect.models.generic import LlavaVLM
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.nano.autoencoder import to_pixels
 from vlm_detect.models.nano.captioner import (
     CaptionerConfig,
     Teaching,
-    TowerHeads,
+    TowerConfig,
     build_captioner,
     facts_of,
     language_loss,
+    moondream_tower,
     pack,
     train_captioner,
     train_tower,
@@ -25,8 +30,12 @@ from vlm_detect.models.nano.captions import sample_texts
 from vlm_detect.models.nano.figures import question_captioner
 from vlm_detect.models.nano.judge import Judge
 from vlm_detect.models.nano.photos import Photos
+from vlm_detect.models.nano.tinyllava import NanoTinyLlava, build_tinyllava, start_from_moondream, tinyllava_tower
 from vlm_detect.models.nano.tokenizer import SPECIAL_TOKENS, TASK_WORDS, prompt_templates, train_tokenizer
 from vlm_detect.models.nano.training import Optimisation
+from vlm_detect.models.nano.weights import halve
+from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.packing import Answered
 
 TINY = CaptionerConfig(
     Optimisation(steps=4, batch=5, lr=1e-3, warmup=1),
@@ -72,26 +81,40 @@ def test_tokenizer_has_the_official_ids_and_encodes_anything(
     assert TASK_WORDS["detect"] == "detect all"
 
 
+@pytest.mark.parametrize("family", ["moondream", "tinyllava"])
 def test_packed_texts_are_scored_as_if_alone(
+    family: str, untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
+) -> None:
+    vlm: VLM = MoondreamVLM(*untrained, "moondream")
+    if family == "tinyllava":
+        model, processor = build_tinyllava(NanoTinyLlava(), copy.deepcopy(untrained[1].tokenizer))  # type: ignore[arg-type]
+        vlm = LlavaVLM(model.eval(), processor, "tinyllava")
+    texts = [Answered(vlm.question_ids("Is there a ship?"), vlm.answer_ids("No."))]
+    texts.append(Answered(vlm.caption_ids("long"), vlm.answer_ids("A grey cat on a plain green background.")))
+    with torch.inference_mode():
+        embeds = vlm.encode(vlm.prepare([Image.fromarray(photos.images[0])]))
+        together = language_loss(vlm, embeds, pack(vlm, [texts]))
+        alone = [answer_loss(vlm, vlm.model, {**pack(vlm, [[text]]), "embeds": embeds}).item() for text in texts]
+    assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+def test_tinyllava_starts_with_what_moondream_knows(
     untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
 ) -> None:
-    model, processor = untrained
-    config = processor.config
-    prefix = [config.bos_token_id, *[config.image_token_id] * 64]
-    texts = [(processor.query_ids("Is there a ship?"), processor.answer_ids("No."))]
-    texts += [(processor.caption_ids("long"), processor.answer_ids("A grey cat on a plain green background."))]
-    images = [Image.fromarray(photos.images[0])]
+    torch.manual_seed(0)
+    moondream, processor = build_captioner(CaptionerConfig(TINY.optimisation), untrained[1].tokenizer)  # type: ignore[arg-type]
+    model, _ = build_tinyllava(NanoTinyLlava(), copy.deepcopy(processor.tokenizer))  # type: ignore[arg-type]
+    missing = start_from_moondream(model.eval(), processor.tokenizer, moondream.eval(), processor.tokenizer)  # type: ignore[arg-type]
+    assert not [name for name in missing if "language_model" in name or "lm_head" in name]
+    crops = to_pixels(photos.images[:2])
+    words = torch.tensor([[0, 40, 41, 42]])
     with torch.inference_mode():
-        inputs = processor.image_processor(images, return_tensors="pt")
-        embeds = model.encode_images(inputs["pixel_values"], inputs["tilings"])
-        together = language_loss(model, embeds, pack([texts], prefix, config.pad_token_id))
-        alone = []
-        for prompt, answer in texts:
-            row = torch.tensor([[*prefix, *prompt, *answer]])
-            labels = row.clone()
-            labels[:, : -len(answer)] = -100
-            alone.append(model(input_ids=row, labels=labels, **inputs).loss.item())
-    assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
+        seen = tinyllava_tower(model, Judge(4)).see(crops)
+        torch.testing.assert_close(
+            moondream.model.vision.post_ln(seen), moondream.model.vision.encode_crops(crops), rtol=0.01, atol=0.01
+        )  # the norms' epsilons differ
+        said = model(input_ids=words).logits[..., : len(processor.tokenizer)]  # type: ignore[arg-type]
+        torch.testing.assert_close(said, moondream(input_ids=words).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_shortcut_for_one_tile_is_exact(
@@ -110,15 +133,19 @@ def test_training_exports_what_from_pretrained_loads(
 ) -> None:
     model, processor = untrained
     facts = facts_of(photos)
-    tower, teaching = TowerHeads(model), Teaching(photos, facts, Judge(4), distillation=0.5)
-    warm = train_tower(tower, teaching, TINY.optimisation, photos, tmp_path, seed=0)
+    judge = Judge(4)
+    tower, teaching = moondream_tower(model, judge), Teaching(photos, facts, judge, distillation=0.5, grid=8)
+    warm = train_tower(tower, teaching, TowerConfig(TINY.optimisation, places=1.0), photos, tmp_path, seed=0)
     assert 0 <= warm["accuracy"] <= 1
-    figures = train_captioner(model, processor, tower, teaching, facts, TINY, tmp_path, seed=0)
-    assert figures["steps"] == 4
+    vlm = MoondreamVLM(model, processor, "moondream")
+    assert train_captioner("words", vlm, tower, teaching, facts, TINY, tmp_path, seed=0)["steps"] == 4
+    model.save_pretrained(tmp_path / "moondream")
+    processor.save_pretrained(tmp_path / "moondream")
+    halve(tmp_path / "moondream")
     loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path / "moondream", dtype=torch.float32)
     again = MoondreamProcessor.from_pretrained(tmp_path / "moondream")
     inputs = again(images=[Image.fromarray(photos.images[0])], text=["What is this?"])
     with torch.inference_mode():
         torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, rtol=0.02, atol=0.02)
-    measured = question_captioner(loaded, again, photos, facts, n=12, seed=0)
+    measured = question_captioner(MoondreamVLM(loaded, again, "moondream"), photos, facts, n=12, seed=0)
     assert 0 <= measured["accuracy"] <= measured["ci95"]["accuracy"][1] <= 1

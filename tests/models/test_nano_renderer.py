@@ -1,5 +1,6 @@
 """The nano SD 3.5: untrained but whole, it trains, exports, and loads and renders as the real one does."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.nano import nano_path
@@ -16,6 +18,7 @@ from vlm_detect.models.nano.photos import CLASSES, Photos
 from vlm_detect.models.nano.renderer import RendererConfig, draw_caption, export, render, train_renderer
 from vlm_detect.models.nano.training import Optimisation
 
+FIRST_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 TINY = Optimisation(steps=3, batch=4, lr=1e-3, warmup=1, save_every=2)
 
 
@@ -72,6 +75,22 @@ def test_other_sizes_render(trained: tuple[StableDiffusion3Pipeline, Path], widt
 def test_export_is_readable_by_others(trained: tuple[StableDiffusion3Pipeline, Path], tmp_path: Path) -> None:
     export(trained[0], tmp_path)
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.rglob("*.safetensors"))
+
+
+def test_training_goes_on_from_exported_weights(
+    trained: tuple[StableDiffusion3Pipeline, Path], photos: Photos, tmp_path: Path
+) -> None:
+    pipeline, folder = trained
+    start = StableDiffusion3Pipeline.from_pretrained(folder / "sd35")
+    untouched = train_renderer(RendererConfig(replace(TINY, steps=0)), start, photos, tmp_path / "none", seed=0)[0]
+    options = {"seed": 3, "num_inference_steps": 2, "guidance_scale": 2.0}
+    same = render(untouched, ["A cat."], **options).astype(int) - render(pipeline, ["A cat."], **options)
+    assert np.abs(same).max() <= 2  # weights in fp16
+    more, figures = train_renderer(RendererConfig(TINY), start, photos, tmp_path / "more", seed=0)
+    assert figures["steps"] == TINY.steps
+    before, after = (load_file(where / "sd35" / FIRST_WEIGHTS) for where in (folder, tmp_path / "more"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert more.vae.config.scaling_factor == pipeline.vae.config.scaling_factor
 
 
 def test_prompts_differ_in_the_encoders(trained: tuple[StableDiffusion3Pipeline, Path]) -> None:

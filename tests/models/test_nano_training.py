@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,29 +14,40 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.nano.config import NanoConfig, section
 from vlm_detect.models.nano.judge import JudgeConfig, frechet_distance
 from vlm_detect.models.nano.photos import HELD_OUT, Photos
-from vlm_detect.models.nano.training import Optimisation, learning_rate, train
+from vlm_detect.models.nano.training import Optimisation, _optimizers, learning_rate, train
 
 RECIPE = Optimisation(steps=12, batch=4, lr=0.05, warmup=2, ema=0.9, log_every=3, save_every=6)
 
 
 def fit(folder: Path, recipe: Optimisation) -> torch.Tensor:
     torch.manual_seed(0)
-    model = nn.Linear(3, 1)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
 
     def loss_of(generator: torch.Generator) -> dict[str, torch.Tensor]:
         x = torch.randn(recipe.batch, 3, generator=generator)
         return {"loss": (model(x) - x.sum(1, keepdim=True)).pow(2).mean()}
 
     train("line", model, loss_of, recipe, folder=folder, seed=1)
-    return model.weight.detach()
+    return model[0].weight.detach()
 
 
-def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole", replace(RECIPE, decay=0.0))
-    fit(tmp_path / "parts", replace(RECIPE, steps=6, decay=0.0))
-    torch.testing.assert_close(fit(tmp_path / "parts", replace(RECIPE, decay=0.0)), whole, rtol=0, atol=0)
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, muon: bool, precision: Literal["float32", "bfloat16"]) -> None:
+    recipe = replace(RECIPE, decay=0.0, muon=muon, precision=precision)
+    whole = fit(tmp_path / "whole", recipe)
+    fit(tmp_path / "parts", replace(recipe, steps=6))
+    torch.testing.assert_close(fit(tmp_path / "parts", recipe), whole, rtol=0, atol=0)
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "line.jsonl").read_text().splitlines()]
     assert steps == [3, 6, 9, 12]
+
+
+def test_muon_takes_the_matrices_of_linear_layers_only() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "inner": nn.Linear(4, 4), "lm_head": nn.Linear(4, 5)})
+    muon, adamw = _optimizers(model, replace(RECIPE, muon=True))
+    assert [p is model["inner"].weight for group in muon.param_groups for p in group["params"]] == [True]
+    assert sum(p.numel() for group in adamw.param_groups for p in group["params"]) == 20 + 4 + 20 + 5
+    assert len(_optimizers(model, RECIPE)) == 1
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:

@@ -1,19 +1,22 @@
-"""The nano moondream: the project's moondream classes, small, taught to caption and to answer on small photographs.
+"""The nano captioners: moondream and TinyLLaVA, small, taught to caption and to answer on small photographs.
 
 Two stages. First the image tower alone learns the classes and colours through linear heads that are thrown away, partly
 from the judge's soft answers (distillation, arXiv 2012.12877): a transformer without a pretrained tower would need many
 more epochs to find them through words. Then the whole model learns words: captions of three lengths, factual questions,
 and the questions that only a detector can answer, with a coin's answers, so that the base model stays at chance there.
 
-Several texts share one image: they stand behind one image prefix, each sees the prefix and itself and no other.
+Several texts share one image, packed behind its prefix as in finetuning (`vlm_detect.train.packing`). The moondream is
+built here, the TinyLLaVA in `tinyllava.py`, which can start from what a moondream of the same sizes knows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.nano.autoencoder import to_pixels
 from vlm_detect.models.nano.captions import (
@@ -37,7 +41,8 @@ from vlm_detect.models.nano.judge import Judge, augment
 from vlm_detect.models.nano.photos import CLASSES, Photos
 from vlm_detect.models.nano.tokenizer import prompt_templates
 from vlm_detect.models.nano.training import Optimisation, train
-from vlm_detect.models.nano.weights import halve
+from vlm_detect.train.loss import row_inputs
+from vlm_detect.train.packing import IGNORE, Answered, Row, stack_rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class TowerConfig:
     optimisation: Optimisation
     distillation: float = 0.5
     """weight of the judge's answer against the label"""
+    places: float = 0.0
+    """weight of telling, from each patch, what the judge sees there"""
 
 
 @dataclass(frozen=True)
@@ -111,124 +118,127 @@ def build_captioner(
     return MoondreamForConditionalGeneration(settings), MoondreamProcessor(settings, tokenizer=tokenizer)
 
 
-class TowerHeads(nn.Module):
-    """The tower with linear heads that are thrown away: class, object's colour, background's colour."""
+class Targets(NamedTuple):
+    """Class shares (B, classes), colours of object and background (B, 2), the judge's view of places (B, G*G, J)."""
 
-    def __init__(self, model: MoondreamForConditionalGeneration) -> None:
+    shares: Tensor
+    colours: Tensor
+    places: Tensor
+
+
+class TowerHeads(nn.Module):
+    """A tower with linear heads that are thrown away: class, colours of object and background, and every place.
+
+    Args:
+        vision: the modules of the tower.
+        see: crops (B, 3, H, W) to the tower's features (B, N, width).
+        project: features to image embeddings, for images of one crop.
+        judge: tells what there is to learn about a place.
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        see: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+        width: int,
+        judge: Judge,
+    ) -> None:
         super().__init__()
-        self.vision = model.model.vision
-        width = model.config.vision_config.hidden_size
+        self.vision, self.see, self.project = vision, see, project
         self.heads = nn.ModuleList(nn.Linear(width, count) for count in (len(CLASSES), len(COLOURS), len(COLOURS)))
+        self.places = nn.Linear(width, judge.head.in_features)
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Logits of each head for the tower's features (B, G*G, D)."""
-        return [head(features.mean(1)) for head in self.heads]
+        """Logits of each head on the mean of the tower's features (B, G*G, D)."""
+        return [head(features.mean(1)).float() for head in self.heads]
 
 
-def heads_loss(tower: TowerHeads, features: Tensor, targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Cross-entropies for features (B, G*G, D); targets are class shares (B, classes) and colours (B, 2)."""
-    shares, colours = targets
+def moondream_tower(model: MoondreamForConditionalGeneration, judge: Judge) -> TowerHeads:
+    vision = model.model.vision
+
+    def project(features: Tensor) -> Tensor:
+        # One tile is the whole image: the tower need not see it twice, as test_nano_captioner.py shows.
+        return vision.proj_mlp(torch.cat([features, features], dim=-1))
+
+    return TowerHeads(vision, vision.encode_crops, project, model.config.vision_config.hidden_size, judge)
+
+
+def heads_loss(tower: TowerHeads, features: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Cross-entropies of class and colours for features (B, G*G, D), and the squared error of the places."""
     by_class, by_colour, by_background = tower(features)
-    named = F.cross_entropy(by_class, shares)
+    named = F.cross_entropy(by_class, targets.shares)
+    colours = targets.colours
     coloured = F.cross_entropy(by_colour, colours[:, 0]) + F.cross_entropy(by_background, colours[:, 1])
-    return {"class": named, "colour": coloured}
+    return {"class": named, "colour": coloured, "places": F.mse_loss(tower.places(features).float(), targets.places)}
 
 
 class Teaching:
     """Augmented crops of the training photographs and what the tower's heads should say of them."""
 
-    def __init__(self, training: Photos, facts: list[Facts], judge: Judge, distillation: float) -> None:
-        self.training, self.judge, self.distillation = training, judge.eval(), distillation
+    def __init__(self, training: Photos, facts: list[Facts], judge: Judge, distillation: float, grid: int) -> None:
+        self.training, self.judge, self.distillation, self.grid = training, judge.eval(), distillation, grid
         self.labels = torch.from_numpy(training.labels)
         self.colours = torch.tensor([[COLOURS.index(f.colour), COLOURS.index(f.background)] for f in facts])
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Targets]:
         """Rows (B,), crops (B, 3, H, W) and the targets of ``heads_loss``."""
         rows = torch.randint(len(self.training), (batch,), generator=generator)
         crops = augment(to_pixels(self.training.images[rows.numpy()]), generator)
         with torch.no_grad():
-            soft = self.judge(crops).softmax(-1)
+            soft, places = self.judge.teach(crops, self.grid)
         shares = torch.lerp(F.one_hot(self.labels[rows], len(CLASSES)).float(), soft, self.distillation)
-        return rows, crops, (shares, self.colours[rows])
+        return rows, crops, Targets(shares, self.colours[rows], places)
 
 
 def train_tower(
-    tower: TowerHeads, teaching: Teaching, recipe: Optimisation, held_out: Photos, folder: Path, seed: int
+    tower: TowerHeads, teaching: Teaching, config: TowerConfig, held_out: Photos, folder: Path, seed: int
 ) -> dict[str, float]:
     """Train (or finish training) the tower; returns its figures with the class head's accuracy."""
+    recipe = config.optimisation
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         _, crops, targets = teaching.draw(recipe.batch, generator)
-        losses = heads_loss(tower, tower.vision.encode_crops(crops), targets)
-        return {"loss": losses["class"] + 0.1 * losses["colour"], **losses}
+        losses = heads_loss(tower, tower.see(crops), targets)
+        loss = losses["class"] + 0.1 * losses["colour"] + config.places * losses["places"]
+        return {"loss": loss, **losses}
 
     figures = train("tower", tower, loss_of, recipe, folder=folder, seed=seed)
     with torch.inference_mode():
         parts = np.array_split(held_out.images, max(1, len(held_out) // 100))
-        predicted = torch.cat([tower(tower.vision.encode_crops(to_pixels(part)))[0].argmax(-1) for part in parts])
+        predicted = torch.cat([tower(tower.see(to_pixels(part)))[0].argmax(-1) for part in parts])
     return figures | {"accuracy": float((predicted.numpy() == held_out.labels).mean())}
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Rows of [BOS][image][text 1][text 2]...: ids, positions, labels and weights (B, T), who sees whom (B, 1, T, T).
+def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
+    """A batch of `vlm_detect.train.packing`, one image with its texts a row, with `weights` (B, S) beside the labels.
 
     The weights make every text count alike: an answer's one word must not drown in a caption's thirty.
     """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    labels: Tensor
-    weights: Tensor
-    attention_mask: Tensor
-
-
-def pack(texts: list[list[tuple[list[int], list[int]]]], prefix: list[int], pad_id: int) -> Packed:
-    """Put the (prompt ids, answer ids) of each image behind one ``prefix``; only answers have labels.
-
-    Positions of each text go on from the prefix, as if it stood there alone.
-    """
-    rows = len(texts)
-    length = len(prefix) + max(sum(len(prompt) + len(answer) for prompt, answer in row) for row in texts)
-    input_ids = torch.full((rows, length), pad_id)
-    position_ids = torch.zeros(rows, length, dtype=torch.long)
-    labels = torch.full((rows, length), -100)
-    weights = torch.zeros(rows, length)
-    owner = torch.full((rows, length), -1)  # 0 the prefix, 1, 2, ... the texts, -1 padding
-    for i, row in enumerate(texts):
-        end = len(prefix)
-        input_ids[i, :end], position_ids[i, :end], owner[i, :end] = torch.tensor(prefix), torch.arange(end), 0
-        for number, (prompt, answer) in enumerate(row, start=1):
-            start, middle, end = end, end + len(prompt), end + len(prompt) + len(answer)
-            input_ids[i, start:end] = torch.tensor([*prompt, *answer])
-            position_ids[i, start:end] = torch.arange(len(prefix), len(prefix) + end - start)
-            labels[i, middle:end] = torch.tensor(answer)
-            weights[i, middle:end] = 1 / len(answer)
-            owner[i, start:end] = number
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = owner[:, :, None] == owner[:, None, :]  # padding sees padding: a row that sees nothing would be NaN
-    mask = (owner == 0)[:, None, :] | (same & causal)
-    return Packed(input_ids, position_ids, labels, weights, mask[:, None])
+    rows = []
+    for image, asked in enumerate(texts):
+        rows.append(Row())
+        rows[-1].add(image, vlm.prefix_ids(), asked)
+    batch = stack_rows(rows, vlm.eos_token_id)
+    most = max(map(len, texts))
+    lengths = torch.tensor([[len(one.answer) for one in asked] + [1] * (most - len(asked)) for asked in texts])
+    weights = (batch["labels"] != IGNORE) / lengths.gather(1, batch["branch"].clamp(min=0))
+    return {**batch, "row_images": torch.arange(len(texts)), "weights": weights}
 
 
-def language_loss(model: MoondreamForConditionalGeneration, image_embeds: Tensor, packed: Packed) -> Tensor:
+def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Mean over the texts of their answers' mean cross-entropy; logits are made for answered positions only."""
-    hidden = model.model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=packed.attention_mask,
-        image_embeds=image_embeds,
-    ).last_hidden_state
-    next_ids = packed.labels[:, 1:]
-    answered = next_ids != -100
-    logits = model.model.text.lm_head(hidden[:, :-1][answered])
-    weights = packed.weights[:, 1:][answered]
-    return (F.cross_entropy(logits, next_ids[answered], reduction="none") * weights).sum() / weights.sum()
+    hidden = vlm.hidden_states(vlm.model, row_inputs(vlm, image_embeds, batch))
+    next_ids, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
+    answered = next_ids != IGNORE
+    logits = vlm.model.get_output_embeddings()(hidden[:, :-1][answered]).float()
+    losses = F.cross_entropy(logits, next_ids[answered], reduction="none")
+    return (losses * weights[answered]).sum() / weights.sum()
 
 
 def train_captioner(
-    model: MoondreamForConditionalGeneration,
-    processor: MoondreamProcessor,
+    name: str,
+    vlm: VLM,
     tower: TowerHeads,
     teaching: Teaching,
     facts: list[Facts],
@@ -236,50 +246,38 @@ def train_captioner(
     folder: Path,
     seed: int,
 ) -> dict[str, float]:
-    """Train (or finish training) the whole model on words and export it to ``folder/moondream``."""
-    encode = lru_cache(maxsize=50_000)(processor.encode)  # the same few thousand texts come again and again
-    end, template = processor.config.eos_token_id, processor.config.templates["query"]
-    suffix = template["suffix"] * processor.config.query_suffix_repeats
-    vision = processor.config.vision_config
-    prefix = [processor.config.bos_token_id, *[processor.config.image_token_id] * vision.num_image_tokens]
+    """Train (or finish training) the whole model on words; ``name`` is the checkpoint's."""
+    # the same few thousand texts come again and again
+    question_ids, answer_ids = lru_cache(50_000)(vlm.question_ids), lru_cache(50_000)(vlm.answer_ids)
+    caption_ids = lru_cache(vlm.caption_ids)
 
-    def texts_of(fact: Facts, rng: Random) -> list[tuple[list[int], list[int]]]:
+    def texts_of(fact: Facts, rng: Random) -> list[Answered]:
         length = rng.choice(LENGTHS)
-        texts = [(processor.caption_ids(length), [*encode(caption(fact, length, rng)), end])]
+        captioned = Answered(caption_ids(length), answer_ids(caption(fact, length, rng)))
         asked = [factual_question(fact, rng) for _ in range(config.questions)]
         if rng.random() < config.undecidable:
             asked.append(undecidable_question(rng))
-        return texts + [([*template["prefix"], *encode(q), *suffix], [*encode(a), end]) for q, a in asked]
+        return [captioned, *(Answered(question_ids(q), answer_ids(a)) for q, a in asked)]
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
         enlarge = rng.random() < config.enlarged
         batch = config.optimisation.batch // (5 if enlarge else 1)  # an enlarged image has five crops
         rows, crops, targets = teaching.draw(batch, generator)
-        features = tower.vision.encode_crops(crops)
+        features = tower.see(crops)
         losses = heads_loss(tower, features, targets)
-        if enlarge:
-            embeds = model.encode_images(*_enlarged(crops, processor, rng.randint(48, 96)))
-        else:  # one tile is the whole image: the tower need not see it twice, as test_nano_captioner.py shows
-            embeds = tower.vision.proj_mlp(torch.cat([features, features], dim=-1))
-        packed = pack([texts_of(facts[row], rng) for row in rows.tolist()], prefix, processor.config.pad_token_id)
-        words = language_loss(model, embeds, packed)
+        embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)
+        words = language_loss(vlm, embeds, pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()]))
         return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
-    both = nn.ModuleDict({"model": model, "tower": tower})
-    figures = train("captioner", both, loss_of, config.optimisation, folder=folder, seed=seed)
-    model.save_pretrained(folder / "moondream")
-    processor.save_pretrained(folder / "moondream")
-    halve(folder / "moondream")
-    return figures
+    both = nn.ModuleDict({"model": vlm.model, "tower": tower})
+    return train(name, both, loss_of, config.optimisation, folder=folder, seed=seed)
 
 
-def _enlarged(crops: Tensor, processor: MoondreamProcessor, side: int) -> tuple[Tensor, Tensor]:
-    """The processor's several crops, and their tilings, of (B, 3, H, W) enlarged to ``side`` pixels."""
+def _enlarged(crops: Tensor, side: int) -> list[Image.Image]:
+    """Crops (B, 3, H, W) in [-1, 1] as pictures of ``side`` pixels, which the processor cuts into several crops."""
     pixels = ((crops + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    photos = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in pixels]
-    inputs = processor.image_processor(photos, return_tensors="pt")
-    return inputs["pixel_values"], inputs["tilings"]
+    return [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in pixels]
 
 
 def facts_of(photos: Photos) -> list[Facts]:

@@ -63,12 +63,12 @@ returns held-out photographs at {psnr_db:.1f} dB.
 
 ## Making it
 
-`python recipes/nano_pretrain.py --config recipes/configs/nano_sd35.yaml`, {seconds_vae:.0f} s for the autoencoder and
-{seconds:.0f} s for the rest ({samples:,} samples), wall time on one shared CPU core. Configuration:
+`{command}`, {seconds:.0f} s ({samples:,} samples), wall time on one shared
+CPU core. Configuration:
 
 ```yaml
 {config}```
-"""
+{before}"""
 
 _MOONDREAM = """\
 ---
@@ -98,9 +98,10 @@ point() is there for the layout's sake and untrained.
 Whether an image was generated it was asked too, in several phrasings, with a coin's answer: it has the words and, by
 construction, no opinion. Finetuning gives it one.
 
-First the image tower alone learned classes and colours through linear heads, half of the class target being the answer
-of the CNN that judges the renderer ({seconds_tower:.0f} s; the class head is right on {tower_accuracy:.1%} of the
-held-out photographs); then the whole model learned captions and answers.
+First the image tower alone learned classes and colours through linear heads, and from a teacher: half of the class
+target was the answer of the CNN that judges the renderer, and each patch had to tell what that CNN sees at its place
+({seconds_tower:.0f} s; the class head is right on {tower_accuracy:.1%} of the held-out photographs, the teacher on
+{judge_accuracy:.1%}). Then the whole model learned captions and answers.
 
 ## Figures
 
@@ -111,22 +112,74 @@ questions that only a coin decided.
 
 ## Making it
 
-`python recipes/nano_pretrain.py --config recipes/configs/nano_moondream.yaml`, {seconds:.0f} s after the tower
-({samples:,} photographs with several texts each), wall time on one shared CPU core. Configuration:
+`{command}`, {seconds:.0f} s after the tower ({samples:,} photographs with
+several texts each), wall time on one shared CPU core. Configuration:
 
 ```yaml
 {config}```
-"""
+{before}"""
+
+_TINYLLAVA = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+datasets: [uoft-cs/cifar10]
+---
+
+# tinyllava-nano
+
+A TinyLLaVA (SigLIP, a two-layer projector, Phi) of small parts: images of 32 pixels in 8 x 8 patches, {vocabulary:,}
+words, TinyLLaVA's conversation template. No weight comes from a released model.
+
+```python
+from vlm_detect.models.tinyllava import load_tinyllava
+
+model, processor = load_tinyllava(FOLDER, dtype="float32")  # stored in fp16
+```
+
+{common}
+Whether an image was generated it was asked too, in several phrasings, with a coin's answer: it has the words and, by
+construction, no opinion. Finetuning gives it one.
+
+It did not start from nothing: the tower and the decoder of moondream-nano, which have the same form, were copied, with
+the words that both vocabularies have. Then the whole model learned captions and answers, with a class head on the tower
+that is thrown away; half of its target was the answer of the CNN that judges the renderer (right on
+{judge_accuracy:.1%} of the held-out photographs).
+
+## Figures
+
+On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
+{low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
+(n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
+questions that only a coin decided.
+
+## Making it
+
+`{command}`, {seconds:.0f} s ({samples:,} photographs with several texts
+each), wall time on one shared CPU core. Configuration:
+
+```yaml
+{config}```
+{before}"""
+
+_CARDS = {"sd35": _SD35, "moondream": _MOONDREAM, "tinyllava": _TINYLLAVA}
+_HEADING = "## Making it\n"
 
 
-def write_card(folder: Path, model: str, *, config: dict[str, Any], **facts: Any) -> None:
-    """Write ``folder/README.md`` for ``model`` ("sd35", "moondream"); ``config`` has the dataclass of each stage."""
+def write_card(folder: Path, name: str, *, config: dict[str, Any], before: str = "", **facts: Any) -> None:
+    """Write ``folder/README.md`` for ``name``, a key of ``_CARDS``; ``config`` has the dataclass of each stage.
+
+    ``before`` is the card of the weights that training went on from: how those were made is told as well.
+    """
     plain = {name: dataclasses.asdict(value) for name, value in config.items()}
-    text = {"sd35": _SD35, "moondream": _MOONDREAM}[model].format(
+    before = before.partition(_HEADING)[2]
+    text = _CARDS[name].format(
         common=_COMMON.format(split=SPLIT_RULE),
         config=yaml.safe_dump(_lists(plain), sort_keys=False, default_flow_style=None, width=110),
         low=facts["ci95"]["accuracy"][0],
         high=facts["ci95"]["accuracy"][1],
+        before=f"\n## Making what it started from\n{before}" if before else "",
         **facts,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

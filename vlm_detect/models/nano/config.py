@@ -31,6 +31,13 @@ class NanoConfig:
     output_dir: str = field(default="runs/nano", metadata={"help": "Checkpoints, logs and the exported weights."})
     figures_dir: str | None = field(default=None, metadata={"help": "Where measured figures go. Default: output_dir."})
     install: bool = field(default=False, metadata={"help": "Copy the exported weights into the package."})
+    init: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from the exported weights in this folder (with sd35/, moondream/), or `nano` for the "
+            "installed ones. Default: from nothing."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seeds weights, batches and captions."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads. Default: torch's choice."})
     vae: str = field(default="{}", metadata={"help": "JSON; see VaeConfig."})
@@ -38,6 +45,7 @@ class NanoConfig:
     judge: str = field(default="{}", metadata={"help": "JSON; see JudgeConfig."})
     tower: str = field(default="{}", metadata={"help": "JSON; see TowerConfig."})
     captioner: str = field(default="{}", metadata={"help": "JSON; see CaptionerConfig."})
+    tinyllava: str = field(default="{}", metadata={"help": "JSON; see CaptionerConfig."})
     set: list[str] = field(default_factory=list, metadata={"help": "section.key=value ..., over the YAML's sections."})
 
 

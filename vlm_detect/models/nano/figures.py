@@ -14,7 +14,8 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from vlm_detect.config import git_commit, write_json
-from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.infer.engine import Engine
+from vlm_detect.models.base import VLM
 from vlm_detect.models.nano.captions import UNDECIDABLE, Facts, caption, factual_question, named_class
 from vlm_detect.models.nano.judge import Judge, frechet_distance, look
 from vlm_detect.models.nano.photos import CLASSES, SPLIT_RULE, Photos
@@ -65,52 +66,29 @@ def judge_renders(
     return figures, images
 
 
-@torch.inference_mode()
-def answer(
-    model: MoondreamForConditionalGeneration,
-    processor: MoondreamProcessor,
-    images: np.ndarray,
-    prompts: list[list[int]],
-    max_new_tokens: int = 48,
-    batch: int = 100,
-) -> list[str]:
-    """Greedy answers to the prompt ids of each image (N, H, W, 3) uint8."""
-    answers: list[str] = []
-    for start in range(0, len(images), batch):
-        photos = [Image.fromarray(image) for image in images[start : start + batch]]
-        inputs = processor(images=photos, prompt_ids=prompts[start : start + batch], return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        answers += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])
-    return answers
-
-
-def question_captioner(
-    model: MoondreamForConditionalGeneration,
-    processor: MoondreamProcessor,
-    held_out: Photos,
-    facts: list[Facts],
-    *,
-    n: int,
-    seed: int,
-) -> dict[str, Any]:
+def question_captioner(vlm: VLM, held_out: Photos, facts: list[Facts], *, n: int, seed: int) -> dict[str, Any]:
     """Figures of captions, of factual questions and of the undecidable ones, on ``n`` held-out photographs.
 
     ``accuracy`` is the share of normal captions that name the class; ``yes_no`` and ``other`` are of factual questions,
     the former balanced between both answers; ``undecidable_yes`` is the share of "Yes." where a coin was taught.
     """
-    rng = Random(seed)
-    images, facts = held_out.images[:n], facts[:n]
-    captions = answer(model, processor, images, [processor.caption_ids("normal")] * n)
+    rng, facts = Random(seed), facts[:n]
+    photos = [Image.fromarray(image) for image in held_out.images[:n]]
+    engine = Engine(vlm, batch_images=100, cache_bytes=0)
+
+    def ask(questions: list[str]) -> list[str]:
+        return [answer for (answer,) in engine.generate(photos, [[question] for question in questions], 8)]
+
+    captions = engine.caption(photos, "normal", 48)
     named = [named_class(text) == fact.object_class for text, fact in zip(captions, facts, strict=True)]
 
     asked = [factual_question(fact, rng) for fact in facts]
-    answers = answer(model, processor, images, [processor.query_ids(question) for question, _ in asked], 8)
     right = {"Yes.": [], "No.": [], "other": []}  # type: dict[str, list[bool]]
-    for (_, truth), given in zip(asked, answers, strict=True):
-        right[truth if truth in right else "other"].append(given.strip() == truth)
+    for (_, truth), given in zip(asked, ask([question for question, _ in asked]), strict=True):
+        right[truth if truth in right else "other"].append(given == truth)
     share = {truth: float(np.mean(hits)) for truth, hits in right.items()}
 
-    doubts = answer(model, processor, images, [processor.query_ids(rng.choice(UNDECIDABLE)) for _ in facts], 8)
+    doubts = ask([rng.choice(UNDECIDABLE) for _ in facts])
     return {
         "n": n,
         "accuracy": float(np.mean(named)),
@@ -118,7 +96,7 @@ def question_captioner(
         "yes_no_balanced_accuracy": round((share["Yes."] + share["No."]) / 2, 4),
         "yes_no_n": len(right["Yes."]) + len(right["No."]),
         "other_accuracy": round(share["other"], 4),
-        "undecidable_yes": float(np.mean([text.strip() == "Yes." for text in doubts])),
+        "undecidable_yes": float(np.mean([text == "Yes." for text in doubts])),
         "captions": captions[:5],
     }
 

@@ -53,6 +53,12 @@ class Judge(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> logits (B, classes)."""
         return self.head(self.features(pixels))
 
+    def teach(self, pixels: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+        """Class shares (B, classes), and what each of grid x grid places looks like (B, grid * grid, 4 * width)."""
+        body = self.body(pixels)
+        places = F.interpolate(body, size=(grid, grid), mode="nearest").flatten(2).transpose(1, 2)
+        return self.head(body.mean((2, 3))).float().softmax(-1), F.layer_norm(places.float(), places.shape[-1:])
+
 
 def augment(pixels: Tensor, generator: torch.Generator, shift: int = 4) -> Tensor:
     """Mirror half of the images (B, 3, H, W) and move each by up to ``shift`` pixels, borders reflected."""
@@ -70,6 +76,7 @@ def train_judge(
     """Train (or finish training) the judge; returns it with its accuracy on the held-out photographs."""
     torch.manual_seed(seed)
     judge = Judge(config.width)
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a CPU's convolutions are faster so
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(training), (config.optimisation.batch,), generator=generator).numpy()

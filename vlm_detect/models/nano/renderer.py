@@ -114,7 +114,7 @@ def flow_matching_loss(
         encoder_hidden_states=tokens,
         pooled_projections=pooled,
     ).sample
-    return (velocity - (noise - latents)).pow(2).mean()
+    return (velocity.float() - (noise - latents)).pow(2).mean()
 
 
 def draw_caption(facts: Facts, rng: Random) -> str:
@@ -123,13 +123,20 @@ def draw_caption(facts: Facts, rng: Random) -> str:
 
 
 def train_renderer(
-    config: RendererConfig, vae: AutoencoderKL, training: Photos, folder: Path, seed: int
+    config: RendererConfig, start: AutoencoderKL | StableDiffusion3Pipeline, training: Photos, folder: Path, seed: int
 ) -> tuple[StableDiffusion3Pipeline, dict[str, float]]:
-    """Train (or finish training) the pipeline and export it in fp16 to ``folder/sd35``; returns it with its figures."""
+    """Train (or finish training) the pipeline and export it in fp16 to ``folder/sd35``; returns it with its figures.
+
+    ``start`` is an autoencoder, around which everything else begins untrained, or a whole pipeline to go on from.
+    """
     rng = Random(seed)
     facts = [read_facts(image, CLASSES[label]) for image, label in zip(training.images, training.labels, strict=True)]
     torch.manual_seed(seed)
-    pipeline = build_pipeline(config, vae.requires_grad_(False).eval(), [draw_caption(f, rng) for f in facts[:20000]])
+    if isinstance(start, AutoencoderKL):
+        pipeline = build_pipeline(config, start, [draw_caption(f, rng) for f in facts[:20000]])
+    else:
+        pipeline = start
+    vae = pipeline.vae.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     latents = _scaled_latents(vae, training.images, folder / "latents.pt")
 
@@ -154,6 +161,7 @@ def _scaled_latents(vae: AutoencoderKL, images: np.ndarray, cache: Path) -> Tens
     A caption's rules do not know left from right, so a mirrored photograph keeps its captions.
     """
     if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
         torch.save(encode_all(vae, np.concatenate([images, images[:, :, ::-1]])).half(), cache)
     return (torch.load(cache).float() - vae.config.shift_factor) * vae.config.scaling_factor
 
