@@ -206,6 +206,7 @@ def _jpeg_encoding(opened: Image.Image) -> JpegEncoding | None:
     return JpegEncoding(tables, JpegImagePlugin.get_sampling(opened), estimate_quality(tables[0])) if tables else None
 
 
+@functools.lru_cache(maxsize=1024)  # a set's files share a few tables
 def estimate_quality(luminance_table: tuple[int, ...]) -> int:
     """The libjpeg quality (1 to 100) whose luminance table is nearest in mean absolute difference.
 

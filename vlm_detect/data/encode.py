@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, ImageStat
+from PIL import Image, ImageOps
 
 from vlm_detect.data.decode import JpegEncoding, standard_encoding
 
@@ -123,4 +123,8 @@ def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:
 
 def is_blank(image: Image.Image, min_deviation: float = 2.0) -> bool:
     """Whether there is nothing to see: no channel's standard deviation reaches `min_deviation` (of 255)."""
-    return max(ImageStat.Stat(image).stddev) < min_deviation
+    counts = np.array(image.histogram()).reshape(-1, 256)  # (channels, 256)
+    values = np.arange(256)
+    mean = counts @ values / counts.sum(axis=1)
+    variance = counts @ values**2 / counts.sum(axis=1) - mean**2
+    return bool(np.sqrt(variance.clip(0).max()) < min_deviation)
