@@ -34,9 +34,7 @@ SAMPLE = 512  # images of --data
 @dataclass(frozen=True)
 class Config:
     out: str = field(default="docs/invert_saturate.png", metadata={"help": "The figure."})
-    data: str | None = field(
-        default=None, metadata={"help": "An image dataset; its validation split is measured."}
-    )
+    data: str | None = field(default=None, metadata={"help": "An image dataset; its validation split is measured."})
     figures: str | None = field(default=None, metadata={"help": "Write the numbers to this JSON file."})
 
 
@@ -65,7 +63,9 @@ def seen(images: np.ndarray, view: str) -> np.ndarray:
     factor = VIEWS[view]
     if factor is None:
         return images
-    return show(torch.from_numpy(images).permute(0, 3, 1, 2), "invert_saturate", factor).permute(0, 2, 3, 1).numpy()
+    return (
+        show(torch.from_numpy(images.copy()).permute(0, 3, 1, 2), "invert_saturate", factor).permute(0, 2, 3, 1).numpy()
+    )
 
 
 def bits_per_pixel(images: np.ndarray) -> float:
