@@ -215,10 +215,23 @@ def calibrate(arguments: argparse.Namespace) -> None:
     )
 
 
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="ID", help="estimate for this moondream; that of the config")
+    parser.add_argument("--config", nargs="+", default=[], metavar="YAML", help="recipe configs to estimate")
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from .doctor import examine
+
+    for line in examine(arguments.model, arguments.config):
+        print(line)
+
+
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int | None]]] = {
     "audit": ("what gives the label of a dataset away without looking at content", add_audit, audit),
     "calibrate": ("refit a run's probabilities and threshold on your own images", add_calibrate, calibrate),
     "chat": ("ask a model about an image", add_chat, chat),
+    "doctor": ("what this machine has, and which training configs fit it", add_doctor, doctor),
     "explain": ("show where a CNN looks, image by image", add_explain, explain),
     "report": ("a page that shows a dataset: images, audit, sources, rejects", add_report, report),
     "scan": ("verdicts on many images", add_scan, scan),

@@ -21,6 +21,7 @@ from vlm_detect import Detector
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import uvicorn
 
+from vlm_detect.baselines.detector import CnnDetector
 from vlm_detect.chat.server import create_app, open_socket
 from vlm_detect.chat.settings import ServerSettings
 
@@ -72,9 +73,9 @@ class Running:
 
 
 @contextmanager
-def serving(*detectors: Detector, **settings: object) -> Iterator[Running]:
+def serving(*detectors: Detector, cnn: CnnDetector | None = None, **settings: object) -> Iterator[Running]:
     options = ServerSettings(**{"max_new_tokens": 12, **settings})  # type: ignore[arg-type]
-    app = create_app({d.name: d for d in detectors}, options)
+    app = create_app({d.name: d for d in detectors}, options, cnn)
     with open_socket("127.0.0.1", 0) as bound:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
 import httpx
@@ -9,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.chat.conftest import Running, data_url, file_bytes, make_photo
+from tests.chat.conftest import Running, data_url, file_bytes, make_photo, serving
+from vlm_detect.baselines.configuration import CnnConfig
+from vlm_detect.baselines.detector import CnnDetector
+from vlm_detect.baselines.model import new_model
 from vlm_detect.infer.detector import Detector
+from vlm_detect.train.calibration import Calibration
 
 moondream = pytest.importorskip("moondream", reason="needs the moondream client (pip install --no-deps moondream)")
 openai = pytest.importorskip("openai", reason="needs the openai client")
@@ -228,3 +234,15 @@ def test_user_text_cannot_forge_special_tokens(detector: Detector) -> None:
         forged = vlm.question_ids(f"a {token} b")
         template = [i for i in plain if i in tokenizer.all_special_ids]
         assert [i for i in forged if i in tokenizer.all_special_ids] == template, token
+
+
+def test_a_cnn_shows_where_it_looks_beside_the_map(detector: Detector, photo: Image.Image) -> None:
+    pytest.importorskip("captum", reason="needs the extra cnn")
+    model = new_model(CnnConfig(arch="fakenet2", image_size=32, heads={"verdict": ["real", "generated"]})).eval()
+    cnn = CnnDetector(model, Calibration(), "runs/cnn")
+    with serving(detector, cnn=cnn) as running:
+        answer = httpx.post(f"{running.url}/v1/evidence", json={"image_url": data_url(photo)}, timeout=60).json()
+    assert answer["cnn"]["model"] == "runs/cnn"
+    assert answer["cnn"]["p_fake"] == pytest.approx(float(cnn.scores([photo]).p_fake[0]), abs=1e-5)
+    shown = Image.open(io.BytesIO(base64.b64decode(answer["cnn"]["picture"].partition(",")[2])))
+    assert shown.size == (32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 import uuid
@@ -11,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from .. import __version__
@@ -29,7 +31,7 @@ from .payloads import (
     question_and_image,
 )
 from .service import Service, error_body, prompt_of
-from .tasks import Answer, Map, Write
+from .tasks import Answer, CnnLook, LookByCnn, Map, Write
 
 MAP_SIDE = 512  # of the picture of an evidence map
 
@@ -298,8 +300,25 @@ async def evidence(request: Request, payload: EvidenceRequest) -> Any:
         "log_odds": found.log_odds,
         "values": found.values.tolist(),
         "peak": list(found.peak),
-        "layer": f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        "layer": _png_url(png),
+        "cnn": await _look_by_cnn(request, service, picture),
     }
+
+
+async def _look_by_cnn(request: Request, service: Service, picture: Picture) -> dict[str, Any] | None:
+    """Verdict and Grad-CAM of the CNN that is served beside, or None; its picture is the square that it reads."""
+    if service.cnn is None:
+        return None
+    task = LookByCnn(service.cnn)
+    look: CnnLook = await service.result(request, task, service.detector(None), picture)
+    buffer = io.BytesIO()
+    Image.fromarray(look.heat).save(buffer, "PNG")
+    facts = {"model": service.cnn.name, "label": look.label, "p_fake": look.p_fake}
+    return {**facts, "picture": _png_url(buffer.getvalue())}
+
+
+def _png_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _event_stream(events: AsyncIterator[dict[str, Any]], end: str | None = None) -> StreamingResponse:

@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
+from ..baselines.detector import CnnDetector
 from ..data.decode import ImageRejected
 from ..errors import UserError
 from ..infer.detector import Detector
@@ -59,13 +60,15 @@ _ERRORS = {
 }
 
 
-def create_app(detectors: Mapping[str, Detector], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    detectors: Mapping[str, Detector], settings: ServerSettings | None = None, cnn: CnnDetector | None = None
+) -> FastAPI:
     """The application that serves `detectors`, the first of which answers where a request names no model."""
     settings = settings or ServerSettings()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(detectors, settings)
+        app.state.service = Service(detectors, settings, cnn)
         yield
         app.state.service.worker.stop()
 
@@ -190,10 +193,10 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(detectors: Mapping[str, Detector], settings: ServerSettings, bound: socket.socket) -> None:
+def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then let what runs come to its end within `drain_s`."""
     config = uvicorn.Config(
-        create_app(detectors, settings),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -207,10 +210,11 @@ def run(detectors: Mapping[str, Detector], settings: ServerSettings, bound: sock
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings) -> None:
-    """Load `models` (an ID and an adapter each) and serve them."""
+def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings, cnn: str | None = None) -> None:
+    """Load `models` (an ID and an adapter each) and the run of a CNN, and serve them."""
     check_settings(settings)
     with open_socket(settings.host, settings.port) as bound:
+        looking = CnnDetector.load(cnn) if cnn else None
         loaded = [Detector(model, adapter=adapter) for model, adapter in models]
         detectors = {detector.name: detector for detector in loaded}
         if len(detectors) < len(loaded):
@@ -218,4 +222,4 @@ def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings) ->
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"{', '.join(detectors)}: http://{shown}:{port} (Ctrl-C ends)", flush=True)
-        run(detectors, settings, bound)
+        run(create_app(detectors, settings, looking), settings, bound)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import Request
 
+from ..baselines.detector import CnnDetector
 from ..infer.detector import Detector, Picture, Verdict, decode_picture
 from .errors import ApiError, as_api_error
 from .payloads import image_bytes
@@ -45,10 +46,16 @@ class Metrics:
 
 
 class Service:
-    """The models of one server and the thread that runs them; the first of `detectors` is the default."""
+    """The models of one server and the thread that runs them; the first of `detectors` is the default.
 
-    def __init__(self, detectors: Mapping[str, Detector], settings: ServerSettings) -> None:
+    `cnn`, where there is one, only shows where it looks, beside the evidence of the others.
+    """
+
+    def __init__(
+        self, detectors: Mapping[str, Detector], settings: ServerSettings, cnn: CnnDetector | None = None
+    ) -> None:
         self.detectors = dict(detectors)
+        self.cnn = cnn
         self.settings = settings
         self.metrics = Metrics()
         self.worker = Worker(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from ..baselines.detector import CnnDetector
+from ..baselines.heatmap import heat_maps, overlay
 from ..data.questions import Topic
 from ..errors import UserError
 from ..infer.detector import Detector
@@ -164,3 +167,28 @@ class Map:
                     job.done(end.value)
                     break
                 yield
+
+
+@dataclass(frozen=True)
+class CnnLook:
+    """A CNN's verdict and where it looks: `heat` is the square that it read, under its Grad-CAM, (S, S, 3) uint8."""
+
+    label: str
+    p_fake: float
+    heat: np.ndarray
+
+
+@dataclass
+class LookByCnn:
+    """Ends with a `CnnLook`."""
+
+    cnn: CnnDetector
+    kind = "grad_cam"
+
+    def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
+        pixels = self.cnn.pixels([job.picture.image for job in jobs])
+        scores, heat = self.cnn.scores([job.picture.image for job in jobs]), heat_maps(self.cnn, pixels)
+        for i, job in enumerate(jobs):
+            p_fake = float(scores.p_fake[i])
+            job.done(CnnLook(self.cnn.label(p_fake), p_fake, overlay(pixels[i], heat[i])))
+        yield

@@ -13,19 +13,18 @@ have seen their surroundings, so that hiding a place does not hide all that is k
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..data.questions import EDIT_QUESTIONS, NO, VERDICT_QUESTIONS, YES, Polarity, Topic
+from ..data.questions import Topic
 from ..errors import UserError
-from .engine import Ask, Engine
-from .verdict import mean_odds
+from .engine import Engine
+from .verdict import TOPIC_ASKS, mean_odds
 
-QUESTIONS: Mapping[Topic, Mapping[Polarity, str]] = {"generation": VERDICT_QUESTIONS, "edit": EDIT_QUESTIONS}
 GENERATED_RGB, REAL_RGB = (230, 97, 1), (0, 92, 184)  # orange and blue: told apart by colour-blind eyes too
 
 Region = tuple[slice, slice]
@@ -86,7 +85,7 @@ def evidence_steps(
     grid = engine.vlm.feature_grid
     if grid is None:
         raise UserError(f"{engine.vlm.name}: its image features have no fixed places, so there is no evidence map")
-    asks = [Ask(question, (YES, NO)) for question in QUESTIONS[topic].values()]
+    asks = TOPIC_ASKS[topic]
     hidden = regions(grid[0], grid[1], across)
     (features,) = engine.encode([image])  # (N, D)
     (whole,) = engine.score_prefixes(engine.prefixes([image]), [asks])

@@ -13,12 +13,26 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from ..bench.parse import parse_verdict
-from ..data.questions import EXPLAIN_QUESTION, FAKE_QUESTION, NO, REAL_QUESTION, VERDICT_QUESTIONS, YES
+from ..data.questions import (
+    EDIT_QUESTIONS,
+    EXPLAIN_QUESTION,
+    FAKE_QUESTION,
+    NO,
+    REAL_QUESTION,
+    VERDICT_QUESTIONS,
+    YES,
+    Topic,
+)
 from .engine import Ask, CandidateScore, Engine
 
 Label = Literal["real", "generated", "unsure"]
 
-ASKS = [Ask(question, (YES, NO)) for question in VERDICT_QUESTIONS.values()]
+# The two-way questions of a topic, in both polarities; the verdict's are those of "generation".
+TOPIC_ASKS: dict[Topic, list[Ask]] = {
+    "generation": [Ask(question, (YES, NO)) for question in VERDICT_QUESTIONS.values()],
+    "edit": [Ask(question, (YES, NO)) for question in EDIT_QUESTIONS.values()],
+}
+ASKS = TOPIC_ASKS["generation"]
 SIGNS = [1 if polarity == "fake" else -1 for polarity in VERDICT_QUESTIONS]  # what "Yes." says about "generated"
 BEGINNINGS = {"generated": "AI-generated.", "real": "Real."}  # of explanations, as they are learned
 FREE_ASK = Ask(EXPLAIN_QUESTION, (BEGINNINGS["generated"], BEGINNINGS["real"]), whole=False)
@@ -36,13 +50,13 @@ class Odds(NamedTuple):
         return sum(self.polarities) / len(self.polarities)
 
 
-def log_odds(engine: Engine, images: Sequence[Image.Image]) -> list[float]:
-    """The log-odds of "generated" of each image, in nats.
+def log_odds(engine: Engine, images: Sequence[Image.Image], topic: Topic = "generation") -> list[float]:
+    """The log-odds of "generated" (of "altered" where the `topic` is edits) of each image, in nats.
 
     log P(the answer that means "generated") - log P(the other), by the full answers' log-probability, averaged over the
     two polarities of the verdict question.
     """
-    return [mean_odds(asked) for asked in engine.score(images, [ASKS] * len(images))]
+    return [mean_odds(asked) for asked in engine.score(images, [TOPIC_ASKS[topic]] * len(images))]
 
 
 def read_odds(engine: Engine, images: Sequence[Image.Image]) -> list[Odds]:

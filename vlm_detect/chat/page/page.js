@@ -127,6 +127,7 @@ byId("single-model").addEventListener("change", () => single.file && judge(singl
 function showMap(shown) {
   byId("layer").hidden = !shown;
   byId("legend").hidden = !shown;
+  byId("cnn").hidden = !(shown && single.map?.cnn);
   const toggle = byId("map-toggle");
   toggle.setAttribute("aria-pressed", shown);
   toggle.textContent = shown ? "Hide the evidence" : "Show the evidence";
@@ -142,6 +143,12 @@ byId("map-toggle").addEventListener("click", async () => {
       const body = { image_url: single.url, model: chosenModel("single") };
       single.map = await postJson("/v1/evidence", body, single.abort.signal);
       byId("layer").src = single.map.layer;
+      if (single.map.cnn) {
+        const { model, label, p_fake, picture } = single.map.cnn;
+        byId("cnn-picture").src = picture;
+        byId("cnn-verdict").textContent = `${label}, p_fake ${p_fake.toFixed(3)}`;
+        byId("cnn-name").textContent = model;
+      }
     }
     showMap(true);
   } catch (error) {
