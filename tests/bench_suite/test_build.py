@@ -129,6 +129,16 @@ def test_edits_are_asked_for_operation_and_place() -> None:
     assert [len({word[i] for word in words}) for i in (0, 1)] == [2, 2]
 
 
+def test_edits_of_generated_images_have_an_unaltered_original() -> None:
+    dataset = [(replace(photo, label="generated"), twin) for photo, twin in pairs(0, edits=4)]
+    items = [item for item in build(dataset, Sizes(16, 0, 0, 0, 0)) if item.metadata["asked"] == "edited"]
+    assert items
+    for item in items:
+        affirmed = item.ground_truth in ("Yes.", "True.")
+        asks_for_edit = "No part" not in item.question and "free of" not in item.question
+        assert affirmed == ((item.metadata["label"] == "edited") == asks_for_edit)
+
+
 def test_edits_without_a_box_are_asked_for_no_place() -> None:
     dataset = pairs(0, edits=8)
     boxless = [(photo, replace(twin, edit={"operation": "blur", "box": None})) for photo, twin in dataset]

@@ -146,7 +146,7 @@ def true_false_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
                 BuiltItem(
                     "true_false",
                     question,
-                    yes if (source.label == "real") == (polarity == "real") else no,
+                    yes if (source.label == about.get("asked", "generated")) == (polarity == "fake") else no,
                     ((source, ""),),
                     metadata=source.facts | about,
                 )

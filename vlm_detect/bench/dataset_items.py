@@ -121,9 +121,9 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
         return _matched(rows), data
     pairs = []
     for index, row in enumerate(rows):
-        if row["image_label"] != "real":
-            continue
         edited = row["kind"] == "edit"
+        if row["image_label"] != "real" and not edited:
+            continue
         twin = Source(
             f"{index}:twin",
             "edited" if edited else "generated",
@@ -134,7 +134,7 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
             edit=row.get("edit"),
             size=decode_image(_bytes(row["twin"])).image.size if edited else None,
         )
-        pairs.append((Source(f"{index}:image", "real", "", row["group"]), twin))
+        pairs.append((Source(f"{index}:image", row["image_label"], "", row["group"]), twin))
     return pairs, data
 
 
