@@ -15,6 +15,7 @@ from PIL import Image
 from tests.data.factories import save_tiny_pipeline
 from tests.data.test_edits import textured
 from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, plan_captions
+from vlm_detect.data.edit_step import donor_groups
 from vlm_detect.data.encode import EncodeConfig
 from vlm_detect.data.pairs import PackConfig, pack_pairs, scaled_box, with_edit
 from vlm_detect.data.render_step import RenderConfig, TwinKinds, plan_renders, render_twins
@@ -103,6 +104,19 @@ def test_a_photo_and_what_was_spliced_from_it_share_a_split(rows: list[dict[str,
     for row in spliced:
         assert row["split"] == split[row["edit"]["donor"]]
         assert row["group"] == group[row["edit"]["donor"]]
+
+
+def test_splices_tie_two_groups_together_and_no_more(rows: list[dict[str, Any]]) -> None:
+    photos_of: dict[str, set[str]] = {}
+    for row in rows:
+        photos_of.setdefault(row["group"], set()).add(row["source"]["sha256"])
+    assert max(map(len, photos_of.values())) == 2
+    names = [f"group{i}" for i in range(7)]
+    partners = donor_groups(names)
+    assert set(partners) == set(names)
+    assert all(name != partner for name, partner in partners.items())
+    assert sum(partners[partners[name]] == name for name in names) == 6
+    assert donor_groups(["one"]) == {}
 
 
 def test_edits_at_another_size_stay_within_their_scaled_box(renders: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ another photo of the shard; its id is recorded, so that the two photos can be ke
 
 from __future__ import annotations
 
+import hashlib
 from argparse import ArgumentTypeError  # the one exception whose message argparse shows
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,6 +41,20 @@ class EditSubject:
     seed: int
     donor: tuple[str, Image.Image] | None  # (id, pixels) of another photo
     paint: Callable[[Image.Image, Place, int], Image.Image] | None  # what paints a place of it anew, from a seed
+
+
+def donor_groups(groups: Iterable[str]) -> dict[str, str]:
+    """group -> the one other group whose photos its splices take from: two by two, and of an odd number three in a row.
+
+    A photo and its donor have to share a split. Were donors free, splices would soon tie all groups into one.
+    """
+    ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
+    partners = {}
+    for i, group in enumerate(ranked):
+        other = i + 1 if i % 2 == 0 and i + 1 < len(ranked) else i - 1
+        if other >= 0:
+            partners[group] = ranked[other]
+    return partners
 
 
 def draw_edits(

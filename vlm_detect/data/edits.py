@@ -27,7 +27,7 @@ from vlm_detect.records import EDIT_OPERATIONS, EditOperation
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
 
 # Mean absolute change within the box, of the full range: below it no one sees the edit, above it is a foreign patch.
-MIN_STRENGTH, MAX_STRENGTH = 0.012, 0.35
+MIN_STRENGTH, MAX_STRENGTH = 0.018, 0.35
 SIDES = (0.25, 0.45)  # of the image's sides
 MIN_SIDE = 8  # pixels
 _ATTEMPTS = 20

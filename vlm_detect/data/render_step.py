@@ -24,7 +24,7 @@ from PIL import Image as PILImage
 
 from vlm_detect.data.caption_step import PHOTO_FEATURES
 from vlm_detect.data.decode import ImageRejected, decode_image
-from vlm_detect.data.edit_step import EditOperations, EditSubject, draw_edits
+from vlm_detect.data.edit_step import EditOperations, EditSubject, donor_groups, draw_edits
 from vlm_detect.data.encode import crop_size, fit, is_blank
 from vlm_detect.data.renderer import Renderer, Sampling, bucket, check_pipeline
 from vlm_detect.data.shards import Launch, Plan, progress, read_rejects, read_rows, run_shards, write_shard
@@ -260,6 +260,7 @@ class RenderShard:
 
     def _edit(self, painter: Renderer | None, photos: Sequence[_Photo], rejects: list[Reject]) -> None:
         """An edit of each photo and of its first twin."""
+        partners = donor_groups(photo.row["group"] for photo in photos)
         for photo in photos:
             images = {"photo": photo.fitted}
             images |= {twin["kind"]: PILImage.open(io.BytesIO(twin["image"]["bytes"])) for twin in photo.twins[:1]}
@@ -267,7 +268,7 @@ class RenderShard:
                 images = {
                     of: image for of, image in images.items() if (of == "photo") == (self.config.edits_on == "photos")
                 }
-            donors = [other for other in photos if other.row["group"] != photo.row["group"]]
+            donors = [other for other in photos if other.row["group"] == partners.get(photo.row["group"])]
             paint = functools.partial(painter.inpaint, arguments=photo.arguments) if painter else None
             subjects = []
             for of, image in images.items():
