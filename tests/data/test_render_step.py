@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
-from vlm_detect.data.render_step import RenderConfig, TwinKinds, _draw_or_split, derive_seed, with_preset
+from vlm_detect.data import render_step
+from vlm_detect.data.caption_step import PHOTO_FEATURES
+from vlm_detect.data.render_step import (
+    RenderConfig,
+    RenderShard,
+    TwinKinds,
+    _draw_or_split,
+    derive_seed,
+    with_preset,
+)
 from vlm_detect.data.renderer import Renderer, Sampling, bucket, check_pipeline
+from vlm_detect.data.shards import Plan, read_rejects, read_rows, write_shard
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import ResolvedModel
 
@@ -99,7 +112,7 @@ def test_presets_fill_what_is_left_open() -> None:
 
 def test_kinds_of_twin() -> None:
     assert TwinKinds("vae,caption").kinds == ["caption", "vae"]
-    with pytest.raises(ArgumentTypeError, match="known kinds are caption, vae, not cartoon"):
+    with pytest.raises(ArgumentTypeError, match="known kinds are caption, vae, edit, not cartoon"):
         TwinKinds("cartoon")
 
 
@@ -113,3 +126,61 @@ def test_one_failing_prompt_costs_itself_only() -> None:
     drawn = list(_draw_or_split(draw, range(4)))
     assert [isinstance(image, RuntimeError) for image, _ in drawn] == [False, False, True, False]
     assert [batch for _, batch in _draw_or_split(draw, [0, 1])] == ["0/2", "1/2"]
+
+
+def test_four_bits_are_another_generator(tmp_path: Path, renderer: Renderer) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny_pipeline(tmp_path / "sd3")
+    sampling = replace(renderer.sampling, quantization="nf4")
+    quantised = Renderer(ResolvedModel("tiny", str(folder)), sampling, "cpu")
+    linear = quantised.pipeline.transformer.transformer_blocks[0].attn.to_q
+    assert type(linear).__name__ == "Linear4bit"
+    ours = quantised.render(quantised.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    full = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    assert ours.size == full.size
+    assert sampling.variant == "+nf4"
+    assert replace(sampling, offload="stages", compile=True).variant == "+nf4+stages+compile"
+    assert renderer.sampling.variant == ""
+
+
+def test_the_empty_prompt_is_encoded_once(renderer: Renderer) -> None:
+    with mock.patch.object(renderer.pipeline, "encode_prompt", wraps=renderer.pipeline.encode_prompt) as encode:
+        encoded = renderer.encode_prompts(["a cat", "a red car", "a dog"])
+    given = ["negative_prompt_embeds" in call.kwargs for call in encode.call_args_list]
+    assert given == [False, True, True]
+    assert len({arguments["negative_prompt_embeds"].data_ptr() for arguments in encoded}) == 1
+
+
+def test_what_fails_or_is_blank_is_a_reject_and_the_rest_goes_on(tmp_path: Path, renderer: Renderer) -> None:
+    rows = []
+    for i in range(4):
+        buffer = io.BytesIO()
+        photo(i, (32, 32)).save(buffer, "PNG")
+        source = {"path_or_id": f"{i}.png", "width": 32, "height": 32}
+        about = {"id": f"{i}", "group": f"{i}", "caption": f"thing {i}", "image": {"bytes": buffer.getvalue()}}
+        rows.append(about | {"source": source})
+    write_shard(tmp_path / "captions", 0, rows, PHOTO_FEATURES, [])
+    config = RenderConfig(generator="tiny", twins=TwinKinds("caption"), render_batch=2)
+    plan = Plan("render", 4, 4, "", {})
+    draw = renderer.render
+
+    def odd(prompts: list[dict[str, object]], seeds: list[int], size: tuple[int, int]) -> list[Image.Image]:
+        if derive_seed(0, "1", "caption") in seeds:
+            raise RuntimeError("this prompt is too much")
+        images = draw(prompts, seeds, size)
+        black = derive_seed(0, "2", "caption")
+        return [Image.new("RGB", size) if seed == black else image for seed, image in zip(seeds, images, strict=True)]
+
+    with (
+        mock.patch.object(renderer, "render", odd),
+        mock.patch.object(render_step, "_load_renderer", return_value=("tiny", None, renderer)),
+    ):
+        RenderShard(tmp_path / "captions", config, plan, tmp_path / "renders")(0)
+    drawn = list(read_rows(tmp_path / "renders", 0))
+    assert [row["id"] for row in drawn] == ["0", "3"]
+    assert [twin["batch"] for row in drawn for twin in row["twins"]] == ["0/1", "1/2"]
+    rejects = [(reject.id, reject.reason, reject.detail) for reject in read_rejects(tmp_path / "renders", 0)]
+    assert rejects == [
+        ("1.png", "renderer_failed", "caption: RuntimeError: this prompt is too much"),
+        ("2.png", "blank", "caption: one colour all over"),
+    ]

@@ -90,7 +90,7 @@ def test_photos_to_pairs_and_again(tmp_path: Path, generator: Path, run_here: Ru
         (["--images", "{photos}", "--captioner", "column", "--generator", "no-such-model"], 1, "no-such-model"),
         (["--images", "{photos}", "--captioner", "column", "--generator", "owner/no-such"], 1, "owner/no-such"),
         (["--images", "{photos}", "--captioner", "nobody/nothing", "--generator", "{generator}"], 1, "nobody/nothing"),
-        (["--images", "{photos}", "--twins", "edit"], 2, "edit twins cannot be made yet"),
+        (["--images", "{photos}", "--twins", "cartoon"], 2, "known kinds are caption, vae, edit, not cartoon"),
         (["--limit", "3"], 2, "--images"),
     ],
 )
