@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from vlm_detect.data.splits import find_duplicates, split_groups
+from vlm_detect.data.splits import find_duplicates, join_groups, merge_groups, split_groups
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,23 @@ def test_repeats_are_found_across_groups_only() -> None:
     groups = {"a": "1", "b": "2", "c": "3", "d": "4", "e": "1"}
     found = find_duplicates({photo: f"{value:016x}" for photo, value in phashes.items()}, groups)
     assert found == {"b": "a", "d": "a"}
+
+
+def test_groups_with_near_copies_become_one() -> None:
+    base = 0x0123456789ABCDEF
+    phashes = {"a": base, "b": base ^ 0b11, "c": base ^ 0b1111, "d": base, "e": ~base & (1 << 64) - 1}
+    groups = {photo: f"group of {photo}" for photo in phashes}
+    merged = merge_groups({photo: f"{value:016x}" for photo, value in phashes.items()}, groups, distance=2)
+    assert merged["a"] == merged["b"] == merged["c"] == merged["d"]  # c by way of b
+    assert merged["e"] == "group of e"
+
+
+def test_joined_groups_do_not_tear() -> None:
+    groups = {"a": "1", "b": "2", "c": "3", "d": "4", "e": "2"}
+    joined = join_groups(groups, [("a", "b"), ("c", "e")])
+    assert joined["a"] == joined["b"] == joined["c"] == joined["e"] != joined["d"]
+
+
+def test_a_share_of_nothing_leaves_a_split_out() -> None:
+    assert set(split_groups([f"{i}" for i in range(20)], test=0).values()) == {"train", "validation"}
+    assert set(split_groups([f"{i}" for i in range(20)], test=0, validation=0).values()) == {"train"}
