@@ -28,7 +28,7 @@ from vlm_detect.train.features import Features
 @dataclass(frozen=True)
 class Config:
     crops: list[int] = field(default_factory=lambda: [2, 5, 10], metadata={"help": f"Of {sorted(SIZES)}."})
-    rounds: int = field(default=3, metadata={"help": "Timed rounds; the medians are compared."})
+    rounds: int = field(default=3, metadata={"help": "Timed rounds; the least times are compared."})
     out: str | None = field(default=None, metadata={"help": "Write the figures to this JSON file."})
 
 

@@ -32,7 +32,7 @@ CROPS = 10
 class Config:
     questions: list[int] = field(default_factory=lambda: [4, 8], metadata={"help": "Questions an image."})
     tower: list[str] = field(default_factory=lambda: ["cached", "live"], metadata={"help": "cached, live."})
-    rounds: int = field(default=3, metadata={"help": "Timed rounds; the medians are compared."})
+    rounds: int = field(default=3, metadata={"help": "Timed rounds; the least times are compared."})
     out: str | None = field(default=None, metadata={"help": "Write the figures to this JSON file."})
 
 

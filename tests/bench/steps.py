@@ -1,13 +1,12 @@
 """LoRA steps of the bench geometry, timed side by side: what the training benches share.
 
-Times are CPU time of the one thread, the ways taking turns in every round, so that other work on the machine counts for
-neither.
+Times are CPU time of the one thread, the ways taking turns in every round, and of the rounds the least: other work on
+the machine, which shares the caches, can only add to it.
 """
 
 from __future__ import annotations
 
 import io
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,16 +81,16 @@ def adamw(vlm: MoondreamVLM) -> torch.optim.Optimizer:
 
 
 def timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each way, which has been called before."""
+    """Least CPU seconds of each way, which has been called before."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             started = time.process_time()
             way()
             seconds[name].append(time.process_time() - started)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print("  " + ", ".join(f"{name} {value:.2f} s" for name, value in medians.items()))
-    return medians
+    least = {name: min(times) for name, times in seconds.items()}
+    print("  " + ", ".join(f"{name} {value:.2f} s" for name, value in least.items()))
+    return least
 
 
 def record(bench: str, setting: Mapping[str, Any], against: str, argv: list[str], **figures: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ Answers "Is this image AI-generated?" and other questions about where an image c
 
 Questions: {kinds}; {per_image} an image in an epoch.{control}
 
+{floors}
+
 ## Validation
 
 Scored by the log-probability of the answers to both polarities of the verdict question. The best checkpoint was chosen
@@ -55,19 +58,24 @@ _COLUMNS = {"eval_auroc": "AUROC", "eval_balanced_accuracy": "balanced accuracy"
 
 
 def write_card(
-    run: RunDirectory, rows: Dataset, units: int, questions: QuestionOptions, history: Sequence[Mapping[str, Any]]
+    run: RunDirectory,
+    parts: Sequence[Dataset],
+    units: int,
+    questions: QuestionOptions,
+    history: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write `README.md` into the run directory. `rows` is the training split, `history` the Trainer's log history."""
+    """Write `README.md` into the run directory, of the training splits `parts` and the Trainer's log history."""
     text = _TEMPLATE.format(
         base_model=run.facts["model"],
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         folder=run.path,
-        data=run.config["data"],
+        data=", ".join([str(run.config["data"]), *run.config["mix"]]),
         units=units,
-        data_table=_table(["images", "count"], sorted(_composition(rows).items())),
+        data_table=_table(["images", "count"], sorted(sum(map(_composition, parts), Counter()).items())),
         kinds=", ".join(questions.question_kinds),
         per_image=questions.questions_per_image,
         control=_CONTROL if questions.shuffle_labels else "",
+        floors=_floors(Path(str(run.config["data"])) / "audit.json"),
         score_table=_scores(history),
     )
     (run.path / "README.md").write_text(text, encoding="utf-8")
@@ -81,6 +89,19 @@ def _composition(rows: Dataset) -> Counter[str]:
         return Counter(f"{label} ({generator})" if generator else label for label, generator in names)
     twins = zip(rows["kind"], rows["generator"], strict=True)
     return Counter(f"{kind} twins" + (f" ({generator})" if generator else "") for kind, generator in twins)
+
+
+def _floors(audit: Path) -> str:
+    """What probes that see no content reach on the dataset: a detector has to beat them."""
+    if not audit.is_file():
+        return (
+            f"What gives the labels away without looking at content was not audited: `vlm-detect audit {audit.parent}`."
+        )
+    found = json.loads(audit.read_text(encoding="utf-8"))
+    probes = [(p["name"], f"{p['auc']:.3f}", " to ".join(f"{x:.3f}" for x in p["ci95"])) for p in found["probes"]]
+    findings = "\n".join(f"- {finding}" for finding in found["findings"])
+    told = "Floors: what small probes reach without looking at content, as area under the ROC curve."
+    return "\n\n".join(part for part in (told, _table(["probe", "AUC", "95 %"], probes), findings) if part)
 
 
 def _scores(history: Sequence[Mapping[str, Any]]) -> str:

@@ -62,6 +62,13 @@ class DataOptions:
             "help": "Score the validation split of this dataset. Default: that of --data, and of conversations a fifth."
         },
     )
+    mix: list[str] = field(
+        default_factory=list, metadata={"help": "More datasets to learn from; --data alone is validated on."}
+    )
+    weights: list[float] = field(
+        default_factory=list,
+        metadata={"help": "With --mix: the parts of an epoch, first that of --data. Default: every unit once."},
+    )
     limit: int | None = field(default=None, metadata={"help": "Use at most this many rows of the training split."})
     validation_limit: int | None = field(
         default=1000, metadata={"help": "Score at most this many validation images after each epoch."}

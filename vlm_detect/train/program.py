@@ -16,23 +16,27 @@ from __future__ import annotations
 
 import copy
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from huggingface_hub import upload_folder
 
 from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import NANO_NAMES, ResolvedModel, Role, resolve_id
 from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
+from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
 from vlm_detect.train.examples import QuestionOptions, Units
 from vlm_detect.train.features import Features
 from vlm_detect.train.lora import LoraOptions
 from vlm_detect.train.machine import use_cpu_cores
+from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
@@ -121,27 +125,35 @@ class TrainingData:
     """The training split and the units drawn from it, and the validation images."""
 
     name: str
-    rows: Dataset
-    units: Units
+    parts: list[Dataset]  # the training splits: of `--data`, then of `--mix`
+    units: Units | Mixture
     validation: ValidationSet
 
 
 def open_data(options: Options) -> TrainingData:
-    """The dataset of `--data`, or pairs made from the bundled photos where there is none."""
+    """The dataset of `--data`, or pairs made from the bundled photos where there is none; with it those of `--mix`.
+
+    The validation images are those of `--data` alone.
+    """
     training = options.training
     with training.main_process_first(desc="the dataset"):
         name = dataset_or_demo(options.data.data)
         rows, validation_rows = open_splits(name, options.data.limit, options.data.validation)
     views = options.data.cached_views if options.data.cache_features and options.data.augment else None
-    units = Units(rows, options.questions, training.seed, options.data.augment, views)
-    return TrainingData(name, rows, units, ValidationSet.of(validation_rows, options.data.validation_limit))
+    parts = [rows]
+    for other in options.data.mix:
+        parts.append(open_splits(other, options.data.limit, options.data.validation)[0])
+    units = [Units(part, options.questions, training.seed, options.data.augment, views) for part in parts]
+    mixture = Mixture(units, options.data.weights) if len(units) > 1 else units[0]
+    return TrainingData(name, parts, mixture, ValidationSet.of(validation_rows, options.data.validation_limit))
 
 
 def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDirectory:
     """The run directory; says so where the run in it is finished."""
-    run = RunDirectory.open(
-        options.training.output_dir, options.groups, model=base.name, data_sha256=data_hashes(data.name)
-    )
+    hashes = data_hashes(data.name)
+    for other in options.data.mix:
+        hashes |= {f"{other}/{file}": found for file, found in data_hashes(other).items()}
+    run = RunDirectory.open(options.training.output_dir, options.groups, model=base.name, data_sha256=hashes)
     if run.finished:
         print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
     return run
@@ -185,7 +197,19 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
     if trainer.is_world_process_zero():
         trainer.save_state()
         fit(odds, data.validation.generated).save(run.path)
-        write_card(run, data.rows, len(data.units), options.questions, trainer.state.log_history)
+        write_card(run, data.parts, len(data.units), options.questions, trainer.state.log_history)
         scores = scores_of(odds, data.validation.generated)
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_curves(run.path, trainer.state.log_history, title=f"Training: {run.path.name}", command=command)
         run.write("finished", validation=scores, processes=options.training.world_size)
+        if options.training.push_to_hub:
+            publish(run.path, trainer.hub_model_id, options.training.hub_token)
         print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
+
+
+def publish(folder: Path, repository: str, token: str | None) -> None:
+    """Upload what a run leaves, its checkpoints apart, to a Hub repository that the Trainer has made."""
+    upload_folder(
+        repo_id=repository, folder_path=folder, token=token, ignore_patterns=["checkpoint-*", "checkpoint-*/**"]
+    )
+    print(f"https://huggingface.co/{repository}: uploaded")

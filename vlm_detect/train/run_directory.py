@@ -9,12 +9,14 @@ and again at the end with status "finished" and the scores.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vlm_detect.config import read_run_json, write_run_json
 from vlm_detect.errors import UserError
@@ -69,7 +71,25 @@ class RunDirectory:
                 f"{path} holds a run with other settings ({changes}): give its own settings again to resume it, choose "
                 "another --output_dir, or remove the folder"
             )
-        return cls(path, config, facts, before.get("status") == "finished", get_last_checkpoint(str(path)))
+        return cls(path, config, facts, before.get("status") == "finished", last_checkpoint(path))
 
     def write(self, status: str, **results: Any) -> None:
         write_run_json(self.path, self.config, status=status, **self.facts, **results)
+
+
+def last_checkpoint(path: str | Path) -> str | None:
+    """The newest whole checkpoint in `path`. One whose saving was cut short has no trainer state, written last."""
+    found = {}
+    for folder in Path(path).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.rpartition("-")[2]
+        if step.isdigit() and _is_json(folder / TRAINER_STATE_NAME):
+            found[int(step)] = str(folder)
+    return found[max(found)] if found else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

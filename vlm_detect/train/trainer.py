@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -27,8 +29,10 @@ from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.base import VLM
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import EpochSampler, Units
+from vlm_detect.train.failures import told_in_one_line
 from vlm_detect.train.features import Features
 from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.termination import SaveOnTermination
@@ -54,7 +58,7 @@ class DetectorTrainer(Trainer):
         self,
         vlm: VLM,
         args: TrainOptions,
-        units: Units,
+        units: Units | Mixture,
         validation: ValidationSet | None = None,
         *,
         pack: bool = True,
@@ -101,7 +105,10 @@ class DetectorTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        loss = answer_loss(self.vlm, model, inputs, num_items_in_batch)
+        if isinstance(model, FSDPModule):
+            loss = self._sharded_loss(model)(inputs, num_items_in_batch)
+        else:
+            loss = answer_loss(self.vlm, model, inputs, num_items_in_batch)
         self.counts.add(inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients over processes
@@ -112,9 +119,18 @@ class DetectorTrainer(Trainer):
             )
         return loss
 
+    def _sharded_loss(self, model: Any) -> Callable[..., torch.Tensor]:
+        """`answer_loss` as a forward of the FSDP2 root: the tower, the embeddings and the head run outside of the
+        model's own forward, and find their weights gathered."""
+        if "answer_loss" not in vars(model):
+            model.answer_loss = lambda batch, count: answer_loss(self.vlm, model.forward, batch, count)
+            register_fsdp_forward_method(model, "answer_loss")
+        return model.answer_loss
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""
-        output = super().train(*args, **kwargs)
+        with told_in_one_line(self):
+            output = super().train(*args, **kwargs)
         if self.termination.received:
             raise KeyboardInterrupt
         return output
@@ -146,6 +162,8 @@ class DetectorTrainer(Trainer):
         assert self.validation is not None
         mine = range(self.args.process_index, len(self.validation), self.args.world_size)
         model: nn.Module = self.vlm.model
+        if isinstance(model, FSDPModule):
+            model.unshard()  # what belongs to no layer, and is read before the model's own forward
         training = model.training
         model.eval()
         engine = Engine(self.vlm, batch_images=self.args.eval_batch_size, cache_bytes=0)  # every image is seen once

@@ -1,0 +1,95 @@
+"""What ends a run is told in one line, and the last whole checkpoint is what the next one goes on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.factories import tiny_vlm
+from tests.train.toys import toy_pairs
+from vlm_detect.errors import UserError
+from vlm_detect.train import trainer as trainer_module
+from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.run_directory import last_checkpoint
+from vlm_detect.train.trainer import DetectorTrainer
+
+
+def make_trainer(folder, **changes):
+    vlm = tiny_vlm()
+    add_lora(vlm, LoraOptions())
+    settings = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+    settings |= {"load_best_model_at_end": False, "max_steps": 6, "report_to": "none", "use_cpu": True}
+    return DetectorTrainer(vlm, TrainOptions(output_dir=str(folder), **settings | changes), units())
+
+
+def units():
+    return Units(toy_pairs(8), QuestionOptions())
+
+
+def fails_at(step, error, monkeypatch):
+    plain, calls = trainer_module.answer_loss, []
+
+    def answer_loss(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == step:
+            raise error
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "answer_loss", answer_loss)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory(tmp_path, monkeypatch, error):
+    fails_at(4, error, monkeypatch)
+    with pytest.raises(UserError, match=r"step 4 ran out of memory .*activation_checkpointing.*checkpoint-2 is intact"):
+        make_trainer(tmp_path).train()
+
+
+def test_another_error_passes_through(tmp_path, monkeypatch):
+    fails_at(1, RuntimeError("a fault of ours"), monkeypatch)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        make_trainer(tmp_path).train()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the disk that is always full is Linux'")
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, file):
+    broken = tmp_path / "checkpoint-4"
+    broken.mkdir()
+    (broken / file).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"no space is left on the disk .*step 4.*checkpoint-2 is intact"):
+        make_trainer(tmp_path).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    (broken / file).unlink()
+    make_trainer(tmp_path).train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    plain, calls = trainer_module.answer_loss, []
+
+    def answer_loss(*args, **kwargs):
+        calls.append(1)
+        return plain(*args, **kwargs) * (torch.nan if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(trainer_module, "answer_loss", answer_loss)
+    with pytest.raises(UserError, match=r"the loss of step 4 is nan.*checkpoint is intact"):
+        make_trainer(tmp_path).train()
+    state = json.loads((Path(last_checkpoint(tmp_path)) / "trainer_state.json").read_text())
+    assert state["global_step"] == 2

@@ -1,0 +1,53 @@
+"""Weighted parts of several datasets: the weights hold in every epoch, and no unit is left out for good."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.train.toys import toy_images, toy_pairs
+from vlm_detect.errors import UserError
+from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.mixture import Mixture
+
+
+def parts():
+    return [Units(toy_pairs(6), QuestionOptions()), Units(toy_images(["real", "generated"] * 3, 9), QuestionOptions())]
+
+
+def drawn(mixture, epoch):
+    return [mixture[epoch, i][1].image.key for i in range(len(mixture))]
+
+
+def test_without_weights_every_unit_comes_once():
+    first, second = parts()
+    mixture = Mixture([first, second])
+    assert len(mixture) == len(first) + len(second) == 9
+    assert set(Counter(drawn(mixture, 0)).values()) == {1}
+
+
+def test_weights_hold_in_an_epoch_and_the_next_goes_on():
+    first, second = parts()
+    mixture = Mixture([first, second], [1, 2])
+    assert mixture.quotas == [3, 6]
+    of_first = {first[0, i][1].image.key for i in range(6)}
+    epochs = [drawn(mixture, epoch) for epoch in range(2)]
+    assert [sum(key in of_first for key in keys) for keys in epochs] == [3, 3]
+    assert of_first <= {key for keys in epochs for key in keys}
+
+
+def test_images_are_those_of_all_parts():
+    first, second = parts()
+    mixture = Mixture([first, second])
+    keys = {mixture.images[i].key for i in range(len(mixture.images))}
+    assert len(mixture.images) == 12 + 6
+    assert set(drawn(mixture, 0)) <= keys
+    with pytest.raises(IndexError):
+        mixture.images[18]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1, 2, 3], [1, 0]])
+def test_wrong_weights(weights):
+    with pytest.raises(UserError, match="one above 0 for each of the 2 datasets"):
+        Mixture(parts(), weights)

@@ -1,0 +1,129 @@
+"""`vlm-detect doctor`: what this machine has, what is missing, what is cached, and which training configs fit.
+
+    vlm-detect doctor
+    vlm-detect doctor --model vikhyatk/moondream2 --config recipes/configs/moondream_qlora_8gb.yaml
+
+Memory is estimated from the model's real shapes on the meta device (`vlm_detect.train.memory`): nothing is downloaded
+or loaded. Estimates exist for moondream alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import try_to_load_from_cache
+
+from vlm_detect.config import REPOSITORY, versions
+from vlm_detect.errors import UserError
+from vlm_detect.models.moondream import MODEL_TYPE, MoondreamConfig, MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.configuration import HUB_ID
+from vlm_detect.models.registry import default_dtype, resolve_id
+from vlm_detect.train.lora import LoraOptions
+from vlm_detect.train.machine import dtype_of
+from vlm_detect.train.memory import Estimate, Step, estimate_memory
+from vlm_detect.train.options import ModelOptions, TrainOptions
+
+# What the optional parts need, by the extra that brings it.
+EXTRAS = {
+    "data": ["diffusers", "datatrove", "imagehash"],
+    "train": ["tensorboard"],
+    "quant": ["bitsandbytes"],
+    "cnn": ["captum"],
+    "serve": ["fastapi", "uvicorn", "c2pa"],
+}
+MODELS = (HUB_ID, "moondream/starmie-v1", "stabilityai/stable-diffusion-3.5-medium")
+
+
+def examine(model: str | None = None, configs: Sequence[str] = ()) -> Iterator[str]:
+    """The report, line by line; with `configs` their estimates only."""
+    if not configs:
+        yield from _machine()
+        configs = [str(path) for path in sorted((REPOSITORY / "recipes" / "configs").glob("moondream_*gb.yaml"))]
+        yield "Training configs (estimates; the memory that a step takes at its fullest):"
+    for path in configs:
+        estimate, step = estimate_config(path, model)
+        yield f"  {Path(path).name}: {describe(estimate, step)}; {_verdict(estimate)}"
+
+
+def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step]:
+    """The memory of a step as a recipe's YAML sets it up, of its own model or of `model`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+    name = model or values.get("model") or ModelOptions().model
+    lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
+    defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}
+    batch = values.get("per_device_train_batch_size", defaults["per_device_train_batch_size"])
+    step = Step(
+        dtype=dtype_of(values.get("dtype")) or torch.bfloat16,
+        quantize=values.get("quantize"),
+        tune=values.get("tune", "lora"),
+        optimizer=values.get("optim", "adamw_torch"),
+        images=2 * int(batch),
+        questions=values.get("questions_per_image", 1),
+        checkpointing=bool(values.get("activation_checkpointing", False)),
+        cached_features=bool(values.get("cache_features", False)),
+    )
+    return estimate_memory(_skeleton(name), step, lora), step
+
+
+def describe(estimate: Estimate, step: Step) -> str:
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in estimate.parts.items())
+    return f"{estimate.total_gb:.1f} GB ({parts}) for {step.images} images of {step.crops} crops"
+
+
+def _skeleton(name: str) -> MoondreamForConditionalGeneration:
+    """The model without its weights; of the Hub id and `auto` the released shapes, without asking the Hub."""
+    if name in (HUB_ID, "auto"):
+        config = MoondreamConfig()
+    else:
+        resolved = resolve_id(name)
+        if not resolved.is_local:
+            raise UserError(f"--model {name}: memory is estimated for {HUB_ID}, its folders and nano alone")
+        if (kind := yaml.safe_load((Path(resolved.path_or_id) / "config.json").read_text()).get("model_type")) != (
+            MODEL_TYPE
+        ):
+            raise UserError(f"--model {name}: memory is estimated for moondream alone, and this is {kind}")
+        config = MoondreamConfig.from_pretrained(resolved.path_or_id)
+    with torch.device("meta"):
+        return MoondreamForConditionalGeneration(config)
+
+
+def _verdict(estimate: Estimate) -> str:
+    if not torch.cuda.is_available():
+        return "there is no GPU here to hold it against"
+    free, whole = (size / 1e9 for size in torch.cuda.mem_get_info())
+    return f"{'fits' if estimate.fits(free) else 'DOES NOT FIT'} ({free:.1f} of {whole:.1f} GB are free)"
+
+
+def _machine() -> Iterator[str]:
+    yield ", ".join(f"{name} {found}" for name, found in versions().items())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield f"CPU: {cores} cores; disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in {Path.cwd()}"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            yield f"GPU {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
+    else:
+        yield f"GPU: none; models run on the CPU in {default_dtype(torch.device('cpu'))}, and `auto` means nano"
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        remedy = f"missing {', '.join(missing)}: pip install 'vlm-detect[{extra}]'" if missing else "complete"
+        yield f"extra {extra}: {remedy}"
+    for name in MODELS:
+        yield f"{name}: {'in the local cache' if _is_cached(name) else 'not cached, fetched when it is first used'}"
+
+
+def _is_cached(name: str) -> bool:
+    files: tuple[Any, ...] = tuple(
+        try_to_load_from_cache(name, file) for file in ("config.json", "model_index.json", "tokenizer.json")
+    )
+    return any(isinstance(found, str) for found in files)

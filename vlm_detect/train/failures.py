@@ -1,0 +1,50 @@
+"""What stops a run from outside: memory and disk, each told in one line with what to do and what is left."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer
+
+from vlm_detect.errors import UserError
+from vlm_detect.train.progress import peak_memory_gb
+from vlm_detect.train.run_directory import last_checkpoint
+
+
+@contextmanager
+def told_in_one_line(trainer: Trainer) -> Iterator[None]:
+    """Turns a step out of memory and a full disk into a `UserError`; whatever else passes through."""
+    args = trainer.args
+    try:
+        yield
+    except (RuntimeError, OSError, SafetensorError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        folder = str(args.output_dir)
+        left = f"{checkpoint} is intact" if (checkpoint := last_checkpoint(folder)) else "no checkpoint was saved yet"
+        if _is_out_of_memory(error):
+            raise UserError(
+                f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory_gb():.1f} GB were in use): take "
+                f"--per_device_train_batch_size below {args.per_device_train_batch_size} and as many more "
+                f"--gradient_accumulation_steps, --activation_checkpointing True, or --quantize nf4; {left}"
+            ) from error
+        if _is_full_disk(error):
+            raise UserError(
+                f"no space is left on the disk of {folder} (step {trainer.state.global_step}): free some and run "
+                f"the same command again; {left}"
+            ) from error
+        raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Besides OSError: safetensors and torch's zip writer pass the system's words on in errors of their own."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    words = ("No space left", "PytorchStreamWriter failed writing", "unexpected pos")
+    return any(part in str(error) for part in words)

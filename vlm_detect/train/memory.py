@@ -1,0 +1,199 @@
+"""How much memory a training step takes, from the real shapes on the meta device: nothing is loaded or computed.
+
+    estimate = estimate_memory(model, options, crops=10)      # `model` built under torch.device("meta")
+    estimate.total_gb; estimate.parts
+
+Weights, gradients and optimiser states are counted by dtype. Activations are what a whole step of tower, decoder,
+answer loss and backward pass holds at its fullest: it is run on the meta device, where every tensor has a shape and no
+content, and the bytes that are alive are followed. Attention counts as a fused kernel does, without its score matrix.
+What CUDA itself takes and what fragmentation wastes is a flat `OVERHEAD_GB`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.text import rotary_table
+from vlm_detect.train.lora import LoraOptions, is_vision, select_targets
+from vlm_detect.train.loss import CHUNK
+
+OVERHEAD_GB = 1.0
+QUESTION_TOKENS = 50  # of a question with its answer and template
+ANSWER_TOKENS = 4
+_BITS = {"nf4": 4.127, "int8": 8.0}  # a weight with its scales: 4 + (8 + 32 / 256) / 64
+_STATE_BYTES = {"adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # a trained weight; AdamW: 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """What of a run its memory depends on."""
+
+    dtype: torch.dtype = torch.bfloat16
+    quantize: str | None = None
+    tune: str = "lora"
+    optimizer: str = "adamw_torch"
+    images: int = 8  # in a step: twice the batch size
+    questions: int = 1
+    crops: int = 10
+    checkpointing: bool = False
+    cached_features: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by what they are for."""
+
+    parts: dict[str, float]
+
+    @property
+    def total_gb(self) -> float:
+        return sum(self.parts.values()) / 1e9
+
+    def fits(self, gb: float) -> bool:
+        return self.total_gb <= gb
+
+
+def estimate_memory(model: MoondreamForConditionalGeneration, step: Step, lora: LoraOptions) -> Estimate:
+    """The peak of one training step of a moondream on the meta device. The model is wrapped by the LoRA and kept so."""
+    weights = _weight_bytes(model, step)
+    model = model.to(step.dtype).train()
+    trained_model: Any = model
+    if step.tune == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not is_vision(name) and "region" not in name)
+    else:
+        targets = select_targets(model, lora.lora_targets, lora.lora_last_layers)
+        config = LoraConfig(r=lora.lora_r, lora_alpha=lora.lora_alpha, target_modules=targets)
+        trained_model = get_peft_model(model, config)
+    trained = [p for p in trained_model.parameters() if p.requires_grad]
+    if step.tune != "full":
+        weights += sum(p.numel() * 4 for p in trained)  # peft keeps a LoRA in float32
+    gradients = sum(p.numel() * (p.element_size() if step.tune == "full" else 4) for p in trained)
+    states = sum(p.numel() * _STATE_BYTES.get(step.optimizer, 8) for p in trained)
+    return Estimate(
+        {
+            "weights": weights,
+            "gradients": gradients,
+            "optimiser": states,
+            "activations": _activation_bytes(model, step),
+            "overhead": OVERHEAD_GB * 1e9,
+        }
+    )
+
+
+def _weight_bytes(model: nn.Module, step: Step) -> float:
+    """Of the model as it is held: the language model's linear layers quantised where that is asked for."""
+    quantised = set()
+    if step.quantize:
+        quantised = {f"{name}.weight" for name in select_targets(model, "all-linear")}
+    return sum(
+        p.numel() * (_BITS[str(step.quantize)] / 8 if name in quantised else step.dtype.itemsize)
+        for name, p in model.named_parameters()
+    )
+
+
+def _activation_bytes(model: MoondreamForConditionalGeneration, step: Step) -> float:
+    """The most bytes alive during a step, weights and gradients apart."""
+    text, vision, config = model.model.text, model.model.vision, model.config
+    _use_fused_attention(model)
+    length = 1 + config.vision_config.num_image_tokens + step.questions * QUESTION_TOKENS
+    tower_trained = any(p.requires_grad for p in vision.parameters())
+    with torch.device("meta"), LiveBytes(model) as live:
+        if step.cached_features:
+            prefix = torch.empty(step.images, length, config.text_config.hidden_size, dtype=step.dtype)
+        else:
+            side = config.vision_config.crop_size
+            crops = torch.empty(step.images * step.crops, 3, side, side, dtype=step.dtype)
+            with torch.set_grad_enabled(tower_trained):
+                features = vision.encode_crops(crops).sum()
+            # The sum keeps the graph of a tower that is trained, and nothing of one that is not.
+            prefix = torch.empty(step.images, length, config.text_config.hidden_size, dtype=step.dtype) + features
+        mask = torch.empty(step.images, 1, length, length, dtype=step.dtype)
+        positions = torch.empty(step.images, length, dtype=torch.long)
+        hidden = _decode(text, prefix, mask, positions, step.checkpointing)
+        supervised = hidden.flatten(0, 1)[: step.images * step.questions * ANSWER_TOKENS]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for chunk in supervised.split(CHUNK):
+            total = total + checkpoint(_loss, text.lm_head, chunk, use_reentrant=False)
+        total.backward()
+        model.zero_grad()
+    return float(live.peak)
+
+
+def _decode(text: Any, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, saving: bool) -> torch.Tensor:
+    rotary = rotary_table(text.config, positions)
+    for block in text.blocks:
+        hidden = checkpoint(block, hidden, mask, rotary, use_reentrant=False) if saving else block(hidden, mask, rotary)
+    return text.post_ln(hidden)
+
+
+def _loss(head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    targets = torch.empty(len(hidden), dtype=torch.long, device="meta")
+    return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the bytes of the tensors that are alive; `peak` is the most there were. Those of `model` do not count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = {id(storage): storage for storage in (p.untyped_storage() for p in model.parameters())}
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._known or key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention as a fused kernel holds it: query, key, value, output, and a number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output, rows = torch.empty_like(query), torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, rows)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def _fused_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    return _Fused.apply(query, key, value).transpose(1, 2), None
+
+
+def _use_fused_attention(model: MoondreamForConditionalGeneration) -> None:
+    ALL_ATTENTION_FUNCTIONS["fused_shapes"] = _fused_attention
+    for part in (model.config, model.config.text_config, model.config.vision_config):
+        part._attn_implementation_internal = "fused_shapes"

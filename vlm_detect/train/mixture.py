@@ -1,0 +1,67 @@
+"""Several datasets in one epoch, in parts that their weights say.
+
+    mixture = Mixture([units_a, units_b], weights=[2, 1])      # two thirds of an epoch's units from a, one from b
+
+An epoch has as many units as the datasets together. A dataset that gives fewer units than it has goes on in the next
+epoch where it stopped; one that gives more begins anew. Without weights every unit comes once an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset as TorchDataset
+
+from vlm_detect.errors import UserError
+from vlm_detect.train.examples import Example, Units
+from vlm_detect.train.images import StoredImage
+
+
+class Mixture(TorchDataset[list[Example]]):
+    """Item (epoch, index) is a unit of one of `parts`, as `Units` gives it."""
+
+    def __init__(self, parts: Sequence[Units], weights: Sequence[float] = ()) -> None:
+        sizes = [len(part) for part in parts]
+        self.parts, self.quotas = list(parts), sizes
+        if weights:
+            if len(weights) != len(parts) or min(weights) <= 0:
+                given = " ".join(f"{weight:g}" for weight in weights)
+                raise UserError(f"--weights {given}: give one above 0 for each of the {len(parts)} datasets")
+            self.quotas = [max(1, round(sum(sizes) * weight / sum(weights))) for weight in weights]
+
+    def __len__(self) -> int:
+        return sum(self.quotas)
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Example]:
+        epoch, index = key
+        for part, quota in zip(self.parts, self.quotas, strict=True):
+            if index < quota:
+                return part[epoch, (epoch * quota + index) % len(part)]
+            index -= quota
+        raise IndexError(key)
+
+    @property
+    def images(self) -> Joined:
+        """Every image that an epoch may draw."""
+        return Joined([part.images for part in self.parts])
+
+
+@dataclass(frozen=True)
+class Joined(Sequence[StoredImage]):
+    """One sequence of images behind the other."""
+
+    parts: Sequence[Sequence[StoredImage]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
