@@ -2,10 +2,10 @@
 
     python eval/evidence.py --model runs/edits_lora --data data/edits [--out runs/edits_lora/evidence]
 
-For each edited image of the test split: the map of the question "Was a part of this image altered?" (of "Is this image
-AI-generated?" with `--topic generation`), and whether its peak lies within the edited box. Chance is the box's share of the image. The ratio of the two has a 95 % interval by
-bootstrap over source photos. A model that cannot tell edited from untouched images (AUROC beside it) has nothing to
-point with.
+For each edited image of the test split: the map of the question "Was a part of this image altered?" (with `--topic
+generation` of "Is this image AI-generated?"), and whether its peak lies within the edited box. Chance is the box's
+share of the image. The ratio of the two has a 95 % interval by bootstrap over source photos. A model that cannot tell
+edited from untouched images (AUROC beside it) has nothing to point with.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> 
     page.get_by_role("button", name="Show the evidence").click()
     page.locator("#layer:not([hidden])").wait_for()
     assert page.evaluate("document.getElementById('layer').naturalWidth") == 96
+    assert f"{abs(expected.map().values).max():.3f} nats" in page.locator("#legend").text_content()
     page.get_by_role("button", name="Hide the evidence").click()
     assert page.locator("#layer").is_hidden()
 
@@ -136,7 +137,7 @@ def test_a_batch_sorts_and_is_saved(page, files, server: Running, tmp_path: Path
 
 
 def test_one_model_has_nothing_to_compare(page) -> None:
-    page.get_by_role("tab", name="Compare models").click()
+    page.get_by_role("tab", name="Compare").click()
     assert page.get_by_text("This server has one model").is_visible()
 
 
@@ -149,7 +150,7 @@ def test_two_models_side_by_side_behind_a_key(browser, detector: Detector, model
             page.get_by_label("Key of this server").fill("secret")
             page.keyboard.press("Enter")
             page.locator("#key-form").wait_for(state="hidden")
-            page.get_by_role("tab", name="Compare models").click()
+            page.get_by_role("tab", name="Compare").click()
             page.set_input_files("#compare-file", files["a.png"])
             page.locator("#compare .explanation:not(.writing)").nth(1).wait_for()
             shown = [

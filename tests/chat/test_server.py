@@ -207,9 +207,8 @@ def test_a_deadline_is_a_503(detector: Detector) -> None:
         answer = threading.Thread(target=lambda: found.append(http.post("/v1/query", json=query())))
         found: list[httpx.Response] = []
         answer.start()
-        time.sleep(0.4)
-        gate.opened.set()
         answer.join(30)
+        gate.opened.set()
         assert (found[0].status_code, found[0].json()["error"]["code"]) == (503, "deadline_exceeded")
         assert "retry-after" in found[0].headers
 
@@ -249,11 +248,18 @@ def test_keys(detector: Detector) -> None:
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         for headers in ({"authorization": "Bearer secret"}, {"x-moondream-auth": "secret"}):
             assert http.get("/v1/models", headers=headers).status_code == 200
+        figures = http.get("/metrics", headers={"x-moondream-auth": "secret"}).text
+        assert 'requests_total{route="other",status="401"} 4.0' in figures
 
 
 def test_pages_of_other_sites_reach_nothing(server: Running) -> None:
     with httpx.Client(base_url=server.url) as http:
-        for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"host": "evil.example"}):
+        for headers in (
+            {"origin": "https://evil.example"},
+            {"origin": "null"},
+            {"host": "evil.example"},
+            {"host": "127.evil.example"},
+        ):
             assert http.get("/v1/models", headers=headers).status_code == 403
         assert http.get("/v1/models", headers={"origin": server.url}).status_code == 200
         port = server.url.rsplit(":", 1)[1]
@@ -311,3 +317,5 @@ def test_beyond_loopback_a_key_is_needed() -> None:
     check_settings(ServerSettings(host="0.0.0.0", api_key="x"))
     check_settings(ServerSettings(host="0.0.0.0", without_key=True))
     check_settings(ServerSettings(host="127.0.0.2"))
+    with pytest.raises(UserError, match="opens the server"):
+        check_settings(ServerSettings(host="127.example.org"))

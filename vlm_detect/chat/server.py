@@ -94,8 +94,8 @@ def create_app(
 
     _add_error_handlers(app)
     _describe_refusals(app)
-    app.add_middleware(Counted)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Counted)  # the outermost: what the guard refuses counts too
     return app
 
 

@@ -110,9 +110,11 @@ class _Row:
         """None where its prompt is refused, which fails that job alone."""
         try:
             return cls(job, *job.task.prompt(job.detector))
-        except (ValueError, UserError) as error:
+        except UserError as error:
             job.fail(error)
-            return None
+        except ValueError as error:  # such as a caption of a length that the release does not know
+            job.fail(UserError(str(error)))
+        return None
 
     def push(self, token: int) -> None:
         if not self.job.open:

@@ -188,13 +188,13 @@ class Worker:
 
     def _start_lanes(self) -> None:
         with self._changed:
+            self._waiting = deque(job for job in self._waiting if job.wanted())
             while self._waiting and len(self._running) < self.max_lanes:
                 first = self._waiting[0]
                 jobs = [job for job in self._waiting if _alike(job, first)][: self.max_batch]
                 self._waiting = deque(job for job in self._waiting if job not in jobs)
-                if jobs := [job for job in jobs if job.wanted()]:
-                    self._observe(first.task.kind, len(jobs))
-                    self._running.append(_Lane(first.task.lane(jobs), jobs))
+                self._observe(first.task.kind, len(jobs))
+                self._running.append(_Lane(first.task.lane(jobs), jobs))
 
     def _step(self, lane: _Lane) -> None:
         try:

@@ -143,6 +143,9 @@ byId("map-toggle").addEventListener("click", async () => {
       const body = { image_url: single.url, model: chosenModel("single") };
       single.map = await postJson("/v1/evidence", body, single.abort.signal);
       byId("layer").src = single.map.layer;
+      const strongest = Math.max(...single.map.values.flat().map(Math.abs));
+      const odds = single.map.log_odds;
+      byId("strongest").textContent = `The strongest colour is ${strongest.toFixed(3)} nats, of log-odds of ${odds.toFixed(3)}.`;
       if (single.map.cnn) {
         const { model, label, p_fake, picture } = single.map.cnn;
         byId("cnn-picture").src = picture;

@@ -1,0 +1,74 @@
+"""`eval/evidence.py` as a user runs it, on a model of random weights: its figures follow from its maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from tests.chat.conftest import make_photo
+from tests.factories import tiny_vlm
+from tests.scripts.here import run_here
+from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.evidence import evidence_map
+from vlm_detect.infer.verdict import log_odds
+
+BOXES = [(0, 0, 16, 12), (16, 12, 32, 24), (4, 4, 30, 22), (0, 12, 16, 24), (2, 2, 10, 9), (16, 0, 32, 12)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    vlm = tiny_vlm()
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder
+
+
+def write_edits(folder: Path, kind: str = "edit") -> Path:
+    rows = [
+        {
+            "kind": kind,
+            "group": f"photo{i // 2}",
+            "image": make_photo(i, (32, 24)),
+            "twin": make_photo(10 + i, (32, 24)),
+            "edit": {"operation": "blur" if i % 2 else "splice", "box": list(box), "strength": 0.1},
+        }
+        for i, box in enumerate(BOXES)
+    ]
+    (folder / "data").mkdir(parents=True)
+    Dataset.from_list(rows).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
+def test_the_figures_follow_from_the_maps(model: Path, tmp_path: Path) -> None:
+    data = write_edits(tmp_path / "edits")
+    done = run_here("eval/evidence.py", "--model", model, "--data", data, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    engine = Engine(tiny_vlm())
+    hits, odds = [], []
+    for i, (x0, y0, x1, y1) in enumerate(BOXES):
+        evidence = evidence_map(engine, make_photo(10 + i, (32, 24)), topic="edit")
+        x, y = evidence.peak[0] * 32, evidence.peak[1] * 24
+        hits.append(x0 <= x < x1 and y0 <= y < y1)
+        odds.append((evidence.log_odds, log_odds(engine, [make_photo(i, (32, 24))], topic="edit")[0]))
+    chance = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in BOXES) / 6 / (32 * 24)
+    assert (found["n"], found["groups"]) == (6, 3)
+    assert found["hit_rate"] == pytest.approx(sum(hits) / 6)
+    assert found["chance"] == pytest.approx(chance)
+    assert found["ratio"] == pytest.approx(sum(hits) / 6 / chance)
+    low, high = found["ci95"]["ratio"]
+    assert low <= found["ratio"] <= high
+    above = sum((e > u) + 0.5 * (e == u) for e, _ in odds for _, u in odds) / 36
+    assert found["auroc"] == pytest.approx(above, abs=1e-3)
+    assert {name: one["n"] for name, one in found["by_operation"].items()} == {"blur": 3, "splice": 3}
+
+
+def test_a_dataset_without_edits_is_refused(model: Path, tmp_path: Path) -> None:
+    data = write_edits(tmp_path / "twins", kind="caption")
+    done = run_here("eval/evidence.py", "--model", model, "--data", data)
+    assert (done.returncode, done.stderr.count("error:")) == (1, 1)
+    assert "make_pairs --twins edit" in done.stderr
