@@ -117,8 +117,9 @@ def test_a_frozen_vision_model_learns_in_its_heads_alone(kind, tmp_path):
     model = new_model(config, str(tmp_path)).train()
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"heads"}
     assert not model.trunk.maps.training
-    maps = model.trunk.maps(model.prepare(pixels_of(28)))
-    assert maps.shape == (2, 16, 2, 2)  # class and register tokens left out
+    for size, side in ((28, 2), (42, 3)):  # its own size and another
+        maps = model.trunk.maps(model.prepare(pixels_of(size)))
+        assert maps.shape == (2, 16, side, side)  # class and register tokens left out
     model.save_pretrained(tmp_path / "run")
     again = CnnForDetection.from_pretrained(tmp_path / "run").eval()
     torch.testing.assert_close(again(pixels_of(28))["verdict"], model.eval()(pixels_of(28))["verdict"])

@@ -22,6 +22,8 @@ PROGRAMS = {  # name: arguments of python, and the seconds that it may take
     "parity": (["tests/gpu/parity.py"], 240),
     "training": (["tests/gpu/training.py"], 420),
     "scoring": (["tests/gpu/scoring.py"], 240),
+    "rendering": (["tests/gpu/rendering.py"], 480),
+    "cnn": (["tests/gpu/cnn.py"], 900),
 }
 
 

@@ -24,6 +24,8 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("program", "records"),
     [
         ("scoring", 2),
+        pytest.param("cnn", 1, marks=pytest.mark.slow),
+        pytest.param("rendering", 4, marks=pytest.mark.slow),
         pytest.param("training", 10, marks=pytest.mark.slow),
         pytest.param("parity", 12, marks=pytest.mark.slow),
     ],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,3 +215,22 @@ def test_every_config_is_read(capsys):
 
 def test_a_recipe_is_not_imported():
     assert "main" in runpy.run_path(str(REPOSITORY / "recipes" / "cnn.py"), run_name="read")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_steps_and_the_scoring(home):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    arguments = [*SETTINGS, "--data", "set", "--output_dir", "shared", "--use_cpu", "true", "--ddp_backend", "gloo"]
+    done = subprocess.run(
+        [*launcher, str(REPOSITORY / "recipes" / "cnn.py"), *map(str, arguments)],
+        cwd=home,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((home / "shared" / "run.json").read_text())["processes"] == 2
+    assert len(losses(home / "shared")) == 8  # 64 images in steps of twice 16, four epochs
+    assert json.loads((home / "shared" / "validation" / "summary.json").read_text())["n"] == 24

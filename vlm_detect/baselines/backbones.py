@@ -57,6 +57,10 @@ def resnet(arch: str, config: dict[str, Any], stem: str) -> Trunk:
     return Trunk(ResNetMaps(made, stem, residual=arch == "npr"), pooled(), made.hidden_sizes[-1])
 
 
+# These fit their position embeddings to another image size only when told to.
+_TOLD_TO_INTERPOLATE = ("siglip_vision_model", "clip_vision_model", "vit")
+
+
 class PatchTokens(nn.Module):
     """A vision transformer's patch tokens in their places: (B, D, h, w). Class and register tokens are left out."""
 
@@ -65,9 +69,10 @@ class PatchTokens(nn.Module):
         made = AutoConfig.for_model(**config)
         self.backbone = AutoModel.from_config(made)
         self.patch: int = made.patch_size
+        self.options = {"interpolate_pos_encoding": True} if made.model_type in _TOLD_TO_INTERPOLATE else {}
 
     def forward(self, pixels: Tensor) -> Tensor:
-        tokens_bnd = self.backbone(pixel_values=pixels).last_hidden_state
+        tokens_bnd = self.backbone(pixel_values=pixels, **self.options).last_hidden_state
         height, width = (side // self.patch for side in pixels.shape[-2:])
         patches = tokens_bnd[:, -height * width :]
         return patches.transpose(1, 2).unflatten(2, (height, width))

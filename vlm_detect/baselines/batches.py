@@ -54,24 +54,13 @@ class Batches(Dataset[dict[str, Tensor]]):
 
     def batch(self, index: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.images.device
-        mirror, turns, down, right = self.moves(index.cpu(), epoch)
+        drawn = self.moves(index.cpu(), epoch)
         index = index.to(device)
-        side = torch.arange(self.images.shape[1])
-        last = len(side) - 1
-        y, x = side[None, :, None], side[None, None, :]
-        # the place in the stored image that each pixel comes from: turned, then shifted, then mirrored
-        x = torch.where(mirror[:, None, None], last - x, x) + right[:, None, None]
-        y = y + down[:, None, None]
-        y, x = (last - (last - at.abs()).abs() for at in (y, x))
-        quarter = turns[:, None, None]
-        row = torch.where(quarter == 0, y, torch.where(quarter == 1, x, torch.where(quarter == 2, last - y, last - x)))
-        column = torch.where(
-            quarter == 0, x, torch.where(quarter == 1, last - y, torch.where(quarter == 2, last - x, y))
-        )
-        if not self.augment:
-            pixels = self.images[index]
+        if self.augment:
+            row, column = _origins(self.images.shape[1], *(draw.to(device) for draw in drawn))
+            pixels = self.images[index[:, None, None], row, column]
         else:
-            pixels = self.images[index[:, None, None], row.to(device), column.to(device)]
+            pixels = self.images[index]
         return pixels.permute(0, 3, 1, 2), {head: target[index] for head, target in self.targets.items()}
 
     def moves(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,6 +73,23 @@ class Batches(Dataset[dict[str, Tensor]]):
         down, right = ((draws[:, i] * (2 * shift + 1)).long() - shift for i in (2, 3))
         turns = (draws[:, 1] * 4).long() if "rotate" in self.augment else torch.zeros_like(down)
         return (draws[:, 0] < 0.5) & ("flip" in self.augment), turns, down, right
+
+
+def _origins(side: int, mirror: Tensor, turns: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column) in the stored image, (B, S, S) each, that every pixel of a moved one comes from.
+
+    An image is turned, then shifted, then mirrored; so its places are followed back in the other order.
+    """
+    last = side - 1
+    along = torch.arange(side, device=mirror.device)
+    y, x = along[None, :, None], along[None, None, :]
+    x = torch.where(mirror[:, None, None], last - x, x) + right[:, None, None]
+    y = y + down[:, None, None]
+    y, x = (last - (last - at.abs()).abs() for at in (y, x))  # reflected at the borders
+    turn = turns[:, None, None]
+    row = torch.where(turn == 0, y, torch.where(turn == 1, x, torch.where(turn == 2, last - y, last - x)))
+    column = torch.where(turn == 0, x, torch.where(turn == 1, last - y, torch.where(turn == 2, last - x, y)))
+    return row, column
 
 
 def reference_batch(batches: Batches, index: Tensor, epoch: int) -> Tensor:

@@ -83,7 +83,7 @@ def decode_split(
     rows = undecoded(opened[split])
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    # the fingerprint of `datasets` follows from the content of its files and what was done to their rows
+    # the fingerprint of `datasets` follows from the dataset's files and what was done to their rows
     facts = {"rows": rows._fingerprint, "size": size, "fit": fit, "form": _FORM}
     stem = Path(cache) / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     if not stem.with_suffix(".json").is_file():

@@ -52,7 +52,12 @@ def check_choices(network: NetworkOptions) -> None:
 def image_size(network: NetworkOptions, data: CnnDataOptions) -> int:
     """The side in pixels that the run's images are brought to; UserError where the network takes no such images."""
     architecture = ARCHITECTURES[network.arch]
-    size = network.image_size or min(common_side(data.data), architecture.size)
+    if network.image_size:
+        size = network.image_size
+    elif network.arch == "frozen" and network.weights:
+        size = int(backbone_config(network.weights)["image_size"])  # what its weights were learned at
+    else:
+        size = min(common_side(data.data), architecture.size)
     if size < architecture.smallest:
         small = ", ".join(name for name, other in ARCHITECTURES.items() if other.smallest <= size)
         raise UserError(
