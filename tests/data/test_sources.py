@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 
 from tests.data.factories import write_photos
+from vlm_detect.data import image_sets
 from vlm_detect.data.decode import ImageRejected
-from vlm_detect.data.sources import SourcePhoto, open_source
+from vlm_detect.data.selection import Selection
+from vlm_detect.data.sources import DatasetRows, SourcePhoto, open_source
 from vlm_detect.errors import UserError
 
 
@@ -128,3 +131,33 @@ def test_bad_metadata_is_told(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"group": "no name"}\n')
     with pytest.raises(UserError, match=r"metadata\.jsonl: not a table with a column file_name"):
         list(open_source(str(tmp_path)).read(0, 1))
+
+
+def test_streamed_rows_are_those_of_the_whole(tmp_path: Path) -> None:
+    images = [{"bytes": path.read_bytes(), "path": None} for path in write_photos(tmp_path, 6)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": images, "label": list("abcdef")}, features=features)
+    whole, streamed = DatasetRows(rows, "rows"), DatasetRows(rows.to_iterable_dataset(), "rows")
+    for wanted in ([], [0], [1, 2, 5]):
+        assert list(streamed.images(wanted)) == list(whole.images(wanted))
+        assert [data for _, data in whole.images(wanted)] == [images[i]["bytes"] for i in wanted]
+    assert list(streamed.facts()) == list(whole.facts()) == [{"label": letter} for letter in "abcdef"]
+
+
+def test_a_hub_set_is_streamed_as_far_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [{"bytes": path.read_bytes(), "path": None} for path in write_photos(tmp_path, 12)]
+    labels = ["real", "real", "real", "fake", "real", "fake", "fake"] + ["real"] * 5
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    asked: list[Any] = []
+
+    def splits(spec: str, *, streaming: bool) -> dict[str, DatasetRows]:
+        asked.append((spec, streaming))
+        return {"train": DatasetRows(rows.to_iterable_dataset(), spec)}
+
+    monkeypatch.setattr(image_sets, "open_all_splits", splits)
+    found = image_sets.open_image_set("hub", "owner/name", Selection(limit=4))
+    assert asked == [("owner/name", True)]
+    assert [entry.label for entry in found.entries] == ["real", "real", "generated", "generated"]
+    assert [data for _, data in found.read(1, 4)] == [images[i]["bytes"] for i in (1, 3, 5)]
+    assert {entry.split for entry in found.entries} == {None}  # a lone split is ours to divide
