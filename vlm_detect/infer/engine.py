@@ -175,8 +175,8 @@ class Engine:
         return packed, spans
 
     def _mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """Eager attention adds its mask; every other implementation takes a bool one."""
-        if self.vlm.model.config._attn_implementation != "eager":
+        """Eager and flex attention add their mask to the scores; the others take a bool one."""
+        if self.vlm.model.config._attn_implementation not in ("eager", "flex_attention"):
             return mask
         dtype = self.vlm.model.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
