@@ -127,12 +127,15 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
             f"Only {summary['groups']} source photos: intervals over so few mean little, and the true score may be far "
             "off."
         )
-    best = max(summary["floors"].items(), key=lambda floor: floor[1], default=None)
-    if best and summary["accuracy"] is not None and summary["accuracy"] <= best[1]:
-        notes.append(
-            f"The accuracy of {summary['accuracy']:.3f} is not above the floor “{best[0].replace('_', ' ')}” of "
-            f"{best[1]:.3f}, which looks at no image."
-        )
+    kinds = {kind: figures for kind, figures in (summary.get("by_kind") or {}).items() if figures.get("floors")}
+    for kind, figures in (kinds or {"": summary}).items():
+        best = max(figures["floors"].items(), key=lambda floor: floor[1], default=None)
+        if best and figures["accuracy"] is not None and figures["accuracy"] <= best[1]:
+            about = f" in {kind.replace('_', ' ')}" if kind else ""
+            notes.append(
+                f"The accuracy of {figures['accuracy']:.3f}{about} is not above the floor "
+                f"“{best[0].replace('_', ' ')}” of {best[1]:.3f}, which looks at no image."
+            )
     unparsed = (summary.get("generate") or {}).get("unparsed_rate") or 0
     if unparsed > 0.05:
         notes.append(f"{100 * unparsed:.0f} % of the free answers could not be read; each counts as wrong.")

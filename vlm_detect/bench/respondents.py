@@ -27,6 +27,7 @@ from vlm_detect.bench.score import score
 from vlm_detect.config import file_sha256
 from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.models.nano import nano_path
 from vlm_detect.models.registry import default_device, load_vlm
 from vlm_detect.records import Item, Result
 from vlm_detect.train.calibration import Calibration
@@ -137,13 +138,13 @@ def endpoint_respondent(
 
 
 def model_identity(model: str, adapter: str | None) -> dict[str, Any]:
-    """What tells one model from another: its name and, of a local folder, its weights."""
-    hashes: dict[str, str] = {}
-    for folder in (model, adapter):
-        if folder and Path(folder).is_dir():
-            hashes |= {
-                f"{folder}/{name}": file_sha256(Path(folder) / name)
-                for name in _WEIGHTS
-                if (Path(folder) / name).is_file()
-            }
+    """What tells one model from another: its name and, of a local folder or the shipped one, its weights."""
+    folders = {model: nano_path("moondream") if model == "nano" else Path(model)}
+    folders |= {adapter: Path(adapter)} if adapter else {}
+    hashes = {
+        f"{said}/{name}": file_sha256(folder / name)
+        for said, folder in folders.items()
+        for name in _WEIGHTS
+        if (folder / name).is_file()
+    }
     return {"model": model, "adapter": adapter, "weights_sha256": hashes}
