@@ -204,6 +204,8 @@ def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
         limit_concurrency=1000,
         h11_max_incomplete_event_size=64 << 10,
     )
+    for library in ("python_multipart", "PIL"):  # they log every oddity of a body: strangers must not fill the log
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     # uvicorn passes the signal on to these when it has drained: a server that was told to end has not failed.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: None)
