@@ -1,13 +1,18 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.bench_suite.fakes import FakeAsk, FakeEngine, verdict_rows, write_benchmark
 from vlm_detect.bench.compare import compare, load_run, read_csv
+from vlm_detect.bench.compare_report import write_compare_report
 from vlm_detect.bench.items import Benchmark, load_benchmark
 from vlm_detect.bench.results import ResultWriter
 from vlm_detect.bench.score import score
+from vlm_detect.config import write_json
+from vlm_detect.data.questions import EDIT_QUESTION
 from vlm_detect.errors import UserError
+from vlm_detect.train.calibration import Calibration
 
 
 def _knows(image, question, candidates):
@@ -51,6 +56,54 @@ def test_a_better_run_is_told_from_a_guess(benchmark: Benchmark, tmp_path: Path)
     assert against["accuracy"]["difference_ci95"][0] > 0
     assert against["auroc"]["p"] < 0.05
     assert found["by_parity"]["odd"]["knows"]["n"] == 12
+
+
+def test_the_page_shows_what_lies_beside_a_run(benchmark: Benchmark, tmp_path: Path) -> None:
+    eval_dir = written(benchmark, tmp_path / "knows" / "eval", _knows)
+    Calibration(threshold=0.3, unsure_low=0.2, unsure_high=0.4, n=50).save(tmp_path / "knows")
+    clean = {"family": "tier", "level": "clean", "both": {"auroc": 1.0, "balanced_accuracy": 0.9, "n": 24, "ci95": {}}}
+    blur = {"family": "blur", "level": 1.0, "both": {"auroc": 0.7, "balanced_accuracy": 0.6, "n": 24, "ci95": {}}}
+    write_json(eval_dir / "robustness" / "robustness.json", {"conditions": {"clean": clean, "blur_1": blur}})
+    runs = [load_run(written(benchmark, tmp_path / "guess", _guesses)), load_run(eval_dir)]
+    found = compare(runs, resamples=20)
+    calibrated = found["runs"]["knows"]["calibrated"]
+    assert (calibrated["threshold"], calibrated["accuracy"], calibrated["unsure"]["share"]) == (0.3, 1, 0)
+    assert "calibrated" not in found["runs"]["guess"]
+    write_compare_report(tmp_path / "page.html", found, runs, floors={"chance": 0.5}, columns=[], benchmark=benchmark)
+    html = (tmp_path / "page.html").read_text()
+    for part in ("Balanced accuracy, calibrated", "Robustness: blur", "knows: 1 0.70", "Balanced accuracy by tier"):
+        assert part in html, part
+    for part in (
+        "What most runs get wrong",
+        "1 of 2 runs are wrong",
+        "Confusion, guess",
+        "Accuracy by kind of question",
+    ):
+        assert part in html, part
+
+
+def test_edits_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    rows = [{**row, "id": f"v{i}"} for i, row in enumerate(verdict_rows(tmp_path, 4))]
+    for i, row in enumerate(verdict_rows(tmp_path, 4)):
+        label = "edited" if i % 2 else "real"
+        told = {"question": EDIT_QUESTION, "ground_truth": "Yes." if i % 2 else "No."}
+        rows.append(
+            {**row, **told, "id": f"e{i}", "metadata": {"label": label, "generator": "blur", "asked": "edited"}}
+        )
+    benchmark = load_benchmark(write_benchmark(tmp_path, rows))
+
+    def rule(image, question, candidates):
+        if candidates[0] == "Real":
+            return _knows(image, question, candidates)
+        # Altered are the red ones; the opposite question is answered the other way round.
+        red = image.getpixel((0, 0)) == (255, 0, 0)
+        return [0.0, -2.0] if red == (question == EDIT_QUESTION) else [-2.0, 0.0]
+
+    run = load_run(written(benchmark, tmp_path / "run", rule))
+    figures = compare([run, replace(run, name="same")], resamples=20)["runs"]["run"]
+    assert (figures["n"], figures["auroc"]) == (4, 1)  # the chief figures are of the verdicts alone
+    assert (figures["edits"]["n"], figures["edits"]["accuracy"], figures["edits"]["auroc"]) == (4, 1, 1)
+    assert list(figures["by_kind"]) == ["edit_true_false", "true_false"]
 
 
 def test_equal_runs_do_not_differ(benchmark: Benchmark, tmp_path: Path) -> None:
