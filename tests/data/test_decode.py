@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -224,3 +225,20 @@ def test_the_rest(tmp_path: Path) -> None:
     assert reason(tmp_path) == "unreadable"
     rejected = pickle.loads(pickle.dumps(ImageRejected("empty", "no bytes")))
     assert (rejected.reason, rejected.detail) == ("empty", "no bytes")
+
+
+@pytest.mark.skipif("VLM_DETECT_DATA" not in os.environ, reason="needs the development data of VLM_DETECT_DATA")
+def test_photos_in_adobe_rgb_get_back_their_colours() -> None:
+    """Shown as if they were sRGB they look washed out: converted, their colours are stronger."""
+    found = 0
+    for path in sorted((Path(os.environ["VLM_DETECT_DATA"]) / "imagenet_sample").iterdir()):
+        plain = Image.open(path)
+        profile = plain.info.get("icc_profile")
+        if not profile or b"Adobe RGB" not in profile:
+            continue
+        found += 1
+        decoded = decode_image(path)
+        saturation = [np.asarray(image.convert("HSV"), float)[..., 1].mean() for image in (plain, decoded.image)]
+        assert not decoded.is_plain
+        assert saturation[1] > saturation[0]
+    assert found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import types
 from pathlib import Path
@@ -16,8 +17,9 @@ from PIL import Image
 
 from tests.data.factories import photo
 from tests.scripts.here import run_here
-from vlm_detect.data.image_sets import CIFAKE_CLASSES, cifake_class
+from vlm_detect.data.image_sets import CIFAKE_CLASSES, cifake_class, open_image_set
 from vlm_detect.data.pairs import dataset_kind, open_dataset
+from vlm_detect.data.selection import Selection
 from vlm_detect.records import IMAGE_FEATURES
 
 PROGRAM = "data_gen/import_images.py"
@@ -308,3 +310,35 @@ def test_genimage_file_names_tell_the_class():
     assert [e.object_class for e in named[1000:]] == ["n00000789", "n00000017", "n00000112"]
     few = _with_synsets([*photos[:5], entry("ai", "789_biggan_00101.png")])
     assert few[-1].object_class == "789"
+
+
+@pytest.mark.skipif("VLM_DETECT_DATA" not in os.environ, reason="needs the development data of VLM_DETECT_DATA")
+def test_published_files_keep_the_traces_that_an_audit_is_to_find(tmp_path):
+    traps = Path(os.environ["VLM_DETECT_DATA"]) / "traps"
+    arguments = ["--from", "folders", traps / "quality_shoes240", "--limit", 12, "--out", tmp_path / "out"]
+    done = run_here(PROGRAM, *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = [row for found in rows_of(tmp_path / "out").values() for row in found]
+    assert {(row["label"], row["source"]["jpeg_quality"]) for row in rows} == {("generated", 90), ("real", 95)}
+    for row in rows:
+        published, kept = (
+            Image.open(file) for file in (row["source"]["path_or_id"], io.BytesIO(row["image"]["bytes"]))
+        )
+        np.testing.assert_array_equal(np.asarray(published), np.asarray(kept))
+        assert published.quantization == kept.quantization
+        assert not {"icc_profile", "exif"} & set(kept.info)
+
+
+@pytest.mark.skipif("VLM_DETECT_DATA" not in os.environ, reason="needs the development data of VLM_DETECT_DATA")
+def test_cifakes_parquet_and_its_edits(tmp_path):
+    images = open_image_set("cifake", str(Path(os.environ["VLM_DETECT_DATA"]) / "cifake"), Selection(edited=True))
+    assert len(images.entries) == 99_622 + 3_000
+    assert {entry.split for entry in images.entries if entry.label != "edited"} == {"train"}
+    groups = {entry.group for entry in images.entries if entry.label == "real"}
+    edited = [entry for entry in images.entries if entry.label == "edited"]
+    from_real = [entry for entry in edited if entry.where.startswith("edited_from_real")]
+    assert all(entry.group in groups for entry in from_real)  # an edit shares its photo's split
+    assert not any(entry.group in groups for entry in edited if entry not in from_real)
+    found = [(entry, data) for entry, data in images.read(0, 20)]
+    assert [entry for entry, _ in found] == list(images.entries[:20])
+    assert all(Image.open(io.BytesIO(data)).size == (32, 32) for _, data in found)
