@@ -109,7 +109,7 @@ class MoondreamVision(MoondreamPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, tilings: torch.Tensor) -> torch.Tensor:
         """Images as `MoondreamImageProcessor` gives them to embeddings (B, G*G, D_text). One tower pass for all."""
         layout = [(rows, columns) for rows, columns in tilings.tolist()]
-        # An image that fits one crop comes with that crop twice, as the whole and as its tile: one reading does for both.
+        # An image that fits one crop comes with it twice, as the whole and as its tile: one reading does for both.
         counts = [1 + tiles if (tiles := rows * columns) > 1 else 1 for rows, columns in layout]
         crops = torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
         views = self.encode_crops(crops.to(self.pos_emb.dtype)).split(counts)
