@@ -31,7 +31,7 @@ Answers "Is this image AI-generated?" and other questions about where an image c
 
 ## Data
 
-`{data}`: {units} training units of two images (an unaltered one and its counterpart).
+`{data}`: {units} {unit}.
 
 {data_table}
 
@@ -53,6 +53,8 @@ its verdict is evidence, not proof. A probability is only as good as the validat
 `vlm-detect calibrate`.
 """
 
+_PAIRS = "training units of two images (an unaltered one and its counterpart)"
+_CONVERSATIONS = "conversations about an image each, which bring their own questions"
 _CONTROL = "\n\n**A control: the labels were drawn by lot, so this adapter knows nothing.**"
 _COLUMNS = {"eval_auroc": "AUROC", "eval_balanced_accuracy": "balanced accuracy", "eval_log_loss": "log loss"}
 
@@ -71,6 +73,7 @@ def write_card(
         folder=run.path,
         data=", ".join([str(run.config["data"]), *run.config["mix"]]),
         units=units,
+        unit=_CONVERSATIONS if "turns" in parts[0].column_names else _PAIRS,
         data_table=_table(["images", "count"], sorted(sum(map(_composition, parts), Counter()).items())),
         kinds=", ".join(questions.question_kinds),
         per_image=questions.questions_per_image,
