@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
             record("feature_cache", {"crops": crops}, "tower live", argv, ratio=ratio, ceiling=ceiling)
             | {"loss_difference": difference}
         )
-    if config.out:
-        write_json(config.out, records)
+        if config.out:
+            write_json(config.out, records)
 
 
 if __name__ == "__main__":

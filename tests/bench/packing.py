@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
                     record("packing", setting, "one row each", argv, ratio=ratio, ceiling=ceiling)
                     | {"loss_difference": difference}
                 )
-    if config.out:
-        write_json(config.out, records)
+                if config.out:
+                    write_json(config.out, records)
 
 
 def allowed(config: MoondreamConfig, count: int, tower: str) -> float:

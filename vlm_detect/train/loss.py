@@ -41,11 +41,11 @@ def answer_loss(
     total = hidden_nd.new_zeros((), dtype=torch.float32)
     for hidden, target in zip(hidden_nd.split(chunk), targets_n.split(chunk), strict=True):
         # The backward pass makes a chunk's logits again instead of keeping those of all chunks.
-        total = total + checkpoint(_cross_entropy, head, hidden, target, use_reentrant=False)
+        total = total + checkpoint(cross_entropy, head, hidden, target, use_reentrant=False)
     return total / (len(targets_n) if n_answer_tokens is None else n_answer_tokens)
 
 
-def _cross_entropy(head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
+def cross_entropy(head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(head(hidden_nd).float(), targets_n, reduction="sum")
 
 
