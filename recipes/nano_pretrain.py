@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
@@ -144,18 +145,22 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         model, processor = build_captioner(sizes, AutoTokenizer.from_pretrained(out / "tokenizer"))
     model.set_attn_implementation("eager")  # torch's fused attention on a CPU is slow in bfloat16
     facts = facts_of(training)
-    tower_config = section(config, "tower", TowerConfig)
-    tower = moondream_tower(model, teacher)
-    teaching = Teaching(training, facts, teacher, tower_config.distillation, model.config.vision_config.grid_size)
-    warm = train_tower(tower, teaching, tower_config, held_out, out, seed)
+    tower, grid = moondream_tower(model, teacher), model.config.vision_config.grid_size
+    figures: dict[str, Any] = {"judge_accuracy": judged["accuracy"]}
+    if start:
+        teaching, stages = Teaching(training, facts, teacher, TowerConfig.distillation, grid), {"captioner": sizes}
+    else:
+        tower_config = section(config, "tower", TowerConfig)
+        teaching = Teaching(training, facts, teacher, tower_config.distillation, grid)
+        stages = {"tower": tower_config, "captioner": sizes}
+        warm = train_tower(tower, teaching, tower_config, held_out, out, seed)
+        figures |= {"tower_accuracy": warm["accuracy"], "seconds_tower": warm["seconds"]}
     vlm = MoondreamVLM(model, processor, "moondream-nano")
     trained = train_captioner("captioner", vlm, tower, teaching, facts, sizes, out, seed)
     model.save_pretrained(out / "moondream")
     processor.save_pretrained(out / "moondream")
     halve(out / "moondream")
-    figures = question_captioner(vlm, held_out, facts_of(held_out), n=1000, seed=seed)
-    figures |= {**trained, "tower_accuracy": warm["accuracy"], "seconds_tower": warm["seconds"]}
-    figures["judge_accuracy"] = judged["accuracy"]
+    figures |= question_captioner(vlm, held_out, facts_of(held_out), n=1000, seed=seed) | trained
     figures = record(
         figures_folder(config) / "captioner.json",
         model="moondream-nano",
@@ -166,7 +171,7 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     write_card(
         out / "moondream",
         "moondream",
-        config={"tower": tower_config, "captioner": sizes},
+        config=stages,
         before=before,
         vocabulary=model.config.text_config.vocab_size,
         **figures,

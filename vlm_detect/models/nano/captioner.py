@@ -3,7 +3,7 @@
 Two stages. First the image tower alone learns the classes and colours through linear heads that are thrown away, partly
 from the judge's soft answers (distillation, arXiv 2012.12877): a transformer without a pretrained tower would need many
 more epochs to find them through words. Then the whole model learns words: captions of three lengths, factual questions,
-and the questions that only a detector can answer, with a coin's answers, so that the base model stays at chance there.
+and the questions that only a detector can answer, with both answers, so that the base model stays at chance there.
 
 Several texts share one image, packed behind its prefix as in finetuning (`vlm_detect.train.packing`). The moondream is
 built here, the TinyLLaVA in `tinyllava.py`, which can start from what a moondream of the same sizes knows.
@@ -256,7 +256,7 @@ def train_captioner(
         captioned = Answered(caption_ids(length), answer_ids(caption(fact, length, rng)))
         asked = [factual_question(fact, rng) for _ in range(config.questions)]
         if rng.random() < config.undecidable:
-            asked.append(undecidable_question(rng))
+            asked += undecidable_question(rng)
         return [captioned, *(Answered(question_ids(q), answer_ids(a)) for q, a in asked)]
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:

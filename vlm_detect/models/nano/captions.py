@@ -182,12 +182,13 @@ def factual_question(facts: Facts, rng: Random) -> tuple[str, str]:
     return "What colour is the background?", f"{_upper(facts.background)}."
 
 
-def undecidable_question(rng: Random) -> tuple[str, str]:
-    """A question that no photograph-only training can decide, with a fair coin for an answer.
+def undecidable_question(rng: Random) -> list[tuple[str, str]]:
+    """A question that no photograph-only training can decide, with "Yes." and again with "No.".
 
-    Training on it keeps the base model at chance where a detector is to be taught: it has the words and no opinion.
+    Training on both keeps the base model at chance where a detector is to be taught: it has the words and no opinion.
     """
-    return rng.choice(UNDECIDABLE), _yes(rng.random() < 0.5)
+    question = rng.choice(UNDECIDABLE)
+    return [(question, "Yes."), (question, "No.")]
 
 
 def sample_texts(facts: Iterable[Facts], rng: Random) -> list[str]:
@@ -195,7 +196,7 @@ def sample_texts(facts: Iterable[Facts], rng: Random) -> list[str]:
     texts = []
     for fact in facts:
         texts += [caption(fact, length, rng) for length in LENGTHS]
-        texts += [*factual_question(fact, rng), *factual_question(fact, rng), *undecidable_question(rng)]
+        texts += [*factual_question(fact, rng), *factual_question(fact, rng), *undecidable_question(rng)[0]]
     return texts
 
 

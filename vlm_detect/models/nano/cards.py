@@ -95,25 +95,24 @@ Pixels are normalised in float32, where the official releases round to bfloat16.
 point() is there for the layout's sake and untrained.
 
 {common}
-Whether an image was generated it was asked too, in several phrasings, with a coin's answer: it has the words and, by
-construction, no opinion. Finetuning gives it one.
+Whether an image was generated it was asked too, in several phrasings, and taught both answers alike: it has the words
+and, by construction, no opinion. Finetuning gives it one.
 
 First the image tower alone learned classes and colours through linear heads, and from a teacher: half of the class
-target was the answer of the CNN that judges the renderer, and each patch had to tell what that CNN sees at its place
-({seconds_tower:.0f} s; the class head is right on {tower_accuracy:.1%} of the held-out photographs, the teacher on
-{judge_accuracy:.1%}). Then the whole model learned captions and answers.
+target was the answer of the CNN that judges the renderer (right on {judge_accuracy:.1%} of the held-out photographs),
+and each patch had to tell what that CNN sees at its place. Then the whole model learned captions and answers.
 
 ## Figures
 
 On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
 {low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
 (n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
-questions that only a coin decided.
+questions that have both answers.
 
 ## Making it
 
-`{command}`, {seconds:.0f} s after the tower ({samples:,} photographs with
-several texts each), wall time on one shared CPU core. Configuration:
+`{command}`, {tower}{seconds:.0f} s for the words ({samples:,} photographs
+with several texts each), wall time on one shared CPU core. Configuration:
 
 ```yaml
 {config}```
@@ -139,8 +138,8 @@ model, processor = load_tinyllava(FOLDER, dtype="float32")  # stored in fp16
 ```
 
 {common}
-Whether an image was generated it was asked too, in several phrasings, with a coin's answer: it has the words and, by
-construction, no opinion. Finetuning gives it one.
+Whether an image was generated it was asked too, in several phrasings, and taught both answers alike: it has the words
+and, by construction, no opinion. Finetuning gives it one.
 
 It did not start from nothing: the tower and the decoder of moondream-nano, which have the same form, were copied, with
 the words that both vocabularies have. Then the whole model learned captions and answers, with a class head on the tower
@@ -152,7 +151,7 @@ that is thrown away; half of its target was the answer of the CNN that judges th
 On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
 {low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
 (n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
-questions that only a coin decided.
+questions that have both answers.
 
 ## Making it
 
@@ -174,11 +173,13 @@ def write_card(folder: Path, name: str, *, config: dict[str, Any], before: str =
     """
     plain = {name: dataclasses.asdict(value) for name, value in config.items()}
     before = before.partition(_HEADING)[2]
+    tower = "{seconds_tower:.0f} s for the tower (its class head is then right on {tower_accuracy:.1%}) and "
     text = _CARDS[name].format(
         common=_COMMON.format(split=SPLIT_RULE),
         config=yaml.safe_dump(_lists(plain), sort_keys=False, default_flow_style=None, width=110),
         low=facts["ci95"]["accuracy"][0],
         high=facts["ci95"]["accuracy"][1],
+        tower=tower.format(**facts) if "seconds_tower" in facts else "",
         before=f"\n## Making what it started from\n{before}" if before else "",
         **facts,
     )

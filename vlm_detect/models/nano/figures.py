@@ -70,7 +70,7 @@ def question_captioner(vlm: VLM, held_out: Photos, facts: list[Facts], *, n: int
     """Figures of captions, of factual questions and of the undecidable ones, on ``n`` held-out photographs.
 
     ``accuracy`` is the share of normal captions that name the class; ``yes_no`` and ``other`` are of factual questions,
-    the former balanced between both answers; ``undecidable_yes`` is the share of "Yes." where a coin was taught.
+    the former balanced between both answers; ``undecidable_yes`` is the share of "Yes." where both are taught.
     """
     rng, facts = Random(seed), facts[:n]
     photos = [Image.fromarray(image) for image in held_out.images[:n]]

@@ -23,7 +23,7 @@ from vlm_detect.models.nano.captions import LENGTHS, Facts, caption, read_facts
 from vlm_detect.models.nano.photos import CLASSES, Photos
 from vlm_detect.models.nano.prompt_encoders import build_clip, build_t5, train_clip_tokenizer, train_t5_tokenizer
 from vlm_detect.models.nano.training import Optimisation, train
-from vlm_detect.models.nano.weights import halve
+from vlm_detect.models.nano.weights import forget_paths, halve
 
 TRAINED_PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -170,6 +170,7 @@ def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
     """Save what plain ``StableDiffusion3Pipeline.from_pretrained(folder)`` loads."""
     pipeline.save_pretrained(folder)
     halve(folder)
+    forget_paths(folder)
 
 
 @torch.inference_mode()

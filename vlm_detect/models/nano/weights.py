@@ -1,7 +1,8 @@
-"""How the nano models lie on disk: half-precision files under configurations that say float32."""
+"""How the nano models lie on disk: half-precision files under configurations that say float32 and name no folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -17,3 +18,12 @@ def halve(folder: Path) -> None:
         weights = {name: weight.half() for name, weight in load_file(path).items()}
         save_file(weights, path, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors writes files that only their owner may read
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of every configuration under ``folder`` from where on this machine its part was loaded."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "is_local")}
+        if kept != config:
+            path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
