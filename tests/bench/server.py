@@ -5,7 +5,7 @@
 One server process a setting, all of them up before any is timed; verdicts and short answers over HTTP, each on an image
 that the server has not seen, so that the tower's work is in it. The rounds of the settings alternate. The ratios are
 throughputs: of many clients to one, and of a batch to no batch under the same clients. Latencies are what one client
-sees.
+sees. The server's own CPU time a request says the same on a machine that is busy with other work.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 from vlm_detect.config import git_commit, parse_config, write_json
@@ -49,40 +50,59 @@ class Config:
 @dataclass(frozen=True)
 class Round:
     seconds: float
+    cpu_s: float  # of the server
     latencies_s: list[float]
     errors: int
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    process: psutil.Process
+
+    @property
+    def cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
 
 
 def main(argv: list[str]) -> None:
     (config,) = parse_config([Config], argv, doc=__doc__)
     records: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(served(config.model, batch)) for name, batch in MAX_BATCH.items()}
+        servers = {name: stack.enter_context(served(config.model, batch)) for name, batch in MAX_BATCH.items()}
         fresh = images(config.side)
         for route in ("verdict", "query"):
-            for url in urls.values():
-                play(url, route, config, clients=2, count=4, fresh=fresh)  # warms up
-            settings = [(batching, clients) for batching in urls for clients in (1, config.clients)]
+            for server in servers.values():
+                play(server, route, config, clients=2, count=4, fresh=fresh)  # warms up
+            settings = [(batching, clients) for batching in servers for clients in (1, config.clients)]
             rounds: dict[tuple[str, int], list[Round]] = {setting: [] for setting in settings}
             for _ in range(config.rounds):
                 for batching, clients in settings:
-                    done = play(urls[batching], route, config, clients, config.requests, fresh)
+                    done = play(servers[batching], route, config, clients, config.requests, fresh)
                     rounds[batching, clients].append(done)
             records += figures(route, rounds, config, argv)
     for record in records:
-        print(json.dumps({name: record[name] for name in ("setting", "ratio", "against", "p50_s", "p95_s", "errors")}))
+        print(
+            json.dumps(
+                {
+                    name: record[name]
+                    for name in ("setting", "ratio", "against", "cpu_s_a_request", "p50_s", "p95_s", "errors")
+                }
+            )
+        )
     if config.out:
         write_json(config.out, records)
 
 
 @contextmanager
-def served(model: str, max_batch: int) -> Iterator[str]:
+def served(model: str, max_batch: int) -> Iterator[Server]:
     command = [Path(sys.executable).with_name("vlm-detect"), "serve", "--model", model, "--port", "0"]
     command += ["--max_batch", str(max_batch), "--queue", "256"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().split()[1]
+            yield Server(process.stdout.readline().split()[1], psutil.Process(process.pid))
         finally:
             process.terminate()
 
@@ -99,7 +119,7 @@ def images(side: int) -> Iterator[str]:
         yield f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def play(url: str, route: str, config: Config, clients: int, count: int, fresh: Iterator[str]) -> Round:
+def play(server: Server, route: str, config: Config, clients: int, count: int, fresh: Iterator[str]) -> Round:
     """`count` requests by `clients` clients, each of which sends its next when it has its answer."""
     bodies: list[dict[str, Any]] = [{"image_url": next(fresh)} for _ in range(count)]
     if route == "query":
@@ -109,16 +129,18 @@ def play(url: str, route: str, config: Config, clients: int, count: int, fresh: 
 
     def send(body: dict[str, Any]) -> tuple[float, bool]:
         if not hasattr(local, "http"):
-            local.http = httpx.Client(base_url=url, timeout=600)
+            local.http = httpx.Client(base_url=server.url, timeout=600)
         started = time.perf_counter()
         answer = local.http.post(f"/v1/{route}", json=body)
         return time.perf_counter() - started, answer.status_code == 200
 
-    started = time.perf_counter()
+    started, cpu_s = time.perf_counter(), server.cpu_s
     with ThreadPoolExecutor(clients) as pool:
         answers = list(pool.map(send, bodies))
     seconds = time.perf_counter() - started
-    return Round(seconds, [latency for latency, _ in answers], sum(not good for _, good in answers))
+    return Round(
+        seconds, server.cpu_s - cpu_s, [latency for latency, _ in answers], sum(not good for _, good in answers)
+    )
 
 
 def figures(
@@ -147,6 +169,7 @@ def figures(
                 "ceiling": None,
                 "against": f"batching {against[0]}, {against[1]} clients",
                 "requests_per_s": round(per_second[batching, clients], 2),
+                "cpu_s_a_request": round(statistics.median(d.cpu_s for d in played) / config.requests, 5),
                 "p50_s": round(float(np.percentile(latencies, 50)), 4),
                 "p95_s": round(float(np.percentile(latencies, 95)), 4),
                 "errors": sum(done.errors for done in played),
