@@ -56,6 +56,8 @@ class Renderer:
         diffusers = _import_diffusers()
         self.device = torch.device(device or _best_device())
         name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
+        if sampling.quantization == "nf4" and self.device.type != "cuda":
+            raise UserError("--quantization nf4: diffusers quantises on a CUDA device only; leave it out here")
         options: dict[str, Any] = {"revision": model.revision, "dtype": _DTYPES[name]}
         try:
             if sampling.quantization == "nf4":
