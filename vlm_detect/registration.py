@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 _AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+_LAYERS = "transformers.modeling_layers"  # imports the Auto classes, and is imported by our models
 _MODELS = ("vlm_detect.models.moondream", "vlm_detect.models.tinyllava")  # importing one registers it
 
 
@@ -36,12 +37,15 @@ def _register() -> None:
 
 
 class _WaitForAutoClasses(MetaPathFinder):
-    """Finds nothing itself: leaves after it has asked the other finders for the Auto classes' module."""
+    """Finds nothing itself: leaves after it has asked the other finders for the Auto classes' module.
+
+    Where the layers' module comes first, which then loads the Auto classes halfway through, registering waits for it.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _AUTO_CLASSES:
+        if fullname not in (_AUTO_CLASSES, _LAYERS):
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
