@@ -20,7 +20,6 @@ from vlm_detect.baselines.model import CnnForDetection
 from vlm_detect.baselines.pixels import to_square
 from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, odds_of
 from vlm_detect.baselines.trainer import logits_of
-from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.train.calibration import Calibration
 
@@ -99,12 +98,6 @@ def is_cnn_run(path: str | Path) -> bool:
         return False
     found, _ = CnnConfig.get_config_dict(str(path))
     return found.get("model_type") == CnnConfig.model_type
-
-
-def training_data(run: str | Path) -> str | None:
-    """The dataset that a run was trained on, by its run.json."""
-    record = read_run_json(run)
-    return record["config"].get("data") if record else None
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlm_detect.baselines.configuration import CnnConfig
 from vlm_detect.baselines.pixels import Shots
-from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, odds_of, targets_of
+from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, decisions, odds_of, targets_of
 from vlm_detect.bench.intervals import bootstrap
 from vlm_detect.bench.items import Benchmark
 from vlm_detect.bench.report import write_report
@@ -124,11 +124,6 @@ def head_figures(
         }
         found[head] = {"n": int(known.sum()), "accuracy": float(right.mean()), "ci95": interval, "by_class": by_class}
     return found
-
-
-def decisions(logits: np.ndarray) -> np.ndarray:
-    """The class that logits (N, L) name, (N,); one logit stands for two classes."""
-    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 
 def _benchmark(name: str, shots: Shots, results: Sequence[Result]) -> Benchmark:

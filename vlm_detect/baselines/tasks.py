@@ -88,6 +88,11 @@ def targets_of(shots: Shots, heads: dict[str, list[str]], task: str) -> dict[str
     return found
 
 
+def decisions(logits: np.ndarray) -> np.ndarray:
+    """The class that logits (N, L) name, (N,); one logit stands for two classes."""
+    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
+
+
 class Sides(NamedTuple):
     """The places in a verdict head of what an image is suspected of, and of what stands against it."""
 

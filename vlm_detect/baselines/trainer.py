@@ -16,7 +16,7 @@ from vlm_detect.baselines.batches import Batches, GroupSampler
 from vlm_detect.baselines.model import CnnForDetection, head_loss
 from vlm_detect.baselines.options import CnnTrainOptions
 from vlm_detect.baselines.pixels import Shots
-from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, odds_of, targets_of
+from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, decisions, odds_of, targets_of
 from vlm_detect.errors import UserError
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.termination import SaveOnTermination
@@ -159,8 +159,7 @@ def validation_scores(
     found = {}
     for head, values in logits.items():
         known = truth[head] >= 0
-        said = (values[:, 0] > 0).astype(int) if values.shape[1] == 1 else values.argmax(axis=1)
-        found[f"{head}_accuracy"] = float((said == truth[head])[known].mean())
+        found[f"{head}_accuracy"] = float((decisions(values) == truth[head])[known].mean())
     accuracy = float(np.mean(list(found.values())))
     suspected, other = SUSPECTED[config.task]
     labels = shots.column("label")
