@@ -6,7 +6,7 @@
 Weights, gradients and optimiser states are counted by dtype. Activations are what a whole step of tower, decoder,
 answer loss and backward pass holds at its fullest: it is run on the meta device, where every tensor has a shape and no
 content, and the bytes that are alive are followed. Attention counts as a fused kernel does, without its score matrix.
-A tower that learns counts without checkpointing. What CUDA itself takes and what fragmentation wastes is a flat `OVERHEAD_GB`.
+A tower that learns counts without checkpointing. CUDA itself and fragmentation are a flat `OVERHEAD_GB`.
 """
 
 from __future__ import annotations
