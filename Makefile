@@ -18,7 +18,7 @@ demo: .venv/.installed
 	$(BIN)/python recipes/demo.py
 
 test: lint types
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
