@@ -33,7 +33,7 @@ from transformers import StaticCache
 from tests.factories import tiny_tokenizer
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
-from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.engine import Engine, Prefix
 from vlm_detect.infer.reference import generate_plain
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
@@ -126,14 +126,14 @@ def measure(
 
 
 @torch.inference_mode()
-def one_after_another(vlm: MoondreamVLM, prefix: Any, prompt: list[int]) -> str:
+def one_after_another(vlm: MoondreamVLM, prefix: Prefix, prompt: list[int]) -> str:
     """Greedy decoding of one prompt, token by token, on the prefix's cache copied into a static one."""
     config = vlm.model.config.text_config
     cache = StaticCache(config=config, max_cache_len=config.max_position_embeddings)
-    for layer, (key, value) in enumerate(prefix):
+    for layer, (key, value) in enumerate(prefix.layers):
         cache.update(key, value, layer)
     answer: list[int] = []
-    ids, position = prompt, prefix[0][0].shape[2]
+    ids, position = prompt, len(prefix)
     while len(answer) < NEW_TOKENS:
         positions = torch.arange(position, position + len(ids))[None]
         out = vlm.model(input_ids=torch.tensor([ids]), position_ids=positions, past_key_values=cache, logits_to_keep=1)
