@@ -4,6 +4,7 @@ The package holds what two scripts would share. The programs that use it stand i
 `vlm-detect --help` lists the verbs that need no clone.
 """
 
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 
 register_when_loaded()
+
+# Where peft imports bitsandbytes on some CPUs, it recommends a package on stderr, which is for our own one line.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@ A `UserError` says in one line what was given, what the limit is and what to do.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -21,8 +20,6 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     argv = sys.argv[1:]
     debug = "--debug" in argv
     argv = [arg for arg in argv if arg != "--debug"]
-    # Where peft or diffusers import bitsandbytes, it recommends a package on stderr, which is for our own one line.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         status = main(argv) or 0
     except UserError as error:
