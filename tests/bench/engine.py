@@ -33,7 +33,8 @@ from transformers import StaticCache
 from tests.factories import tiny_tokenizer
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
-from vlm_detect.infer.engine import Engine, Prefix
+from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.prefixes import Prefix
 from vlm_detect.infer.reference import generate_plain
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM

@@ -156,7 +156,7 @@ def test_malformed_images_and_bodies(running: Running) -> None:
 
 @pytest.mark.slow
 def test_two_thousand_of_them_leave_no_memory_behind(running: Running) -> None:
-    running.detector.engine.cache_bytes = 0  # kept prefixes are no leak
+    running.detector.engine.memory.max_bytes = 0  # kept prefixes are no leak
     send(running, 400, seed=1)
     gc.collect()
     before = psutil.Process().memory_info().rss

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.factories import tiny_vlm
 from vlm_detect.errors import UserError
-from vlm_detect.infer.engine import Ask, Engine, prefix_bytes, until
+from vlm_detect.infer.engine import Ask, Engine, until
 from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.moondream.family import MoondreamVLM
 
@@ -70,7 +70,7 @@ def test_captions_equal_the_plain_path(vlm, images) -> None:
 
 
 def test_prefixes_are_kept_within_their_bytes_and_the_oldest_leaves_first(vlm, images) -> None:
-    one = prefix_bytes(Engine(vlm).prefixes(images[:1])[0])
+    one = Engine(vlm).prefixes(images[:1])[0].nbytes
     engine = Engine(vlm, cache_bytes=2 * one)
     encoded = []
     encode = vlm.encode
@@ -85,7 +85,7 @@ def test_prefixes_are_kept_within_their_bytes_and_the_oldest_leaves_first(vlm, i
         engine.prefixes(images[:2])  # held: nothing is encoded
         assert encoded == [2]
         engine.prefixes(images[2:])  # the first goes
-        assert engine.held_bytes == 2 * one
+        assert engine.memory.held_bytes == 2 * one
         engine.prefixes(images[1:])
         assert encoded == [2, 1]
         engine.prefixes(images[:1])
@@ -98,7 +98,7 @@ def test_an_image_that_comes_twice_is_encoded_once_and_scored_alike(vlm, images)
     engine = Engine(vlm)
     first, second = engine.score([images[0], images[0].copy()], [ASKS[0], ASKS[0]])
     assert first == second
-    assert engine.held_bytes == prefix_bytes(engine.prefixes(images[:1])[0])
+    assert engine.memory.held_bytes == engine.prefixes(images[:1])[0].nbytes
 
 
 def test_a_question_beyond_the_context_is_refused_with_its_numbers(vlm, images) -> None:

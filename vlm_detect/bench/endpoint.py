@@ -25,7 +25,8 @@ from typing import Any
 from PIL import Image
 
 from vlm_detect.errors import UserError
-from vlm_detect.infer.engine import Ask, CandidateScore, image_key
+from vlm_detect.infer.asks import Ask, CandidateScore
+from vlm_detect.infer.prefixes import image_key
 
 _TOP = 20  # alternatives of the first token that are asked for; the protocol's most
 

@@ -13,8 +13,8 @@ from ..baselines.heatmap import heat_maps, overlay
 from ..data.questions import Topic
 from ..errors import UserError
 from ..infer.detector import Detector
-from ..infer.engine import equal_lengths
 from ..infer.evidence import evidence_steps
+from ..infer.prefixes import equal_lengths
 from ..infer.text_stream import TextStream
 from .worker import Job
 

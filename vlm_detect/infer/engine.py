@@ -13,10 +13,7 @@ depends on what follows it take it instead.
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,18 +24,8 @@ from ..errors import UserError
 from ..models.base import VLM
 from .asks import Ask, CandidateScore, greedy
 from .packing import Packed, pad_packed
+from .prefixes import Prefix, PrefixMemory, encode, equal_lengths, prefill, stack_prefixes
 from .reference import generate_plain, score_plain, stream_plain
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """An image as it lies in the decoder's cache; text behind it starts at position `len(prefix) + shift`."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, (1, H, P, D)
-    shift: int = 0
-
-    def __len__(self) -> int:
-        return self.layers[0][0].shape[2]
 
 
 class Engine:
@@ -51,60 +38,21 @@ class Engine:
         self.vlm = vlm
         self.batch_images = batch_images
         self.batch_rows = batch_rows
-        self.cache_bytes = cache_bytes
-        self._prefixes: OrderedDict[bytes, Prefix] = OrderedDict()
-        self._held_bytes = 0
+        self.memory = PrefixMemory(vlm, cache_bytes)
 
     # Prefixes
 
     def prefixes(self, images: Sequence[Image.Image]) -> list[Prefix]:
-        """The cached prefix of each image; those not held are encoded together and prefilled together."""
-        keys = [image_key(image) for image in images]
-        found = {key: self._prefixes[key] for key in keys if key in self._prefixes}
-        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
-        if missing:
-            embeds = self.encode(list(missing.values()))
-            for key, prefix in zip(missing, self.prefill(embeds), strict=True):
-                found[key] = prefix
-                self._hold(key, prefix)
-        for key in keys:
-            if key in self._prefixes:
-                self._prefixes.move_to_end(key)
-        return [found[key] for key in keys]
+        """The prefix of each image, from memory where it is held."""
+        return self.memory.prefixes(images)
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Image embeddings (B, N, D), read anew."""
-        return self.vlm.encode(self.vlm.prepare(images))
+        return encode(self.vlm, images)
 
-    @torch.inference_mode()
     def prefill(self, embeds: torch.Tensor) -> list[Prefix]:
-        """The prefix of each of (B, N, D) image embeddings, laid into the decoder together; none is kept."""
-        found: dict[int, Prefix] = {}
-        for alike in self.vlm.alike(embeds):
-            cache = DynamicCache()
-            some: Any = embeds if len(alike) == len(embeds) else [embeds[i] for i in alike]
-            self.vlm.model(**self.vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            layers = [(layer.keys, layer.values) for layer in cache.layers]
-            for row, (i, shift) in enumerate(zip(alike, self.vlm.shifts(len(alike)), strict=True)):
-                # Copies, so that one image's prefix does not keep the whole batch's memory alive.
-                found[i] = Prefix([(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v in layers], shift)
-        return [found[i] for i in range(len(embeds))]
-
-    def _hold(self, key: bytes, prefix: Prefix) -> None:
-        size = prefix_bytes(prefix)
-        if size > self.cache_bytes:
-            return
-        while self._held_bytes + size > self.cache_bytes:
-            _, oldest = self._prefixes.popitem(last=False)
-            self._held_bytes -= prefix_bytes(oldest)
-        self._prefixes[key] = prefix
-        self._held_bytes += size
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory of the prefixes that are held now."""
-        return self._held_bytes
+        """The prefix of each of (B, N, D) image embeddings; none is kept."""
+        return prefill(self.vlm, embeds)
 
     # Scoring
 
@@ -383,34 +331,6 @@ class Engine:
 def until(ids: list[int], end: int) -> list[int]:
     """Ids before the first `end`."""
     return ids[: ids.index(end)] if end in ids else ids
-
-
-def image_key(image: Image.Image) -> bytes:
-    """A digest of an image's pixels and size."""
-    header = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(header + image.tobytes()).digest()
-
-
-def prefix_bytes(prefix: Prefix) -> int:
-    return sum(tensor.nbytes for pair in prefix.layers for tensor in pair)
-
-
-def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
-    """A fresh cache whose row i holds prefix i; what is appended to it leaves the prefixes alone."""
-    return DynamicCache(
-        [
-            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-            for layer in zip(*(prefix.layers for prefix in prefixes), strict=True)
-        ]
-    )
-
-
-def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
-    """The indices of prefixes of one length, group by group."""
-    groups: dict[int, list[int]] = {}
-    for i, prefix in enumerate(prefixes):
-        groups.setdefault(len(prefix), []).append(i)
-    return list(groups.values())
 
 
 def batches(

@@ -1,0 +1,115 @@
+"""An image as it lies in the decoder's cache, read once; those last used stay in memory, bounded in bytes.
+
+    memory = PrefixMemory(vlm, max_bytes=2 << 30)
+    memory.prefixes([photo, other])      # what is not held is encoded in one batch and prefilled in one
+
+`stack_prefixes` makes of several the cache of a batch that goes on behind them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.cache_utils import DynamicCache
+
+from ..models.base import VLM
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """An image in the decoder's cache; text behind it starts at position `len(prefix) + shift`."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, (1, H, P, D)
+    shift: int = 0
+
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for pair in self.layers for tensor in pair)
+
+
+class PrefixMemory:
+    """Reads images into prefixes and keeps at most `max_bytes` of them, the oldest out first."""
+
+    def __init__(self, vlm: VLM, max_bytes: int) -> None:
+        self.vlm = vlm
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        self._held: OrderedDict[bytes, Prefix] = OrderedDict()
+
+    def prefixes(self, images: Sequence[Image.Image]) -> list[Prefix]:
+        """The prefix of each image; those not held are encoded together and prefilled together."""
+        keys = [image_key(image) for image in images]
+        found = {key: self._held[key] for key in keys if key in self._held}
+        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        if missing:
+            embeds = encode(self.vlm, list(missing.values()))
+            for key, prefix in zip(missing, prefill(self.vlm, embeds), strict=True):
+                found[key] = prefix
+                self._hold(key, prefix)
+        for key in keys:
+            if key in self._held:
+                self._held.move_to_end(key)
+        return [found[key] for key in keys]
+
+    def _hold(self, key: bytes, prefix: Prefix) -> None:
+        if prefix.nbytes > self.max_bytes:
+            return
+        while self.held_bytes + prefix.nbytes > self.max_bytes:
+            _, oldest = self._held.popitem(last=False)
+            self.held_bytes -= oldest.nbytes
+        self._held[key] = prefix
+        self.held_bytes += prefix.nbytes
+
+
+@torch.inference_mode()
+def encode(vlm: VLM, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Image embeddings (B, N, D) from one batch of the tower."""
+    return vlm.encode(vlm.prepare(images))
+
+
+@torch.inference_mode()
+def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
+    """The prefix of each of (B, N, D) image embeddings, laid into the decoder together."""
+    found: dict[int, Prefix] = {}
+    for alike in vlm.alike(embeds):
+        cache = DynamicCache()
+        some: Any = embeds if len(alike) == len(embeds) else [embeds[i] for i in alike]
+        vlm.model(**vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        for row, (i, shift) in enumerate(zip(alike, vlm.shifts(len(alike)), strict=True)):
+            # Copies, so that one image's prefix does not keep the whole batch's memory alive.
+            found[i] = Prefix([(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v in layers], shift)
+    return [found[i] for i in range(len(embeds))]
+
+
+def image_key(image: Image.Image) -> bytes:
+    """A digest of an image's pixels and size."""
+    header = f"{image.mode} {image.size}".encode()
+    return hashlib.sha256(header + image.tobytes()).digest()
+
+
+def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
+    """A fresh cache whose row i holds prefix i; what is appended to it leaves the prefixes alone."""
+    return DynamicCache(
+        [
+            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
+            for layer in zip(*(prefix.layers for prefix in prefixes), strict=True)
+        ]
+    )
+
+
+def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
+    """The indices of prefixes of one length, group by group."""
+    groups: dict[int, list[int]] = {}
+    for i, prefix in enumerate(prefixes):
+        groups.setdefault(len(prefix), []).append(i)
+    return list(groups.values())
