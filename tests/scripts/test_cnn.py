@@ -132,6 +132,13 @@ def init(self, *args, **kwargs):
     assert "holds a run with other settings (seed 0 -> 7)" in other.stderr
 
 
+def test_a_network_that_no_longer_improves_stops_early(home):
+    done = train("--learning_rate", 0, "--early_stopping_patience", 1, "--output_dir", "early")
+    assert done.returncode == 0, done.stderr
+    state = json.loads((home / "early" / "trainer_state.json").read_text())
+    assert state["epoch"] == 2  # the second is no better than the first
+
+
 @pytest.mark.parametrize("task", ["generator", "real_edited", "fake_edited", "three_way"])
 def test_every_task_trains_and_is_scored(task, home):
     done = train("--task", task, "--num_train_epochs", 1, "--output_dir", task, data="edits")

@@ -10,17 +10,14 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl
 
 from vlm_detect.baselines.batches import Batches, GroupSampler
 from vlm_detect.baselines.model import CnnForDetection, head_loss
 from vlm_detect.baselines.options import CnnTrainOptions
 from vlm_detect.baselines.pixels import Shots
 from vlm_detect.baselines.tasks import SUSPECTED, VERDICT, decisions, odds_of, targets_of
-from vlm_detect.errors import UserError
 from vlm_detect.train.progress import Counts, Progress
-from vlm_detect.train.termination import SaveOnTermination
-from vlm_detect.train.trainer import FollowEpochs
+from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.validation import scores_of
 
 
@@ -35,10 +32,8 @@ class _CnnProgress(Progress):
         return f"AUROC {logs['eval_auroc']:.4f}, {', '.join(scores)} on {logs['eval_images']} images"
 
 
-class CnnTrainer(Trainer):
+class CnnTrainer(RecipeTrainer):
     """Trains every head of a network and keeps the checkpoint that does best on `validation`."""
-
-    control: TrainerControl
 
     def __init__(
         self,
@@ -53,27 +48,17 @@ class CnnTrainer(Trainer):
         self.validation = validation
         self.truth = targets_of(validation, model.config.heads, model.config.task)
         self.head_weights = dict(head_weights or {})
-        self.counts = Counts()
         self.spent = 0.0, time.process_time()
-        self.sampler = GroupSampler(batches.groups, args.seed)
         super().__init__(
+            args,
+            GroupSampler(batches.groups, args.seed),
+            _CnnProgress(Counts()),
             model=model,
-            args=args,
             data_collator=lambda batch: batch,  # `Batches` hands out whole batches
             train_dataset=batches,
             eval_dataset=batches,  # the Trainer wants to see something here; `evaluate` does not use it
-            callbacks=[FollowEpochs(self.sampler)],
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over images, of whatever heads
-        for callback in (ProgressCallback, PrinterCallback):
-            self.remove_callback(callback)
-        self.progress = _CnnProgress(self.counts)
-        self.add_callback(self.progress)
-        self.termination = SaveOnTermination()
-        self.add_callback(self.termination)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupSampler:
-        return self.sampler
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the Trainer's estimate counts the tokens of a language model
@@ -93,19 +78,8 @@ class CnnTrainer(Trainer):
         }
         loss: Tensor = sum(self.head_weights.get(head, 1.0) * value for head, value in losses.items())  # type: ignore[assignment]
         self.counts.images += len(pixels)
-        if not torch.isfinite(loss.detach()):
-            raise UserError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run is stopped and its last "
-                "checkpoint is intact; try a lower --learning_rate"
-            )
+        self.check_loss(loss)
         return loss
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""
-        output = super().train(*args, **kwargs)
-        if self.termination.received:
-            raise KeyboardInterrupt
-        return output
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -113,16 +87,11 @@ class CnnTrainer(Trainer):
         """Score the validation images, each process its share, and log the metrics."""
         started = time.perf_counter()
         found = validation_scores(self.model.config, self.logits(self.validation), self.validation, self.truth)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        metrics[f"{metric_key_prefix}_images"] = len(self.validation)
-        metrics[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - started, 3)
         # Since the validation before: their sum over the log is the run's cost, however often it was interrupted.
         wall, cpu = self.progress.training_s, time.process_time()
-        metrics["train_seconds"], metrics["train_cpu_seconds"] = wall - self.spent[0], cpu - self.spent[1]
+        self.log({"train_seconds": wall - self.spent[0], "train_cpu_seconds": cpu - self.spent[1]})
         self.spent = wall, cpu
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return self.publish_scores(found, len(self.validation), started, metric_key_prefix)
 
     def logits(self, shots: Shots) -> dict[str, np.ndarray]:
         """Every head's logits (N, L) of all images of `shots`, each process its share."""

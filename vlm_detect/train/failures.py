@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,8 +16,11 @@ from vlm_detect.train.run_directory import last_checkpoint
 
 
 @contextmanager
-def told_in_one_line(trainer: Trainer) -> Iterator[None]:
-    """Turns a step out of memory and a full disk into a `UserError`; whatever else passes through."""
+def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Iterator[None]:
+    """Turns a step out of memory and a full disk into a `UserError`; whatever else passes through.
+
+    `memory_remedies` are flags that save memory, to be named beside a smaller batch.
+    """
     args = trainer.args
     try:
         yield
@@ -25,10 +28,11 @@ def told_in_one_line(trainer: Trainer) -> Iterator[None]:
         folder = str(args.output_dir)
         left = f"{checkpoint} is intact" if (checkpoint := last_checkpoint(folder)) else "no checkpoint was saved yet"
         if _is_out_of_memory(error):
+            remedies = "".join(f", or {flag}" for flag in memory_remedies)
             raise UserError(
                 f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory_gb():.1f} GB were in use): take "
                 f"--per_device_train_batch_size below {args.per_device_train_batch_size} and as many more "
-                f"--gradient_accumulation_steps, --activation_checkpointing True, or --quantize nf4; {left}"
+                f"--gradient_accumulation_steps{remedies}; {left}"
             ) from error
         if _is_full_disk(error):
             raise UserError(

@@ -1,0 +1,97 @@
+"""What the Trainers of VLMs and CNNs share: an order of their own, plain progress, one clear line for what ends a run.
+
+transformers' Trainer does the rest. `compute_loss` and `evaluate` are the subclasses' own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from vlm_detect.errors import UserError
+from vlm_detect.train.failures import told_in_one_line
+from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.progress import Progress
+from vlm_detect.train.termination import SaveOnTermination
+
+
+class EpochOrder(Protocol):
+    """A sampler whose order depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class RecipeTrainer(Trainer):
+    """A Trainer that follows `sampler`, prints `progress`, and ends in one line where it cannot go on.
+
+    `options` go to the Trainer. `memory_remedies` are the flags, beside a smaller batch, that save memory here.
+    """
+
+    control: TrainerControl
+    memory_remedies: tuple[str, ...] = ()
+
+    def __init__(self, args: TrainOptions, sampler: EpochOrder, progress: Progress, **options: Any) -> None:
+        self.sampler = sampler
+        self.progress = progress
+        self.counts = progress.counts
+        super().__init__(args=args, callbacks=[FollowEpochs(sampler)], **options)
+        for callback in (ProgressCallback, PrinterCallback):  # whichever --disable_tqdm chose
+            self.remove_callback(callback)
+        self.add_callback(progress)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.termination = SaveOnTermination()
+        self.add_callback(self.termination)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        return self.sampler  # type: ignore[return-value]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""
+        with told_in_one_line(self, self.memory_remedies):
+            output = super().train(*args, **kwargs)
+        if self.termination.received:
+            raise KeyboardInterrupt
+        return output
+
+    def check_loss(self, loss: torch.Tensor) -> None:
+        """Raise UserError unless the loss is a number."""
+        if not torch.isfinite(loss.detach()):
+            raise UserError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run is stopped and its last "
+                "checkpoint is intact; try a lower --learning_rate, or --bf16 in place of --fp16"
+            )
+
+    def publish_scores(self, scores: Mapping[str, float], images: int, started: float, prefix: str) -> dict[str, float]:
+        """Log validation scores, which choose the best checkpoint; `started` is a time of `time.perf_counter`."""
+        metrics = {f"{prefix}_{name}": value for name, value in scores.items()}
+        metrics |= {f"{prefix}_images": images, f"{prefix}_seconds": round(time.perf_counter() - started, 3)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class FollowEpochs(TrainerCallback):
+    """Tells the sampler the epoch. (accelerate's own relay does not reach through a resumed or sharded sampler.)"""
+
+    def __init__(self, sampler: EpochOrder) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))  # a sum of fractions of an epoch may fall short of it
