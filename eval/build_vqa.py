@@ -126,12 +126,14 @@ def check(config: BuildConfig) -> int:
     if config.json:
         print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))
         return 0
-    columns = {"all": floors, **(by_kind if len(by_kind) > 1 else {})}
+    rows = {"all": floors, **(by_kind if len(by_kind) > 1 else {})}
     print(f"{benchmark.name}: {len(benchmark.items)} items; accuracies without looking at an image")
-    print(" " * 20 + "".join(f"{name:>17}" for name in columns))
-    for name in floors:
-        cells = (f"{column[name]:.3f}" if name in column else "" for column in columns.values())
-        print(f"  {name:<18}" + "".join(f"{cell:>17}" for cell in cells))
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    width = max(map(len, rows))
+    print(" " * width + "".join(f"  {name}" for name in names))
+    for row, found in rows.items():
+        cells = (f"{found[name]:.3f}" if name in found else "-" for name in names)
+        print(f"{row:<{width}}" + "".join(f"  {cell:>{len(name)}}" for name, cell in zip(names, cells, strict=True)))
     return 0
 
 

@@ -139,6 +139,26 @@ def test_edits_of_generated_images_have_an_unaltered_original() -> None:
         assert affirmed == ((item.metadata["label"] == "edited") == asks_for_edit)
 
 
+def test_a_small_benchmark_has_edits_beside_the_others() -> None:
+    items = as_items(build(pairs(60, edits=60), Sizes(40, 40, 0, 0, 40)))
+    topics = Counter((item.kind, topic_of(item)) for item in items)
+    for kind in ("true_false", "multiple_choice", "open"):
+        assert topics[kind, "generation"] > topics[kind, "edit"] > 0, topics
+
+
+def test_unknown_makers_give_no_reason_and_are_not_real() -> None:
+    items = build(pairs(60, generators=("glide", "", "adm")), Sizes(40, 40, 20, 0, 0))
+    for item in items:
+        (source, _), *_ = item.shows
+        unknown = source.label == "generated" and not source.generator
+        assert (item.metadata["generator"] == "unknown") == unknown
+        assert not (unknown and item.kind != "true_false")
+        assert all(", and it" in option or " made it." in option for option in item.options if "It is" in option)
+    # One known maker is none to choose among: the operations are.
+    alone = build(pairs(60, generators=("glide", "")), Sizes(0, 40, 0, 0, 0))
+    assert {item.metadata["reason"] for item in alone} == set(OPERATIONS.values())
+
+
 def test_edits_without_a_box_are_asked_for_no_place() -> None:
     dataset = pairs(0, edits=8)
     boxless = [(photo, replace(twin, edit={"operation": "blur", "box": None})) for photo, twin in dataset]

@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from vlm_detect.bench.dataset_items import dataset_pairs
 from vlm_detect.bench.items import load_benchmark
 from vlm_detect.bench.prompts import generator_of, is_fake, prompts_of
 from vlm_detect.data.questions import EDIT_QUESTION, FAKE_QUESTION
@@ -66,6 +67,56 @@ def test_edits_have_questions_of_their_own(tmp_path: Path) -> None:
         (EDIT_QUESTION, "Yes."),
     ]
     assert [is_fake(item) for item in items] == [False, True, None, None]
+
+
+def test_the_unaltered_twin_of_an_edit_bears_its_generator(tmp_path: Path) -> None:
+    """Of an edit made from a twin, both images were generated, by what the row names."""
+    of_twin = pair(0, "red", "green", "edit") | {"image_label": "generated", "generator": "sd35"}
+    folder = write_pairs(tmp_path / "pairs", [of_twin, pair(1, "blue", "gray", "edit")])
+    items = load_benchmark(folder).items
+    facts = [(item.metadata["label"], generator_of(item), item.metadata["made_from"]) for item in items]
+    assert facts == [
+        ("generated", "sd35", "generated"),
+        ("edited", "sd35", "generated"),
+        ("real", "real", "real"),
+        ("edited", "blur", "real"),
+    ]
+    pairs, _ = dataset_pairs(folder, "test")
+    assert [[source.facts["generator"] for source in one] for one in pairs] == [["sd35", "sd35"], ["real", "blur"]]
+
+
+def images(folder: Path, rows: list[tuple[str, str, str]], split: str = "test") -> Path:
+    """An image dataset of (label, generator, object class), each image of a grey of its own."""
+    full = [
+        dict.fromkeys(IMAGE_FEATURES)
+        | {"image": png(f"#{20 + i:02x}8080"), "label": label, "generator": name, "object_class": of, "group": f"g{i}"}
+        for i, (label, name, of) in enumerate(rows)
+    ]
+    return write_pairs(folder, full, split, IMAGE_FEATURES)
+
+
+def test_an_image_dataset_with_edits_asks_as_many_photos(tmp_path: Path) -> None:
+    rows = [("real", "", "cat")] * 3 + [("generated", "glide", "cat"), ("edited", "blur", "cat"), ("edited", "", "dog")]
+    items = load_benchmark(images(tmp_path / "images", rows)).items
+    about_edits = [item for item in items if item.question == EDIT_QUESTION]
+    assert sorted(item.metadata["label"] for item in about_edits) == ["edited", "edited", "real", "real"]
+    assert sorted(item.ground_truth for item in about_edits) == ["No.", "No.", "Yes.", "Yes."]
+    assert sum(item.question == FAKE_QUESTION for item in items) == 4  # no edited one among them
+    assert len({item.id for item in items}) == len(items) == 8
+
+
+def test_images_are_matched_within_their_class_and_label(tmp_path: Path) -> None:
+    rows = [("real", "", of) for of in ("cat", "cat", "dog", "car")]
+    rows += [("generated", "glide", "cat"), ("generated", "adm", "dog"), ("generated", "adm", "dog")]
+    rows += [("edited", "blur", "cat"), ("edited", "blur", "car")]
+    pairs, data = dataset_pairs(images(tmp_path / "images", rows), "test")
+    assert {photo.label for photo, _ in pairs} == {"real"}
+    made = [pair for pair in pairs if pair[1].label == "generated"]
+    edits = [pair for pair in pairs if pair[1].label == "edited"]
+    assert (len(made), len(edits)) == (3, 2)  # a photo stands beside a generated and beside an edited image
+    assert [sum(a.object_class == b.object_class for a, b in some) for some in (made, edits)] == [2, 2]
+    assert len({photo.ref for photo, _ in made}) == 3
+    assert data(pairs[0][0].ref) != data(pairs[0][1].ref)
 
 
 def test_image_dataset_and_its_splits(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ SIDES = ("The one on the left.", "The one on the right.")
 OPERATIONS = {"crop": "it was cropped", "rescale": "it was scaled down", "jpeg": "it was compressed"}
 KIND_WORDS = {"caption": "it was drawn from a text", "vae": "it was painted after a photo"}
 _MAX_ATTRIBUTIONS = 4
+_EDITS_TO_OTHERS = 0.25
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Source:
 
     @property
     def facts(self) -> dict[str, Any]:
-        about = {"label": self.label, "generator": self.generator or "real", "group": self.group}
+        generator = self.generator or ("real" if self.label == "real" else "unknown")
+        about = {"label": self.label, "generator": generator, "group": self.group}
         known = {"twin_kind": self.kind, "object_class": self.object_class, "edit": self.told_edit}
         return about | {name: value for name, value in known.items() if value}
 
@@ -134,37 +136,35 @@ def true_false_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
     asked = _polar_questions(VERDICT_QUESTIONS, STATEMENTS)
     asked_of_edits = _polar_questions(EDIT_QUESTIONS, EDIT_STATEMENTS)
 
-    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
-        rounds = []
-        for questions, pairs, about in ((asked, made, {}), (asked_of_edits, edits, ABOUT_EDITS)):
-            # Each lap asks every pair a question; where the laps start differs from pair to pair.
-            for lap in range(len(questions)):
-                shuffled = rng.sample(list(enumerate(pairs)), len(pairs))
-                rounds += [(lap, pair, questions[(lap + i) % len(questions)], about) for i, pair in shuffled]
-        for _, pair, (question, polarity, (yes, no)), about in sorted(rounds, key=lambda entry: entry[0]):
-            yield [
-                BuiltItem(
-                    "true_false",
-                    question,
-                    yes if (source.label == about.get("asked", "generated")) == (polarity == "fake") else no,
-                    ((source, ""),),
-                    metadata=source.facts | about,
-                )
-                for source in pair
-            ]
+    def of(
+        pairs: Sequence[Pair], questions: Sequence[_Polar], about: dict[str, str], rng: random.Random
+    ) -> Iterator[list[BuiltItem]]:
+        # Each lap asks every pair a question; where the laps start differs from pair to pair.
+        for lap in range(len(questions)):
+            for i, pair in rng.sample(list(enumerate(pairs)), len(pairs)):
+                question, polarity, (yes, no) = questions[(lap + i) % len(questions)]
+                yield [
+                    BuiltItem(
+                        "true_false",
+                        question,
+                        yes if (source.label == about.get("asked", "generated")) == (polarity == "fake") else no,
+                        ((source, ""),),
+                        metadata=source.facts | about,
+                    )
+                    for source in pair
+                ]
 
-    return blocks
+    return lambda rng: _with_edits(of(made, asked, {}, rng), of(edits, asked_of_edits, ABOUT_EDITS, rng), rng)
 
 
 def open_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
     """Verdict and reason in free words, asked of a photo and of its twin; the reference says what was done."""
 
-    def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
-        entries = [(pair, "generation") for pair in made] + [(pair, "edit") for pair in edits]
-        for pair, topic in rng.sample(entries, len(entries)):
-            yield [_open_item(source, topic) for source in pair]  # type: ignore[arg-type]
+    def of(pairs: Sequence[Pair], topic: Topic, rng: random.Random) -> Iterator[list[BuiltItem]]:
+        for pair in rng.sample(list(pairs), len(pairs)):
+            yield [_open_item(source, topic) for source in pair]
 
-    return blocks
+    return lambda rng: _with_edits(of(made, "generation", rng), of(edits, "edit", rng), rng)
 
 
 def _open_item(source: Source, topic: Topic) -> BuiltItem:
@@ -180,9 +180,10 @@ def _open_item(source: Source, topic: Topic) -> BuiltItem:
     return BuiltItem("open", question, explanation(subject, topic), ((source, ""),), metadata=source.facts | about)
 
 
-def _polar_questions(
-    questions: Mapping[Polarity, str], statements: Mapping[Polarity, str]
-) -> list[tuple[str, Polarity, tuple[str, str]]]:
+_Polar = tuple[str, Polarity, tuple[str, str]]
+
+
+def _polar_questions(questions: Mapping[Polarity, str], statements: Mapping[Polarity, str]) -> list[_Polar]:
     """(question, its polarity, (affirming answer, denying answer)) of both ways to ask."""
     asked = [(text, polarity, (YES, NO)) for polarity, text in questions.items()]
     stated = [(STATEMENT_QUESTION.format(statement=text), p, (TRUE, FALSE)) for p, text in statements.items()]
@@ -191,21 +192,13 @@ def _polar_questions(
 
 def choice_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
     """Four options to four images: two photos with an operation each, two generated images with a reason each."""
-    reasons = _reasons([twin for _, twin in made])
+    by_reason = _by_reason(made)
 
     def blocks(rng: random.Random) -> Iterator[list[BuiltItem]]:
-        edit_blocks = list(_edit_choices(edits, rng))
-        by_reason: dict[str, list[Pair]] = defaultdict(list)
-        for pair in made:
-            by_reason[reasons(pair[1])].append(pair)
         draws = {reason: _endless(pairs, rng) for reason, pairs in sorted(by_reason.items())}
-        if not draws:
-            yield from edit_blocks
-            return
         seen: set[tuple[str, ...]] = set()
-        for _ in range(50 * len(made) + 50):  # enough draws to find what different blocks there are
-            if edit_blocks and rng.random() < 0.25:
-                yield edit_blocks.pop()
+        # Enough draws to find what different blocks there are.
+        for _ in range(50 * len(made) + 50 if draws else 0):
             first, second = rng.sample(sorted(draws), 2) if len(draws) > 1 else [next(iter(draws))] * 2
             block = _choice_block(next(draws[first]), next(draws[second]), (first, second), rng)
             key = tuple(
@@ -214,9 +207,8 @@ def choice_blocks(made: Sequence[Pair], edits: Sequence[Pair]) -> Blocks:
             if key not in seen:
                 seen.add(key)
                 yield block
-        yield from edit_blocks
 
-    return blocks
+    return lambda rng: _with_edits(blocks(rng), _edit_choices(edits, rng), rng)
 
 
 def _choice_block(one: Pair, two: Pair, words: tuple[str, str], rng: random.Random) -> list[BuiltItem]:
@@ -345,13 +337,27 @@ def operate(image: Image.Image, operation: str, rng: random.Random) -> Image.Ima
     return image
 
 
-def _reasons(twins: Sequence[Source]) -> Callable[[Source], str]:
-    """How a generated image's reason reads: by kind, else by generator, where there are at least two of them."""
-    if len({twin.kind for twin in twins if twin.kind in KIND_WORDS}) > 1:
-        return lambda twin: KIND_WORDS.get(twin.kind, "")
-    if len({twin.generator for twin in twins}) > 1:
-        return lambda twin: f"{twin.generator} made it"
-    return lambda twin: ""
+def _by_reason(made: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Pairs by how the generated image's reason reads: its kind, else its generator, where there are at least two."""
+    for told in (lambda twin: KIND_WORDS.get(twin.kind), lambda twin: twin.generator and f"{twin.generator} made it"):
+        by_reason: dict[str, list[Pair]] = defaultdict(list)
+        for pair in made:
+            if reason := told(pair[1]):
+                by_reason[reason].append(pair)
+        if len(by_reason) > 1:
+            return by_reason
+    return {"": list(made)} if made else {}
+
+
+def _with_edits(
+    blocks: Iterator[list[BuiltItem]], edit_blocks: Iterator[list[BuiltItem]], rng: random.Random
+) -> Iterator[list[BuiltItem]]:
+    """One block about edits for about four of the others, while there are both."""
+    for block in blocks:
+        if rng.random() < _EDITS_TO_OTHERS and (edit_block := next(edit_blocks, None)):
+            yield edit_block
+        yield block
+    yield from edit_blocks
 
 
 def _fill(blocks: Iterator[list[BuiltItem]], size: int) -> list[BuiltItem]:

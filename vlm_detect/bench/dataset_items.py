@@ -1,7 +1,8 @@
 """A pair or image dataset as a benchmark: the yes/no pair about each image of one split.
 
 "Is this image AI-generated?" is asked of real and generated images; the scorer adds "Is this a real photo?". Edited
-images, and the photos that they were made from, are asked whether a part was altered instead.
+images, and what they were made from, are asked whether a part was altered instead; where an image dataset does not say
+what that was, as many of its photos are.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ def load_split(folder: Path, split: str) -> Dataset:
 
 def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
     for index, row in enumerate(rows):
-        edited = row["kind"] == "edit"
+        edited, made_from = row["kind"] == "edit", row["image_label"]
         shared = {"group": row["group"], "pair_id": row["pair_id"], "caption": row.get("caption") or ""}
+        shared |= {"made_from": made_from} if edited else {}
         yield (
-            _item(f"{row['pair_id']}/image", f"{index}:image", row["image_label"], "real", edited, shared),
+            _item(f"{row['pair_id']}/image", f"{index}:image", made_from, _maker(row), edited, shared),
             _bytes(row["image"]),
         )
         label = "edited" if edited else "generated"
@@ -83,12 +85,22 @@ def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
         )
 
 
+def _maker(row: dict[str, Any]) -> str:
+    """What made a pair's image: an edit of a twin bears that twin's generator."""
+    return "real" if row["image_label"] == "real" else row["generator"] or ""
+
+
 def _image_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
+    labels = rows["label"]
+    photos = [index for index, label in enumerate(labels) if label == "real"]
+    unaltered = set(random.Random(0).sample(photos, min(len(photos), sum(label == "edited" for label in labels))))
     for index, row in enumerate(rows):
-        label = row["label"]
+        label, data = row["label"], _bytes(row["image"])
         about = {"group": row["group"], "object_class": row.get("object_class") or ""}
-        item = _item(f"{index}", f"{index}:image", label, row.get("generator") or "", label == "edited", about)
-        yield item, _bytes(row["image"])
+        generator = row.get("generator") or ""
+        yield _item(f"{index}", f"{index}:image", label, generator, label == "edited", about), data
+        if index in unaltered:
+            yield _item(f"{index}/unaltered", f"{index}:image", label, generator, True, about), data
 
 
 def _item(id_: str, ref: str, label: str, generator: str, about_edits: bool, metadata: dict[str, Any]) -> Item:
@@ -134,29 +146,31 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
             edit=row.get("edit"),
             size=decode_image(_bytes(row["twin"])).image.size if edited else None,
         )
-        pairs.append((Source(f"{index}:image", row["image_label"], "", row["group"]), twin))
+        pairs.append((Source(f"{index}:image", row["image_label"], _maker(row), row["group"]), twin))
     return pairs, data
 
 
 def _matched(rows: Dataset) -> list[Pair]:
-    photos: dict[str, list[Source]] = defaultdict(list)
-    others: dict[str, list[Source]] = defaultdict(list)
+    by_label: dict[str, dict[str, list[Source]]] = defaultdict(lambda: defaultdict(list))
     columns = rows.select_columns(
         [c for c in ("label", "generator", "group", "object_class") if c in rows.column_names]
     )
     for index, row in enumerate(columns):
         name = row.get("object_class") or ""
         source = Source(f"{index}:image", row["label"], row.get("generator") or "", row["group"], object_class=name)
-        (photos if row["label"] == "real" else others)[name].append(source)
+        by_label[row["label"]][name].append(source)
     rng = random.Random(0)
-    pairs: list[Pair] = []
+    return [pair for label in ("generated", "edited") for pair in _by_lot(by_label["real"], by_label[label], rng)]
+
+
+def _by_lot(photos: dict[str, list[Source]], others: dict[str, list[Source]], rng: random.Random) -> Iterator[Pair]:
+    """Pairs within a class of objects, then of what is left over."""
     rest: tuple[list[Source], list[Source]] = ([], [])
     for name in sorted(photos.keys() | others.keys()):
-        rng.shuffle(photos[name])
-        rng.shuffle(others[name])
-        pairs += zip(photos[name], others[name], strict=False)
-        both = min(len(photos[name]), len(others[name]))
-        rest[0].extend(photos[name][both:])
-        rest[1].extend(others[name][both:])
+        drawn = [rng.sample(side.get(name, []), len(side.get(name, []))) for side in (photos, others)]
+        yield from zip(*drawn, strict=False)
+        both = min(map(len, drawn))
+        for left, side in zip(rest, drawn, strict=True):
+            left.extend(side[both:])
     rng.shuffle(rest[1])
-    return pairs + list(zip(*rest, strict=False))
+    yield from zip(*rest, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -35,7 +36,13 @@ def _blank(item: Item) -> Image.Image:
 
 
 def _others(benchmark: Benchmark, seed: int) -> Callable[[Item], Image.Image]:
-    """Every item gets the image of another one: a drawn order, shifted by one."""
+    """Every item gets the image of another one in a drawn order: the next, of as many images and of another group."""
     order = random.Random(seed).sample(benchmark.items, len(benchmark.items))
-    other = {item.id: order[i - 1] for i, item in enumerate(order)}
-    return lambda item: item_image(benchmark, other[item.id])
+    places = {item.id: place for place, item in enumerate(order)}
+
+    def other(item: Item) -> Image.Image:
+        after = itertools.chain(order[places[item.id] + 1 :], order[: places[item.id]])
+        fitting = (one for one in after if one.group != item.group and len(one.images) == len(item.images))
+        return item_image(benchmark, next(fitting, item))
+
+    return other
