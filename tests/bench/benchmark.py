@@ -9,7 +9,8 @@ Both sides answer the same items about the same image files, greedily:
 
 Sides take turns in one process with one thread, and are timed by the processor time that they use, so that what else
 runs on the machine counts for neither. The ratio is the median over the rounds. Equal answers are a condition. The
-ceiling is what the FLOP count allows when nothing else costs time: the image read once in place of once a prompt.
+ceiling is what the FLOP count allows when nothing else costs time: the image read once in place of once a prompt. An
+image that fits one crop comes as two equal ones; both sides read one of them, and `crops` counts what is read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from engine import make_vlm
-from flops import flop_ratio, text_flops, tower_flops
+from flops import crops_read, flop_ratio, text_flops, tower_flops
 from PIL import Image
 
 from vlm_detect.bench.items import Benchmark, open_image
@@ -94,9 +95,11 @@ def measure(vlm: MoondreamVLM, paths: list[Path], prompts: int, repeats: int, ar
 
     assert plain() == ours(), "the two sides give different answers"
     ratio = statistics.median(seconds(plain) / seconds(ours) for _ in range(repeats))
-    crops = vlm.prepare([open_image(paths[0])])["pixel_values"].shape[1]
+    crops = crops_read(vlm.prepare([open_image(paths[0])])["pixel_values"].shape[1])
     ceiling = flop_ceiling(vlm, crops, prompts, len(vlm.question_ids(items[0].question)))
-    print(f"{crops} crops, {prompts} prompts an image: {ratio:.2f}x of the plain loop (FLOP ceiling {ceiling:.2f})")
+    print(
+        f"{crops} crops read, {prompts} prompts an image: {ratio:.2f}x of the plain loop (FLOP ceiling {ceiling:.2f})"
+    )
     return {
         "bench": "benchmark",
         "setting": {"crops": crops, "questions": prompts, "images": len(paths), "new_tokens": NEW_TOKENS, "threads": 1},

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flops import bench_config, flop_ratio, text_flops, tower_flops
+from flops import bench_config, crops_read, flop_ratio, text_flops, tower_flops
 from PIL import Image
 from transformers import StaticCache
 
@@ -163,7 +163,7 @@ def flops_of(vlm: MoondreamVLM, crops: int, prompt_lengths: list[int]) -> dict[s
     prefill = text_flops(config, prefix, prefix, 0)
     questions = sum(text_flops(config, n + NEW_TOKENS - 1, prefix + n, NEW_TOKENS) for n in prompt_lengths)
     image = tower_flops(config, crops) + prefill
-    ours = tower_flops(config, 1 if crops == 2 else crops) + prefill
+    ours = tower_flops(config, crops_read(crops)) + prefill
     return {
         "fresh": len(prompt_lengths) * image + questions,
         "encoded": image + questions,

@@ -12,8 +12,13 @@ REAL_TOWER_TO_STEP = 6.7 / 4.0
 STEP_TOKENS = 780
 
 
+def crops_read(crops: int) -> int:
+    """How many of an image's crops our tower reads: of two, which are one image twice, the one."""
+    return 1 if crops == 2 else crops
+
+
 def tower_flops(config: MoondreamConfig, crops: int) -> float:
-    """The frozen tower, forward, for one image of `crops` crops."""
+    """The frozen tower, forward, for `crops` crops read."""
     v = config.vision_config
     tokens = v.num_image_tokens
     linear = 2 * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
