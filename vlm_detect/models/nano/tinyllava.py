@@ -64,6 +64,7 @@ def build_tinyllava(
         intermediate_size=4 * sizes.text_width,
         num_hidden_layers=sizes.text_layers,
         num_attention_heads=sizes.text_heads,
+        hidden_act="gelu_pytorch_tanh",  # what phi-2 calls gelu_new, in one kernel in place of eight
         max_position_embeddings=sizes.max_positions,
         partial_rotary_factor=0.5,  # 32 dimensions, as phi-2 turns of its heads of 80
         bos_token_id=tokenizer.bos_token_id,
