@@ -43,7 +43,7 @@ from vlm_detect.models.nano.captions import sample_texts
 from vlm_detect.models.nano.cards import write_card
 from vlm_detect.models.nano.config import NanoConfig, section
 from vlm_detect.models.nano.figures import judge_renders, question_captioner, record
-from vlm_detect.models.nano.judge import JudgeConfig, train_judge
+from vlm_detect.models.nano.judge import Judge, JudgeConfig, train_judge
 from vlm_detect.models.nano.photos import Photos, default_source, load_photos
 from vlm_detect.models.nano.renderer import RendererConfig, train_renderer
 from vlm_detect.models.nano.tinyllava import (
@@ -55,6 +55,7 @@ from vlm_detect.models.nano.tinyllava import (
 )
 from vlm_detect.models.nano.tokenizer import train_tokenizer
 from vlm_detect.models.nano.weights import halve
+from vlm_detect.models.registry import default_device
 from vlm_detect.models.tinyllava.processing import SYSTEM
 
 STAGES = ("vae", "judge", "renderer", "tokenizer", "captioner", "tinyllava")
@@ -77,17 +78,25 @@ def main(argv: list[str]) -> None:
 def vae(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, float]:
     """Photographs to latents and back."""
     out = Path(config.output_dir)
-    _, figures = train_autoencoder(section(config, "vae", VaeConfig), training, held_out, out, config.seed)
-    record(figures_folder(config) / "vae.json", model="sd35-nano", task="autoencoding", seed=config.seed, **figures)
+    sizes, device = section(config, "vae", VaeConfig), place(config)
+    _, figures = train_autoencoder(sizes, training, held_out, out, config.seed, device)
+    made = {"seed": config.seed, "device": device}
+    record(figures_folder(config) / "vae.json", model="sd35-nano", task="autoencoding", **made, **figures)
     return figures
 
 
 def judge(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, float]:
     """The classifier that the renders are shown to, and that the captioner's tower learns from."""
-    sizes = section(config, "judge", JudgeConfig)
-    _, figures = train_judge(sizes, training, held_out, Path(config.output_dir), config.seed)
-    record(figures_folder(config) / "judge.json", model="nano judge", task="ten classes", seed=config.seed, **figures)
+    _, figures = trained_judge(config, training, held_out)
+    made = {"seed": config.seed, "device": place(config)}
+    record(figures_folder(config) / "judge.json", model="nano judge", task="ten classes", **made, **figures)
     return figures
+
+
+def trained_judge(config: NanoConfig, training: Photos, held_out: Photos) -> tuple[Judge, dict[str, float]]:
+    """The judge, trained now or before in the same output_dir, with its figures."""
+    sizes = section(config, "judge", JudgeConfig)
+    return train_judge(sizes, training, held_out, Path(config.output_dir), config.seed, place(config))
 
 
 def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
@@ -95,15 +104,14 @@ def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     out, sizes = Path(config.output_dir), section(config, "renderer", RendererConfig)
     start, before = started_from(config, "sd35")
     loaded = StableDiffusion3Pipeline.from_pretrained(start) if start else AutoencoderKL.from_pretrained(out / "vae")
-    pipeline, trained = train_renderer(sizes, loaded, training, out, config.seed)
-    judge_config = section(config, "judge", JudgeConfig)
-    critic, judged = train_judge(judge_config, training, held_out, out, config.seed)
+    pipeline, trained = train_renderer(sizes, loaded, training, out, config.seed, place(config))
+    critic, judged = trained_judge(config, training, held_out)
     figures, images = judge_renders(
         pipeline,
         critic,
         held_out,
         facts_of(held_out),
-        renders=judge_config.renders,
+        renders=section(config, "judge", JudgeConfig).renders,
         steps=sizes.sampling_steps,
         guidance=sizes.guidance_scale,
         seed=config.seed,
@@ -115,9 +123,9 @@ def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         "judge_accuracy": judged["accuracy"],
         "psnr_db": round(psnr_db(pipeline.vae, held_out.images[:1000]), 2),
     }
-    figures = record(
-        figures_folder(config) / "renderer.json", model="sd35-nano", task="text to image", seed=config.seed, **figures
-    )
+    made = {"seed": config.seed, "device": place(config)}
+    path = figures_folder(config) / "renderer.json"
+    figures = record(path, model="sd35-nano", task="text to image", **made, **figures)
     stages = {"renderer": sizes} if start else {"vae": section(config, "vae", VaeConfig), "renderer": sizes}
     write_card(out / "sd35", "sd35", config=stages, before=before, t5_tokens=sizes.t5_tokens, **figures)
     install(config, "sd35")
@@ -135,7 +143,7 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     out, seed, sizes = Path(config.output_dir), config.seed, section(config, "captioner", CaptionerConfig)
     if not (out / "tokenizer").is_dir():
         tokenizer(config, training, held_out)
-    teacher, judged = train_judge(section(config, "judge", JudgeConfig), training, held_out, out, seed)
+    teacher, judged = trained_judge(config, training, held_out)
     torch.manual_seed(seed)
     start, before = started_from(config, "moondream")
     if start:
@@ -143,9 +151,10 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         processor = MoondreamProcessor.from_pretrained(start)
     else:
         model, processor = build_captioner(sizes, AutoTokenizer.from_pretrained(out / "tokenizer"))
+    model.to(place(config))
     model.set_attn_implementation("eager")  # torch's fused attention on a CPU is slow in bfloat16
     facts = facts_of(training)
-    tower, grid = moondream_tower(model, teacher), model.config.vision_config.grid_size
+    tower, grid = moondream_tower(model, teacher).to(place(config)), model.config.vision_config.grid_size
     figures: dict[str, Any] = {"judge_accuracy": judged["accuracy"]}
     if start:
         teaching, stages = Teaching(training, facts, teacher, TowerConfig.distillation, grid), {"captioner": sizes}
@@ -166,6 +175,7 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         model="moondream-nano",
         task="captions, questions",
         seed=seed,
+        device=place(config),
         **figures,
     )
     write_card(
@@ -185,7 +195,7 @@ def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     start, _ = started_from(config, "moondream")
     if start is None:
         raise UserError("stage tinyllava starts from a nano moondream: give --init nano, or a folder with moondream/")
-    teacher, judged = train_judge(section(config, "judge", JudgeConfig), training, held_out, out, seed)
+    teacher, judged = trained_judge(config, training, held_out)
     facts = facts_of(training)
     texts = sample_texts(facts, Random(seed))
     words = train_tokenizer([*texts, *[f"{SYSTEM} USER: ASSISTANT:"] * 2000], sizes.vocabulary)
@@ -193,8 +203,9 @@ def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     model, processor = build_tinyllava(NanoTinyLlava(), words)
     moondream = MoondreamForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     start_from_moondream(model, processor.tokenizer, moondream, AutoTokenizer.from_pretrained(start))
+    model.to(place(config))
     model.set_attn_implementation("eager")
-    vlm, tower = LlavaVLM(model, processor, "tinyllava-nano"), tinyllava_tower(model, teacher)
+    vlm, tower = LlavaVLM(model, processor, "tinyllava-nano"), tinyllava_tower(model, teacher).to(place(config))
     grid = NanoTinyLlava.image_size // NanoTinyLlava.patch_size
     teaching = Teaching(training, facts, teacher, TowerConfig.distillation, grid)
     trained = train_captioner("tinyllava", vlm, tower, teaching, facts, sizes, out, seed)
@@ -207,11 +218,16 @@ def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         model="tinyllava-nano",
         task="captions, questions",
         seed=seed,
+        device=place(config),
         **figures,
     )
     vocabulary = model.config.text_config.vocab_size
     write_card(out / "tinyllava", "tinyllava", config={"tinyllava": sizes}, vocabulary=vocabulary, **figures)
     install(config, "tinyllava")
+
+
+def place(config: NanoConfig) -> torch.device:
+    return torch.device(config.device) if config.device else default_device()
 
 
 def figures_folder(config: NanoConfig) -> Path:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm_detect.baselines.configuration import CnnConfig
 from vlm_detect.baselines.trainer import CnnTrainer
 from vlm_detect.config import read_run_json, write_json
+from vlm_detect.train.machine import machine_name
 from vlm_detect.train.run_directory import RunDirectory
 
 
@@ -19,7 +18,6 @@ def facts_of(trainer: CnnTrainer, run: RunDirectory) -> dict[str, Any]:
     """Parameters, epochs, cost and place of a run. Seconds are summed over its resumptions."""
     history = trainer.state.log_history
     record = read_run_json(run.path) or {}
-    device = trainer.args.device.type
     return {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "epochs": trainer.state.epoch,
@@ -29,7 +27,7 @@ def facts_of(trainer: CnnTrainer, run: RunDirectory) -> dict[str, Any]:
         "images_trained": round((trainer.state.epoch or 0) * len(trainer.batches)),
         "command": ["python", "recipes/cnn.py", *sys.argv[1:]],
         "begun_at": record.get("commit"),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads",
+        "device": machine_name(trainer.args.device.type),
         "processes": trainer.args.world_size,
     }
 

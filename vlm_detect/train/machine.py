@@ -25,6 +25,13 @@ def use_cpu_cores(threads: int | None = None) -> None:
     torch.set_num_threads(max(1, threads))
 
 
+def machine_name(device_type: str) -> str:
+    """What a recorded figure says it was measured on: the GPU's name, or the kind of device and the threads used."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{device_type}, {torch.get_num_threads()} threads"
+
+
 def dtype_of(name: str | None) -> torch.dtype | None:
     """The torch dtype of a flag's value; None stays None, which leaves the choice to the device."""
     if name is None:

@@ -96,15 +96,15 @@ def psnr_db(vae: AutoencoderKL, images: np.ndarray, batch: int = 50) -> float:
 
 
 def train_autoencoder(
-    config: VaeConfig, training: Photos, held_out: Photos, folder: Path, seed: int
+    config: VaeConfig, training: Photos, held_out: Photos, folder: Path, seed: int, device: torch.device | str = "cpu"
 ) -> tuple[AutoencoderKL, dict[str, float]]:
     """Train (or finish training) the autoencoder and save it to `folder/vae`; returns it with its figures."""
     torch.manual_seed(seed)
-    vae = build_autoencoder(config.channels, training.images.shape[1])
+    vae = build_autoencoder(config.channels, training.images.shape[1]).to(device)
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(training), (config.optimisation.batch,), generator=generator)
-        pixels = to_pixels(training.images[rows.numpy()])
+        pixels = to_pixels(training.images[rows.numpy()]).to(device)
         return autoencoder_loss(vae, pixels, generator, edge_weight=config.edge_weight, kl_weight=config.kl_weight)
 
     figures = train("vae", vae, loss_of, config.optimisation, folder=folder, seed=seed)

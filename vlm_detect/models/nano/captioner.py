@@ -178,17 +178,19 @@ class Teaching:
 
     def __init__(self, training: Photos, facts: list[Facts], judge: Judge, distillation: float, grid: int) -> None:
         self.training, self.judge, self.distillation, self.grid = training, judge.eval(), distillation, grid
+        self.device = judge.head.weight.device
         self.labels = torch.from_numpy(training.labels)
         self.colours = torch.tensor([[COLOURS.index(f.colour), COLOURS.index(f.background)] for f in facts])
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Targets]:
-        """Rows (B,), crops (B, 3, H, W) and the targets of ``heads_loss``."""
+        """Rows (B,), on the CPU; crops (B, 3, H, W) and the targets of ``heads_loss`` where the judge is."""
         rows = torch.randint(len(self.training), (batch,), generator=generator)
-        crops = augment(to_pixels(self.training.images[rows.numpy()]), generator)
+        crops = augment(to_pixels(self.training.images[rows.numpy()]), generator).to(self.device)
         with torch.no_grad():
             soft, places = self.judge.teach(crops, self.grid)
-        shares = torch.lerp(F.one_hot(self.labels[rows], len(CLASSES)).float(), soft, self.distillation)
-        return rows, crops, Targets(shares, self.colours[rows], places)
+        labels, colours = self.labels[rows].to(self.device), self.colours[rows].to(self.device)
+        shares = torch.lerp(F.one_hot(labels, len(CLASSES)).float(), soft, self.distillation)
+        return rows, crops, Targets(shares, colours, places)
 
 
 def train_tower(
@@ -206,7 +208,8 @@ def train_tower(
     figures = train("tower", tower, loss_of, recipe, folder=folder, seed=seed)
     with torch.inference_mode():
         parts = np.array_split(held_out.images, max(1, len(held_out) // 100))
-        predicted = torch.cat([tower(tower.see(to_pixels(part)))[0].argmax(-1) for part in parts])
+        seen = (tower.see(to_pixels(part).to(teaching.device)) for part in parts)
+        predicted = torch.cat([tower(features)[0].argmax(-1).cpu() for features in seen])
     return figures | {"accuracy": float((predicted.numpy() == held_out.labels).mean())}
 
 
@@ -228,6 +231,7 @@ def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
 
 def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Mean over the texts of their answers' mean cross-entropy; logits are made for answered positions only."""
+    batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
     hidden = vlm.hidden_states(vlm.model, row_inputs(vlm, image_embeds, batch))
     next_ids, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
     answered = next_ids != IGNORE
@@ -276,7 +280,7 @@ def train_captioner(
 
 def _enlarged(crops: Tensor, side: int) -> list[Image.Image]:
     """Crops (B, 3, H, W) in [-1, 1] as pictures of ``side`` pixels, which the processor cuts into several crops."""
-    pixels = ((crops + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels = ((crops + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in pixels]
 
 

@@ -39,6 +39,7 @@ class NanoConfig:
         },
     )
     seed: int = field(default=0, metadata={"help": "Seeds weights, batches and captions."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ... Default: a GPU where there is one."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads. Default: torch's choice."})
     vae: str = field(default="{}", metadata={"help": "JSON; see VaeConfig."})
     renderer: str = field(default="{}", metadata={"help": "JSON; see RendererConfig."})

@@ -20,6 +20,7 @@ from vlm_detect.models.nano.captions import UNDECIDABLE, Facts, caption, factual
 from vlm_detect.models.nano.judge import Judge, frechet_distance, look
 from vlm_detect.models.nano.photos import CLASSES, SPLIT_RULE, Photos
 from vlm_detect.models.nano.renderer import render
+from vlm_detect.train.machine import machine_name
 
 
 def wilson(right: int, n: int) -> list[float]:
@@ -101,7 +102,7 @@ def question_captioner(vlm: VLM, held_out: Photos, facts: list[Facts], *, n: int
     }
 
 
-def record(path: Path, *, model: str, task: str, seed: int, **figures: Any) -> dict[str, Any]:
+def record(path: Path, *, model: str, task: str, seed: int, device: torch.device, **figures: Any) -> dict[str, Any]:
     """Write one file of recorded figures, with the fields that all of them share; returns it."""
     record = {
         "model": model,
@@ -112,7 +113,7 @@ def record(path: Path, *, model: str, task: str, seed: int, **figures: Any) -> d
         "seed": seed,
         "command": " ".join(["python", *sys.argv]),
         "commit": git_commit(),
-        "device": f"cpu, {torch.get_num_threads()} threads",
+        "device": machine_name(device.type),
     }
     write_json(path, record)
     return record

@@ -71,17 +71,17 @@ def augment(pixels: Tensor, generator: torch.Generator, shift: int = 4) -> Tenso
 
 
 def train_judge(
-    config: JudgeConfig, training: Photos, held_out: Photos, folder: Path, seed: int
+    config: JudgeConfig, training: Photos, held_out: Photos, folder: Path, seed: int, device: torch.device | str = "cpu"
 ) -> tuple[Judge, dict[str, float]]:
     """Train (or finish training) the judge; returns it with its accuracy on the held-out photographs."""
     torch.manual_seed(seed)
     judge = Judge(config.width)
-    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a CPU's convolutions are faster so
+    judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(training), (config.optimisation.batch,), generator=generator).numpy()
-        pixels = augment(to_pixels(training.images[rows]), generator)
-        labels = torch.from_numpy(training.labels[rows])
+        pixels = augment(to_pixels(training.images[rows]), generator).to(device)
+        labels = torch.from_numpy(training.labels[rows]).to(device)
         return {"loss": F.cross_entropy(judge(pixels), labels, label_smoothing=0.1)}
 
     figures = train("judge", judge, loss_of, config.optimisation, folder=folder, seed=seed)
@@ -95,8 +95,9 @@ def look(judge: Judge, images: np.ndarray, batch: int = 500) -> tuple[np.ndarray
     """(predicted classes (N,), features (N, D)) of images (N, H, W, 3) uint8."""
     judge.eval()
     parts = np.array_split(images, max(1, len(images) // batch))
-    features = torch.cat([judge.features(to_pixels(part)) for part in parts])
-    return judge.head(features).argmax(1).numpy(), features.numpy()
+    device = judge.head.weight.device
+    features = torch.cat([judge.features(to_pixels(part).to(device)) for part in parts])
+    return judge.head(features).argmax(1).cpu().numpy(), features.cpu().numpy()
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

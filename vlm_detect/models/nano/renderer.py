@@ -123,7 +123,12 @@ def draw_caption(facts: Facts, rng: Random) -> str:
 
 
 def train_renderer(
-    config: RendererConfig, start: AutoencoderKL | StableDiffusion3Pipeline, training: Photos, folder: Path, seed: int
+    config: RendererConfig,
+    start: AutoencoderKL | StableDiffusion3Pipeline,
+    training: Photos,
+    folder: Path,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[StableDiffusion3Pipeline, dict[str, float]]:
     """Train (or finish training) the pipeline and export it in fp16 to ``folder/sd35``; returns it with its figures.
 
@@ -136,6 +141,7 @@ def train_renderer(
         pipeline = build_pipeline(config, start, [draw_caption(f, rng) for f in facts[:20000]])
     else:
         pipeline = start
+    pipeline.to(device)
     vae = pipeline.vae.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     latents = _scaled_latents(vae, training.images, folder / "latents.pt")
@@ -147,7 +153,7 @@ def train_renderer(
             "" if words.random() < config.unconditional else draw_caption(facts[row % len(facts)], words)
             for row in rows.tolist()
         ]
-        return {"loss": flow_matching_loss(pipeline, latents[rows], captions, generator)}
+        return {"loss": flow_matching_loss(pipeline, latents[rows].to(device), captions, generator)}
 
     parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
     figures = train("renderer", parts, loss_of, config.optimisation, folder=folder, seed=seed)

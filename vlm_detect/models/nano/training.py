@@ -70,7 +70,8 @@ def train(
 
     Args:
         name: names the checkpoint ``folder/name.pt`` and the log ``folder/name.jsonl``.
-        loss_of: given the step's generator (on the CPU), draws a batch and returns ``{"loss": ..., other: ...}``.
+        loss_of: given the step's generator (on the CPU), draws a batch, moves it to where the model is, and returns
+            ``{"loss": ..., other: ...}``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.pt"
@@ -93,7 +94,7 @@ def train(
         checkpoint.with_suffix(".tmp").replace(checkpoint)  # a killed run never leaves half a checkpoint
 
     model.train()
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     since, steps_since = time.perf_counter(), 0
     while step < recipe.steps:
         with _computing_in(recipe.precision, weights[0].device):
@@ -110,11 +111,12 @@ def train(
         decay = min(recipe.ema, step / (step + 10))
         torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - decay)
         for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + value.item()
+            sums[key] = sums.get(key, 0) + value.detach()  # read out when logged: a GPU is not waited for
         if step % recipe.log_every == 0 or step == recipe.steps:
             now = time.perf_counter()
             seconds, rate = seconds + now - since, steps_since / (now - since)
-            _log(folder / f"{name}.jsonl", name, step, recipe, {k: v / steps_since for k, v in sums.items()}, rate)
+            means = {key: value.item() / steps_since for key, value in sums.items()}
+            _log(folder / f"{name}.jsonl", name, step, recipe, means, rate)
             sums, since, steps_since = {}, now, 0
         if step % recipe.save_every == 0 or step == recipe.steps:
             save()
