@@ -2,7 +2,7 @@
 
     python data_gen/render.py --captions work/captions --out work/renders \\
         --generator stabilityai/stable-diffusion-3.5-large --twins caption,vae
-    python data_gen/render.py --row PAIR_ID --pairs data/pairs --out twin.jpg    # one twin again, from its receipt
+    python data_gen/render.py --row ID --pairs data/pairs --out twin.jpg    # one twin or edit again, from its receipt
 
 What is not given (steps, guidance, size, ...) is taken from the file in data_gen/configs that is for the generator.
 """
@@ -23,9 +23,10 @@ PRESETS = Path(__file__).parent / "configs"
 class Config:
     out: str = field(metadata={"help": "Folder of the rendered twins; of one row: the image file."})
     captions: str | None = field(default=None, metadata={"help": "Output of data_gen/caption.py."})
-    row: str | None = field(default=None, metadata={"help": "Render only the twin of this pair_id again."})
-    pairs: str = field(default="data/pairs", metadata={"help": "The pair dataset that has --row."})
+    row: str | None = field(default=None, metadata={"help": "Make only the image of this row (pair_id or id) again."})
+    pairs: str = field(default="data/pairs", metadata={"help": "The dataset that has --row."})
     photo: str | None = field(default=None, metadata={"help": "The source photo of --row, where it has moved."})
+    donor: str | None = field(default=None, metadata={"help": "The photo that --row, a splice, takes from."})
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     if config.row:
         from vlm_detect.data.receipts import render_row
 
-        print(f"{out}: {render_row(Path(config.pairs), config.row, out, config.photo)}")
+        print(f"{out}: {render_row(Path(config.pairs), config.row, out, photo=config.photo, donor=config.donor)}")
         return
     if config.captions is None:
         raise UserError("--captions FOLDER is missing: the output of data_gen/caption.py (or --row PAIR_ID)")

@@ -22,6 +22,7 @@ ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two
 SOURCE_FEATURES = {
     "path_or_id": Value("string"),
     "sha256": Value("string"),
+    "phash": Value("string"),  # 64-bit perceptual hash, hexadecimal: near copies differ in few bits
     "format": Value("string"),
     "jpeg_quality": Value("int32"),
     "width": Value("int32"),
@@ -30,10 +31,12 @@ SOURCE_FEATURES = {
 }
 
 EDIT_FEATURES = {
+    "of": Value("string"),  # what it was put into: "photo", or a twin of the same photo by its kind
     "operation": Value("string"),
     "box": List(Value("int32")),  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
     "strength": Value("float32"),  # mean absolute change within the box, of the full range
     "donor": Value("string"),  # of a splice: the other photo, by the first 16 digits of its SHA-256
+    "attempt": Value("int32"),  # which draw of the seed it is, from 0: those before it were too weak or too strong
 }
 
 RECEIPT_FEATURES = {
@@ -77,6 +80,17 @@ IMAGE_FEATURES = Features(
         "object_class": Value("string"),
         "group": Value("string"),
         "source": SOURCE_FEATURES,
+    }
+)
+
+# The same for images that were drawn from prompts, beside photos: a drawn one can be drawn again by its id.
+PROMPTED_FEATURES = Features(
+    {
+        "id": Value("string"),
+        **IMAGE_FEATURES,
+        "prompt": Value("string"),
+        "seed": Value("int64"),
+        "receipt": RECEIPT_FEATURES,
     }
 )
 

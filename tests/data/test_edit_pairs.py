@@ -17,7 +17,8 @@ from tests.data.test_edits import textured
 from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, plan_captions
 from vlm_detect.data.edit_step import donor_groups
 from vlm_detect.data.encode import EncodeConfig
-from vlm_detect.data.pairs import PackConfig, pack_pairs, scaled_box, with_edit
+from vlm_detect.data.pair_rows import scaled_box, with_edit
+from vlm_detect.data.pairs import PackConfig, pack_pairs
 from vlm_detect.data.render_step import RenderConfig, TwinKinds, plan_renders, render_twins
 from vlm_detect.data.shards import begin, read_rows
 
@@ -131,7 +132,7 @@ def test_edits_at_another_size_stay_within_their_scaled_box(renders: Path, tmp_p
 
 def test_edited_pixels_are_those_that_were_drawn(renders: Path) -> None:
     twins = [twin for row in read_rows(renders, 0) for twin in row["twins"]]
-    edited = next(twin for twin in twins if twin["kind"] == "edit" and twin["of"] == "photo")
+    edited = next(twin for twin in twins if twin["edit"] and twin["edit"]["of"] == "photo")
     after = Image.open(io.BytesIO(edited["image"]["bytes"]))
     before = textured(3, after.size)
     np.testing.assert_array_equal(np.asarray(with_edit(before, before, after)), np.asarray(after))

@@ -193,7 +193,7 @@ def test_a_finished_folder_is_known_and_another_refused(pairs: Path, tmp_path: P
 
 
 def test_a_failure_leaves_nothing_half_written(renders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlm_detect.data import pairs as module
+    from vlm_detect.data import pair_rows as module
 
     def fail(*args: object, **kwargs: object) -> bytes:
         raise UserError("disk full")

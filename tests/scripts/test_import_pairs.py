@@ -15,7 +15,7 @@ from PIL import Image
 from tests.data.factories import photo, save_tiny_pipeline
 from tests.scripts.here import run_here
 from vlm_detect.data.decode import decode_image
-from vlm_detect.records import IMAGE_FEATURES, PAIR_FEATURES
+from vlm_detect.records import PAIR_FEATURES, PROMPTED_FEATURES
 
 PROGRAM = "data_gen/import_pairs.py"
 
@@ -108,7 +108,7 @@ def test_prompts_make_an_image_dataset_without_pairs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "16 images" in done.stdout
     rows = rows_of(tmp_path / "out")
-    assert pq.read_schema(next((tmp_path / "out" / "data").iterdir())).equals(IMAGE_FEATURES.arrow_schema)
+    assert pq.read_schema(next((tmp_path / "out" / "data").iterdir())).equals(PROMPTED_FEATURES.arrow_schema)
     assert [row["label"] for row in rows].count("real") == 8
     drawn = [row for row in rows if row["label"] == "generated"]
     assert len({row["source"]["path_or_id"] for row in drawn}) == 8

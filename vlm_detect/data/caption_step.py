@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import imagehash
 from datasets import Features, Image, Value
 
 from vlm_detect.data.captions import clean_caption
@@ -20,7 +19,7 @@ from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.data.prompts import PromptBook
 from vlm_detect.data.shards import Launch, Plan, progress, run_shards, write_shard
 from vlm_detect.data.sources import Source, SourcePhoto, open_source
-from vlm_detect.data.usable import check_usable
+from vlm_detect.data.usable import check_usable, source_facts
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import load_vlm, resolve_id
 from vlm_detect.records import SOURCE_FEATURES, Reject
@@ -41,7 +40,6 @@ PHOTO_FEATURES = Features(
         "caption_raw": Value("string"),  # as the captioner said it
         "captioner": Value("string"),
         "captioner_revision": Value("string"),
-        "phash": Value("string"),  # 64-bit perceptual hash, hexadecimal
         "source": SOURCE_FEATURES,
     }
 )
@@ -188,16 +186,7 @@ def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | N
         "caption_raw": raw,
         "captioner": captioner,
         "captioner_revision": revision,
-        "phash": str(imagehash.phash(decoded.image)),
-        "source": {
-            "path_or_id": photo.path_or_id,
-            "sha256": decoded.sha256,
-            "format": decoded.format,
-            "jpeg_quality": decoded.jpeg.quality if decoded.jpeg else photo.jpeg_quality,
-            "width": decoded.width,
-            "height": decoded.height,
-            "licence": photo.licence,
-        },
+        "source": source_facts(photo.path_or_id, decoded, photo.licence, jpeg_quality=photo.jpeg_quality),
     }
 
 

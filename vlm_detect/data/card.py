@@ -4,96 +4,75 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
+from vlm_detect.data.dataset_files import Packed
 
-def pair_card(
-    *,
-    rows: Mapping[str, int],
-    groups: Mapping[str, int],
-    kinds: Mapping[str, int],
-    rejects: Mapping[str, int],
-    licences: Mapping[str, int],
-    made: Mapping[str, Any],
-) -> str:
-    """`rows` and `groups` count by split, `kinds` and `licences` pairs, `rejects` by reason; `made` says with what."""
-    return f"""{_header("Photos and their generated twins", "image-pairs", rows)}
-
+_PAIRS = """\
 Each row pairs a photo (`image`) with a `twin` that was made from it. Both were decoded to RGB, brought to the same
 width and height by the same filter, and written by one encoder with the same parameters, without metadata; a twin of a
 photo that came as a JPEG was first compressed with the photo's own tables. What is left to tell them apart is content.
-
-{_splits("pairs", rows, groups)}
-
-- Twins: {_counts(kinds)}
-- Made by: {", ".join(f"{key} {value}" for key, value in made.items() if value not in (None, ""))}
-- Left out (`rejects.parquet`): {_counts(rejects)}
-- Licences of the photos: {_counts(licences)}
-
-{_USE}
 """
+_PROMPTED = """\
+Each row is a photo or an image that was drawn from a prompt (`prompt`). No image is a photo's twin, so they differ in
+what they show; size, shape, compression and encoder are alike, for each image took those of a photo, which shares its
+`group`.
+"""
+_IMAGES = """\
+Each row is an image of a set that others made, with its `label`, `generator` and `object_class`. The pixels are as they
+were published and carry every trace of how they were stored: real and generated images may differ in size, compression
+and format. `vlm-detect audit` tells how far these give the label away. Metadata were removed. The test split is {test}.
+Near copies share a group.
+"""
+
+
+def pair_card(packed: Packed, *, kinds: Mapping[str, int], licences: Mapping[str, int], made: str, encoder: str) -> str:
+    """`kinds` and `licences` count pairs; `made` says by whom, `encoder` how both members were written."""
+    facts = {"Twins": _counts(kinds)} | _making(made, encoder)
+    return _card("Photos and their generated twins", "image-pairs", packed, _PAIRS, facts, licences)
 
 
 def prompted_card(
-    *,
-    rows: Mapping[str, int],
-    groups: Mapping[str, int],
-    kinds: Mapping[str, int],
-    rejects: Mapping[str, int],
-    licences: Mapping[str, int],
-    made: Mapping[str, Any],
+    packed: Packed, *, kinds: Mapping[str, int], licences: Mapping[str, int], made: str, encoder: str
 ) -> str:
     """Of images that were drawn from prompts, beside photos that they have nothing to do with."""
-    return f"""{_header("Photos and images drawn from prompts", "images", rows)}
-
-Each row is a photo or an image that was drawn from a prompt (`source.path_or_id`). No image is a photo's twin, so they
-differ in what they show; size, shape, compression and encoder are alike, for each image took those of a photo, which
-shares its `group`.
-
-{_splits("images", rows, groups)}
-
-- Made by: {", ".join(f"{key} {value}" for key, value in made.items() if value not in (None, ""))}
-- Left out (`rejects.parquet`): {_counts(rejects)}
-- Licences of the photos: {_counts(licences)}
-
-{_USE}
-"""
+    facts = {"Drawn": f"{sum(kinds.values())} images"} | _making(made, encoder)
+    return _card("Photos and images drawn from prompts", "images", packed, _PROMPTED, facts, licences)
 
 
 def image_card(
+    packed: Packed,
     *,
-    images: Mapping[str, int],
-    groups: Mapping[str, int],
     labels: Mapping[str, int],
     generators: Mapping[str, int],
-    rejects: Mapping[str, int],
     licences: Mapping[str, int],
     published: Sequence[str],
 ) -> str:
-    """`images` and `groups` count by split, `labels`, `generators` and `licences` images, `rejects` by reason.
-
-    `published` are the splits that the set came with.
-    """
+    """`labels`, `generators` and `licences` count images; `published` are the splits that the set came with."""
     test = "the published one" if "test" in published else "held out here, for the set came without one"
-    return f"""{_header("Real and generated images", "images", images)}
+    facts = {"Labels": _counts(labels), "Generators": _counts(generators)}
+    return _card("Real and generated images", "images", packed, _IMAGES.format(test=test), facts, licences)
 
-Each row is an image of a set that others made, with its `label`, `generator` and `object_class`. The pixels are as they
-were published and carry every trace of how they were stored: real and generated images may differ in size, compression
-and format. `vlm-detect audit` tells how far these give the label away. Metadata were removed.
 
-{_splits("images", images, groups)}
+def _card(
+    title: str, tag: str, packed: Packed, text: str, facts: Mapping[str, str], licences: Mapping[str, int]
+) -> str:
+    counts = {"Left out (`rejects.parquet`)": _counts(packed.rejects), "Licences": _counts(licences)}
+    listed = "\n".join(f"- {name}: {value}" for name, value in {**facts, **counts}.items())
+    return f"""{_header(title, tag, packed.rows)}
 
-The test split is {test}. Near copies share a group.
+{text}
+{_splits(packed)}
 
-- Labels: {_counts(labels)}
-- Generators: {_counts(generators)}
-- Left out (`rejects.parquet`): {_counts(rejects)}
-- Licences of the images: {_counts(licences)}
+{listed}
 
 {_USE}
 """
+
+
+def _making(made: str, encoder: str) -> dict[str, str]:
+    return {"Made by": f"{made}, encoder {encoder}"}
 
 
 _USE = """```python
@@ -119,9 +98,9 @@ def _header(title: str, tag: str, counts: Mapping[str, int]) -> str:
     return f"---\n{yaml.safe_dump(header, sort_keys=False).strip()}\n---\n\n# {title}"
 
 
-def _splits(unit: str, counts: Mapping[str, int], groups: Mapping[str, int]) -> str:
-    rows = "\n".join(f"| {split} | {count} | {groups[split]} |" for split, count in counts.items())
-    return f"""| split | {unit} | groups |
+def _splits(packed: Packed) -> str:
+    rows = "\n".join(f"| {split} | {count} | {packed.groups[split]} |" for split, count in packed.rows.items())
+    return f"""| split | {packed.unit} | groups |
 |---|---|---|
 {rows}
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from vlm_detect.config import file_sha256, read_run_json
+from vlm_detect.config import file_sha256, read_run_json, write_run_json
 from vlm_detect.data.audit import write_audit
-from vlm_detect.data.shards import differences, told_when_full
+from vlm_detect.data.shards import differences, told_when_full, write_rows
+from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
+from vlm_detect.records import REJECT_FEATURES, Reject
 
 _GROUP_BYTES = 16 * 1024**2  # of a parquet row group: what a reader holds at a time
 _GROUP_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What came of it: rows and groups by split, rejects by reason."""
+
+    rows: dict[str, int]
+    unit: str  # pairs or images
+    groups: dict[str, int]
+    rejects: dict[str, int]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.rows.items())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
+        return f"{sum(self.rows.values())} {self.unit} ({splits}); left out: {left_out or 'none'}"
 
 
 class SplitWriter:
@@ -35,8 +54,12 @@ class SplitWriter:
         self._bytes: dict[str, int] = {}
         self._files: dict[str, list[tuple[Path, int]]] = {}
         self._open: dict[str, pq.ParquetWriter] = {}
+        self.rows: Counter[str] = Counter()  # by split
+        self.groups: dict[str, set[str]] = {}
 
     def write(self, split: str, row: dict[str, Any]) -> None:
+        self.rows[split] += 1
+        self.groups.setdefault(split, set()).add(row["group"])
         pending = self._pending.setdefault(split, [])
         pending.append(row)
         self._bytes[split] = self._bytes.get(split, 0) + sum(len(row[name]["bytes"]) for name in self._images)
@@ -74,6 +97,25 @@ class SplitWriter:
                 path.rename(final)
                 digests[f"data/{final.name}"] = file_sha256(final)
         return digests
+
+
+def finish_folder(
+    folder: Path,
+    writer: SplitWriter,
+    unit: str,
+    rejects: Sequence[Reject],
+    settings: dict[str, Any],
+    card: Callable[[Packed], str],
+) -> Packed:
+    """What stands beside the rows: rejects, card and `run.json`."""
+    files = writer.close()
+    write_rows(folder / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
+    rows: dict[str, int] = {split: writer.rows[split] for split in SPLITS if writer.rows[split]}
+    groups = {split: len(writer.groups[split]) for split in rows}
+    packed = Packed(rows, unit, groups, dict(Counter(reject.reason for reject in rejects)))
+    (folder / "README.md").write_text(card(packed), encoding="utf-8")
+    write_run_json(folder, settings, **asdict(packed), files=files)
+    return packed
 
 
 @contextmanager

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from argparse import ArgumentTypeError  # the one exception whose message argparse shows
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from PIL import Image
 
 from vlm_detect.data.decode import ImageRejected
-from vlm_detect.data.edits import Place, draw_edit
+from vlm_detect.data.edits import Paint, draw_edit
 from vlm_detect.records import EDIT_OPERATIONS, EditOperation
 
 
@@ -40,7 +40,7 @@ class EditSubject:
     image: Image.Image
     seed: int
     donor: tuple[str, Image.Image] | None  # (id, pixels) of another photo
-    paint: Callable[[Image.Image, Place, int], Image.Image] | None  # what paints a place of it anew, from a seed
+    paint: Paint | None
 
 
 def donor_groups(groups: Iterable[str]) -> dict[str, str]:
@@ -74,9 +74,11 @@ def draw_edits(
             yield subject, {}, rejected
             continue
         facts = {
+            "of": subject.of,
             "operation": edited.operation,
             "box": list(edited.box),
             "strength": edited.strength,
             "donor": subject.donor[0] if subject.donor and edited.operation == "splice" else None,
+            "attempt": edited.attempt,
         }
         yield subject, facts, edited.image

@@ -55,14 +55,21 @@ class Place:
         return Image.fromarray(pixels)
 
 
+Paint = Callable[[Image.Image, Place, int], Image.Image]  # the image with that place painted anew, from a seed
+
+
 @dataclass(frozen=True)
 class Edited:
-    """An edited image; `strength` is the mean absolute change within the box, of the full range."""
+    """An edited image; `strength` is the mean absolute change within the box, of the full range.
+
+    `attempt` is the number of the draw: with the seed and the operation it makes the same edit again (`edit_once`).
+    """
 
     image: Image.Image
     operation: EditOperation
     box: Box
     strength: float
+    attempt: int
 
 
 def draw_edit(
@@ -71,13 +78,13 @@ def draw_edit(
     *,
     operations: Sequence[EditOperation] = EDIT_OPERATIONS,
     donor: Image.Image | None = None,
-    paint: Callable[[Image.Image, Place, int], Image.Image] | None = None,
+    paint: Paint | None = None,
 ) -> Edited:
     """One edit of an RGB image, all of it drawn from `seed`.
 
     Args:
         operations: to draw from; those that need a `donor` (another photo) or `paint` are passed over without it.
-        paint: gets the image, a place and a seed and returns the image with that place painted anew, at the same size.
+        paint: returns the image at the same size.
 
     Raises:
         ImageRejected: `too_small` for a box, or `edit_invisible` where no draw lies within the bounds of strength.
@@ -90,22 +97,35 @@ def draw_edit(
         raise ImageRejected("no_operation", f"{', '.join(operations)} need another photo or a pipeline")
     first = np.random.default_rng(seed).integers(len(possible))
     for attempt in range(_ATTEMPTS):
-        rng = np.random.default_rng([seed, attempt])
         # The operation stays as drawn while it can; a plain sky shows no blur, whatever its place.
         operation = possible[(first + attempt // (_ATTEMPTS // 2)) % len(possible)]
-        place = draw_place(image.size, rng)
-        if operation == "inpaint":
-            assert paint is not None
-            patch = place.of(np.asarray(paint(image, place, int(rng.integers(2**63))), dtype=float))
-        else:
-            patch = _OPERATIONS[operation](np.asarray(image, dtype=float), place, rng, donor)
-        edited = place.put(image, patch)
-        strength = strength_of(image, edited, place.box)
-        if MIN_STRENGTH <= strength <= MAX_STRENGTH:
-            return Edited(edited, operation, place.box, strength)
+        edited = edit_once(image, seed, attempt, operation, donor=donor, paint=paint)
+        if MIN_STRENGTH <= edited.strength <= MAX_STRENGTH:
+            return edited
     raise ImageRejected(
         "edit_invisible", f"none of {_ATTEMPTS} draws changes a box by {MIN_STRENGTH} to {MAX_STRENGTH}"
     )
+
+
+def edit_once(
+    image: Image.Image,
+    seed: int,
+    attempt: int,
+    operation: EditOperation,
+    *,
+    donor: Image.Image | None = None,
+    paint: Paint | None = None,
+) -> Edited:
+    """One draw of `draw_edit`, however strong it is; a splice needs `donor`, inpainting `paint`."""
+    rng = np.random.default_rng([seed, attempt])
+    place = draw_place(image.size, rng)
+    if operation == "inpaint":
+        assert paint is not None
+        patch = place.of(np.asarray(paint(image, place, int(rng.integers(2**63))), dtype=float))
+    else:
+        patch = _OPERATIONS[operation](np.asarray(image, dtype=float), place, rng, donor)
+    edited = place.put(image, patch)
+    return Edited(edited, operation, place.box, strength_of(image, edited, place.box), attempt)
 
 
 def strength_of(before: Image.Image, after: Image.Image, box: Box) -> float:

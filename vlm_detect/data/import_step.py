@@ -18,14 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import imagehash
 from datasets import Features, Value
 from tqdm import tqdm
 
-from vlm_detect.config import write_run_json
 from vlm_detect.data.bare import bare_bytes
 from vlm_detect.data.card import image_card
-from vlm_detect.data.dataset_files import SplitWriter, written_whole
+from vlm_detect.data.dataset_files import Packed, SplitWriter, finish_folder, written_whole
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.data.image_sets import Layout, open_image_set
 from vlm_detect.data.selection import Entry, Selection
@@ -37,16 +35,15 @@ from vlm_detect.data.shards import (
     read_rejects,
     read_rows,
     run_shards,
-    write_rows,
     write_shard,
 )
-from vlm_detect.data.splits import SPLITS, Split, merge_groups, split_groups
-from vlm_detect.data.usable import check_usable
+from vlm_detect.data.splits import Split, merge_groups, split_groups
+from vlm_detect.data.usable import check_usable, source_facts
 from vlm_detect.errors import UserError
-from vlm_detect.records import IMAGE_FEATURES, REJECT_FEATURES, Label, Reject
+from vlm_detect.records import IMAGE_FEATURES, Label, Reject
 
 # One row an image, before it is known which split it goes to.
-IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string"), "phash": Value("string")})
+IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string")})
 
 
 @dataclass(frozen=True)
@@ -135,16 +132,7 @@ def _row(entry: Entry, data: bytes, decoded: DecodedImage, config: ImportConfig)
         "object_class": entry.object_class,
         "group": entry.group or decoded.sha256[:16],
         "split": entry.split,
-        "phash": str(imagehash.phash(decoded.image)),
-        "source": {
-            "path_or_id": entry.where,
-            "sha256": decoded.sha256,
-            "format": decoded.format,
-            "jpeg_quality": decoded.jpeg.quality if decoded.jpeg else None,
-            "width": decoded.width,
-            "height": decoded.height,
-            "licence": entry.licence or config.licence,
-        },
+        "source": source_facts(entry.where, decoded, entry.licence or config.licence),
     }
 
 
@@ -161,30 +149,14 @@ def stored_bytes(data: bytes, decoded: DecodedImage) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What came of it: images by split and of rejects by reason."""
-
-    images: dict[str, int]
-    groups: dict[str, int]
-    labels: dict[str, int]
-    rejects: dict[str, int]
-
-    def __str__(self) -> str:
-        splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.images.items())
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
-        return f"{sum(self.images.values())} images ({splits}); left out: {left_out or 'none'}"
-
-
-def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[str, Any]) -> Imported:
+def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[str, Any]) -> Packed:
     """Write the image dataset `out` from the finished import step in `shards`."""
     plan = read_plan(shards)
     rejects = [reject for shard in range(plan.shards) for reject in read_rejects(shards, shard)]
-    columns = ["group", "split", "phash", "label", "source"]
+    columns = ["group", "split", "label", "source"]
     facts = [row for shard in range(plan.shards) for row in read_rows(shards, shard, columns)]
     places = assign_splits(facts, config, rejects)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("split", "label", "generator", "licence")}
-    groups: dict[str, set[str]] = {}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("label", "generator", "licence")}
     with written_whole(out) as partial:
         writer = SplitWriter(partial / "data", IMAGE_FEATURES, config.images_per_file)
         rows = (row for shard in range(plan.shards) for row in read_rows(shards, shard))
@@ -196,32 +168,17 @@ def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[st
                 continue
             split, group = place
             writer.write(split, {name: row[name] for name in IMAGE_FEATURES} | {"group": group})
-            groups.setdefault(split, set()).add(group)
-            counts["split"][split] += 1
             counts["label"][row["label"]] += 1
             counts["generator"][row["generator"] or "none"] += 1
             counts["licence"][row["source"]["licence"] or "not stated"] += 1
-        files = writer.close()
-        write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
-        images: dict[str, int] = {split: counts["split"][split] for split in SPLITS if counts["split"][split]}
-        imported = Imported(
-            images=images,
-            groups={split: len(groups[split]) for split in images},
-            labels=dict(counts["label"]),
-            rejects=dict(Counter(reject.reason for reject in rejects)),
-        )
-        card = image_card(
-            images=imported.images,
-            groups=imported.groups,
+        card = functools.partial(
+            image_card,
             labels=counts["label"],
             generators=counts["generator"],
-            rejects=imported.rejects,
             licences=counts["licence"],
             published=sorted({str(row["split"]) for row in facts if row["split"]}),
         )
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        write_run_json(partial, settings, **asdict(imported), files=files)
-    return imported
+        return finish_folder(partial, writer, "images", rejects, settings, card)
 
 
 def assign_splits(
@@ -239,7 +196,7 @@ def assign_splits(
             rejects.append(Reject(source["path_or_id"], "pack", "duplicate", f"the same bytes as {same}"))
     kept = list(first.values())
     groups = merge_groups(
-        {str(i): facts[i]["phash"] for i in kept},
+        {str(i): facts[i]["source"]["phash"] for i in kept},
         {str(i): facts[i]["group"] for i in kept},
         distance=config.duplicate_bits,
     )

@@ -19,14 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import imagehash
-
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image, read_bounded
 from vlm_detect.data.encode import crop_to_aspect
 from vlm_detect.data.render_step import RENDER_FEATURES
 from vlm_detect.data.shards import Launch, Plan, progress, run_shards, write_shard
 from vlm_detect.data.sources import find_images
-from vlm_detect.data.usable import check_usable
+from vlm_detect.data.usable import check_usable, source_facts
 from vlm_detect.errors import UserError
 from vlm_detect.records import Reject
 
@@ -175,7 +173,6 @@ def _row(entry: PairEntry, data: bytes, photo: DecodedImage, twin: DecodedImage)
         "prompt": entry.prompt,
         "seed": entry.seed,
         "batch": None,
-        "of": "photo",
         "edit": None,
     }
     photo_id = photo.sha256[:16]
@@ -187,16 +184,7 @@ def _row(entry: PairEntry, data: bytes, photo: DecodedImage, twin: DecodedImage)
         "caption": entry.caption,
         "caption_raw": entry.caption,
         "captioner": None,
-        "phash": str(imagehash.phash(photo.image)),
-        "source": {
-            "path_or_id": str(entry.real),
-            "sha256": photo.sha256,
-            "format": photo.format,
-            "jpeg_quality": photo.jpeg.quality if photo.jpeg else None,
-            "width": photo.width,
-            "height": photo.height,
-            "licence": entry.licence,
-        },
+        "source": source_facts(str(entry.real), photo, entry.licence),
         "twins": [drawn],
         "generator": entry.generator,
     }

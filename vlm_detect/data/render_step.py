@@ -45,7 +45,6 @@ RENDER_FEATURES = Features(
                 "prompt": Value("string"),
                 "seed": Value("int64"),
                 "batch": Value("string"),  # its place / the batch's size: a GPU repeats it bit for bit only there
-                "of": Value("string"),  # what it was made from: the photo or, for some edits, a twin by its kind
                 "edit": EDIT_FEATURES,
             }
         ),
@@ -244,7 +243,7 @@ class RenderShard:
             prompt = photo.prompt if kind == "caption" else None
             twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
             finished = image if isinstance(image, Exception) else beside.submit(_finished, image)
-            photo.drawn.append((twin | {"of": "photo", "edit": None}, finished))
+            photo.drawn.append((twin | {"edit": None}, finished))
 
     def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
         """What was drawn of a photo: twins, or rejects with their reason."""
@@ -282,7 +281,7 @@ class RenderShard:
                 else:
                     prompt = photo.prompt if edit["operation"] == "inpaint" else None
                     twin = {"kind": "edit", "prompt": prompt, "seed": subject.seed, "batch": "0/1", "edit": edit}
-                    photo.twins.append(twin | {"of": subject.of, "image": {"bytes": _png(edited), "path": None}})
+                    photo.twins.append(twin | {"image": {"bytes": _png(edited), "path": None}})
 
 
 def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
