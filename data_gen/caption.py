@@ -20,6 +20,7 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
+    from vlm_detect.data.build import queued
     from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
     from vlm_detect.data.shards import Launch, begin
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     out = Path(config.out)
     begin(out, plan)
     if job := caption_photos(source, caption, plan, out, launch):
-        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        print(queued(out, job))
         return
     write_run_json(out, {"source": asdict(source), "caption": asdict(caption)})
     print(f"{out}: {plan.items} photos in {plan.shards} shards")

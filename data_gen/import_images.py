@@ -13,7 +13,6 @@ stays the test split. Pixels stay as they are, metadata go; `vlm-detect audit OU
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,29 +28,29 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.audit import read_audit
-    from vlm_detect.data.dataset_files import is_finished
+    from vlm_detect.data.build import build_dataset
+    from vlm_detect.data.hub import Upload
     from vlm_detect.data.import_step import ImportConfig, import_images, pack_images, plan_import
     from vlm_detect.data.shards import Launch, begin
 
     positional = {"src": {"metavar": "SRC", "help": "a folder, a Hub dataset id, or kaggle[:HANDLE]"}}
-    config, launch, images, where = parse_config(
-        [Config, Launch, ImportConfig], argv, doc=__doc__, positional=positional
-    )
+    stages = [Config, Launch, Upload, ImportConfig]
+    config, launch, upload, images, where = parse_config(stages, argv, doc=__doc__, positional=positional)
     out = Path(config.out)
     plan = plan_import(where.src, images)
     settings = asdict(plan)
-    if is_finished(out, settings):
-        print(f"{out}: finished, nothing left to do")
-        return
-    work = out.with_name(f"{out.name}.work")
-    begin(work, plan)
-    if job := import_images(where.src, images, plan, work, launch):
-        print(f"{out}: job {job} is queued; run the same command again when it is done")
-        return
-    print(f"{out}: {pack_images(work, out, images, settings)}")
-    print(read_audit(out) or "Too few photos for an audit.")
-    shutil.rmtree(work)
+
+    def steps(work: Path) -> str | None:
+        begin(work, plan)
+        return import_images(where.src, images, plan, work, launch)
+
+    build_dataset(
+        out,
+        settings,
+        steps=steps,
+        pack=lambda work: pack_images(work, out, images, settings),
+        push_to_hub=upload.push_to_hub,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ prompt, seed, group and licence.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,30 +24,31 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.audit import read_audit
-    from vlm_detect.data.dataset_files import is_finished
+    from vlm_detect.data.build import build_dataset
     from vlm_detect.data.encode import EncodeConfig
+    from vlm_detect.data.hub import Upload
     from vlm_detect.data.pair_sets import PairSetConfig, plan_pairs, take_pairs
     from vlm_detect.data.pairs import PackConfig, pack_pairs
     from vlm_detect.data.shards import Launch, begin
 
-    stages = [Config, Launch, PairSetConfig, PackConfig, EncodeConfig]
+    stages = [Config, Launch, Upload, PairSetConfig, PackConfig, EncodeConfig]
     positional = {"sources": {"metavar": "SRC", "nargs": "+", "help": "two folders, or a CSV"}}
-    config, launch, pairs, pack, encode, where = parse_config(stages, argv, doc=__doc__, positional=positional)
+    config, launch, upload, pairs, pack, encode, where = parse_config(stages, argv, doc=__doc__, positional=positional)
     out = Path(config.out)
     plan = plan_pairs(where.sources, pairs)
     settings = {"pairs": asdict(plan), "pack": asdict(pack), "encode": asdict(encode)}
-    if is_finished(out, settings):
-        print(f"{out}: finished, nothing left to do")
-        return
-    work = out.with_name(f"{out.name}.work")
-    begin(work, plan)
-    if job := take_pairs(where.sources, pairs, plan, work, launch):
-        print(f"{out}: job {job} is queued; run the same command again when it is done")
-        return
-    print(f"{out}: {pack_pairs(work, out, pack, encode, settings)}")
-    print(read_audit(out) or "Too few photos for an audit.")
-    shutil.rmtree(work)
+
+    def steps(work: Path) -> str | None:
+        begin(work, plan)
+        return take_pairs(where.sources, pairs, plan, work, launch)
+
+    build_dataset(
+        out,
+        settings,
+        steps=steps,
+        pack=lambda work: pack_pairs(work, out, pack, encode, settings),
+        push_to_hub=upload.push_to_hub,
+    )
 
 
 if __name__ == "__main__":

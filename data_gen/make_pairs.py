@@ -14,7 +14,6 @@ they are done. The audit's findings end the run; `vlm-detect report OUT` shows t
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,17 +29,15 @@ class Config:
     out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
     keep_work: bool = field(default=False, metadata={"help": "Keep OUT.work with the captions and raw twins."})
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and its cost, and stop."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Upload the dataset as OWNER/NAME, private."})
 
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
-    from vlm_detect.data.audit import read_audit
+    from vlm_detect.data.build import build_dataset, work_folder
     from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
     from vlm_detect.data.cost import describe_plan
-    from vlm_detect.data.dataset_files import is_finished
     from vlm_detect.data.encode import EncodeConfig
-    from vlm_detect.data.hub import check_name, push_dataset
+    from vlm_detect.data.hub import Upload
     from vlm_detect.data.pairs import PackConfig, pack_pairs
     from vlm_detect.data.render_step import (
         RenderConfig,
@@ -52,13 +49,9 @@ def main(argv: list[str]) -> None:
     )
     from vlm_detect.data.shards import Launch, begin
 
-    stages = [Config, Launch, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
-    config, launch, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
-    if config.push_to_hub:
-        check_name(config.push_to_hub)
+    stages = [Config, Launch, Upload, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
+    config, launch, upload, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
     out = Path(config.out)
-    work = out.with_name(f"{out.name}.work")
-
     caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))
     captions_plan = plan_captions(source, caption)
     render = complete(render, PRESETS)
@@ -68,25 +61,24 @@ def main(argv: list[str]) -> None:
     settings = {"caption": asdict(captions_plan), "render": asdict(renders_plan)}
     settings |= {"pack": asdict(pack), "encode": asdict(encode)}
     if config.dry_run:
-        print(describe_plan(captions_plan, renders_plan, render, pack, encode, work))
+        print(describe_plan(captions_plan, renders_plan, render, pack, encode, work_folder(out)))
         return
-    if is_finished(out, settings):
-        print(f"{out}: finished, nothing left to do")
-    else:
+
+    def steps(work: Path) -> str | None:
         check_generator(render)
         begin(work / "captions", captions_plan)
         begin(work / "renders", renders_plan)
         captioning = caption_photos(source, caption, captions_plan, work / "captions", launch)
-        rendering = render_twins(work / "captions", render, renders_plan, work / "renders", launch, after=captioning)
-        if rendering:
-            print(f"{out}: job {rendering} is queued; run the same command again when it is done")
-            return
-        print(f"{out}: {pack_pairs(work / 'renders', out, pack, encode, settings)}")
-        print(read_audit(out) or "Too few photos for an audit.")
-        if not config.keep_work:
-            shutil.rmtree(work)
-    if config.push_to_hub:
-        print(f"uploaded to {push_dataset(out, config.push_to_hub)}")
+        return render_twins(work / "captions", render, renders_plan, work / "renders", launch, after=captioning)
+
+    build_dataset(
+        out,
+        settings,
+        steps=steps,
+        pack=lambda work: pack_pairs(work / "renders", out, pack, encode, settings),
+        push_to_hub=upload.push_to_hub,
+        keep_work=config.keep_work,
+    )
 
 
 if __name__ == "__main__":

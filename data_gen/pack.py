@@ -1,6 +1,7 @@
 """Step 3 of 3: pack photos and twins alike into a pair dataset that `datasets.load_dataset` opens.
 
 python data_gen/pack.py --renders work/renders --out data/pairs --size 1024
+python data_gen/pack.py --renders work/renders --out data/pairs --size 1024 --push_to_hub owner/name
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.dataset_files import is_finished
+    from vlm_detect.data.build import build_dataset
     from vlm_detect.data.encode import EncodeConfig
+    from vlm_detect.data.hub import Upload
     from vlm_detect.data.pairs import PackConfig, pack_pairs
     from vlm_detect.data.shards import check_finished
 
-    config, pack, encode = parse_config([Config, PackConfig, EncodeConfig], argv, doc=__doc__)
+    config, upload, pack, encode = parse_config([Config, Upload, PackConfig, EncodeConfig], argv, doc=__doc__)
     renders, out = Path(config.renders), Path(config.out)
     settings = {"render": asdict(check_finished(renders)), "pack": asdict(pack), "encode": asdict(encode)}
-    if is_finished(out, settings):
-        print(f"{out}: finished, nothing left to do")
-        return
-    print(f"{out}: {pack_pairs(renders, out, pack, encode, settings)}")
+    build_dataset(
+        out,
+        settings,
+        steps=lambda work: None,  # they are done
+        pack=lambda work: pack_pairs(renders, out, pack, encode, settings),
+        push_to_hub=upload.push_to_hub,
+        keep_work=True,  # another command's
+    )
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
+    from vlm_detect.data.build import queued
     from vlm_detect.data.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
     from vlm_detect.data.shards import Launch, begin, check_finished
 
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
     check_generator(render)
     begin(out, plan)
     if job := render_twins(captions, render, plan, out, launch):
-        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        print(queued(out, job))
         return
     write_run_json(out, {"caption": before.settings, "render": asdict(render)})
     print(f"{out}: twins of {plan.items} photos in {plan.shards} shards")

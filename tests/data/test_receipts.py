@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +17,6 @@ from tests.data.test_edits import textured
 from tests.scripts.here import run_here
 from vlm_detect.data.decode import decode_image
 from vlm_detect.data.encode import describe_jpeg, read_jpeg
-from vlm_detect.data.hub import check_name, push_dataset
 from vlm_detect.data.receipts import render_row
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES
@@ -130,43 +128,6 @@ def test_a_jpegs_history_is_told_and_read_back(tmp_path: Path) -> None:
     own = replace(standard, tables=tuple(tuple(value + 1 for value in table) for table in standard.tables))
     for jpeg in (standard, own, None):
         assert read_jpeg(describe_jpeg(jpeg)) == jpeg
-
-
-class FakeHub:
-    """Keeps what it is asked for."""
-
-    calls: list[tuple[str, Any]]
-
-    def __init__(self) -> None:
-        type(self).calls = []
-
-    def create_repo(self, name: str, **options: Any) -> str:
-        self.calls.append((name, options))
-        return f"https://huggingface.co/datasets/{name}"
-
-    def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> None:
-        self.calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-
-
-def test_a_finished_dataset_is_uploaded_whole(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    assert push_dataset(pairs, "me/pairs") == "https://huggingface.co/datasets/me/pairs"
-    (_, options), (name, files) = FakeHub.calls
-    assert options == {"repo_type": "dataset", "private": True, "exist_ok": True}
-    assert name == "me/pairs"
-    assert {"README.md", "audit.json", "data", "rejects.parquet", "run.json"} <= set(files)
-
-
-def test_an_upload_that_fails_is_told(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_arguments: Any, **_options: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(FakeHub, "create_repo", refuse)
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    with pytest.raises(UserError, match=r"no network.*hf auth login.*is complete"):
-        push_dataset(pairs, "me/pairs")
-    with pytest.raises(UserError, match="no Hub name"):
-        check_name("not a name")
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ import io
 from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
 from vlm_detect.data import render_step
 from vlm_detect.data.caption_step import PHOTO_FEATURES
+from vlm_detect.data.encode import is_blank
 from vlm_detect.data.render_step import (
     RenderConfig,
     RenderShard,
@@ -27,6 +30,8 @@ from vlm_detect.data.render_step import (
 from vlm_detect.data.renderer import Renderer, Sampling, bucket, check_pipeline
 from vlm_detect.data.shards import Plan, read_rejects, read_rows, write_shard
 from vlm_detect.errors import UserError
+from vlm_detect.models.nano.autoencoder import build_autoencoder
+from vlm_detect.models.nano.prompt_encoders import build_clip, train_clip_tokenizer
 from vlm_detect.models.registry import ResolvedModel
 
 PRESETS = Path(__file__).parents[2] / "data_gen" / "configs"
@@ -54,8 +59,6 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(renderer: Renderer) -> No
 
 
 def test_encoded_prompts_draw_what_the_pipeline_draws_from_text(renderer: Renderer) -> None:
-    import torch
-
     ours = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
     plain = renderer.pipeline(
         "a red car",
@@ -186,3 +189,58 @@ def test_what_fails_or_is_blank_is_a_reject_and_the_rest_goes_on(tmp_path: Path,
         ("1.png", "renderer_failed", "caption: RuntimeError: this prompt is too much"),
         ("2.png", "blank", "caption: one colour all over"),
     ]
+
+
+class Mark:
+    """A watermark that nobody could overlook."""
+
+    def apply_watermark(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(images)
+
+
+def tiny_sdxl() -> Any:
+    """A Stable Diffusion XL of random weights that marks what it draws."""
+    import diffusers
+
+    torch.manual_seed(0)
+    tokenizer = train_clip_tokenizer(["a cat on a green field", "a red car"], 16)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=4,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        cross_attention_dim=64,
+    )
+    vae = build_autoencoder((8, 8, 8), sample_size=16)
+    vae.decoder.conv_out.weight.data.mul_(8)
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=build_clip(tokenizer, 32, 1, "quick_gelu"),
+        text_encoder_2=build_clip(tokenizer, 32, 1, "gelu"),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )
+    pipeline.watermark = Mark()
+    return pipeline
+
+
+def test_the_generators_watermark_is_off() -> None:
+    pipeline = tiny_sdxl()
+    options = {"width": 16, "height": 16, "num_inference_steps": 2, "guidance_scale": 2.0}
+    marked = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
+    assert is_blank(marked)
+    renderer = Renderer.of(pipeline, Sampling(steps=2, guidance=2.0), "cpu")
+    drawn = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    assert not is_blank(drawn)
+    plain = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(plain))  # prompts encoded ahead are the same prompts

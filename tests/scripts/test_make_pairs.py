@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pytest
 
 from tests.data.factories import save_tiny_pipeline, write_photos
+from tests.data.test_build import FakeHub
 
 ROOT = Path(__file__).parents[2]
 RunHere = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,7 +54,9 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "sd3")
 
 
-def test_photos_to_pairs_and_again(tmp_path: Path, generator: Path, run_here: RunHere) -> None:
+def test_photos_to_pairs_and_again(
+    tmp_path: Path, generator: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
     captioned_photos(tmp_path / "photos", 8)
     (tmp_path / "photos" / "unreadable.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
     settings = tmp_path / "settings.yaml"
@@ -75,8 +79,12 @@ def test_photos_to_pairs_and_again(tmp_path: Path, generator: Path, run_here: Ru
     options = ["--generator", generator, "--steps", "2", "--max_sequence_length", "8"]
     render = run_here("render.py", "--captions", tmp_path / "captions", "--out", tmp_path / "renders", *options)
     assert render.returncode == 0, render.stderr
-    pack = run_here("pack.py", "--renders", tmp_path / "renders", "--out", tmp_path / "by_steps")
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    upload = ["--push_to_hub", "me/pairs"]
+    pack = run_here("pack.py", "--renders", tmp_path / "renders", "--out", tmp_path / "by_steps", *upload)
     assert pack.returncode == 0, pack.stderr
+    assert "uploaded to https://huggingface.co/datasets/me/pairs" in pack.stdout
+    assert {"README.md", "audit.json", "data", "rejects.parquet", "run.json"} == set(FakeHub.calls[1][1])
     for path in sorted((tmp_path / "pairs").rglob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "by_steps" / path.relative_to(tmp_path / "pairs")).read_bytes()
     opened = datasets.load_dataset(str(tmp_path / "pairs"), cache_dir=str(tmp_path / "cache"))
@@ -90,6 +98,7 @@ def test_photos_to_pairs_and_again(tmp_path: Path, generator: Path, run_here: Ru
         (["--images", "{photos}", "--captioner", "column", "--generator", "no-such-model"], 1, "no-such-model"),
         (["--images", "{photos}", "--captioner", "column", "--generator", "owner/no-such"], 1, "owner/no-such"),
         (["--images", "{photos}", "--captioner", "nobody/nothing", "--generator", "{generator}"], 1, "nobody/nothing"),
+        (["--images", "{photos}", "--push_to_hub", "no name"], 2, "no Hub name like owner/name"),
         (["--images", "{photos}", "--twins", "cartoon"], 2, "known kinds are caption, vae, edit, not cartoon"),
         (["--limit", "3"], 2, "--images"),
     ],
