@@ -26,6 +26,20 @@ No generated image was ever shown to it. The captions and questions are made fro
 in `vlm_detect/models/nano/captions.py`.
 """
 
+# Of both models that speak.
+_NO_OPINION = """\
+Whether an image was generated it was asked too, in several phrasings, and taught both answers alike: it has the words
+and, by construction, no opinion. Finetuning gives it one.
+"""
+_SPEAKS = """\
+## Figures
+
+On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
+{low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
+(n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
+questions that have both answers.
+"""
+
 _SD35 = """\
 ---
 license: apache-2.0
@@ -70,7 +84,8 @@ CPU core. Configuration:
 {config}```
 {before}"""
 
-_MOONDREAM = """\
+_MOONDREAM = (
+    """\
 ---
 license: apache-2.0
 library_name: transformers
@@ -95,19 +110,17 @@ Pixels are normalised in float32, where the official releases round to bfloat16.
 point() is there for the layout's sake and untrained.
 
 {common}
-Whether an image was generated it was asked too, in several phrasings, and taught both answers alike: it has the words
-and, by construction, no opinion. Finetuning gives it one.
+"""
+    + _NO_OPINION
+    + """\
 
 First the image tower alone learned classes and colours through linear heads, and from a teacher: half of the class
 target was the answer of the CNN that judges the renderer (right on {judge_accuracy:.1%} of the held-out photographs),
 and each patch had to tell what that CNN sees at its place. Then the whole model learned captions and answers.
 
-## Figures
-
-On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
-{low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
-(n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
-questions that have both answers.
+"""
+    + _SPEAKS
+    + """\
 
 ## Making it
 
@@ -117,8 +130,10 @@ with several texts each), wall time on one shared CPU core. Configuration:
 ```yaml
 {config}```
 {before}"""
+)
 
-_TINYLLAVA = """\
+_TINYLLAVA = (
+    """\
 ---
 license: apache-2.0
 library_name: transformers
@@ -138,20 +153,18 @@ model, processor = load_tinyllava(FOLDER, dtype="float32")  # stored in fp16
 ```
 
 {common}
-Whether an image was generated it was asked too, in several phrasings, and taught both answers alike: it has the words
-and, by construction, no opinion. Finetuning gives it one.
+"""
+    + _NO_OPINION
+    + """\
 
 It did not start from nothing: the tower and the decoder of moondream-nano, which have the same form, were copied, with
 the words that both vocabularies have. Then the whole model learned captions and answers, with a class head on the tower
 that is thrown away; half of its target was the answer of the CNN that judges the renderer (right on
 {judge_accuracy:.1%} of the held-out photographs).
 
-## Figures
-
-On {n:,} held-out photographs, greedy decoding: the normal caption names the class in **{accuracy:.1%}** (95 % interval
-{low:.1%} to {high:.1%}; chance is 10 %). Factual yes/no questions: {yes_no_balanced_accuracy:.1%} balanced accuracy
-(n = {yes_no_n:,}); other factual questions: {other_accuracy:.1%} exact. It says "Yes." to {undecidable_yes:.1%} of the
-questions that have both answers.
+"""
+    + _SPEAKS
+    + """\
 
 ## Making it
 
@@ -161,6 +174,7 @@ each), wall time on one shared CPU core. Configuration:
 ```yaml
 {config}```
 {before}"""
+)
 
 _CARDS = {"sd35": _SD35, "moondream": _MOONDREAM, "tinyllava": _TINYLLAVA}
 _HEADING = "## Making it\n"
