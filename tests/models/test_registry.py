@@ -7,12 +7,21 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.factories import tiny_moondream, tiny_vlm
 from vlm_detect.errors import UserError
+from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.models import registry
-from vlm_detect.models.registry import ResolvedModel, adapter_base, explain_load_error, load_vlm, resolve_id
+from vlm_detect.models.registry import (
+    ResolvedModel,
+    adapter_base,
+    explain_load_error,
+    load_vlm,
+    resolve_id,
+    without_adapter,
+)
 
 
 @pytest.fixture
@@ -54,6 +63,20 @@ def test_a_run_directory_names_its_base(model_folder: Path, tmp_path: Path) -> N
     peft_model.save_pretrained(tmp_path / "run")
     assert adapter_base(tmp_path / "run") == str(model_folder)
     assert hasattr(load_vlm(str(tmp_path / "run")).model, "peft_config")
+
+
+def test_a_base_shares_the_weights_of_its_adapter(model_folder: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)  # random: it changes something
+    get_peft_model(tiny_moondream(), lora).save_pretrained(tmp_path / "run")
+    plain, adapted = load_vlm(str(model_folder)), load_vlm(str(model_folder), adapter=tmp_path / "run")
+    base = without_adapter(adapted)
+    assert base is not None
+    assert without_adapter(plain) is None
+    held = {tensor.data_ptr() for tensor in adapted.model.parameters()}
+    assert all(tensor.data_ptr() in held for tensor in base.model.parameters())
+    photo, ask = Image.new("RGB", (20, 20), "red"), [[Ask("Is this image AI-generated?", ("Yes.", "No."))]]
+    scores = [Engine(vlm).score([photo], ask)[0][0][0].logprob for vlm in (plain, base, adapted)]
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_an_adapter_of_another_model_is_refused(model_folder: Path, tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ scores.p_fake, scores.heads["object"], detector.heads["object"]
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 
 from vlm_detect.baselines.configuration import CnnConfig
@@ -51,6 +53,8 @@ class CnnDetector:
         """From the run directory of `recipes/cnn.py`; UserError for any other folder."""
         if not is_cnn_run(run):
             raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with recipes/cnn.py")
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
         model = CnnForDetection.from_pretrained(run).eval().to(device)
         return cls(model, Calibration.load(Path(run)), str(run))
 

@@ -36,6 +36,7 @@ from ..baselines.detector import CnnDetector
 from ..data.decode import ImageRejected
 from ..errors import UserError
 from ..infer.detector import Detector
+from ..models.registry import without_adapter
 from .api import router
 from .errors import ApiError, as_api_error
 from .guard import Guard
@@ -217,7 +218,9 @@ def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings, cn
     check_settings(settings)
     with open_socket(settings.host, settings.port) as bound:
         looking = CnnDetector.load(cnn) if cnn else None
-        loaded = [Detector(model, adapter=adapter) for model, adapter in models]
+        loaded: list[Detector] = []
+        for model, adapter in models:
+            loaded.append(_base_among(loaded, model) or Detector(model, adapter=adapter))
         detectors = {detector.name: detector for detector in loaded}
         if len(detectors) < len(loaded):
             raise UserError(f"--compare names the model that is served already ({loaded[0].name}): give another")
@@ -225,3 +228,12 @@ def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings, cn
         shown = f"[{host}]" if ":" in host else host
         print(f"{', '.join(detectors)}: http://{shown}:{port} (Ctrl-C ends)", flush=True)
         run(create_app(detectors, settings, looking), settings, bound)
+
+
+def _base_among(loaded: Sequence[Detector], model: str) -> Detector | None:
+    """A detector by `model` that shares the weights of one that is loaded with an adapter on it, or None."""
+    for detector in loaded:
+        vlm = detector.engine.vlm
+        if vlm.name == model and (base := without_adapter(vlm)) is not None:
+            return Detector(base)
+    return None

@@ -27,6 +27,7 @@ from ..data.decode import MAX_PIXELS, ImageRejected, decode_image, read_bounded
 from ..data.provenance import Fact, provenance
 from ..data.questions import EXPLAIN_QUESTION, Topic
 from ..errors import UserError
+from ..models.base import VLM
 from ..models.registry import load_vlm
 from ..train.calibration import Calibration
 from .engine import Engine
@@ -97,10 +98,13 @@ class Verdict:
 
 
 class Detector:
-    """Judges images by one model: a Hub id, a folder, a run directory, or `nano`."""
+    """Judges images by one model: a Hub id, a folder, a run directory, `nano`, or what `load_vlm` has loaded."""
 
-    def __init__(self, model: str = "auto", *, adapter: str | None = None, **load_options: Any) -> None:
-        self.engine = Engine(load_vlm(model, adapter=adapter, **load_options))
+    def __init__(self, model: str | VLM = "auto", *, adapter: str | None = None, **load_options: Any) -> None:
+        if isinstance(model, VLM):
+            self.engine, model = Engine(model), model.name
+        else:
+            self.engine = Engine(load_vlm(model, adapter=adapter, **load_options))
         run = Path(adapter or model)
         self.name = adapter or (model if run.is_dir() else self.engine.vlm.name)
         self.calibration = Calibration.load(run)

@@ -10,6 +10,7 @@ Hub ids are loaded at the pinned revision below; remote code is never run.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import warnings
@@ -207,6 +208,20 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"adapter {adapter} does not fit this model: {first_line}") from error
+
+
+def without_adapter(vlm: VLM) -> VLM | None:
+    """The base of a model with a LoRA, which shares its weights; None where there is none to share."""
+    from peft import PeftModel
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    if not isinstance(vlm.model, PeftModel):
+        return None
+    if any(isinstance(module, AuxiliaryTrainingWrapper) for module in vlm.model.modules()):
+        return None  # a module that was trained in full: `unload` keeps the trained one
+    weights = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
+    base: Any = copy.deepcopy(vlm.model, weights)
+    return type(vlm)(base.unload(), vlm.processor, vlm.name, vlm.revision)
 
 
 def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
