@@ -15,11 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm_detect.errors import run_main
-from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.train.command import Options, each_seed
 from vlm_detect.train.lora import LoraOptions
 from vlm_detect.train.options import TrainOptions
-from vlm_detect.train.program import Options, each_seed, finish, make_trainer, open_data, open_run, train
-from vlm_detect.train.tuning import loading, tune
+from vlm_detect.train.program import finetune
 
 
 @dataclass(frozen=True)
@@ -50,29 +49,6 @@ def main(argv: list[str]) -> None:
         role="tinyllava",
     )
     each_seed(options, finetune)
-
-
-def finetune(options: Options) -> None:
-    training = options.training
-
-    # The data, and whether this run was begun or finished before.
-    data = open_data(options)
-    base = resolve_id(options.model.model, "tinyllava", revision=options.model.revision)
-    run = open_run(options, base, data)
-    if run.finished:
-        return
-
-    # The model, and what of it learns: a LoRA around its linear layers and the connector, or the whole language model.
-    held = loading(options.model, training.device)
-    vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
-    tune(vlm, options.model, options.lora, training.seed)
-
-    # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
-    trainer = make_trainer(options, vlm, data)
-    train(trainer, run)
-
-    # What stays: the adapter and the processor, the calibration, the card, and last the mark that all of it is there.
-    finish(trainer, run, options, data)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
     accelerate launch recipes/vlm_lora.py --config recipes/configs/vlm_qlora.yaml --model HuggingFaceTB/SmolVLM-Instruct
 
 The model needs a processor with a chat template; questions and answers take its form. --data and what comes out in
---output_dir are those of recipes/moondream_lora.py. Outside the LLaVA family each question is a row of its own, in
-which the tower reads the image anew: there --questions_per_image 1 is cheaper than many questions at once.
+--output_dir are those of recipes/moondream_lora.py. In LLaVA, Gemma 3, Idefics3 and Qwen2-VL and 2.5-VL all questions of
+an image share its prefix; in PaliGemma, whose image and question see each other, and in what has not been tried, each
+is a row of its own in which the tower reads the image anew: there --questions_per_image 1 is the cheaper way.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.train.command import Options, each_seed
 from vlm_detect.train.options import ModelOptions, TrainOptions
-from vlm_detect.train.program import Options, each_seed, finish, make_trainer, open_data, open_run, train
-from vlm_detect.train.tuning import loading, tune
+from vlm_detect.train.program import finetune
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,6 @@ def main(argv: list[str]) -> None:
     if not options.model.model:
         raise UserError("--model is missing: give the Hub id or folder of an image-text-to-text model of transformers")
     each_seed(options, finetune)
-
-
-def finetune(options: Options) -> None:
-    training = options.training
-
-    # The data, and whether this run was begun or finished before.
-    data = open_data(options)
-    base = resolve_id(options.model.model, revision=options.model.revision)
-    run = open_run(options, base, data)
-    if run.finished:
-        return
-
-    # The model, and what of it learns: a LoRA around its linear layers, or the whole language model.
-    held = loading(options.model, training.device)
-    vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
-    tune(vlm, options.model, options.lora, training.seed)
-
-    # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
-    trainer = make_trainer(options, vlm, data)
-    train(trainer, run)
-
-    # What stays: the adapter and the processor, the calibration, the card, and last the mark that all of it is there.
-    finish(trainer, run, options, data)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from vlm_detect.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 _RECORDED_PACKAGES = ("vlm-detect", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "pillow")
 
@@ -58,9 +60,12 @@ def parse_config(
             parser.error(f"{known}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
         # Through argparse, so that YAML values are checked and converted exactly as flags are; later flags win.
         argv = [*_as_flags(values), *argv]
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        list(argv), look_for_args_file=False, return_remaining_strings=True
-    )
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            list(argv), look_for_args_file=False, return_remaining_strings=True
+        )
+    except (UserError, ValueError, TypeError, ImportError) as error:  # a dataclass refuses a value, in its own words
+        parser.error(" ".join(str(error).split()))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # `--config` itself leaves a namespace behind the dataclasses; it holds the positional arguments too.
@@ -72,6 +77,22 @@ class _Parser(HfArgumentParser):
         """One line: a usage of a hundred and more flags would bury it."""
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)
+
+
+def check_at_least(options: Any, least: float, *names: str) -> None:
+    """UserError where one of these settings is given and below `least`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: give {least:g} or more")
+
+
+def check_between(options: Any, least: float, most: float, *names: str) -> None:
+    """UserError where one of these settings is given and outside of `least` to `most`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} {value}: give {least:g} to {most:g}")
 
 
 def _config_flag(argv: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Image-text models of transformers, five architectures and TinyLLaVA: each is loaded, asked, trained, quantised."""
+"""Image-text models of transformers, six architectures and TinyLLaVA: each is loaded, asked, trained, quantised."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from PIL import Image
 
 from tests.models.test_tinyllava_golden import released
 from tests.models.tiny_chat import ARCHITECTURES, save_tiny
-from tests.train.toys import toy_pairs
+from tests.train.toys import stored, toy_pairs
 from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import generate_plain, plain_inputs, score_plain
 from vlm_detect.models.base import VLM
 from vlm_detect.models.export import export
 from vlm_detect.models.registry import load_vlm
+from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.examples import Example, QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.loss import answer_loss
 from vlm_detect.train.options import ModelOptions
@@ -36,6 +37,8 @@ ASKS = [
     [Ask("Real?", ("Yes.", "No."))],
     [Ask("Is it AI?", ("Yes.", "No."), whole=False)],
 ]
+SIZES = [(16, 16), (40, 20), (30, 40)]
+ASKED = [("AI-generated", "No."), ("a photo of a ship", "Yes."), ("real", "Yes, it is.")]
 QUESTIONS = [["Why?", "What is it?"], ["x"], ["Is it AI?"]]
 
 
@@ -46,11 +49,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**found, "tinyllava": released(home / "tinyllava", "square")}
 
 
+def noise(size: tuple[int, int], rng: np.random.Generator | None = None) -> Image.Image:
+    width, height = size
+    rng = rng or np.random.default_rng(width)
+    return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
     rng = np.random.default_rng(1)
-    sizes = [(16, 16), (40, 20), (30, 40)]
-    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    return [noise(size, rng) for size in SIZES]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -69,7 +77,7 @@ def test_ids_are_the_processors_own(vlm: Any, images) -> None:
     text = vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     for image in images:
         ids = vlm.processor(images=[image], text=[text], return_tensors="pt")["input_ids"][0].tolist()
-        prefix = vlm.prefix_ids() if vlm.packs else vlm.prefix_rows(vlm.prepare([image]))[0]
+        prefix = vlm.prefix_ids() if vlm.same_prefix else vlm.prefix_rows(vlm.prepare([image]))[0]
         assert [*prefix, *vlm.question_ids("Is it AI?")] == ids
     marker = vlm.processor.tokenizer.convert_ids_to_tokens(vlm.image_token_id)
     assert vlm.image_token_id not in vlm.question_ids(f"What is {marker}?"), "a question forged an image"
@@ -149,6 +157,41 @@ def test_it_learns_and_comes_back(name: str, quantize: str | None, folders, imag
         assert score_plain(merged, images[0], "Is it AI?", "Yes.").logprob == pytest.approx(tuned, abs=1e-3)
         untuned = load_vlm(str(folders[name]), device="cpu")
         assert score_plain(untuned, images[0], "Is it AI?", "Yes.").logprob != pytest.approx(tuned, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", [*(name for name in NAMES if name != "paligemma"), "gemma3 with a narrow window"])
+def test_packed_questions_have_the_losses_and_gradients_of_a_row_each(name: str, folders) -> None:
+    """Of images whose prefixes differ in length; with a token budget all of them stand in one row."""
+    vlm = load_vlm(str(folders[name.partition(" ")[0]]), device="cpu")
+    if "window" in name:
+        vlm.model.config.get_text_config().sliding_window = 7  # narrower than a question, wider than an image
+    add_lora(vlm, LoraOptions(lora_targets="all-linear+vision"))
+    for key, parameter in vlm.model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.02)
+    questions = [Question("yes_no", f"Is it {word}?", answer) for word, answer in ASKED]
+    units = [[Example(stored(noise(size)), questions[: 3 - i], "real") for i, size in enumerate(SIZES)]]
+    layouts: list[dict[str, Any]] = [{"pack": False}, {"pack": True}, {"pack": True, "row_tokens": 2000}]
+    found = []
+    for layout, rows in zip(layouts, (6, 3, 1), strict=True):
+        batch = Collator(vlm, **layout)(units)
+        assert len(batch["ids"]) == rows
+        loss = answer_loss(vlm, vlm.model, batch)
+        vlm.model.zero_grad()
+        loss.backward()
+        gradients = {key: p.grad.clone() for key, p in vlm.model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), gradients))
+    plain, *packed = found
+    for value, gradients in packed:
+        assert value == pytest.approx(plain[0], abs=1e-5)
+        assert gradients.keys() == plain[1].keys()
+        for key, gradient in plain[1].items():
+            torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_where_image_and_question_see_each_other_nothing_is_packed(folders) -> None:
+    batch = batch_of(load_vlm(str(folders["paligemma"]), device="cpu"), pack=True)
+    assert len(batch["ids"]) == batch["n_questions"] == 8
 
 
 def test_a_processor_without_a_chat_template_is_refused(folders, tmp_path: Path) -> None:

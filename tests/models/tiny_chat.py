@@ -27,9 +27,10 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
@@ -139,7 +140,13 @@ def gemma3() -> tuple[Any, Any]:
     )
     config = Gemma3Config(
         vision_config=SiglipVisionConfig(**SIGLIP, vision_use_head=False),
-        text_config={"vocab_size": len(tokenizer), **TEXT, "sliding_window": 512, "query_pre_attn_scalar": 16},
+        text_config={
+            "vocab_size": len(tokenizer),
+            **TEXT,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 16,
+        },
         image_token_index=tokenizer.image_token_id,
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
@@ -171,6 +178,15 @@ def idefics3() -> tuple[Any, Any]:
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]}
+    return _qwen(Qwen2_5_VLForConditionalGeneration, {**vision, "out_hidden_size": 32})
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    return _qwen(Qwen2VLForConditionalGeneration, {"embed_dim": 32, "mlp_ratio": 2, "hidden_size": 32})
+
+
+def _qwen(architecture: type[PreTrainedModel], vision: dict[str, Any]) -> tuple[Any, Any]:
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = byte_tokenizer(*special)
     place = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -179,30 +195,17 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
     }
+    tower = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "initializer_range": STD, **vision}
     text = {name: value for name, value in TEXT.items() if name != "head_dim"}
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-            "out_hidden_size": 32,
-            "initializer_range": STD,
-        },
-        text_config={
-            "vocab_size": len(tokenizer),
-            **text,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        },
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    config = architecture.config_class(
+        vision_config=tower,
+        text_config={"vocab_size": len(tokenizer), **text, "rope_parameters": rope},
         image_token_id=processor.image_token_id,
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         **ids,
     )
-    return Qwen2_5_VLForConditionalGeneration(config), processor
+    return architecture(config), processor
 
 
 ARCHITECTURES: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -211,6 +214,7 @@ ARCHITECTURES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": gemma3,
     "idefics3": idefics3,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen2_vl": qwen2_vl,
 }
 
 

@@ -110,12 +110,12 @@ def test_a_question_is_blind_to_its_neighbours(vlm):
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def two_images_in_a_row():
+def two_images_in_a_row(blocks=(0, 0)):
     row = Row()
-    row.add(0, [8, 9], [Answered([20], [21]), Answered([22, 23], [24])])
-    row.add(1, [8], [Answered([25], [26])])
+    row.add(0, [8, 9], [Answered([20], [21]), Answered([22, 23], [24])], blocks[:2])
+    row.add(1, [8], [Answered([25], [26])], blocks[:1])
     longer = Row()
-    longer.add(2, [8, 9], [Answered([20] * 6, [21] * 3)])
+    longer.add(2, [8, 9], [Answered([20] * 6, [21] * 3)], blocks[:2])
     return stack_rows([row, longer], pad_id=0)
 
 
@@ -124,7 +124,7 @@ def test_positions_restart_and_the_mask_has_its_blocks():
     assert rows["ids"][0].tolist() == [8, 9, 20, 21, 22, 23, 24, 8, 25, 26, 0]
     assert rows["position_ids"][0].tolist() == [0, 1, 2, 3, 2, 3, 4, 0, 1, 2, 0]
     assert rows["labels"][0].tolist() == [IGNORE] * 3 + [21] + [IGNORE] * 2 + [24] + [IGNORE] * 2 + [26, IGNORE]
-    allowed = may_look(rows["image"], rows["branch"], two_way_prefix=True)[0]
+    allowed = may_look(rows)[0]
     assert allowed.int().tolist() == [
         [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -138,17 +138,37 @@ def test_positions_restart_and_the_mask_has_its_blocks():
         [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     ]
-    one_way = may_look(rows["image"], rows["branch"], two_way_prefix=False)[0]
+    one_way = may_look(two_images_in_a_row(blocks=()))[0]
     assert one_way[:2, :2].int().tolist() == [[1, 0], [1, 1]]
     assert (one_way | allowed).equal(allowed)
 
 
-@pytest.mark.parametrize("two_way_prefix", [False, True])
-def test_flex_attention_has_the_same_mask(two_way_prefix):
-    rows = two_images_in_a_row()
-    flex = attention_mask(rows["image"], rows["branch"], two_way_prefix, torch.float32, flex=True)
+def test_a_window_counts_positions_not_places_in_the_row():
+    rows = two_images_in_a_row(blocks=())
+    near = may_look(rows, window=2)[0].int()
+    assert near[4].tolist() == [
+        0,
+        1,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]  # next to it is the prefix's end
+    assert near[6].tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("blocks", [(), (0, 0)])
+def test_flex_attention_has_the_same_mask(blocks, window):
+    rows = two_images_in_a_row(blocks)
+    flex = attention_mask(rows, torch.float32, flex=True, window=window)
     query, key, value = torch.randn(3, 2, 1, rows["ids"].shape[1], 16, generator=torch.Generator().manual_seed(0))
-    plain = attention_mask(rows["image"], rows["branch"], two_way_prefix, torch.float32)
+    plain = attention_mask(rows, torch.float32, window=window)
     torch.testing.assert_close(
         flex_attention(query, key, value, block_mask=flex),
         torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=plain),

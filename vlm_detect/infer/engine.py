@@ -170,7 +170,7 @@ class Engine:
         Greedy answers to all prompts of an image grow side by side behind one prefix. `options` (sampling, a streamer)
         go through transformers' generate, one row a prompt.
         """
-        if not (self.vlm.packs or (self.vlm.caches and not options)):
+        if not (self.vlm.same_prefix or (self.vlm.caches and not options)):
             return [
                 [generate_plain(self.vlm, image, prompt, max_new_tokens, **options) for prompt in some]
                 for image, some in zip(images, prompts, strict=True)

@@ -76,17 +76,17 @@ def stream_plain(
 def plain_inputs(vlm: VLM, image: Image.Image, prompt: Sequence[int], answer: Sequence[int] = ()) -> dict[str, Any]:
     """Arguments of one forward over [image prefix, prompt, answer]."""
     prepared = vlm.prepare([image])
-    prefix = vlm.prefix_ids() if vlm.packs else vlm.prefix_rows(prepared)[0]
+    prefix = vlm.prefix_ids() if vlm.same_prefix else vlm.prefix_rows(prepared)[0]
     length = len(prefix) + len(prompt) + len(answer)
     if length > vlm.context:
         raise UserError(
             f"image and prompt make {length} tokens, the model's context is {vlm.context}: shorten the question"
         )
-    if not vlm.packs:
+    if not vlm.same_prefix:
         row = Row()
         row.add(0, prefix, [Answered(list(prompt), list(answer))])
         batch = {"row_images": torch.tensor([0]), **stack_rows([row], vlm.eos_token_id)}
-        return vlm.unpacked_inputs(prepared, batch)
+        return vlm.row_inputs(prepared, batch)
     inputs: dict[str, Any] = vlm.prefix_inputs(vlm.encode(prepared))
     rest = torch.tensor([[*prompt, *answer]], device=vlm.device)
     if "inputs_embeds" in inputs:

@@ -4,8 +4,8 @@ An image becomes a prefix of fixed content that any number of prompts can follow
 
     images --prepare--> tensors --encode--> image embeddings --prefix_inputs--> the cached prefix | prompt | answer
 
-The trainer and the engine know models through this class alone, so that a new family is one file. Two class attributes
-say what a family allows; where it does not, `unpacked_inputs` gives the plain form, one question a row.
+The trainer and the engine know models through this class alone, so that a new family is one file. Three class
+attributes say what a family allows. Where prefixes differ from image to image, training asks for `row_inputs` alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class VLM(ABC):
     `name` is the id that was asked for (a Hub id, a folder, or `nano`), `revision` the exact one that was loaded.
     """
 
-    two_way_prefix: bool = False  # whether the positions of an image's prefix attend to each other in both directions
-    packs: bool = True  # training: all prefixes have one length, and rows may hold several questions and images
+    same_prefix: bool = True  # all images have one prefix, and `encode` gives their embeddings as one tensor
+    packs: bool = True  # training: rows may hold several questions and images
     caches: bool = True  # inference: what follows an image changes nothing of its prefix, which can be laid once
 
     connector: str | None = None  # the module between tower and language model, by its name
@@ -78,10 +78,13 @@ class VLM(ABC):
         """The ids of each prepared image's prefix, for families whose prefixes differ."""
         raise NotImplementedError
 
-    def unpacked_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of the model's forward for rows of one image with one question each (see `train.packing`); for
-        families that do not pack."""
+    def row_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the model's forward for rows (see `train.packing`), for families whose prefixes differ."""
         raise NotImplementedError
+
+    def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
+        """For each id of a prefix the number of the block in which all see each other; -1 where it looks backwards."""
+        return [-1] * len(prefix)
 
     def alike(self, embeds: Any) -> list[list[int]]:
         """Which of the images (their indices in what `encode` gave) have prefixes of one length, group by group."""

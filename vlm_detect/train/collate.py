@@ -3,7 +3,7 @@
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
     embeds     (N, T, D)          the images' embeddings
     row_images (M,)               which image each prefix is, row by row
-    ids, image, branch, position_ids, labels   (B, S): see `vlm_detect.train.packing`
+    ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.train.packing`
     n_images, n_questions, n_tokens            of the batch; tokens behind the prefixes
 
 Without packing a row holds one question; with packing all questions of an image ride behind one prefix, and up to
@@ -41,15 +41,18 @@ class Collator:
         examples = [example for unit in units for example in unit]
         images = self._images([example.image for example in examples])
         prefixes = (
-            [self.vlm.prefix_ids()] * len(examples) if self.vlm.packs else self.vlm.prefix_rows(images["prepared"])
+            [self.vlm.prefix_ids()] * len(examples)
+            if self.vlm.same_prefix
+            else self.vlm.prefix_rows(images["prepared"])
         )
         asked = [[self._answered(question) for question in example.questions] for example in examples]
         self._check_length(prefixes, asked)
+        blocks = [self.vlm.two_way_blocks(prefix) for prefix in prefixes]
         rows: list[Row] = []
-        for layout in self._layout(len(prefixes[0]), asked):
+        for layout in self._layout(prefixes, asked):
             rows.append(Row())
             for image, questions in layout:
-                rows[-1].add(image, prefixes[image], questions)
+                rows[-1].add(image, prefixes[image], questions, blocks[image])
         return {
             **images,
             "row_images": torch.tensor([image for row in rows for image in row.images]),
@@ -62,11 +65,11 @@ class Collator:
     def _answered(self, q: Question) -> Answered:
         return Answered(self.vlm.dialogue_ids(q.history, q.question), self.vlm.answer_ids(q.answer))
 
-    def _layout(self, prefix: int, asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
+    def _layout(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
         """What each row holds: images with their questions."""
         if not (self.pack and self.vlm.packs):
             return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
-        lengths = [prefix + sum(map(len, questions)) for questions in asked]
+        lengths = [len(prefix) + sum(map(len, some)) for prefix, some in zip(prefixes, asked, strict=True)]
         if self.row_tokens is None:
             return [[(image, questions)] for image, questions in enumerate(asked)]
         if max(lengths) > self.row_tokens:

@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
+from vlm_detect.config import check_at_least
 from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label, Question
@@ -39,6 +40,9 @@ class QuestionOptions:
         default=False,
         metadata={"help": "Train on labels drawn by lot: the control that a real result has to leave behind."},
     )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "questions_per_image")
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,11 @@ class Features:
             UserError: where the tower is trained, for then its embeddings change with every step, and for a family
                 that reads image and text together.
         """
-        if not vlm.packs:
-            raise UserError(f"--cache_features: {type(vlm).__name__} reads an image with its text; leave it out")
+        if not vlm.same_prefix:
+            raise UserError(
+                f"--cache_features: {vlm.name} is neither a moondream nor a LLaVA, whose embeddings can be cached; "
+                "leave it out"
+            )
         if trained := [name for name, p in vlm.model.named_parameters() if p.requires_grad and is_vision(name)]:
             raise UserError(
                 f"--cache_features needs a frozen tower, and {len(trained)} of its tensors are trained: leave +vision "

@@ -19,6 +19,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 
@@ -60,6 +61,11 @@ class LoraOptions:
         default=False,
         metadata={"help": "Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353); slower."},
     )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "lora_r", "lora_alpha", "lora_last_layers")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout}: give a part from 0 to below 1")
 
 
 def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm_detect.models.base import VLM
-from vlm_detect.train.packing import IGNORE, PADDING, PREFIX, attention_mask
+from vlm_detect.train.packing import IGNORE, PADDING, PREFIX, attention_mask, is_packed
 
 CHUNK = 256  # positions whose logits exist at one time
 
@@ -51,8 +51,8 @@ def cross_entropy(head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Ten
 
 def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the model's forward for a batch whose images have the embeddings (N, T, D)."""
-    if not vlm.packs:
-        return vlm.unpacked_inputs(image_embeds, batch)
+    if not vlm.same_prefix:
+        return vlm.row_inputs(image_embeds, batch)
     branch = batch["branch"]
     inputs: dict[str, Any] = vlm.prefix_inputs(image_embeds[batch["row_images"]])
     if "inputs_embeds" in inputs:
@@ -62,10 +62,9 @@ def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> d
     else:
         inputs["input_ids"] = batch["ids"]
     inputs["position_ids"] = batch["position_ids"]
-    if int(branch.max()) > 0 or int(batch["image"].max()) > 0:
+    if is_packed(batch):
         flex = vlm.model.config.get_text_config()._attn_implementation == "flex_attention"
-        mask = attention_mask(batch["image"], branch, vlm.two_way_prefix, image_embeds.dtype, flex=flex)
-        inputs["attention_mask"] = mask
+        inputs["attention_mask"] = attention_mask(batch, image_embeds.dtype, flex=flex)
     else:  # one question a row: the model's own mask, which fused kernels may know how to skip
         inputs["attention_mask"] = (branch != PADDING).long()
     return inputs

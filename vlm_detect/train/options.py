@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from vlm_detect.config import check_at_least
+from vlm_detect.errors import UserError
 from vlm_detect.train.augment import AUGMENTATIONS
 
 DEFAULT_DATA = "data/pairs"
@@ -101,6 +106,12 @@ class DataOptions:
         metadata={"help": "Threads on a CPU. Default: all cores, shared by the processes (accelerate alone sets one)."},
     )
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "pack_tokens", "cached_views", "cpu_threads")
+        check_at_least(self, 2, "validation_limit")
+        if self.weights and not self.mix:
+            raise UserError("--weights are parts of an epoch: name the other datasets by --mix, or leave them out")
+
 
 @dataclass
 class TrainOptions(TrainingArguments):
@@ -115,7 +126,9 @@ class TrainOptions(TrainingArguments):
     )
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images scored at once, per device."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
+    lr_scheduler_type: SchedulerType = field(
+        default=SchedulerType.COSINE, metadata={"help": "How the learning rate falls."}
+    )
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or below 1 a part of all steps."})
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs."})
@@ -124,8 +137,10 @@ class TrainOptions(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave NaN and infinite losses out of the log."}
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to score the validation split."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    eval_strategy: IntervalStrategy = field(
+        default=IntervalStrategy.EPOCH, metadata={"help": "When to score the validation split."}
+    )
+    save_strategy: SaveStrategy = field(default=SaveStrategy.EPOCH, metadata={"help": "When to write a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best is always kept."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(
@@ -150,3 +165,33 @@ class TrainOptions(TrainingArguments):
         default_factory=list,
         metadata={"help": "Train once for each of these, in folders of --output_dir; mean and spread in seeds.json."},
     )
+
+    def __post_init__(self) -> None:
+        check_at_least(
+            self,
+            1,
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "early_stopping_patience",
+        )
+        check_at_least(self, 0, "learning_rate", "weight_decay", "dataloader_num_workers")
+        if self.num_train_epochs <= 0:
+            raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: give more than 0")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise UserError(f"--label_smoothing_factor {self.label_smoothing_factor}: give a part from 0 to below 1")
+        if self.train_sampling_strategy != "random":
+            raise UserError(
+                f"--train_sampling_strategy {self.train_sampling_strategy}: an epoch's units come in an order of its "
+                "own, in which both classes are in every batch; leave it out"
+            )
+        flags: dict[str, Any] = self.__dict__
+        for name, value in flags.items():
+            if isinstance(value, str) and value.startswith("{"):
+                try:
+                    json.loads(value)
+                except ValueError as error:
+                    raise UserError(f"--{name} {value}: not JSON ({error})") from error
+        if (word := str(flags["fsdp"]).lower()) in ("true", "false"):  # transformers knows words of old alone
+            flags["fsdp"] = word == "true"
+        super().__post_init__()

@@ -4,6 +4,7 @@
 
     image      (B, S)  number of the image in its row; -1 is padding
     branch     (B, S)  number of the question behind its image; PREFIX within the image prefix, PADDING behind the row
+    block      (B, S)  number of the block of the prefix whose tokens see each other in both directions; else CAUSAL
     positions  (B, S)  those of a row that holds one image and one question
 
 A question sees its own image's prefix and itself; an image sees itself. So hidden states, loss and gradients are those
@@ -12,14 +13,15 @@ of one row a question, while a prefix is computed once and short rows share thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-PREFIX, PADDING = -1, -2
+PREFIX, PADDING = -1, -2  # of `branch`
+CAUSAL = -1  # of `block`
 IGNORE = -100  # positions without a label, as in torch's cross entropy
 
 
@@ -41,6 +43,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     image: list[int] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
+    block: list[int] = field(default_factory=list)
     position_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)  # which of the batch's images stand here, in their order
@@ -48,11 +51,15 @@ class Row:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, image: int, prefix: Sequence[int], questions: Sequence[Answered]) -> None:
-        """Append one of the batch's images, with the questions that follow its prefix."""
+    def add(self, image: int, prefix: Sequence[int], questions: Sequence[Answered], blocks: Sequence[int] = ()) -> None:
+        """Append one of the batch's images, with the questions that follow its prefix.
+
+        `blocks`: for each token of the prefix its two-way block, or CAUSAL; by default all are that.
+        """
         number = len(self.images)
         self.images.append(image)
         self._extend(number, PREFIX, 0, prefix, [IGNORE] * len(prefix))
+        self.block[len(self.block) - len(prefix) :] = blocks or [CAUSAL] * len(prefix)
         for branch, one in enumerate(questions):
             labels = [IGNORE] * len(one.question) + one.answer
             self._extend(number, branch, len(prefix), one.question + one.answer, labels)
@@ -61,6 +68,7 @@ class Row:
         self.ids += ids
         self.image += [image] * len(ids)
         self.branch += [branch] * len(ids)
+        self.block += [CAUSAL] * len(ids)
         self.position_ids += range(position, position + len(ids))
         self.labels += labels
 
@@ -85,7 +93,8 @@ def fill_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def stack_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     """The columns of `rows`, right padded to the longest: each (B, S)."""
-    padding: dict[str, int] = {"ids": pad_id, "image": -1, "branch": PADDING, "position_ids": 0, "labels": IGNORE}
+    padding: dict[str, int] = {"ids": pad_id, "image": -1, "branch": PADDING, "block": CAUSAL}
+    padding |= {"position_ids": 0, "labels": IGNORE}
     longest = max(map(len, rows))
     return {
         name: torch.tensor([getattr(row, name) + [value] * (longest - len(row)) for row in rows])
@@ -93,54 +102,46 @@ def stack_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     }
 
 
-def may_look(image: torch.Tensor, branch: torch.Tensor, two_way_prefix: bool) -> torch.Tensor:
-    """(B, S, S) of bool: whether a query (row) sees a key (column).
+def is_packed(rows: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a row holds more than one image with one question."""
+    return int(rows["branch"].max()) > 0 or int(rows["image"].max()) > 0
 
-    `two_way_prefix`: the positions of a prefix see each other in both directions (moondream), else only backwards.
+
+def may_look(rows: Mapping[str, torch.Tensor], window: int | None = None) -> torch.Tensor:
+    """(B, S, S) of bool: whether a query (row) sees a key (column); `window`: of those at most so many positions back.
+
     Padding sees itself, for a query that sees nothing has no softmax.
     """
-    index = torch.arange(image.shape[1], device=image.device)
-    return _rule(
-        image[:, :, None],
-        image[:, None, :],
-        branch[:, :, None],
-        branch[:, None, :],
-        index[:, None] >= index[None, :],
-        two_way_prefix,
-    )
+    batch, length = rows["image"].shape
+    index = torch.arange(length, device=rows["image"].device)
+    batches = torch.arange(batch, device=index.device)[:, None, None]
+    return _rule(rows, window)(batches, None, index[None, :, None], index[None, None, :])
 
 
 def attention_mask(
-    image: torch.Tensor, branch: torch.Tensor, two_way_prefix: bool, dtype: torch.dtype, *, flex: bool = False
+    rows: Mapping[str, torch.Tensor], dtype: torch.dtype, *, flex: bool = False, window: int | None = None
 ) -> torch.Tensor | BlockMask:
-    """The mask of packed rows for the model's forward: additive (B, 1, S, S), or FlexAttention's blocks of it."""
+    """The mask of packed rows for the model's forward: additive (B, 1, S, S), or FlexAttention's blocks of it.
+
+    Blocks in which nothing may be seen are skipped: a row's cost grows with its images, not with their square.
+    """
     if flex:
-        return _block_mask(image, branch, two_way_prefix)
-    allowed = may_look(image, branch, two_way_prefix)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=image.device)
+        batch, length = rows["image"].shape
+        device = rows["image"].device
+        return create_block_mask(_rule(rows, window), B=batch, H=None, Q_LEN=length, KV_LEN=length, device=device)
+    allowed = may_look(rows, window)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
-def _block_mask(image: torch.Tensor, branch: torch.Tensor, two_way_prefix: bool) -> BlockMask:
-    """Blocks in which nothing may be seen are skipped: a row's cost grows with its images, not with their square."""
+def _rule(rows: Mapping[str, torch.Tensor], window: int | None) -> Callable[..., torch.Tensor]:
+    """Of row b, whether the token at index `query` sees that at `key`: numbers, or tensors of them that broadcast."""
+    image, branch, block, position = (rows[name] for name in ("image", "branch", "block", "position_ids"))
 
-    def rule(b: Any, head: Any, query: Any, key: Any) -> Any:
-        return _rule(image[b, query], image[b, key], branch[b, query], branch[b, key], query >= key, two_way_prefix)
+    def sees(b: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        own_branch = (branch[b, query] == branch[b, key]) | (branch[b, key] == PREFIX)
+        two_way = (block[b, query] == block[b, key]) & (block[b, query] != CAUSAL)
+        seen = (image[b, query] == image[b, key]) & (((query >= key) & own_branch) | two_way)
+        return seen if window is None else seen & (position[b, key] > position[b, query] - window)
 
-    batch, length = image.shape
-    return create_block_mask(rule, B=batch, H=None, Q_LEN=length, KV_LEN=length, device=image.device)
-
-
-def _rule(
-    query_image: torch.Tensor,
-    key_image: torch.Tensor,
-    query_branch: torch.Tensor,
-    key_branch: torch.Tensor,
-    backwards: torch.Tensor,
-    two_way_prefix: bool,
-) -> torch.Tensor:
-    same_image, to_prefix = query_image == key_image, key_branch == PREFIX
-    seen = backwards & ((query_branch == key_branch) | to_prefix)
-    if two_way_prefix:
-        seen = seen | (to_prefix & (query_branch == PREFIX))
-    return same_image & seen
+    return sees

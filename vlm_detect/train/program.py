@@ -1,123 +1,58 @@
-"""The training program that the recipes share, in the order in which a recipe calls it.
+"""The training program that the recipes share: `finetune`, from the data to the adapter that stays.
 
-    options = Options.parse(argv, doc=__doc__)      # flags and YAML; a recipe brings defaults of its own
-    each_seed(options, finetune)                    # what follows, once or for each of --seeds
-    data = open_data(options)                       # what is learned from, and what is scored after each epoch
-    run = open_run(options, base, data)             # begun before? finished before?
-    ...                                             # the recipe's model and its LoRA
-    trainer = make_trainer(options, vlm, data)
-    train(trainer, run)
-    finish(trainer, run, options, data)             # what stays
+    options = Options.parse(argv, doc=__doc__, training=MyDefaults)     # a recipe is its defaults
+    each_seed(options, finetune)
 
-A recipe differs from another in its model and its defaults alone.
+`finetune` reads from top to bottom; the steps that it names follow it, in its order.
 """
 
 from __future__ import annotations
 
-import copy
-import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import upload_folder
 
-from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
 from vlm_detect.models.base import VLM
-from vlm_detect.models.registry import NANO_NAMES, ResolvedModel, Role, resolve_id
+from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
 from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
+from vlm_detect.train.command import Options
 from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
-from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
-from vlm_detect.train.lora import LoraOptions
-from vlm_detect.train.machine import use_cpu_cores
 from vlm_detect.train.mixture import Mixture
-from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.tuning import loading, tune
 from vlm_detect.train.validation import ValidationSet, scores_of
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything that a run can be told."""
-
-    model: ModelOptions
-    data: DataOptions
-    questions: QuestionOptions
-    lora: LoraOptions
-    training: TrainOptions
-
-    @classmethod
-    def parse(
-        cls,
-        argv: Sequence[str],
-        *,
-        doc: str | None,
-        training: type[TrainOptions],
-        model: type[ModelOptions] = ModelOptions,
-        lora: type[LoraOptions] = LoraOptions,
-        nano_config: str | None = None,
-        role: Role = "vlm",
-    ) -> Options:
-        """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults.
-
-        Where no config is named and the model turns out to be nano, `nano_config` is read: what suits a real model
-        teaches one of that size nothing.
-        """
-        groups = [model, DataOptions, QuestionOptions, lora, training]
-        options = cls(*parse_config(groups, argv, doc=doc))
-        named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
-        if nano_config and not named and resolve_id(options.model.model, role).name in NANO_NAMES:
-            config = REPOSITORY / "recipes" / "configs" / nano_config
-            print(f"the model is nano: {config.name} gives what no flag does")
-            options = cls(*parse_config(groups, ["--config", str(config), *argv], doc=doc))
-        use_cpu_cores(options.data.cpu_threads)
-        return options
-
-    @property
-    def groups(self) -> list[Any]:
-        return [self.model, self.data, self.questions, self.lora, self.training]
-
-    def with_seed(self, seed: int) -> Options:
-        """The same for one of several seeds: a run of its own, in a folder of the run directory."""
-        training = copy.copy(self.training)  # `replace` would derive anew what is derived already
-        training.seed, training.seeds = seed, []
-        training.output_dir = str(Path(str(training.output_dir)) / f"seed_{seed}")
-        return replace(self, training=training)
-
-
-def each_seed(options: Options, finetune: Callable[[Options], None]) -> None:
-    """Call `finetune` once, or for each of `--seeds`; then `seeds.json` has every score's mean and spread."""
+def finetune(options: Options) -> None:
+    """One run: what a recipe does, whatever its model."""
     training = options.training
-    if not training.seeds:
-        finetune(options)
+
+    # The data, and whether this run was begun or finished before.
+    data = open_data(options)
+    base = resolve_id(options.model.model, options.role, options.model.revision)
+    run = open_run(options, base, data)
+    if run.finished:
         return
-    folder = Path(str(training.output_dir))
-    for seed in training.seeds:
-        finetune(options.with_seed(seed))
-    if training.process_index == 0:
-        runs = {seed: (read_run_json(folder / f"seed_{seed}") or {})["validation"] for seed in training.seeds}
-        summary = spread(list(runs.values()))
-        write_json(folder / "seeds.json", {"seeds": runs, **summary})
-        for name, value in summary["mean"].items():
-            print(f"{name}: {value:.4f} ± {summary['standard_deviation'][name]:.4f} over {len(runs)} seeds")
 
+    # The model, and what of it learns: a LoRA around its linear layers, or the whole language model.
+    held = loading(options.model, training.device)
+    vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
+    tune(vlm, options.model, options.lora, training.seed)
 
-def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation of each score; the latter is 0 of a single run."""
-    columns = {name: [one[name] for one in scores] for name in scores[0]}
-    return {
-        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
-        "standard_deviation": {
-            name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()
-        },
-    }
+    # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
+    trainer = make_trainer(options, vlm, data)
+    train(trainer, run)
+
+    # What stays: the adapter and the processor, the calibration, the card, and last the mark that all of it is there.
+    finish(trainer, run, options, data)
 
 
 @dataclass(frozen=True)

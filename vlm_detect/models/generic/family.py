@@ -1,34 +1,34 @@
 """Any image-text model of transformers as a `VLM`, from its processor and chat template.
 
-Two ways of reading images, by what an architecture allows:
-
-    LlavaVLM   every image becomes the same number of embeddings in a causal decoder (LLaVA, TinyLLaVA): the tower reads
-               an image once, embeddings can be cached, questions are packed behind them, in training too
-    ChatVLM    everything else: the processor's tensors go to the model's own forward, one question a row in training;
-               at inference prefixes are cached for the architectures in `CACHED`, and others take the plain path
+The processor's tensors go to the model's own forward. In the architectures of `PREFIXED` an image is read without
+regard to what follows, and questions share its prefix: packed into rows in training, cached at inference. Others are
+asked one question a row, in which the tower reads the image anew: PaliGemma, whose image and question see each other,
+and what has not been tried.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ...train.packing import IGNORE, PADDING, PREFIX
+from ...train.packing import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask, is_packed
 from ..base import VLM
 from .prompts import ChatTemplate
 
-# Architectures in which nothing behind an image changes what was read before: seen to give the plain path's answers.
-CACHED = ("gemma3", "idefics3", "qwen2_vl", "qwen2_5_vl")
+# Architectures in which nothing behind an image changes what was read before: seen to give the plain path's answers,
+# losses and gradients.
+PREFIXED = ("gemma3", "idefics3", "qwen2_vl", "qwen2_5_vl")
+# Those in which the tokens of one image see each other in both directions.
+TWO_WAY_IMAGES = ("gemma3",)
 # The decoder reads image and question in both directions, and only the answer forwards.
 PREFIX_LM = ("paligemma",)
 _TYPE_IDS = ("token_type_ids", "mm_token_type_ids")  # one a token; everything else that a processor gives is of images
-_TOWER_LAYER = re.compile(r"\.encoder\.layers\.(\d+)\.")
 _CAPTION_QUESTIONS = {
     "short": "Describe this image in a few words.",
     "normal": "Describe this image in one sentence.",
@@ -39,14 +39,14 @@ _CAPTION_QUESTIONS = {
 class ChatVLM(VLM):
     """A model behind its processor's chat template. Prepared images are one dict of tensors each."""
 
-    packs = False
+    same_prefix = False
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         super().__init__(model, processor, name, revision)
         self.model_type = model.config.model_type
         self.image_token_id = int(model.config.image_token_id)
         self.template = ChatTemplate(processor, self.image_token_id, name)
-        self.caches = self.model_type in CACHED
+        self.packs = self.caches = self.model_type in PREFIXED
 
     @property
     def eos_token_id(self) -> int:
@@ -100,27 +100,64 @@ class ChatVLM(VLM):
     @property
     def context(self) -> int:
         """The decoder's context; behind cached prefixes no further than its sliding window, whose mask is not made."""
-        config = self.model.config.get_text_config()
-        slides = "sliding_attention" in (config.layer_types or ()) if hasattr(config, "layer_types") else False
-        return min(super().context, config.sliding_window) if slides and self.caches else super().context
+        window = self.model.config.get_text_config().sliding_window if self._slides and self.caches else None
+        return super().context if window is None else min(super().context, window)
+
+    @property
+    def _slides(self) -> bool:
+        """Whether some layers of the decoder see a window of the text alone."""
+        return "sliding_attention" in (getattr(self.model.config.get_text_config(), "layer_types", None) or ())
 
     def prefix_rows(self, prepared: Any) -> list[list[int]]:
         return [image["input_ids"][0].tolist() for image in prepared]
 
-    def unpacked_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        branch = batch["branch"].to(self.device)
+    def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
+        """Each run of image tokens is one, for the architectures in which they see each other."""
+        if self.model_type not in TWO_WAY_IMAGES:
+            return super().two_way_blocks(prefix)
+        runs = groupby(prefix, lambda token: token == self.image_token_id)
+        return [number if is_image else CAUSAL for number, (is_image, run) in enumerate(runs) for _ in run]
+
+    def row_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = {name: batch[name].to(self.device) for name in ("ids", "image", "branch", "block", "position_ids")}
         images = self.encode([prepared[i] for i in batch["row_images"].tolist()])
         inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in _TYPE_IDS} for image in images])
-        inputs["input_ids"] = batch["ids"].to(self.device)
-        inputs["attention_mask"] = (branch != PADDING).long()
+        inputs["input_ids"] = rows["ids"]
+        if is_packed(rows):
+            return {**inputs, "attention_mask": self._masks(rows), "position_ids": self._positions(images, rows)}
+        inputs["attention_mask"] = (rows["branch"] != PADDING).long()
         for name in set(_TYPE_IDS) & images[0].keys():
-            types = torch.zeros_like(inputs["input_ids"])
+            types = torch.zeros_like(rows["ids"])
             if self.model_type in PREFIX_LM:
                 types = (batch["labels"].to(self.device) != IGNORE).long()
             for row, image in enumerate(images):
-                types[row][branch[row] == PREFIX] = image[name][0]
+                types[row][rows["branch"][row] == PREFIX] = image[name][0]
             inputs[name] = types
         return inputs
+
+    def _masks(self, rows: dict[str, torch.Tensor]) -> Any:
+        """The mask of packed rows; where layers differ in how far they see, one for each kind of layer."""
+        config = self.model.config.get_text_config()
+        mask = partial(attention_mask, rows, self.model.dtype, flex=config._attn_implementation == "flex_attention")
+        if not self._slides:
+            return mask()
+        return {"full_attention": mask(), "sliding_attention": mask(window=config.sliding_window)}
+
+    def _positions(self, images: list[dict[str, torch.Tensor]], rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, S); of a Qwen-VL (3, B, S): prefixes count an image's rows and columns, and text goes on behind them."""
+        if "qwen" not in self.model_type:
+            return rows["position_ids"]
+        model: Any = self.model.get_submodule(self._inner)
+        positions = rows["position_ids"].expand(3, -1, -1).clone()
+        counts = (rows["image"].amax(dim=1) + 1).tolist()
+        places = [(row, number) for row, count in enumerate(counts) for number in range(count)]
+        for image, (row, number) in zip(images, places, strict=True):
+            own, behind = rows["image"][row] == number, rows["branch"][row] != PREFIX
+            names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
+            laid, shift = model.get_rope_index(**{name: image[name] for name in names})
+            positions[:, row, own & ~behind] = laid[:, 0]
+            positions[:, row, own & behind] += shift[0]
+        return positions
 
     @cached_property
     def _prefix_ids(self) -> list[int]:
@@ -144,45 +181,6 @@ class ChatVLM(VLM):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
-class LlavaVLM(ChatVLM):
-    """LLaVA and TinyLLaVA: a fixed number of embeddings an image, in a decoder that looks backwards only."""
-
-    packs = True
-    connector = "multi_modal_projector"
-
-    def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
-        super().__init__(model, processor, name, revision)
-        self.caches = True
-
-    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]}
-
-    def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
-        tower = self.model.get_submodule(self._inner)
-        pixel_values = prepared["pixel_values"].to(self.device, self.model.dtype)
-        return torch.stack(list(tower.get_image_features(pixel_values).pooler_output))
-
-    def is_unused(self, name: str) -> bool:
-        """The features are those of an earlier layer of the tower: the layers above, and its head, are never read."""
-        if ".vision_tower." not in name:
-            return False
-        layer, config = self.model.config.vision_feature_layer, self.model.config.vision_config
-        if not isinstance(layer, int):
-            return False
-        used = layer + 1 + config.num_hidden_layers if layer < 0 else layer
-        found = _TOWER_LAYER.search(name)
-        return found is None or int(found[1]) >= used
-
-    def alike(self, embeds: Any) -> list[list[int]]:
-        return [list(range(len(embeds)))]
-
-    def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
-        embeds = self.model.get_input_embeddings()(ids)
-        places = (ids == self.image_token_id)[..., None]
-        return {"inputs_embeds": embeds.masked_scatter(places, image_embeds.to(embeds.dtype))}
 
 
 def _join(tensors: list[torch.Tensor]) -> torch.Tensor:

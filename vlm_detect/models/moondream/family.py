@@ -15,8 +15,6 @@ from .processing import MoondreamProcessor
 
 
 class MoondreamVLM(VLM):
-    two_way_prefix = True
-
     model: MoondreamForConditionalGeneration
     processor: MoondreamProcessor
 
@@ -50,6 +48,10 @@ class MoondreamVLM(VLM):
     def prefix_ids(self) -> list[int]:
         config = self.processor.config
         return [config.bos_token_id, *[config.image_token_id] * config.vision_config.num_image_tokens]
+
+    def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
+        """The whole prefix is one."""
+        return [0] * len(prefix)
 
     def question_ids(self, question: str) -> list[int]:
         return self.processor.query_ids(question)

@@ -1,0 +1,54 @@
+"""LLaVA and TinyLLaVA as a `VLM`: the tower reads an image once, and its embeddings can be cached."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from .family import ChatVLM
+
+_TOWER_LAYER = re.compile(r"\.encoder\.layers\.(\d+)\.")
+
+
+class LlavaVLM(ChatVLM):
+    """LLaVA and TinyLLaVA: a fixed number of embeddings an image, in a decoder that looks backwards only."""
+
+    same_prefix = True
+    connector = "multi_modal_projector"
+
+    def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
+        super().__init__(model, processor, name, revision)
+        self.packs = self.caches = True
+
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+
+    def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
+        tower = self.model.get_submodule(self._inner)
+        pixel_values = prepared["pixel_values"].to(self.device, self.model.dtype)
+        return torch.stack(list(tower.get_image_features(pixel_values).pooler_output))
+
+    def is_unused(self, name: str) -> bool:
+        """The features are those of an earlier layer of the tower: the layers above, and its head, are never read."""
+        if ".vision_tower." not in name:
+            return False
+        layer, config = self.model.config.vision_feature_layer, self.model.config.vision_config
+        if not isinstance(layer, int):
+            return False
+        used = layer + 1 + config.num_hidden_layers if layer < 0 else layer
+        found = _TOWER_LAYER.search(name)
+        return found is None or int(found[1]) >= used
+
+    def alike(self, embeds: Any) -> list[list[int]]:
+        return [list(range(len(embeds)))]
+
+    def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
+        embeds = self.model.get_input_embeddings()(ids)
+        places = (ids == self.image_token_id)[..., None]
+        return {"inputs_embeds": embeds.masked_scatter(places, image_embeds.to(embeds.dtype))}

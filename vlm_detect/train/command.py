@@ -1,0 +1,105 @@
+"""A recipe's command line: everything that a run can be told, and the same run for each of several seeds.
+
+options = Options.parse(argv, doc=__doc__, training=MyDefaults)     # flags, and YAML below them
+each_seed(options, finetune)                                        # once, or for each of --seeds
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
+from vlm_detect.errors import UserError
+from vlm_detect.models.registry import NANO_NAMES, Role, resolve_id
+from vlm_detect.train.examples import QuestionOptions
+from vlm_detect.train.lora import LoraOptions
+from vlm_detect.train.machine import use_cpu_cores
+from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
+from vlm_detect.train.validation import SCORES
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that a run can be told; `role` is what `auto` and `nano` mean to the recipe."""
+
+    model: ModelOptions
+    data: DataOptions
+    questions: QuestionOptions
+    lora: LoraOptions
+    training: TrainOptions
+    role: Role = "vlm"
+
+    @classmethod
+    def parse(
+        cls,
+        argv: Sequence[str],
+        *,
+        doc: str | None,
+        training: type[TrainOptions],
+        model: type[ModelOptions] = ModelOptions,
+        lora: type[LoraOptions] = LoraOptions,
+        nano_config: str | None = None,
+        role: Role = "vlm",
+    ) -> Options:
+        """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults.
+
+        Where no config is named and the model turns out to be nano, `nano_config` is read: what suits a real model
+        teaches one of that size nothing.
+        """
+        groups = [model, DataOptions, QuestionOptions, lora, training]
+        parsed = parse_config(groups, argv, doc=doc)
+        named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
+        if nano_config and not named and resolve_id(parsed[0].model, role).name in NANO_NAMES:
+            config = REPOSITORY / "recipes" / "configs" / nano_config
+            print(f"the model is nano: {config.name} gives what no flag does")
+            parsed = parse_config(groups, ["--config", str(config), *argv], doc=doc)
+        options = replace(cls(*parsed), role=role)
+        metric = str(options.training.metric_for_best_model).removeprefix("eval_")
+        if options.training.load_best_model_at_end and metric not in SCORES:
+            raise UserError(f"--metric_for_best_model {metric}: choose from {', '.join(SCORES)}")
+        use_cpu_cores(options.data.cpu_threads)
+        return options
+
+    @property
+    def groups(self) -> list[Any]:
+        return [self.model, self.data, self.questions, self.lora, self.training]
+
+    def with_seed(self, seed: int) -> Options:
+        """The same for one of several seeds: a run of its own, in a folder of the run directory."""
+        training = copy.copy(self.training)  # `replace` would derive anew what is derived already
+        training.seed, training.seeds = seed, []
+        training.output_dir = str(Path(str(training.output_dir)) / f"seed_{seed}")
+        return replace(self, training=training)
+
+
+def each_seed(options: Options, finetune: Callable[[Options], None]) -> None:
+    """Call `finetune` once, or for each of `--seeds`; then `seeds.json` has every score's mean and spread."""
+    training = options.training
+    if not training.seeds:
+        finetune(options)
+        return
+    folder = Path(str(training.output_dir))
+    for seed in training.seeds:
+        finetune(options.with_seed(seed))
+    if training.process_index == 0:
+        runs = {seed: (read_run_json(folder / f"seed_{seed}") or {})["validation"] for seed in training.seeds}
+        summary = spread(list(runs.values()))
+        write_json(folder / "seeds.json", {"seeds": runs, **summary})
+        for name, value in summary["mean"].items():
+            print(f"{name}: {value:.4f} ± {summary['standard_deviation'][name]:.4f} over {len(runs)} seeds")
+
+
+def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation of each score; the latter is 0 of a single run."""
+    columns = {name: [one[name] for one in scores] for name in scores[0]}
+    return {
+        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
+        "standard_deviation": {
+            name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()
+        },
+    }
