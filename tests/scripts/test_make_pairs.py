@@ -91,6 +91,40 @@ def test_photos_to_pairs_and_again(
     assert list(opened) == ["train", "validation", "test"]
 
 
+def test_an_out_that_cannot_be_written_is_told(tmp_path: Path, generator: Path, run_here: RunHere) -> None:
+    captioned_photos(tmp_path / "photos", 1)
+    (tmp_path / "file").write_text("")
+    arguments = ["--images", tmp_path / "photos", "--captioner", "column", "--generator", generator]
+    done = run_here("make_pairs.py", *arguments, "--out", tmp_path / "file" / "pairs")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot be written (Not a directory); give another --out" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "says"),
+    [
+        ("--limit", ["0"], "give 1 or more"),
+        ("--workers", ["0"], "give 1 or more"),
+        ("--shard_size", ["-2"], "give 1 or more"),
+        ("--caption_batch", ["0"], "give 1 or more"),
+        ("--steps", ["0"], "give 1 or more"),
+        ("--render_size", ["1"], "give 16 or more"),
+        ("--dtype", ["int4"], "invalid choice: 'int4'"),
+        ("--quality", ["200"], "give 1 to 100"),
+        ("--duplicate_bits", ["64"], "give 0 to 32"),
+        ("--validation", ["0.5", "--test", "0.5"], "together below 1"),
+        ("--hold_out", ["nobody"], "give generator=NAME, or source=GLOB"),
+    ],
+)
+def test_a_value_out_of_bounds_is_a_wrong_argument(
+    tmp_path: Path, run_here: RunHere, flag: str, values: list[str], says: str
+) -> None:
+    done = run_here("make_pairs.py", "--images", tmp_path, flag, *values, "--out", tmp_path / "pairs")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert flag in done.stderr
+    assert says in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from datasets import Features, Image, Value
 
+from vlm_detect.config import check_at_least
 from vlm_detect.data.captions import clean_caption
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.data.prompts import PromptBook
@@ -58,6 +59,9 @@ class SourceConfig:
     )
     shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "shard_size")
+
 
 @dataclass(frozen=True)
 class CaptionConfig:
@@ -79,6 +83,9 @@ class CaptionConfig:
     )
     caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
     min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "caption_batch", "min_side")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from vlm_detect.config import check_between
 from vlm_detect.data.decode import JpegEncoding, standard_encoding
 
 FILTER = Image.Resampling.LANCZOS
@@ -32,6 +33,9 @@ class EncodeConfig:
     subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = field(
         default="4:4:4", metadata={"help": "Its chroma subsampling; 4:4:4 loses least."}
     )
+
+    def __post_init__(self) -> None:
+        check_between(self, 1, 100, "quality")
 
     def describe(self) -> dict[str, object]:
         """What `receipt.encode` tells of the encoder."""

@@ -21,12 +21,13 @@ from typing import Any, cast, get_args
 from datasets import Features, Value
 from tqdm import tqdm
 
+from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.bare import bare_bytes
 from vlm_detect.data.card import image_card
 from vlm_detect.data.dataset_files import Packed, SplitWriter, finish_folder, written_whole
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.data.image_sets import Layout, open_image_set
-from vlm_detect.data.selection import Entry, Selection
+from vlm_detect.data.selection import Entry, Selection, check_hold_out
 from vlm_detect.data.shards import (
     Launch,
     Plan,
@@ -37,7 +38,7 @@ from vlm_detect.data.shards import (
     run_shards,
     write_shard,
 )
-from vlm_detect.data.splits import Split, merge_groups, split_groups
+from vlm_detect.data.splits import Split, check_shares, merge_groups, split_groups
 from vlm_detect.data.usable import check_usable, source_facts
 from vlm_detect.errors import UserError
 from vlm_detect.records import IMAGE_FEATURES, Label, Reject
@@ -74,6 +75,12 @@ class ImportConfig:
     )
     images_per_file: int = field(default=50_000, metadata={"help": "Images in one parquet file."})
     shard_size: int = field(default=1024, metadata={"help": "Images in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "min_side", "images_per_file", "shard_size")
+        check_between(self, 0, 32, "duplicate_bits")
+        check_shares(self.validation, self.test)
+        check_hold_out(self.hold_out)
 
     @property
     def selection(self) -> Selection:

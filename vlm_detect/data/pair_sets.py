@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm_detect.config import check_at_least
 from vlm_detect.data.decode import DecodedImage, ImageRejected, decode_image, read_bounded
 from vlm_detect.data.encode import crop_to_aspect
 from vlm_detect.data.render_step import RENDER_FEATURES
@@ -43,6 +44,9 @@ class PairSetConfig:
     min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
     limit: int | None = field(default=None, metadata={"help": "Take only the first N pairs."})
     shard_size: int = field(default=64, metadata={"help": "Pairs in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "min_side", "shard_size")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import datasets
 from tqdm import tqdm
 
+from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.caption_step import FROM_PROMPTS
 from vlm_detect.data.card import pair_card, prompted_card
 from vlm_detect.data.dataset_files import Packed, SplitWriter, finish_folder, written_whole
@@ -29,7 +30,7 @@ from vlm_detect.data.pair_rows import pair_rows, prompted_rows, twin_image
 from vlm_detect.data.selection import check_hold_out, is_held_out
 from vlm_detect.data.shards import read_plan, read_rejects, read_rows
 from vlm_detect.data.sources import load_dataset
-from vlm_detect.data.splits import Split, find_duplicates, join_groups, merge_groups, split_groups
+from vlm_detect.data.splits import Split, check_shares, find_duplicates, join_groups, merge_groups, split_groups
 from vlm_detect.data.usable import perceptual_hash
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES, PROMPTED_FEATURES, Reject
@@ -51,13 +52,19 @@ class PackConfig:
     )
     pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 16, "size")
+        check_at_least(self, 1, "pairs_per_file")
+        check_between(self, 0, 32, "duplicate_bits")
+        check_shares(self.validation, self.test)
+        check_hold_out(self.hold_out)
+
 
 def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfig, settings: dict[str, Any]) -> Packed:
     """Write the dataset `out` from the finished render step in `renders`.
 
     `settings` are those of all steps, for `run.json`: by them a rerun sees that nothing is left to do.
     """
-    check_hold_out(config.hold_out)
     plan = read_plan(renders)
     rejects = [reject for shard in range(plan.shards) for reject in read_rejects(renders, shard)]
     # what was drawn from prompts is no photo's twin: then a row is an image
@@ -70,8 +77,9 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
     splits = _split_photos(renders, plan.shards, drawn, config, rejects)
     if not splits:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejects).most_common())
+        first = f"; the first is {rejects[0].id}: {rejects[0].detail}" if rejects else ""
         raise UserError(
-            f"none of the {plan.items} photos could be made a pair of ({reasons or 'nothing was rendered'})"
+            f"none of the {plan.items} photos could be made a pair of ({reasons or 'nothing was rendered'}){first}"
         )
     with written_whole(out) as partial:
         return _write(renders, partial, plan.shards, splits, rejects, config, encode, settings, is_paired)

@@ -33,6 +33,7 @@ from vlm_detect.data.encode import EncodeConfig, crop_to_aspect, encode_image, f
 from vlm_detect.data.pair_rows import with_edit
 from vlm_detect.data.render_step import RenderConfig, TwinKinds
 from vlm_detect.data.renderer import Renderer, bucket
+from vlm_detect.data.shards import told_when_full
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import resolve_id
 
@@ -48,7 +49,9 @@ def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = Non
         raise UserError(f"{row_id}: a photo, which nothing has drawn; give the id of a generated image")
     stored = row["image" if "label" in row else "twin"]["bytes"]
     data = encode_image(_Again(dataset, row, photo, donor).make(), _encoder(row))
-    out.write_bytes(data)
+    with told_when_full(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(data)
     what = f"the {row.get('kind', 'prompted')} image of {row_id}"
     if data == stored:
         return f"{what}, the same bytes as in {dataset}"

@@ -22,6 +22,7 @@ import yaml
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
+from vlm_detect.config import check_at_least
 from vlm_detect.data.caption_step import PHOTO_FEATURES
 from vlm_detect.data.decode import ImageRejected, decode_image
 from vlm_detect.data.edit_step import EditOperations, EditSubject, donor_groups, draw_edits
@@ -86,7 +87,9 @@ class RenderConfig:
     render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
     aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
     max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
-    dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16, float16 or auto."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Of the weights; auto: bfloat16 on an accelerator, float32 on a CPU."}
+    )
     render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
     quantization: Literal["none", "nf4"] = field(
         default="none", metadata={"help": "nf4: denoiser and T5 in four bits; another generator by its name."}
@@ -106,6 +109,11 @@ class RenderConfig:
         default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}
     )
     seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")
+        check_at_least(self, 0, "guidance")
+        check_at_least(self, 16, "render_size")
 
     @property
     def sampling(self) -> Sampling:

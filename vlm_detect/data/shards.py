@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from vlm_detect.config import write_json
+from vlm_detect.config import check_at_least, write_json
 from vlm_detect.errors import UserError
 from vlm_detect.records import REJECT_FEATURES, Reject
 
@@ -43,6 +43,10 @@ class Launch:
     slurm_partition: str | None = field(default=None, metadata={"help": "Slurm: the partition."})
     slurm_time: str = field(default="24:00:00", metadata={"help": "Slurm: time limit of a worker."})
     slurm_args: list[str] = field(default_factory=list, metadata={"help": "Slurm: more of sbatch, each NAME=VALUE."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "workers", "cpus", "memory_gb")
+        check_at_least(self, 0, "gpus")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ def begin(folder: Path, plan: Plan) -> None:
         if changes := differences(asdict(found), wanted):
             raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}); give another --out or remove it")
         return
-    write_json(path, wanted)
+    try:
+        write_json(path, wanted)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
 
 
 def read_plan(folder: Path) -> Plan:
@@ -180,10 +187,12 @@ def progress(items: Iterable[Any]) -> Iterator[Any]:
 
 @contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """A disk without room is told in one line, with what to do; what was finished before stays."""
+    """A disk without room, or a place that may not be written, is told in one line; what was finished before stays."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(

@@ -6,11 +6,19 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+from vlm_detect.errors import UserError
+
 # `unseen` holds what was held out by generator or source; no training looks into it, and no validation either.
 Split = Literal["train", "validation", "test", "unseen"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "unseen")
 
 _BITS = 64
+
+
+def check_shares(validation: float, test: float) -> None:
+    """`UserError` where the two leave nothing to train on."""
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise UserError(f"--validation {validation:g} --test {test:g}: give parts from 0 up, together below 1")
 
 
 def split_groups(groups: Iterable[str], *, validation: float = 0.1, test: float = 0.2) -> dict[str, Split]:
