@@ -30,7 +30,7 @@ from vlm_detect.bench.floors import chief_floors, floors_by_kind
 from vlm_detect.bench.items import load_benchmark
 from vlm_detect.bench.model_floors import model_floors
 from vlm_detect.bench.respondents import respondent_for
-from vlm_detect.config import parse_config, write_json, write_run_json
+from vlm_detect.config import check_at_least, parse_config, write_json, write_run_json
 from vlm_detect.data.decode import decode_image
 from vlm_detect.errors import UserError, run_main
 
@@ -51,6 +51,9 @@ class BuildConfig:
     json: bool = field(default=False, metadata={"help": "With --check: print them as JSON."})
     model: str | None = field(default=None, metadata={"help": "With --check: also floors of this model."})
     skip_bad: bool = field(default=False, metadata={"help": "With --check: leave bad items out."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "n_true_false", "n_multiple_choice", "n_attribution", "n_which_of_two", "n_open")
 
 
 def main(argv: list[str]) -> int:

@@ -86,6 +86,8 @@ def test_what_cannot_be_helped_is_one_line() -> None:
         assert refused.startswith("(refused: ")
     with pytest.raises(UserError, match="does not answer"):
         Endpoint(server.url, "fake-vlm", retries=0)
+    with pytest.raises(UserError, match="localhost:8000: not a URL"):
+        Endpoint("localhost:8000", "fake-vlm", retries=0)
 
 
 def test_first_tokens() -> None:

@@ -40,7 +40,7 @@ def bad_rows(folder: Path) -> dict[str, dict]:
         "cannot be used": {**good[0], "id": "b1", "image": "broken.png"},
         "used twice": {**good[0], "id": "item0"},
         "none of the 4 options": {**choice, "id": "b2", "ground_truth": "E"},
-        "none of Yes/No": {**good[0], "id": "b3", "kind": "true_false", "ground_truth": "Maybe"},
+        "none of Yes/No": {**good[0], "id": "b3", "ground_truth": "Maybe"},
         "no question": {**good[0], "id": "b4", "question": " "},
         "no ground_truth": {**good[0], "id": "b5", "ground_truth": None},
         "no id": {**good[0], "id": ""},
@@ -67,7 +67,7 @@ def test_broken_lines_of_jsonl_are_named(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in verdict_rows(tmp_path)]
     path = tmp_path / "b.jsonl"
     path.write_text("\n".join([lines[0], "{broken", "", lines[1], "[1, 2]"]))
-    with pytest.raises(UserError, match=r"line 2: not JSON.*line 5: a list"):
+    with pytest.raises(UserError, match=r"line 2: not JSON.*line 5: \[1, 2\] is not an object"):
         load_benchmark(path)
     assert len(load_benchmark(path, skip_bad=True).items) == 2
 

@@ -58,4 +58,6 @@ def test_bad_input(dataset: Path, tmp_path: Path) -> None:
     assert (missing.returncode, "no such dataset" in missing.stderr) == (1, True)
     split = run_here("eval/build_vqa.py", dataset, "--out", tmp_path / "b.json", "--split", "validation")
     assert (split.returncode, "it has test" in split.stderr) == (1, True)
+    few = run_here("eval/build_vqa.py", dataset, "--out", tmp_path / "b.json", "--n_open", -1)
+    assert (few.returncode, "--n_open -1: give 0 or more" in few.stderr) == (2, True)
     assert not (tmp_path / "b.json").exists()

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.bench_suite.fake_endpoint import fake_endpoint
@@ -18,6 +21,8 @@ from vlm_detect.baselines.model import CnnForDetection
 from vlm_detect.train.calibration import Calibration
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "vqa_benchmark.py"
+# Not `accelerate launch --cpu --num_processes 2`, which silently runs one process.
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -25,9 +30,14 @@ def here(*args: object) -> subprocess.CompletedProcess[str]:
     return run_here("eval/vqa_benchmark.py", *args)
 
 
+def command(*args: object, launch: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launch, str(SCRIPT), *map(str, args)]
+
+
 def run(*args: object, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launch, str(SCRIPT), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=CPU, timeout=120, check=False)
+    return subprocess.run(
+        command(*args, launch=launch), capture_output=True, text=True, env=CPU, timeout=240, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +108,7 @@ def test_an_interrupted_run_goes_on(whole_run: tuple[Path, tuple[object, ...]], 
 
 def test_two_processes_give_one_result(whole_run: tuple[Path, tuple[object, ...]], tmp_path: Path) -> None:
     finished, args = whole_run
-    # Not `accelerate launch --cpu --num_processes 2`, which silently runs one process.
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533")
-    together = run(*args, "--out", tmp_path / "two", launch=launch)
+    together = run(*args, "--out", tmp_path / "two", launch=TWO)
     assert together.returncode == 0, together.stderr
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     one, two = lines(finished), lines(tmp_path / "two")
@@ -110,6 +118,62 @@ def test_two_processes_give_one_result(whole_run: tuple[Path, tuple[object, ...]
     for a, b in zip(one, two, strict=True):
         assert a["logprobs"] == (None if b["logprobs"] is None else pytest.approx(b["logprobs"], abs=1e-4))
     assert not list((tmp_path / "two").glob("*part*"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[object, ...]]:
+    """A long run of two processes: its folder, and the arguments that made it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = write_benchmark(folder, [*verdict_rows(folder, 100), choice_row(folder)])
+    args = ("--model", model, "--benchmark", path, "--max_new_tokens", 4, "--batch_size", 1)
+    done = run(*args, "--out", folder / "out", launch=TWO)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", args
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", [TWO, ()], ids=["two again", "then one"])
+def test_killed_and_run_again(
+    undisturbed: tuple[Path, tuple[object, ...]], tmp_path: Path, launch: tuple[str, ...]
+) -> None:
+    """SIGKILL to both processes in the middle; the second run leaves what an undisturbed one does."""
+    finished, args = undisturbed
+    whole, out = lines(finished), tmp_path / "killed"
+    assert len(whole) == 100 * 3 + 4 + 1
+
+    process = subprocess.Popen(command(*args, "--out", out, launch=TWO), env=CPU, stderr=subprocess.DEVNULL)
+    while answered(out) < 60 and process.poll() is None:
+        time.sleep(0.01)
+    # The launcher's children have sessions of their own, and outlive it.
+    for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
+        one.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "run.json").exists()
+    before = answered(out)
+    assert 60 <= before < len(whole)
+    assert len(list(out.glob("results*.jsonl"))) == 2
+
+    again = run(*args, "--out", out, launch=launch)
+    assert again.returncode == 0, again.stderr
+    told = re.search(r"(\d+) of 305 prompts were answered before", again.stderr)
+    assert told
+    assert before - 2 <= int(told[1]) <= before  # at most one cut line a process
+    assert json.loads((out / "run.json").read_text())["processes"] == (2 if launch else 1)
+    after = lines(out)
+    keys = [(row["id"], row["scoring"], row["polarity"], row["rotation"]) for row in after]
+    assert len(set(keys)) == len(keys)
+    numbers = ("logprobs", "p_fake")
+    for row, expected in zip(after, whole, strict=True):
+        assert {**row, **dict.fromkeys(numbers)} == {**expected, **dict.fromkeys(numbers)}
+        if expected["logprobs"]:
+            assert row["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4)
+    figures = [json.loads((folder / "summary.json").read_text()) for folder in (out, finished)]
+    assert figures[0]["accuracy"] == figures[1]["accuracy"]
+    assert not list(out.glob("*part*"))
+
+
+def answered(out: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in out.glob("results*.jsonl"))
 
 
 def test_recorded_answers_need_no_model(tmp_path: Path) -> None:
@@ -135,6 +199,28 @@ def test_bad_items_stop_the_run_before_the_model_loads(benchmark: Path, tmp_path
     assert "none.png is missing" in refused.stderr
     assert "--skip_bad" in refused.stderr
     assert not (tmp_path / "out").exists()
+    good = write_benchmark(tmp_path, rows[:2])
+    for flags, said in (
+        (("--benchmark", good, "--by", "colour"), "no item has that column; known are generator"),
+        (("--benchmark", tmp_path), "no split named test"),
+        (("--benchmark", good, "--out", good), "is a file"),
+    ):
+        refused = here("--model", "nano", *flags)
+        assert (refused.returncode, said in refused.stderr, refused.stderr.count("\n")) == (1, True, 1)
+
+
+def test_bad_items_are_left_out_and_counted(tmp_path: Path) -> None:
+    answered = [{**row, "answer": "Real"} for row in verdict_rows(tmp_path, 2)]
+    lines = [json.dumps(row) for row in [*answered, answered[0]]]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join([*lines, '{"id": ', "7"]))
+    out = tmp_path / "out"
+    done = here("--answers", path, "--skip_bad", "--out", out)
+    assert (done.returncode, "2 items, 3 bad ones left out" in done.stdout) == (0, True)
+    assert json.loads((out / "summary.json").read_text())["skipped"] == 3
+    told = json.loads((out / "run.json").read_text())["skipped"]
+    assert [line.split(":")[0] for line in told] == ["line 3 (item0)", "line 4", "line 5"]
+    assert "3 bad items were left out" in (out / "report.html").read_text()
 
 
 def test_a_model_behind_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,8 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise UserError('--endpoint needs the package openai: pip install -e ".[eval]"') from error
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"--endpoint {url}: not a URL; it begins with http:// or https:// and mostly ends with /v1")
         self._openai = openai
         self.url, self.model = url, model
         self.parallel, self.max_new_tokens = parallel, max_new_tokens
@@ -135,8 +137,8 @@ class Endpoint:
             raise UserError(f"{self.url} has no model {self.model!r} ({_message(error)}); see its /models") from error
         except (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError) as error:
             raise UserError(
-                f"{self.url} does not answer any more ({_message(error)}); run the same command again to go on, "
-                "with a smaller --parallel where it limits the rate"
+                f"{self.url} does not answer ({_message(error)}): look to the URL and its server, then run the same "
+                "command again to go on, with a smaller --parallel where it limits the rate"
             ) from error
         given = choice.logprobs.content if choice.logprobs else None
         top = tuple((entry.token, entry.logprob) for entry in given[0].top_logprobs) if given else ()

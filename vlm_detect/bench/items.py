@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from vlm_detect.bench.prompts import answer_pair, prompts_of, split_options
+from vlm_detect.bench.prompts import answer_pair, mirrored, prompts_of, split_options
 from vlm_detect.data.decode import ImageRejected, decode_image
 from vlm_detect.errors import UserError
 from vlm_detect.records import Item, ItemKind
@@ -140,7 +140,7 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):
-        raise ValueError(f"a {type(row).__name__}, not an object with id, image, question and ground_truth")
+        raise ValueError(f"{json.dumps(row)[:40]} is not an object with id, image, question and ground_truth")
     question, ground_truth = row.get("question"), row.get("ground_truth")
     if row.get("id") in (None, ""):
         raise ValueError("no id")
@@ -159,7 +159,7 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     if len(set(options)) < len(options):
         raise ValueError("two options are equal")
     kind: Any = row.get("kind") or (
-        "multiple_choice" if options else "true_false" if answer_pair(ground_truth) else "open"
+        "multiple_choice" if options else "true_false" if answer_pair(ground_truth) or mirrored(question) else "open"
     )
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")

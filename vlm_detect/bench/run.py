@@ -37,6 +37,8 @@ def default_out(model: str, answers: str | None) -> Path:
 
 def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
     """`UserError` where `out` holds the answers of another model or to another benchmark."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder for the results")
     if before := settings_of(out):
         if differing := [name for name in identity if before.get(name) != identity[name]]:
             name = differing[0]
@@ -108,7 +110,10 @@ def answer_all(
 
 def print_table(summary: dict[str, Any], out: Path) -> None:
     """The chief figures on stdout, with intervals, floors and what free generation says."""
-    print(f"{summary['benchmark']}: {summary['n']} items, {summary['groups']} groups, model {summary['model']}")
+    left_out = f", {summary['skipped']} bad ones left out" if summary["skipped"] else ""
+    print(
+        f"{summary['benchmark']}: {summary['n']} items{left_out}, {summary['groups']} groups, model {summary['model']}"
+    )
     for name in _SHOWN:
         value = summary.get(name)
         if value is None:
