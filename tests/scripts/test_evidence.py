@@ -11,6 +11,7 @@ from datasets import Dataset
 from tests.chat.conftest import make_photo
 from tests.factories import tiny_vlm
 from tests.scripts.here import run_here
+from vlm_detect.data.questions import EDIT_EXPLAIN_QUESTION, OPERATION_QUESTION, PLACE_QUESTION, place_of
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
@@ -65,6 +66,36 @@ def test_the_figures_follow_from_the_maps(model: Path, tmp_path: Path) -> None:
     above = sum((e > u) + 0.5 * (e == u) for e, _ in odds for _, u in odds) / 36
     assert found["auroc"] == pytest.approx(above, abs=1e-3)
     assert {name: one["n"] for name, one in found["by_operation"].items()} == {"blur": 3, "splice": 3}
+
+
+def test_words_are_held_against_what_was_done(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {
+        OPERATION_QUESTION: "Blur.",
+        PLACE_QUESTION: "At the centre.",
+        EDIT_EXPLAIN_QUESTION: "Altered. Splice at the centre.",
+    }
+
+    def generate(self: Engine, images, questions, max_new_tokens):
+        if len(questions[0]) == 1:  # of the untouched images
+            return [["Nothing."] if i % 3 else ["Blur."] for i in range(len(images))]
+        return [[words[question] for question in some] for some in questions]
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    data = write_edits(tmp_path / "edits")
+    done = run_here("eval/evidence.py", "--model", model, "--data", data, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    # Of the boxes only the third, spliced, has its middle in the middle of the image.
+    places = [place_of(box, (32, 24)) for box in BOXES]
+    assert places.count("centre") == 1
+    rights = {what: one["right"] for what, one in found["words"].items()}
+    assert rights == pytest.approx({"operation": 3 / 6, "place": 1 / 6, "explanation": 1 / 6})
+    chances = {what: one["chance"] for what, one in found["words"].items()}
+    most = max(map(places.count, places)) / 6
+    assert (chances["operation"], chances["place"]) == pytest.approx((0.5, most))
+    assert found["nothing_of_untouched"] == pytest.approx(4 / 6)
+    assert {name: one["named"] for name, one in found["by_operation"].items()} == {"blur": 1, "splice": 0}
+    assert found["by_operation"]["splice"]["said"] == {"Blur.": 3}
 
 
 def test_a_dataset_without_edits_is_refused(model: Path, tmp_path: Path) -> None:
