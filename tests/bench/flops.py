@@ -5,6 +5,8 @@ A multiply-add counts as two. Norms, biases, activations and embeddings are left
 
 from __future__ import annotations
 
+from transformers import LlavaConfig
+
 from vlm_detect.models.moondream import MoondreamConfig
 
 # Of the released model: 6.7 TFLOP in the tower for ten crops against 4.0 for a LoRA step over 780 tokens.
@@ -24,6 +26,16 @@ def tower_flops(config: MoondreamConfig, crops: int) -> float:
     linear = 2 * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
     attention = 4 * tokens * v.hidden_size
     return crops * tokens * v.num_hidden_layers * (linear + attention)
+
+
+def siglip_flops(config: LlavaConfig) -> float:
+    """The tower of a LLaVA, forward, up to the layer that its features are of; no class token."""
+    v = config.vision_config
+    tokens = (v.image_size // v.patch_size) ** 2
+    layers = v.num_hidden_layers + 1 + config.vision_feature_layer  # -2: all but the last
+    linear = 2 * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size)
+    attention = 4 * tokens * v.hidden_size
+    return tokens * layers * (linear + attention)
 
 
 def text_flops(config: MoondreamConfig, new_tokens: int, context: int, logits: int = 1) -> float:

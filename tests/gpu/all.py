@@ -21,9 +21,11 @@ HERE = Path(__file__).parent
 PROGRAMS = {  # name: arguments of python, and the seconds that it may take
     "parity": (["tests/gpu/parity.py"], 240),
     "training": (["tests/gpu/training.py"], 420),
+    "training_tinyllava": (["tests/gpu/training.py", "--family", "tinyllava"], 150),
     "scoring": (["tests/gpu/scoring.py"], 240),
     "rendering": (["tests/gpu/rendering.py"], 480),
     "cnn": (["tests/gpu/cnn.py"], 900),
+    "nano": (["tests/gpu/nano.py"], 1500),
 }
 
 

@@ -6,6 +6,7 @@ a CPU, so that the programs stay whole; its figures mean nothing.
 
 from __future__ import annotations
 
+import operator
 import statistics
 import sys
 import time
@@ -17,18 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoTokenizer, PhiConfig, SiglipVisionConfig
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "bench"), str(Path(__file__).parents[2])]
 
 from tests.factories import tiny_config, tiny_tokenizer  # noqa: E402
 from vlm_detect.config import git_commit, write_json  # noqa: E402
 from vlm_detect.errors import UserError  # noqa: E402
+from vlm_detect.models.base import VLM  # noqa: E402
+from vlm_detect.models.generic import LlavaVLM  # noqa: E402
 from vlm_detect.models.moondream import (  # noqa: E402
     MoondreamConfig,
     MoondreamForConditionalGeneration,
     MoondreamProcessor,
 )
 from vlm_detect.models.moondream.family import MoondreamVLM  # noqa: E402
+from vlm_detect.models.nano import nano_path  # noqa: E402
+from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration  # noqa: E402
+from vlm_detect.models.tinyllava.processing import make_processor  # noqa: E402
 
 # Crops of an image to its tiling. One crop: the image fits it, and is read once. (No picture makes five crops by the
 # released sizes; five is a measuring point of the tower's cost.)
@@ -74,12 +82,49 @@ def random_moondream(machine: Machine, attention: Any = "sdpa") -> MoondreamVLM:
     return MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), "random")
 
 
+def tinyllava_config(machine: Machine) -> TinyLlavaConfig:
+    """TinyLLaVA-Phi-2-SigLIP-3.1B's sizes, or those of the nano one."""
+    if machine.size == "small":
+        return TinyLlavaConfig.from_pretrained(nano_path("tinyllava"))
+    text = PhiConfig(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        partial_rotary_factor=0.4,
+        max_position_embeddings=3072,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    )
+    return TinyLlavaConfig(vision_config=vision, text_config=text, image_seq_length=728)
+
+
+def random_tinyllava(machine: Machine) -> LlavaVLM:
+    """A TinyLLaVA with random weights, made on the device. Its tokenizer is the nano one's."""
+    config = tinyllava_config(machine)
+    processor = make_processor(config, AutoTokenizer.from_pretrained(nano_path("tinyllava")))
+    config.image_token_index = processor.image_token_id
+    torch.manual_seed(0)
+    with torch.device(machine.device):
+        model = TinyLlavaForConditionalGeneration._from_config(config, dtype=machine.dtype, attn_implementation="sdpa")
+    return LlavaVLM(model.eval(), processor, "random")
+
+
 def noise(side: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8))
 
 
-def prepared(vlm: MoondreamVLM, crops: int, images: int) -> dict[str, torch.Tensor]:
-    """Tensors of noise in the form of `VLM.prepare`, each image of so many crops."""
+def prepared(vlm: VLM, crops: int, images: int) -> dict[str, torch.Tensor]:
+    """Tensors of noise in the form of `VLM.prepare`, each image of so many crops; TinyLLaVA knows one."""
+    if isinstance(vlm, LlavaVLM):
+        side = vlm.model.config.vision_config.image_size
+        return {"pixel_values": torch.randn(images, 3, side, side, device=vlm.device, dtype=vlm.model.dtype)}
     tiling, side = TILINGS[crops], vlm.processor.config.vision_config.crop_size
     count = 1 + tiling[0] * tiling[1]
     pixels = torch.randn(images, count, 3, side, side, device=vlm.device, dtype=vlm.model.dtype)
@@ -103,6 +148,18 @@ def seconds_of(work: Callable[[], Any], machine: Machine, warm_up: int = 2) -> f
         synchronise(machine)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def hottest(work: Callable[[], Any], machine: Machine, count: int = 10) -> list[dict[str, Any]]:
+    """The kernels (on a CPU the operators) that took the most time in one call of `work`, with their share of it."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if machine.device == "cuda" else [])]
+    with profile(activities=kinds) as profiled:
+        work()
+        synchronise(machine)
+    time_of = operator.attrgetter("self_device_time_total" if machine.device == "cuda" else "self_cpu_time_total")
+    events = sorted(profiled.key_averages(), key=time_of, reverse=True)
+    total = sum(map(time_of, events))
+    return [{"name": e.key[:100], "share": round(time_of(e) / total, 4), "calls": e.count} for e in events[:count]]
 
 
 def reset_peak(machine: Machine) -> None:

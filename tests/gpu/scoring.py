@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measuring import Machine, noise, peak_gb, random_moondream, record, reset_peak, seconds_of, write
+from measuring import Machine, hottest, noise, peak_gb, random_moondream, record, reset_peak, seconds_of, write
 from PIL import Image
 
 from vlm_detect.config import parse_config
@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
         plain_seconds = seconds_of(lambda run=plain: run(vlm, images[:plain_count]), machine)  # type: ignore[misc]
         rate, plain_rate = per_image * count / seconds, per_image * plain_count / plain_seconds
         figures = {"bench": bench, unit: round(rate, 2), f"plain_{unit}": round(plain_rate, 3), "peak_gb": peak}
-        records.append(record(machine, "scoring", argv, **figures, ratio=round(rate / plain_rate, 2), images=count))
+        about = {"ratio": round(rate / plain_rate, 2), "images": count}
+        where = hottest(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
+        records.append(record(machine, "scoring", argv, **figures, **about, hottest=where))
         print(f"{bench}: {figures}, {rate / plain_rate:.1f}x of one by one")
         write(machine, records)
 

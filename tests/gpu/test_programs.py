@@ -25,14 +25,18 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("scoring", 2),
         pytest.param("cnn", 1, marks=pytest.mark.slow),
+        pytest.param("nano", 5, marks=pytest.mark.slow),
         pytest.param("rendering", 4, marks=pytest.mark.slow),
         pytest.param("training", 10, marks=pytest.mark.slow),
+        ("training --family tinyllava", 4),
         pytest.param("parity", 12, marks=pytest.mark.slow),
     ],
 )
 def test_small_size_on_a_cpu(program: str, records: int, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    done = run(program, "--device", "cpu", "--size", "small", "--repeats", "1", "--out", str(out))
+    name, *options = program.split()
+    options += ["--folder", str(tmp_path / "runs")] if name == "nano" else []
+    done = run(name, *options, "--device", "cpu", "--size", "small", "--repeats", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     written = json.loads(out.read_text())
     assert len(written) == records

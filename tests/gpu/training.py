@@ -1,12 +1,13 @@
-"""LoRA steps of moondream2: images/s, tokens/s, peak memory, and model FLOPs against the measured matmul ceiling.
+"""LoRA steps of moondream2 and TinyLLaVA: images/s, tokens/s, peak memory, model FLOPs against the matmul ceiling.
 
     python tests/gpu/training.py --out eval/results/gpu/training.json         # on a GPU, about three minutes
+    python tests/gpu/training.py --family tinyllava --out eval/results/gpu/training_tinyllava.json
     python tests/gpu/training.py --device cpu --size small --repeats 1        # the same code in seconds
 
-Samples are 780 tokens: the image's 730 and a question with its answer in 50. The plain loop beside it is the order of
-work of the upstream finetuning script: one sample a step, the tower in every step, a dense mask, logits at all
-positions. Model FLOPs are the arithmetic that a step needs (tests/bench/flops.py); what checkpointing computes again
-counts as nothing.
+Samples are an image's prefix and a question with its answer in 50 tokens; moondream's make 780 together. The plain loop
+beside it is the order of work of the upstream finetuning script: one sample a step, the tower in every step, a dense
+mask, logits at all positions. Model FLOPs are the arithmetic that a step needs (tests/bench/flops.py); what
+checkpointing computes again counts as nothing. Each record names the kernels that took the most time.
 """
 
 from __future__ import annotations
@@ -14,27 +15,30 @@ from __future__ import annotations
 import gc
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from measuring import (
     Machine,
+    hottest,
     matmul_ceiling,
     noise,
     peak_gb,
     prepared,
     random_moondream,
+    random_tinyllava,
     record,
     reset_peak,
     seconds_of,
     write,
 )
 
-from flops import lora_step_flops, text_flops, tower_flops  # isort: skip  tests/bench, found by measuring
+from flops import lora_step_flops, siglip_flops, text_flops, tower_flops  # isort: skip  tests/bench, found by measuring
 
 from vlm_detect.config import parse_config
-from vlm_detect.errors import run_main
+from vlm_detect.errors import UserError, run_main
+from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
@@ -74,14 +78,32 @@ SETTINGS = [
 ]
 
 
+SETTINGS_TINYLLAVA = [
+    Setting(plain=True, crops=1, images=1),
+    Setting(crops=1),
+    *(Setting(crops=1, cached=True, questions=questions) for questions in (1, 8)),
+]
+FAMILIES = {"moondream": (random_moondream, SETTINGS), "tinyllava": (random_tinyllava, SETTINGS_TINYLLAVA)}
+
+
+@dataclass(frozen=True)
+class Training(Machine):
+    family: str = field(default="moondream", metadata={"help": f"One of {', '.join(FAMILIES)}."})
+
+    def check(self) -> None:
+        super().check()
+        if self.family not in FAMILIES:
+            raise UserError(f"--family {self.family}: choose from {', '.join(FAMILIES)}")
+
+
 def main(argv: list[str]) -> None:
-    (machine,) = parse_config([Machine], argv, doc=__doc__)
+    (machine,) = parse_config([Training], argv, doc=__doc__)
     machine.check()
     ceiling = matmul_ceiling(machine)
     print(f"{machine.name}: matmul {ceiling / 1e12:.1f} TFLOP/s in {machine.dtype}")
     records: list[dict[str, Any]] = []
     plain: dict[str, float] | None = None
-    for setting in SETTINGS:
+    for setting in FAMILIES[machine.family][1]:
         if machine.device == "cpu" and (setting.compiled or setting.nf4):
             continue  # inductor and bitsandbytes are tested on the CPU elsewhere (tests/models/test_moondream_tuning)
         figures = measure(setting, machine, ceiling)
@@ -89,15 +111,16 @@ def main(argv: list[str]) -> None:
         figures["images_ratio"] = figures["images_per_s"] / plain["images_per_s"]
         figures["questions_ratio"] = figures["questions_per_s"] / plain["questions_per_s"]
         rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
-        records.append(record(machine, "training", argv, setting=vars(setting), **rounded))
-        print(f"{setting}\n    {rounded}")
+        about = {"family": machine.family, "setting": vars(setting)}
+        records.append(record(machine, "training", argv, **about, **rounded))
+        print(f"{setting}\n    { {name: value for name, value in rounded.items() if name != 'hottest'} }")
         write(machine, records)  # after each: what was measured outlives a run that is cut off
 
 
-def measure(setting: Setting, machine: Machine, ceiling: float) -> dict[str, Any]:
+def measure(setting: Setting, machine: Training, ceiling: float) -> dict[str, Any]:
     gc.collect()
     reset_peak(machine)
-    vlm = random_moondream(machine)
+    vlm: VLM = FAMILIES[machine.family][0](machine)
     if setting.nf4:
         quantise(vlm)
     add_lora(vlm, LoraOptions())
@@ -122,10 +145,11 @@ def measure(setting: Setting, machine: Machine, ceiling: float) -> dict[str, Any
         "mfu": flops / seconds / ceiling,
         "step_tflop": flops / 1e12,
         "matmul_tflop_per_s": ceiling / 1e12,
+        "hottest": hottest(step, machine),
     }
 
 
-def our_step(vlm: MoondreamVLM, setting: Setting, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+def our_step(vlm: VLM, setting: Setting, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """A step as the trainer makes it, from a collated batch on."""
     asked = [Question("yes_no", filler(vlm), ANSWER)] * setting.questions
     units = [[Example(png(index), asked, "real")] for index in range(setting.images)]
@@ -144,7 +168,7 @@ def our_step(vlm: MoondreamVLM, setting: Setting, optimizer: torch.optim.Optimiz
     return step
 
 
-def plain_step(vlm: MoondreamVLM, setting: Setting, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+def plain_step(vlm: VLM, setting: Setting, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """One sample through the model's own forward, which makes a dense mask and logits at every position."""
     prompt, answer = vlm.question_ids(filler(vlm)), vlm.answer_ids(ANSWER)
     ids = torch.tensor([[*vlm.prefix_ids(), *prompt, *answer]], device=vlm.device)
@@ -160,9 +184,12 @@ def plain_step(vlm: MoondreamVLM, setting: Setting, optimizer: torch.optim.Optim
     return step
 
 
-def filler(vlm: MoondreamVLM) -> str:
+def filler(vlm: VLM) -> str:
     """A question of the length that makes it, with template and answer, `ASKED_TOKENS` tokens."""
-    return "x" * (ASKED_TOKENS - len(vlm.question_ids("")) - len(vlm.answer_ids(ANSWER)))
+    answer, question = len(vlm.answer_ids(ANSWER)), ""
+    while len(vlm.question_ids(question)) + answer < ASKED_TOKENS:
+        question += "?!"[len(question) % 2]  # a token each
+    return question
 
 
 def png(seed: int) -> StoredImage:
@@ -172,7 +199,7 @@ def png(seed: int) -> StoredImage:
     return StoredImage(buffer.getvalue())
 
 
-def quantise(vlm: MoondreamVLM) -> None:
+def quantise(vlm: VLM) -> None:
     """NF4 in place, as a loaded checkpoint would be: every linear layer but the head and the region's."""
     import bitsandbytes as bnb
 
@@ -187,11 +214,13 @@ def quantise(vlm: MoondreamVLM) -> None:
     torch.cuda.empty_cache()
 
 
-def model_flops(vlm: MoondreamVLM, setting: Setting) -> float:
+def model_flops(vlm: VLM, setting: Setting) -> float:
     """Tower forward, decoder forward and backward through frozen weights, logits at the answers' positions."""
     config = vlm.model.config
     prefix, answer = len(vlm.prefix_ids()), len(vlm.answer_ids(ANSWER))
-    tower = 0.0 if setting.cached else tower_flops(config, setting.crops)
+    moondream = isinstance(vlm, MoondreamVLM)
+    tower = tower_flops(config, setting.crops) if moondream else siglip_flops(config)
+    tower = 0.0 if setting.cached else tower
     asked = 2 * text_flops(config, ASKED_TOKENS, prefix + ASKED_TOKENS, answer)
     return setting.images * (tower + lora_step_flops(config, prefix) + setting.questions * asked)
 
