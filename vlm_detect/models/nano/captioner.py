@@ -221,7 +221,8 @@ def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
     rows = []
     for image, asked in enumerate(texts):
         rows.append(Row())
-        rows[-1].add(image, vlm.prefix_ids(), asked)
+        prefix = vlm.prefix_ids()
+        rows[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
     batch = stack_rows(rows, vlm.eos_token_id)
     most = max(map(len, texts))
     lengths = torch.tensor([[len(one.answer) for one in asked] + [1] * (most - len(asked)) for asked in texts])
