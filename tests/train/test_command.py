@@ -55,6 +55,13 @@ def test_the_best_model_is_chosen_by_a_score_that_there_is(tmp_path):
     assert parse(tmp_path, "--metric_for_best_model", "auroc").training.greater_is_better
 
 
+def test_without_a_token_nothing_can_be_pushed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vlm_detect.train.options.get_token", lambda: None)
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "--push_to_hub", "True")
+    assert "--push_to_hub needs a token" in capsys.readouterr().err
+
+
 def test_a_true_fsdp_is_no_option_of_old(tmp_path):
     assert parse(tmp_path, "--fsdp", "True").training.fsdp is True
     assert not parse(tmp_path, "--fsdp", "False").training.fsdp

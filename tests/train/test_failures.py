@@ -17,7 +17,8 @@ from vlm_detect.train import trainer as trainer_module
 from vlm_detect.train.examples import QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.options import TrainOptions
-from vlm_detect.train.run_directory import last_checkpoint
+from vlm_detect.train.program import publish
+from vlm_detect.train.run_directory import RunDirectory, last_checkpoint
 from vlm_detect.train.trainer import DetectorTrainer
 
 
@@ -52,6 +53,47 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
     fails_at(4, error, monkeypatch)
     with pytest.raises(UserError, match=r"step 4 ran out of memory .*activation_checkpointing.*checkpoint-2 is intact"):
         make_trainer(tmp_path).train()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"optim": "galore_adamw"}, "--optim galore_adamw: You need to install `galore_torch`"),
+        ({"optim_args": "half"}, "--optim_args half: "),
+        ({"adam_beta1": 3.0}, "Invalid beta parameter"),
+        ({"lr_scheduler_kwargs": {"speed": 1}}, "--lr_scheduler_kwargs .*speed"),
+        ({"report_to": "nowhere"}, "nowhere is not supported, only"),
+        ({"fsdp": True}, "fsdp only works in distributed training"),
+    ],
+)
+def test_a_flag_that_is_refused_once_the_trainer_is_set_up(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path, **flags).train()
+
+
+def test_a_repository_that_cannot_be_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", refuse)
+    with pytest.raises(UserError, match=r"--push_to_hub: no repository me/mine can be made .*401"):
+        make_trainer(tmp_path, push_to_hub=True, hub_token="x", hub_model_id="me/mine")
+
+
+def test_an_upload_that_fails_leaves_the_run_and_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_detect.train.program.upload_folder", refuse)
+    with pytest.raises(UserError, match=r"the run is finished .*hf upload me/mine .* --exclude"):
+        publish(tmp_path, "me/mine", None)
+
+
+def refuse(*args, **options):
+    raise ConnectionError("401 Unauthorized")
+
+
+def test_other_settings_begin_anew_where_nothing_was_learned_yet(tmp_path):
+    RunDirectory.open(tmp_path, [LoraOptions()], model="nano").write("running")
+    assert not RunDirectory.open(tmp_path, [LoraOptions(lora_r=4)], model="nano").finished
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    with pytest.raises(UserError, match="lora_r 16 -> 4"):
+        RunDirectory.open(tmp_path, [LoraOptions(lora_r=4)], model="nano")
 
 
 def test_another_error_passes_through(tmp_path, monkeypatch):

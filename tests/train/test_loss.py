@@ -15,7 +15,7 @@ from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
-from vlm_detect.train.loss import CHUNK, answer_loss
+from vlm_detect.train.loss import CHUNK, answer_loss, row_inputs
 from vlm_detect.train.packing import IGNORE, Answered, Row, attention_mask, fill_rows, may_look, stack_rows
 
 
@@ -71,6 +71,14 @@ def test_loss_and_gradients_equal_the_plain_model(vlm, units, layout, chunk):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_smoothed_labels_are_those_of_torch(vlm, units):
+    batch = Collator(vlm, pack=True)(units)
+    hidden = vlm.hidden_states(vlm.model, row_inputs(vlm, vlm.encode(batch["prepared"]), batch))
+    logits = vlm.model.get_output_embeddings()(hidden[:, :-1]).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(answer_loss(vlm, vlm.model, batch, smoothing=0.2), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("row_tokens", "rows"), [(None, 4), (1600, 2), (100_000, 1)])

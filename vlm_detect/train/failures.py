@@ -1,4 +1,4 @@
-"""What stops a run from outside: memory and disk, each told in one line with what to do and what is left."""
+"""What stops a run from outside: memory, disk and refused flags, each told in one line with what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from vlm_detect.errors import UserError
 from vlm_detect.train.progress import peak_memory_gb
@@ -40,6 +40,19 @@ def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> I
                 f"the same command again; {left}"
             ) from error
         raise
+
+
+@contextmanager
+def refused_flags(args: TrainingArguments, *names: str) -> Iterator[None]:
+    """Turns what torch, transformers or a missing package say against the values of these flags into a `UserError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError) as error:
+        values = args.to_dict()
+        given = " ".join(f"--{name} {values[name]}" for name in names if values[name] is not None)
+        raise UserError(f"{given}: {error}" if given else str(error)) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -21,6 +21,7 @@ def answer_loss(
     batch: dict[str, Any],
     n_answer_tokens: torch.Tensor | int | None = None,
     chunk: int = CHUNK,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Summed cross entropy of the labelled positions, divided by `n_answer_tokens` (default: those of this batch).
 
@@ -31,6 +32,7 @@ def answer_loss(
         vlm: knows how an image becomes a prefix.
         model: what is called: `vlm.model`, its distributed wrapper, or its forward.
         batch: as `Collator` gives it; a label at position t is predicted from position t - 1.
+        smoothing: the part of a target that is spread over the whole vocabulary.
     """
     image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
     hidden_bsd = vlm.hidden_states(model, row_inputs(vlm, image_embeds, batch))
@@ -41,12 +43,15 @@ def answer_loss(
     total = hidden_nd.new_zeros((), dtype=torch.float32)
     for hidden, target in zip(hidden_nd.split(chunk), targets_n.split(chunk), strict=True):
         # The backward pass makes a chunk's logits again instead of keeping those of all chunks.
-        total = total + checkpoint(cross_entropy, head, hidden, target, use_reentrant=False)
+        total = total + checkpoint(cross_entropy, head, hidden, target, smoothing, use_reentrant=False)
     return total / (len(targets_n) if n_answer_tokens is None else n_answer_tokens)
 
 
-def cross_entropy(head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(head(hidden_nd).float(), targets_n, reduction="sum")
+def cross_entropy(
+    head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
+    logits = head(hidden_nd).float()
+    return nn.functional.cross_entropy(logits, targets_n, reduction="sum", label_smoothing=smoothing)
 
 
 def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from huggingface_hub import get_token
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -194,4 +195,8 @@ class TrainOptions(TrainingArguments):
                     raise UserError(f"--{name} {value}: not JSON ({error})") from error
         if (word := str(flags["fsdp"]).lower()) in ("true", "false"):  # transformers knows words of old alone
             flags["fsdp"] = word == "true"
+        if self.push_to_hub and not (self.hub_token or get_token()):
+            raise UserError(
+                "--push_to_hub needs a token of the Hugging Face Hub: run `hf auth login`, or give --hub_token"
+            )
         super().__post_init__()

@@ -15,6 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 from huggingface_hub import upload_folder
 
+from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
 from vlm_detect.train.calibration import fit
@@ -127,7 +128,7 @@ def train(trainer: DetectorTrainer, run: RunDirectory) -> None:
 
 def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: TrainingData) -> None:
     """Leave the adapter and the processor, the calibration, the card, and last the mark that all of it is there."""
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # else the Trainer uploads it, alone; `publish` uploads the whole run
     odds = trainer.validation_odds()
     if trainer.is_world_process_zero():
         trainer.save_state()
@@ -144,7 +145,12 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
 
 def publish(folder: Path, repository: str, token: str | None) -> None:
     """Upload what a run leaves, its checkpoints apart, to a Hub repository that the Trainer has made."""
-    upload_folder(
-        repo_id=repository, folder_path=folder, token=token, ignore_patterns=["checkpoint-*", "checkpoint-*/**"]
-    )
+    leave_out = ["checkpoint-*", "checkpoint-*/**"]
+    try:
+        upload_folder(repo_id=repository, folder_path=folder, token=token, ignore_patterns=leave_out)
+    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+        raise UserError(
+            f"the run is finished and stands in {folder}, but could not be uploaded ({error}): "
+            f"hf upload {repository} {folder} --exclude 'checkpoint-*'"
+        ) from error
     print(f"https://huggingface.co/{repository}: uploaded")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from vlm_detect.errors import UserError
-from vlm_detect.train.failures import told_in_one_line
+from vlm_detect.train.failures import refused_flags, told_in_one_line
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Progress
 from vlm_detect.train.termination import SaveOnTermination
@@ -48,7 +49,8 @@ class RecipeTrainer(Trainer):
         self.sampler = sampler
         self.progress = progress
         self.counts = progress.counts
-        super().__init__(args=args, callbacks=[FollowEpochs(sampler)], **options)
+        with refused_flags(args):  # transformers names them itself
+            super().__init__(args=args, callbacks=[FollowEpochs(sampler)], **options)
         for callback in (ProgressCallback, PrinterCallback):  # whichever --disable_tqdm chose
             self.remove_callback(callback)
         self.add_callback(progress)
@@ -59,6 +61,21 @@ class RecipeTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         return self.sampler  # type: ignore[return-value]
+
+    def create_optimizer(self, *args: Any, **options: Any) -> torch.optim.Optimizer:
+        with refused_flags(self.args, "optim", "optim_args"):
+            return super().create_optimizer(*args, **options)
+
+    def create_scheduler(self, *args: Any, **options: Any) -> Any:
+        with refused_flags(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **options)
+
+    def init_hf_repo(self, *args: Any, **options: Any) -> None:
+        try:
+            super().init_hf_repo(*args, **options)
+        except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
+            raise UserError(f"--push_to_hub: no repository {name} can be made on the Hub: {error}") from error
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""

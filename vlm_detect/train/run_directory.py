@@ -65,13 +65,16 @@ class RunDirectory:
         old = {**before.get("config", {}), **{name: before.get(name) for name in facts}}
         new = {**config, **facts}
         different = [name for name in new if name not in _FREE_TO_CHANGE and str(old.get(name)) != str(new[name])]
+        checkpoint = last_checkpoint(path)
+        if different and before.get("status") != "finished" and checkpoint is None:
+            return cls(path, config, facts, finished=False, checkpoint=None)  # nothing was learned with the old ones
         if different:
             changes = ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in different[:3])
             raise UserError(
                 f"{path} holds a run with other settings ({changes}): give its own settings again to resume it, choose "
                 "another --output_dir, or remove the folder"
             )
-        return cls(path, config, facts, before.get("status") == "finished", last_checkpoint(path))
+        return cls(path, config, facts, before.get("status") == "finished", checkpoint)
 
     def write(self, status: str, **results: Any) -> None:
         write_run_json(self.path, self.config, status=status, **self.facts, **results)

@@ -85,18 +85,21 @@ class DetectorTrainer(RecipeTrainer):
         if isinstance(model, FSDPModule):
             loss = self._sharded_loss(model)(inputs, num_items_in_batch)
         else:
-            loss = answer_loss(self.vlm, model, inputs, num_items_in_batch)
+            loss = self._answer_loss(model, inputs, num_items_in_batch)
         self.counts.add(inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients over processes
         self.check_loss(loss)
         return loss
 
+    def _answer_loss(self, model: Callable[..., Any], batch: dict[str, Any], count: Any) -> torch.Tensor:
+        return answer_loss(self.vlm, model, batch, count, smoothing=self.args.label_smoothing_factor)
+
     def _sharded_loss(self, model: Any) -> Callable[..., torch.Tensor]:
         """`answer_loss` as a forward of the FSDP2 root: the tower, the embeddings and the head run outside of the
         model's own forward, and find their weights gathered."""
         if "answer_loss" not in vars(model):
-            model.answer_loss = lambda batch, count: answer_loss(self.vlm, model.forward, batch, count)
+            model.answer_loss = lambda batch, count: self._answer_loss(model.forward, batch, count)
             register_fsdp_forward_method(model, "answer_loss")
         return model.answer_loss
 
