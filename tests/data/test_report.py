@@ -14,7 +14,7 @@ from vlm_detect.cli import run
 from vlm_detect.data.report import write_report
 from vlm_detect.data.shards import write_rows
 from vlm_detect.errors import UserError
-from vlm_detect.records import IMAGE_FEATURES, REJECT_FEATURES
+from vlm_detect.records import IMAGE_FEATURES, PROMPTED_FEATURES, REJECT_FEATURES
 
 SOURCE = {"path_or_id": "a.jpg", "format": "JPEG", "licence": None}
 
@@ -41,6 +41,7 @@ def test_the_page_of_a_pair_dataset(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "not an image" in page
     assert "&lt;b&gt;bytes" in page
     assert "frequency (content)" in page
+    assert f"{len(rows)} pairs of {len(rows)} source photos in {len(rows)} groups" in page
     write_report(folder, tmp_path / "again.html", n=4)
     assert (tmp_path / "again.html").read_text() == page
 
@@ -57,6 +58,36 @@ def test_the_page_of_an_image_dataset(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "Too few images for an audit" in page
     assert "Nothing was left out" in page
+    assert "2 images in 2 groups" in page
+
+
+def test_edits_have_a_figure_of_their_own(tmp_path: Path) -> None:
+    rows = [pair_row(i, kind=kind) | {"generator": "g"} for i in range(8) for kind in ("caption", "edit")]
+    for i, row in enumerate(rows[1::2]):
+        row["edit"] = {"operation": "blur", "box": [1, 2, 30, 40], "strength": 0.1}
+        row["twin"] = {"bytes": jpeg(photo(900 + i, (64, 48)))[0], "path": None}
+    write_report(write_pairs(tmp_path / "pairs", rows), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert 'alt="Real or generated: what it can be told from' in page
+    assert 'alt="Edited or not: what it can be told from' in page
+
+
+def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    source = {**SOURCE, "sha256": "ab", "width": 640, "height": 480, "jpeg_quality": 90}
+    drawn = {"path_or_id": "prompt: a red cat (seed 1)", "width": 32, "height": 32}
+    rows = [
+        {"id": f"{i}", "image": {"bytes": jpeg(photo(i))[0], "path": None}, "label": label, "group": f"{i}"} | more
+        for i, (label, more) in enumerate(
+            {"real": {"source": source}, "generated": {"source": drawn, "prompt": "a red cat"}}.items()
+        )
+    ]
+    table = pa.Table.from_pylist(rows, schema=PROMPTED_FEATURES.arrow_schema)
+    pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
+    write_report(tmp_path, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "a red cat" in page
+    assert "real median 640; from 640 to 640" in page  # the drawn one's size is not among those of the sources
 
 
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:

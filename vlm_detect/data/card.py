@@ -27,17 +27,33 @@ Near copies share a group.
 """
 
 
-def pair_card(packed: Packed, *, kinds: Mapping[str, int], licences: Mapping[str, int], made: str, encoder: str) -> str:
-    """`kinds` and `licences` count pairs; `made` says by whom, `encoder` how both members were written."""
-    facts = {"Twins": _counts(kinds)} | _making(made, encoder)
+def pair_card(
+    packed: Packed,
+    *,
+    kinds: Mapping[str, int],
+    licences: Mapping[str, int],
+    captioners: Sequence[str],
+    generators: Sequence[str],
+    encoder: str,
+) -> str:
+    """`kinds` and `licences` count pairs; `captioners` are none where others captioned; `encoder` wrote both."""
+    makers = {"Captions by": captioners, "Twins by": generators}
+    made = {name: ", ".join(names) for name, names in makers.items() if names}
+    facts = {"Twins": _counts(kinds), **made, "Encoder": encoder}
     return _card("Photos and their generated twins", "image-pairs", packed, _PAIRS, facts, licences)
 
 
 def prompted_card(
-    packed: Packed, *, kinds: Mapping[str, int], licences: Mapping[str, int], made: str, encoder: str
+    packed: Packed,
+    *,
+    kinds: Mapping[str, int],
+    licences: Mapping[str, int],
+    captioners: Sequence[str],
+    generators: Sequence[str],
+    encoder: str,
 ) -> str:
-    """Of images that were drawn from prompts, beside photos that they have nothing to do with."""
-    facts = {"Drawn": f"{sum(kinds.values())} images"} | _making(made, encoder)
+    """Of images that were drawn from prompts, beside photos that they have nothing to do with; as `pair_card`."""
+    facts = {"Drawn": f"{sum(kinds.values())} images, by {', '.join(generators)}", "Encoder": encoder}
     return _card("Photos and images drawn from prompts", "images", packed, _PROMPTED, facts, licences)
 
 
@@ -69,10 +85,6 @@ def _card(
 
 {_USE}
 """
-
-
-def _making(made: str, encoder: str) -> dict[str, str]:
-    return {"Made by": f"{made}, encoder {encoder}"}
 
 
 _USE = """```python

@@ -97,7 +97,7 @@ def _write(
     is_paired: bool,
 ) -> Packed:
     writer = SplitWriter(partial / "data", PAIR_FEATURES if is_paired else PROMPTED_FEATURES, config.pairs_per_file)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "licence", "made")}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "licence", "captioner", "generator")}
     bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
     for shard in range(shards):
         for photo in read_rows(renders, shard):
@@ -111,16 +111,17 @@ def _write(
                     writer.write(split, written)
                 counts["kind"][row["kind"]] += 1
                 counts["licence"][row["source"]["licence"] or "not stated"] += 1
-                counts["made"][" and ".join(filter(None, (photo["captioner"], photo["generator"])))] += 1
+                for maker in ("captioner", "generator"):
+                    counts[maker].update([photo[maker]] if photo[maker] else [])
                 bar.update()
     bar.close()
-    made, encoder = " and ".join(counts["made"]), json.dumps(encode.describe())
     card = functools.partial(
         pair_card if is_paired else prompted_card,
         kinds=counts["kind"],
         licences=counts["licence"],
-        made=made,
-        encoder=encoder,
+        captioners=sorted(counts["captioner"]),
+        generators=sorted(counts["generator"]),
+        encoder=json.dumps(encode.describe()),
     )
     return finish_folder(partial, writer, "pairs" if is_paired else "images", rejects, settings, card)
 

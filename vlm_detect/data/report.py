@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from vlm_detect.bench.page import Picture, areas_figure, histogram_figure, photo, render, write_page
 from vlm_detect.data.audit import FAULT, Audit, audit_dataset, read_audit
-from vlm_detect.data.audit.measures import WRAPPING
 from vlm_detect.data.decode import decode_image
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
 
+_EDITED = "edited: "
 _FACTS = ("pair_id", "group", "kind", "label", "generator", "source")
 
 
@@ -67,7 +67,7 @@ def write_report(dataset: Path, out: Path, *, n: int = 24) -> int:
             if split in facts.groups
         ],
         audit=audit,
-        areas=_areas(audit) if audit else None,
+        areas=_areas(audit) if audit else [],
         line=FAULT,
         paired=is_paired,
         cards=cards,
@@ -89,8 +89,10 @@ def _read_facts(files: Sequence[Path]) -> _Facts:
             facts.groups.setdefault(split, set()).add(row["group"])
             source = row["source"] or {}
             name = row.get("label") or "source photos"
-            key = f"{name}/{source.get('sha256')}"  # a photo of several pairs counts once
-            if source.get("width") and key not in seen:
+            if not source.get("sha256"):  # drawn from a prompt
+                continue
+            key = f"{name}/{source['sha256']}"  # a photo of several pairs counts once
+            if source["width"] and key not in seen:
                 seen.add(key)
                 facts.long_sides.setdefault(name, []).append(max(source["width"], source["height"]))
                 if source["jpeg_quality"]:
@@ -101,20 +103,32 @@ def _read_facts(files: Sequence[Path]) -> _Facts:
 def _lead(facts: _Facts, is_paired: bool) -> str:
     total = sum(facts.rows.values())
     groups = len(set().union(*facts.groups.values()))
-    return f"{total} {'pairs' if is_paired else 'images'} of {groups} source photos (groups)."
+    if not is_paired:
+        return f"{total} images in {groups} groups."
+    photos = sum(map(len, facts.long_sides.values()))
+    return f"{total} pairs of {photos} source photos in {groups} groups; a group is the unit of splits."
 
 
-def _areas(audit: Audit) -> Picture:
-    rows = [
-        (
-            f"{probe.name.replace('_', ' ')}{'' if probe.kind == 'wrapping' else ' (content)'}",
-            probe.auc,
-            probe.ci95,
-            probe.name.removeprefix("edited: ") in WRAPPING and probe.ci95[0] > FAULT,
-        )
-        for probe in audit.probes
-    ]
-    return areas_figure(rows, FAULT, "What the label can be told from, with corrected 95 % intervals; leaks in red")
+def _areas(audit: Audit) -> list[Picture]:
+    """A figure a comparison: both in one would be too fine to read."""
+    comparisons = {"Real or generated": "", "Edited or not": _EDITED}
+    if not any(probe.name.startswith(_EDITED) for probe in audit.probes):
+        comparisons = {"The label": ""}
+    figures = []
+    for title, prefix in comparisons.items():
+        rows = [
+            (
+                probe.name.removeprefix(prefix).replace("_", " ") + (" (content)" if probe.kind == "content" else ""),
+                probe.auc,
+                probe.ci95,
+                probe.kind == "wrapping" and probe.ci95[0] > FAULT,
+            )
+            for probe in audit.probes
+            if probe.name.startswith(_EDITED) == bool(prefix)
+        ]
+        told = f"{title}: what it can be told from, with corrected 95 % intervals; leaks in red"
+        figures.append(areas_figure(rows, FAULT, told))
+    return figures
 
 
 def _charts(facts: _Facts) -> list[Picture]:
@@ -157,7 +171,8 @@ def _card(row: Mapping[str, Any], path: Path, is_paired: bool) -> dict[str, Any]
     image = photo(decode_image(row["image"]["bytes"]).image, f"{row.get('image_label') or row['label']} image")
     if not is_paired:
         facts = {"Label": row["label"], "Generator": row["generator"], "Class": row["object_class"], "Split": split}
-        return {"pictures": [image], "text": "", "facts": {name: value for name, value in facts.items() if value}}
+        known = {name: value for name, value in facts.items() if value}
+        return {"pictures": [image], "text": row.get("prompt") or "", "facts": known}
     twin = photo(decode_image(row["twin"]["bytes"]).image, f"{row['kind']} twin: {row['caption']}")
     facts = {"Twin": row["kind"], "Generator": row["generator"], "Split": split}
     if edit := row["edit"]:
