@@ -23,6 +23,7 @@ from vlm_detect.models.nano.captioner import (
     language_loss,
     moondream_tower,
     pack,
+    spread_other_words,
     train_captioner,
     train_tower,
 )
@@ -149,3 +150,23 @@ def test_training_exports_what_from_pretrained_loads(
         torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, rtol=0.02, atol=0.02)
     measured = question_captioner(MoondreamVLM(loaded, again, "moondream"), photos, facts, n=12, seed=0)
     assert 0 <= measured["accuracy"] <= measured["ci95"]["accuracy"][1] <= 1
+
+
+def test_words_that_no_answer_has_can_be_told_apart(untrained: tuple, photos: Photos) -> None:
+    model, processor = copy.deepcopy(untrained)
+    vlm = MoondreamVLM(model, processor, "nano")
+    head, taught = model.get_output_embeddings(), [3, 5, 7, 11]
+    with torch.no_grad():  # as training leaves them: pushed away together
+        head.weight[:] = torch.randn(head.weight.shape[1]) + 0.01 * torch.randn(head.weight.shape)
+        head.weight[taught] = torch.randn(4, head.weight.shape[1])
+        kept = head.weight[20] = torch.randn(head.weight.shape[1]) * 5  # apart already
+    before = head.weight.detach().clone()
+    spread_other_words(vlm, taught)
+    after = head.weight.detach()
+    assert after[taught].equal(before[taught])
+    torch.testing.assert_close(after[20], kept)
+    others = [i for i in range(len(after)) if i not in (*taught, 20)]
+    apart = (before[taught] - before[taught].mean(0)).norm(dim=1).mean()
+    middle = before[others].median(0).values
+    torch.testing.assert_close((after[others] - middle).norm(dim=1), apart.expand(len(others)), rtol=0.05, atol=0)
+    torch.testing.assert_close(after[others].mean(0), middle, rtol=0, atol=0.3)

@@ -241,6 +241,23 @@ def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> T
     return (losses * weights[answered]).sum() / weights.sum()
 
 
+def draws_texts(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
+    """Draws a photograph's caption, and questions on it, from its facts."""
+    # the same few thousand texts come again and again
+    question_ids, answer_ids = lru_cache(50_000)(vlm.question_ids), lru_cache(50_000)(vlm.answer_ids)
+    caption_ids = lru_cache(vlm.caption_ids)
+
+    def draw(fact: Facts, rng: Random) -> list[Answered]:
+        length = rng.choice(LENGTHS)
+        captioned = Answered(caption_ids(length), answer_ids(caption(fact, length, rng)))
+        asked = [factual_question(fact, rng) for _ in range(config.questions)]
+        if rng.random() < config.undecidable:
+            asked += undecidable_question(rng)
+        return [captioned, *(Answered(question_ids(q), answer_ids(a)) for q, a in asked)]
+
+    return draw
+
+
 def train_captioner(
     name: str,
     vlm: VLM,
@@ -252,17 +269,7 @@ def train_captioner(
     seed: int,
 ) -> dict[str, float]:
     """Train (or finish training) the whole model on words; ``name`` is the checkpoint's."""
-    # the same few thousand texts come again and again
-    question_ids, answer_ids = lru_cache(50_000)(vlm.question_ids), lru_cache(50_000)(vlm.answer_ids)
-    caption_ids = lru_cache(vlm.caption_ids)
-
-    def texts_of(fact: Facts, rng: Random) -> list[Answered]:
-        length = rng.choice(LENGTHS)
-        captioned = Answered(caption_ids(length), answer_ids(caption(fact, length, rng)))
-        asked = [factual_question(fact, rng) for _ in range(config.questions)]
-        if rng.random() < config.undecidable:
-            asked += undecidable_question(rng)
-        return [captioned, *(Answered(question_ids(q), answer_ids(a)) for q, a in asked)]
+    texts_of = draws_texts(vlm, config)
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
@@ -276,7 +283,33 @@ def train_captioner(
         return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
     both = nn.ModuleDict({"model": vlm.model, "tower": tower})
-    return train(name, both, loss_of, config.optimisation, folder=folder, seed=seed)
+    figures = train(name, both, loss_of, config.optimisation, folder=folder, seed=seed)
+    spread_other_words(vlm, words_of(texts_of, facts, seed))
+    return figures
+
+
+def words_of(texts_of: Callable[[Facts, Random], list[Answered]], facts: list[Facts], seed: int) -> list[int]:
+    """The ids that answers are made of."""
+    rng = Random(seed)
+    return sorted({token for fact in facts[:20_000] for text in texts_of(fact, rng) for token in text.answer})
+
+
+@torch.no_grad()
+def spread_other_words(vlm: VLM, taught: list[int]) -> None:
+    """Set the head's rows of words that no answer has as far apart as those of the words that answers have.
+
+    Training pushes all of the others away in one direction, until nothing but their mean is left of them. They stay
+    unlikely, by that mean and their bias; but a LoRA, which does not train the head, could never tell them apart.
+    """
+    head = vlm.model.get_output_embeddings()
+    others = torch.ones(len(head.weight), dtype=torch.bool)
+    others[taught] = False
+    weights = head.weight.float()
+    mean = weights[others].median(0).values  # some rows may hold what another model's answers needed
+    apart = weights[others] - mean
+    wanted = (weights[~others] - weights[~others].mean(0)).norm(dim=1).mean()
+    scale = (wanted / apart.norm(dim=1, keepdim=True)).clamp(min=1)
+    head.weight[others] = (mean + apart * scale).to(head.weight.dtype)
 
 
 def _enlarged(crops: Tensor, side: int) -> list[Image.Image]:
