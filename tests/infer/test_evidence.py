@@ -9,9 +9,8 @@ from PIL import Image
 
 from tests.factories import tiny_vlm
 from vlm_detect.data.questions import NO, VERDICT_QUESTIONS, YES
-from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Ask, CandidateScore, Engine
-from vlm_detect.infer.evidence import EvidenceMap, evidence_map, hide, regions
+from vlm_detect.infer.evidence import PIXEL_GRID, EvidenceMap, evidence_map, hide, paint_over, regions
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.moondream.family import MoondreamVLM
@@ -112,10 +111,25 @@ def test_the_overlay_shows_generated_in_orange_and_real_in_blue() -> None:
     assert evidence.png((80, 80)).startswith(b"\x89PNG")
 
 
-def test_features_without_places_have_no_map(photo: Image.Image) -> None:
-    class Placeless(MoondreamVLM):
-        feature_grid = None  # type: ignore[assignment]
+class Placeless(MoondreamVLM):
+    feature_grid = None  # type: ignore[assignment]
 
+
+def test_without_places_the_image_is_painted_over(photo: Image.Image) -> None:
     vlm = tiny_vlm()
-    with pytest.raises(UserError, match="no fixed places"):
-        evidence_map(Engine(Placeless(vlm.model, vlm.processor, "x")), photo)
+    engine = Engine(Placeless(vlm.model, vlm.processor, "x"), batch_images=3)
+    found = evidence_map(engine, photo, across=3)
+    loss, count = np.zeros(PIXEL_GRID), np.zeros(PIXEL_GRID)
+    for region in regions(*PIXEL_GRID, 3):
+        loss[region] += found.log_odds - log_odds(engine, [paint_over(photo, PIXEL_GRID, region)])[0]
+        count[region] += 1
+    np.testing.assert_allclose(found.values, loss / count, atol=1e-4)
+    assert np.abs(found.values).max() > 1e-3
+
+
+def test_painting_over_changes_its_region_alone(photo: Image.Image) -> None:
+    before = np.asarray(photo)
+    after = np.asarray(paint_over(photo, (4, 5), (slice(2, 6), slice(0, 2))))
+    assert (after[10:, :12] == before.reshape(-1, 3).mean(0).round()).all()
+    assert (after[:10] == before[:10]).all()
+    assert (after[:, 12:] == before[:, 12:]).all()

@@ -8,23 +8,26 @@ The tower reads the image once. Overlapping square regions of its features are t
 region a copy, and all copies are asked the verdict questions in batches: occlusion (Zeiler and Fergus 2014, arXiv
 1311.2901) in feature space. It shows what this model's verdict rests on, not what is wrong with the image; and features
 have seen their surroundings, so that hiding a place does not hide all that is known of it.
+
+Of a model whose features do not lie in the order of places (most but moondream) regions of the image itself are
+painted over with its mean colour, and the tower reads every copy. A patch of one colour is a thing to see by itself.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 
 from ..data.questions import Topic
-from ..errors import UserError
-from .engine import Engine
+from .engine import Ask, Engine
 from .verdict import TOPIC_ASKS, mean_odds
 
+PIXEL_GRID = (8, 8)  # of a map whose regions are hidden in the image
 GENERATED_RGB, REAL_RGB = (230, 97, 1), (0, 92, 184)  # orange and blue: told apart by colour-blind eyes too
 
 Region = tuple[slice, slice]
@@ -67,7 +70,7 @@ class EvidenceMap:
 def evidence_map(engine: Engine, image: Image.Image, *, topic: Topic = "generation", across: int = 9) -> EvidenceMap:
     """The evidence map of one image; `across` squared regions are hidden, one at a time.
 
-    Topic "edit" asks whether a part of the image was altered. UserError where the model's features have no places.
+    Topic "edit" asks whether a part of the image was altered.
     """
     steps = evidence_steps(engine, image, topic=topic, across=across)
     while True:
@@ -82,23 +85,45 @@ def evidence_steps(
     engine: Engine, image: Image.Image, *, topic: Topic = "generation", across: int = 9
 ) -> Generator[float, None, EvidenceMap]:
     """As `evidence_map`, which it returns in the end; yields the part that is done after each batch."""
-    grid = engine.vlm.feature_grid
-    if grid is None:
-        raise UserError(f"{engine.vlm.name}: its image features have no fixed places, so there is no evidence map")
     asks = TOPIC_ASKS[topic]
-    hidden = regions(grid[0], grid[1], across)
-    (features,) = engine.encode([image])  # (N, D)
-    (whole,) = engine.score_prefixes(engine.prefixes([image]), [asks])
+    grid = engine.vlm.feature_grid or PIXEL_GRID
+    ask_hidden = (_in_features if engine.vlm.feature_grid else _in_pixels)(engine, image, grid, asks)
+    hidden = regions(*grid, across)
+    (whole,) = engine.score([image], [asks])
     odds = mean_odds(whole)
     loss, count = np.zeros(grid), np.zeros(grid)
     for start in range(0, len(hidden), engine.batch_images):
         some = hidden[start : start + engine.batch_images]
-        prefixes = engine.prefill(hide(features, grid, some))
-        for region, asked in zip(some, engine.score_prefixes(prefixes, [asks] * len(some)), strict=True):
-            loss[region] += odds - mean_odds(asked)
+        for region, without in zip(some, ask_hidden(some), strict=True):
+            loss[region] += odds - without
             count[region] += 1
         yield (start + len(some)) / len(hidden)
     return EvidenceMap((loss / count).astype(np.float32), odds)
+
+
+AskHidden = Callable[[Sequence[Region]], list[float]]  # the log-odds with each of the regions hidden
+
+
+def _in_features(engine: Engine, image: Image.Image, grid: tuple[int, int], asks: Sequence[Ask]) -> AskHidden:
+    (features,) = engine.encode([image])  # (N, D)
+
+    def ask(some: Sequence[Region]) -> list[float]:
+        prefixes = engine.prefill(hide(features, grid, some))
+        return [mean_odds(asked) for asked in engine.score_prefixes(prefixes, [asks] * len(some))]
+
+    return ask
+
+
+def _in_pixels(engine: Engine, image: Image.Image, grid: tuple[int, int], asks: Sequence[Ask]) -> AskHidden:
+    forgetful = Engine(
+        engine.vlm, batch_images=engine.batch_images, cache_bytes=0
+    )  # no one asks for these copies again
+
+    def ask(some: Sequence[Region]) -> list[float]:
+        copies = [paint_over(image, grid, region) for region in some]
+        return [mean_odds(asked) for asked in forgetful.score(copies, [asks] * len(copies))]
+
+    return ask
 
 
 def regions(rows: int, columns: int, across: int) -> list[Region]:
@@ -121,3 +146,12 @@ def hide(features: torch.Tensor, grid: tuple[int, int], some: Sequence[Region]) 
     for copy, region in zip(copies, some, strict=True):
         copy[region] = mean
     return copies.flatten(1, 2)
+
+
+def paint_over(image: Image.Image, grid: tuple[int, int], region: Region) -> Image.Image:
+    """A copy of an RGB image with one region of its `grid` (rows, columns) in the image's mean colour."""
+    top, bottom = (round(edge * image.height / grid[0]) for edge in (region[0].start, region[0].stop))
+    left, right = (round(edge * image.width / grid[1]) for edge in (region[1].start, region[1].stop))
+    copy = image.copy()
+    copy.paste(tuple(round(mean) for mean in ImageStat.Stat(image).mean), (left, top, right, bottom))
+    return copy
