@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_an_adapter_of_another_model_is_refused(model_folder: Path, tmp_path: Pa
         load_vlm(str(model_folder), adapter=tmp_path / "run")
     with pytest.raises(UserError, match="no adapter_config"):
         load_vlm(str(model_folder), adapter=tmp_path)
+    run = tmp_path / "partly"  # as of another family: some of its layers have the names of ours
+    get_peft_model(tiny_moondream(), LoraConfig(r=2, target_modules=["fc1"])).save_pretrained(run)
+    tensors = load_file(run / "adapter_model.safetensors")
+    save_file(dict(list(tensors.items())[:-1]), run / "adapter_model.safetensors")
+    set_base(run, "another/model")
+    with pytest.raises(UserError, match="does not fit this model: it was trained on another/model"):
+        load_vlm(str(model_folder), adapter=run)
+
+
+def set_base(run: Path, name: str) -> None:
+    config = json.loads((run / "adapter_config.json").read_text())
+    (run / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:

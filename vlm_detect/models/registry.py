@@ -204,7 +204,13 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     try:
         with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            # Of an adapter for another model peft loads what has the same name, and warns of the rest.
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
             return PeftModel.from_pretrained(model, str(adapter))
+    except UserWarning as error:
+        raise UserError(
+            f"adapter {adapter} does not fit this model: it was trained on {adapter_base(adapter)}"
+        ) from error
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"adapter {adapter} does not fit this model: {first_line}") from error
