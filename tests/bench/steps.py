@@ -1,7 +1,8 @@
-"""LoRA steps of the bench geometry, timed side by side: what the training benches share.
+"""LoRA steps of the bench geometry, timed side by side and their FLOPs counted: what the training benches share.
 
 Times are CPU time of the one thread, the ways taking turns in every round, and of the rounds the least: other work on
-the machine, which shares the caches, can only add to it.
+the machine, which shares the caches, can only add to it. FLOPs are those that torch counts in the very steps, attention
+and LoRA with both of their passes included, so that a ceiling is that of what is timed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from flops import bench_config, flop_ratio
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from tests.factories import tiny_tokenizer
 from vlm_detect.config import git_commit
@@ -26,7 +28,10 @@ from vlm_detect.train.examples import Example
 from vlm_detect.train.images import StoredImage
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.machine import keep_freed_memory
 
+# Width and height that give so many crops where allowed. Two are the whole and its one tile, the same pixels, which the
+# tower reads once.
 SIZES = {2: (378, 378), 5: (630, 630), 10: (700, 700)}  # width, height that give so many crops where allowed
 QUESTION_TOKENS = 50  # of a question with its answer and template, in a real tokenizer
 
@@ -34,6 +39,7 @@ QUESTION_TOKENS = 50  # of a question with its answer and template, in a real to
 def make_vlm() -> MoondreamVLM:
     """The bench geometry with a LoRA on the decoder; says how near its FLOP ratio is to the real one."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the recipes do on a CPU
     torch.manual_seed(0)
     config = bench_config()
     model = MoondreamForConditionalGeneration(config)
@@ -91,6 +97,28 @@ def timed(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float
     least = {name: min(times) for name, times in seconds.items()}
     print("  " + ", ".join(f"{name} {value:.2f} s" for name, value in least.items()))
     return least
+
+
+def flops(way: Callable[[], Any]) -> float:
+    """Of one call, as torch counts them; a multiply-add counts as two."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mapping = {
+        attention: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        way()
+    return float(counter.get_total_flops())
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _backward(
+    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def record(bench: str, setting: Mapping[str, Any], against: str, argv: list[str], **figures: float) -> dict[str, Any]:

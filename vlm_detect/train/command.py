@@ -18,7 +18,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.registry import NANO_NAMES, Role, resolve_id
 from vlm_detect.train.examples import QuestionOptions
 from vlm_detect.train.lora import LoraOptions
-from vlm_detect.train.machine import use_cpu_cores
+from vlm_detect.train.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
 from vlm_detect.train.validation import SCORES
 
@@ -63,6 +63,8 @@ class Options:
         if options.training.load_best_model_at_end and metric not in SCORES:
             raise UserError(f"--metric_for_best_model {metric}: choose from {', '.join(SCORES)}")
         use_cpu_cores(options.data.cpu_threads)
+        if options.training.device.type == "cpu":
+            keep_freed_memory()
         return options
 
     @property
