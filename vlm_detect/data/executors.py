@@ -141,6 +141,7 @@ _mark: Path | None = None
 
 def _start_worker(numbers: Any, counted: Any, stop: Any) -> None:
     loguru.logger.disable("datatrove")
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, left behind where a worker is told to go
     number = numbers.get()
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())  # a GPU each, as far as there are enough
