@@ -21,6 +21,7 @@ TEXT = {f"model.text.blocks.{i}.{name}" for i in range(2) for name in ("attn.qkv
     [
         ("all-linear", None, TEXT),
         ("attention", None, {name for name in TEXT if "attn" in name}),
+        ("all-linear+head", None, TEXT | {"model.text.lm_head"}),
         ("mlp", 1, {name for name in TEXT if "mlp" in name and "blocks.1" in name}),
     ],
 )
@@ -55,9 +56,10 @@ def test_only_the_lora_trains_and_equal_seeds_start_equally():
         assert torch.equal(first, second), name
 
 
-def test_the_adapter_names_its_base_and_reloads_to_equal_logits(tmp_path):
+@pytest.mark.parametrize("targets", ["all-linear", "all-linear+head"])
+def test_the_adapter_names_its_base_and_reloads_to_equal_logits(tmp_path, targets):
     vlm = tiny_vlm()
-    add_lora(vlm, LoraOptions())
+    add_lora(vlm, LoraOptions(lora_targets=targets))
     for name, parameter in vlm.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -3,9 +3,10 @@
     select_targets(model, "attention")             # the language model's attention
     select_targets(model, "mlp", last_layers=8)    # the MLPs of its last eight layers
     select_targets(model, "all-linear+vision")     # attention and MLP, of the vision tower and connector as well
+    select_targets(model, "all-linear+head")       # and the vocabulary head, for words that the model never said
 
 Modules are told apart by the words of their path, so the same choice works for every architecture here. The
-vocabulary head, the embeddings and moondream's region heads (detection and pointing) are never wrapped.
+embeddings and moondream's region heads (detection and pointing) are never wrapped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 
-WORDS = ("attention", "mlp", "all-linear", "vision")
+WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 _LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
 _ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
 VISION = r"vision|visual|projector|proj_mlp|connector"
@@ -38,7 +39,8 @@ class LoraOptions:
     lora_targets: str = field(
         default="all-linear",
         metadata={
-            "help": "Layers to adapt: attention, mlp, all-linear, each with +vision for the tower and connector."
+            "help": "Layers to adapt: attention, mlp, all-linear, each with +vision for the tower and connector, "
+            "and +head for the vocabulary head."
         },
     )
     lora_last_layers: int | None = field(
@@ -133,6 +135,7 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
     chosen = [name for name in text if _layer(name) >= first] if words != ["vision"] else []
     chosen += vision if "vision" in words else []
     chosen = [name for name in chosen if (attention if _ATTENTION.search(name) else mlp)]
+    chosen += [name for name in linear if name.rpartition(".")[2] == "lm_head"] if "head" in words else []
     if not chosen:
         raise UserError(
             f"--lora_targets {targets} (last_layers {last_layers}) selects none of the model's {len(linear)} linear "
