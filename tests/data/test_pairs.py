@@ -16,14 +16,15 @@ import pytest
 from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
-from vlm_detect.config import read_run_json
+from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, plan_captions
 from vlm_detect.data.dataset_files import is_finished
 from vlm_detect.data.decode import decode_image
 from vlm_detect.data.encode import EncodeConfig, fit
 from vlm_detect.data.pairs import PackConfig, dataset_kind, load_pairs, open_dataset, pack_pairs
-from vlm_detect.data.render_step import RenderConfig, plan_renders, render_twins
-from vlm_detect.data.shards import begin
+from vlm_detect.data.render_step import RENDER_FEATURES, RenderConfig, plan_renders, render_twins
+from vlm_detect.data.shards import Plan, begin, write_shard
+from vlm_detect.data.usable import perceptual_hash
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES
 
@@ -141,6 +142,14 @@ def test_a_row_tells_how_it_was_made(pairs: Path) -> None:
     assert all(row["receipt"]["steps"] == 2 and row["receipt"]["batch"] for row in drawn)
     assert all(row["receipt"]["steps"] is None and row["prompt"] is None for row in rebuilt)
     assert len({row["seed"] for row in rows}) == len(rows)
+    for row in rows:
+        source = Path(row["source"]["path_or_id"])
+        assert row["source"]["sha256"] == file_sha256(source)
+        assert row["source"]["phash"] == perceptual_hash(decode_image(source).image)
+        assert row["generator"].endswith("sd3")
+        assert (row["receipt"]["captioner"], row["receipt"]["dtype"]) == ("column", "float32")
+    assert {row["receipt"]["scheduler"] for row in drawn} == {"FlowMatchEulerDiscreteScheduler"}
+    assert {row["receipt"]["quantization"] for row in rows} == {"none"}
 
 
 def test_the_twin_of_a_jpeg_was_compressed_as_the_photo_was(pairs: Path) -> None:
@@ -165,6 +174,30 @@ def test_what_was_left_out_says_why(pairs: Path) -> None:
         "55_no_words.png": ("caption", "no_content"),
         "56_smaller_than_its_twin.png": ("render", "too_small"),
     }
+
+
+def test_near_copies_among_drawn_images_share_a_group(tmp_path: Path) -> None:
+    """Photos that are unlike, beside which a prompt twice drew nearly the same."""
+
+    def cell(seed: int, size: tuple[int, int]) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        photo(seed, size).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    rows = []
+    for i, drawn in enumerate((100, 101, 100, 103)):
+        source = {"path_or_id": f"{i}", "sha256": f"{i:064x}", "phash": perceptual_hash(photo(i)), "width": 48}
+        twin = {"kind": "caption", "image": cell(drawn, (32, 24)), "prompt": "a thing", "seed": i, "batch": "0/1"}
+        about = {"id": f"{i}", "group": f"{i}", "captioner": "prompts", "generator": "g", "source": source}
+        rows.append(about | {"image": cell(i, (48, 36)), "twins": [twin]})
+    begin(tmp_path / "renders", Plan("render", 4, 2, "", {}))
+    write_shard(tmp_path / "renders", 0, [], RENDER_FEATURES, [])  # no photo of it could be used
+    write_shard(tmp_path / "renders", 1, rows, RENDER_FEATURES, [])
+    pack_pairs(tmp_path / "renders", tmp_path / "out", PackConfig(), ENCODE, {})
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    group = {int(row["source"]["sha256"], 16): row["group"] for row in rows if row["label"] == "real"}
+    assert group[0] == group[2]
+    assert len(set(group.values())) == 3
 
 
 def test_packing_again_gives_the_same_bytes(renders: Path, pairs: Path, tmp_path: Path) -> None:

@@ -78,6 +78,26 @@ def test_a_csv_says_more_and_a_photo_may_have_several_twins(tmp_path: Path) -> N
     }
 
 
+def test_a_generator_is_held_out_with_its_photos(tmp_path: Path) -> None:
+    make_pairs(tmp_path, 10)
+    lines = ["real,twin,generator"]
+    for i in range(10):
+        twin = f"twins/sub/{i}.{'png' if i % 2 else 'jpg'}"
+        lines += [f"real/sub/{i}.jpg,{twin},{'flux' if i < 4 else 'sd35'}"]
+    lines += [f"real/sub/0.jpg,{'twins/sub/9.png'},sd35"]  # of a photo that flux drew as well
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    done = run_here(PROGRAM, tmp_path / "pairs.csv", "--out", tmp_path / "out", "--hold_out", "generator=flux")
+    assert done.returncode == 0, done.stderr
+    unseen = pq.read_table(next((tmp_path / "out" / "data").glob("unseen-*"))).to_pylist()
+    assert sorted(row["generator"] for row in unseen) == ["flux"] * 4 + ["sd35"]
+    others = [row for row in rows_of(tmp_path / "out") if row["group"] not in {row["group"] for row in unseen}]
+    assert [row["generator"] for row in others] == ["sd35"] * 6
+    for rule, says in (("generator=*", "no pair is by that"), ("source=*", "that is every photo")):
+        done = run_here(PROGRAM, tmp_path / "pairs.csv", "--out", tmp_path / "none", "--hold_out", rule)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert says in done.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
