@@ -93,3 +93,9 @@ def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> Non
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no dataset folder of ours"):
         write_report(tmp_path, tmp_path / "page.html")
+
+
+def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", [pair_row(i) | {"generator": "g"} for i in range(2)])
+    with pytest.raises(UserError, match=r"README.md/page.html: the page cannot be written .*; give another --out"):
+        write_report(folder, folder / "README.md" / "page.html", n=1)

@@ -23,6 +23,7 @@ from PIL import Image
 from sklearn.metrics import auc, roc_curve
 
 from vlm_detect.bench.metrics import Array, reliability
+from vlm_detect.errors import UserError
 
 PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#dc2626")
 Interval = Sequence[float] | None
@@ -53,8 +54,11 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(path: str | Path, html: str) -> None:
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: the page cannot be written ({error.strerror}); give another --out") from error
 
 
 def photo(image: Image.Image, alt: str, *, max_side: int = 256, caption: str = "") -> Picture:
