@@ -1,4 +1,4 @@
-"""The server answers with any model family: one tiny checkpoint of each, asked together and streamed."""
+"""The server answers with any model family: one tiny checkpoint of each, asked together, mapped and streamed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def test_every_family_is_served(architecture: str, tmp_path: Path) -> None:
     with serving(detector) as server, httpx.Client(base_url=server.url, timeout=120) as http:
         found = http.post("/v1/verdict", json={"images": [data_url(photo) for photo in photos]}).json()
         assert [one["p_fake"] for one in found["verdicts"]] == pytest.approx(alone, abs=1e-5)
+        evidence = http.post("/v1/evidence", json={"image_url": data_url(photos[0])}).json()
+        assert evidence["layer"].startswith("data:image/png;base64,")
+        assert max(abs(value) for row in evidence["values"] for value in row) > 1e-4
         client = moondream.vl(endpoint=f"{server.url}/v1")
         answer = client.query(photos[0], "What is it?", settings={"max_tokens": 4})["answer"]
         pieces = client.query(photos[0], "What is it?", stream=True, settings={"max_tokens": 4})["answer"]
