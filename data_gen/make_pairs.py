@@ -33,9 +33,10 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
-    from vlm_detect.data.build import build_dataset, work_folder
+    from vlm_detect.data.build import build_dataset, finished, work_folder
     from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
     from vlm_detect.data.cost import describe_plan
+    from vlm_detect.data.dataset_files import is_finished
     from vlm_detect.data.encode import EncodeConfig
     from vlm_detect.data.hub import Upload
     from vlm_detect.data.pairs import PackConfig, pack_pairs
@@ -61,7 +62,8 @@ def main(argv: list[str]) -> None:
     settings = {"caption": asdict(captions_plan), "render": asdict(renders_plan)}
     settings |= {"pack": asdict(pack), "encode": asdict(encode)}
     if config.dry_run:
-        print(describe_plan(captions_plan, renders_plan, render, pack, encode, work_folder(out)))
+        plan = describe_plan(captions_plan, renders_plan, render, pack, encode, work_folder(out))
+        print(finished(out) if is_finished(out, settings) else plan)
         return
 
     def steps(work: Path) -> str | None:

@@ -13,6 +13,7 @@ from vlm_detect.data.shards import (
     Plan,
     begin,
     check_finished,
+    differences,
     read_rejects,
     read_rows,
     run_shards,
@@ -70,3 +71,11 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_kind_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the output of a data generation step"):
         check_finished(tmp_path)
+
+
+def test_what_differs_is_said_once_and_in_words() -> None:
+    plans = [{"items": 6, "inputs": digest * 32, "seed": 0} for digest in ("ab", "cd")]
+    old, new = ({"caption": plan, "render": plan} for plan in plans)
+    assert differences(old, old) == []
+    assert differences(old, new) == ["the list of images is another"]
+    assert differences(old, old | {"size": 32}) == ["size was None, is 32"]

@@ -72,6 +72,8 @@ def test_photos_to_pairs_and_again(
     again = run_here("make_pairs.py", *arguments, "--out", tmp_path / "pairs")
     assert (again.returncode, again.stderr) == (0, "")
     assert "nothing left to do" in again.stdout
+    dry = run_here("make_pairs.py", *arguments, "--out", tmp_path / "pairs", "--dry_run", "--push_to_hub", "me/pairs")
+    assert (dry.returncode, dry.stdout) == (0, again.stdout)
 
     # the three steps by themselves make the same files
     caption = run_here("caption.py", *arguments[:4], "--shard_size", "4", "--out", tmp_path / "captions")

@@ -35,7 +35,7 @@ def build_dataset(
     """
     work = work_folder(out)
     if is_finished(out, settings):
-        print(f"{out}: finished, nothing left to do")
+        print(finished(out))
     else:
         if job := steps(work):
             print(queued(out, job))
@@ -50,6 +50,10 @@ def build_dataset(
 
 def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
+
+
+def finished(out: Path) -> str:
+    return f"{out}: finished, nothing left to do"
 
 
 def queued(out: Path, job: str) -> str:

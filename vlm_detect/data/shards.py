@@ -103,15 +103,15 @@ def check_finished(folder: Path) -> Plan:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Sentences on what differs between two nested settings."""
-    found = []
+    """Sentences on what differs between two nested settings, each once."""
+    found: list[str] = []
     for name in {**old, **new}:
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after)
         elif before != after:
-            found.append(f"{name} was {before}, is {after}")
-    return found
+            found.append("the list of images is another" if name == "inputs" else f"{name} was {before}, is {after}")
+    return list(dict.fromkeys(found))
 
 
 def is_done(folder: Path, shard: int) -> bool:
