@@ -7,8 +7,9 @@ generation` of "Is this image AI-generated?"), and whether its peak lies within 
 share of the image. A model that cannot tell edited from untouched images (AUROC beside it) has nothing to point with.
 
 And its words: the operation and the place, asked for one by one and in an explanation, right where they are those of
-training letter for letter; "Nothing." of the untouched image. Chance is the commonest operation or place, said always.
-Intervals are 95 %, by bootstrap over source photos.
+training letter for letter; "Nothing." of the untouched image. `likeliest` is the operation of those in the dataset whose
+name has the highest log-probability: what a model says that is told of an edit. Chance is the commonest operation or
+place, said always. Intervals are 95 %, by bootstrap over source photos.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from vlm_detect.data.questions import (
 )
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.engine import Ask
 from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
 
@@ -72,9 +74,12 @@ class Edit:
     odds_before: float
     true: dict[str, str]
     said: dict[str, str]
+    likeliest: str  # of the names of operations
     said_before: str  # of the untouched image, asked for the operation
 
     def right(self, what: str) -> bool:
+        if what == "likeliest":
+            return self.likeliest == self.true["operation"]
         return self.said[what] == self.true[what]
 
 
@@ -111,12 +116,15 @@ def main(argv: list[str]) -> None:
 def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
     progress = Progress(len(rows), "edits")
     engine = detector.engine
+    names = sorted({true_words(edit, (1, 1))["operation"] for edit in rows["edit"]})
+    naming = [Ask(OPERATION_QUESTION, tuple(names))]
     for start in range(0, len(rows), engine.batch_images):
         some = [rows[i] for i in range(start, min(start + engine.batch_images, len(rows)))]
         edited, before = ([row[column].convert("RGB") for row in some] for column in ("twin", "image"))
         odds = log_odds(engine, before, topic=topic)
         said = engine.generate(edited, [list(WORDS.values())] * len(some), MAX_NEW_TOKENS)
         said_before = engine.generate(before, [[OPERATION_QUESTION]] * len(some), MAX_NEW_TOKENS)
+        scores = [asked[0] for asked in engine.score(edited, [naming] * len(some))]
         for i, (row, image) in enumerate(zip(some, edited, strict=True)):
             found = evidence_map(engine, image, topic=topic)
             x0, y0, x1, y1 = row["edit"]["box"]
@@ -130,6 +138,7 @@ def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
                 odds_before=odds[i],
                 true=true_words(row["edit"], image.size),
                 said=dict(zip(WORDS, said[i], strict=True)),
+                likeliest=names[int(np.argmax([score.logprob for score in scores[i]]))],
                 said_before=said_before[i][0],
             )
             progress.add(1)
@@ -145,7 +154,8 @@ def true_words(edit: dict[str, Any], size: tuple[int, int]) -> dict[str, str]:
 
 def figures(edits: Sequence[Edit]) -> dict[str, Any]:
     hit, share = (np.array([getattr(edit, name) for edit in edits], dtype=float) for name in ("hit", "share"))
-    right = {what: np.array([edit.right(what) for edit in edits], dtype=float) for what in WORDS}
+    asked_for = {"likeliest": "operation", **{what: what for what in WORDS}}
+    right = {what: np.array([edit.right(what) for edit in edits], dtype=float) for what in asked_for}
     groups = np.unique([edit.group for edit in edits], return_inverse=True)[1]
     members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     rng = np.random.default_rng(0)
@@ -171,10 +181,10 @@ def figures(edits: Sequence[Edit]) -> dict[str, Any]:
         "words": {
             what: {
                 "right": float(right[what].mean()),
-                "chance": commonest([edit.true[what] for edit in edits]),
+                "chance": commonest([edit.true[true] for edit in edits]),
                 "ci95": ci95([right[what][some].mean() for some in drawn]),
             }
-            for what in WORDS
+            for what, true in asked_for.items()
         },
         "nothing_of_untouched": float(np.mean([edit.said_before == NOTHING for edit in edits])),
         "by_operation": {
@@ -190,6 +200,7 @@ def of_operation(edits: Sequence[Edit]) -> dict[str, Any]:
         "hit_rate": float(np.mean([edit.hit for edit in edits])),
         "chance": float(np.mean([edit.share for edit in edits])),
         "named": float(np.mean([edit.right("operation") for edit in edits])),
+        "likeliest": dict(Counter(edit.likeliest for edit in edits).most_common()),
         "said": dict(Counter(edit.said["operation"] for edit in edits).most_common(8)),
     }
 

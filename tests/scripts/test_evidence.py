@@ -12,7 +12,7 @@ from tests.chat.conftest import make_photo
 from tests.factories import tiny_vlm
 from tests.scripts.here import run_here
 from vlm_detect.data.questions import EDIT_EXPLAIN_QUESTION, OPERATION_QUESTION, PLACE_QUESTION, place_of
-from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
 
@@ -89,6 +89,10 @@ def test_words_are_held_against_what_was_done(model: Path, tmp_path: Path, monke
     places = [place_of(box, (32, 24)) for box in BOXES]
     assert places.count("centre") == 1
     rights = {what: one["right"] for what, one in found["words"].items()}
+    engine, naming = Engine(tiny_vlm()), [Ask(OPERATION_QUESTION, ("Blur.", "Splice."))]
+    scores = engine.score([make_photo(10 + i, (32, 24)) for i in range(6)], [naming] * 6)
+    likeliest = [blur.logprob > splice.logprob for ((blur, splice),) in scores]
+    assert rights.pop("likeliest") == pytest.approx(sum(is_blur == i % 2 for i, is_blur in enumerate(likeliest)) / 6)
     assert rights == pytest.approx({"operation": 3 / 6, "place": 1 / 6, "explanation": 1 / 6})
     chances = {what: one["chance"] for what, one in found["words"].items()}
     most = max(map(places.count, places)) / 6
