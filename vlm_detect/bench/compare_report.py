@@ -181,9 +181,14 @@ def _shared(runs: Sequence[Run]) -> list[str]:
 def _test(name: str, test: Mapping[str, Any]) -> dict[str, Any]:
     def shown(figure: str) -> str:
         interval = (test.get(figure) or {}).get("difference_ci95")
-        return f"{interval[0]:+.3f} to {interval[1]:+.3f} (p {test[figure]['p']:.3f})" if interval else "–"
+        return f"{interval[0]:+.3f} to {interval[1]:+.3f} (p {_p(test[figure]['p'])})" if interval else "–"
 
-    return {"name": name, **test["mcnemar"], "accuracy": shown("accuracy"), "auroc": shown("auroc")}
+    counts = test["mcnemar"] | {"p": _p(test["mcnemar"]["p"])}
+    return {"name": name, **counts, "accuracy": shown("accuracy"), "auroc": shown("auroc")}
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _by_generator(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def roc_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
         axes.plot(fpr, tpr, color=colour, label=f"{name} ({area:.3f})")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="chance")
     axes.set(xlabel="False-positive rate (photos called generated)", ylabel="True-positive rate", aspect="equal")
-    axes.legend(loc="lower right", frameon=False)
+    _name_lines(figure, axes)
     return svg(figure, f"ROC curve; area under it: {', '.join(areas)}", "ROC")
 
 
@@ -103,7 +103,7 @@ def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
         axes.plot(rows[:, 0], rows[:, 1], color=colour, linewidth=1)
         axes.scatter(rows[:, 0], rows[:, 1], s=15 + 120 * rows[:, 2] / len(y), color=colour, label=name)
     axes.set(xlabel="Stated probability", ylabel="Share that is generated", aspect="equal", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="lower right", frameon=False)
+    _name_lines(figure, axes)
     alt = "Reliability diagram: share of generated images against the stated probability of that"
     return svg(figure, alt, "Reliability")
 
@@ -240,6 +240,16 @@ def _axes() -> tuple[Figure, Any]:
     axes = figure.subplots()
     _clean(axes)
     return figure, axes
+
+
+def _name_lines(figure: Figure, axes: Any) -> None:
+    """The legend among the lines where few names leave room, else above them in a figure that much taller."""
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) <= 4:
+        axes.legend(loc="lower right", frameon=False)
+        return
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // 2))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
 
 
 def _clean(axes: Any) -> None:
