@@ -7,9 +7,9 @@ generation` of "Is this image AI-generated?"), and whether its peak lies within 
 share of the image. A model that cannot tell edited from untouched images (AUROC beside it) has nothing to point with.
 
 And its words: the operation and the place, asked for one by one and in an explanation, right where they are those of
-training letter for letter; "Nothing." of the untouched image. `likeliest` is the operation of those in the dataset whose
-name has the highest log-probability: what a model says that is told of an edit. Chance is the commonest operation or
-place, said always. Intervals are 95 %, by bootstrap over source photos.
+training letter for letter; "Nothing." of the untouched image. `likeliest` is the operation of those in the dataset
+whose name has the highest log-probability: what a model says that is told of an edit. Chance is the commonest operation
+or place, said always. Intervals are 95 %, by bootstrap over source photos.
 """
 
 from __future__ import annotations
