@@ -36,25 +36,17 @@ def pair_card(
     generators: Sequence[str],
     encoder: str,
 ) -> str:
-    """`kinds` and `licences` count pairs; `captioners` are none where others captioned; `encoder` wrote both."""
+    """Of pairs; or, where `packed` counts images, of images drawn from prompts beside photos.
+
+    `kinds` and `licences` count pairs; `captioners` are none where others captioned; `encoder` wrote both members.
+    """
+    if packed.unit == "images":
+        facts = {"Drawn": f"{sum(kinds.values())} images, by {', '.join(generators)}", "Encoder": encoder}
+        return _card("Photos and images drawn from prompts", "images", packed, _PROMPTED, facts, licences)
     makers = {"Captions by": captioners, "Twins by": generators}
     made = {name: ", ".join(names) for name, names in makers.items() if names}
     facts = {"Twins": _counts(kinds), **made, "Encoder": encoder}
     return _card("Photos and their generated twins", "image-pairs", packed, _PAIRS, facts, licences)
-
-
-def prompted_card(
-    packed: Packed,
-    *,
-    kinds: Mapping[str, int],
-    licences: Mapping[str, int],
-    captioners: Sequence[str],
-    generators: Sequence[str],
-    encoder: str,
-) -> str:
-    """Of images that were drawn from prompts, beside photos that they have nothing to do with; as `pair_card`."""
-    facts = {"Drawn": f"{sum(kinds.values())} images, by {', '.join(generators)}", "Encoder": encoder}
-    return _card("Photos and images drawn from prompts", "images", packed, _PROMPTED, facts, licences)
 
 
 def image_card(

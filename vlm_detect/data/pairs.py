@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.caption_step import FROM_PROMPTS
-from vlm_detect.data.card import pair_card, prompted_card
+from vlm_detect.data.card import pair_card
 from vlm_detect.data.dataset_files import Packed, SplitWriter, finish_folder, written_whole
 from vlm_detect.data.encode import EncodeConfig
 from vlm_detect.data.pair_rows import pair_rows, prompted_rows, twin_image
@@ -116,7 +116,7 @@ def _write(
                 bar.update()
     bar.close()
     card = functools.partial(
-        pair_card if is_paired else prompted_card,
+        pair_card,
         kinds=counts["kind"],
         licences=counts["licence"],
         captioners=sorted(counts["captioner"]),
