@@ -35,7 +35,7 @@ def write_edits(folder: Path, kind: str = "edit") -> Path:
             "group": f"photo{i // 2}",
             "image": make_photo(i, (32, 24)),
             "twin": make_photo(10 + i, (32, 24)),
-            "edit": {"operation": "blur" if i % 2 else "splice", "box": list(box), "strength": 0.1},
+            "edit": {"operation": "blur" if i % 2 else "splice", "box": list(box), "strength": 0.1 * i},
         }
         for i, box in enumerate(BOXES)
     ]
@@ -66,6 +66,8 @@ def test_the_figures_follow_from_the_maps(model: Path, tmp_path: Path) -> None:
     above = sum((e > u) + 0.5 * (e == u) for e, _ in odds for _, u in odds) / 36
     assert found["auroc"] == pytest.approx(above, abs=1e-3)
     assert {name: one["n"] for name, one in found["by_operation"].items()} == {"blur": 3, "splice": 3}
+    stronger = found["stronger_half"]  # the last two of the three of each operation
+    assert (stronger["n"], stronger["hit_rate"]) == (4, pytest.approx(sum(hits[2:]) / 4))
 
 
 def test_words_are_held_against_what_was_done(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
