@@ -4,7 +4,7 @@
     vlm-detect doctor --model vikhyatk/moondream2 --config recipes/configs/moondream_qlora_8gb.yaml
 
 Memory is estimated from the model's real shapes on the meta device (`vlm_detect.train.memory`): nothing is downloaded
-or loaded. Estimates exist for moondream alone.
+or loaded. Estimates exist for moondream and the LLaVA family.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig, PreTrainedModel
 
 from vlm_detect.config import REPOSITORY, versions
 from vlm_detect.errors import UserError
-from vlm_detect.models.moondream import MODEL_TYPE, MoondreamConfig, MoondreamForConditionalGeneration
+from vlm_detect.models.moondream import MoondreamConfig
 from vlm_detect.models.moondream.configuration import HUB_ID
 from vlm_detect.models.registry import default_dtype, resolve_id
+from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
+from vlm_detect.models.tinyllava import TinyLlavaConfig
+from vlm_detect.models.tinyllava.configuration import RELEASE
 from vlm_detect.train.lora import LoraOptions
 from vlm_detect.train.machine import dtype_of
 from vlm_detect.train.memory import Estimate, Step, estimate_memory
@@ -38,14 +43,14 @@ EXTRAS = {
     "cnn": ["captum"],
     "serve": ["fastapi", "uvicorn", "c2pa"],
 }
-MODELS = (HUB_ID, "moondream/starmie-v1", "stabilityai/stable-diffusion-3.5-medium")
+MODELS = (HUB_ID, TINYLLAVA_ID, "moondream/starmie-v1", "stabilityai/stable-diffusion-3.5-medium")
 
 
 def examine(model: str | None = None, configs: Sequence[str] = ()) -> Iterator[str]:
     """The report, line by line; with `configs` their estimates only."""
     if not configs:
         yield from _machine()
-        configs = [str(path) for path in sorted((REPOSITORY / "recipes" / "configs").glob("moondream_*gb.yaml"))]
+        configs = [str(path) for path in sorted((REPOSITORY / "recipes" / "configs").glob("*_*gb.yaml"))]
         yield "Training configs (estimates; the memory that a step takes at its fullest):"
     for path in configs:
         estimate, step = estimate_config(path, model)
@@ -62,6 +67,7 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
     defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}
     batch = values.get("per_device_train_batch_size", defaults["per_device_train_batch_size"])
+    skeleton = _skeleton(name)
     step = Step(
         dtype=dtype_of(values.get("dtype")) or torch.bfloat16,
         quantize=values.get("quantize"),
@@ -69,32 +75,40 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
         optimizer=values.get("optim", "adamw_torch"),
         images=2 * int(batch),
         questions=values.get("questions_per_image", 1),
-        checkpointing=bool(values.get("activation_checkpointing", False)),
+        crops=10 if isinstance(skeleton.config, MoondreamConfig) else 1,
+        checkpointing=bool(values.get("gradient_checkpointing", False)),
         cached_features=bool(values.get("cache_features", False)),
     )
-    return estimate_memory(_skeleton(name), step, lora), step
+    return estimate_memory(skeleton, step, lora), step
 
 
 def describe(estimate: Estimate, step: Step) -> str:
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in estimate.parts.items())
-    return f"{estimate.total_gb:.1f} GB ({parts}) for {step.images} images of {step.crops} crops"
+    crops = f" of {step.crops} crops" if step.crops > 1 else ""
+    return f"{estimate.total_gb:.1f} GB ({parts}) for {step.images} images{crops}"
 
 
-def _skeleton(name: str) -> MoondreamForConditionalGeneration:
-    """The model without its weights; of the Hub id and `auto` the released shapes, without asking the Hub."""
+def _skeleton(name: str) -> PreTrainedModel:
+    """The model without its weights; of `auto` and the Hub's two the released shapes, without asking the Hub."""
+    config: PreTrainedConfig
     if name in (HUB_ID, "auto"):
         config = MoondreamConfig()
+    elif name == TINYLLAVA_ID:
+        config = TinyLlavaConfig.from_dict(deepcopy(RELEASE))
     else:
         resolved = resolve_id(name)
         if not resolved.is_local:
-            raise UserError(f"--model {name}: memory is estimated for {HUB_ID}, its folders and nano alone")
-        if (kind := yaml.safe_load((Path(resolved.path_or_id) / "config.json").read_text()).get("model_type")) != (
-            MODEL_TYPE
-        ):
-            raise UserError(f"--model {name}: memory is estimated for moondream alone, and this is {kind}")
-        config = MoondreamConfig.from_pretrained(resolved.path_or_id)
+            raise UserError(f"--model {name}: memory is estimated for {HUB_ID}, {TINYLLAVA_ID}, folders and nano alone")
+        try:
+            config = AutoConfig.from_pretrained(resolved.path_or_id)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--model {name}: no model's configuration can be read there ({error})") from error
+        if not isinstance(config, MoondreamConfig | LlavaConfig):
+            raise UserError(
+                f"--model {name}: memory is estimated for moondream and the LLaVA family, not for {config.model_type}"
+            )
     with torch.device("meta"):
-        return MoondreamForConditionalGeneration(config)
+        return AutoModelForImageTextToText.from_config(config)
 
 
 def _verdict(estimate: Estimate) -> str:

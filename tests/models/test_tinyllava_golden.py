@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlm_detect.models.generic import LlavaVLM
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration, load_tinyllava
 from vlm_detect.models.tinyllava.checkpoint import to_llava_name, to_released_name
+from vlm_detect.models.tinyllava.configuration import RELEASE
 from vlm_detect.models.tinyllava.processing import SYSTEM, chat_template
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -214,30 +216,7 @@ def test_what_it_saves_is_what_it_loads(vlms, checkpoints, tmp_path: Path) -> No
 def test_every_key_of_the_release_has_its_place() -> None:
     """905 tensors of 3,217,417,280 parameters, on the meta device at full size."""
     keys = json.loads((GOLDEN / "tinyllava_keys.json").read_text())
-    config = TinyLlavaConfig.from_dict(
-        {
-            "model_type": "tinyllava",
-            "llm_model_name_or_path": "microsoft/phi-2",
-            "vision_model_name_or_path": "google/siglip-so400m-patch14-384",
-            "connector_type": "mlp2x_gelu",
-            "text_config": {
-                "model_type": "phi",
-                "hidden_size": 2560,
-                "intermediate_size": 10240,
-                "num_hidden_layers": 32,
-                "partial_rotary_factor": 0.4,
-            },
-            "vision_config": {
-                "model_type": "siglip_vision_model",
-                "hidden_size": 1152,
-                "intermediate_size": 4304,
-                "num_hidden_layers": 27,
-                "num_attention_heads": 16,
-                "image_size": 384,
-                "patch_size": 14,
-            },
-        }
-    )
+    config = TinyLlavaConfig.from_dict(deepcopy(RELEASE))
     assert config.image_seq_length == 728
     with torch.device("meta"):
         state = TinyLlavaForConditionalGeneration(config).state_dict()

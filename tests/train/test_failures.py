@@ -51,7 +51,7 @@ def fails_at(step, error, monkeypatch):
 )
 def test_out_of_memory(tmp_path, monkeypatch, error):
     fails_at(4, error, monkeypatch)
-    with pytest.raises(UserError, match=r"step 4 ran out of memory .*activation_checkpointing.*checkpoint-2 is intact"):
+    with pytest.raises(UserError, match=r"step 4 ran out of memory .*gradient_checkpointing.*checkpoint-2 is intact"):
         make_trainer(tmp_path).train()
 
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.factories import tiny_config
+from tests.factories import tiny_config, tiny_vlm
+from tests.train.toys import stored, toy_image
 from vlm_detect import cli, doctor
 from vlm_detect.config import REPOSITORY
 from vlm_detect.errors import UserError
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
-from vlm_detect.train.lora import LoraOptions
-from vlm_detect.train.memory import LiveBytes, Step, estimate_memory
+from vlm_detect.models.nano import nano_path
+from vlm_detect.models.registry import load_vlm
+from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration
+from vlm_detect.records import Question
+from vlm_detect.train.collate import Collator
+from vlm_detect.train.examples import Example
+from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.memory import QUESTION_TOKENS, SYSTEM_TOKENS, LiveBytes, Step, estimate_memory
 
-CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("moondream_*gb.yaml"))
+CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*_*gb.yaml"))
 STEP = Step(images=4, crops=3, questions=2)
 
 
@@ -86,3 +95,50 @@ def test_what_doctor_cannot_estimate(model, config, message):
 def test_the_embedded_model_is_estimated_too():
     (line,) = doctor.examine("nano", [str(Path(REPOSITORY / "recipes" / "configs" / "moondream_nano.yaml"))])
     assert "GB (weights" in line
+
+
+def moondream():
+    vlm = tiny_vlm()
+    add_lora(vlm, LoraOptions())
+    return vlm, lambda: MoondreamForConditionalGeneration(tiny_config()), LoraOptions()
+
+
+def tinyllava():
+    vlm = load_vlm("tinyllava-nano", device="cpu")
+    lora = LoraOptions(train_connector=True)
+    add_lora(vlm, lora)
+    config = TinyLlavaConfig.from_pretrained(nano_path("tinyllava"))
+    return vlm, lambda: TinyLlavaForConditionalGeneration(config), lora
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", [moondream, tinyllava])
+def test_the_estimate_is_what_a_real_step_holds(family, checkpointing):
+    """Tensors of a step of the trainer's own loss on the CPU, counted, against the meta device's."""
+    vlm, build, lora = family()
+    if checkpointing:
+        vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    vlm.model.train()
+    side = getattr(vlm.model.config.vision_config, "image_size", 32)
+    tokens = 1 + 16 if family is moondream else SYSTEM_TOKENS + vlm.model.config.image_seq_length
+    # Questions of the estimate's length, template and answer included; what a prompt before the image lacks, they have.
+    length = (tokens + 2 * QUESTION_TOKENS - len(vlm.prefix_ids())) // 2
+    asked = [Question("explain", question_of(vlm, length - len(vlm.answer_ids("No."))), "No.")] * 2
+    image = stored(toy_image(False, np.random.default_rng(0), side))
+    batch = Collator(vlm, pack=True)([[Example(image, asked, "real") for _ in range(4)]])
+    with LiveBytes(vlm.model) as live:
+        answer_loss(vlm, vlm.model, batch).backward()
+    with torch.device("meta"):
+        skeleton = build()
+    crops = batch["prepared"]["pixel_values"].shape[1] if family is moondream else 1
+    step = Step(dtype=torch.float32, images=4, questions=2, crops=crops, checkpointing=checkpointing)
+    estimate = estimate_memory(skeleton, step, lora).parts
+    assert live.peak == pytest.approx(estimate["activations"] + estimate["gradients"], rel=0.07)
+
+
+def question_of(vlm, length):
+    """A question of so many tokens with its template."""
+    words = ""
+    while len(vlm.question_ids(words)) < length:
+        words += "?x"[len(words) % 2]
+    return words

@@ -46,7 +46,7 @@ def losses(folder):
         ["--quantize", "nf4"],
         ["--quantize", "nf4", "--use_dora", "True", "--lora_targets", "attention"],
         ["--quantize", "int8"],
-        ["--activation_checkpointing", "True"],
+        ["--gradient_checkpointing", "True"],
         ["--dtype", "bfloat16"],
         ["--bf16", "True"],
         ["--compile_layers", "aot_eager", "--pack_tokens", "800"],

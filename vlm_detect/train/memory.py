@@ -6,11 +6,12 @@
 Weights, gradients and optimiser states are counted by dtype. Activations are what a whole step of tower, decoder,
 answer loss and backward pass holds at its fullest: it is run on the meta device, where every tensor has a shape and no
 content, and the bytes that are alive are followed. Attention counts as a fused kernel does, without its score matrix.
-A tower that learns counts without checkpointing. CUDA itself and fragmentation are a flat `OVERHEAD_GB`.
+CUDA itself and fragmentation are a flat `OVERHEAD_GB`.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,20 +19,23 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from transformers import LlavaForConditionalGeneration as LLAVA
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vlm_detect.models.moondream import MoondreamForConditionalGeneration
-from vlm_detect.models.moondream.text import rotary_table
-from vlm_detect.train.lora import LoraOptions, is_vision, select_targets
+from vlm_detect.models.generic import LlavaVLM
+from vlm_detect.train.lora import LoraOptions, hold_in_float32, is_vision, select_targets
 from vlm_detect.train.loss import CHUNK
 
 OVERHEAD_GB = 1.0
 QUESTION_TOKENS = 50  # of a question with its answer and template
 ANSWER_TOKENS = 4
+SYSTEM_TOKENS = 40  # of a LLaVA's prompt before its image
 _BITS = {"nf4": 4.127, "int8": 8.0}  # a weight with its scales: 4 + (8 + 32 / 256) / 64
 _STATE_BYTES = {"adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # a trained weight; AdamW: 8
 
@@ -46,7 +50,7 @@ class Step:
     optimizer: str = "adamw_torch"
     images: int = 8  # in a step: twice the batch size
     questions: int = 1
-    crops: int = 10
+    crops: int = 10  # of a moondream; a LLaVA reads an image as one
     checkpointing: bool = False
     cached_features: bool = False
 
@@ -65,19 +69,29 @@ class Estimate:
         return self.total_gb <= gb
 
 
-def estimate_memory(model: MoondreamForConditionalGeneration, step: Step, lora: LoraOptions) -> Estimate:
-    """The peak of one training step of a moondream on the meta device. The model is wrapped by the LoRA and kept so."""
+def estimate_memory(model: PreTrainedModel, step: Step, lora: LoraOptions) -> Estimate:
+    """The peak of one training step of a moondream or a LLaVA on the meta device.
+
+    The model is wrapped by the LoRA and kept so.
+    """
     weights = _weight_bytes(model, step)
     model = model.to(step.dtype).train()
-    trained_model: Any = model
     if step.tune == "full":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not is_vision(name) and "region" not in name)
     else:
+        connector = [LlavaVLM.connector] if lora.train_connector and isinstance(model, LLAVA) else []
         targets = select_targets(model, lora.lora_targets, lora.lora_last_layers)
-        config = LoraConfig(r=lora.lora_r, lora_alpha=lora.lora_alpha, target_modules=targets)
-        trained_model = get_peft_model(model, config)
-    trained = [p for p in trained_model.parameters() if p.requires_grad]
+        config = LoraConfig(
+            r=lora.lora_r,
+            lora_alpha=lora.lora_alpha,
+            target_modules=[name for name in targets if not any(whole in name for whole in connector)],
+            modules_to_save=connector or None,
+        )
+        for module in get_peft_model(model, config).modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                hold_in_float32(module)
+    trained = [p for p in model.parameters() if p.requires_grad]
     if step.tune != "full":
         weights += sum(p.numel() * 4 for p in trained)  # peft keeps a LoRA in float32
     gradients = sum(p.numel() * (p.element_size() if step.tune == "full" else 4) for p in trained)
@@ -104,39 +118,57 @@ def _weight_bytes(model: nn.Module, step: Step) -> float:
     )
 
 
-def _activation_bytes(model: MoondreamForConditionalGeneration, step: Step) -> float:
+def _activation_bytes(model: Any, step: Step) -> float:
     """The most bytes alive during a step, weights and gradients apart."""
-    text, vision, config = model.model.text, model.model.vision, model.config
     _use_fused_attention(model)
-    length = 1 + config.vision_config.num_image_tokens + step.questions * QUESTION_TOKENS
-    tower_trained = any(p.requires_grad for p in vision.parameters())
+    if step.checkpointing:
+        with warnings.catch_warnings():  # by its name in transformers below 5.20
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    images, text = step.images, step.questions * QUESTION_TOKENS
     with torch.device("meta"), LiveBytes(model) as live:
-        if step.cached_features:
-            prefix = torch.empty(step.images, length, config.text_config.hidden_size, dtype=step.dtype)
-        else:
-            side = config.vision_config.crop_size
-            crops = torch.empty(step.images * step.crops, 3, side, side, dtype=step.dtype)
-            with torch.set_grad_enabled(tower_trained):
-                features = vision.encode_crops(crops).sum()
-            # The sum keeps the graph of a tower that is trained, and nothing of one that is not.
-            prefix = torch.empty(step.images, length, config.text_config.hidden_size, dtype=step.dtype) + features
-        mask = torch.empty(step.images, 1, length, length, dtype=step.dtype)
-        positions = torch.empty(step.images, length, dtype=torch.long)
-        hidden = _decode(text, prefix, mask, positions, step.checkpointing)
-        supervised = hidden.flatten(0, 1)[: step.images * step.questions * ANSWER_TOKENS]
+        prefix = _image_embeds(model, step)
+        width, length = prefix.shape[-1], prefix.shape[1] + text
+        embeds = torch.cat([prefix.to(step.dtype), torch.empty(images, text, width, dtype=step.dtype)], dim=1)
+        inputs = {
+            "inputs_embeds": embeds,
+            "attention_mask": torch.empty(images, 1, length, length, dtype=step.dtype),
+            "position_ids": torch.empty(images, length, dtype=torch.long),
+        }
+        hidden = _hidden_states(model, inputs)
+        supervised = hidden.flatten(0, 1)[: images * step.questions * ANSWER_TOKENS]
         total = hidden.new_zeros((), dtype=torch.float32)
         for chunk in supervised.split(CHUNK):
-            total = total + checkpoint(_loss, text.lm_head, chunk, use_reentrant=False)
+            total = total + checkpoint(_loss, model.get_output_embeddings(), chunk, use_reentrant=False)
         total.backward()
         model.zero_grad()
     return float(live.peak)
 
 
-def _decode(text: Any, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, saving: bool) -> torch.Tensor:
-    rotary = rotary_table(text.config, positions)
-    for block in text.blocks:
-        hidden = checkpoint(block, hidden, mask, rotary, use_reentrant=False) if saving else block(hidden, mask, rotary)
-    return text.post_ln(hidden)
+def _image_embeds(model: Any, step: Step) -> torch.Tensor:
+    """The prefixes (N, T, D) of a step's images; the tower runs unless its embeddings are cached."""
+    vision, width = model.config.vision_config, model.config.text_config.hidden_size
+    llava = isinstance(model, LLAVA)
+    tokens = model.config.image_seq_length if llava else 1 + vision.num_image_tokens
+    prefix = torch.empty(step.images, tokens, width, dtype=step.dtype)
+    system = torch.empty(step.images, SYSTEM_TOKENS if llava else 0, width, dtype=step.dtype)
+    if step.cached_features:
+        return torch.cat([system, prefix], dim=1)
+    if llava:
+        pixels = torch.empty(step.images, 3, vision.image_size, vision.image_size, dtype=step.dtype)
+        features = torch.stack(list(model.model.get_image_features(pixels).pooler_output))
+        return torch.cat([system, features.to(step.dtype)], dim=1)
+    crops = torch.empty(step.images * step.crops, 3, vision.crop_size, vision.crop_size, dtype=step.dtype)
+    # The sum keeps the graph of a tower that is trained, and nothing of one that is not.
+    return prefix + model.model.vision.encode_crops(crops).sum()
+
+
+def _hidden_states(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As the families' own `VLM.hidden_states`, which need a processor."""
+    if isinstance(model, LLAVA):
+        outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
+        return outputs.hidden_states[-1]
+    return model(**inputs, use_cache=False, logits_to_keep=1).last_hidden_state
 
 
 def _loss(head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
@@ -193,7 +225,7 @@ def _fused_attention(
     return _Fused.apply(query, key, value).transpose(1, 2), None
 
 
-def _use_fused_attention(model: MoondreamForConditionalGeneration) -> None:
+def _use_fused_attention(model: PreTrainedModel) -> None:
     ALL_ATTENTION_FUNCTIONS["fused_shapes"] = _fused_attention
     for part in (model.config, model.config.text_config, model.config.vision_config):
         part._attn_implementation_internal = "fused_shapes"

@@ -195,6 +195,9 @@ class TrainOptions(TrainingArguments):
                     raise UserError(f"--{name} {value}: not JSON ({error})") from error
         if (word := str(flags["fsdp"]).lower()) in ("true", "false"):  # transformers knows words of old alone
             flags["fsdp"] = word == "true"
+        # The flag has a new name from transformers 5.20 on, which says so in a warning; both names do.
+        if "activation_checkpointing" in flags and flags["activation_checkpointing"] is None:
+            flags["activation_checkpointing"] = flags["gradient_checkpointing"]
         if self.push_to_hub and not (self.hub_token or get_token()):
             raise UserError(
                 "--push_to_hub needs a token of the Hugging Face Hub: run `hf auth login`, or give --hub_token"

@@ -40,7 +40,7 @@ class DetectorTrainer(RecipeTrainer):
         features: cached embeddings of the training images, in place of the tower.
     """
 
-    memory_remedies = ("--activation_checkpointing True", "--quantize nf4")
+    memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
 
     def __init__(
         self,

@@ -20,6 +20,30 @@ _BIASED_HEADS = ("phi",)
 _SELECTIONS = {"patch": "default", "cls_patch": "full"}  # Factory's words and transformers'
 _CONNECTOR = "mlp2x_gelu"
 
+# The release's own `config.json`, as far as it differs from its classes' defaults.
+RELEASE = {
+    "model_type": MODEL_TYPE,
+    "llm_model_name_or_path": "microsoft/phi-2",
+    "vision_model_name_or_path": "google/siglip-so400m-patch14-384",
+    "connector_type": _CONNECTOR,
+    "text_config": {
+        "model_type": "phi",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 32,
+        "partial_rotary_factor": 0.4,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+}
+
 
 class TinyLlavaConfig(LlavaConfig):
     """Sizes, the place of the image and the names of the parts of a TinyLLaVA.
