@@ -85,6 +85,7 @@ def test_a_run_leaves_everything_that_the_next_step_needs(undisturbed):
     assert "library_name: peft" in card
     assert "| caption twins (toy) | 10 |" in card
     assert "| size | 0.510 | 0.450 to 0.570 |" in card
+    assert f"| kept | {record['validation']['auroc']:.3f} |" in card
     page = (folder / "training.html").read_text()
     assert "AUROC" in page
     assert page.count("data:image/svg+xml") == 2

@@ -10,6 +10,7 @@ from vlm_detect.baselines.architectures import ARCHITECTURES
 from vlm_detect.baselines.backbones import STEMS
 from vlm_detect.baselines.pixels import DEFAULT_CACHE
 from vlm_detect.baselines.tasks import TASKS
+from vlm_detect.errors import UserError
 from vlm_detect.train.options import TrainOptions
 
 
@@ -82,3 +83,8 @@ class CnnTrainOptions(TrainOptions):
     metric_for_best_model: str | None = field(
         default="score", metadata={"help": "score (mean accuracy of the heads), accuracy, auroc, log_loss, ..."}
     )
+
+    def __post_init__(self) -> None:
+        if self.seeds:
+            raise UserError("--seeds: a CNN's run has one; repeat the command with --seed N and another --output_dir")
+        super().__post_init__()

@@ -41,8 +41,8 @@ Questions: {kinds}; {per_image} an image in an epoch.{control}
 
 ## Validation
 
-Scored by the log-probability of the answers to both polarities of the verdict question. The best checkpoint was chosen
-on these images, so their scores flatter it; the benchmark's are the ones to quote.
+Scored by the log-probability of the answers to both polarities of the verdict question. Checkpoint, threshold and
+temperature are chosen on these images, so their scores flatter; the benchmark's are the ones to quote.
 
 {score_table}
 
@@ -56,7 +56,7 @@ its verdict is evidence, not proof. A probability is only as good as the validat
 _PAIRS = "training units of two images (an unaltered one and its counterpart)"
 _CONVERSATIONS = "conversations about an image each, which bring their own questions"
 _CONTROL = "\n\n**A control: the labels were drawn by lot, so this adapter knows nothing.**"
-_COLUMNS = {"eval_auroc": "AUROC", "eval_balanced_accuracy": "balanced accuracy", "eval_log_loss": "log loss"}
+_COLUMNS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "log_loss": "log loss"}
 
 
 def write_card(
@@ -65,8 +65,13 @@ def write_card(
     units: int,
     questions: QuestionOptions,
     history: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, float],
+    scored_images: int,
 ) -> None:
-    """Write `README.md` into the run directory, of the training splits `parts` and the Trainer's log history."""
+    """Write `README.md` into the run directory, of the training splits `parts` and the Trainer's log history.
+
+    `scores` are those of the adapter that stays, on `scored_images` validation images.
+    """
     text = _TEMPLATE.format(
         base_model=run.facts["model"],
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -79,7 +84,7 @@ def write_card(
         per_image=questions.questions_per_image,
         control=_CONTROL if questions.shuffle_labels else "",
         floors=_floors(Path(str(run.config["data"])) / "audit.json"),
-        score_table=_scores(history),
+        score_table=_scores(history, scores, scored_images),
     )
     (run.path / "README.md").write_text(text, encoding="utf-8")
 
@@ -107,14 +112,13 @@ def _floors(audit: Path) -> str:
     return "\n\n".join(part for part in (told, _table(["probe", "AUC", "95 %"], probes), findings) if part)
 
 
-def _scores(history: Sequence[Mapping[str, Any]]) -> str:
-    scored = [entry for entry in history if "eval_score" in entry]
-    if not scored:
-        return "No validation split was there to be scored."
+def _scores(history: Sequence[Mapping[str, Any]], kept: Mapping[str, float], images: int) -> str:
     lines = [
-        [f"{entry['epoch']:.2f}", *(f"{entry[name]:.3f}" for name in _COLUMNS), str(entry["eval_images"])]
-        for entry in scored
+        [f"{entry['epoch']:.2f}", *(f"{entry[f'eval_{name}']:.3f}" for name in _COLUMNS), str(entry["eval_images"])]
+        for entry in history
+        if "eval_score" in entry
     ]
+    lines.append(["kept", *(f"{kept[name]:.3f}" for name in _COLUMNS), str(images)])
     return _table(["epoch", *_COLUMNS.values(), "images"], lines)
 
 

@@ -133,10 +133,11 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
     if trainer.is_world_process_zero():
         trainer.save_state()
         fit(odds, data.validation.generated).save(run.path)
-        write_card(run, data.parts, len(data.units), options.questions, trainer.state.log_history)
         scores = scores_of(odds, data.validation.generated)
+        history = trainer.state.log_history
+        write_card(run, data.parts, len(data.units), options.questions, history, scores, len(odds))
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        write_curves(run.path, trainer.state.log_history, title=f"Training: {run.path.name}", command=command)
+        write_curves(run.path, history, title=f"Training: {run.path.name}", command=command)
         run.write("finished", validation=scores, processes=options.training.world_size)
         if options.training.push_to_hub:
             publish(run.path, trainer.hub_model_id, options.training.hub_token)
