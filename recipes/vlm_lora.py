@@ -5,7 +5,7 @@
     accelerate launch recipes/vlm_lora.py --config recipes/configs/vlm_qlora.yaml --model HuggingFaceTB/SmolVLM-Instruct
 
 The model needs a processor with a chat template; questions and answers take its form. --data and what comes out in
---output_dir are those of recipes/moondream_lora.py. In LLaVA, Gemma 3, Idefics3 and Qwen2-VL and 2.5-VL all questions of
+--output_dir are those of recipes/moondream_lora.py. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of
 an image share its prefix; in PaliGemma, whose image and question see each other, and in what has not been tried, each
 is a row of its own in which the tower reads the image anew: there --questions_per_image 1 is the cheaper way.
 """
