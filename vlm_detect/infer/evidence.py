@@ -10,7 +10,8 @@ region a copy, and all copies are asked the verdict questions in batches: occlus
 have seen their surroundings, so that hiding a place does not hide all that is known of it.
 
 Of a model whose features do not lie in the order of places (most but moondream) regions of the image itself are
-painted over with its mean colour, and the tower reads every copy. A patch of one colour is a thing to see by itself.
+painted over with its mean colour, and the tower reads every copy. A patch of one colour is a thing to see by itself. Of
+edits (topic "edit") it is done so with every model: what the tower has seen of them it passes on to other places.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ def evidence_steps(
 ) -> Generator[float, None, EvidenceMap]:
     """As `evidence_map`, which it returns in the end; yields the part that is done after each batch."""
     asks = TOPIC_ASKS[topic]
-    grid = engine.vlm.feature_grid or PIXEL_GRID
-    ask_hidden = (_in_features if engine.vlm.feature_grid else _in_pixels)(engine, image, grid, asks)
+    places = engine.vlm.feature_grid if topic == "generation" else None
+    grid = places or PIXEL_GRID
+    ask_hidden = (_in_features if places else _in_pixels)(engine, image, grid, asks)
     hidden = regions(*grid, across)
     (whole,) = engine.score([image], [asks])
     odds = mean_odds(whole)
