@@ -26,7 +26,7 @@ def painted(image: Image.Image, place: Place, seed: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("operation", EDIT_OPERATIONS)
-@pytest.mark.parametrize("size", [(96, 64), (32, 32), (17, 40)])
+@pytest.mark.parametrize("size", [(96, 64), (32, 32), (33, 47)])
 def test_only_the_box_changes_and_visibly(operation: EditOperation, size: tuple[int, int]) -> None:
     for seed in range(4):
         image = textured(seed, size)
@@ -70,8 +70,8 @@ def test_the_mask_fades_out_at_the_border_of_the_box() -> None:
 
 
 def test_what_cannot_be_edited_is_rejected_with_a_reason() -> None:
-    with pytest.raises(ImageRejected, match="too_small: 15x40"):
-        draw_edit(textured(0, (15, 40)), 0)
+    with pytest.raises(ImageRejected, match="too_small: 31x40"):
+        draw_edit(textured(0, (31, 40)), 0)
     with pytest.raises(ImageRejected, match="no_operation: splice need another photo"):
         draw_edit(textured(0), 0, operations=["splice"])
     with pytest.raises(ImageRejected, match="edit_invisible"):

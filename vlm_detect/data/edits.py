@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are outsi
 # Mean absolute change within the box, of the full range: below it no one sees the edit, above it is a foreign patch.
 MIN_STRENGTH, MAX_STRENGTH = 0.018, 0.35
 SIDES = (0.25, 0.45)  # of the image's sides
-MIN_SIDE = 8  # pixels
+MIN_SIDE = 16  # pixels; under the soft mask a smaller box has too few left for a blur to be told from a smear
 _ATTEMPTS = 20
 NEEDS_DONOR = ("splice",)
 NEEDS_PIPELINE = ("inpaint",)
