@@ -117,9 +117,8 @@ def _in_features(engine: Engine, image: Image.Image, grid: tuple[int, int], asks
 
 
 def _in_pixels(engine: Engine, image: Image.Image, grid: tuple[int, int], asks: Sequence[Ask]) -> AskHidden:
-    forgetful = Engine(
-        engine.vlm, batch_images=engine.batch_images, cache_bytes=0
-    )  # no one asks for these copies again
+    # No one asks for these copies again: their prefixes are not kept.
+    forgetful = Engine(engine.vlm, batch_images=engine.batch_images, cache_bytes=0)
 
     def ask(some: Sequence[Region]) -> list[float]:
         copies = [paint_over(image, grid, region) for region in some]
