@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch.distributed
 
 from vlm_detect.config import parse_config, read_run_json, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
@@ -104,3 +105,16 @@ def test_programs_end_with_a_status_and_one_line(raised, status, line, capsys) -
         run_main(main)
     assert stop.value.code == status
     assert capsys.readouterr().err == line
+
+
+def test_a_program_of_several_processes_leaves_their_group(tmp_path) -> None:
+    """Else gloo's threads live until Python has ended, and one of them still at work then aborts it."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+
+    def main(argv: list[str]) -> None:
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == 0
+    assert not torch.distributed.is_initialized()

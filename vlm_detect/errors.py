@@ -6,6 +6,7 @@ A `UserError` says in one line what was given, what the limit is and what to do.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -30,4 +31,17 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         status = 130
+    if status == 0:
+        _leave_process_group()
     sys.exit(status)
+
+
+def _leave_process_group() -> None:
+    """Stop the threads of torch.distributed, where it was used: one that is still at work while Python ends aborts it.
+
+    Not after a failure: the other processes may never come to it, and NCCL would wait for them.
+    """
+    distributed = sys.modules.get("torch.distributed")  # programs that never need torch do not load it for this
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a Trainer and its model, parts of cycles, hold the group too
+        distributed.destroy_process_group()
