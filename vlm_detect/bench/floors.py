@@ -39,7 +39,7 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
         floors["commonest_letter"] = _commonest(choices)
     if others:
         floors["commonest_answer"] = _commonest(others)
-    if prompts:
+    if len({prompt.item.group for prompt in prompts}) > 1:
         floors["bag_of_words"] = bag_of_words(prompts)
     return {name: round(value, 6) for name, value in floors.items()}
 
@@ -62,14 +62,12 @@ def bag_of_words(prompts: Sequence[Prompt]) -> float:
     """Accuracy of a classifier on words and pairs of words, cross-validated so that no group is in both parts.
 
     It judges each answer from the question and the answer's text, and picks the likeliest: position, length and image
-    unseen.
+    unseen. It takes two groups at least.
     """
     groups = np.unique([prompt.item.group for prompt in prompts], return_inverse=True)[1]
     texts = [[_text(prompt, option) for option in prompt.options] for prompt in prompts]
     right = np.array([prompt.right for prompt in prompts])
     folds = min(_FOLDS, len(set(groups.tolist())))
-    if folds < 2:
-        return float("nan")
     points = 0.0
     for train, test in GroupKFold(folds).split(texts, groups=groups):
         counted = Counter((text, bool(place == right[i])) for i in train for place, text in enumerate(texts[i]))

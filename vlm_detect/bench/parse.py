@@ -44,6 +44,8 @@ _VERDICT = _any_of(_VERDICTS)
 _ALTERATION = _any_of(_ALTERATIONS)
 # Where a longer answer puts its conclusion, if it names one.
 _CONCLUSION = re.compile(r"\b(?:judge?ment|verdict|conclusion|final answer)\s*(?::|is\b)\s*([^\n]+)", re.IGNORECASE)
+# Behind a letter A: a sentence goes on in which it was an article.
+_GOES_ON = r"[ \t]+(?!(?:and|as|because|for|is|or|since)\b)\w"
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|\w+n't)\b")
 
 
@@ -60,8 +62,12 @@ def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
     if set(plain) == {"real", "fake"}:
         verdict = parse_verdict(text)
         return None if verdict is None else plain.index("fake" if verdict else "real")
+    lines = [_plain(line) for line in text.strip().splitlines()]
+    alone = lines[0] if {line for line in lines if line in plain} == {*lines[:1]} else None
     opens = [
-        i for i, candidate in enumerate(plain) if candidate and re.match(rf"{re.escape(candidate)}[.,;:!\n]", said)
+        i
+        for i, candidate in enumerate(plain)
+        if candidate and (candidate == alone or re.match(rf"{re.escape(candidate)}[.,;:!]", said))
     ]
     return opens[0] if len(opens) == 1 else None
 
@@ -110,7 +116,8 @@ def parse_choice(text: str, letters: Sequence[str], options: Sequence[str] = ())
     """The letter that `text` chooses, or None: "B", "b.", "(B)", "B: because ...", "Option B", "The answer is B".
 
     The text of an option, written out alone, chooses its letter. "A dog" chooses nothing: a letter that goes on as a
-    sentence does without a mark is an article. Two different letters choose nothing.
+    sentence does without a mark or a new line is an article, behind "the answer is" as well. Two different letters
+    choose nothing.
     """
     said = text.strip()
     texts = [_plain(option) for option in options]
@@ -118,14 +125,17 @@ def parse_choice(text: str, letters: Sequence[str], options: Sequence[str] = ())
         return letters[texts.index(_plain(said))]
     letter = f"[{''.join(letters)}{''.join(letters).lower()}]"
     found = set()
-    if match := re.match(rf"[\s\"'*(\[]*({letter})[\"'*]*(?:\s*$|[)\].:,;](?=\s|$|[\"'*]))", said):
+    if match := re.match(rf"[\s\"'*(\[]*({letter})[\"'*]*(?:\s*$|[ \t]*\n|[)\].:,;](?=\s|$|[\"'*]))", said):
         found.add(match[1].upper())
-    named = rf"(?i:\b(?:option|answer|choice|letter)(?:\s+is)?)\s*:?\s*\(?({letter})\b(?!')"
-    found |= {match.upper() for match in re.findall(named, said)}
+    between = r"(?i:\s+is)?\s*:?\s*\(?"
+    for word, article in (("option|choice|letter", "a"), ("answer", "[Aa]")):
+        named = rf"\b(?i:{word}){between}(?!{article}{_GOES_ON})({letter})\b(?!')"
+        found |= {match.upper() for match in re.findall(named, said)}
     found |= {match.upper() for match in re.findall(rf"(?<!\w)\(({letter})\)", said)}
     # "A or B", "A, B": further bare capitals that stand as options of their own.
     if found:
         found |= set(re.findall(rf"(?<![\w'])([{''.join(letters[1:])}])(?=\s*(?:$|[).:,;]|or\b|and\b))", said))
+        found |= set(re.findall(rf"(?<![\w'])({letters[0]})(?=\s*(?:$|[).:,;]))", said))
     return found.pop() if len(found) == 1 else None
 
 

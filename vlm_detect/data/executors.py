@@ -173,8 +173,8 @@ def _end_worker(_signal: int, _frame: Any) -> NoReturn:
 def _run_marked(executor: _Local, rank: int, mark: Path) -> None:
     """Run a shard, with a mark that stays behind where the process dies of it."""
     global _mark
+    _mark = mark  # first: told to end between the two, it must not leave the mark behind
     mark.touch()
-    _mark = mark
     try:
         executor._run_for_rank(rank)
     finally:
