@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
-from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.loss import answer_loss, row_inputs
 from vlm_detect.train.options import ModelOptions
 from vlm_detect.train.tuning import loading, tune
 
@@ -187,6 +189,30 @@ def test_packed_questions_have_the_losses_and_gradients_of_a_row_each(name: str,
         assert gradients.keys() == plain[1].keys()
         for key, gradient in plain[1].items():
             torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_a_tuned_model_in_bfloat16_packs_under_a_mask_of_its_decoders_dtype(folders) -> None:
+    """On CUDA fused attention takes no mask of another; here a connector is trained in float32."""
+    vlm = load_vlm(str(folders["tinyllava"]), device="cpu", dtype=torch.bfloat16)
+    add_lora(vlm, LoraOptions(train_connector=True))
+    batch = batch_of(vlm, pack=True)
+    embeds = vlm.encode(batch["prepared"])
+    assert embeds.dtype == torch.float32
+    inputs = row_inputs(vlm, embeds, batch)
+    assert inputs["attention_mask"].dtype == inputs["inputs_embeds"].dtype == torch.bfloat16
+
+
+def test_a_collator_goes_to_worker_processes_without_the_weights(vlm: VLM) -> None:
+    tuned = copy.copy(vlm)
+    tuned.model = copy.deepcopy(vlm.model)
+    add_lora(tuned, LoraOptions(train_connector=vlm.connector is not None))
+    units = Units(toy_pairs(2), QuestionOptions(questions_per_image=2))
+    collator = Collator(tuned, pack=True)
+    sent = pickle.dumps(collator)
+    assert b"lora_A" not in sent
+    assert tuned.model is collator.vlm.model is not None
+    here, there = (each([units[0, 0], units[0, 1]]) for each in (collator, pickle.loads(sent)))
+    torch.testing.assert_close(there, here, atol=0, rtol=0)
 
 
 def test_where_image_and_question_see_each_other_nothing_is_packed(folders) -> None:

@@ -101,7 +101,7 @@ def test_it_has_learned_the_mark_and_its_detector_says_so(undisturbed):
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(undisturbed, home):
     run, _ = undisturbed
     stopping = """
-import os, signal, sys
+import os, pickle, signal, sys
 from transformers import TrainerCallback
 import vlm_detect.baselines.trainer as t
 class Stop(TrainerCallback):
@@ -110,6 +110,7 @@ class Stop(TrainerCallback):
 before = t.CnnTrainer.__init__
 def init(self, *args, **kwargs):
     before(self, *args, **kwargs)
+    pickle.dumps(self.data_collator)  # as worker processes get it that are not forked
     self.add_callback(Stop())
 """
     scope: dict = {}

@@ -32,6 +32,11 @@ class _CnnProgress(Progress):
         return f"AUROC {logs['eval_auroc']:.4f}, {', '.join(scores)} on {logs['eval_images']} images"
 
 
+def _as_it_is(batch: Any) -> Any:
+    """A collator by a name, without which a worker process that is not forked cannot be given it."""
+    return batch
+
+
 class CnnTrainer(RecipeTrainer):
     """Trains every head of a network and keeps the checkpoint that does best on `validation`."""
 
@@ -54,7 +59,7 @@ class CnnTrainer(RecipeTrainer):
             GroupSampler(batches.groups, args.seed),
             _CnnProgress(Counts()),
             model=model,
-            data_collator=lambda batch: batch,  # `Batches` hands out whole batches
+            data_collator=_as_it_is,  # `Batches` hands out whole batches
             train_dataset=batches,
             eval_dataset=batches,  # the Trainer wants to see something here; `evaluate` does not use it
         )

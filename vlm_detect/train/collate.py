@@ -12,6 +12,7 @@ Without packing a row holds one question; with packing all questions of an image
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,12 @@ class Collator:
     row_tokens: int | None = None  # of a packed row; None: one image a row
     features: Features | None = None
     max_length: int = 2048  # of an image with one question and answer: the model's context
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to worker processes that are not forked: all but the weights, which they do not need."""
+        reader: Any = copy.copy(self.vlm)
+        reader.model = None
+        return {**vars(self), "vlm": reader}
 
     def __call__(self, units: Sequence[Sequence[Example]]) -> dict[str, Any]:
         examples = [example for unit in units for example in unit]

@@ -69,7 +69,9 @@ def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> d
     inputs["position_ids"] = batch["position_ids"]
     if is_packed(batch):
         flex = vlm.model.config.get_text_config()._attn_implementation == "flex_attention"
-        inputs["attention_mask"] = attention_mask(batch, image_embeds.dtype, flex=flex)
+        # The decoder's dtype, as CUDA's kernels want it: a connector trained in float32 gives embeddings of another.
+        decoder_dtype = inputs.get("inputs_embeds", image_embeds).dtype
+        inputs["attention_mask"] = attention_mask(batch, decoder_dtype, flex=flex)
     else:  # one question a row: the model's own mask, which fused kernels may know how to skip
         inputs["attention_mask"] = (branch != PADDING).long()
     return inputs
