@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,10 +48,12 @@ def parse_config(
     them comes last in the returned tuple.
     """
     types: Any = list(config_types)  # HfArgumentParser types its argument by a NewType of its own
-    parser = _Parser(types, description=doc, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Parser(types, description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
     for name, options in (positional or {}).items():
         parser.add_argument(name, **options)
-    parser.add_argument("--config", default=None, metavar="YAML", help="defaults for every flag below, as YAML")
+    parser.add_argument(
+        "--config", default=None, metavar="YAML", help="flags and values as YAML; the command line wins"
+    )
     known = _config_flag(argv)
     if known is not None:
         fields = {f.name for config_type in config_types for f in dataclasses.fields(config_type)}
@@ -70,6 +72,20 @@ def parse_config(
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # `--config` itself leaves a namespace behind the dataclasses; it holds the positional arguments too.
     return tuple(parsed) if positional else tuple(parsed[: len(config_types)])
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    """Keeps the lines of a program's docstring; says each flag's default, and of a `--no_X` that it is the opposite."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.nargs == 0 and action.const is False:
+            return f"Turn --{action.dest} off."
+        default = getattr(action.default, "value", action.default)  # of an enum
+        if default is None or default is False or default in ("", SUPPRESS, [], {}) or "default" in text.lower():
+            return text
+        shown = " ".join(str(item) for item in default) if isinstance(default, list) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
 
 
 class _Parser(HfArgumentParser):
