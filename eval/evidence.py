@@ -23,11 +23,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from datasets import load_dataset
 from sklearn.metrics import roc_auc_score
 
 from vlm_detect.bench.progress import Progress
-from vlm_detect.config import git_commit, parse_config, write_json, write_run_json
+from vlm_detect.bench.run import default_out
+from vlm_detect.config import check_at_least, git_commit, parse_config, write_json, write_run_json
+from vlm_detect.data.pairs import load_pairs
 from vlm_detect.data.questions import (
     EDIT_EXPLAIN_QUESTION,
     NOTHING,
@@ -43,6 +44,7 @@ from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.engine import Ask
 from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
+from vlm_detect.models.registry import resolve_id
 
 BOOTSTRAPS = 2000
 WORDS = {"operation": OPERATION_QUESTION, "place": PLACE_QUESTION, "explanation": EDIT_EXPLAIN_QUESTION}
@@ -59,7 +61,10 @@ class Config:
         default="edit", metadata={"help": "Ask edit: was a part altered; generation: is it generated."}
     )
     limit: int | None = field(default=None, metadata={"help": "At most so many edits."})
-    out: str | None = field(default=None, metadata={"help": "By default MODEL/evidence."})
+    out: str | None = field(default=None, metadata={"help": "By default evidence beside the run's eval."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit")
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Edit:
 
 def main(argv: list[str]) -> None:
     (config,) = parse_config([Config], argv, doc=__doc__)
-    rows = load_dataset(config.data, split=config.split).filter(lambda kind: kind == "edit", input_columns="kind")
+    rows = load_pairs(config.data, config.split).filter(lambda kind: kind == "edit", input_columns="kind")
     if not len(rows):
         raise UserError(f"{config.data}: no edits in its {config.split} split; make some with make_pairs --twins edit")
     rows = rows.select(range(min(len(rows), config.limit or len(rows))))
@@ -104,7 +109,9 @@ def main(argv: list[str]) -> None:
         "commit": git_commit(),
         "device": str(detector.engine.vlm.device),
     }
-    out = Path(config.out or Path(config.adapter or config.model) / "evidence")
+    # Never a folder called like a Hub id: it would be taken for the model from then on.
+    model = resolve_id(config.model).name if config.model == "auto" else config.model
+    out = Path(config.out or default_out(config.adapter or model, None).parent / "evidence")
     write_json(out / "evidence.json", found)
     write_run_json(out, config)
     low, high = found["ci95"]["ratio"]

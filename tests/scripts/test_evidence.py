@@ -31,6 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_edits(folder: Path, kind: str = "edit") -> Path:
     rows = [
         {
+            "pair_id": f"pair{i}",
+            "image_label": "real",
             "kind": kind,
             "group": f"photo{i // 2}",
             "image": make_photo(i, (32, 24)),
@@ -109,3 +111,33 @@ def test_a_dataset_without_edits_is_refused(model: Path, tmp_path: Path) -> None
     done = run_here("eval/evidence.py", "--model", model, "--data", data)
     assert (done.returncode, done.stderr.count("error:")) == (1, 1)
     assert "make_pairs --twins edit" in done.stderr
+
+
+def test_bad_input(model: Path, tmp_path: Path) -> None:
+    data = write_edits(tmp_path / "edits")
+    for flags, status, said in (
+        (("--data", tmp_path / "none"), 1, "cannot be opened as a dataset"),
+        (("--data", data, "--split", "train"), 1, "has no split train (has test)"),
+        (("--data", data, "--limit", 0), 2, "--limit 0: give 1 or more"),
+    ):
+        done = run_here("eval/evidence.py", "--model", model, *flags)
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+
+
+def test_of_two_folders_of_one_name_the_right_one_is_read(model: Path, tmp_path: Path) -> None:
+    """With its card `datasets` caches a folder by its name."""
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: test, path: data/test-*.parquet}\n---\n"
+    for name, kind in (("one", "caption"), ("two", "edit")):
+        (write_edits(tmp_path / name / "set", kind) / "README.md").write_text(card)
+    args = ("--model", model, "--limit", 1, "--out", tmp_path / "out")
+    assert run_here("eval/evidence.py", *args, "--data", tmp_path / "one" / "set").returncode == 1
+    done = run_here("eval/evidence.py", *args, "--data", tmp_path / "two" / "set")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_hub_id_gets_no_folder_of_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("eval/evidence.py", "--model", "nano", "--data", write_edits(tmp_path / "edits"), "--limit", 1)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "nano" / "evidence" / "evidence.json").is_file()
+    assert not (tmp_path / "nano").exists()
