@@ -96,6 +96,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     from .data.extras import require
 
+    limits = "max_body_mb max_megapixels max_images max_new_tokens queue max_batch deadline_s drain_s"
+    for name in limits.split():
+        if not 0 < (limit := getattr(arguments, name)) < float("inf"):
+            raise UserError(f"--{name} {limit}: give a number above 0")
     require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
     from .chat.server import serve
     from .chat.settings import ServerSettings

@@ -6,7 +6,7 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ import uvicorn
 from vlm_detect.baselines.detector import CnnDetector
 from vlm_detect.chat.server import create_app, open_socket
 from vlm_detect.chat.settings import ServerSettings
+from vlm_detect.chat.tasks import Write
+from vlm_detect.chat.worker import Job
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +79,7 @@ def serving(*detectors: Detector, cnn: CnnDetector | None = None, **settings: ob
     options = ServerSettings(**{"max_new_tokens": 12, **settings})  # type: ignore[arg-type]
     app = create_app({d.name: d for d in detectors}, options, cnn)
     with open_socket("127.0.0.1", 0) as bound:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=20))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         until(lambda: server.started)
@@ -85,16 +87,30 @@ def serving(*detectors: Detector, cnn: CnnDetector | None = None, **settings: ob
             yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", server, detectors[0], app)
         finally:
             server.should_exit = True
-            thread.join(15)
+            thread.join(60)
             assert not thread.is_alive(), "the server did not end"
 
 
-def until(holds: Callable[[], bool], timeout_s: float = 20) -> None:
+def until(holds: Callable[[], bool], timeout_s: float = 60) -> None:
     """Wait for a condition."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.01)
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts go on until nobody wants them, however slow or fast the machine is."""
+
+    def lane(self: Write, jobs: Sequence[Job]) -> Iterator[None]:
+        while any(job.wanted() for job in jobs):
+            for job in jobs:
+                job.emit("and ")
+            time.sleep(0.01)
+            yield
+
+    monkeypatch.setattr(Write, "lane", lane)
 
 
 @pytest.fixture(scope="module")

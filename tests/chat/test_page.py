@@ -24,7 +24,7 @@ def browser() -> Iterator[sync_api.Browser]:
     # Chromium's sandbox cannot be set up by root, as which containers run.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
         yield browser
         browser.close()
 
@@ -59,8 +59,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> None:
+    expected = server.detector(files["a.png"])  # before the server's thread uses the same model
     page.set_input_files("#single-file", files["a.png"])
-    expected = server.detector(files["a.png"])
     word = {"generated": "AI-generated", "real": "Real", "unsure": "Unsure"}[expected.label]
     page.get_by_text(word, exact=True).wait_for()
     page.locator(".explanation:not(.writing)").wait_for()
@@ -71,7 +71,7 @@ def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> 
 
     page.get_by_role("button", name="Show the evidence").click()
     page.locator("#layer:not([hidden])").wait_for()
-    assert page.evaluate("document.getElementById('layer').naturalWidth") == 96
+    until(lambda: page.evaluate("document.getElementById('layer').naturalWidth") == 96)  # once it is decoded
     assert f"{abs(expected.map().values).max():.3f} nats" in page.locator("#legend").text_content()
     page.get_by_role("button", name="Hide the evidence").click()
     assert page.locator("#layer").is_hidden()
@@ -92,8 +92,9 @@ def test_a_bad_file_is_said_and_the_next_one_judged(page, files) -> None:
     assert page.get_by_role("alert").count() == 0
 
 
+@pytest.mark.usefixtures("endless")
 def test_an_answer_can_be_stopped(browser, detector: Detector, files) -> None:
-    with serving(detector, max_new_tokens=400) as running:
+    with serving(detector) as running:
         for page in open_page(browser, running.url):
             page.set_input_files("#single-file", files["a.png"])
             page.get_by_label("Question").fill("What is it?")

@@ -44,6 +44,8 @@ def test_what_is_wrong_is_one_line_before_any_model_is_loaded(monkeypatch: pytes
         port = bound.getsockname()[1]
         for arguments, message in [
             (["--port", port], f"port {port} on 127.0.0.1 is in use by another program: give another with --port"),
+            (["--queue", 0], "--queue 0: give a number above 0"),
+            (["--deadline_s", "nan"], "--deadline_s nan: give a number above 0"),
             (["--host", "0.0.0.0"], "opens the server to the network: give --api_key"),
             (["--port", 0, "--model", "no/such/model"], "no/such/model"),
         ]:

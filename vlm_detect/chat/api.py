@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -31,7 +32,7 @@ from .payloads import (
     question_and_image,
 )
 from .service import Service, error_body, prompt_of
-from .tasks import Answer, CnnLook, LookByCnn, Map, Write
+from .tasks import Answer, CnnLook, Judge, LookByCnn, Map, Write
 
 MAP_SIDE = 512  # of the picture of an evidence map
 
@@ -193,12 +194,16 @@ async def verdict(request: Request) -> Any:
     detector = service.detector(name)
     if not sources:
         raise ApiError(400, "no_image", "give an image: image_url, images, or files named image", param="image_url")
-    if len(sources) > service.settings.max_images:
-        message = f"{len(sources)} images, at most {service.settings.max_images} a request: send several requests"
+    most = min(service.settings.max_images, service.settings.max_jobs)
+    if len(sources) > most:
+        message = f"{len(sources)} images, at most {most} a request: send several requests"
         raise ApiError(413, "too_many_images", message, param="images")
-    pictures = [await _readable(service, source) for source in sources]
-    good = [picture for picture in pictures if isinstance(picture, Picture)]
-    found = iter(await service.verdicts(request, detector, good) if good else [])
+    # Until they are submitted nothing bounds the images of all requests together: of many, one request's at a time.
+    async with service.gathering if len(sources) > 1 else contextlib.nullcontext():
+        pictures = await _readable(service, sources)
+        good = [picture for picture in pictures if isinstance(picture, Picture)]
+        started = service.start(Judge(), detector, good) if good else []
+    found = iter(await service.verdicts(request, started))
     results = [next(found) if isinstance(picture, Picture) else picture for picture in pictures]
     if several:
         return {"verdicts": [error_body(r) if isinstance(r, Exception) else _verdict_body(r) for r in results]}
@@ -208,14 +213,25 @@ async def verdict(request: Request) -> Any:
     return _verdict_body(result)
 
 
-async def _readable(service: Service, source: str | bytes) -> Picture | ApiError:
-    try:
-        return await service.picture(source)
-    except Exception as error:
-        refused = as_api_error(error)
-        if refused.status >= 500:
-            raise
-        return refused
+async def _readable(service: Service, sources: Sequence[str | bytes]) -> list[Picture | ApiError]:
+    """The image of each source, or why it cannot be used."""
+    pictures: list[Picture | ApiError] = []
+    pixels, most = 0, service.settings.max_held_pixels
+    for source in sources:
+        try:
+            picture = await service.picture(source)
+        except Exception as error:
+            refused = as_api_error(error)
+            if refused.status >= 500:
+                raise
+            pictures.append(refused)
+            continue
+        pictures.append(picture)
+        pixels += picture.image.width * picture.image.height
+        if len(sources) > 1 and pixels > most:
+            message = f"the images have more than {most} pixels together: send several requests"
+            raise ApiError(413, "too_many_pixels", message, param="images")
+    return pictures
 
 
 def _verdict_body(verdict: Verdict) -> dict[str, Any]:
@@ -260,7 +276,7 @@ async def explain(request: Request, payload: ExplainRequest) -> Any:
     service = service_of(request)
     detector = service.detector(payload.model)
     picture = await service.picture(payload.image_url)
-    (found,) = await service.verdicts(request, detector, [picture])
+    (found,) = await service.verdicts(request, service.start(Judge(), detector, [picture]))
     if isinstance(found, Exception):
         raise found
     task = Write(lambda detector: detector.explanation_prompt(found.label), service.settings.max_new_tokens)

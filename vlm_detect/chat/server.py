@@ -171,9 +171,12 @@ class Counted:
 
 def check_settings(settings: ServerSettings) -> None:
     """`UserError` where the server would be open to the network without a key."""
-    if settings.api_key is not None and not settings.api_key.strip():
+    key = settings.api_key
+    if key is not None and not key.strip():
         raise UserError("--api_key is empty: give a long random text, or leave the flag out")
-    if settings.api_key is None and not settings.is_loopback and not settings.without_key:
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError("--api_key holds what no header can carry: give ASCII characters without spaces at the ends")
+    if key is None and not settings.is_loopback and not settings.without_key:
         raise UserError(
             f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), or "
             "--without_key where something in front of it lets nobody else in"
@@ -182,6 +185,8 @@ def check_settings(settings: ServerSettings) -> None:
 
 def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot, before any model is loaded."""
+    if not 0 <= port <= 65535:  # some systems take what is left of a larger one
+        raise UserError(f"--port {port}: at most 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)

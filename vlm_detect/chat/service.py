@@ -19,7 +19,7 @@ from ..infer.detector import Detector, Picture, Verdict, decode_picture
 from .errors import ApiError, as_api_error
 from .payloads import image_bytes
 from .settings import ServerSettings
-from .tasks import Answer, Judge, Write
+from .tasks import Answer, Write
 from .worker import Done, Event, Failed, Job, Task, Worker
 
 T = TypeVar("T")
@@ -67,6 +67,7 @@ class Service:
         )
         self.metrics.jobs.set_function(lambda: self.worker.n_held)
         self._decoders = asyncio.Semaphore(DECODERS)
+        self.gathering = asyncio.Lock()  # held by the request that decodes many images before it submits them
 
     def detector(self, name: str | None) -> Detector:
         if name is None:
@@ -90,7 +91,7 @@ class Service:
 
     # Jobs
 
-    def start(self, task: Task, detector: Detector, pictures: Sequence[Picture]) -> list[tuple[Job, Events]]:
+    def start(self, task: Task, detector: Detector, pictures: Sequence[Picture]) -> Started:
         """One job a picture, all of them taken or none."""
         deadline = time.monotonic() + self.settings.deadline_s
         queues = [Events() for _ in pictures]
@@ -100,11 +101,8 @@ class Service:
         self.worker.submit(jobs)
         return list(zip(jobs, queues, strict=True))
 
-    async def results(
-        self, request: Request, task: Task, detector: Detector, pictures: Sequence[Picture]
-    ) -> list[Any | Exception]:
-        """What the task ends with for each picture, or why it failed; nothing of it is streamed."""
-        started = self.start(task, detector, pictures)
+    async def results(self, request: Request, started: Started) -> list[Any | Exception]:
+        """What each job ends with, or why it failed; nothing of it is streamed."""
         try:
             return await unless_gone(request, asyncio.gather(*(events.last() for _, events in started)))
         finally:
@@ -112,15 +110,14 @@ class Service:
                 job.cancel()
 
     async def result(self, request: Request, task: Task, detector: Detector, picture: Picture) -> Any:
-        (found,) = await self.results(request, task, detector, [picture])
+        (found,) = await self.results(request, self.start(task, detector, [picture]))
         if isinstance(found, Exception):
             raise found
         return found
 
-    async def verdicts(
-        self, request: Request, detector: Detector, pictures: Sequence[Picture]
-    ) -> list[Verdict | Exception]:
-        found = await self.results(request, Judge(), detector, pictures)
+    async def verdicts(self, request: Request, started: Started) -> list[Verdict | Exception]:
+        """As `results`, of jobs that judge; counted."""
+        found = await self.results(request, started)
         for verdict in found:
             if isinstance(verdict, Verdict):
                 self.metrics.verdicts.labels(verdict.label).inc()
@@ -178,6 +175,9 @@ class Events:
             if isinstance(event, Failed):
                 return event.error
         raise AssertionError("a job ended without an event")
+
+
+Started = list[tuple[Job, Events]]
 
 
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:
