@@ -108,13 +108,15 @@ def score_model(config: BenchmarkConfig, out: Path) -> int:
     identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
     needed = needed_keys(benchmark, respondent)
-    if finished(out, config, benchmark) and needed <= {result.key for result in read_results(out / "results.jsonl")}:
+    calibration = {"calibration": asdict(respondent.calibration) if respondent.calibration else None}
+    answered = {result.key for result in read_results(out / "results.jsonl")}
+    if needed <= answered and finished(out, config, benchmark, calibration):
         if state.is_main_process:
             print(f"{out}: all {len(needed)} prompts are answered, nothing is left to do")
         return 0
     results = answer_all(benchmark, out, state, respondent)
     if state.is_main_process:
-        facts = {**identity, "processes": state.num_processes, "device": str(state.device)}
+        facts = {**identity, **calibration, "processes": state.num_processes, "device": str(state.device)}
         seconds = time.monotonic() - started
         finish(config, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent)
     state.wait_for_everyone()

@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_suite.fakes import FakeAsk, FakeEngine, verdict_rows, write_benchmark
+from tests.bench_suite.fakes import FakeAsk, FakeEngine, verdict_rows, write_benchmark, write_image
 from vlm_detect.bench.compare import compare, load_run, read_csv
 from vlm_detect.bench.compare_report import write_compare_report
 from vlm_detect.bench.items import Benchmark, load_benchmark
+from vlm_detect.bench.prompts import prompts_of
 from vlm_detect.bench.results import ResultWriter
-from vlm_detect.bench.score import score
+from vlm_detect.bench.score import generated_result, score
 from vlm_detect.config import write_json
 from vlm_detect.data.questions import EDIT_QUESTION
 from vlm_detect.errors import UserError
@@ -37,7 +38,7 @@ def written(benchmark: Benchmark, out: Path, rule) -> Path:
 
 
 def scores_csv(path: Path, rows: list[str], header: str = "image,p_fake") -> Path:
-    path.write_text("\n".join([header, *rows]) + "\n")
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8", errors="surrogateescape")
     return path
 
 
@@ -80,6 +81,16 @@ def test_the_page_shows_what_lies_beside_a_run(benchmark: Benchmark, tmp_path: P
         "Accuracy by kind of question",
     ):
         assert part in html, part
+
+
+def test_curves_of_another_model_are_not_shown(benchmark: Benchmark, tmp_path: Path) -> None:
+    """`runs/robustness` lies beside every run whose results are in `runs/NAME` itself."""
+    write_json(tmp_path / "robustness" / "robustness.json", {"conditions": {}, "model": "a"})
+    write_json(tmp_path / "robustness" / "run.json", {"model": "a", "adapter": None, "weights_sha256": {}})
+    for name, shown in (("a", True), ("b", False)):
+        run = written(benchmark, tmp_path / name, _knows)
+        write_json(run / "run.json", {"model": name, "adapter": None, "weights_sha256": {}})
+        assert bool(load_run(run).robustness) == shown
 
 
 def test_edits_stand_in_rows_of_their_own(tmp_path: Path) -> None:
@@ -142,6 +153,8 @@ def test_score_files_with_labels_of_their_own(tmp_path: Path) -> None:
     [
         (["a.png,1.5"], "image,p_fake", "line 2: p_fake '1.5' is no number from 0 to 1"),
         (["a.png,x"], "image,p_fake", "is no number"),
+        (["0.5"], "p_fake,image", "line 2: no image"),
+        (["\udcff"], "image,p_fake", "cannot be read as CSV"),
         (["a.png,nan"], "image,p_fake", "is no number"),
         (["a.png,0.5", "a.png,0.5"], "image,p_fake", "line 3: image a.png stands twice"),
         (["a.png,0.5"], "image,score", "has the columns image, p_fake"),
@@ -158,6 +171,43 @@ def test_bad_score_files(tmp_path: Path, rows: list[str], header: str, message: 
 def test_a_score_for_every_image_is_needed(benchmark: Benchmark, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no score for 23 of the benchmark's images"):
         load_run(scores_csv(tmp_path / "s.csv", ["0.png,0.5"]), benchmark)
+
+
+def test_equal_ids_of_different_benchmarks_are_refused(benchmark: Benchmark, tmp_path: Path) -> None:
+    one = load_run(written(benchmark, tmp_path / "one", _knows))
+    turned = [replace(item, ground_truth="Real") for item in benchmark.items]
+    reworded = [replace(item, question=f"{item.question} Look closely.") for item in benchmark.items]
+    for name, items in (("turned", turned), ("reworded", reworded)):
+        other = load_run(written(replace(benchmark, items=items), tmp_path / name, _knows))
+        with pytest.raises(UserError, match="different benchmarks: item item"):
+            compare([one, other], resamples=20)
+
+
+def test_recorded_answers_stand_beside_a_run(benchmark: Benchmark, tmp_path: Path) -> None:
+    """Their images were not looked at, so their groups are named otherwise."""
+    run = load_run(written(benchmark, tmp_path / "run", _knows))
+    with ResultWriter(tmp_path / "answers") as writer:
+        items = [replace(item, metadata={"generator": item.metadata["generator"]}) for item in benchmark.items]
+        writer.write(generated_result(prompts_of(item)[0], item.ground_truth) for item in items)
+    found = compare([run, load_run(tmp_path / "answers")], resamples=20)
+    assert (found["items"], found["runs"]["answers"]["accuracy"]) == (24, 1)
+
+
+def test_folders_tell_images_of_one_name_apart(tmp_path: Path) -> None:
+    rows = []
+    for label, truth, colour in (("real", "Real", "blue"), ("fake", "Fake", "red")):
+        (tmp_path / label).mkdir()
+        write_image(tmp_path / label / "1.png", colour)
+        about = {"question": "Real or Fake?", "ground_truth": truth, "metadata": {"generator": label}}
+        rows.append({"id": f"the {label} one", "image": f"{label}/1.png", **about})
+    benchmark = load_benchmark(write_benchmark(tmp_path, rows))
+    whole = scores_csv(tmp_path / "whole.csv", ["x/real/1.png,0.1", "x/fake/1.png,0.9"])
+    assert [score.p_fake for score in read_csv(whole, benchmark)] == [0.1, 0.9]
+    for lines in (["1.png,0.9"], ["a/1.png,0.1", "b/1.png,0.9"], ["real/1.png,0.1"]):
+        with pytest.raises(UserError, match="could be more than one of the benchmark's"):
+            read_csv(scores_csv(tmp_path / "s.csv", lines), benchmark)
+    labelled = scores_csv(tmp_path / "l.csv", ["real/1.png,0.1,real", "fake/1.png,0.9,fake"], "image,p_fake,label")
+    assert [score.id for score in read_csv(labelled, None)] == ["real/1.png", "fake/1.png"]
 
 
 def test_runs_without_a_common_item(benchmark: Benchmark, tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_pairs_become_one_item_an_image(tmp_path: Path) -> None:
     assert benchmark.image(benchmark.items[2].images[0]).getpixel((0, 0)) == (0, 128, 0)
 
 
+def test_other_labels_of_the_same_images_are_another_benchmark(tmp_path: Path) -> None:
+    """A run over the one must not be taken for a run over the other."""
+    real, glide, adm = ("real", "", "cat"), ("generated", "glide", "cat"), ("generated", "adm", "cat")
+    sets = {"one": [real, glide], "again": [real, glide], "other": [real, adm]}
+    one, again, other = (load_benchmark(images(tmp_path / name, rows)).sha256 for name, rows in sets.items())
+    assert one == again
+    assert one != other
+
+
 def test_edits_have_questions_of_their_own(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [pair(0, "red", "blue"), pair(1, "red", "green", "edit")])
     items = load_benchmark(folder).items

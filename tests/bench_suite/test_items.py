@@ -63,6 +63,13 @@ def test_every_bad_item_is_listed(tmp_path: Path) -> None:
     assert len(benchmark.skipped) == len(bad)
 
 
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    row = {**verdict_rows(tmp_path, 1)[0], "metadata": {"generator": "a\u2028b\x85c"}}
+    path = tmp_path / "b.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    assert load_benchmark(path).items[0].metadata["generator"] == "a\u2028b\x85c"
+
+
 def test_broken_lines_of_jsonl_are_named(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in verdict_rows(tmp_path)]
     path = tmp_path / "b.jsonl"

@@ -262,6 +262,12 @@ def test_a_cnn_in_the_same_table(tmp_path: Path) -> None:
     html = (out / "report.html").read_text()
     assert "the reasons of one class tie" in html
     assert "Calibrated" in html
+    # Refitted, the same answers are summed up anew.
+    for said in ("nothing is left to do", "accuracy"):
+        again = here("--model", tmp_path / "cnn", "--benchmark", path)
+        assert (again.returncode, said in again.stdout) == (0, True), again.stderr
+        Calibration(n=30, threshold=0.6).save(tmp_path / "cnn")
+    assert json.loads((out / "summary.json").read_text())["calibrated"]["threshold"] == 0.6
 
 
 def test_one_item_of_a_kind(model: Path, tmp_path: Path) -> None:

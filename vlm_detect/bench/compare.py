@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
         scores = {score.id: score for score in item_scores(results, how)}
         calibration = Calibration.load(path.resolve().parent)
         summary = _json(path / "summary.json") or {}
-        curves = next((found for folder in (path, path.parent) if (found := _json(folder / _ROBUSTNESS))), None)
+        curves = next((found for folder in (path, path.parent) if (found := _curves(path, folder))), None)
         return Run(
             _name(path), how, scores, calibration if calibration.n else None, curves, str(summary.get("note") or "")
         )
@@ -73,25 +74,45 @@ def read_csv(path: Path, benchmark: Benchmark | None) -> list[ItemScore]:
     """The yes/no items of `benchmark` by the score of their image; without one, one item a row with a `label`."""
     rows = _csv_rows(path)
     if benchmark is None:
-        return [_labelled(path, number, row) for number, row in rows]
-    by_name = {name: float(row["p_fake"]) for _, row in rows for name in (row["image"], Path(row["image"]).name)}
+        names = [Path(row["image"]).name for _, row in rows]
+        short = len(set(names)) == len(names)  # else real/1.png and fake/1.png would be one
+        ids = names if short else [row["image"] for _, row in rows]
+        return [_labelled(path, number, row, id_) for id_, (number, row) in zip(ids, rows, strict=True)]
+    p_fake = {row["image"]: float(row["p_fake"]) for _, row in rows}
+    by_end: dict[str, list[str]] = defaultdict(list)
+    for image in p_fake:
+        for end in _ends(image):
+            by_end[end].append(image)
     found: list[ItemScore] = []
     missing: list[str] = []
+    taken: dict[str, str] = {}  # row -> the image whose score it is
     for item in benchmark.items:
         truth = is_fake(item)
         if item.kind != "true_false" or truth is None:
             continue
         # An image inside a dataset has no file name: there the item's id stands for it.
-        name = next((name for name in (item.id, Path(item.images[0]).name) if name in by_name), None)
-        if name is None:
+        ends = [item.id] if item.id in p_fake else _ends(item.images[0])
+        fitting: list[str] = next((by_end[end] for end in ends if end in by_end), [])
+        if not fitting:
             missing.append(Path(item.images[0]).name)
             continue
+        if len(fitting) > 1 or taken.setdefault(fitting[0], item.images[0]) != item.images[0]:
+            raise UserError(
+                f"{path}: image {fitting[0]} could be more than one of the benchmark's, such as {item.images[0]}; give "
+                "the paths with as many folders as tell them apart"
+            )
         facts = (item.group, generator_of(item), str(item.metadata.get("object_class") or ""))
-        found.append(_score(item.id, *facts, truth, by_name[name]))
+        found.append(_score(item.id, *facts, truth, p_fake[fitting[0]]))
     if missing:
         listed = ", ".join(missing[:5])
         raise UserError(f"{path}: no score for {len(missing)} of the benchmark's images, such as {listed}; add them")
     return found
+
+
+def _ends(path: str) -> list[str]:
+    """`a/b.png` and `b.png` of `/a/b.png`: the longest first."""
+    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", "..")]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def compare(
@@ -104,6 +125,8 @@ def compare(
     shared = sorted(set.intersection(*(set(run.scores) for run in runs)))
     if not shared:
         raise UserError("the runs share no item: compare runs over the same benchmark")
+    for id_ in shared:
+        _check_one_item([run.scores[id_] for run in runs])
     table = {run.name: [run.scores[id_] for id_ in shared] for run in runs}
     found: dict[str, Any] = {
         "items": len(shared),
@@ -123,6 +146,16 @@ def compare(
             for value in sorted({values[id_] for id_ in shared if values.get(id_)})
         }
     return rounded(found)
+
+
+def _check_one_item(scores: Sequence[ItemScore]) -> None:
+    """`UserError` where one id stands for different items: benchmarks often number theirs alike."""
+    asked = [{(result.question, result.ground_truth) for result in score.results} for score in scores if score.results]
+    if len({score.is_fake for score in scores}) > 1 or (asked and not set.intersection(*asked)):
+        raise UserError(
+            f"the runs answered different benchmarks: item {scores[0].id} is not the same in all; compare runs over "
+            "the same benchmark"
+        )
 
 
 def _figures(run: Run, scores: Sequence[ItemScore], resamples: int) -> dict[str, Any]:
@@ -157,11 +190,14 @@ def _accuracy(scores: Sequence[ItemScore]) -> Callable[[Array], dict[str, Array]
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "p_fake"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: a score file has the columns image, p_fake; this has {reader.fieldnames}")
-        rows = list(enumerate(reader, start=2))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"image", "p_fake"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{path}: a score file has the columns image, p_fake; this has {reader.fieldnames}")
+            rows = list(enumerate(reader, start=2))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from error
     problems = []
     seen: set[str] = set()
     for number, row in rows:
@@ -169,7 +205,9 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             in_range = 0 <= float(row["p_fake"]) <= 1
         except (TypeError, ValueError):
             in_range = False
-        if not in_range:
+        if not row["image"]:
+            problems.append(f"line {number}: no image")
+        elif not in_range:
             problems.append(f"line {number}: p_fake {row['p_fake']!r} is no number from 0 to 1")
         elif row["image"] in seen:
             problems.append(f"line {number}: image {row['image']} stands twice")
@@ -181,7 +219,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _labelled(path: Path, number: int, row: dict[str, str]) -> ItemScore:
+def _labelled(path: Path, number: int, row: dict[str, str], id_: str) -> ItemScore:
     label = (row.get("label") or "").strip().lower()
     if label not in ("real", "generated", "fake"):
         raise UserError(
@@ -189,9 +227,7 @@ def _labelled(path: Path, number: int, row: dict[str, str]) -> ItemScore:
         )
     generator = row.get("generator") or ("real" if label == "real" else "unknown")
     generator = "real" if generator.lower() in REAL_NAMES else generator
-    return _score(
-        Path(row["image"]).name, row.get("group") or row["image"], generator, "", label != "real", float(row["p_fake"])
-    )
+    return _score(id_, row.get("group") or row["image"], generator, "", label != "real", float(row["p_fake"]))
 
 
 def _score(id_: str, group: str, generator: str, object_class: str, truth: bool, p_fake: float) -> ItemScore:
@@ -199,6 +235,19 @@ def _score(id_: str, group: str, generator: str, object_class: str, truth: bool,
     return ItemScore(
         id_, "true_false", group, generator, object_class, truth, p_fake, said, said == truth, parsed=True, results=()
     )
+
+
+def _curves(run: Path, folder: Path) -> dict[str, Any] | None:
+    """What `eval/robustness.py` left in `folder`, unless its record and the run's name different models."""
+    record, of_run = (_json(place / "run.json") for place in ((folder / _ROBUSTNESS).parent, run))
+    if record and of_run and _model(record) != _model(of_run):
+        return None
+    return _json(folder / _ROBUSTNESS)
+
+
+def _model(record: dict[str, Any]) -> Any:
+    """A local model by its weights, whatever the path by which it was named."""
+    return sorted((record.get("weights_sha256") or {}).values()) or (record.get("model"), record.get("adapter"))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def dataset_benchmark(folder: Path, *, split: str = "test") -> Benchmark:
     digest = hashlib.sha256()
     for item, data in (_pair_items if is_pairs else _image_items)(rows):
         name = f"{item.metadata['asked']}:{hashlib.sha256(data).hexdigest()}"
-        digest.update(name.encode())
+        digest.update(f"{name}{item.id}{item.ground_truth}{item.metadata}".encode())
         items.setdefault(name, item)
     if not items:
         raise UserError(f"{folder}: its {split} split has no rows; choose another with --split")

@@ -34,7 +34,7 @@ class Benchmark:
     name: str
     items: list[Item]
     image: Callable[[str], Image.Image]
-    sha256: str  # of the file or, for a dataset, of the images' ids: what a resumed run compares
+    sha256: str  # of the file or, for a dataset, of its images and what is known of them: what a resumed run compares
     answers: dict[str, str] = field(default_factory=dict)  # id -> recorded answer, where the file has any
     skipped: list[str] = field(default_factory=list)
 
@@ -126,7 +126,7 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}; mend it there") from error
         yield from ((f"item {i + 1}", row) for i, row in enumerate(rows))
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 within a text
         if not line.strip():
             continue
         try:

@@ -56,11 +56,13 @@ def settings_of(out: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def finished(out: Path, config: Any, benchmark: Benchmark) -> bool:
-    """Whether `out` has a complete run over just these items."""
+def finished(out: Path, config: Any, benchmark: Benchmark, facts: dict[str, Any]) -> bool:
+    """Whether `out` has a complete run over just these items, summed up with these `facts`."""
     run = read_run_json(out)
-    files = all((out / name).is_file() for name in ("summary.json", "report.html"))
-    return bool(run and files and run.get("items") == len(benchmark.items) and run["config"].get("by") == config.by)
+    if run is None or not all((out / name).is_file() for name in ("summary.json", "report.html")):
+        return False
+    facts = {**facts, "items": len(benchmark.items)}
+    return run["config"].get("by") == config.by and all(run.get(name) == fact for name, fact in facts.items())
 
 
 def needed_keys(benchmark: Benchmark, respondent: Respondent) -> set[Key]:
