@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError
 
 from tests.factories import tiny_vlm
-from tests.train.toys import toy_pairs
+from tests.models.tiny_chat import save_tiny
+from tests.train.toys import save_tiny_model, toy_pairs
 from vlm_detect.errors import UserError
+from vlm_detect.models.registry import load_vlm
 from vlm_detect.train import trainer as trainer_module
 from vlm_detect.train.examples import QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
@@ -20,6 +22,7 @@ from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.program import publish
 from vlm_detect.train.run_directory import RunDirectory, last_checkpoint
 from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.tuning import train_language_model
 
 
 def make_trainer(folder, **changes):
@@ -127,6 +130,26 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     make_trainer(tmp_path).train(resume_from_checkpoint=last_checkpoint(tmp_path))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+@pytest.mark.parametrize("name", ["moondream", "llava", "qwen2_5_vl"])
+def test_full_tuning_goes_on_with_every_weight_of_its_checkpoint(tmp_path, name):
+    """Whose names in the files of these models are not those of their modules."""
+    model = save_tiny_model(tmp_path / "model") if name == "moondream" else save_tiny(name, tmp_path / "model")
+    settings = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+    settings |= {"load_best_model_at_end": False, "max_steps": 2, "report_to": "none", "use_cpu": True}
+    trained = []
+    for checkpoint in (None, tmp_path / "run" / "checkpoint-2"):
+        vlm = load_vlm(str(model), device="cpu")
+        train_language_model(vlm)
+        trainer = DetectorTrainer(vlm, TrainOptions(output_dir=str(tmp_path / "run"), **settings), units())
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trained.append(vlm.model.state_dict())
+    base = load_vlm(str(model), device="cpu").model.state_dict()
+    assert sum(not torch.equal(base[key], tensor) for key, tensor in trained[0].items()) > 5
+    assert not [key for key, tensor in trained[0].items() if not torch.equal(trained[1][key], tensor)]
+    checkpoint = load_vlm(str(tmp_path / "run" / "checkpoint-2"), device="cpu").model.state_dict()
+    assert not [key for key, tensor in trained[0].items() if not torch.equal(checkpoint[key], tensor)]
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):

@@ -117,7 +117,9 @@ class DetectorTrainer(RecipeTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter and the processor. (Told nothing about embeddings, peft asks the Hub for the base's config.)"""
         folder = output_dir or self.args.output_dir
-        self.vlm.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        # The Trainer reads a checkpoint back by the names of the modules; what stays has those of the family's files.
+        published = {"save_original_format": folder == self.args.output_dir}
+        self.vlm.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False, **published)
         Path(folder, "README.md").unlink(missing_ok=True)  # peft's blank form; the recipe writes the card at the end
         self.vlm.processor.save_pretrained(folder)
 

@@ -68,7 +68,7 @@ def to_official_name(stored: str) -> tuple[str, bool]:
             return name, name in _TRANSPOSED
     if name.startswith(("vision.", "text.", "region.")):  # saved from the bare model
         name = f"model.{name}"
-    return name, False
+    return name.replace("text.wte.weight", "text.wte"), False  # as the Trainer's checkpoints have it
 
 
 def to_legacy_name(official: str) -> tuple[str, bool]:
