@@ -97,7 +97,7 @@ def write(config: BuildConfig, dataset: Path) -> int:
     rows = [row_of(f"{place:06d}", items[i], written) for place, i in enumerate(order)]
     write_json(out, rows)
     counts = {kind: sum(item.kind == kind for item in items) for kind in sorted({item.kind for item in items})}
-    write_run_json(out.parent, config, dataset=str(dataset), items=counts)
+    write_run_json(images, config, dataset=str(dataset), items=counts)  # beside `out` may lie a dataset with its own
     print(f"{out}: " + ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items()))
     asked = {"true_false": sizes.true_false, "multiple_choice": sizes.multiple_choice}
     for kind, wanted in asked.items():

@@ -36,6 +36,16 @@ def pairs(
     return made
 
 
+def test_a_photo_with_several_twins_is_asked_nothing_twice() -> None:
+    twins = pairs(40, kinds=("caption", "vae"))
+    built = build([(twins[i - i % 2][0], twin) for i, (_, twin) in enumerate(twins)], Sizes())
+    items = Counter((item.shows, item.question, item.options) for item in built)
+    assert max(items.values()) == 1
+    sides = Counter((item.kind, item.ground_truth) for item in built if item.kind == "true_false")
+    assert len(set(sides.values())) == 1  # the blocks are whole
+    assert sum(sides.values()) == 20 * 4 * 2  # four questions to each photo and to one of its twins
+
+
 def as_items(built) -> list[Item]:
     return [
         Item(str(i), b.kind, tuple(s.ref for s, _ in b.shows), b.question, b.ground_truth, b.options, b.metadata)

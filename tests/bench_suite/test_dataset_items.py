@@ -128,6 +128,16 @@ def test_images_are_matched_within_their_class_and_label(tmp_path: Path) -> None
     assert data(pairs[0][0].ref) != data(pairs[0][1].ref)
 
 
+def test_a_photo_with_two_twins_is_one_image(tmp_path: Path) -> None:
+    rows = [pair(0, "red", "blue"), pair(1, "red", "green"), pair(2, "pink", "gray")]
+    pairs, _ = dataset_pairs(write_pairs(tmp_path / "pairs", rows), "test")
+    assert [(photo.ref, twin.ref) for photo, twin in pairs] == [
+        ("0:image", "0:twin"),
+        ("0:image", "1:twin"),
+        ("2:image", "2:twin"),
+    ]
+
+
 def test_image_dataset_and_its_splits(tmp_path: Path) -> None:
     rows = [
         dict.fromkeys(IMAGE_FEATURES)

@@ -51,6 +51,13 @@ def test_the_same_seed_builds_the_same_bytes(dataset: Path, tmp_path: Path) -> N
     )
 
 
+def test_a_benchmark_in_the_datasets_folder_leaves_its_record_alone(dataset: Path) -> None:
+    (dataset / "run.json").write_text("the dataset's")
+    assert run_here("eval/build_vqa.py", dataset, "--out", dataset / "b.json", *SMALL).returncode == 0
+    assert (dataset / "run.json").read_text() == "the dataset's"
+    assert json.loads((dataset / "b_images" / "run.json").read_text())["items"]["true_false"] == 8
+
+
 def test_bad_input(dataset: Path, tmp_path: Path) -> None:
     assert run_here("eval/build_vqa.py").returncode == 2
     assert run_here("eval/build_vqa.py", dataset).returncode == 2

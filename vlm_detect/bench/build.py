@@ -361,13 +361,20 @@ def _with_edits(
 
 
 def _fill(blocks: Iterator[list[BuiltItem]], size: int) -> list[BuiltItem]:
-    """Whole blocks up to `size` items: part of one would tip the balance."""
+    """Whole blocks, of one length, up to `size` items: part of one would tip the balance.
+
+    No item comes twice, as a photo with several twins would: its answers would count as so many independent ones.
+    """
     items: list[BuiltItem] = []
+    asked: set[tuple[Any, ...]] = set()
     for block in blocks if size else ():
-        if len(items) + len(block) <= size:
-            items += block
-        if len(items) == size:
+        if len(items) + len(block) > size:
             break
+        shown = [tuple((source.ref, operation) for source, operation in item.shows) for item in block]
+        keys = [(refs, item.question, item.options) for refs, item in zip(shown, block, strict=True)]
+        if asked.isdisjoint(keys):
+            asked.update(keys)
+            items += block
     return items
 
 

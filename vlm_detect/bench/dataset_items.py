@@ -132,6 +132,7 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
     if not set(rows.column_names) >= PAIR_COLUMNS:
         return _matched(rows), data
     pairs = []
+    first: dict[str, str] = {}  # a photo stands in a row for each of its twins, and is one image all the same
     for index, row in enumerate(rows):
         edited = row["kind"] == "edit"
         if row["image_label"] != "real" and not edited:
@@ -146,7 +147,8 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
             edit=row.get("edit"),
             size=decode_image(_bytes(row["twin"])).image.size if edited else None,
         )
-        pairs.append((Source(f"{index}:image", row["image_label"], _maker(row), row["group"]), twin))
+        ref = first.setdefault(hashlib.sha256(_bytes(row["image"])).hexdigest(), f"{index}:image")
+        pairs.append((Source(ref, row["image_label"], _maker(row), row["group"]), twin))
     return pairs, data
 
 
