@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,65 @@ def test_a_scan_resumes_and_judges_what_is_new_or_changed(
     assert "cut off" not in text
 
 
-def test_a_foreign_file_is_no_earlier_scan(detector: Detector, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_scan_interrupted_before_its_first_row_goes_on(
+    detector: Detector, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(pictures: list) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / f"rows{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "judge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scan(detector, [str(folder)], out=out)
+    labels = scan(detector, [str(folder)], out=out)
+    assert out.read_text().count(COLUMNS[-1]) == (1 if suffix == ".csv" else 5)
+    assert scan(detector, [str(folder)], out=out) == labels
+
+
+def test_only_what_this_scan_names_is_counted(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    """A row of another folder, or of a file that has changed since, must not fail a build by --fail_on."""
+    out = tmp_path / "rows.csv"
+    scan(detector, [str(folder)], out=out)
+    (folder / "broken.jpg").write_bytes((folder / "a.png").read_bytes())
+    assert scan(detector, [str(folder / "broken.jpg")], out=out).keys() & {"unreadable"} == set()
+    assert scan(detector, [str(folder / "empty.png")], out=out)["unreadable"] == 1
+
+
+def test_names_that_are_no_text_or_end_lines(detector: Detector, tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", "a\u2028b\x85c.png".encode(), b"d.png"]
+    for seed, name in enumerate(names):
+        try:
+            make_photo(seed).save(path := tmp_path / os.fsdecode(name), "PNG")
+        except OSError:
+            pytest.skip("this file system takes no such name")
+    for out in (tmp_path / "rows.jsonl", tmp_path / "rows.csv"):
+        first = scan(detector, [str(tmp_path / "*.png"), os.fsdecode(b"n\xf6.png")], out=out)
+        assert (first.total() - first["contradictory"], first["unreadable"]) == (4, 1)
+        written = out.read_bytes()
+        assert b"caf\\" in written
+        assert scan(detector, [str(path), str(tmp_path / "*.png"), os.fsdecode(b"n\xf6.png")], out=out) == first
+        assert out.read_bytes() == written
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", "a,b\n1,2", "last will, no end of line", "path,x\n1"])
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_a_foreign_file_is_left_as_it_is(
+    detector: Detector, folder: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="not the rows of a scan"):
-        scan(detector, [str(folder)], out=tmp_path / "x.csv")
+        scan(detector, [str(folder)], out=tmp_path / name)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_where_nothing_can_be_written_is_one_line(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no/rows.csv: No such file"):
+        scan(detector, [str(folder)], out=tmp_path / "no" / "rows.csv")
+
+
+def test_verdicts_of_another_model_are_left_alone(detector: Detector, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     scan(detector, [str(folder / "a.png")], out=out)
     out.write_text(out.read_text().replace(json.dumps(detector.name), '"other"'))

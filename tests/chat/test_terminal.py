@@ -14,6 +14,7 @@ from tests.chat.conftest import make_photo
 from vlm_detect.chat import terminal
 from vlm_detect.chat.session import Session
 from vlm_detect.chat.terminal_image import escape_sequence, protocol_of
+from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
 
 
@@ -78,6 +79,7 @@ def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
         ("/save no/where.txt", "cannot be written"),
         ("/map no/where.png", "cannot be written"),
         ("x" * 600, "context is 512"),
+        ("caf\udce9", "no UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_and_the_conversation_goes_on(
@@ -86,6 +88,12 @@ def test_what_is_wrong_is_said_and_the_conversation_goes_on(
     converse(detector, image, f"{line}\n/save after.json\n", monkeypatch)
     assert message in capsys.readouterr().err
     assert json.loads(Path("after.json").read_text())["image"] == "photo.png"
+
+
+def test_piped_bytes_that_are_no_text(detector, image, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
+    with pytest.raises(UserError, match="not in utf-8: convert them"):
+        terminal.converse(detector, image)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(detector, image, monkeypatch, capsys) -> None:

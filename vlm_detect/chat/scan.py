@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import Any, Literal, TextIO
 from .. import __version__
 from ..bench.progress import Progress
 from ..data.decode import ImageRejected
-from ..data.sources import FileSource, Source, SourcePhoto, open_source
+from ..data.sources import FileSource, Source, SourcePhoto, open_source, spelled
 from ..errors import UserError
 from ..infer.detector import Detector, Picture, Verdict, decode_picture
 
@@ -72,27 +73,41 @@ def scan(
     """
     if out is not None:
         form = "jsonl" if out.suffix.lower() in (".jsonl", ".json") else "csv"
+    labels: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
+
+    def count(row: Row) -> None:
+        labels[row.label] += 1
+        labels["contradictory"] += bool(row.contradictions)
+
     with contextlib.ExitStack() as stack:
-        earlier = _earlier_rows(out, form, detector.name) if out else []
-        file: TextIO = stack.enter_context(out.open("a", encoding="utf-8", newline="")) if out else sys.stdout
-        write = _Writer(file, form, header=not earlier)
-        labels = Counter(row.label for row in earlier)
-        done = {row.key for row in earlier}
+        earlier = {row.key: row for row in _earlier_rows(out, form, detector.name)} if out else {}
+        file = stack.enter_context(_appending(out)) if out else sys.stdout
+        write = _Writer(file, form, header=not out or file.tell() == 0)
         sources = [_open(spec) for spec in specs]
         total = sum(1 if isinstance(source, UserError) else len(source) for _, source in sources)
         progress = Progress(total, "images")
         pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
         for batch in _batches(sources, batch_size):
-            new = {key: photo for photo in batch if (key := _key(photo)) not in done}
-            done.update(new)
-            for row in _judge(detector, new, pool):
-                labels[row.label] += 1
-                labels["contradictory"] += bool(row.contradictions)
+            fresh = {key: photo for photo in batch if (key := _key(photo)) not in seen}
+            seen.update(fresh)
+            for key in fresh.keys() & earlier.keys():
+                count(earlier[key])
+            for row in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool):
+                count(row)
                 write(row)
             file.flush()
             progress.add(len(batch))
-    labels["contradictory"] += sum(bool(row.contradictions) for row in earlier)
     return labels
+
+
+@contextlib.contextmanager
+def _appending(out: Path) -> Iterator[TextIO]:
+    try:
+        with out.open("a", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror}; what was written stays, run again") from error
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,7 @@ def _open(spec: str) -> tuple[str, Source | UserError]:
 def _photos(sources: Iterable[tuple[str, Source | UserError]]) -> Iterator[SourcePhoto | Unread]:
     for spec, source in sources:
         if isinstance(source, UserError):
-            yield Unread(spec, str(source))
+            yield Unread(spelled(spec), spelled(str(source)))
             continue
         for photo in source.read(0, len(source)):
             yield photo if isinstance(photo, SourcePhoto) else Unread(photo[0], str(photo[1]))
@@ -207,26 +222,27 @@ def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
     """The rows of an earlier scan; a line that was cut off in the middle is taken out of the file."""
     if not out.exists():
         return []
+    begin = b'{"path": ' if form == "jsonl" else ",".join(COLUMNS).encode()
     try:
         data = out.read_bytes()
+        if data[: len(begin)] != begin[: len(data)]:
+            raise ValueError("it begins otherwise")
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            out.write_bytes(whole)
         text = whole.decode("utf-8")
-        if form == "jsonl":
-            rows = [Row(**json.loads(line)) for line in text.splitlines()]
+        if form == "jsonl":  # not splitlines, which also parts a name at the other ends of line that Unicode has
+            rows = [Row(**json.loads(line)) for line in text.split("\n")[:-1]]
         else:
             rows = [_from_csv(values) for values in csv.DictReader(io.StringIO(text))]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{out}: not the rows of a scan ({error}); give another --out") from error
     if others := {row.model for row in rows} - {model}:
         raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {model}")
+    if len(whole) < len(data):
+        os.truncate(out, len(whole))
     return rows
 
 
 def _from_csv(values: dict[str, str]) -> Row:
-    if list(values) != COLUMNS:
-        raise ValueError(f"its columns are {', '.join(map(str, values))}")
     typed: dict[str, Any] = dict(values)
     typed["p_fake"] = float(values["p_fake"]) if values["p_fake"] else None
     typed["calibrated"] = values["calibrated"] == "True"

@@ -53,6 +53,8 @@ def converse(detector: Detector, image: str) -> None:
             line = input("> " if interactive else "").strip()
         except EOFError:
             break
+        except UnicodeDecodeError as error:
+            raise UserError(f"the questions are not in {error.encoding}: convert them first") from error
         except KeyboardInterrupt:
             if not interactive:
                 raise

@@ -112,9 +112,9 @@ class FileSource:
     def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
         for path in self.paths[start:stop]:
             try:
-                yield _photo(str(path), read_bounded(path), self._facts(path), self._caption_column)
+                yield _photo(spelled(str(path)), read_bounded(path), self._facts(path), self._caption_column)
             except ImageRejected as rejected:
-                yield str(path), rejected
+                yield spelled(str(path)), rejected
 
     def _facts(self, path: Path) -> Mapping[str, Any]:
         """The metadata of one image: from its own folder, or the nearest one above that has a metadata file."""
@@ -345,7 +345,12 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_colum
 
 
 def _digest(parts: Iterator[str] | Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def spelled(name: str) -> str:
+    """A file's name as text: its bytes that are no UTF-8, which no table takes, are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _first_line(error: BaseException) -> str:

@@ -156,9 +156,11 @@ class Detector:
             yield f" {piece}" if beginning and i == 0 else piece
 
     def question_prompt(self, question: str) -> list[int]:
-        """The ids behind the image that ask `question`; UserError where it is empty or too long."""
+        """The ids behind the image that ask `question`; UserError where it is empty, too long, or no text."""
         if not question.strip():
             raise UserError("the question is empty: ask something, for example 'Is this image AI-generated?'")
+        if any("\ud800" <= c <= "\udfff" for c in question):
+            raise UserError("the question holds bytes that are no UTF-8: say it in UTF-8")
         return self.engine.vlm.question_ids(question)
 
     def explanation_prompt(self, label: Label) -> tuple[str, list[int]]:
