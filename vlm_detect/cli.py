@@ -100,6 +100,8 @@ def serve(arguments: argparse.Namespace) -> None:
     for name in limits.split():
         if not 0 < (limit := getattr(arguments, name)) < float("inf"):
             raise UserError(f"--{name} {limit}: give a number above 0")
+    if not 0 <= arguments.port < 2**16:  # a socket would take the rest of the division
+        raise UserError(f"--port {arguments.port}: give 0 to 65535")
     require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
     from .chat.server import serve
     from .chat.settings import ServerSettings
@@ -220,7 +222,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="ID", help="estimate for this moondream; that of the config")
+    parser.add_argument("--model", metavar="ID", help="estimate for this model; that of the config")
     parser.add_argument("--config", nargs="+", default=[], metavar="YAML", help="recipe configs to estimate")
 
 

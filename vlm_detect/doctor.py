@@ -30,10 +30,11 @@ from vlm_detect.models.registry import default_dtype, resolve_id
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava import TinyLlavaConfig
 from vlm_detect.models.tinyllava.configuration import RELEASE
+from vlm_detect.train.examples import QuestionOptions
 from vlm_detect.train.lora import LoraOptions
 from vlm_detect.train.machine import dtype_of
 from vlm_detect.train.memory import Estimate, Step, estimate_memory
-from vlm_detect.train.options import ModelOptions, TrainOptions
+from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
 
 # What the optional parts need, by the extra that brings it.
 EXTRAS = {
@@ -41,7 +42,14 @@ EXTRAS = {
     "train": ["tensorboard"],
     "quant": ["bitsandbytes"],
     "cnn": ["captum"],
-    "serve": ["fastapi", "uvicorn", "c2pa"],
+    "eval": ["openai", "rouge_score"],
+    "serve": ["fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa"],
+}
+# What a recipe's config may say.
+_KNOWN = {
+    key
+    for options in (ModelOptions, DataOptions, QuestionOptions, LoraOptions, TrainOptions)
+    for key in options.__dataclass_fields__
 }
 MODELS = (HUB_ID, TINYLLAVA_ID, "moondream/starmie-v1", "stabilityai/stable-diffusion-3.5-medium")
 
@@ -63,6 +71,9 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(values, dict) or (unknown := values.keys() - _KNOWN):
+        wrong = f"unknown keys {', '.join(sorted(map(str, unknown)))}" if isinstance(values, dict) else "no mapping"
+        raise UserError(f"--config {path}: {wrong}; give a config of recipes/*_lora.py, as in recipes/configs/")
     name = model or values.get("model") or ModelOptions().model
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
     defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.factories import tiny_config, tiny_moondream, tiny_tokenizer
+from vlm_detect.errors import UserError
 from vlm_detect.models.moondream import RELEASES, MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.configuration import from_official, to_official
 
@@ -210,3 +211,9 @@ def test_meta_device_loading_leaves_nothing_uninitialised(tmp_path: Path) -> Non
     reloaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert list(reloaded.named_buffers()) == []
     assert all(torch.equal(value, reloaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_text_without_a_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MoondreamProcessor, "tokenizer", None)
+    with pytest.raises(UserError, match=r"needs the tokenizer.*--to merged"):
+        make_processor(tiny_moondream()).query_ids("What is in the picture?")

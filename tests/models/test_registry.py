@@ -107,6 +107,12 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
         load_vlm(str(tmp_path))
 
 
+def test_a_cnn_is_no_vision_language_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vlm_detect_cnn"}')
+    with pytest.raises(UserError, match=r"is a CNN.*vlm-detect explain"):
+        load_vlm(str(tmp_path))
+
+
 @pytest.mark.parametrize("damage", ["missing", "extra", "misshapen", "truncated"])
 def test_a_damaged_checkpoint_is_refused_naming_the_tensor(damage: str, model_folder: Path) -> None:
     path = model_folder / "model.safetensors"

@@ -46,6 +46,7 @@ def test_what_is_wrong_is_one_line_before_any_model_is_loaded(monkeypatch: pytes
             (["--port", port], f"port {port} on 127.0.0.1 is in use by another program: give another with --port"),
             (["--queue", 0], "--queue 0: give a number above 0"),
             (["--deadline_s", "nan"], "--deadline_s nan: give a number above 0"),
+            (["--port", 99999], "--port 99999: give 0 to 65535"),
             (["--host", "0.0.0.0"], "opens the server to the network: give --api_key"),
             (["--port", 0, "--model", "no/such/model"], "no/such/model"),
         ]:

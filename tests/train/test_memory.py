@@ -85,7 +85,11 @@ def tiny_skeleton():
 
 @pytest.mark.parametrize(
     ("model", "config", "message"),
-    [("someone/else", str(CONFIGS[0]), "estimated for vikhyatk/moondream2"), (None, "nowhere.yaml", "cannot be read")],
+    [
+        ("someone/else", str(CONFIGS[0]), "estimated for vikhyatk/moondream2"),
+        (None, "nowhere.yaml", "cannot be read"),
+        (None, str(REPOSITORY / "recipes" / "configs" / "cnn_mai.yaml"), "unknown keys arch;"),
+    ],
 )
 def test_what_doctor_cannot_estimate(model, config, message):
     with pytest.raises(UserError, match=message):

@@ -244,7 +244,11 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
         cause = cause.__cause__ or cause.__context__
     if not resolved.is_local and not isinstance(try_to_load_from_cache(resolved.path_or_id, "config.json"), str):
         return (
-            f"{resolved.name} could not be fetched from the Hugging Face Hub and is not in the local cache: check the "
-            "network, or use --model nano"
+            f"{resolved.name} is no folder here, could not be fetched from the Hugging Face Hub and is not in the "
+            "local cache: check the name and the network, or use --model nano"
         )
+    from ..baselines.detector import is_cnn_run  # which imports much that a VLM does without
+
+    if is_cnn_run(resolved.path_or_id):
+        return f"{resolved.name} is a CNN, and a vision-language model is needed: vlm-detect explain and eval/ take it"
     return f"{resolved.name} could not be loaded: {str(error).strip().splitlines()[0]}"

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import PushToHubMixin
 
+from ...errors import UserError
 from .configuration import RELEASES, MoondreamConfig
 from .image_processing import MoondreamImageProcessor
 
@@ -87,9 +88,10 @@ class MoondreamProcessor(PushToHubMixin):
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text. Special tokens that the text spells out stay text: no input can forge a marker."""
         if self.tokenizer is None:
-            raise ValueError(
-                f"text needs the tokenizer {self.config.tokenizer_id}, which is neither beside the weights nor "
-                "reachable; pass prompt_ids instead, or put its tokenizer.json into the model folder"
+            raise UserError(
+                f"text needs the tokenizer {self.config.tokenizer_id}, which the official layout does not hold and the "
+                "Hub did not give: check the network, use a folder of `vlm-detect export --to merged`, which holds it, "
+                "or pass prompt_ids"
             )
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
