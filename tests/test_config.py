@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,3 +141,13 @@ def test_a_program_of_several_processes_leaves_their_group(tmp_path) -> None:
         run_main(main)
     assert stop.value.code == 0
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_is_no_traceback(lines: int) -> None:
+    program = f"import sys; from vlm_detect.errors import run_main; run_main(lambda argv: print('line\\n' * {lines}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -7,6 +7,7 @@ A `UserError` says in one line what was given, what the limit is and what to do.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -23,6 +24,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     argv = [arg for arg in argv if arg != "--debug"]
     try:
         status = main(argv) or 0
+        sys.stdout.flush()
     except UserError as error:
         if debug:
             raise
@@ -31,9 +33,23 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         status = 130
+    except BrokenPipeError:
+        if debug or not _reader_has_gone():
+            raise
+        status = 1
     if status == 0:
         _leave_process_group()
     sys.exit(status)
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads stdout any more, as `| head` when it has seen enough; then it leads nowhere from here on."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+        return True
+    return False
 
 
 def _leave_process_group() -> None:
