@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.chat.conftest import Running, make_photo, serving, until
+from tests.chat.test_server import Gate, submit
 from vlm_detect.infer.detector import Detector
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -135,6 +138,73 @@ def test_a_batch_sorts_and_is_saved(page, files, server: Running, tmp_path: Path
     download.value.save_as(tmp_path / "saved.csv")
     saved = {row["name"]: row for row in csv.DictReader((tmp_path / "saved.csv").read_text().splitlines())}
     assert float(saved["a.png"]["p_fake"]) == pytest.approx(p_fake["a.png"], abs=1e-5)
+
+
+def test_a_batch_waits_for_a_busy_server_and_asks_for_no_more_than_it_takes(browser, detector: Detector, files) -> None:
+    with serving(detector, max_jobs=1) as running:
+        submit(running.worker, detector, gate := Gate(), [0])
+        for page in open_page(browser, running.url):
+            page.get_by_role("tab", name="Many images").click()
+            page.set_input_files("#batch-file", [files["a.png"], files["bad.jpg"], files["b.png"]])
+            until(lambda: 'route="/v1/verdict",status="429"' in httpx.get(f"{running.url}/metrics").text)
+            gate.opened.set()
+            page.get_by_text("3 of 3 images").wait_for()
+            assert "1 unreadable" in page.locator("#batch-status").text_content()
+
+
+# One file that cannot be read, and one that is read when `readSlow()` says so.
+READERS = """() => {
+  const read = FileReader.prototype.readAsDataURL;
+  FileReader.prototype.readAsDataURL = function (file) {
+    if (file.name === "bad.jpg") return setTimeout(() => this.onerror());
+    if (file.name !== "a.png") return read.call(this, file);
+    window.readSlow = () => {
+      this.addEventListener("loadend", () => setTimeout(() => (window.slowWasRead = true)));
+      read.call(this, file);
+    };
+  };
+}"""
+
+
+def test_files_that_the_browser_cannot_read_or_reads_too_late(browser, detector: Detector, model_folder, files) -> None:
+    other = Detector(str(model_folder))
+    other.name = "other"
+    with serving(detector, other) as running:
+        for page in open_page(browser, running.url):
+            page.evaluate(READERS)
+            page.get_by_role("tab", name="Many images").click()
+            page.set_input_files("#batch-file", [files["b.png"], files["bad.jpg"], files["<b>x.png"]])
+            page.get_by_text("3 of 3 images").wait_for()
+            assert "1 unreadable" in page.locator("#batch-status").text_content()
+
+            page.get_by_role("tab", name="Compare").click()
+            page.set_input_files("#compare-file", files["bad.jpg"])
+            page.get_by_role("alert").get_by_text("bad.jpg: the browser cannot read it").wait_for()
+            page.set_input_files("#compare-file", files["a.png"])
+            page.set_input_files("#compare-file", files["b.png"])
+            page.locator("#compare .explanation:not(.writing)").nth(1).wait_for()
+            page.evaluate("readSlow()")
+            until(lambda page=page: page.evaluate("window.slowWasRead"))
+            assert page.locator("#compare-preview").get_attribute("alt") == "b.png"
+            assert page.locator("#compare .explanation").count() == 2
+
+
+def test_a_cleared_batch_is_not_judged_on(browser, detector: Detector, files, tmp_path: Path) -> None:
+    for i in range(9):
+        shutil.copy(files["a.png"], tmp_path / f"{i}.png")
+    with serving(detector) as running:
+        running.worker.max_lanes = 0  # nothing is judged
+        for page in open_page(browser, running.url):
+            page.get_by_role("tab", name="Many images").click()
+            page.set_input_files("#batch-file", [tmp_path / f"{i}.png" for i in range(9)])
+            until(lambda: running.worker.n_held == 8)
+            page.get_by_role("button", name="Clear").click()
+            until(lambda: running.worker.n_held == 0)
+            running.worker.max_lanes = 4
+            page.set_input_files("#batch-file", files["b.png"])
+            page.get_by_text("1 of 1 images").wait_for()
+        judged = re.findall(r"vlm_detect_verdicts_total\{.*\} (.*)", httpx.get(f"{running.url}/metrics").text)
+        assert sum(map(float, judged)) == 1
 
 
 def test_one_model_has_nothing_to_compare(page) -> None:

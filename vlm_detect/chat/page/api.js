@@ -3,9 +3,10 @@
 export class CancelledError extends Error {}
 
 class ServerError extends Error {
-  constructor(status, message) {
+  constructor(status, message, retryAfter = 1) {
     super(message);
     this.status = status;
+    this.retryAfter = retryAfter; // seconds
   }
 }
 
@@ -33,7 +34,8 @@ async function send(path, body, signal) {
   }
   if (response.ok) return response;
   const refusal = await response.json().catch(() => null);
-  throw new ServerError(response.status, refusal?.error?.message ?? `The server answered ${response.status}.`);
+  const message = refusal?.error?.message ?? `The server answered ${response.status}.`;
+  throw new ServerError(response.status, message, Number(response.headers.get("Retry-After") ?? 1));
 }
 
 export async function getModels() {

@@ -7,6 +7,7 @@ const AT_A_TIME = 8;
 const BYTES_AT_A_TIME = 16e6; // before base64; a larger file goes alone and may be refused by the server
 
 let rows = [];
+let abort = new AbortController(); // of everything that is asked before the table is cleared
 let sorting = { column: null, ascending: true };
 
 export function startBatch(modelOf) {
@@ -20,8 +21,10 @@ export function startBatch(modelOf) {
     const fresh = files.map((file) => ({ file, name: file.name || "pasted image", label: "", p_fake: null, notes: "waiting" }));
     rows.push(...fresh);
     show();
+    const { signal } = abort;
     for (const group of groups(fresh)) {
-      await judge(group, modelOf());
+      await judge(group, modelOf(), signal);
+      if (signal.aborted) return;
       show();
     }
   };
@@ -42,13 +45,22 @@ function* groups(fresh) {
   if (group.length) yield group;
 }
 
-async function judge(group, model) {
+// What is refused together is asked again one by one: one file that cannot be read, or more than this server takes.
+async function judge(group, model, signal) {
   try {
     const images = await Promise.all(group.map((row) => readAsDataUrl(row.file)));
-    const { verdicts } = await postJson("/v1/verdict", { images, model });
+    const { verdicts } = await postJson("/v1/verdict", { images, model }, signal);
     verdicts.forEach((verdict, i) => Object.assign(group[i], summary(verdict)));
   } catch (error) {
-    for (const row of group) Object.assign(row, { label: "unreadable", notes: error.message });
+    if (signal.aborted) return;
+    if (error.status === 429) {
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfter));
+      if (!signal.aborted) await judge(group, model, signal);
+    } else if (group.length > 1) {
+      for (const row of group) await judge([row], model, signal);
+    } else {
+      Object.assign(group[0], { label: "unreadable", notes: error.message });
+    }
   }
 }
 
@@ -117,6 +129,8 @@ function saveCsv() {
 }
 
 function clear() {
+  abort.abort();
+  abort = new AbortController();
   for (const row of rows) URL.revokeObjectURL(row.thumbnail);
   rows = [];
   show();

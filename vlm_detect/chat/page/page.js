@@ -95,7 +95,7 @@ async function judge(file) {
       byId("follow-up").hidden = false;
     });
   } catch (error) {
-    if (error instanceof CancelledError) return;
+    if (abort.signal.aborted) return;
     place.replaceChildren(element("p", "hint", "No verdict: the image could not be judged."));
     showError(error.message);
   }
@@ -198,7 +198,7 @@ onFiles("batch", byId("batch-file"), startBatch(() => chosenModel("batch")));
 
 // Two models
 
-const compare = { url: null, aborts: {} };
+const compare = { file: null, url: null, aborts: {} };
 
 async function compareOne(side) {
   compare.aborts[side]?.abort();
@@ -208,7 +208,7 @@ async function compareOne(side) {
   try {
     await showVerdict(place, compare.url, byId(`compare-${side}`).value, abort.signal);
   } catch (error) {
-    if (error instanceof CancelledError) return;
+    if (abort.signal.aborted) return;
     place.replaceChildren(element("p", "hint", "No verdict."));
     showError(error.message);
   }
@@ -217,7 +217,14 @@ async function compareOne(side) {
 onFiles("compare", byId("compare-file"), async ([file]) => {
   if (models.length < 2) return;
   showError("");
-  compare.url = await readAsDataUrl(file);
+  compare.file = file;
+  try {
+    const url = await readAsDataUrl(file);
+    if (compare.file !== file) return; // another was chosen meanwhile
+    compare.url = url;
+  } catch (error) {
+    return showError(error.message);
+  }
   preview(byId("compare-preview"), file);
   await Promise.all([compareOne("first"), compareOne("second")]);
 });
