@@ -18,7 +18,6 @@ from transformers import (
     GemmaConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
     Idefics3Processor,
     LlamaConfig,
     LlavaConfig,
@@ -35,6 +34,7 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from vlm_detect.models.generic.joined import JoinedProcessor
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17's own name of it wants torchvision
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
