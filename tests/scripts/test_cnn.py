@@ -134,9 +134,9 @@ def init(self, *args, **kwargs):
 
 
 def test_a_network_that_no_longer_improves_stops_early(home):
-    done = train("--learning_rate", 0, "--early_stopping_patience", 1, "--output_dir", "early")
+    done = train("--learning_rate", 0, "--early_stopping_patience", 1)
     assert done.returncode == 0, done.stderr
-    state = json.loads((home / "early" / "trainer_state.json").read_text())
+    state = json.loads((home / "runs" / "cnn_mai" / "trainer_state.json").read_text())
     assert state["epoch"] == 2  # the second is no better than the first
 
 

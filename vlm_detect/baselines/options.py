@@ -72,7 +72,8 @@ class CnnDataOptions:
 class CnnTrainOptions(TrainOptions):
     """TrainingArguments with the defaults of a small network."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "The run directory. Default: runs/cnn_ARCH."})
+    # empty, for of None transformers makes a name of its own
+    output_dir: str | None = field(default="", metadata={"help": "The run directory. Default: runs/cnn_ARCH."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Images in a step, per device."})
     per_device_eval_batch_size: int = field(default=500, metadata={"help": "Images scored at once, per device."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
