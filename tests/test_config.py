@@ -73,7 +73,7 @@ def test_the_help_gives_each_default_and_keeps_the_lines_of_the_docstring(capsys
         (["--stepz", "3"], None, "--stepz"),
         (["--step", "3"], None, "--step"),  # an abbreviation is an unknown flag
         (["--steps", "many"], None, "many"),
-        ([], "stepz: 3", "unknown keys stepz"),
+        ([], "stepz: 3", "unknown keys stepz; near steps"),
         ([], "steps: many", "many"),
         ([], "- a list", "not a mapping"),
         ([], "steps: [", "not YAML"),

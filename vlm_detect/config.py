@@ -22,6 +22,7 @@ import tempfile
 import time
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,8 +59,9 @@ def parse_config(
     if known is not None:
         fields = {f.name for config_type in config_types for f in dataclasses.fields(config_type)}
         values = _read_yaml(parser, known)
-        if unknown := sorted(set(values) - fields):
-            parser.error(f"{known}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
+        if unknown := sorted(str(key) for key in set(values) - fields):
+            near = [name for key in unknown for name in get_close_matches(key, fields, 1)]
+            parser.error(f"{known}: unknown keys {', '.join(unknown)}" + (f"; near {', '.join(near)}" if near else ""))
         # Through argparse, so that YAML values are checked and converted exactly as flags are; later flags win.
         argv = [*_as_flags(values), *argv]
     try:
