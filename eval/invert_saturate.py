@@ -8,6 +8,7 @@ same scaled to 32 pixels, and of a sample of --data: what is not there any more 
 
 from __future__ import annotations
 
+import vlm_detect  # isort: skip  # noqa: F401 (before torch: see there)
 import io
 import sys
 from dataclasses import dataclass, field

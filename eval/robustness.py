@@ -11,6 +11,7 @@ report.html; started again, the same command goes on with what is missing.
 
 from __future__ import annotations
 
+import vlm_detect  # isort: skip  # noqa: F401 (before torch: see there)
 import functools
 import sys
 from collections.abc import Callable

@@ -17,6 +17,7 @@ It does not choose a threshold, a prompt or an epoch: those belong to the valida
 
 from __future__ import annotations
 
+import vlm_detect  # isort: skip  # noqa: F401 (before torch: see there)
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace

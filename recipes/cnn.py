@@ -14,6 +14,7 @@ benchmark writes them. The same command again resumes a run that was stopped, or
 
 from __future__ import annotations
 
+import vlm_detect  # isort: skip  # noqa: F401 (before torch: see there)
 from pathlib import Path
 
 from transformers import set_seed

@@ -11,6 +11,7 @@ a base model that had seen fakes could not show what finetuning adds.
 
 from __future__ import annotations
 
+import vlm_detect  # isort: skip  # noqa: F401 (before torch: see there)
 import shutil
 from pathlib import Path
 from random import Random

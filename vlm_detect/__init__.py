@@ -5,6 +5,7 @@ The package holds what two scripts would share. The programs that use it stand i
 """
 
 import logging
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 
 register_when_loaded()
+
+# Torch's CPU threads wait for each other by spinning, and where anything else runs on the machine they then spin while
+# the one they wait for has no core (tests/bench/waiting.py). OpenMP reads this when torch is loaded, so the programs
+# that import torch import vlm_detect first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Where peft imports bitsandbytes on some CPUs, it recommends a package on stderr, which is for our own one line.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
