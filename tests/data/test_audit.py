@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image, ImageFilter
 
 from tests.data.factories import photo
@@ -239,13 +241,32 @@ def test_the_command_prints_json_and_leaves_it_in_a_dataset(tmp_path: Path, caps
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((folder / "audit.json").read_text())
     assert set(printed["probes"][0]) >= {"name", "auc", "ci95", "n", "groups"}
-    run(["audit", str(folder)])  # the card has its section once
+    with (folder / "README.md").open("a") as file:
+        file.write("\n## Notes\n\nOur own.\n")
+    run(["audit", str(folder)])  # the card has its section once, and what stands behind it stays
     card = (folder / "README.md").read_text()
     assert card.count("## Audit") == 1
+    assert card.endswith("\n\n## Notes\n\nOur own.\n")
     assert "no leak of the wrapping was found" in card
     stored = read_audit(folder)
     assert stored is not None
     assert stored.to_json()["findings"] == printed["findings"]
+
+
+def test_a_dataset_that_may_not_be_written_is_audited_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pairs(tmp_path / "pairs", [pair_row(i) for i in range(6)])
+    (folder / "run.json").write_text("{}")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("vlm_detect.data.audit.write_json", refuse)
+    run(["audit", str(folder), "--json"])
+    told = capsys.readouterr()
+    assert json.loads(told.out)["probes"]
+    assert told.err.endswith("the audit is not recorded there (Permission denied)\n")
 
 
 @pytest.mark.parametrize(
@@ -363,3 +384,53 @@ def test_every_wrapping_probe_can_be_told() -> None:
 
     assert set(words._REMEDY) == set(WRAPPING)
     assert {"real", "fake", "ai", "nature"} <= set(LABEL_WORDS)
+
+
+def write_rows(folder: Path, label: object, rows: list[dict[str, object]], **columns: object) -> Path:
+    features = Features({"image": ImageFeature(), "label": label, **columns})
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), folder / "train-00000.parquet")
+    return folder
+
+
+def test_captions_of_one_class_only_are_a_leak(tmp_path: Path) -> None:
+    rows = [
+        {
+            "image": {"bytes": jpeg(detailed(i))[0], "path": None},
+            "label": "fake" if i % 2 else "real",
+            "caption": ["a dog in a park", "a second one"] if i % 2 else None,
+        }
+        for i in range(2 * PHOTOS)
+    ]
+    audit = audit_dataset(write_rows(tmp_path / "set", Value("string"), rows, caption=List(Value("string"))))
+    assert len(audit.findings) == 1
+    assert "caption alone gives AUC 1.00" in audit.findings[0]
+
+
+def test_an_image_without_a_label_is_not_taken_for_the_last_class(tmp_path: Path) -> None:
+    """In a ClassLabel -1 stands for none, as in test sets whose labels are kept back."""
+    rows = [{"image": {"bytes": jpeg(detailed(i))[0], "path": None}, "label": i % 3 - 1} for i in range(6)]
+    folder = write_rows(tmp_path / "set", ClassLabel(names=["real", "fake"]), rows)
+    with pytest.raises(UserError, match="label '-1' is no label known here"):
+        audit_dataset(folder)
+
+
+def test_files_that_hold_no_images_are_told(tmp_path: Path) -> None:
+    for name in ("broken", "bare"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        audit_dataset(tmp_path / "broken")
+    table = pa.table({"image": [jpeg(detailed(0))[0]], "label": ["real"]})
+    pq.write_table(table, tmp_path / "bare" / "a.parquet")
+    with pytest.raises(UserError, match=r"rows need an image \{bytes, path\} and a label"):
+        audit_dataset(tmp_path / "bare")
+
+
+def test_a_fold_with_one_class_to_learn_from_is_passed_over() -> None:
+    y = np.array([0.0, 0, 0, 1, 1, 1])
+    groups = np.array([0, 0, 1, 1, 1, 2])
+    folds = make_folds(y, groups)
+    assert any(len(set(y[train])) == 1 for train, _ in folds)
+    scores = cross_validate([{"a": float(i)} for i in range(6)], y, folds)
+    assert np.isfinite(scores).all()

@@ -70,6 +70,12 @@ def test_a_dataset_is_made_once_and_leaves_no_work(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
 
+def test_a_folder_without_a_name_of_its_own_is_refused() -> None:
+    for out in (Path(), Path(".."), Path("/")):
+        with pytest.raises(UserError, match="name the folder itself"):
+            work_folder(out)
+
+
 def test_what_is_queued_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build(tmp_path / "pairs", job="4711") == ["steps"]
     assert "job 4711 is queued; run the same command again" in capsys.readouterr().out

@@ -176,14 +176,35 @@ def test_what_was_left_out_says_why(pairs: Path) -> None:
     }
 
 
+def cell(seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    photo(seed, size).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_what_is_of_a_left_out_photos_group_stays_with_the_one_that_it_repeats(tmp_path: Path) -> None:
+    """Two films that share a frame are one source: their other frames must not be torn apart."""
+    rows = []
+    for i, (group, shown, named) in enumerate(
+        [("a", 0, "0"), ("b", 0, "1"), ("b", 1, "2"), ("c", 2, "3"), ("d", 2, "3"), ("d", 3, "4"), ("e", 4, "5")]
+    ):
+        source = {"path_or_id": f"{i}", "sha256": named * 64, "phash": perceptual_hash(photo(shown)), "width": 48}
+        twin = {"kind": "vae", "image": cell(100 + i, (32, 24)), "seed": i, "batch": "0/1"}
+        about = {"id": named, "group": group, "captioner": "column", "generator": "g", "source": source}
+        rows.append(about | {"image": cell(shown, (48, 36)), "twins": [twin], "caption": ""})
+    begin(tmp_path / "renders", Plan("render", 7, 7, "", {}))
+    write_shard(tmp_path / "renders", 0, rows, RENDER_FEATURES, [])
+    pack_pairs(tmp_path / "renders", tmp_path / "out", PackConfig(), ENCODE, {})
+    packed = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    group = {row["source"]["path_or_id"]: row["group"] for row in packed}
+    assert set(group) == {"0", "2", "3", "5", "6"}
+    assert group["0"] == group["2"]  # frame 1 repeats frame 0, and its film has frame 2 as well
+    assert group["3"] == group["5"]  # frame 4 is frame 3, byte for byte
+    assert len(set(group.values())) == 3
+
+
 def test_near_copies_among_drawn_images_share_a_group(tmp_path: Path) -> None:
     """Photos that are unlike, beside which a prompt twice drew nearly the same."""
-
-    def cell(seed: int, size: tuple[int, int]) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        photo(seed, size).save(buffer, "PNG")
-        return {"bytes": buffer.getvalue(), "path": None}
-
     rows = []
     for i, drawn in enumerate((100, 101, 100, 103)):
         source = {"path_or_id": f"{i}", "sha256": f"{i:064x}", "phash": perceptual_hash(photo(i)), "width": 48}

@@ -15,8 +15,9 @@ from PIL import Image
 from tests.data.factories import photo, save_tiny_pipeline
 from tests.data.test_edits import textured
 from tests.scripts.here import run_here
+from vlm_detect.data import receipts
 from vlm_detect.data.decode import decode_image
-from vlm_detect.data.encode import describe_jpeg, read_jpeg
+from vlm_detect.data.encode import describe_jpeg, encode_image, read_jpeg
 from vlm_detect.data.receipts import render_row
 from vlm_detect.errors import UserError
 from vlm_detect.records import PAIR_FEATURES
@@ -66,6 +67,13 @@ def test_a_row_rendered_alone_has_the_same_bytes(pairs: Path, tmp_path: Path, ki
         done = run_here("data_gen/render.py", "--row", row["pair_id"], "--pairs", pairs, "--out", tmp_path / "twin.jpg")
         assert done.returncode == 0, done.stderr
         assert "the same bytes as in" in done.stdout
+
+
+def test_the_same_pixels_in_other_bytes_are_told(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version of an encoder writes them."""
+    monkeypatch.setattr(receipts, "encode_image", lambda image, config: encode_image(image, config) + b"\0")
+    row = next(row for row in rows(pairs) if row["kind"] == "vae")
+    assert "the same pixels as in" in render_row(pairs, row["pair_id"], tmp_path / "twin.jpg")
 
 
 @pytest.mark.parametrize("of", ["photo", "caption"])

@@ -91,6 +91,13 @@ def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> Non
 
 
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for text, says in ((b"none", "cannot be read as parquet"), (None, "no dataset folder of ours")):
+        file = tmp_path / "data" / "train-00000.parquet"
+        pq.write_table(pa.table({"image": [b""], "label": [0]}), file) if text is None else file.write_bytes(text)
+        with pytest.raises(UserError, match=says):
+            write_report(tmp_path, tmp_path / "page.html")
+        file.unlink()
     with pytest.raises(UserError, match="no dataset folder of ours"):
         write_report(tmp_path, tmp_path / "page.html")
 

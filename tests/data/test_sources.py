@@ -13,7 +13,7 @@ from tests.data.factories import write_photos
 from vlm_detect.data import image_sets
 from vlm_detect.data.decode import ImageRejected
 from vlm_detect.data.selection import Selection
-from vlm_detect.data.sources import DatasetRows, SourcePhoto, open_source
+from vlm_detect.data.sources import DatasetRows, SourcePhoto, find_images, open_source
 from vlm_detect.errors import UserError
 
 
@@ -37,6 +37,26 @@ def test_folder_glob_list_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names(str(listed)) == ["photo02.png", "photo00.png"]
     monkeypatch.chdir(tmp_path)
     assert names("photos/photo*.png") == ["photo00.png", "photo01.png", "photo02.png"]
+
+
+def test_links_are_followed_but_for_those_that_lead_back(tmp_path: Path) -> None:
+    write_photos(tmp_path / "elsewhere", 2)
+    folder = tmp_path / "set"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "real").symlink_to(tmp_path / "elsewhere")
+    (folder / "a" / "other").symlink_to(folder / "b")
+    (folder / "b" / "other").symlink_to(folder / "a")
+    (folder / "file.png").symlink_to(tmp_path / "elsewhere" / "photo00.png")
+    (folder / "gone.png").symlink_to(tmp_path / "gone.png")
+    found = [path.relative_to(folder).as_posix() for path in find_images(folder)]
+    assert found == [
+        *(f"a/other/real/photo0{i}.png" for i in range(2)),
+        *(f"a/real/photo0{i}.png" for i in range(2)),
+        *(f"b/other/real/photo0{i}.png" for i in range(2)),
+        *(f"b/real/photo0{i}.png" for i in range(2)),
+        "file.png",
+    ]
 
 
 def test_any_part_can_be_read_alone(tmp_path: Path) -> None:
@@ -64,6 +84,35 @@ def test_metadata_beside_the_images(tmp_path: Path, kind: str) -> None:
     assert (first.group, first.caption) == (None, None)
     assert (second.group, second.licence, second.caption, second.jpeg_quality) == ("g", "CC0", "a cat", 90)
     assert second.data == (tmp_path / "below" / "photo01.png").read_bytes()
+
+
+def test_tables_as_spreadsheets_and_editors_leave_them(tmp_path: Path) -> None:
+    write_photos(tmp_path, 1)
+    for name, text in (
+        ("csv", "file_name,group\nphoto00.png,g\n"),
+        ("jsonl", '{"file_name": "photo00.png", "group": 1}'),
+    ):
+        path = tmp_path / f"metadata.{name}"
+        path.write_text(f"\ufeff{text}\n\n", encoding="utf-8")
+        (photo,) = open_source(str(tmp_path)).read(0, 1)
+        assert isinstance(photo, SourcePhoto)
+        assert photo.group == {"csv": "g", "jsonl": "1"}[name]
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        *((f"file_name,jpeg_quality\nphoto00.png,{q}\n", "give 1 to 100") for q in ("high", "0", "500", "nan", "inf")),
+        (f"file_name,caption\nphoto00.png,{200_000 * 'x'}\n", "not a table with a column file_name"),
+        ("name\nphoto00.png\n", "not a table with a column file_name"),
+    ],
+)
+def test_bad_metadata_are_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
+    write_photos(tmp_path, 1)
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(UserError, match=says):
+        list(open_source(str(tmp_path)).read(0, 1))
 
 
 def test_a_vanished_file_is_told_and_the_others_read(tmp_path: Path) -> None:

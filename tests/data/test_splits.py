@@ -18,6 +18,16 @@ def test_every_split_has_its_groups(count: int, train: int, validation: int, tes
     assert (splits["train"], splits["validation"], splits["test"]) == (train, validation, test)
 
 
+@pytest.mark.parametrize(("validation", "test"), [(0.35, 0.6), (0.49, 0.5), (0.9, 0.05), (0.0, 0.9), (0.9, 0.0)])
+def test_great_shares_leave_something_to_train_on(validation: float, test: float) -> None:
+    for count in range(12):
+        splits = split_groups([f"photo{i}" for i in range(count)], validation=validation, test=test)
+        assert len(splits) == count
+        assert "train" in splits.values() or not count
+        if count >= 3:
+            assert ("validation" in splits.values(), "test" in splits.values()) == (validation > 0, test > 0)
+
+
 def test_a_split_depends_on_the_groups_alone() -> None:
     groups = [f"photo{i}" for i in range(50)]
     assert split_groups(groups) == split_groups([*reversed(groups), *groups])

@@ -20,6 +20,7 @@ from tests.scripts.here import run_here
 from vlm_detect.data.image_sets import CIFAKE_CLASSES, cifake_class, open_image_set
 from vlm_detect.data.pairs import dataset_kind, open_dataset
 from vlm_detect.data.selection import Selection
+from vlm_detect.errors import UserError
 from vlm_detect.records import IMAGE_FEATURES
 
 PROGRAM = "data_gen/import_images.py"
@@ -292,6 +293,39 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_a_set_of_which_nothing_is_of_use_is_one_clear_line(tmp_path: Path) -> None:
+    for label in ("real", "fake"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "0.png").write_bytes(b"no image")
+    done = run_here(PROGRAM, "--from", "folders", tmp_path / "set", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "none of the 2 images is of use (2 not_an_image); the first is" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_one_generator_may_be_the_one_that_we_are_in(tmp_path: Path, monkeypatch: Any) -> None:
+    for name in ("ai", "nature"):
+        write(tmp_path / "BigGAN" / "train" / name / "0.jpg", 1)
+    monkeypatch.chdir(tmp_path / "BigGAN")
+    assert {entry.generator for entry in open_image_set("genimage", ".").entries} == {"BigGAN", ""}
+
+
+def test_labels_that_are_given_go_before_what_a_column_seems_to_say(tmp_path: Path) -> None:
+    """True may well stand for a real photo; and in a ClassLabel -1 is none."""
+    about = {"image": datasets.Image(), "label": datasets.Value("bool")}
+    cells = [photo(i, (32, 32)) for i in range(4)]
+    rows = datasets.Dataset.from_dict({"image": cells, "label": [True, False] * 2}, datasets.Features(about))
+    rows.save_to_disk(tmp_path / "set")
+    given = Selection(labels=(("True", "real"), ("False", "generated")))
+    for selection, expected in ((given, "real"), (Selection(), "generated")):
+        entries = open_image_set("hub", str(tmp_path / "set"), selection).entries
+        assert {entry.label for entry in entries if int(entry.where.partition("#")[2]) % 2 == 0} == {expected}
+    unlabelled = rows.remove_columns("label").add_column("label", [0, 1, -1, -1])
+    unlabelled.cast_column("label", datasets.ClassLabel(names=["real", "fake"])).save_to_disk(tmp_path / "test")
+    with pytest.raises(UserError, match="label -1 is no label known here"):
+        open_image_set("hub", str(tmp_path / "test"))
 
 
 def test_genimage_file_names_tell_the_class():

@@ -105,6 +105,9 @@ def test_a_generator_is_held_out_with_its_photos(tmp_path: Path) -> None:
         ("", "it has no rows"),
         ("real,twin,kind\na,b,edit\n", "line 2: kind edit is neither caption nor vae"),
         ("real,twin,seed\na,b,-1\n", "line 2: seed -1 is no whole number"),
+        (f"real,twin,seed\na,b,{2**63}\n", f"line 2: seed {2**63} is no whole number"),
+        ("\ufeffreal,twin\na.png\n", "line 2: a pair takes a real and a twin"),
+        ("real,twin\n,b.png\n", "line 2: a pair takes a real and a twin"),
     ],
 )
 def test_a_bad_csv_is_one_clear_line(tmp_path: Path, content: str, says: str) -> None:

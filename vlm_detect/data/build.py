@@ -15,6 +15,7 @@ from typing import Any
 from vlm_detect.data.audit import read_audit
 from vlm_detect.data.dataset_files import Packed, is_finished
 from vlm_detect.data.hub import push_dataset
+from vlm_detect.errors import UserError
 
 
 def build_dataset(
@@ -49,6 +50,8 @@ def build_dataset(
 
 
 def work_folder(out: Path) -> Path:
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: name the folder itself; it is written beside its place and renamed")
     return out.with_name(f"{out.name}.work")
 
 

@@ -133,7 +133,7 @@ def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]
     names = [_word(part) for part in parts[-2:]]
     if len(names) < 2 or names[0] not in ("train", "val") or names[1] not in ("ai", "nature"):
         return None
-    generator = parts[0] if len(parts) > 2 else path.parents[2].name
+    generator = parts[0] if len(parts) > 2 else path.parents[2].resolve().name  # which may have been given as "."
     label = words[names[1]]
     # n01440764_10027.JPEG is a photo of that synset; 789_biggan_00101.png and VQDM_1000_200_00_017_vqdm_00020.png show
     # ImageNet's classes 789 and 17, which count the synsets in their order; validation photos tell nothing
@@ -278,11 +278,8 @@ def _label_reader(rows: DatasetRows, given: Mapping[str, Label], spec: str) -> C
     names = getattr(rows.features[column], "names", None)
 
     def label_of(facts: Mapping[str, Any]) -> Label:
-        value = facts[column]
-        if isinstance(value, bool):
-            return "generated" if value else "real"  # such as is_fake
-        word = names[value] if names and isinstance(value, int) else str(value)
-        label = given.get(word) or given.get(str(value)) or LABEL_WORDS.get(_word(word))
+        word = label_word(facts[column], names)
+        label = given.get(word) or given.get(str(facts[column])) or LABEL_WORDS.get(_word(word))
         if label is None:
             raise UserError(
                 f"{spec}: {column} {word} is no label known here; say which it is with --labels {word}=real or "
@@ -291,6 +288,15 @@ def _label_reader(rows: DatasetRows, given: Mapping[str, Label], spec: str) -> C
         return label
 
     return label_of
+
+
+def label_word(value: Any, names: Sequence[str] | None) -> str:
+    """What a label column says, in a word; `names` are those of a ClassLabel, in which -1 stands for no label."""
+    if isinstance(value, bool):
+        return "generated" if value else "real"  # such as is_fake
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(value)
 
 
 def _word(name: str) -> str:

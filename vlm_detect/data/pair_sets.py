@@ -91,7 +91,7 @@ def _matched(reals: Path, twins: Path, config: PairSetConfig) -> list[PairEntry]
 
 def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from error
@@ -100,12 +100,14 @@ def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
         raise UserError(f"{path}: needs rows with the columns real and twin (it has {has})")
     entries = []
     for number, row in enumerate(rows, 2):
+        if not row["real"] or not row["twin"]:
+            raise UserError(f"{path}, line {number}: a pair takes a real and a twin")
         known = {key: row[key] for key in _COLUMNS if row.get(key)}
         if known.get("kind", "caption") not in ("caption", "vae"):
             raise UserError(f"{path}, line {number}: kind {known['kind']} is neither caption nor vae")
         seed = row.get("seed")
-        if seed and not seed.isdigit():
-            raise UserError(f"{path}, line {number}: seed {seed} is no whole number")
+        if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
+            raise UserError(f"{path}, line {number}: seed {seed} is no whole number from 0 to 2^63 - 1")
         given = {"kind": config.kind, "generator": config.generator, "licence": config.licence} | known
         real, twin = path.parent / row["real"], path.parent / row["twin"]
         entries.append(PairEntry(real, twin, seed=int(seed) if seed else None, **given))

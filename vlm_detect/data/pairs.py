@@ -143,24 +143,27 @@ def _split_photos(
     phashes: dict[str, str] = {}
     names: dict[str, str] = {}
     generators: dict[str, str] = {}
-    donors: dict[str, list[str]] = {}
+    links: list[tuple[str, str]] = []  # whose groups belong together
     for shard in range(shards):
         for row in read_rows(renders, shard, ["id", "group", "source", "generator", "twins.list.element.edit"]):
             name = row["source"]["path_or_id"]
             if row["id"] in groups:
                 rejects.append(Reject(name, "pack", "duplicate", f"the same bytes as {names[row['id']]}"))
+                again = f"{row['id']} in {row['group']}"
+                groups[again] = row["group"]
+                links.append((again, row["id"]))
                 continue
             groups[row["id"]], phashes[row["id"]], names[row["id"]] = row["group"], row["source"]["phash"], name
             generators[row["id"]] = row["generator"]
-            donors[row["id"]] = [
-                twin["edit"]["donor"] for twin in row["twins"] if twin["edit"] and twin["edit"]["donor"]
+            links += [
+                (row["id"], twin["edit"]["donor"]) for twin in row["twins"] if twin["edit"] and twin["edit"]["donor"]
             ]
-    for photo, first in find_duplicates(phashes, groups, distance=config.duplicate_bits).items():
+    repeats = find_duplicates(phashes, groups, distance=config.duplicate_bits)
+    for photo, first in repeats.items():
         rejects.append(Reject(names[photo], "pack", "near_duplicate", f"looks like {names[first]}"))
-        # what was spliced from a photo that is left out comes from the one that it looks like
-        groups[photo] = groups[first]
         names.pop(photo)
-    links = ((photo, donor) for photo, given in donors.items() for donor in given if donor in groups)
+    # The rest of a left out photo's group, and what was spliced from it, belong with the one that it repeats.
+    links = [*repeats.items(), *((photo, other) for photo, other in links if other in groups)]
     merged = merge_groups(drawn, join_groups(groups, links), distance=config.duplicate_bits)
     kept = {photo: merged[photo] for photo in groups if photo in names}
     held_out = {kept[photo] for photo, name in names.items() if is_held_out(config.hold_out, generators[photo], name)}

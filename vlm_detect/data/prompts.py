@@ -45,15 +45,21 @@ class PromptBook:
             raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
         if not isinstance(values, dict) or set(values) - {"base", "modifiers"} or not values.get("base"):
             raise UserError(f"{path}: needs `base` (a text or a list) and `modifiers` (lists of texts), nothing else")
-        bases = [values["base"]] if isinstance(values["base"], str) else list(values["base"])
-        modifiers = {
-            name: [str(text or "") for text in texts] for name, texts in (values.get("modifiers") or {}).items()
-        }
+        bases = [values["base"]] if isinstance(values["base"], str) else values["base"]
+        modifiers = values.get("modifiers") or {}
+        lists = [bases, *(modifiers.values() if isinstance(modifiers, dict) else [None])]
+        if not all(isinstance(texts, list) and texts for texts in lists):
+            raise UserError(f"{path}: `base` is a text or a list of texts, each of the `modifiers` a list of texts")
+        modifiers = {str(name): [str(text or "") for text in texts] for name, texts in modifiers.items()}
         for base in bases:
-            for _, name, _, _ in string.Formatter().parse(base):
-                if name is not None and not modifiers.get(name):
+            try:
+                names = [name for _, name, _, _ in string.Formatter().parse(base) if name is not None]
+                if missing := [name for name in names if name not in modifiers]:
                     known = ", ".join(modifiers) or "none"
-                    raise UserError(f"{path}: {{{name}}} in the base has no modifiers (known: {known})")
+                    raise UserError(f"{path}: {{{missing[0]}}} in the base has no modifiers (known: {known})")
+                base.format(**{name: texts[0] for name, texts in modifiers.items()})
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}: the base {base!r} is no text with {{names}} ({error})") from error
         return cls(bases, modifiers, hashlib.sha256(content).hexdigest())
 
     def draw(self, seed: int) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_detect.bench.page import Picture, areas_figure, histogram_figure, photo, render, write_page
@@ -39,9 +40,16 @@ class _Facts:
 def write_report(dataset: Path, out: Path, *, n: int = 24) -> int:
     """Write the page of a dataset folder; returns how many of its rows are shown."""
     files = sorted(dataset.glob("data/*.parquet"))
-    if not files:
-        raise UserError(f"{dataset}: no dataset folder of ours (no data/*.parquet in it); vlm-detect view shows others")
-    is_paired = "twin" in pq.read_schema(files[0]).names
+    try:
+        names = set(pq.read_schema(files[0]).names) if files else set()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{files[0]}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+    if not {"image", "group", "source"} <= names:
+        raise UserError(
+            f"{dataset}: no dataset folder of ours (no data/*.parquet with image, group and source in it); vlm-detect "
+            "view shows others"
+        )
+    is_paired = "twin" in names
     facts = _read_facts(files)
     audit = read_audit(dataset)
     if audit is None:

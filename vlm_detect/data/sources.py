@@ -17,15 +17,17 @@ list of captions the first is taken.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from vlm_detect.data.decode import SUFFIXES, ImageRejected, read_bounded
@@ -82,14 +84,30 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every file in and below `folder` that is named like an image, in the order of paths, but for hidden ones."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Every file in and below `folder` that is named like an image, in the order of paths, but for hidden ones.
+
+    Links are followed, for sets are often put together of them, but for those that lead back.
+    """
+    return sorted(_images_below(folder, frozenset()))
+
+
+def _images_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    with contextlib.suppress(PermissionError), os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _images_below(folder / entry.name, above | {here})
+            elif PurePath(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
+                yield folder / entry.name
 
 
 def _read_list(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: neither an image nor a text file with one path a line ({error})") from error
     return [path.parent / line.strip() for line in lines if line.strip()]
@@ -132,10 +150,11 @@ def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = (line for line in file if line.strip())
+            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in lines]
         return {row["file_name"]: row for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: not a table with a column file_name ({type(error).__name__}: {error})") from error
 
 
@@ -332,7 +351,17 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_colum
             value = next(iter(value), None)
         return str(value) if value not in (None, "") else None
 
-    quality = text("jpeg_quality")
+    def quality() -> int | None:
+        if (given := text("jpeg_quality")) is None:
+            return None
+        try:
+            found = round(float(given))
+        except (ValueError, OverflowError):
+            found = 0
+        if not 1 <= found <= 100:
+            raise UserError(f"{path_or_id}: its metadata say jpeg_quality {given}; give 1 to 100, or nothing")
+        return found
+
     return SourcePhoto(
         path_or_id=path_or_id,
         data=data,
@@ -340,7 +369,7 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_colum
         licence=text("licence") or text("license"),
         caption=text(caption_column),
         object_class=text("object_class"),
-        jpeg_quality=int(float(quality)) if quality else None,
+        jpeg_quality=quality(),
     )
 
 

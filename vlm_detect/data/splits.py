@@ -25,12 +25,15 @@ def split_groups(groups: Iterable[str], *, validation: float = 0.1, test: float 
     """Each group's split, by the rank of its hash: no list to keep, and adding groups moves few of the others.
 
     From three groups on every split has one; from six on the test split has two, for over one photo no interval can be
-    given. With two groups there is no validation split, with one only train. A share of 0 leaves the split out.
+    given. With two groups there is no validation split, with one only train. A share of 0 leaves the split out, and
+    train always has a group.
     """
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     count = len(ranked)
     tests = max(round(test * count), 2 if count >= 6 else 1 if count >= 2 else 0) if test else 0
+    tests = min(tests, count - (2 if validation and count >= 3 else 1))
     validations = max(round(validation * count), 1 if count >= 3 else 0) if validation else 0
+    validations = min(validations, count - 1 - tests)
     splits: dict[str, Split] = {}
     for rank, group in enumerate(ranked):
         splits[group] = "test" if rank < tests else "validation" if rank < tests + validations else "train"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,8 +178,10 @@ def _record(folder: Path, audit: Audit) -> None:
     write_json(folder / "audit.json", audit.to_json())
     card = folder / "README.md"
     if card.is_file():
-        text = card.read_text(encoding="utf-8").partition(_CARD_HEAD)[0].rstrip()
-        card.write_text(f"{text}\n\n{_CARD_HEAD}\n\n{_card_section(audit)}\n", encoding="utf-8")
+        text, _, before = card.read_text(encoding="utf-8").partition(_CARD_HEAD)
+        _, head, others = before.partition("\n## ")  # sections that were written behind the audit's stay
+        text = f"{text.rstrip()}\n\n{_CARD_HEAD}\n\n{_card_section(audit)}\n{head}{others}"
+        card.write_text(text, encoding="utf-8")
 
 
 def _card_section(audit: Audit) -> str:
@@ -192,14 +195,17 @@ def _card_section(audit: Audit) -> str:
 def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter[str]]:
     """The samples that could be decoded, the facts by probe of each, and how many of a label could not."""
 
+    # Where some images bear a name or a caption, to have none tells as much.
+    are_named, are_captioned = (any(getattr(sample, fact) for sample in read.samples) for fact in ("name", "caption"))
+
     def facts(sample: Sample) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = dict(measure(sample.data))
         except ImageRejected:
             return None
-        if sample.name:
+        if are_named:
             found["extension"] = {"extension": PurePath(sample.name).suffix.lower()}
-        if sample.caption:
+        if are_captioned:
             found["caption"] = sample.caption
         if sample.scale is not None:  # reducing leaves no trace but of content; enlarging leaves nothing fine
             found["scale"] = {"enlarged": max(1.0, round(sample.scale, 2))}
@@ -243,5 +249,8 @@ def print_audit(spec: str, *, as_json: bool, max_images: int) -> None:
     """`vlm-detect audit`: prints what it found, and records it where `spec` is a dataset folder of ours."""
     audit = audit_dataset(spec, max_images=max_images)
     if (Path(spec) / "run.json").is_file():
-        _record(Path(spec), audit)
+        try:
+            _record(Path(spec), audit)
+        except OSError as error:
+            print(f"{spec}: the audit is not recorded there ({error.strerror})", file=sys.stderr)
     print(json.dumps(audit.to_json(), indent=2) if as_json else audit)

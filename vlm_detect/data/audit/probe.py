@@ -55,6 +55,8 @@ def cross_validate(values: Sequence[Any], y: Array, folds: Folds) -> Array:
         matrix = DictVectorizer(sparse=False).fit_transform(values)
         model = _forest() if matrix.shape[1] <= _FEW else _line()
     for train, test in folds:
+        if len(set(y[train].tolist())) < 2:  # groups of both classes, few and unequal, may leave one to a fold
+            continue
         try:
             model.fit(_at(matrix, train), y[train])
         except ValueError:  # no word occurs twice: the captions tell nothing

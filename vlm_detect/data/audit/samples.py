@@ -24,7 +24,7 @@ from datasets import Features
 from fsspec import AbstractFileSystem
 
 from vlm_detect.data.decode import ImageRejected, read_bounded
-from vlm_detect.data.image_sets import LABEL_COLUMNS, LABEL_WORDS, open_image_set
+from vlm_detect.data.image_sets import LABEL_COLUMNS, LABEL_WORDS, label_word, open_image_set
 from vlm_detect.data.sources import FileSource
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label
@@ -126,12 +126,12 @@ def _shares(counts: Mapping[str, int], max_images: int) -> dict[str, int]:
 
 
 def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, max_images: int) -> Samples:
-    opened = [pq.ParquetFile(files.open(path, "rb")) for path in paths]
+    opened = [_open_parquet(files, path) for path in paths]
     readers = [(file, reader) for file in opened if (reader := _reader(file.schema_arrow)) is not None]
     if not readers:
         columns = ", ".join(opened[0].schema_arrow.names)
         raise UserError(
-            f"{named}: neither a pair nor an image dataset; rows need an image and a label "
+            f"{named}: neither a pair nor an image dataset; rows need an image {{bytes, path}} and a label "
             f"(one of {', '.join(LABEL_COLUMNS)}), these have {columns}"
         )
     pieces = [
@@ -166,6 +166,13 @@ def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, m
     return Samples(samples, sum(totals.values()) - repeats, unread)
 
 
+def _open_parquet(files: AbstractFileSystem, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(files.open(path, "rb"))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+
+
 @dataclass(frozen=True)
 class _Reader:
     """How the rows of one file are read."""
@@ -186,17 +193,14 @@ def _reader(schema: pa.Schema) -> _Reader | None:
         columns = [c for c in ("image", "image_label", "twin", "kind", "group", "caption", "receipt") if c in names]
         return _Reader(columns, ["image_label", "kind"], _pair_labels, _pair_samples)
     column = next((name for name in LABEL_COLUMNS if name in names), None)
-    if column is None or "image" not in names:
+    if column is None or "image" not in names or not pa.types.is_struct(schema.field("image").type):
         return None
     features = Features.from_arrow_schema(schema)
     classes = getattr(features[column], "names", None)
 
     def label_of(row: Mapping[str, Any]) -> Iterator[Label]:
-        value = row[column]
-        word = str(classes[value] if classes and isinstance(value, int) else value).lower()
-        if isinstance(value, bool):
-            yield "generated" if value else "real"
-        elif (label := LABEL_WORDS.get(word)) is not None:
+        word = label_word(row[column], classes).lower()
+        if (label := LABEL_WORDS.get(word)) is not None:
             yield label
         else:
             raise UserError(f"{column} {word!r} is no label known here (known: {', '.join(LABEL_WORDS)})")
@@ -205,9 +209,7 @@ def _reader(schema: pa.Schema) -> _Reader | None:
         data = _bytes(row["image"])
         (label,) = label_of(row)
         group = str(row.get("group") or _digest(data))
-        yield Sample(
-            data, label, group, name=str((row["image"] or {}).get("path") or ""), caption=row.get("caption") or ""
-        )
+        yield Sample(data, label, group, name=str((row["image"] or {}).get("path") or ""), caption=_caption(row))
 
     columns = [c for c in ("image", column, "group", "caption") if c in names]
     return _Reader(columns, [column], label_of, samples)
@@ -227,14 +229,22 @@ def _pair_samples(row: Mapping[str, Any]) -> Iterator[Sample]:
             str(row["group"]),
             kind=row["kind"],
             name=str((row[column] or {}).get("path") or ""),
-            caption=row.get("caption") or "",
+            caption=_caption(row),
             scale=encoded.get(f"{column}_scale"),
         )
 
 
+def _caption(row: Mapping[str, Any]) -> str:
+    """Of several captions the first."""
+    value = row.get("caption")
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    return str(value or "")
+
+
 def _bytes(cell: Mapping[str, Any] | None) -> bytes:
     """An image's bytes; none where there are none, which is counted and not passed over."""
-    if not cell:
+    if not isinstance(cell, Mapping):
         return b""
     if cell.get("bytes"):
         return bytes(cell["bytes"])
