@@ -8,6 +8,7 @@ from vlm_detect.bench.items import Benchmark, load_benchmark
 from vlm_detect.bench.results import ResultWriter, merge, read_results
 from vlm_detect.bench.score import fake_probability, key_of, plan, score
 from vlm_detect.bench.summary import item_scores, summarise
+from vlm_detect.errors import UserError
 
 
 def _red(image) -> bool:
@@ -131,6 +132,13 @@ def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path, benchmark: Benchma
     with ResultWriter(tmp_path) as writer:  # without a merge in between
         writer.write(results[2:4])
     assert read_results(tmp_path / "results.jsonl") == results[:4]
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_a_model_that_gives_no_numbers_ends_the_run_at_once(benchmark: Benchmark, broken: float) -> None:
+    engine = FakeEngine(lambda image, question, candidates: [broken] * len(candidates))
+    with pytest.raises(UserError, match="overflow in their dtype"):
+        next(score(benchmark, engine, ask=FakeAsk))
 
 
 def test_only_what_is_left_is_asked(benchmark: Benchmark) -> None:

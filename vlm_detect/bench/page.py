@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
 
@@ -73,8 +74,11 @@ def photo(image: Image.Image, alt: str, *, max_side: int = 256, caption: str = "
 
 def svg(figure: Figure, alt: str, caption: str = "") -> Picture:
     buffer = io.BytesIO()
+    # A "$" in a name is no mathematics, neither in texts that are there nor in ticks that come with the drawing.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     # No date and no random names in the file: the same figures give the same page.
-    with rc_context({"svg.hashsalt": "vlm-detect"}):
+    with rc_context({"svg.hashsalt": "vlm-detect", "text.parse_math": False}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return Picture(_uri(buffer.getvalue(), "image/svg+xml"), alt, caption)
 

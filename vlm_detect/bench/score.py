@@ -21,6 +21,7 @@ from vlm_detect.bench.items import Benchmark, side_by_side
 from vlm_detect.bench.parse import parse_answer, parse_choice, parse_explanation
 from vlm_detect.bench.prompts import Prompt, generator_of, is_fake, prompts_of, topic_of
 from vlm_detect.bench.results import Key
+from vlm_detect.errors import UserError
 from vlm_detect.records import Item, Result
 
 if TYPE_CHECKING:
@@ -142,7 +143,12 @@ def item_image(benchmark: Benchmark, item: Item) -> Image.Image:
 
 
 def scored_result(prompt: Prompt, logprobs: Sequence[float], n_tokens: Sequence[int]) -> Result:
-    """The answer is the candidate of the greatest summed log-probability."""
+    """The answer is the candidate of the greatest summed log-probability; `UserError` where the model gives none."""
+    if not np.isfinite(np.max(logprobs)):  # NaN is the greatest, too
+        raise UserError(
+            f"item {prompt.item.id}: the model's log-probabilities are {list(logprobs)}; its weights are broken, or "
+            "overflow in their dtype"
+        )
     chosen = int(np.argmax(logprobs))
     answer = prompt.candidates[chosen]
     return _result(
