@@ -63,6 +63,7 @@ def test_live_bytes_are_those_of_the_tensors_that_are_alive():
     assert live.peak >= 4000 + 4 * (10 * 100 + 10 * 50)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # doctor's answer does not drown in them
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_fits_the_card_that_it_is_named_after(config):
     estimate, _ = doctor.estimate_config(str(config))

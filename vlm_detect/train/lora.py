@@ -16,9 +16,10 @@ import warnings
 from dataclasses import dataclass, field
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers import PreTrainedModel
 
 from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
@@ -93,17 +94,23 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
         modules_to_save=connector or None,
     )
     torch.manual_seed(seed)
-    with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        wrapped = get_peft_model(vlm.model, config)
-    for module in wrapped.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            hold_in_float32(module)
+    wrapped = wrap(vlm.model, config)
     # By this name the adapter finds its base model again, wherever the folder goes.
     config.base_model_name_or_path, config.revision = vlm.name, vlm.revision
     trained, everything = wrapped.get_nb_trainable_parameters()
     print(f"LoRA on {len(targets)} layers: {trained:,} of {everything:,} parameters are trained")
     vlm.model = wrapped
+
+
+def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """peft's model; what it trains beside the LoRA is held in float32."""
+    with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        wrapped = get_peft_model(model, config)
+    for module in wrapped.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            hold_in_float32(module)
+    return wrapped
 
 
 def hold_in_float32(module: nn.Module) -> None:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft import LoraConfig
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm_detect.models.generic import LlavaVLM
-from vlm_detect.train.lora import LoraOptions, hold_in_float32, is_vision, select_targets
+from vlm_detect.train.lora import LoraOptions, is_vision, select_targets, wrap
 from vlm_detect.train.loss import CHUNK
 
 OVERHEAD_GB = 1.0
@@ -88,9 +87,7 @@ def estimate_memory(model: PreTrainedModel, step: Step, lora: LoraOptions) -> Es
             target_modules=[name for name in targets if not any(whole in name for whole in connector)],
             modules_to_save=connector or None,
         )
-        for module in get_peft_model(model, config).modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                hold_in_float32(module)
+        wrap(model, config)
     trained = [p for p in model.parameters() if p.requires_grad]
     if step.tune != "full":
         weights += sum(p.numel() * 4 for p in trained)  # peft keeps a LoRA in float32
