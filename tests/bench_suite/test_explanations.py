@@ -146,6 +146,16 @@ def test_figures() -> None:
     assert explanations(items, []) is None
 
 
+def test_an_edit_that_is_told_in_another_form_is_not_judged() -> None:
+    items = [
+        open_item("a", "edited", EDIT_EXPLAIN_QUESTION, edit=edit, asked="edited") for edit in ("blur", {"box": []})
+    ]
+    for item in items:
+        found = explanations([item], [generated_result(prompts_of(item)[0], "Altered. Blur.")], resamples=20)
+        assert found is not None
+        assert "edits" not in found
+
+
 def test_reference_scores() -> None:
     assert rouge_l([("a cat on a mat", "a cat on a mat")]) == 1
     assert rouge_l([("Fake", "Fake")]) is None  # a verdict is no reference

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 
 from tests.bench_suite.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark
+from vlm_detect.bench.explanations import explanations
 from vlm_detect.bench.items import Benchmark, load_benchmark
 from vlm_detect.bench.results import ResultWriter, merge, read_results
 from vlm_detect.bench.score import fake_probability, key_of, plan, score
-from vlm_detect.bench.summary import item_scores, summarise
+from vlm_detect.bench.summary import calibrated_figures, item_scores, summarise
 from vlm_detect.errors import UserError
+from vlm_detect.train.calibration import Calibration
 
 
 def _red(image) -> bool:
@@ -87,6 +89,26 @@ def test_probability_of_a_verdict_over_options() -> None:
     assert fake_probability([0.0] * 4, (True, True, True, False)) == pytest.approx(0.75)
     assert fake_probability([0.0, 0.0, 9.0], (True, False, None)) == pytest.approx(0.5)
     assert fake_probability([0.0, 1.0], (None, None)) is None
+
+
+def test_an_open_item_of_which_nothing_is_known_ends_no_run(tmp_path: Path) -> None:
+    row = {"id": "o", "kind": "open", "image": "choice.png", "question": "Describe it.", "ground_truth": "A red field."}
+    choice_row(tmp_path)  # for its image
+    benchmark = load_benchmark(write_benchmark(tmp_path, [row]))
+    results = run(benchmark, FakeEngine(oracle, lambda image, question: "Fake. It is red."))
+    summary = summarise(results, resamples=20)
+    assert (summary["accuracy"], summary["generate"]["accuracy"]) == (0, 0)
+    found = explanations(benchmark.items, results, resamples=20)
+    assert found is not None
+    assert (found["verdict_accuracy"], found["agreement"]["n"]) == (None, 1)
+
+
+def test_a_calibrated_verdict_is_what_exceeds_the_threshold(benchmark: Benchmark) -> None:
+    """As the detector says it: at the threshold itself an image is real, in every figure."""
+    results = run(benchmark, FakeEngine(lambda image, question, candidates: [0.0] * len(candidates)), generate=False)
+    found = calibrated_figures(item_scores(results, "logprob"), Calibration(n=9, threshold=0.5), resamples=20)
+    assert found is not None
+    assert (found["tpr"], found["tnr"], found["accuracy"]) == (0, 1, found["balanced_accuracy"])
 
 
 def test_right_verdict_for_the_wrong_reason(tmp_path: Path) -> None:

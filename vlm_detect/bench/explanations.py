@@ -91,7 +91,7 @@ def explanations(
     known = [row for row in rows if row.truth is not None]
     scored = [row for row in rows if row.scored is not None]
     about_images = [row for row in known if topic_of(row.item) == "generation"]
-    edits = [row for row in rows if row.item.metadata.get("label") == "edited" and row.item.metadata.get("edit")]
+    edits = [row for row in rows if row.item.metadata.get("label") == "edited" and _is_told(row.item)]
     found: dict[str, Any] = {
         "n": len(rows),
         "unparsed": sum(row.verdict is None for row in rows),
@@ -145,6 +145,12 @@ def rouge_l(pairs: Iterable[tuple[str, str]]) -> float | None:
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return float(np.mean([scorer.score(reference, answer)["rougeL"].fmeasure for reference, answer in known]))
+
+
+def _is_told(item: Item) -> bool:
+    """Whether the item says what its edit is and where, in words."""
+    edit = item.metadata.get("edit")
+    return isinstance(edit, Mapping) and all(isinstance(edit.get(name), str) for name in ("operation", "place"))
 
 
 def _explained(items: Sequence[Item], results: Sequence[Result]) -> list[Explained]:

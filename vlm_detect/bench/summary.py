@@ -175,7 +175,7 @@ def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
         correct = (right in best) / len(best)
         said_all = {says_fake(reference, option) for option in best}
         said = said_all.pop() if len(said_all) == 1 else None
-    elif p_fake is not None and truth is not None:
+    elif p_fake is not None and (truth is not None or first.kind == "open"):
         said = p_fake >= 0.5
         correct = float(said == truth)
     else:
@@ -216,6 +216,8 @@ def _p_positive(row: Result) -> float | None:
 
 def _p_right(row: Result) -> float:
     assert row.logprobs is not None
+    if row.ground_truth not in row.options:  # an open item of whose image nothing is known
+        return 0.0
     return float(softmax(row.logprobs)[row.options.index(row.ground_truth)])
 
 
@@ -277,10 +279,11 @@ def calibrated_figures(
     odds = [np.mean([_log_odds(row.p_fake) for row in s.results if row.p_fake is not None]) for s in known]
     p, y = calibration.p_fake(np.array(odds)), np.array([s.is_fake for s in known], float)
     right = ((p > calibration.threshold) == (y > 0)).astype(float)
-    groups, points = [s.group for s in known], figures(y, p, threshold=calibration.threshold)
+    above = float(np.nextafter(calibration.threshold, 2))  # what exceeds the threshold, not what reaches it
+    groups, points = [s.group for s in known], figures(y, p, threshold=above)
 
     def drawn(w: Array) -> dict[str, Array]:
-        found = weighted_figures(y, p, w, threshold=calibration.threshold)
+        found = weighted_figures(y, p, w, threshold=above)
         return {**found, "accuracy": w @ right / w.sum(axis=1)}
 
     unsure = (p > calibration.unsure_low) & (p < calibration.unsure_high)
