@@ -95,7 +95,8 @@ def test_an_open_item_of_which_nothing_is_known_ends_no_run(tmp_path: Path) -> N
     row = {"id": "o", "kind": "open", "image": "choice.png", "question": "Describe it.", "ground_truth": "A red field."}
     choice_row(tmp_path)  # for its image
     benchmark = load_benchmark(write_benchmark(tmp_path, [row]))
-    results = run(benchmark, FakeEngine(oracle, lambda image, question: "Fake. It is red."))
+    engine = FakeEngine(lambda image, question, candidates: [0.0, -1.0], lambda image, question: "Fake. It is red.")
+    results = run(benchmark, engine)
     summary = summarise(results, resamples=20)
     assert (summary["accuracy"], summary["generate"]["accuracy"]) == (0, 0)
     found = explanations(benchmark.items, results, resamples=20)
