@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tests.train.toys import save_tiny_model, save_toy_pairs
+from tests.train.toys import save_tiny_model, save_toy_pairs, toy_images
 from vlm_detect.config import REPOSITORY
 
 SETTINGS = ["--learning_rate", "3e-3", "--questions_per_image", "2", "--cpu_threads", "1", "--report_to", "none"]
 SETTINGS += ["--use_cpu", "True", "--num_train_epochs", "2"]
+SEVEN = ["--validation", "seven", "--per_device_eval_batch_size", "3"]
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+STOPPED, FSDP_ON_CPU = (REPOSITORY / "tests" / "scripts" / f"{name}.py" for name in ("stopped", "fsdp_on_cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -25,28 +26,27 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     save_tiny_model(folder / "model")
     save_toy_pairs(folder / "pairs", n_train=10, n_validation=3)
+    (folder / "seven" / "data").mkdir(parents=True)
+    seven = toy_images(["real"] * 4 + ["generated"] * 3)
+    seven.to_parquet(folder / "seven" / "data" / "validation-00000-of-00001.parquet")
     return folder
 
 
-def start(home, name, *arguments, launcher=()):
+def run(home, name, *arguments, launcher=(), status=0):
     paths = ["--model", home / "model", "--data", home / "pairs", "--output_dir", home / name]
     command = [sys.executable, *launcher, REPOSITORY / "recipes" / "moondream_lora.py", *paths, *SETTINGS, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
+    done = subprocess.run(
         [str(part) for part in command],
         cwd=home,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
+        timeout=500,
     )
-
-
-def run(home, name, *arguments, launcher=()):
-    process = start(home, name, *arguments, launcher=launcher)
-    out, error = process.communicate(timeout=500)
-    assert process.returncode == 0, error
-    return out
+    assert done.returncode == status, done.stderr
+    return done.stdout
 
 
 def losses(folder):
@@ -58,11 +58,29 @@ def world_size(folder):
     return json.loads((folder / "run.json").read_text())["processes"]
 
 
-def test_two_processes_give_the_losses_of_one(home):
-    run(home, "one", "--per_device_train_batch_size", "2")
-    run(home, "two", "--per_device_train_batch_size", "1", launcher=TWO)
-    assert [world_size(home / name) for name in ("one", "two")] == [1, 2]
-    assert losses(home / "two") == pytest.approx(losses(home / "one"), abs=1e-4)
+@pytest.fixture(scope="module")
+def one(home):
+    """What two processes have to equal; of the seven images, three at a time, one of them scores a batch more."""
+    run(home, "one", *SEVEN, "--per_device_train_batch_size", "2")
+    assert world_size(home / "one") == 1
+    return home / "one"
+
+
+def assert_equal_runs(run, other, steps):
+    assert world_size(run) == 2
+    assert len(losses(run)) == steps
+    assert losses(run) == pytest.approx(losses(other), abs=1e-4)
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in (run, other)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, tensor in adapters[1].items():
+        torch.testing.assert_close(adapters[0][name], tensor, atol=1e-3, rtol=0, msg=name)
+    scores = [json.loads((folder / "run.json").read_text())["validation"]["log_loss"] for folder in (run, other)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+def test_two_processes_give_the_losses_of_one(home, one):
+    run(home, "two", *SEVEN, "--per_device_train_batch_size", "1", launcher=TWO)
+    assert_equal_runs(home / "two", one, 10)
 
 
 def test_killed_and_resumed_with_packing_cache_views_and_two_processes(home):
@@ -70,14 +88,7 @@ def test_killed_and_resumed_with_packing_cache_views_and_two_processes(home):
     flags = ["--pack_tokens", "600", "--cache_features", "True", "--augment", "flip", "--cached_views", "2"]
     flags += ["--per_device_train_batch_size", "1", "--lora_dropout", "0.1", "--num_train_epochs", "3"]
     run(home, "undisturbed", *flags, launcher=TWO)
-    process = start(home, "killed", *flags, launcher=TWO)
-    for line in process.stdout:
-        if line.startswith("step 7/"):
-            # Workers have sessions of their own, and outlive their launcher.
-            for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
-                one.send_signal(signal.SIGKILL)
-            break
-    process.communicate()
+    run(home, "killed", *flags, launcher=(*TWO, STOPPED, "SIGKILL", "7", "0,1"), status=1)
     assert json.loads((home / "killed" / "run.json").read_text())["status"] == "running"
     resumed = run(home, "killed", *flags, launcher=TWO)
     assert resumed.split("step ")[1].startswith("6/15")  # an epoch is five steps
@@ -87,13 +98,17 @@ def test_killed_and_resumed_with_packing_cache_views_and_two_processes(home):
     assert all((adapters[0][name] == adapters[1][name]).all() for name in adapters[1])
 
 
-def test_fsdp2_trains_validates_and_saves_an_adapter_that_loads(home):
+def test_a_termination_that_one_process_notes_first_stops_both_after_the_same_step(home):
+    flags = ["--per_device_train_batch_size", "1"]
+    run(home, "terminated", *flags, launcher=(*TWO, STOPPED, "SIGTERM", "7", "1"), status=1)
+    saved = home / "terminated" / "checkpoint-8"
+    assert {"trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in saved.iterdir()}
+
+
+def test_fsdp2_trains_validates_saves_and_goes_on(home, one):
     sharding = json.dumps({"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": True})
-    flags = ["--per_device_train_batch_size", "1", "--fsdp", "--fsdp_config", sharding, "--max_steps", "2"]
-    run(home, "plain", "--per_device_train_batch_size", "2", "--max_steps", "2")
-    run(home, "sharded", *flags, launcher=TWO)
-    assert world_size(home / "sharded") == 2
-    assert losses(home / "sharded") == pytest.approx(losses(home / "plain"), abs=1e-4)
-    adapters = [load_file(home / name / "adapter_model.safetensors") for name in ("sharded", "plain")]
-    assert adapters[0].keys() == adapters[1].keys()
-    assert all(adapters[0][name].shape == tensor.shape for name, tensor in adapters[1].items())
+    flags = [*SEVEN, "--per_device_train_batch_size", "1", "--fsdp", "--fsdp_config", sharding]
+    run(home, "sharded", *flags, launcher=(*TWO, STOPPED, "SIGKILL", "7", "0,1", FSDP_ON_CPU), status=1)
+    resumed = run(home, "sharded", *flags, launcher=(*TWO, FSDP_ON_CPU))
+    assert resumed.split("step ")[1].startswith("6/10")
+    assert_equal_runs(home / "sharded", one, 10)

@@ -132,6 +132,14 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
 
 
+def test_one_process_alone_writes_a_checkpoint(tmp_path, monkeypatch):
+    """Several would write the same files at once, and with FSDP all but one have no weights to write."""
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(TrainOptions, "should_save", False)
+    trainer.save_model(str(tmp_path / "checkpoint-2"), _internal_call=True)
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
 @pytest.mark.parametrize("name", ["moondream", "llava", "qwen2_5_vl"])
 def test_full_tuning_goes_on_with_every_weight_of_its_checkpoint(tmp_path, name):
     """Whose names in the files of these models are not those of their modules."""

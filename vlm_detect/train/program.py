@@ -96,7 +96,11 @@ def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDi
 
 
 def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrainer:
-    """The Trainer, reading cached image embeddings where `--cache_features` asks for them."""
+    """The Trainer, reading cached image embeddings where `--cache_features` asks for them.
+
+    Raises:
+        UserError: for quantised weights with FSDP, which leaves them whole and cannot read its checkpoints back.
+    """
     features = None
     if options.data.cache_features:
         features = Features.build(
@@ -107,7 +111,7 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
             n_processes=options.training.world_size,
         )
         options.training.distributed_state.wait_for_everyone()
-    return DetectorTrainer(
+    trainer = DetectorTrainer(
         vlm,
         options.training,
         data.units,
@@ -116,6 +120,12 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
         row_tokens=options.data.pack_tokens,
         features=features,
     )
+    if options.model.quantize and trainer.is_fsdp_enabled:
+        raise UserError(
+            f"--quantize {options.model.quantize} does not go with FSDP, which cannot read such a checkpoint back: "
+            "leave one of them out (recipes/configs/accelerate_ddp.yaml)"
+        )
+    return trainer
 
 
 def train(trainer: DetectorTrainer, run: RunDirectory) -> None:

@@ -7,11 +7,15 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class SaveOnTermination(TrainerCallback):
-    """While training runs, SIGTERM asks for a checkpoint after the present step; `received` tells that it came."""
+    """While training runs, SIGTERM asks for a checkpoint after the present step; `received` tells that it came.
+
+    Of several processes all stop after the same step, whichever it came to.
+    """
 
     def __init__(self) -> None:
         self.received = False
@@ -27,6 +31,10 @@ class SaveOnTermination(TrainerCallback):
             self._before = signal.signal(signal.SIGTERM, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:  # the signal may come to one process a step before it comes to another
+            anyone = torch.tensor(int(self.received), device=args.device)
+            torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX)
+            self.received = bool(anyone)
         if self.received:
             control.should_save = control.should_training_stop = True
 

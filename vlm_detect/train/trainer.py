@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,15 @@ class DetectorTrainer(RecipeTrainer):
         )
         # `compute_loss` divides by the number of answer tokens of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
+        if self.is_fsdp_enabled:
+            self._shard_layers_that_are_there(self.accelerator.state.fsdp_plugin)
+
+    def _shard_layers_that_are_there(self, plugin: Any) -> None:
+        """Of composite models accelerate looks for layers of parts that were left out, as a SigLIP's text side is."""
+        model: Any = self.vlm.model
+        if plugin.transformer_cls_names_to_wrap is None:
+            there = {type(module).__name__ for module in model.modules()}
+            plugin.transformer_cls_names_to_wrap = sorted(there & set(model._no_split_modules or ()))
 
     def compute_loss(
         self,
@@ -116,6 +125,8 @@ class DetectorTrainer(RecipeTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter and the processor. (Told nothing about embeddings, peft asks the Hub for the base's config.)"""
+        if not self.args.should_save:  # transformers 5.23 calls this in every process: they would write the same files
+            return
         folder = output_dir or self.args.output_dir
         # The Trainer reads a checkpoint back by the names of the modules; what stays has those of the family's files.
         published = {"save_original_format": folder == self.args.output_dir}
@@ -126,17 +137,25 @@ class DetectorTrainer(RecipeTrainer):
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
         assert self.validation is not None
-        mine = range(self.args.process_index, len(self.validation), self.args.world_size)
+        args, n_images = self.args, len(self.validation)
+        mine: Sequence[int] = range(args.process_index, n_images, args.world_size)
+        at_once = args.eval_batch_size
         model: nn.Module = self.vlm.model
         if isinstance(model, FSDPModule):
             model.unshard()  # what belongs to no layer, and is read before the model's own forward
+            # Every forward gathers weights from all processes. So that each makes as many, those with one image less
+            # score one twice, and prefixes that may differ in length are not laid in one batch here and in two there.
+            rounds = -(-n_images // args.world_size)
+            mine = [(args.process_index + i * args.world_size) % n_images for i in range(rounds)]
+            at_once = at_once if self.vlm.same_prefix else 1
         training = model.training
         model.eval()
-        engine = Engine(self.vlm, batch_images=self.args.eval_batch_size, cache_bytes=0)  # every image is seen once
+        engine = Engine(self.vlm, batch_images=at_once, cache_bytes=0)  # every image is seen once
         found: list[tuple[int, float]] = []
-        for start in range(0, len(mine), self.args.eval_batch_size):
-            indices = mine[start : start + self.args.eval_batch_size]
+        for start in range(0, len(mine), at_once):
+            indices = mine[start : start + at_once]
             images = [self.validation.images[index].open() for index in indices]
             found += zip(indices, log_odds(engine, images), strict=True)
         model.train(training)
-        return np.array([odds for _, odds in sorted(gather_object(found))])
+        odds = dict(gather_object(found))
+        return np.array([odds[index] for index in range(n_images)])
