@@ -30,7 +30,11 @@ def main(argv: list[str]) -> None:
 
     config, upload, pack, encode = parse_config([Config, Upload, PackConfig, EncodeConfig], argv, doc=__doc__)
     renders, out = Path(config.renders), Path(config.out)
-    settings = {"render": asdict(check_finished(renders)), "pack": asdict(pack), "encode": asdict(encode)}
+    settings = {
+        "render": asdict(check_finished(renders, "render", "pairs")),
+        "pack": asdict(pack),
+        "encode": asdict(encode),
+    }
     build_dataset(
         out,
         settings,

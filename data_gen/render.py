@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     if config.captions is None:
         raise UserError("--captions FOLDER is missing: the output of data_gen/caption.py (or --row PAIR_ID)")
     captions = Path(config.captions)
-    before = check_finished(captions)
+    before = check_finished(captions, "caption")
     render = complete(render, PRESETS)
     plan = plan_renders(before, render)
     check_generator(render)

@@ -29,7 +29,9 @@ from vlm_detect.bench.dataset_items import dataset_pairs
 from vlm_detect.bench.floors import chief_floors, floors_by_kind
 from vlm_detect.bench.items import load_benchmark
 from vlm_detect.bench.model_floors import model_floors
+from vlm_detect.bench.progress import Progress
 from vlm_detect.bench.respondents import respondent_for
+from vlm_detect.bench.run import needed_keys
 from vlm_detect.config import check_at_least, parse_config, write_json, write_run_json
 from vlm_detect.data.decode import decode_image
 from vlm_detect.errors import UserError, run_main
@@ -123,8 +125,9 @@ def check(config: BuildConfig) -> int:
     benchmark = load_benchmark(config.check, skip_bad=config.skip_bad, need_images=config.model is not None)
     floors, by_kind = chief_floors(benchmark.items), floors_by_kind(benchmark.items)
     if config.model:
-        answer = respondent_for(config.model, generate=False).start()
-        for row, more in model_floors(benchmark, answer, seed=config.seed).items():
+        respondent = respondent_for(config.model, generate=False)
+        progress = Progress(2 * len(needed_keys(benchmark, respondent)), "prompts")
+        for row, more in model_floors(benchmark, respondent.start(), seed=config.seed, progress=progress).items():
             (floors if row == "all" else by_kind[row]).update(more)
     if config.json:
         print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))

@@ -11,6 +11,7 @@ run against the first, and the curves of eval/robustness.py where they lie besid
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from vlm_detect.bench.compare_report import write_compare_report
 from vlm_detect.bench.floors import chief_floors
 from vlm_detect.bench.items import column_of, load_benchmark
 from vlm_detect.config import parse_config, write_json, write_run_json
-from vlm_detect.errors import run_main
+from vlm_detect.errors import UserError, run_main
 
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ece")
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         print("error: --by needs --benchmark, which says what the items' columns are", file=sys.stderr)
         return 2
     benchmark = load_benchmark(config.benchmark, split=config.split) if config.benchmark else None
-    runs = distinct([load_run(Path(path), benchmark) for path in rest.runs])
+    runs = distinct([load_run(Path(path), benchmark) for path in rest.runs], rest.runs)
     columns = {column: column_of(benchmark, column, needed=True) for column in config.by} if benchmark else {}
     comparison = compare(runs, by=columns)
     out = Path(config.out)
@@ -66,15 +67,17 @@ def cell(figures: dict, name: str) -> str:
     return f"{point:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{point:.3f}"
 
 
-def distinct(runs: list[Run]) -> list[Run]:
-    """Runs of one name are numbered."""
+def distinct(runs: list[Run], paths: list[str]) -> list[Run]:
+    """Runs of one name are called by as much of their paths as tells all apart."""
+    parts = [Path(path).resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"{' '.join(paths)}: give each only once")
+    length = next(n for n in itertools.count(1) if len({found[-n:] for found in parts}) == len(parts))
     counts = Counter(run.name for run in runs)
-    seen: Counter[str] = Counter()
-    named = []
-    for run in runs:
-        seen[run.name] += 1
-        named.append(replace(run, name=f"{run.name} ({seen[run.name]})") if counts[run.name] > 1 else run)
-    return named
+    return [
+        replace(run, name="/".join(found[-length:])) if counts[run.name] > 1 else run
+        for run, found in zip(runs, parts, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import pytest
 from tests.bench_suite.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark, write_image
 from vlm_detect.bench.items import load_benchmark
 from vlm_detect.bench.model_floors import GREY, model_floors
+from vlm_detect.bench.progress import Progress
+from vlm_detect.bench.respondents import Respondent
+from vlm_detect.bench.run import needed_keys
 from vlm_detect.bench.score import score
 from vlm_detect.data.questions import EDIT_QUESTION
 
@@ -36,7 +39,10 @@ def test_floors_of_each_kind_edits_too(tmp_path: Path) -> None:
     rows = [*verdict_rows(tmp_path, 4), choice_row(tmp_path), *edit_rows(tmp_path)]
     benchmark = load_benchmark(write_benchmark(tmp_path, rows))
     answer = partial(score, engine=FakeEngine(rule), ask=FakeAsk, generate=False)
-    floors = model_floors(benchmark, answer)
+    respondent = Respondent(lambda: answer, {}, generate=False)
+    progress = Progress(2 * len(needed_keys(benchmark, respondent)), "prompts", quiet=True)
+    floors = model_floors(benchmark, answer, progress=progress)
+    assert progress.done == progress.total > 0
     assert set(floors) == {"all", "true_false", "multiple_choice", "edit_true_false"}
     assert all(set(row) == {"blank_image", "other_image"} for row in floors.values())
     assert floors["true_false"]["blank_image"] == floors["edit_true_false"]["blank_image"] == 0.5

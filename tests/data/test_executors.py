@@ -64,7 +64,7 @@ def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path:
     assert done  # what was finished before
     run_shards(Work(tmp_path), PLAN, tmp_path, Launch(workers=2))
     assert items(tmp_path) == list(range(12))
-    assert check_finished(tmp_path) == PLAN
+    assert check_finished(tmp_path, PLAN.step) == PLAN
 
 
 def test_an_error_of_a_worker_is_the_runs_error(tmp_path: Path) -> None:

@@ -275,8 +275,9 @@ def test_a_dataset_of_another_shape_is_one_clear_line(pairs: Path, tmp_path: Pat
     with pytest.raises(UserError, match="one row an image, where pairs are needed"):
         load_pairs(tmp_path / "images", "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="cannot be opened as a dataset"):
-        open_dataset(tmp_path / "empty")
+    for name, says in [("empty", "cannot be opened as a dataset"), ("none", "there is no such folder here")]:
+        with pytest.raises(UserError, match=says):
+            open_dataset(tmp_path / name)
 
 
 def test_the_photo_is_what_the_twin_was_made_from(pairs: Path) -> None:

@@ -50,13 +50,13 @@ def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path, workers: int) -> 
     with pytest.raises(UserError, match="the last straw"):
         run_shards(Count(tmp_path, broken=2), PLAN, tmp_path)
     with pytest.raises(UserError, match=r"2 of 3 shards are done; run the count step again"):
-        check_finished(tmp_path)
+        check_finished(tmp_path, PLAN.step)
     (tmp_path / "shards" / ".00002.partial").mkdir()  # what a killed worker leaves
     begin(tmp_path, PLAN)
     run_shards(Count(tmp_path), PLAN, tmp_path, Launch(workers=workers))
     assert items(tmp_path) == [0, 1, 2, 3, 4]
     assert read_rejects(tmp_path, 1) == [Reject("1", "count", "odd")]
-    assert check_finished(tmp_path) == PLAN
+    assert check_finished(tmp_path, PLAN.step) == PLAN
     run_shards(Count(tmp_path), PLAN, tmp_path)
     assert (tmp_path / "calls").read_text().split() == ["0", "1", "2"]
 
@@ -70,7 +70,10 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_kind_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the output of a data generation step"):
-        check_finished(tmp_path)
+        check_finished(tmp_path, "render")
+    begin(tmp_path, replace(PLAN, step="caption"))
+    with pytest.raises(UserError, match="the output of the caption step, where that of the render step is needed"):
+        check_finished(tmp_path, "render", "pairs")
 
 
 def test_what_differs_is_said_once_and_in_words() -> None:

@@ -32,3 +32,17 @@ def test_bad_input(tmp_path: Path) -> None:
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
     assert run_here("eval/compare.py", tmp_path, "--by", "x").returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    scores = "image,p_fake,label\n0.png,0.1,real\n1.png,0.9,generated\n"
+    files = [tmp_path / folder / "scores.csv" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(scores)
+    done = run_here("eval/compare.py", *files, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "out" / "compare.json").read_text())["runs"]) == {"one/scores.csv", "two/scores.csv"}
+    twice = run_here("eval/compare.py", files[0], files[0], "--out", tmp_path / "out")
+    assert twice.returncode == 1
+    assert "give each only once" in twice.stderr

@@ -117,6 +117,12 @@ def test_a_bad_csv_is_one_clear_line(tmp_path: Path, content: str, says: str) ->
     assert says in done.stderr
 
 
+def test_one_folder_is_not_given_for_both(tmp_path: Path) -> None:
+    done = run_here(PROGRAM, tmp_path, tmp_path, "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "given for the photos and for the twins" in done.stderr
+
+
 def test_prompts_make_an_image_dataset_without_pairs(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(8):

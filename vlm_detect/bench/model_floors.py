@@ -9,6 +9,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from vlm_detect.bench.items import Benchmark
+from vlm_detect.bench.progress import Progress
 from vlm_detect.bench.respondents import Answer
 from vlm_detect.bench.score import item_image
 from vlm_detect.bench.summary import summarise
@@ -17,14 +18,20 @@ from vlm_detect.records import Item
 GREY = (128, 128, 128)
 
 
-def model_floors(benchmark: Benchmark, answer: Answer, *, seed: int = 0) -> dict[str, dict[str, float]]:
+def model_floors(
+    benchmark: Benchmark, answer: Answer, *, seed: int = 0, progress: Progress | None = None
+) -> dict[str, dict[str, float]]:
     """{"all" and each row of by_kind: {blank_image, other_image}}: accuracies by log-probability.
 
-    Both polarities and all rotations are asked, as of the images themselves.
+    Both polarities and all rotations are asked, as of the images themselves; `progress` counts the prompts of both.
     """
     floors: dict[str, dict[str, float]] = {}
     for name, image_of in (("blank_image", _blank), ("other_image", _others(benchmark, seed))):
-        results = [result for batch in answer(benchmark, image_of=image_of) for result in batch]
+        results = []
+        for batch in answer(benchmark, image_of=image_of):
+            results += batch
+            if progress:
+                progress.add(len(batch))
         summary = summarise([result for result in results if result.scoring == "logprob"], resamples=2)
         for row, figures in {"all": summary, **summary["by_kind"]}.items():
             floors.setdefault(row, {})[name] = float(figures["accuracy"] or 0.0)

@@ -79,6 +79,8 @@ def list_pairs(sources: Sequence[str], config: PairSetConfig) -> list[PairEntry]
 
 
 def _matched(reals: Path, twins: Path, config: PairSetConfig) -> list[PairEntry]:
+    if reals.resolve() == twins.resolve():
+        raise UserError(f"{reals}: given for the photos and for the twins; give two folders")
     by_name = {path.relative_to(twins).with_suffix("").as_posix(): path for path in find_images(twins)}
     named = [(path, by_name.get(path.relative_to(reals).with_suffix("").as_posix())) for path in find_images(reals)]
     entries = [

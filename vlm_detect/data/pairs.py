@@ -181,7 +181,8 @@ def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
         opened = load_dataset(str(path_or_id))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path_or_id}: cannot be opened as a dataset ({reason})") from error
+        here = "" if Path(path_or_id).exists() else "there is no such folder here; "
+        raise UserError(f"{path_or_id}: cannot be opened as a dataset ({here}{reason})") from error
     _kind_of(opened, path_or_id)
     return opened
 

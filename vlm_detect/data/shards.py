@@ -91,9 +91,11 @@ def read_plan(folder: Path) -> Plan:
         raise UserError(f"{folder}: not the output of a data generation step (no valid plan.json in it)") from error
 
 
-def check_finished(folder: Path) -> Plan:
-    """The plan of a step whose shards are all there; `UserError` where some are not."""
+def check_finished(folder: Path, *steps: str) -> Plan:
+    """The plan of one of `steps` whose shards are all there; `UserError` where some are not, or it is another step's."""
     plan = read_plan(folder)
+    if plan.step not in steps:
+        raise UserError(f"{folder}: the output of the {plan.step} step, where that of the {steps[0]} step is needed")
     done = sum(is_done(folder, shard) for shard in range(plan.shards))
     if done < plan.shards:
         raise UserError(
