@@ -42,7 +42,10 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
         file.write_text(scores)
     done = run_here("eval/compare.py", *files, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert set(json.loads((tmp_path / "out" / "compare.json").read_text())["runs"]) == {"one/scores.csv", "two/scores.csv"}
+    assert set(json.loads((tmp_path / "out" / "compare.json").read_text())["runs"]) == {
+        "one/scores.csv",
+        "two/scores.csv",
+    }
     twice = run_here("eval/compare.py", files[0], files[0], "--out", tmp_path / "out")
     assert twice.returncode == 1
     assert "give each only once" in twice.stderr

@@ -92,7 +92,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def check_finished(folder: Path, *steps: str) -> Plan:
-    """The plan of one of `steps` whose shards are all there; `UserError` where some are not, or it is another step's."""
+    """The plan of one of `steps`; `UserError` where it is another's, or not all of its shards are there."""
     plan = read_plan(folder)
     if plan.step not in steps:
         raise UserError(f"{folder}: the output of the {plan.step} step, where that of the {steps[0]} step is needed")
