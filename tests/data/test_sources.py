@@ -100,6 +100,18 @@ def test_tables_as_spreadsheets_and_editors_leave_them(tmp_path: Path) -> None:
         path.unlink()
 
 
+def test_other_metadata_are_another_list(tmp_path: Path) -> None:
+    """Captions that were mended between two calls must not be mixed with the old ones."""
+    write_photos(tmp_path, 2)
+    found = []
+    for caption in (None, "a cat", "a dog", "a dog"):
+        if caption:
+            (tmp_path / "metadata.csv").write_text(f"file_name,caption\nphoto00.png,{caption}\n")
+        found.append(open_source(str(tmp_path)).fingerprint)
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

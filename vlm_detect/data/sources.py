@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import glob
 import hashlib
 import json
@@ -53,7 +54,8 @@ class SourcePhoto:
 class Source(Protocol):
     """Photos in a fixed order. `fingerprint` changes when the list of photos does."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -120,9 +122,16 @@ class FileSource:
         if not paths:
             raise UserError(f"{named}: no images found there; give a folder, a glob, a list of paths or a dataset")
         self.paths = list(paths)
-        self.fingerprint = _digest(str(path) for path in paths)
         self._caption_column = caption_column
         self._metadata: dict[Path, dict[str, dict[str, Any]]] = {}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the paths and of what the metadata say: other captions are another list."""
+        told = (json.dumps(self._facts(path), sort_keys=True) for path in self.paths)
+        return _digest(
+            f"{path} {facts}" if facts != "{}" else str(path) for path, facts in zip(self.paths, told, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -97,13 +97,15 @@ def _from_files(folder: Path, max_images: int) -> Samples:
     order = sorted(range(len(entries)), key=lambda i: (_digest(groups[i]), entries[i].where))
     room = dict.fromkeys({entry.label for entry in entries}, 0)
     shares = _shares(Counter(entry.label for entry in entries), max_images)
-    samples, unread = [], Counter[str]()
+    chosen = []
     for i in order:
+        if room[entries[i].label] < shares[entries[i].label]:
+            room[entries[i].label] += 1
+            chosen.append(i)
+    samples, unread = [], Counter[str]()
+    source = FileSource([Path(entries[i].where) for i in chosen], named=str(folder))
+    for i, found in zip(chosen, source.read(0, len(chosen)), strict=True):
         entry = entries[i]
-        if room[entry.label] >= shares[entry.label]:
-            continue
-        room[entry.label] += 1
-        found = next(FileSource([Path(entry.where)], named=entry.where).read(0, 1))
         if isinstance(found, tuple):
             unread[entry.label] += 1
             continue
