@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     use_cpu_cores(data_options.cpu_threads)
     keep_freed_memory()
     logging.disable_progress_bar()  # of files that are written in a tenth of a second
-    check_choices(network)
+    check_choices(network, data_options)
     training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
 
     # The images, decoded once, and whether this run was begun or finished before.

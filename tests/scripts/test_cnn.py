@@ -174,6 +174,8 @@ def test_the_same_table_takes_a_cnn_and_the_benchmark_scores_it(undisturbed, hom
         (["--seeds", 1, 2], "--seeds: a CNN's run has one; repeat the command with --seed N"),
         (["--data", "nowhere"], "nowhere"),
         (["--test_data", "other:unseen"], "has no unseen split"),
+        (["--test_data", "x/other", "y/other"], "--test_data: other:test is given more than once"),
+        (["--limit", 0], "--limit 0: at least 1"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(arguments, reason):

@@ -81,6 +81,8 @@ def decode_split(
     if split not in opened or not len(opened[split]):
         raise UserError(f"{data} has no {split} split (it has {', '.join(opened)})")
     rows = undecoded(opened[split])
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: at least 1")
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     # the fingerprint of `datasets` follows from the dataset's files and what was done to their rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ class CnnData:
     validation: Shots
 
 
-def check_choices(network: NetworkOptions) -> None:
-    """UserError for a word that no flag knows; before any image is decoded."""
+def check_choices(network: NetworkOptions, data: CnnDataOptions) -> None:
+    """UserError for a word that no flag knows, or splits that would share a folder; before any image is decoded."""
     for flag, value, known in (
         ("arch", network.arch, list(ARCHITECTURES)),
         ("tune", network.tune, ["all", "head"]),
@@ -47,6 +48,11 @@ def check_choices(network: NetworkOptions) -> None:
         raise UserError("--arch frozen needs --weights: the id of a vision model, such as facebook/dinov2-small")
     if network.weights and not ARCHITECTURES[network.arch].backbone:
         raise UserError(f"--weights: {network.arch} has none to load; it learns from scratch")
+    names = Counter(f"{Path(folder).name}:{split}" for folder, split in splits_of(data))
+    if shared := [name for name, count in names.items() if count > 1]:
+        raise UserError(
+            f"--test_data: {', '.join(shared)} is given more than once, and scores are kept by name: rename a folder"
+        )
 
 
 def image_size(network: NetworkOptions, data: CnnDataOptions) -> int:
@@ -104,13 +110,20 @@ def place_for(shots: Shots, resident: bool | None, device: torch.device) -> torc
     return device if resident else torch.device("cpu")
 
 
-def scored_splits(data: CnnData, options: CnnDataOptions, config: CnnConfig) -> Iterator[tuple[str, str, Shots]]:
-    """(dataset, split, images): the validation split, and every `--test_data DATASET[:SPLIT]`."""
-    yield options.data, "validation", data.validation
+def splits_of(options: CnnDataOptions) -> Iterator[tuple[str, str]]:
+    """(dataset, split): the validation split, and every `--test_data DATASET[:SPLIT]`."""
+    yield options.data, "validation"
     for given in options.test_data:
         folder, _, split = (given, "", "") if Path(given).exists() else given.rpartition(":")
         folder, split = (folder, split) if folder else (split, "test")
-        split = split or "test"
+        yield folder, split or "test"
+
+
+def scored_splits(data: CnnData, options: CnnDataOptions, config: CnnConfig) -> Iterator[tuple[str, str, Shots]]:
+    """As `splits_of`, with the images."""
+    (own, validation), *tests = splits_of(options)
+    yield own, validation, data.validation
+    for folder, split in tests:
         size, fit = config.image_size, _fit(config.fit)
         yield folder, split, decode_split(folder, split, size=size, fit=fit, cache=options.pixels_dir)
 
