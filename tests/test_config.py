@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -117,6 +118,11 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (None, 0, ""),
         (UserError("value 3,\n limit 2: remedy"), 1, "error: value 3, limit 2: remedy\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
+        (
+            OSError(errno.ENOSPC, "No space left", "out/x"),
+            1,
+            "error: out/x: No space left; make room there, or give another place\n",
+        ),
     ],
 )
 def test_programs_end_with_a_status_and_one_line(raised, status, line, capsys) -> None:

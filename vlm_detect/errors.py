@@ -6,11 +6,16 @@ A `UserError` says in one line what was given, what the limit is and what to do.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+# Of a place that may not be read or written, or has no room: not for a traceback.
+_OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_OF_PLACES |= {errno.ENOSPC, errno.EDQUOT}
 
 
 class UserError(Exception):
@@ -36,6 +41,12 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:
         if debug or not _reader_has_gone():
             raise
+        status = 1
+    except OSError as error:
+        if debug or error.errno not in _OF_PLACES:
+            raise
+        place = error.filename or "what was being written"
+        print(f"error: {place}: {error.strerror}; make room there, or give another place", file=sys.stderr)
         status = 1
     if status == 0:
         _leave_process_group()

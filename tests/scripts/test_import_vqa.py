@@ -110,6 +110,7 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
     says = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "This is a real image."}]
     fine = {"image": "a.jpg", "label": 1, "cate": "human", "conversations": says}
     rows = [{**fine, "label": 0}, {**fine, "image": "none.jpg"}, {**fine, "label": 7}, {"image": "a.jpg"}, "x", fine]
+    rows.append({**fine, "conversations": [says[0], {"from": "gpt", "value": None}]})
     out, refused = convert(tmp_path, "fakeclue", rows)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     listed = ("its text the opposite", "none.jpg is not under", "neither 0 nor 1", "row 3: no 'conversations'")
@@ -117,7 +118,7 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
         assert part in refused.stderr, part
     assert not out.exists()
     out, done = convert(tmp_path, "fakeclue", rows, "--skip_bad", "true")
-    assert "5 bad" in done.stdout
+    assert "6 bad" in done.stdout
     assert len(load_benchmark(out).items) == 2
 
 

@@ -56,7 +56,7 @@ def import_rows(
                 items.append({**item, key: found if key == "images" else found[0]})
         except LeftOut as reason:
             left_out[str(reason)] += 1
-        except (ValueError, KeyError, TypeError, IndexError) as problem:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
             what = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
             problems.append(f"row {number}: {what}")
     return items, left_out, problems
