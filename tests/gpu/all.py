@@ -8,9 +8,12 @@ What a program had written when it failed or ran out of its time stays; the exit
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +26,7 @@ PROGRAMS = {  # name: arguments of python, and the seconds that it may take
     "training": (["tests/gpu/training.py"], 420),
     "training_tinyllava": (["tests/gpu/training.py", "--family", "tinyllava"], 150),
     "scoring": (["tests/gpu/scoring.py"], 240),
-    "rendering": (["tests/gpu/rendering.py"], 480),
+    "rendering": (["tests/gpu/rendering.py"], 900),
     "cnn": (["tests/gpu/cnn.py"], 900),
     "nano": (["tests/gpu/nano.py"], 1500),
 }
@@ -45,14 +48,23 @@ def main(argv: list[str]) -> None:
         command = [sys.executable, *arguments, "--out", str(Path(config.out).absolute() / f"{name}.json")]
         print(f"== {' '.join(command[1:])}", flush=True)
         started = time.perf_counter()
-        try:
-            status = subprocess.run(command, cwd=HERE.parents[1], timeout=limit_s).returncode
-        except subprocess.TimeoutExpired:
-            status = f"more than {limit_s} s"
+        status = status_of(command, limit_s)
         print(f"== {name}: {time.perf_counter() - started:.0f} s, exit {status}", flush=True)
         failed += [name] if status != 0 else []
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
+
+
+def status_of(command: list[str], limit_s: float) -> int | str:
+    """The exit status of `command`, or that it ran out of time; the processes that it started end with it."""
+    with subprocess.Popen(command, cwd=HERE.parents[1], start_new_session=True) as process:
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return f"more than {limit_s} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measuring import Machine
+from measuring import Machine, Parts
 
 from tests.baselines.toys import save_images
 from vlm_detect.config import REPOSITORY, parse_config, write_json
@@ -40,14 +40,17 @@ def main(argv: list[str]) -> None:
     (machine,) = parse_config([CnnMachine], argv, doc=__doc__)
     machine.check()
     records: list[dict[str, Any]] = []
+    parts = Parts()
     with tempfile.TemporaryDirectory() as temporary:
         data = dataset(machine, Path(temporary))
         for arch in machine.archs if machine.size == "full" else ["mai"]:
             epochs = machine.epochs if arch == "resnet18" else max(1, machine.epochs // 3)
-            records.append(train(machine, arch, epochs, data, Path(temporary)))
-            print(f"{arch}: {records[-1]['accuracy']:.4f} in {records[-1]['seconds']} s", flush=True)
-            if machine.out:  # after each: what was measured stays when the time runs out
-                write_json(machine.out, records)
+            with parts.part(arch):
+                records.append(train(machine, arch, epochs, data, Path(temporary)))
+                print(f"{arch}: {records[-1]['accuracy']:.4f} in {records[-1]['seconds']} s", flush=True)
+                if machine.out:  # after each: what was measured stays when the time runs out
+                    write_json(machine.out, records)
+    parts.check()
 
 
 def dataset(machine: CnnMachine, folder: Path) -> str:

@@ -10,7 +10,9 @@ import operator
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, PhiConfig, SiglipVisionConfig
 
@@ -156,8 +159,12 @@ def hottest(work: Callable[[], Any], machine: Machine, count: int = 10) -> list[
     with profile(activities=kinds) as profiled:
         work()
         synchronise(machine)
-    time_of = operator.attrgetter("self_device_time_total" if machine.device == "cuda" else "self_cpu_time_total")
-    events = sorted(profiled.key_averages(), key=time_of, reverse=True)
+    if machine.device == "cuda":  # an operator's entry repeats the time of the kernels that it launched
+        time_of = operator.attrgetter("self_device_time_total")
+        found = [e for e in profiled.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    else:
+        time_of, found = operator.attrgetter("self_cpu_time_total"), list(profiled.key_averages())
+    events = sorted(found, key=time_of, reverse=True)
     total = sum(map(time_of, events))
     return [{"name": e.key[:100], "share": round(time_of(e) / total, 4), "calls": e.count} for e in events[:count]]
 
@@ -183,6 +190,27 @@ def matmul_ceiling(machine: Machine) -> float:
             a @ b
 
     return 10 * 2 * side**3 / seconds_of(several, machine)
+
+
+class Parts:
+    """The parts of a program, of which one that fails does not take the others along: `with parts.part(name)`."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        # Whatever it was, such as memory that this card has not: it is shown, told at the end, and the next part runs.
+        except Exception:
+            traceback.print_exc()
+            self.failed.append(name)
+
+    def check(self) -> None:
+        """`UserError` that names the parts that failed."""
+        if self.failed:
+            raise UserError(f"failed, see above: {', '.join(self.failed)}")
 
 
 def record(machine: Machine, program: str, argv: list[str], **figures: Any) -> dict[str, Any]:

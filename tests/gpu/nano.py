@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from measuring import Machine, record, write
+from measuring import Machine, Parts, record, write
 
 from tests.baselines.toys import save_images
 from vlm_detect.config import REPOSITORY, parse_config
@@ -57,16 +57,19 @@ def main(argv: list[str]) -> None:
         made = save_images(Path(machine.folder) / "images", n=1200)
         machine = replace(machine, data=str(made), photos=str(made / "data"))
     records: list[dict[str, Any]] = []
+    parts = Parts()
     for part in machine.parts:
         run = Path(machine.folder) / part
         command = finetuning(machine, part, run) if part.startswith("lora") else pretraining(machine, part, run)
         started = time.perf_counter()
-        if subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY).returncode:
-            raise UserError(f"{part}: failed, see above")
-        figures = {"part": part, "wall_seconds": round(time.perf_counter() - started, 1), "figures": found(part, run)}
-        records.append(record(machine, "nano", argv, **figures, ran=" ".join(["python", *map(str, command)])))
-        print(f"{part}: {figures['wall_seconds']} s", flush=True)
-        write(machine, records)  # after each: what was measured outlives a run that is cut off
+        with parts.part(part):
+            subprocess.run([sys.executable, *map(str, command)], cwd=REPOSITORY, check=True)
+            wall = round(time.perf_counter() - started, 1)
+            figures = {"part": part, "wall_seconds": wall, "figures": found(part, run)}
+            records.append(record(machine, "nano", argv, **figures, ran=" ".join(["python", *map(str, command)])))
+            print(f"{part}: {wall} s", flush=True)
+            write(machine, records)  # after each: what was measured outlives a run that is cut off
+    parts.check()
 
 
 def pretraining(machine: Nano, part: str, run: Path) -> list[Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Machine, noise, record, write
+from measuring import Machine, Parts, noise, record, write
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.utils import is_flash_attn_2_available
@@ -45,27 +45,33 @@ def main(argv: list[str]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     records: list[dict[str, Any]] = []
-    for name, difference, limit in checks(machine):
-        print(f"{'ok ' if difference <= limit else 'BAD'} {name}: {difference:.2e} (limit {limit:.0e})")
-        figures = {"check": name, "difference": difference, "limit": limit}
-        records.append(record(machine, "parity", argv, **figures))
-        write(machine, records)
+    parts = Parts()
+    for part, checks in parts_of(machine).items():
+        with parts.part(part):
+            for name, difference, limit in checks:
+                print(f"{'ok ' if difference <= limit else 'BAD'} {name}: {difference:.2e} (limit {limit:.0e})")
+                figures = {"check": name, "difference": difference, "limit": limit}
+                records.append(record(machine, "parity", argv, **figures))
+                write(machine, records)
+    parts.check()
     if bad := [figures["check"] for figures in records if not figures["difference"] <= figures["limit"]]:
         raise UserError(f"{len(bad)} of {len(records)} checks are beyond their limit: {', '.join(bad)}")
 
 
-def checks(machine: Machine) -> Iterator[Check]:
-    yield from golden(machine)
-    yield from compiled(machine)
-    yield from fast_paths(machine)
-    if machine.device == "cuda":
-        yield from quantised(machine)
+def parts_of(machine: Machine) -> dict[str, Iterator[Check]]:
+    parts = {
+        f"golden, {dtype}, {attention}": golden(machine, dtype, attention)
+        for dtype in (torch.float32, torch.bfloat16)
+        for attention in attentions(machine, dtype)
+    }
+    parts |= {"compiled": compiled(machine), "fast paths": fast_paths(machine)}
+    return parts | ({"quantised": quantised(machine)} if machine.device == "cuda" else {})
 
 
 # The official code's outputs
 
 
-def golden(machine: Machine) -> Iterator[Check]:
+def golden(machine: Machine, dtype: torch.dtype, attention: str) -> Iterator[Check]:
     meta = json.loads((GOLDEN / "meta.json").read_text())
     outputs = load_file(GOLDEN / "outputs.safetensors", device=machine.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +79,9 @@ def golden(machine: Machine) -> Iterator[Check]:
         shutil.copy(GOLDEN / "weights.safetensors", Path(folder, "model.safetensors"))
         model = MoondreamForConditionalGeneration.from_pretrained(folder).to(machine.device).eval()
         processor = MoondreamProcessor.from_pretrained(folder)
+    model.set_attn_implementation(attention)
 
-    def logits_difference(dtype: torch.dtype) -> float:
+    def logits_difference() -> float:
         worst = 0.0
         for name in PICTURES:
             ids = meta["images"][name]["query_prompt_ids"]
@@ -95,15 +102,13 @@ def golden(machine: Machine) -> Iterator[Check]:
             wrong += ids.tolist() != expected["query_greedy_ids"]
         return wrong
 
-    for attention in attentions(machine, torch.float32):
-        model.set_attn_implementation(attention)
-        yield f"golden logits, float32, {attention}", logits_difference(torch.float32), 1e-3
-        if attention != "flex_attention":  # which compiles anew for each length
-            yield f"golden greedy ids, float32, {attention}: wrong sequences", float(wrong_ids()), 0.0
-    for attention in attentions(machine, torch.bfloat16):
-        model.set_attn_implementation(attention)
+    if dtype == torch.bfloat16:
         # The golden logits are of the order of 3; bfloat16 keeps eight bits.
-        yield f"golden logits, bfloat16, {attention}", logits_difference(torch.bfloat16), 1e-1
+        yield f"golden logits, bfloat16, {attention}", logits_difference(), 1e-1
+        return
+    yield f"golden logits, float32, {attention}", logits_difference(), 1e-3
+    if attention != "flex_attention":  # which compiles anew for each length
+        yield f"golden greedy ids, float32, {attention}: wrong sequences", float(wrong_ids()), 0.0
 
 
 def attentions(machine: Machine, dtype: torch.dtype) -> list[str]:

@@ -26,7 +26,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from measuring import Machine, matmul_ceiling, peak_gb, record, reset_peak, synchronise, write
+from measuring import Machine, Parts, matmul_ceiling, peak_gb, record, reset_peak, synchronise, write
 from render import Job, Work, flops_of  # tests/bench
 from transformers import (
     CLIPTextConfig,
@@ -66,19 +66,27 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = random_pipeline(machine)
         bench = Bench(machine, Path(folder), pipeline, ceiling, argv, records)
+        parts = Parts()
         if "shard" in machine.ways:
-            bench.run("caption", sampling)
+            with parts.part("shard"):
+                bench.run("caption", sampling)
         if "turbo" in machine.ways:
-            bench.run("turbo", replace(sampling, steps=4, guidance=1.0))
+            with parts.part("turbo"):
+                bench.run("turbo", replace(sampling, steps=4, guidance=1.0))
         if "vae" in machine.ways:
-            bench.run("vae", sampling, kind="vae")
+            with parts.part("vae"):
+                bench.run("vae", sampling, kind="vae")
         if "24gb" in machine.ways:
-            bench.run("24gb", replace(sampling, offload="stages"), limit_gb=24)
+            with parts.part("24gb"):
+                bench.run("24gb", replace(sampling, offload="stages"), limit_gb=24)
         if "compile" in machine.ways and machine.device == "cuda":
-            bench.run("compile", replace(sampling, compile=True), against_plain=False)
+            with parts.part("compile"):
+                bench.run("compile", replace(sampling, compile=True), against_plain=False)
         if "nf4" in machine.ways and machine.device == "cuda":
-            pipeline.transformer = four_bits(pipeline.transformer, Path(folder) / "transformer")
-            bench.run("nf4", sampling, against_plain=False)
+            with parts.part("nf4"):
+                pipeline.transformer = four_bits(pipeline.transformer, Path(folder) / "transformer")
+                bench.run("nf4", sampling, against_plain=False)
+        parts.check()
 
 
 class Bench:
@@ -143,12 +151,13 @@ class Bench:
             self.folder / f"plain-{sampling.steps}-{kind}-{offload}", renderer, machine.plain_images, 1, machine.side
         )
         way = job.plain_vae if kind == "vae" else job.plain_loop
-        way(1)
-        seconds = seconds_once(way, machine) / machine.plain_images
-        if offload and machine.device == "cuda":
-            self.pipeline.remove_all_hooks()
-            self.pipeline.to("cpu")
-        return seconds
+        try:
+            way(1)
+            return seconds_once(way, machine) / machine.plain_images
+        finally:
+            if offload and machine.device == "cuda":
+                self.pipeline.remove_all_hooks()
+                self.pipeline.to("cpu")
 
     def _flops(self, sampling: Sampling) -> float:
         """Of the denoiser for an image, counted on meta tensors."""

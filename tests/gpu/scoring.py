@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measuring import Machine, hottest, noise, peak_gb, random_moondream, record, reset_peak, seconds_of, write
+from measuring import Machine, Parts, hottest, noise, peak_gb, random_moondream, record, reset_peak, seconds_of, write
 from PIL import Image
 
 from vlm_detect.config import parse_config
@@ -42,23 +42,26 @@ def main(argv: list[str]) -> None:
     small = machine.size == "small"
     vlm = random_moondream(machine)
     records: list[dict[str, Any]] = []
+    parts = Parts()
     count, plain_count = (4, 2) if small else (machine.images, machine.plain_images)
     images = [noise(32 if small else machine.side, seed) for seed in range(count)]
     for bench, ours, plain, per_image, unit in (
         ("benchmark", score, ask_one_by_one, 6, "questions_per_s"),
         ("captions", caption, caption_one_by_one, 1, "captions_per_s"),
     ):
-        reset_peak(machine)
-        seconds = seconds_of(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
-        peak = peak_gb(machine)
-        plain_seconds = seconds_of(lambda run=plain: run(vlm, images[:plain_count]), machine)  # type: ignore[misc]
-        rate, plain_rate = per_image * count / seconds, per_image * plain_count / plain_seconds
-        figures = {"bench": bench, unit: round(rate, 2), f"plain_{unit}": round(plain_rate, 3), "peak_gb": peak}
-        about = {"ratio": round(rate / plain_rate, 2), "images": count}
-        where = hottest(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
-        records.append(record(machine, "scoring", argv, **figures, **about, hottest=where))
-        print(f"{bench}: {figures}, {rate / plain_rate:.1f}x of one by one")
-        write(machine, records)
+        with parts.part(bench):
+            reset_peak(machine)
+            seconds = seconds_of(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
+            peak = peak_gb(machine)
+            plain_seconds = seconds_of(lambda run=plain: run(vlm, images[:plain_count]), machine)  # type: ignore[misc]
+            rate, plain_rate = per_image * count / seconds, per_image * plain_count / plain_seconds
+            figures = {"bench": bench, unit: round(rate, 2), f"plain_{unit}": round(plain_rate, 3), "peak_gb": peak}
+            about = {"ratio": round(rate / plain_rate, 2), "images": count}
+            where = hottest(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
+            records.append(record(machine, "scoring", argv, **figures, **about, hottest=where))
+            print(f"{bench}: {figures}, {rate / plain_rate:.1f}x of one by one")
+            write(machine, records)
+    parts.check()
 
 
 def prompts_of(vlm: MoondreamVLM) -> list[str]:

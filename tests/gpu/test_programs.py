@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+
+from vlm_detect.errors import UserError
 
 HERE = Path(__file__).parent
 
@@ -17,9 +22,10 @@ HERE = Path(__file__).parent
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(HERE / f"{program}.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1700, env=environment)
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("program", "records"),
     [
@@ -50,7 +56,55 @@ def test_without_cuda_the_line_says_so() -> None:
     assert "no CUDA device" in done.stderr.splitlines()[-1]
 
 
+def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
+    """Else a training whose time is up would go on beside the programs that are timed after it."""
+    status_of = runpy.run_path(str(HERE / "all.py"))["status_of"]
+    mark = tmp_path / "child"
+    child = f"import os, time; open({str(mark)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(600)"
+    wait = (
+        f"import os, time\nwhile not (os.path.exists({str(mark)!r}) and open({str(mark)!r}).read()): time.sleep(0.01)"
+    )
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])\n{wait}"
+    assert status_of([sys.executable, "-c", program], 300) == 0
+    child_id, deadline = int(mark.read_text()), time.monotonic() + 60
+    while _running(child_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert status_of([sys.executable, "-c", "import time; time.sleep(600)"], 0.1) == "more than 0.1 s"
+
+
+def _running(process_id: int) -> bool:
+    """What has ended and nobody has waited for yet does not run."""
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_part_that_fails_does_not_take_the_others_along(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = runpy.run_path(str(HERE / "measuring.py"))["Parts"]()
+    for name in ("one", "two", "three"):
+        with parts.part(name):
+            if name == "two":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            print(name)
+    out, err = capsys.readouterr()
+    assert out == "one\nthree\n"
+    assert "CUDA out of memory" in err
+    with pytest.raises(UserError, match=r"failed, see above: two$"):
+        parts.check()
+
+
 @pytest.mark.gpu
-def test_every_program_on_the_gpu(tmp_path: Path) -> None:
-    done = run("all", "--out", str(tmp_path))
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "program", ["parity", "training", "training --family tinyllava", "scoring", "rendering", "cnn", "nano"]
+)
+def test_small_size_on_the_gpu(program: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    name, *options = program.split()
+    options += ["--folder", str(tmp_path / "runs")] if name == "nano" else []
+    done = run(name, *options, "--size", "small", "--repeats", "1", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(out.read_text())

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from measuring import (
     Machine,
+    Parts,
     hottest,
     matmul_ceiling,
     noise,
@@ -103,21 +104,26 @@ def main(argv: list[str]) -> None:
     print(f"{machine.name}: matmul {ceiling / 1e12:.1f} TFLOP/s in {machine.dtype}")
     records: list[dict[str, Any]] = []
     plain: dict[str, float] | None = None
+    parts = Parts()
     for setting in FAMILIES[machine.family][1]:
         if machine.device == "cpu" and (setting.compiled or setting.nf4):
             continue  # inductor and bitsandbytes are tested on the CPU elsewhere (tests/models/test_moondream_tuning)
-        figures = measure(setting, machine, ceiling)
-        plain = plain or figures
-        figures["images_ratio"] = figures["images_per_s"] / plain["images_per_s"]
-        figures["questions_ratio"] = figures["questions_per_s"] / plain["questions_per_s"]
-        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
-        about = {"family": machine.family, "setting": vars(setting)}
-        records.append(record(machine, "training", argv, **about, **rounded))
-        print(f"{setting}\n    { {name: value for name, value in rounded.items() if name != 'hottest'} }")
-        write(machine, records)  # after each: what was measured outlives a run that is cut off
+        with parts.part(str(setting)):
+            figures = measure(setting, machine, ceiling)
+            plain = figures if setting.plain else plain
+            if plain:
+                figures["images_ratio"] = figures["images_per_s"] / plain["images_per_s"]
+                figures["questions_ratio"] = figures["questions_per_s"] / plain["questions_per_s"]
+            rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+            about = {"family": machine.family, "setting": vars(setting)}
+            records.append(record(machine, "training", argv, **about, **rounded))
+            print(f"{setting}\n    { {name: value for name, value in rounded.items() if name != 'hottest'} }")
+            write(machine, records)  # after each: what was measured outlives a run that is cut off
+    parts.check()
 
 
 def measure(setting: Setting, machine: Training, ceiling: float) -> dict[str, Any]:
+    torch.compiler.reset()  # what was compiled before holds its model
     gc.collect()
     reset_peak(machine)
     vlm: VLM = FAMILIES[machine.family][0](machine)
