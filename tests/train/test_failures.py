@@ -6,6 +6,7 @@ import errno
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -23,14 +24,15 @@ from vlm_detect.train.program import publish
 from vlm_detect.train.run_directory import RunDirectory, last_checkpoint
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import train_language_model
+from vlm_detect.train.validation import SCORES, ValidationSet, scores_of
 
 
-def make_trainer(folder, **changes):
+def make_trainer(folder, validation=None, **changes):
     vlm = tiny_vlm()
     add_lora(vlm, LoraOptions())
     settings = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
     settings |= {"load_best_model_at_end": False, "max_steps": 6, "report_to": "none", "use_cpu": True}
-    return DetectorTrainer(vlm, TrainOptions(output_dir=str(folder), **settings | changes), units())
+    return DetectorTrainer(vlm, TrainOptions(output_dir=str(folder), **settings | changes), units(), validation)
 
 
 def units():
@@ -130,6 +132,32 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     make_trainer(tmp_path).train(resume_from_checkpoint=last_checkpoint(tmp_path))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+
+
+def test_early_stopping_resumed_has_no_more_patience_than_it_had(tmp_path, monkeypatch):
+    def trainer():
+        flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+        flags |= {"early_stopping_patience": 3, "max_steps": 8}
+        made = make_trainer(tmp_path, ValidationSet.of(toy_pairs(2)), **flags)
+
+        def worse(**options):
+            scores = dict.fromkeys(SCORES, 1 / made.state.global_step)
+            return made.publish_scores(scores, 1, 0.0, "eval")
+
+        monkeypatch.setattr(made, "evaluate", worse)
+        return made
+
+    fails_at(4, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        trainer().train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert resumed.state.global_step == 4
+
+
+def test_scores_that_are_no_numbers_end_in_one_line():
+    with pytest.raises(UserError, match=r"1 of 3 validation images .* diverged"):
+        scores_of(np.array([0.5, np.nan, -1.0]), np.array([True, True, False]))
 
 
 def test_one_process_alone_writes_a_checkpoint(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.factories import tiny_vlm
 from tests.train.toys import toy_pairs
@@ -56,6 +57,34 @@ def test_a_second_build_reads_and_a_stopped_one_goes_on(vlm, units, tmp_path, mo
     Features.build(vlm, units.images, tmp_path)
     Features.build(vlm, units.images, tmp_path)
     assert written == ["features-00001.safetensors"]
+
+
+def test_two_runs_may_make_the_same_cache_at_once(vlm, units, tmp_path, monkeypatch):
+    save, reentered = features_module.save_file, []
+
+    def save_while_another_run_does(tensors, path):
+        if not reentered:
+            reentered.append(path)
+            Features.build(vlm, units.images, tmp_path)
+        save(tensors, path)
+
+    monkeypatch.setattr(features_module, "save_file", save_while_another_run_does)
+    features = Features.build(vlm, units.images, tmp_path)
+    assert reentered
+    assert sorted(file.name for file in features.folder.iterdir()) == [
+        f"features-0000{i}.safetensors" for i in range(3)
+    ]
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(vlm, units, tmp_path, monkeypatch):
+    def no_space(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(features_module, "save_file", no_space)
+    with pytest.raises(UserError, match=r"no space is left on the disk .* --features_dir"):
+        Features.build(vlm, units.images, tmp_path)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 def test_processes_share_the_work(vlm, units, tmp_path):

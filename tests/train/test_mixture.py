@@ -37,6 +37,17 @@ def test_weights_hold_in_an_epoch_and_the_next_goes_on():
     assert of_first <= {key for keys in epochs for key in keys}
 
 
+def test_no_image_of_an_image_dataset_is_left_out_and_a_second_pass_draws_anew():
+    images = Units(toy_images(["real", "generated"] * 6, 9), QuestionOptions())
+    mixture = Mixture([Units(toy_pairs(6), QuestionOptions()), images], [3, 1])
+    assert mixture.quotas == [9, 3]
+    own = {images[0, i][1].image.key for i in range(6)}
+    assert own <= {key for epoch in range(2) for key in drawn(mixture, epoch)}
+    asked = [[example.questions for i in range(6) for example in mixture.parts[0][passes, i]] for passes in (0, 1)]
+    again = [example.questions for i in range(6, 9) for example in mixture[0, i]]
+    assert again == asked[1][:6] != asked[0][:6]
+
+
 def test_images_are_those_of_all_parts():
     first, second = parts()
     mixture = Mixture([first, second])

@@ -42,19 +42,20 @@ def open_splits(data: str, limit: int | None = None, validation: str | None = No
     Raises:
         UserError: for a dataset of another shape, a missing split, or a training split without both classes.
     """
-    scored = _split(open_dataset(validation), "validation", validation) if validation else None
+    if validation:
+        return open_training(data, limit), _split(open_dataset(validation), "validation", validation)
     if is_conversations(data):
-        rows, problems = read_conversations(data)
-        if problems:
-            print(f"{data}: {len(problems)} of {len(rows) + len(problems)} conversations are left out ({problems[0]})")
-        train, held_back = (rows, scored) if scored is not None else split(rows)
-        return train.select(range(min(limit or len(train), len(train)))), held_back
+        train, held_back = split(_conversations(data))
+        return _first(train, limit), held_back
     opened = open_dataset(data)
-    train = _split(opened, "train", data)
-    if limit is not None:
-        train = train.select(range(min(limit, len(train))))
-    _check_labels(train, data)
-    return train, scored if scored is not None else _split(opened, "validation", data)
+    return _training(opened, data, limit), _split(opened, "validation", data)
+
+
+def open_training(data: str, limit: int | None = None) -> Dataset:
+    """The training split (its first `limit` rows) where nothing else is needed of it: of conversations all."""
+    if is_conversations(data):
+        return _first(_conversations(data), limit)
+    return _training(open_dataset(data), data, limit)
 
 
 def data_hashes(data: str) -> dict[str, str]:
@@ -63,6 +64,23 @@ def data_hashes(data: str) -> dict[str, str]:
     if is_conversations(data):
         return {folder.name: file_sha256(folder)}
     return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def _conversations(data: str) -> Dataset:
+    rows, problems = read_conversations(data)
+    if problems:
+        print(f"{data}: {len(problems)} of {len(rows) + len(problems)} conversations are left out ({problems[0]})")
+    return rows
+
+
+def _training(opened: DatasetDict, data: str, limit: int | None) -> Dataset:
+    train = _first(_split(opened, "train", data), limit)
+    _check_labels(train, data)
+    return train
+
+
+def _first(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
 def _split(opened: DatasetDict, name: str, data: str) -> Dataset:

@@ -158,6 +158,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
 
+_KEPT_ORDERS = 24
+
 _Members = list[tuple[StoredImage, Subject]]
 
 
@@ -224,9 +226,9 @@ class _ImageUnits:
         return image, Subject(label=label, generator=generator, caption=caption, size=image.size)
 
     def _drawn(self, label: Label, epoch: int) -> list[int]:
-        """The class's rows in an order of this epoch's own."""
+        """The class's rows in an order of this epoch's own; those of the last few stay (a mixture reads several)."""
         if (label, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[1] == epoch}
+            self._orders = dict(list(self._orders.items())[1 - _KEPT_ORDERS :])
             order = list(self.by_label[label])
             random.Random(f"class:{self.seed}:{epoch}:{label}").shuffle(order)
             self._orders[label, epoch] = order

@@ -34,7 +34,7 @@ def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> I
                 f"--per_device_train_batch_size below {args.per_device_train_batch_size} and as many more "
                 f"--gradient_accumulation_steps{remedies}; {left}"
             ) from error
-        if _is_full_disk(error):
+        if is_full_disk(error):
             raise UserError(
                 f"no space is left on the disk of {folder} (step {trainer.state.global_step}): free some and run "
                 f"the same command again; {left}"
@@ -59,7 +59,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _is_full_disk(error: Exception) -> bool:
+def is_full_disk(error: Exception) -> bool:
     """Besides OSError: safetensors and torch's zip writer pass the system's words on in errors of their own."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return True

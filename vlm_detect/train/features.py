@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
+from vlm_detect.train.failures import is_full_disk
 from vlm_detect.train.images import StoredImage
 from vlm_detect.train.lora import is_vision
 
@@ -101,9 +103,19 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
         for start in range(0, len(images), _BATCH)
     ]
     vlm.model.train(training)
-    partial = path.with_suffix(".partial")
-    save_file({"image_embeds": torch.cat(embeds)}, partial)
-    partial.rename(path)
+    partial = path.with_suffix(f".{uuid4().hex}.partial")  # of this run alone: another may make the same cache
+    try:
+        save_file({"image_embeds": torch.cat(embeds)}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        if not is_full_disk(error):
+            raise
+        raise UserError(
+            f"no space is left on the disk of {path.parent}: free some and run the same command again, which goes on "
+            "from here, or name another --features_dir"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _fingerprint(vlm: VLM, keys: Sequence[str]) -> str:

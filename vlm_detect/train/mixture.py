@@ -3,7 +3,8 @@
     mixture = Mixture([units_a, units_b], weights=[2, 1])      # two thirds of an epoch's units from a, one from b
 
 An epoch has as many units as the datasets together. A dataset that gives fewer units than it has goes on in the next
-epoch where it stopped; one that gives more begins anew. Without weights every unit comes once an epoch.
+epoch where it stopped; one that gives more begins anew, with other draws. Without weights every unit comes once an
+epoch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Mixture(TorchDataset[list[Example]]):
         epoch, index = key
         for part, quota in zip(self.parts, self.quotas, strict=True):
             if index < quota:
-                return part[epoch, (epoch * quota + index) % len(part)]
+                passes, place = divmod(epoch * quota + index, len(part))
+                return part[passes, place]
             index -= quota
         raise IndexError(key)
 

@@ -22,7 +22,7 @@ from vlm_detect.train.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.command import Options
 from vlm_detect.train.curves import write_curves
-from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits
+from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits, open_training
 from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
 from vlm_detect.train.mixture import Mixture
@@ -78,7 +78,7 @@ def open_data(options: Options) -> TrainingData:
     views = options.data.cached_views if options.data.cache_features and options.data.augment else None
     parts = [rows]
     for other in options.data.mix:
-        parts.append(open_splits(other, options.data.limit, options.data.validation)[0])
+        parts.append(open_training(other, options.data.limit))
     units = [Units(part, options.questions, training.seed, options.data.augment, views) for part in parts]
     mixture = Mixture(units, options.data.weights) if len(units) > 1 else units[0]
     return TrainingData(name, parts, mixture, ValidationSet.of(validation_rows, options.data.validation_limit))

@@ -47,6 +47,7 @@ def recalibrate(
     for start in tqdm(range(0, len(images), _BATCH), desc="scoring", unit="batch", disable=None, leave=False):
         stop = min(start + _BATCH, len(images))
         odds += log_odds(engine, [images.images[i].open() for i in range(start, stop)])
+    scores = scores_of(np.array(odds), images.generated)
     calibration = fit(np.array(odds), images.generated, max_fpr)
     calibration.save(run)
-    return calibration, scores_of(np.array(odds), images.generated)
+    return calibration, scores

@@ -55,7 +55,7 @@ class RecipeTrainer(Trainer):
             self.remove_callback(callback)
         self.add_callback(progress)
         if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(Patience(args.early_stopping_patience))
         self.termination = SaveOnTermination()
         self.add_callback(self.termination)
 
@@ -100,6 +100,18 @@ class RecipeTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping that, resumed, has as much patience left as it had. (transformers counts anew.)"""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        for name, value in saved.get("attributes", {}).items():
+            setattr(self, name, value)
 
 
 class FollowEpochs(TrainerCallback):

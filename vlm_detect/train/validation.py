@@ -66,7 +66,15 @@ def scores_of(odds: np.ndarray, generated: np.ndarray) -> dict[str, float]:
 
     The score is the mean of AUROC and balanced accuracy. On a small or easy set many checkpoints reach the same: a
     thousandth of the log loss decides between them.
+
+    Raises:
+        UserError: where a score is no number, as those of weights that have diverged are.
     """
+    if lost := int((~np.isfinite(odds)).sum()):
+        raise UserError(
+            f"{lost} of {len(odds)} validation images have a score that is no number: the weights have diverged; try a "
+            "lower --learning_rate, or --bf16 in place of --fp16"
+        )
     auroc = float(roc_auc_score(generated, odds))
     balanced = float(balanced_accuracy_score(generated, odds > 0))
     log_loss = float(np.mean(np.logaddexp(0, np.where(generated, -odds, odds))))

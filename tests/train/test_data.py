@@ -1,0 +1,36 @@
+"""Which splits of a dataset a run opens: what is learned beside --data needs no validation split, and loses none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.train.toys import toy_images
+from vlm_detect.errors import UserError
+from vlm_detect.train.data import open_splits, open_training
+
+
+def test_a_training_split_is_enough_of_what_is_only_learned(tmp_path):
+    (tmp_path / "data").mkdir()
+    toy_images(["real", "generated"] * 2).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert len(open_training(str(tmp_path))) == 4
+    assert len(open_training(str(tmp_path), limit=3)) == 3
+    with pytest.raises(UserError, match="no validation split"):
+        open_splits(str(tmp_path))
+
+
+def test_of_conversations_that_are_only_learned_none_is_held_back(tmp_path):
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]
+    records = []
+    for i in range(10):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        generator = "natural" if i % 2 else "glide"
+        records.append({"image": f"{i}.png", "conversations": turns, "metadata": {"generator": generator}})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    assert len(open_training(str(tmp_path / "data.json"))) == 10
+    train, validation = open_splits(str(tmp_path / "data.json"))
+    assert (len(train), len(validation)) == (8, 2)
+    train, _ = open_splits(str(tmp_path / "data.json"), limit=5)
+    assert len(train) == 5
