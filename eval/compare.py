@@ -4,7 +4,8 @@
     python eval/compare.py runs/moondream_lora/eval other_detector.csv --benchmark data/vqa/benchmark.json
 
 A score file is a CSV with the columns image (its file name, with as many of its folders as tell it apart) and p_fake
-(0 to 1). Which items those are says --benchmark; without it, the CSV needs a column `label` (real or generated) and is compared with other CSVs only.
+(0 to 1). Which items those are says --benchmark; without it, the CSV needs a column `label` (real or generated) and is
+compared with other CSVs only.
 Out come compare.json and report.html: every figure with its interval, McNemar's test and the paired bootstrap of each
 run against the first, and the curves of eval/robustness.py where they lie beside a run's results.
 """
