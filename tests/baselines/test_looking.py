@@ -125,3 +125,6 @@ def test_view_shows_a_dataset_and_the_errors_of_a_run(run, tmp_path, capsys):
     assert text.index("P(generated) = 0.993") > 0
     with pytest.raises(UserError, match="has no split what"):
         cli.run(["view", data, "--split", "what", "--out", str(page)])
+    (tmp_path / "set").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="run this where that lies"):
+        cli.run(["view", str(results), "--out", str(page)])

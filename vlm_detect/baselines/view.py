@@ -67,6 +67,8 @@ def view_errors(folder: Path, out: Path, *, n: int) -> int:
     config = (read_run_json(folder) or {}).get("config", {})
     if not config.get("benchmark"):
         raise UserError(f"{folder}: its run.json names no benchmark or dataset to take the images from")
+    if not Path(config["benchmark"]).exists():
+        raise UserError(f"{folder}: was scored on {config['benchmark']}, which is not here; run this where that lies")
     benchmark = load_benchmark(config["benchmark"], split=config.get("split") or "test", skip_bad=True)
     items = {item.id: item for item in benchmark.items}
     results = read_results(folder / RESULTS)
