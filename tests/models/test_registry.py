@@ -44,7 +44,7 @@ def test_auto_is_the_largest_that_fits_and_nano_without_an_accelerator(monkeypat
         monkeypatch.setattr(registry, "free_accelerator_gb", lambda free_gb=free_gb: free_gb)
         assert resolve_id("auto").name == vlm
         assert resolve_id("auto", "renderer").name == renderer
-    assert "auto chose stabilityai/stable-diffusion-3.5-large" in capsys.readouterr().out
+    assert "auto chose stabilityai/stable-diffusion-3.5-large" in capsys.readouterr().err
 
 
 def test_hub_ids_are_pinned() -> None:
@@ -99,6 +99,16 @@ def test_an_adapter_of_another_model_is_refused(model_folder: Path, tmp_path: Pa
 def set_base(run: Path, name: str) -> None:
     config = json.loads((run / "adapter_config.json").read_text())
     (run / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_told_in_one_line(file: str, model_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    get_peft_model(tiny_moondream(), LoraConfig(r=2, target_modules=["fc1"])).save_pretrained(run)
+    set_base(run, str(model_folder))
+    (run / file).write_bytes((run / file).read_bytes()[:50])
+    with pytest.raises(UserError, match="damaged"):
+        load_vlm(str(run))
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_stopped_and_resumed_is_undisturbed(home, undisturbed, sent, status, las
         (["--data", "other_columns"], 1, "text"),
         (["--model", "nowhere/else"], 1, "nowhere/else"),
         (["--lora_targets", "brain"], 1, "brain"),
+        (["--resume_from_checkpoint", "nowhere"], 1, "--resume_from_checkpoint nowhere: no whole checkpoint"),
     ],
 )
 def test_what_it_cannot_use(home, undisturbed, monkeypatch, capsys, arguments, status, message):

@@ -101,6 +101,18 @@ def test_other_settings_begin_anew_where_nothing_was_learned_yet(tmp_path):
         RunDirectory.open(tmp_path, [LoraOptions(lora_r=4)], model="nano")
 
 
+def test_a_run_goes_on_with_as_many_processes_as_it_was_begun_with(tmp_path):
+    """With others a step has other units: those of an epoch would be passed over, or come again."""
+    RunDirectory.open(tmp_path, [LoraOptions()], processes=2).write("running")
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert RunDirectory.open(tmp_path, [LoraOptions()], processes=2).checkpoint
+    with pytest.raises(UserError, match="processes 2 -> 1"):
+        RunDirectory.open(tmp_path, [LoraOptions()], processes=1)
+    RunDirectory.open(tmp_path, [LoraOptions()], processes=2).write("finished")
+    assert RunDirectory.open(tmp_path, [LoraOptions()], processes=1).finished
+
+
 def test_another_error_passes_through(tmp_path, monkeypatch):
     fails_at(1, RuntimeError("a fault of ours"), monkeypatch)
     with pytest.raises(RuntimeError, match="a fault of ours"):

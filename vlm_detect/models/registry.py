@@ -22,6 +22,7 @@ import torch
 import transformers
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ..errors import UserError
@@ -88,7 +89,8 @@ def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -
     if model_id == "auto":
         free_gb = free_accelerator_gb()
         model_id = next((name for name, needed_gb in _AUTO[family] if needed_gb <= free_gb), "nano")
-        print(f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)")
+        told = f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)"
+        print(told, file=sys.stderr)  # on stdout it would stand in what `--json` gives
     nano, folder_name = _NANO["tinyllava" if model_id == _NANO["tinyllava"][0] else family]
     if model_id in ("nano", nano):
         return ResolvedModel(nano, str(nano_path(folder_name)))
@@ -188,7 +190,12 @@ def _revision(resolved: ResolvedModel) -> dict[str, Any]:
 
 def adapter_base(run: str | Path) -> str:
     """The ID of the model that the adapter in `run` was trained on."""
-    config = json.loads((Path(run) / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((Path(run) / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{run}: adapter_config.json is damaged ({error}): take another checkpoint of the run"
+        ) from error
     base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(f"{run}: adapter_config.json names no base model; pass --model ID --adapter {run}")
@@ -211,6 +218,8 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
         raise UserError(
             f"adapter {adapter} does not fit this model: it was trained on {adapter_base(adapter)}"
         ) from error
+    except SafetensorError as error:
+        raise UserError(f"adapter {adapter} is damaged ({error}): take another checkpoint of the run") from error
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"adapter {adapter} does not fit this model: {first_line}") from error

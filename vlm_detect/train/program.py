@@ -26,7 +26,7 @@ from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits, ope
 from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
 from vlm_detect.train.mixture import Mixture
-from vlm_detect.train.run_directory import RunDirectory
+from vlm_detect.train.run_directory import RunDirectory, is_whole
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import loading, tune
 from vlm_detect.train.validation import ValidationSet, scores_of
@@ -86,10 +86,14 @@ def open_data(options: Options) -> TrainingData:
 
 def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDirectory:
     """The run directory; says so where the run in it is finished."""
+    given = options.training.resume_from_checkpoint
+    if given and not is_whole(Path(given)):
+        raise UserError(f"--resume_from_checkpoint {given}: no whole checkpoint; without it the run's newest is taken")
     hashes = data_hashes(data.name)
     for other in options.data.mix:
         hashes |= {f"{other}/{file}": found for file, found in data_hashes(other).items()}
-    run = RunDirectory.open(options.training.output_dir, options.groups, model=base.name, data_sha256=hashes)
+    facts = {"model": base.name, "data_sha256": hashes, "processes": options.training.world_size}
+    run = RunDirectory.open(options.training.output_dir, options.groups, **facts)
     if run.finished:
         print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
     return run
@@ -148,7 +152,7 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         write_card(run, data.parts, len(data.units), options.questions, history, scores, len(odds))
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         write_curves(run.path, history, title=f"Training: {run.path.name}", command=command)
-        run.write("finished", validation=scores, processes=options.training.world_size)
+        run.write("finished", validation=scores)
         if options.training.push_to_hub:
             publish(run.path, trainer.hub_model_id, options.training.hub_token)
         print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")

@@ -45,7 +45,7 @@ _FREE_TO_CHANGE = {
 class RunDirectory:
     path: Path
     config: dict[str, Any]
-    facts: dict[str, Any]  # what else is known at the start: the model's id, hashes of the data
+    facts: dict[str, Any]  # what else is known at the start: the model's id, hashes of the data, how many processes
     finished: bool
     checkpoint: str | None
 
@@ -62,11 +62,14 @@ class RunDirectory:
         before = read_run_json(path)
         if before is None:
             return cls(path, config, facts, finished=False, checkpoint=None)
-        old = {**before.get("config", {}), **{name: before.get(name) for name in facts}}
+        finished = before.get("status") == "finished"
+        old = {**before.get("config", {}), **{name: before.get(name, fact) for name, fact in facts.items()}}
         new = {**config, **facts}
+        if finished:  # by however many processes
+            new.pop("processes", None)
         different = [name for name in new if name not in _FREE_TO_CHANGE and str(old.get(name)) != str(new[name])]
         checkpoint = last_checkpoint(path)
-        if different and before.get("status") != "finished" and checkpoint is None:
+        if different and not finished and checkpoint is None:
             return cls(path, config, facts, finished=False, checkpoint=None)  # nothing was learned with the old ones
         if different:
             changes = ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in different[:3])
@@ -74,7 +77,7 @@ class RunDirectory:
                 f"{path} holds a run with other settings ({changes}): give its own settings again to resume it, choose "
                 "another --output_dir, or remove the folder"
             )
-        return cls(path, config, facts, before.get("status") == "finished", checkpoint)
+        return cls(path, config, facts, finished, checkpoint)
 
     def write(self, status: str, **results: Any) -> None:
         write_run_json(self.path, self.config, status=status, **self.facts, **results)
@@ -85,14 +88,15 @@ def last_checkpoint(path: str | Path) -> str | None:
     found = {}
     for folder in Path(path).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = folder.name.rpartition("-")[2]
-        if step.isdigit() and _is_json(folder / TRAINER_STATE_NAME):
+        if step.isdigit() and is_whole(folder):
             found[int(step)] = str(folder)
     return found[max(found)] if found else None
 
 
-def _is_json(path: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's saving came to its end, which is the trainer state."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True
