@@ -92,7 +92,8 @@ def chosen(which: str) -> list[Condition]:
 
 
 def changed(benchmark: Benchmark, condition: Condition) -> Callable[[Item], Image.Image]:
-    return lambda item: condition.apply(item_image(benchmark, item), seed=item.images[0])
+    # By the name alone: from another folder the same noise comes out.
+    return lambda item: condition.apply(item_image(benchmark, item), seed=Path(item.images[0]).name)
 
 
 def finish(config: RobustnessConfig, benchmark: Benchmark, answered: list[Answered], out: Path, identity: dict) -> None:

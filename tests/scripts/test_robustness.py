@@ -3,12 +3,18 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
 from tests.factories import tiny_vlm
 from tests.scripts.here import run_here
+from vlm_detect.bench.perturb import Condition
 
 
-def test_tiers_and_resuming(tmp_path: Path) -> None:
+def test_tiers_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[str] = []
+    apply = Condition.apply
+    monkeypatch.setattr(Condition, "apply", lambda self, image, seed: seeds.append(seed) or apply(self, image, seed))
     vlm = tiny_vlm()
     vlm.model.save_pretrained(tmp_path / "model")
     vlm.processor.save_pretrained(tmp_path / "model")
@@ -30,6 +36,12 @@ def test_tiers_and_resuming(tmp_path: Path) -> None:
     assert again.returncode == 0
     assert "prompts," not in again.stderr  # nothing was asked anew
     assert json.loads((out / "robustness.json").read_text()) == found
+
+    drawn, seeds[:] = seeds.copy(), []
+    monkeypatch.chdir(tmp_path)
+    elsewhere = ("--benchmark", benchmark.name, "--out", "elsewhere")
+    assert run_here("eval/robustness.py", *args[:2], *elsewhere, *args[-2:]).returncode == 0
+    assert seeds == drawn == [f"{i}.png" for i in range(4)] * 4
 
 
 def test_a_benchmark_without_verdicts(tmp_path: Path) -> None:
