@@ -90,20 +90,19 @@ class Engine:
         logits_at = torch.tensor(needed, device=self.vlm.device)
         logits = self._forward(ids, positions, mask, stack_prefixes(prefixes), logits_at)
         logprobs = logits.float().log_softmax(-1)  # (B, needed, V)
-        scores = []
-        for i, row in enumerate(spans):
-            scores.append(
-                [
-                    [
-                        CandidateScore(
-                            sum(float(logprobs[i, place[source], token]) for source, token in answer), len(answer)
-                        )
-                        for answer in ask
-                    ]
-                    for ask in row
-                ]
-            )
-        return scores
+        # Picked at once: on a GPU every number that is fetched by itself is waited for.
+        chosen = [
+            (i, place[source], token)
+            for i, row in enumerate(spans)
+            for ask in row
+            for answer in ask
+            for source, token in answer
+        ]
+        picked = iter(logprobs[tuple(torch.tensor(chosen, device=self.vlm.device).T)].tolist())
+        return [
+            [[CandidateScore(sum(next(picked) for _ in answer), len(answer)) for answer in ask] for ask in row]
+            for row in spans
+        ]
 
     def _pack(self, asks: Sequence[Ask]) -> tuple[Packed, list[list[list[tuple[int, int]]]]]:
         """One image's row, and for each ask and candidate its (predicting index, predicted token) pairs."""
