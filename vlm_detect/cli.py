@@ -147,8 +147,10 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 
 def audit(arguments: argparse.Namespace) -> None:
+    from .config import check_at_least
     from .data.audit import print_audit
 
+    check_at_least(arguments, 1, "max_images")
     print_audit(arguments.dataset, as_json=arguments.json, max_images=arguments.max_images)
 
 
@@ -177,8 +179,10 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from .config import check_at_least
     from .data.report import write_report
 
+    check_at_least(arguments, 1, "n")
     out = Path(arguments.out or Path(arguments.dataset) / "report.html")
     print(f"{out}: {write_report(Path(arguments.dataset), out, n=arguments.n)} rows shown")
 
@@ -195,7 +199,9 @@ def view(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from .baselines.view import view
+    from .config import check_at_least
 
+    check_at_least(arguments, 1, "n")
     shown = view(arguments.source, Path(arguments.out), split=arguments.split, n=arguments.n, seed=arguments.seed)
     print(f"{arguments.out}: {shown} shown")
 

@@ -165,6 +165,18 @@ def test_variants_that_would_mean_something_else_are_refused(lora, words, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_was_tuned_in_full_goes_back_too(tmp_path: Path) -> None:
+    base = make_run(tmp_path, target_modules=TEXT).parent / "base"
+    with pytest.raises(UserError, match="no adapter_config"):  # a model folder is no run
+        export(str(base), "official", tmp_path / "out")
+    (base / "run.json").write_text("{}")
+    export(str(base), "official", tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(tensor, written[name]) for name, tensor in load_file(base / "model.safetensors").items())
+    with pytest.raises(UserError, match="tuned in full has no adapter"):
+        export(str(base), "adapter", tmp_path / "adapter")
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     run = make_run(tmp_path, target_modules=TEXT)
     with pytest.raises(UserError, match="not empty"):

@@ -13,7 +13,7 @@ from torch import nn
 from vlm_detect.errors import UserError
 from vlm_detect.models.nano.config import NanoConfig, section
 from vlm_detect.models.nano.judge import JudgeConfig, frechet_distance
-from vlm_detect.models.nano.photos import HELD_OUT, Photos
+from vlm_detect.models.nano.photos import HELD_OUT, Photos, load_photos
 from vlm_detect.models.nano.training import Optimisation, _optimizers, learning_rate, train
 
 RECIPE = Optimisation(steps=12, batch=4, lr=0.05, warmup=2, ema=0.9, log_every=3, save_every=6)
@@ -80,3 +80,10 @@ def test_frechet_distance_of_known_gaussians() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     # a shift of 2 in one dimension costs 4, a standard deviation of 3 instead of 1 in three dimensions 3 * 4
     assert frechet_distance(a, 3 * rng.normal(size=(20000, 3)) + [2, 0, 0]) == pytest.approx(16, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "says"), [("empty", "no train-\\*.parquet"), ("none", "no folder here")])
+def test_photographs_that_are_not_there_are_one_line(name: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=says):
+        load_photos(str(tmp_path / name), tmp_path / "photos.npz")

@@ -54,8 +54,12 @@ def export(run: str, target: Target, out: Path) -> None:
     """Write `run` to the folder `out` in the form `target`; UserError where `out` holds something already."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: give a new folder")
-    if not (Path(run) / "adapter_config.json").is_file() and not is_factory_folder(run):
+    is_adapter = (Path(run) / "adapter_config.json").is_file() or is_factory_folder(run)
+    is_whole = not is_adapter and all((Path(run) / name).is_file() for name in ("run.json", "config.json"))
+    if not is_adapter and not is_whole:
         raise UserError(f"{run}: no adapter_config.json there; give the --output_dir of a finished recipe")
+    if is_whole and target == "adapter":
+        raise UserError(f"{run}: a model that was tuned in full has no adapter; use --to merged or official")
     if target == "adapter":
         copy_adapter(Path(run), out)
         return

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlm_detect.errors import UserError
+
 HELD_OUT = 5000
 SPLIT_RULE = f"byte-identical files dropped, files ordered by SHA-256 of their bytes, the first {HELD_OUT:,} held out"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -67,11 +69,17 @@ def _real_files(source: str) -> list[tuple[bytes, str]]:
     folder = Path(source)
     if folder.is_dir():  # CIFAKE: `label` says real or fake, `object_class` what is seen
         files = sorted(str(path) for path in folder.glob("train-*.parquet"))
+        if not files:
+            raise UserError(f"--data {source}: no train-*.parquet of CIFAKE in it")
         rows = datasets.load_dataset("parquet", data_files=files, split="train")
         rows = rows.filter(lambda label: label == "real", input_columns="label")
         names, image_column = rows["object_class"], "image"
     else:  # CIFAR-10: `label` is the class, and every row is a photograph
-        rows = datasets.load_dataset(source, split="train")
+        try:
+            rows = datasets.load_dataset(source, split="train")
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(f"--data {source}: no folder here, and the Hub does not give it ({reason})") from error
         names, image_column = [rows.features["label"].int2str(label) for label in rows["label"]], "img"
     undecoded = rows.cast_column(image_column, datasets.Image(decode=False))[image_column]
     return [(image["bytes"], name) for image, name in zip(undecoded, names, strict=True)]
