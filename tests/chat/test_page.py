@@ -95,6 +95,21 @@ def test_a_bad_file_is_said_and_the_next_one_judged(page, files) -> None:
     assert page.get_by_role("alert").count() == 0
 
 
+def test_an_error_stays_when_the_page_has_loaded(browser, server: Running, files) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    waiting = []
+    page.route("**/v1/models", lambda route: waiting.append(route))
+    page.goto(server.url)
+    page.set_input_files("#single-file", files["bad.jpg"])
+    error = page.get_by_role("alert").get_by_text("not_an_image")
+    error.wait_for()
+    waiting[0].continue_()
+    page.locator("#single-model option").wait_for(state="attached")
+    assert error.is_visible()
+    page.close()
+
+
 @pytest.mark.usefixtures("endless")
 def test_an_answer_can_be_stopped(browser, detector: Detector, files) -> None:
     with serving(detector) as running:

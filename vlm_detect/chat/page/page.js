@@ -244,7 +244,6 @@ async function start() {
     return;
   }
   byId("key-form").hidden = true;
-  showError("");
   for (const name of ["single-model", "batch-model", "compare-first", "compare-second"]) {
     byId(name).replaceChildren(...models.map((model) => Object.assign(element("option", "", model), { value: model })));
   }
@@ -257,6 +256,7 @@ async function start() {
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setKey(byId("key").value);
+  showError(""); // here and not in `start`, which may come to its end after another error was shown
   start();
 });
 
