@@ -259,5 +259,5 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
     from ..baselines.detector import is_cnn_run  # which imports much that a VLM does without
 
     if is_cnn_run(resolved.path_or_id):
-        return f"{resolved.name} is a CNN, and a vision-language model is needed: vlm-detect explain and eval/ take it"
+        return f"{resolved.name} is a CNN, and another kind of model is needed: vlm-detect explain and eval/ take it"
     return f"{resolved.name} could not be loaded: {str(error).strip().splitlines()[0]}"
