@@ -78,6 +78,15 @@ def test_a_csv_says_more_and_a_photo_may_have_several_twins(tmp_path: Path) -> N
     }
 
 
+def test_two_images_of_one_name_are_told(tmp_path: Path) -> None:
+    for name in ("real/0.png", "twins/0.png", "twins/0.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo(0).save(tmp_path / name)
+    done = run_here(PROGRAM, tmp_path / "real", tmp_path / "twins", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "0.jpg and 0.png have one name" in done.stderr
+
+
 def test_a_generator_is_held_out_with_its_photos(tmp_path: Path) -> None:
     make_pairs(tmp_path, 10)
     lines = ["real,twin,generator"]

@@ -81,14 +81,25 @@ def list_pairs(sources: Sequence[str], config: PairSetConfig) -> list[PairEntry]
 def _matched(reals: Path, twins: Path, config: PairSetConfig) -> list[PairEntry]:
     if reals.resolve() == twins.resolve():
         raise UserError(f"{reals}: given for the photos and for the twins; give two folders")
-    by_name = {path.relative_to(twins).with_suffix("").as_posix(): path for path in find_images(twins)}
-    named = [(path, by_name.get(path.relative_to(reals).with_suffix("").as_posix())) for path in find_images(reals)]
+    photos, others = _by_name(reals), _by_name(twins)
     entries = [
-        PairEntry(real, twin, config.kind, config.generator, licence=config.licence) for real, twin in named if twin
+        PairEntry(real, others[name], config.kind, config.generator, licence=config.licence)
+        for name, real in photos.items()
+        if name in others
     ]
     if not entries:
         raise UserError(f"{reals} and {twins}: no image has the same name in both (suffixes aside)")
     return entries
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in find_images(folder):
+        if (first := found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)) != path:
+            raise UserError(
+                f"{folder}: {first.name} and {path.name} have one name, so neither can be matched; keep one"
+            )
+    return found
 
 
 def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
