@@ -96,6 +96,8 @@ def test_verdict_words(text: str, candidate: int | None) -> None:
         ("\n**No**\n\nIt is a photo.", 1),
         ("Yes\nNo", None),
         ("I say\nyes", None),
+        ("", None),
+        (" \n", None),
         ("Yes and no", None),
         ("Yesterday", None),
         ("Nothing", None),

@@ -48,6 +48,7 @@ def test_the_shipped_book_draws_many() -> None:
         ("base: [1]", "the base 1 is no text"),
         ("base: 'a {s'\nmodifiers: {s: [a]}", "is no text with {names}"),
         ("base: 'a {s:d}'\nmodifiers: {s: [a]}", "is no text with {names}"),
+        ("base: 'a {s:{w}}'\nmodifiers: {s: [a]}", "is no text with {names}"),
     ],
 )
 def test_another_form_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:

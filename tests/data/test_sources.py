@@ -49,6 +49,8 @@ def test_links_are_followed_but_for_those_that_lead_back(tmp_path: Path) -> None
     (folder / "b" / "other").symlink_to(folder / "a")
     (folder / "file.png").symlink_to(tmp_path / "elsewhere" / "photo00.png")
     (folder / "gone.png").symlink_to(tmp_path / "gone.png")
+    for name in ("itself", "itself.png"):
+        (folder / name).symlink_to(name)
     found = [path.relative_to(folder).as_posix() for path in find_images(folder)]
     assert found == [
         *(f"a/other/real/photo0{i}.png" for i in range(2)),
@@ -118,6 +120,7 @@ def test_other_metadata_are_another_list(tmp_path: Path) -> None:
         *((f"file_name,jpeg_quality\nphoto00.png,{q}\n", "give 1 to 100") for q in ("high", "0", "500", "nan", "inf")),
         (f"file_name,caption\nphoto00.png,{200_000 * 'x'}\n", "not a table with a column file_name"),
         ("name\nphoto00.png\n", "not a table with a column file_name"),
+        ("file_name,caption\nphoto00.png,a dog, running\n", "photo00.png has more values than there are columns"),
     ],
 )
 def test_bad_metadata_are_one_clear_line(tmp_path: Path, text: str, says: str) -> None:

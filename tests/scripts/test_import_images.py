@@ -308,7 +308,11 @@ def test_a_set_of_which_nothing_is_of_use_is_one_clear_line(tmp_path: Path) -> N
 def test_the_folder_of_one_generator_may_be_the_one_that_we_are_in(tmp_path: Path, monkeypatch: Any) -> None:
     for name in ("ai", "nature"):
         write(tmp_path / "BigGAN" / "train" / name / "0.jpg", 1)
-    monkeypatch.chdir(tmp_path / "BigGAN")
+    (tmp_path / "ADM").symlink_to("BigGAN")
+    monkeypatch.chdir(tmp_path / "BigGAN" / "train")
+    for given, generator in (("..", "BigGAN"), (str(tmp_path / "ADM"), "ADM")):
+        assert {entry.generator for entry in open_image_set("genimage", given).entries} == {generator, ""}
+    monkeypatch.chdir("..")
     assert {entry.generator for entry in open_image_set("genimage", ".").entries} == {"BigGAN", ""}
 
 

@@ -63,7 +63,8 @@ def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
         verdict = parse_verdict(text)
         return None if verdict is None else plain.index("fake" if verdict else "real")
     lines = [_plain(line) for line in text.strip().splitlines()]
-    alone = lines[0] if {line for line in lines if line in plain} == {*lines[:1]} else None
+    stated = {line for line in lines if line in plain}
+    alone = lines[0] if stated and stated == {lines[0]} else None
     opens = [
         i
         for i, candidate in enumerate(plain)

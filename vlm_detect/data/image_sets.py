@@ -13,6 +13,7 @@ stretch of a set is all one class; a Hub dataset of which only a part is wanted 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -133,7 +134,8 @@ def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]
     names = [_word(part) for part in parts[-2:]]
     if len(names) < 2 or names[0] not in ("train", "val") or names[1] not in ("ai", "nature"):
         return None
-    generator = parts[0] if len(parts) > 2 else path.parents[2].resolve().name  # which may have been given as "."
+    # The folder may have been given as "." or "..", and as a link, whose own name is the one that counts.
+    generator = parts[0] if len(parts) > 2 else Path(os.path.normpath(path.parents[2].absolute())).name
     label = words[names[1]]
     # n01440764_10027.JPEG is a photo of that synset; 789_biggan_00101.png and VQDM_1000_200_00_017_vqdm_00020.png show
     # ImageNet's classes 789 and 17, which count the synsets in their order; validation photos tell nothing

@@ -58,7 +58,7 @@ class PromptBook:
                     known = ", ".join(modifiers) or "none"
                     raise UserError(f"{path}: {{{missing[0]}}} in the base has no modifiers (known: {known})")
                 base.format(**{name: texts[0] for name, texts in modifiers.items()})
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, LookupError) as error:
                 raise UserError(f"{path}: the base {base!r} is no text with {{names}} ({error})") from error
         return cls(bases, modifiers, hashlib.sha256(content).hexdigest())
 

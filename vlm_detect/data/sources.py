@@ -88,7 +88,7 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
 def find_images(folder: Path) -> list[Path]:
     """Every file in and below `folder` that is named like an image, in the order of paths, but for hidden ones.
 
-    Links are followed, for sets are often put together of them, but for those that lead back.
+    Links are followed, for sets are often put together of them, but for those that lead back or nowhere.
     """
     return sorted(_images_below(folder, frozenset()))
 
@@ -99,7 +99,8 @@ def _images_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
         return
     with contextlib.suppress(PermissionError), os.scandir(folder) as found:
         for entry in found:
-            if entry.name.startswith("."):
+            # a link to what is gone, to itself or to where we may not look
+            if entry.name.startswith(".") or (entry.is_symlink() and not os.access(entry, os.F_OK)):
                 continue
             if entry.is_dir():
                 yield from _images_below(folder / entry.name, above | {here})
@@ -162,6 +163,9 @@ def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = (line for line in file if line.strip())
             rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in lines]
+        for row in rows:
+            if None in row:  # where the csv module puts them
+                raise ValueError(f"{row['file_name']} has more values than there are columns; quote texts with commas")
         return {row["file_name"]: row for row in rows}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: not a table with a column file_name ({type(error).__name__}: {error})") from error
