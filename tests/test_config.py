@@ -136,6 +136,26 @@ def test_programs_end_with_a_status_and_one_line(raised, status, line, capsys) -
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("flags", "given", "raised"),
+    [
+        ("--steps 3", "--steps 3", SystemExit),
+        ("--debug --steps 3", "--steps 3", UserError),
+        ("--steps 3 --debug", "--steps 3", UserError),
+        ("--debug underflow_overflow --steps 3", "--debug underflow_overflow --steps 3", SystemExit),
+        ("--debug tpu_metrics_debug --debug", "--debug tpu_metrics_debug", UserError),
+    ],
+)
+def test_debug_shows_tracebacks_unless_it_is_the_trainers(flags, given, raised, monkeypatch) -> None:
+    def main(argv: list[str]) -> None:
+        assert argv == given.split()
+        raise UserError("no")
+
+    monkeypatch.setattr(sys, "argv", ["program", *flags.split()])
+    with pytest.raises(raised):
+        run_main(main)
+
+
 def test_a_program_of_several_processes_leaves_their_group(tmp_path) -> None:
     """Else gloo's threads live until Python has ended, and one of them still at work then aborts it."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)

@@ -184,10 +184,16 @@ def write_json(path: str | Path, value: Any) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files; these are meant to be read
+    make_readable(Path(temporary))
     Path(temporary).replace(path)
+
+
+def make_readable(*paths: Path) -> None:
+    """Give files the mode that the umask allows: mkstemp, and safetensors by it, write for their owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in paths:
+        path.chmod(0o666 & ~umask)
 
 
 def write_run_json(out: str | Path, config: Any, **facts: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Errors that are the user's to mend, and the one way every program ends.
 
 A `UserError` says in one line what was given, what the limit is and what to do. Programs run their `main` through
-`run_main`, which turns it into that line on stderr and exit status 1 (`--debug` shows the traceback instead).
+`run_main`, which turns it into that line on stderr and exit status 1 (`--debug` shows the traceback instead; followed
+by a value it is the Trainer's flag of that name).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NoReturn
 
 # Of a place that may not be read or written, or has no room: not for a traceback.
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _OF_PLACES |= {errno.ENOSPC, errno.EDQUOT}
+_DEBUG_VALUES = {"underflow_overflow", "tpu_metrics_debug"}  # of transformers' own --debug
 
 
 class UserError(Exception):
@@ -24,9 +27,9 @@ class UserError(Exception):
 
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit: 0 done, 1 failed (one line on stderr), 2 wrong arguments, 130 interrupted."""
-    argv = sys.argv[1:]
-    debug = "--debug" in argv
-    argv = [arg for arg in argv if arg != "--debug"]
+    given = sys.argv[1:]
+    argv = [arg for arg, after in pairwise([*given, ""]) if arg != "--debug" or after in _DEBUG_VALUES]
+    debug = len(argv) < len(given)
     try:
         status = main(argv) or 0
         sys.stdout.flush()

@@ -62,6 +62,14 @@ def test_merged_weights_give_the_adapters_logits(target, lora, tmp_path: Path) -
     assert (tuned - base).abs().max() > 0.1, "the adapter changes nothing: nothing was tested"
 
 
+@pytest.mark.parametrize("target", ["adapter", "merged", "official"])
+def test_whoever_may_read_new_files_may_read_the_weights(target, tmp_path: Path) -> None:
+    """safetensors itself writes for the owner alone."""
+    export(str(make_run(tmp_path, target_modules=EVERYTHING)), target, tmp_path / "out")
+    (tmp_path / "any").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
 def test_a_merged_folder_is_a_model_with_its_calibration(tmp_path: Path) -> None:
     run = make_run(tmp_path, target_modules=EVERYTHING)
     export(str(run), "merged", tmp_path / "out")

@@ -180,6 +180,13 @@ def test_one_process_alone_writes_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoint-2").exists()
 
 
+def test_whoever_may_read_new_files_may_read_the_weights(tmp_path):
+    make_trainer(tmp_path).save_model(str(tmp_path / "run"))
+    weights, any_file = tmp_path / "run" / "adapter_model.safetensors", tmp_path / "any"
+    any_file.touch()
+    assert weights.stat().st_mode == any_file.stat().st_mode
+
+
 @pytest.mark.parametrize("name", ["moondream", "llava", "qwen2_5_vl"])
 def test_full_tuning_goes_on_with_every_weight_of_its_checkpoint(tmp_path, name):
     """Whose names in the files of these models are not those of their modules."""

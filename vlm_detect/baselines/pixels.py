@@ -26,7 +26,7 @@ from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_detect.config import write_json
+from vlm_detect.config import make_readable, write_json
 from vlm_detect.data.decode import ImageRejected, decode_image
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
@@ -160,7 +160,7 @@ def _decode(rows: Dataset, stem: Path, size: int, fit: Fit, name: str) -> None:
                     bar.update(len(chunk))
             file.seek(0)
             _write_header(file, (len(entries), *shape[1:]))
-        Path(temporary).chmod(0o644)  # mkstemp makes private files
+        make_readable(Path(temporary))
         Path(temporary).replace(stem.with_suffix(".npy"))
     finally:
         Path(temporary).unlink(missing_ok=True)

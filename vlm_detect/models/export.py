@@ -21,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
+from ..config import make_readable
 from ..errors import UserError
 from .base import VLM
 from .moondream import MoondreamForConditionalGeneration
@@ -75,6 +76,7 @@ def export(run: str, target: Target, out: Path) -> None:
         save_official(vlm, out)
         return
     vlm.model.save_pretrained(out)
+    make_readable(*out.glob("*.safetensors"))
     vlm.processor.save_pretrained(out)
     if (calibration := Path(run) / "calibration.json").is_file():
         shutil.copy(calibration, out)
@@ -88,13 +90,14 @@ def save_official(vlm: VLM, out: Path) -> None:
         vlm.model.save_official(out)
     else:
         raise UserError(f"{vlm.name} has no layout but transformers' own: use --to merged")
+    make_readable(*out.glob("*.safetensors"))
 
 
 def copy_adapter(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in _ADAPTER_FILES:
         if (run / name).is_file():
-            shutil.copy(run / name, out)
+            shutil.copyfile(run / name, out / name)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.train.failures import is_full_disk
@@ -106,6 +107,7 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
     partial = path.with_suffix(f".{uuid4().hex}.partial")  # of this run alone: another may make the same cache
     try:
         save_file({"image_embeds": torch.cat(embeds)}, partial)
+        make_readable(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         if not is_full_disk(error):

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
 from vlm_detect.train.failures import refused_flags, told_in_one_line
 from vlm_detect.train.options import TrainOptions
@@ -69,6 +70,11 @@ class RecipeTrainer(Trainer):
     def create_scheduler(self, *args: Any, **options: Any) -> Any:
         with refused_flags(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
             return super().create_scheduler(*args, **options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            make_readable(*Path(output_dir or str(self.args.output_dir)).glob("*.safetensors"))
 
     def init_hf_repo(self, *args: Any, **options: Any) -> None:
         try:

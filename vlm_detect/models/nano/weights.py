@@ -7,6 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from vlm_detect.config import make_readable
+
 
 def halve(folder: Path) -> None:
     """Rewrite every safetensors file under ``folder`` in fp16.
@@ -17,7 +19,7 @@ def halve(folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         weights = {name: weight.half() for name, weight in load_file(path).items()}
         save_file(weights, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors writes files that only their owner may read
+        make_readable(path)
 
 
 def forget_paths(folder: Path) -> None:
