@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.factories import tiny_vlm
@@ -99,6 +100,15 @@ def test_an_image_that_comes_twice_is_encoded_once_and_scored_alike(vlm, images)
     first, second = engine.score([images[0], images[0].copy()], [ASKS[0], ASKS[0]])
     assert first == second
     assert engine.memory.held_bytes == engine.prefixes(images[:1])[0].nbytes
+
+
+def test_images_that_differ_in_their_palette_alone_are_two(vlm) -> None:
+    green = Image.new("P", (32, 32))
+    green.putpalette([0, 255, 0])
+    red = green.copy()
+    red.putpalette([255, 0, 0])
+    one, other = Engine(vlm).prefixes([green, red])
+    assert not torch.equal(one.layers[0][0], other.layers[0][0])
 
 
 def test_a_question_beyond_the_context_is_refused_with_its_numbers(vlm, images) -> None:

@@ -62,6 +62,13 @@ def test_without_a_token_nothing_can_be_pushed(tmp_path, capsys, monkeypatch):
     assert "--push_to_hub needs a token" in capsys.readouterr().err
 
 
+def test_runs_of_several_seeds_share_neither_a_folder_nor_a_repository(tmp_path):
+    for flags, name in ([], "folder"), (["--hub_model_id", "me/mine"], "me/mine"):
+        runs = [parse(tmp_path / "folder", *flags).with_seed(seed).training for seed in (0, 1)]
+        assert [run.output_dir for run in runs] == [str(tmp_path / "folder" / f"seed_{seed}") for seed in (0, 1)]
+        assert [run.hub_model_id for run in runs] == [f"{name}-seed_{seed}" for seed in (0, 1)]
+
+
 def test_a_true_fsdp_is_no_option_of_old(tmp_path):
     assert parse(tmp_path, "--fsdp", "True").training.fsdp is True
     assert not parse(tmp_path, "--fsdp", "False").training.fsdp

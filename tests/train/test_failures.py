@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import TrainerControl, TrainerState
 
 from tests.factories import tiny_vlm
 from tests.models.tiny_chat import save_tiny
@@ -22,6 +25,7 @@ from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.program import publish
 from vlm_detect.train.run_directory import RunDirectory, last_checkpoint
+from vlm_detect.train.termination import SaveOnTermination
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import train_language_model
 from vlm_detect.train.validation import SCORES, ValidationSet, scores_of
@@ -170,6 +174,32 @@ def test_early_stopping_resumed_has_no_more_patience_than_it_had(tmp_path, monke
 def test_scores_that_are_no_numbers_end_in_one_line():
     with pytest.raises(UserError, match=r"1 of 3 validation images .* diverged"):
         scores_of(np.array([0.5, np.nan, -1.0]), np.array([True, True, False]))
+
+
+def test_a_termination_that_comes_while_processes_ask_each_other_is_not_lost(monkeypatch):
+    """On a GPU that is most of the time: the question waits for the step's work."""
+    args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    termination, during = SaveOnTermination(), [True, False]
+
+    def all_reduce(tensor, op):
+        if during.pop(0):
+            termination._note(signal.SIGTERM, None)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    stopped = []
+    for _ in range(2):
+        control = TrainerControl()
+        termination.on_step_end(args, TrainerState(), control)
+        stopped.append(control.should_training_stop and control.should_save)
+    assert stopped == [False, True]  # not at once, as the other processes do not know of it yet
+
+
+def test_a_termination_during_the_last_validation_is_known_to_all(monkeypatch):
+    termination = SaveOnTermination()
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(1))  # the other's
+    args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    termination.on_train_end(args, TrainerState(), TrainerControl())
+    assert termination.received
 
 
 def test_one_process_alone_writes_a_checkpoint(tmp_path, monkeypatch):

@@ -92,9 +92,9 @@ def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
 
 
 def image_key(image: Image.Image) -> bytes:
-    """A digest of an image's pixels and size."""
+    """A digest of an image's pixels, palette and size."""
     header = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(header + image.tobytes()).digest()
+    return hashlib.sha256(header + bytes(image.getpalette("RGBA") or ()) + image.tobytes()).digest()
 
 
 def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:

@@ -75,7 +75,9 @@ class Options:
         """The same for one of several seeds: a run of its own, in a folder of the run directory."""
         training = copy.copy(self.training)  # `replace` would derive anew what is derived already
         training.seed, training.seeds = seed, []
-        training.output_dir = str(Path(str(training.output_dir)) / f"seed_{seed}")
+        folder = Path(str(training.output_dir))
+        training.output_dir = str(folder / f"seed_{seed}")
+        training.hub_model_id = f"{training.hub_model_id or folder.name}-seed_{seed}"  # nor do they share a repository
         return replace(self, training=training)
 
 

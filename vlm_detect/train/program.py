@@ -146,8 +146,8 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
     odds = trainer.validation_odds()
     if trainer.is_world_process_zero():
         trainer.save_state()
-        fit(odds, data.validation.generated).save(run.path)
         scores = scores_of(odds, data.validation.generated)
+        fit(odds, data.validation.generated).save(run.path)
         history = trainer.state.log_history
         write_card(run, data.parts, len(data.units), options.questions, history, scores, len(odds))
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

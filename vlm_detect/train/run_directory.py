@@ -34,6 +34,7 @@ _FREE_TO_CHANGE = {
     "logging_steps",
     "save_total_limit",
     "push_to_hub",
+    "hub_model_id",
     "dataloader_num_workers",
     "dataloader_prefetch_factor",
     "dataloader_persistent_workers",

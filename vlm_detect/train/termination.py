@@ -19,10 +19,19 @@ class SaveOnTermination(TrainerCallback):
 
     def __init__(self) -> None:
         self.received = False
+        self._noted = False  # by this process, perhaps while it is asking the others
         self._before: Any = None
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = True
+        self._noted = True
+
+    def _noted_anywhere(self, args: TrainingArguments) -> bool:
+        """The same in all processes, though the signal may come to one a step before it comes to another."""
+        if args.world_size == 1:
+            return self._noted
+        anyone = torch.tensor(int(self._noted), device=args.device)
+        torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX)
+        return bool(anyone)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -31,10 +40,7 @@ class SaveOnTermination(TrainerCallback):
             self._before = signal.signal(signal.SIGTERM, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.world_size > 1:  # the signal may come to one process a step before it comes to another
-            anyone = torch.tensor(int(self.received), device=args.device)
-            torch.distributed.all_reduce(anyone, torch.distributed.ReduceOp.MAX)
-            self.received = bool(anyone)
+        self.received = self._noted_anywhere(args)
         if self.received:
             control.should_save = control.should_training_stop = True
 
@@ -43,3 +49,6 @@ class SaveOnTermination(TrainerCallback):
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+        # Also for a signal during the last validation; and none leaves, at which torchrun ends the others, before the
+        # checkpoint is whole.
+        self.received = self._noted_anywhere(args)
