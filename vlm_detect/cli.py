@@ -100,8 +100,6 @@ def serve(arguments: argparse.Namespace) -> None:
     for name in limits.split():
         if not 0 < (limit := getattr(arguments, name)) < float("inf"):
             raise UserError(f"--{name} {limit}: give a number above 0")
-    if not 0 <= arguments.port < 2**16:  # a socket would take the rest of the division
-        raise UserError(f"--port {arguments.port}: give 0 to 65535")
     require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
     from .chat.server import serve
     from .chat.settings import ServerSettings

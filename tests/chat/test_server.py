@@ -338,6 +338,39 @@ def test_one_request_at_a_time_decodes_many_images(detector: Detector, monkeypat
     assert order == [order[0]] * 4 + [order[4]] * 4
 
 
+def test_a_client_that_goes_before_its_turn_has_nothing_decoded(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, decoded, opened = [], [], threading.Event()
+    decode, find = Service.picture, Service.detector
+
+    async def held(self: Service, source: str | bytes, param: str = "image_url") -> Picture:
+        decoded.append(source)
+        while not opened.is_set():
+            await asyncio.sleep(0.01)
+        return await decode(self, source, param)
+
+    def noted(self: Service, name: str | None) -> Detector:  # just before a request waits for its turn
+        arrived.append(name)
+        return find(self, name)
+
+    monkeypatch.setattr(Service, "picture", held)
+    monkeypatch.setattr(Service, "detector", noted)
+    first, second = ([data_url(make_photo(i)) for i in pair] for pair in ((0, 1), (2, 3)))
+    with serving(detector) as running, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{running.url}/v1/verdict", json={"images": first}, timeout=60)
+        until(lambda: len(decoded) == 1)
+        client = HTTPConnection(running.url.removeprefix("http://"), timeout=60)
+        client.request("POST", "/v1/verdict", json.dumps({"images": second}), {"content-type": "application/json"})
+        until(lambda: len(arrived) == 2)
+        client.close()
+        opened.set()
+        assert answer.result().status_code == 200
+        counted = 'requests_total{route="/v1/verdict",status="499"} 1.0'
+        until(lambda: counted in httpx.get(f"{running.url}/metrics").text)
+    assert decoded == first
+
+
 def test_two_models_answer_by_name(detector: Detector, model_folder, tmp_path) -> None:
     import shutil
 
@@ -361,7 +394,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
             open_socket("127.0.0.1", port)
     with pytest.raises(UserError, match="cannot be had"):
         open_socket("192.0.2.1", 0)
-    with pytest.raises(UserError, match="--port 99999: at most 65535"):
+    with pytest.raises(UserError, match="--port 99999: give 0 to 65535"):
         open_socket("127.0.0.1", 99999)
 
 

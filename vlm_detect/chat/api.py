@@ -31,7 +31,7 @@ from .payloads import (
     VerdictRequest,
     question_and_image,
 )
-from .service import Service, error_body, prompt_of
+from .service import Service, client_gone, error_body, prompt_of
 from .tasks import Answer, CnnLook, Judge, LookByCnn, Map, Write
 
 MAP_SIDE = 512  # of the picture of an evidence map
@@ -200,7 +200,7 @@ async def verdict(request: Request) -> Any:
         raise ApiError(413, "too_many_images", message, param="images")
     # Until they are submitted nothing bounds the images of all requests together: of many, one request's at a time.
     async with service.gathering if len(sources) > 1 else contextlib.nullcontext():
-        pictures = await _readable(service, sources)
+        pictures = await _readable(request, sources)
         good = [picture for picture in pictures if isinstance(picture, Picture)]
         started = service.start(Judge(), detector, good) if good else []
     found = iter(await service.verdicts(request, started))
@@ -213,11 +213,14 @@ async def verdict(request: Request) -> Any:
     return _verdict_body(result)
 
 
-async def _readable(service: Service, sources: Sequence[str | bytes]) -> list[Picture | ApiError]:
+async def _readable(request: Request, sources: Sequence[str | bytes]) -> list[Picture | ApiError]:
     """The image of each source, or why it cannot be used."""
+    service = service_of(request)
     pictures: list[Picture | ApiError] = []
     pixels, most = 0, service.settings.max_held_pixels
     for source in sources:
+        if await request.is_disconnected():
+            raise client_gone()
         try:
             picture = await service.picture(source)
         except Exception as error:

@@ -186,7 +186,7 @@ def check_settings(settings: ServerSettings) -> None:
 def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot, before any model is loaded."""
     if not 0 <= port <= 65535:  # some systems take what is left of a larger one
-        raise UserError(f"--port {port}: at most 65535")
+        raise UserError(f"--port {port}: give 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)

@@ -180,6 +180,10 @@ class Events:
 Started = list[tuple[Job, Events]]
 
 
+def client_gone() -> ApiError:
+    return ApiError(499, "client_gone", "the client closed the connection")
+
+
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:
     """`result`, given up with a `ApiError` when the client disconnects first."""
 
@@ -191,7 +195,7 @@ async def unless_gone(request: Request, result: Awaitable[T]) -> T:
     try:
         await asyncio.wait([wanted, watch], return_when=asyncio.FIRST_COMPLETED)
         if not wanted.done():
-            raise ApiError(499, "client_gone", "the client closed the connection")
+            raise client_gone()
         return wanted.result()
     finally:
         wanted.cancel()
