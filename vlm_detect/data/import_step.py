@@ -36,6 +36,7 @@ from vlm_detect.data.shards import (
     read_rejects,
     read_rows,
     run_shards,
+    sum_up,
     write_shard,
 )
 from vlm_detect.data.splits import Split, check_shares, merge_groups, split_groups
@@ -164,9 +165,7 @@ def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[st
     facts = [row for shard in range(plan.shards) for row in read_rows(shards, shard, columns)]
     places = assign_splits(facts, config, rejects)
     if not any(places):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejects).most_common())
-        first = f"the first is {rejects[0].id}: {rejects[0].detail}"
-        raise UserError(f"none of the {plan.items} images is of use ({reasons}); {first}")
+        raise UserError(f"none of the {plan.items} images is of use {sum_up(rejects)}")
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("label", "generator", "licence")}
     with written_whole(out) as partial:
         writer = SplitWriter(partial / "data", IMAGE_FEATURES, config.images_per_file)

@@ -28,7 +28,7 @@ from vlm_detect.data.dataset_files import Packed, SplitWriter, finish_folder, wr
 from vlm_detect.data.encode import EncodeConfig
 from vlm_detect.data.pair_rows import pair_rows, prompted_rows, twin_image
 from vlm_detect.data.selection import check_hold_out, is_held_out
-from vlm_detect.data.shards import read_plan, read_rejects, read_rows
+from vlm_detect.data.shards import read_plan, read_rejects, read_rows, sum_up
 from vlm_detect.data.sources import load_dataset
 from vlm_detect.data.splits import Split, check_shares, find_duplicates, join_groups, merge_groups, split_groups
 from vlm_detect.data.usable import perceptual_hash
@@ -76,11 +76,8 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
     drawn = {} if is_paired else _drawn_hashes(renders, plan.shards)
     splits = _split_photos(renders, plan.shards, drawn, config, rejects)
     if not splits:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejects).most_common())
-        first = f"; the first is {rejects[0].id}: {rejects[0].detail}" if rejects else ""
-        raise UserError(
-            f"none of the {plan.items} photos could be made a pair of ({reasons or 'nothing was rendered'}){first}"
-        )
+        why = sum_up(rejects) if rejects else "(nothing was rendered)"
+        raise UserError(f"none of the {plan.items} photos could be made a pair of {why}")
     with written_whole(out) as partial:
         return _write(renders, partial, plan.shards, splits, rejects, config, encode, settings, is_paired)
 

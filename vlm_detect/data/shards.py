@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -149,6 +150,13 @@ def read_rows(folder: Path, shard: int, columns: Sequence[str] | None = None) ->
 def read_rejects(folder: Path, shard: int) -> list[Reject]:
     rows = pq.read_table(_shard_folder(folder, shard) / "rejects.parquet").to_pylist()
     return [Reject(**row) for row in rows]
+
+
+def sum_up(rejects: Sequence[Reject]) -> str:
+    """Why nothing is left of a run: "(3 not_an_image, 1 too_small); the first is a.png: no image"."""
+    counts = Counter(reject.reason for reject in rejects).most_common()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+    return f"({reasons}); the first is {rejects[0].id}: {rejects[0].detail}"
 
 
 def run_shards(
