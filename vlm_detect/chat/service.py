@@ -103,8 +103,12 @@ class Service:
 
     async def results(self, request: Request, started: Started) -> list[Any | Exception]:
         """What each job ends with, or why it failed; nothing of it is streamed."""
+
+        async def ended() -> list[Any | Exception]:  # not `gather`, which logs a traceback when nobody waits any more
+            return [await events.last() for _, events in started]
+
         try:
-            return await unless_gone(request, asyncio.gather(*(events.last() for _, events in started)))
+            return await unless_gone(request, ended())
         finally:
             for job, _ in started:
                 job.cancel()
