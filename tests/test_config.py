@@ -177,3 +177,10 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(lines: int) -> None:
     done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_program_without_stdout_ends_well(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda argv: print("nobody sees it"))
+    assert stop.value.code == 0

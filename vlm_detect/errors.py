@@ -32,7 +32,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     debug = len(argv) < len(given)
     try:
         status = main(argv) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)  # not sys.stdout.flush(): there is none where it was closed
     except UserError as error:
         if debug:
             raise
