@@ -181,8 +181,9 @@ def test_a_model_that_was_tuned_in_full_goes_back_too(tmp_path: Path) -> None:
     export(str(base), "official", tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(tensor, written[name]) for name, tensor in load_file(base / "model.safetensors").items())
-    with pytest.raises(UserError, match="tuned in full has no adapter"):
-        export(str(base), "adapter", tmp_path / "adapter")
+    for target in ("adapter", "variant"):
+        with pytest.raises(UserError, match="tuned in full has no adapter"):
+            export(str(base), target, tmp_path / target)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

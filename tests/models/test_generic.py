@@ -202,6 +202,30 @@ def test_a_tuned_model_in_bfloat16_packs_under_a_mask_of_its_decoders_dtype(fold
     assert inputs["attention_mask"].dtype == inputs["inputs_embeds"].dtype == torch.bfloat16
 
 
+def test_a_connector_that_was_trained_in_float32_is_not_rounded_when_its_run_is_loaded(folders, tmp_path) -> None:
+    """Its calibration was fitted on the scores of the weights as they were trained."""
+    base = load_vlm(str(folders["tinyllava"]), device="cpu", dtype=torch.bfloat16)
+    for part in (base.model, base.processor):
+        part.save_pretrained(tmp_path / "base")
+    vlm = load_vlm(str(tmp_path / "base"), device="cpu", dtype=torch.bfloat16)
+    add_lora(vlm, LoraOptions(train_connector=True))
+    trained = {name: tensor for name, tensor in vlm.model.named_parameters() if tensor.requires_grad}
+    with torch.no_grad():
+        for tensor in trained.values():
+            tensor.add_(1e-4 * torch.randn_like(tensor))
+    vlm.model.save_pretrained(tmp_path / "run", save_embedding_layers=False)
+    again = load_vlm(str(tmp_path / "run"), device="cpu", dtype=torch.bfloat16)
+    loaded = dict(again.model.named_parameters())
+    for name, tensor in trained.items():
+        torch.testing.assert_close(loaded[name], tensor, atol=0, rtol=0, msg=name)
+    images = [noise(size) for size in SIZES]
+    vlm.model.eval()
+    assert Engine(again).score(images, ASKS) == Engine(vlm).score(images, ASKS)
+    export(str(tmp_path / "run"), "merged", tmp_path / "merged")
+    merged = load_vlm(str(tmp_path / "merged"), device="cpu", dtype="stored").model
+    assert {tensor.dtype for tensor in merged.parameters()} == {torch.bfloat16}
+
+
 def test_a_collator_goes_to_worker_processes_without_the_weights(vlm: VLM) -> None:
     tuned = copy.copy(vlm)
     tuned.model = copy.deepcopy(vlm.model)

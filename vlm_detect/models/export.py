@@ -59,7 +59,7 @@ def export(run: str, target: Target, out: Path) -> None:
     is_whole = not is_adapter and all((Path(run) / name).is_file() for name in ("run.json", "config.json"))
     if not is_adapter and not is_whole:
         raise UserError(f"{run}: no adapter_config.json there; give the --output_dir of a finished recipe")
-    if is_whole and target == "adapter":
+    if is_whole and target in ("adapter", "variant"):
         raise UserError(f"{run}: a model that was tuned in full has no adapter; use --to merged or official")
     if target == "adapter":
         copy_adapter(Path(run), out)

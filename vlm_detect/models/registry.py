@@ -205,6 +205,9 @@ def adapter_base(run: str | Path) -> str:
 def load_adapter(model: Any, adapter: str | Path) -> Any:
     """Wrap `model` with the PEFT adapter of a run directory; UserError where it does not fit."""
     from peft import PeftModel
+    from peft.utils import ModulesToSaveWrapper
+
+    from ..train.lora import hold_in_float32, is_vision
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"adapter {adapter}: no adapter_config.json there; give the --output_dir of a finished recipe")
@@ -213,7 +216,17 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             # Of an adapter for another model peft loads what has the same name, and warns of the rest.
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
-            return PeftModel.from_pretrained(model, str(adapter))
+            wrapped = PeftModel.from_pretrained(model, str(adapter))
+            whole = [
+                one
+                for name, one in wrapped.named_modules()
+                if isinstance(one, ModulesToSaveWrapper) and is_vision(name)
+            ]
+            for connector in whole:
+                hold_in_float32(connector)
+            if whole:  # again, for peft has rounded them to the model's dtype
+                wrapped.load_adapter(str(adapter), "default")
+            return wrapped
     except UserWarning as error:
         raise UserError(
             f"adapter {adapter} does not fit this model: it was trained on {adapter_base(adapter)}"

@@ -113,13 +113,14 @@ def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     return wrapped
 
 
-def hold_in_float32(module: nn.Module) -> None:
-    """Train `module` in float32, as the LoRA is, inside a model of another dtype: bf16 would round small steps away."""
+def hold_in_float32(module: ModulesToSaveWrapper) -> None:
+    """Hold what is trained in float32, as the LoRA is, inside a model of another dtype: bf16 would round small steps
+    away. The base's own copy stays as it is."""
 
     def cast(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(argument.float() for argument in arguments)
 
-    module.float()
+    module.modules_to_save.float()
     module.register_forward_pre_hook(cast)
 
 
