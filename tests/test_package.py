@@ -29,9 +29,12 @@ def test_programs_import_the_package_before_torch(program):
     assert next(name for name in imports(program) if name in LOAD_TORCH | {"vlm_detect"}) == "vlm_detect"
 
 
-@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_wait_asleep_unless_the_user_says_otherwise(given, policy):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
-    code = "import sys, vlm_detect, os; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_spin_shortly_unless_the_user_says_otherwise(given, spins):
+    said = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in said} | given
+    code = "import sys, vlm_detect, os; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == policy
+    assert shown.stdout.strip() == spins

@@ -23,10 +23,11 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 register_when_loaded()
 
-# Torch's CPU threads wait for each other by spinning, and where anything else runs on the machine they then spin while
-# the one they wait for has no core (tests/bench/waiting.py). OpenMP reads this when torch is loaded, so the programs
-# that import torch import vlm_detect first.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Torch's CPU threads wait for each other by spinning, by default long enough that, where anything else runs on the
+# machine, they keep the one they wait for off its core. A short spin costs little alone and saves much in company
+# (tests/bench/waiting.py). OpenMP reads this when torch is loaded: programs import vlm_detect before torch.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Where peft imports bitsandbytes on some CPUs, it recommends a package on stderr, which is for our own one line.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
