@@ -83,6 +83,19 @@ def fakenet2(size: int) -> Trunk:
     return Trunk(nn.Sequential(*layers), pooled(_fakenet_neck()), 128)
 
 
+def fakenet3(size: int) -> Trunk:
+    """A deeper fakenet2: one 3x3 convolution of 64 channels, then two each of 128, 256, 512, pools between."""
+    layers: list[nn.Module] = []
+    before = 3
+    for place, (channels, convolutions) in enumerate([(64, 1), (128, 2), (256, 2), (512, 2)]):
+        if place:
+            layers.append(nn.MaxPool2d(2))
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(before, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            before = channels
+    return Trunk(nn.Sequential(*layers), pooled(_fakenet_neck(512)), 128)
+
+
 def _flux_neck() -> nn.Module:
     return nn.Sequential(
         *(nn.Linear(512, 1024), nn.ReLU(), nn.Dropout(0.5)),
@@ -90,5 +103,5 @@ def _flux_neck() -> nn.Module:
     )
 
 
-def _fakenet_neck() -> nn.Module:
-    return nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.5))
+def _fakenet_neck(width: int = 256) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.5))
