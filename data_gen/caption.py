@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vlm_detect.config import parse_config, write_run_json
-from vlm_detect.data.extras import require
 from vlm_detect.errors import run_main
+from vlm_detect.extras import require
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,15 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.build import queued
-    from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
-    from vlm_detect.data.shards import Launch, begin
+    from vlm_detect.generate.build import queued
+    from vlm_detect.generate.caption_step import (
+        CaptionConfig,
+        SourceConfig,
+        caption_photos,
+        name_captioner,
+        plan_captions,
+    )
+    from vlm_detect.jobs.shards import Launch, begin
 
     config, launch, source, caption = parse_config([Config, Launch, SourceConfig, CaptionConfig], argv, doc=__doc__)
     caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlm_detect.config import parse_config
-from vlm_detect.data.extras import require
 from vlm_detect.errors import run_main
+from vlm_detect.extras import require
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.build import build_dataset
-    from vlm_detect.data.hub import Upload
-    from vlm_detect.data.import_step import ImportConfig, import_images, pack_images, plan_import
-    from vlm_detect.data.shards import Launch, begin
+    from vlm_detect.generate.build import build_dataset
+    from vlm_detect.generate.hub import Upload
+    from vlm_detect.generate.import_step import ImportConfig, import_images, pack_images, plan_import
+    from vlm_detect.jobs.shards import Launch, begin
 
     positional = {"src": {"metavar": "SRC", "help": "a folder, a Hub dataset id, or kaggle[:HANDLE]"}}
     stages = [Config, Launch, Upload, ImportConfig]

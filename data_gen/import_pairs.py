@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlm_detect.config import parse_config
-from vlm_detect.data.extras import require
 from vlm_detect.errors import run_main
+from vlm_detect.extras import require
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.build import build_dataset
-    from vlm_detect.data.encode import EncodeConfig
-    from vlm_detect.data.hub import Upload
-    from vlm_detect.data.pair_sets import PairSetConfig, plan_pairs, take_pairs
-    from vlm_detect.data.pairs import PackConfig, pack_pairs
-    from vlm_detect.data.shards import Launch, begin
+    from vlm_detect.generate.build import build_dataset
+    from vlm_detect.generate.hub import Upload
+    from vlm_detect.generate.pack import PackConfig, pack_pairs
+    from vlm_detect.generate.pair_sets import PairSetConfig, plan_pairs, take_pairs
+    from vlm_detect.images.encode import EncodeConfig
+    from vlm_detect.jobs.shards import Launch, begin
 
     stages = [Config, Launch, Upload, PairSetConfig, PackConfig, EncodeConfig]
     positional = {"sources": {"metavar": "SRC", "nargs": "+", "help": "two folders, or a CSV"}}

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vlm_detect.config import parse_config
-from vlm_detect.data.extras import require
 from vlm_detect.errors import run_main
+from vlm_detect.extras import require
 
 PRESETS = Path(__file__).parent / "configs"
 
@@ -33,14 +33,19 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
-    from vlm_detect.data.build import build_dataset, finished, work_folder
-    from vlm_detect.data.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
-    from vlm_detect.data.cost import describe_plan
-    from vlm_detect.data.dataset_files import is_finished
-    from vlm_detect.data.encode import EncodeConfig
-    from vlm_detect.data.hub import Upload
-    from vlm_detect.data.pairs import PackConfig, pack_pairs
-    from vlm_detect.data.render_step import (
+    from vlm_detect.generate.build import build_dataset, finished, work_folder
+    from vlm_detect.generate.caption_step import (
+        CaptionConfig,
+        SourceConfig,
+        caption_photos,
+        name_captioner,
+        plan_captions,
+    )
+    from vlm_detect.generate.cost import describe_plan
+    from vlm_detect.generate.dataset_files import is_finished
+    from vlm_detect.generate.hub import Upload
+    from vlm_detect.generate.pack import PackConfig, pack_pairs
+    from vlm_detect.generate.render_step import (
         RenderConfig,
         TwinKinds,
         check_generator,
@@ -48,7 +53,8 @@ def main(argv: list[str]) -> None:
         plan_renders,
         render_twins,
     )
-    from vlm_detect.data.shards import Launch, begin
+    from vlm_detect.images.encode import EncodeConfig
+    from vlm_detect.jobs.shards import Launch, begin
 
     stages = [Config, Launch, Upload, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
     config, launch, upload, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)

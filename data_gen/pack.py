@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlm_detect.config import parse_config
-from vlm_detect.data.extras import require
 from vlm_detect.errors import run_main
+from vlm_detect.extras import require
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "imagehash")
-    from vlm_detect.data.build import build_dataset
-    from vlm_detect.data.encode import EncodeConfig
-    from vlm_detect.data.hub import Upload
-    from vlm_detect.data.pairs import PackConfig, pack_pairs
-    from vlm_detect.data.shards import check_finished
+    from vlm_detect.generate.build import build_dataset
+    from vlm_detect.generate.hub import Upload
+    from vlm_detect.generate.pack import PackConfig, pack_pairs
+    from vlm_detect.images.encode import EncodeConfig
+    from vlm_detect.jobs.shards import check_finished
 
     config, upload, pack, encode = parse_config([Config, Upload, PackConfig, EncodeConfig], argv, doc=__doc__)
     renders, out = Path(config.renders), Path(config.out)

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlm_detect.config import parse_config, write_run_json
-from vlm_detect.data.extras import require
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.extras import require
 
 PRESETS = Path(__file__).parent / "configs"
 
@@ -31,14 +31,14 @@ class Config:
 
 def main(argv: list[str]) -> None:
     require("data", "datatrove", "diffusers", "imagehash")
-    from vlm_detect.data.build import queued
-    from vlm_detect.data.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
-    from vlm_detect.data.shards import Launch, begin, check_finished
+    from vlm_detect.generate.build import queued
+    from vlm_detect.generate.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
+    from vlm_detect.jobs.shards import Launch, begin, check_finished
 
     config, launch, render = parse_config([Config, Launch, RenderConfig], argv, doc=__doc__)
     out = Path(config.out)
     if config.row:
-        from vlm_detect.data.receipts import render_row
+        from vlm_detect.generate.receipts import render_row
 
         print(f"{out}: {render_row(Path(config.pairs), config.row, out, photo=config.photo, donor=config.donor)}")
         return

@@ -24,17 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_detect.bench.build import BuiltItem, Sizes, Source, build, operate
-from vlm_detect.bench.dataset_items import dataset_pairs
-from vlm_detect.bench.floors import chief_floors, floors_by_kind
-from vlm_detect.bench.items import load_benchmark
-from vlm_detect.bench.model_floors import model_floors
-from vlm_detect.bench.progress import Progress
-from vlm_detect.bench.respondents import respondent_for
-from vlm_detect.bench.run import needed_keys
+from vlm_detect.benchmark.build import BuiltItem, Sizes, Source, build, operate
+from vlm_detect.benchmark.dataset_items import dataset_pairs
+from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
+from vlm_detect.benchmark.items import load_benchmark
+from vlm_detect.benchmark.model_floors import model_floors
+from vlm_detect.benchmark.respondents import respondent_for
+from vlm_detect.benchmark.run import needed_keys
 from vlm_detect.config import check_at_least, parse_config, write_json, write_run_json
-from vlm_detect.data.decode import decode_image
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.images.decode import decode_image
+from vlm_detect.progress import Progress
 
 JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them before
 

@@ -18,10 +18,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vlm_detect.bench.compare import Run, compare, load_run
-from vlm_detect.bench.compare_report import write_compare_report
-from vlm_detect.bench.floors import chief_floors
-from vlm_detect.bench.items import column_of, load_benchmark
+from vlm_detect.benchmark.compare import Run, compare, load_run
+from vlm_detect.benchmark.compare_report import write_compare_report
+from vlm_detect.benchmark.floors import chief_floors
+from vlm_detect.benchmark.items import column_of, load_benchmark
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 

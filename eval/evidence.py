@@ -25,11 +25,17 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from vlm_detect.bench.progress import Progress
-from vlm_detect.bench.run import default_out
+from vlm_detect.benchmark.run import default_out
 from vlm_detect.config import check_at_least, git_commit, parse_config, write_json, write_run_json
 from vlm_detect.data.pairs import load_pairs
-from vlm_detect.data.questions import (
+from vlm_detect.errors import UserError, run_main
+from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.engine import Ask
+from vlm_detect.infer.evidence import evidence_map
+from vlm_detect.infer.verdict import log_odds
+from vlm_detect.models.registry import resolve_id
+from vlm_detect.progress import Progress
+from vlm_detect.questions.ask import (
     EDIT_EXPLAIN_QUESTION,
     NOTHING,
     OPERATION_QUESTION,
@@ -39,12 +45,6 @@ from vlm_detect.data.questions import (
     Topic,
     make_question,
 )
-from vlm_detect.errors import UserError, run_main
-from vlm_detect.infer.detector import Detector
-from vlm_detect.infer.engine import Ask
-from vlm_detect.infer.evidence import evidence_map
-from vlm_detect.infer.verdict import log_odds
-from vlm_detect.models.registry import resolve_id
 
 BOOTSTRAPS = 2000
 WORDS = {"operation": OPERATION_QUESTION, "place": PLACE_QUESTION, "explanation": EDIT_EXPLAIN_QUESTION}

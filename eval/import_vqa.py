@@ -16,8 +16,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_detect.bench.importers import LAYOUTS, Layout, import_rows
-from vlm_detect.bench.items import bad_items_message
+from vlm_detect.benchmark.importers import LAYOUTS, Layout, import_rows
+from vlm_detect.benchmark.items import bad_items_message
 from vlm_detect.config import parse_config, write_json
 from vlm_detect.errors import UserError, run_main
 

@@ -19,12 +19,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vlm_detect.baselines.pixels import decode_split, to_square
-from vlm_detect.baselines.views import show
+from vlm_detect.cnn.pixels import decode_split
 from vlm_detect.config import git_commit, parse_config, write_json
-from vlm_detect.data.decode import decode_image
 from vlm_detect.data.demo_photos import PHOTOGRAPHS, photograph_path
 from vlm_detect.errors import run_main
+from vlm_detect.images.decode import decode_image
+from vlm_detect.models.cnn.squares import to_square
+from vlm_detect.models.cnn.views import show
 
 VIEWS = {"plain": None, "factor 8": 8.0, "factor 500": 500.0}
 SHOWN = ("chelsea", "coffee")

@@ -3,8 +3,8 @@
     accelerate launch eval/robustness.py --model runs/moondream_lora --benchmark data/pairs
     python eval/robustness.py --model nano --benchmark data/vqa/benchmark.json --conditions tiers --limit 200
 
-The tiers clean, web, hard and thumb have fixed meanings (`vlm_detect/bench/perturb.py`); the curves change one thing
-in steps. Each is applied to both classes, and figured for each class alone. Only verdicts are asked (yes/no, real or
+The tiers clean, web, hard and thumb have fixed meanings (`vlm_detect/benchmark/perturb.py`); the curves change one
+thing in steps. Each is applied to both classes, and to each class alone. Only verdicts are asked (yes/no, real or
 fake), by log-probability in both polarities. Out come a folder of answers a condition, robustness.json and
 report.html; started again, the same command goes on with what is missing.
 """
@@ -22,18 +22,19 @@ from typing import Literal
 from accelerate import PartialState
 from PIL import Image
 
-from vlm_detect.bench.items import Benchmark, load_benchmark
-from vlm_detect.bench.page import render, write_page
-from vlm_detect.bench.perturb import CURVES, TIERS, Condition
-from vlm_detect.bench.prompts import is_fake
-from vlm_detect.bench.respondents import respondent_for
-from vlm_detect.bench.robustness import SIDES, Answered, curve_figures, robustness
-from vlm_detect.bench.run import answer_all, check_same_run, default_out
-from vlm_detect.bench.score import item_image
-from vlm_detect.bench.summary import item_scores
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.items import load_benchmark
+from vlm_detect.benchmark.perturb import CURVES, TIERS, Condition
+from vlm_detect.benchmark.prompts import is_fake
+from vlm_detect.benchmark.respondents import respondent_for
+from vlm_detect.benchmark.robustness import SIDES, Answered, curve_figures, robustness
+from vlm_detect.benchmark.run import answer_all, check_same_run, default_out
+from vlm_detect.benchmark.score import item_image
+from vlm_detect.benchmark.summary import item_scores
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.models.registry import default_device, resolve_id
+from vlm_detect.pages.page import render, write_page
 from vlm_detect.records import Item
 
 

@@ -26,14 +26,15 @@ from typing import Any
 
 from accelerate import PartialState
 
-from vlm_detect.bench.explanations import explanations
-from vlm_detect.bench.floors import chief_floors, floors_by_kind
-from vlm_detect.bench.items import Benchmark, column_of, load_benchmark
-from vlm_detect.bench.prompts import prompts_of
-from vlm_detect.bench.report import write_report
-from vlm_detect.bench.respondents import Respondent, endpoint_respondent, respondent_for
-from vlm_detect.bench.results import ResultWriter, read_results
-from vlm_detect.bench.run import (
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.explanations import explanations
+from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
+from vlm_detect.benchmark.items import column_of, load_benchmark
+from vlm_detect.benchmark.prompts import prompts_of
+from vlm_detect.benchmark.report import write_report
+from vlm_detect.benchmark.respondents import Respondent, endpoint_respondent, respondent_for
+from vlm_detect.benchmark.results import ResultWriter, read_results
+from vlm_detect.benchmark.run import (
     answer_all,
     check_same_run,
     default_out,
@@ -42,8 +43,8 @@ from vlm_detect.bench.run import (
     print_table,
     settings_of,
 )
-from vlm_detect.bench.score import generated_result
-from vlm_detect.bench.summary import summarise
+from vlm_detect.benchmark.score import generated_result
+from vlm_detect.benchmark.summary import summarise
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.models.registry import default_device, resolve_id

@@ -20,26 +20,19 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-from vlm_detect.baselines.batches import Batches
-from vlm_detect.baselines.card import write_card
-from vlm_detect.baselines.evaluation import evaluate_split
-from vlm_detect.baselines.figures import facts_of, line_of, write_figures
-from vlm_detect.baselines.model import new_model
-from vlm_detect.baselines.options import CnnDataOptions, CnnTrainOptions, NetworkOptions
-from vlm_detect.baselines.program import (
-    calibration_of,
-    check_choices,
-    make_config,
-    open_shots,
-    place_for,
-    scored_splits,
-)
-from vlm_detect.baselines.tasks import targets_of
-from vlm_detect.baselines.trainer import CnnTrainer
+from vlm_detect.cnn.batches import Batches
+from vlm_detect.cnn.card import write_card
+from vlm_detect.cnn.evaluation import evaluate_split
+from vlm_detect.cnn.figures import facts_of, line_of, write_figures
+from vlm_detect.cnn.options import CnnDataOptions, CnnTrainOptions, NetworkOptions
+from vlm_detect.cnn.program import calibration_of, check_choices, make_config, open_shots, place_for, scored_splits
+from vlm_detect.cnn.tasks import targets_of
+from vlm_detect.cnn.trainer import CnnTrainer
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
+from vlm_detect.machine import keep_freed_memory, use_cpu_cores
+from vlm_detect.models.cnn.model import new_model
 from vlm_detect.train.data import data_hashes
-from vlm_detect.train.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.train.run_directory import RunDirectory
 
 

@@ -22,14 +22,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlm_detect.bench.demo_report import demo_report
-from vlm_detect.bench.items import load_benchmark
-from vlm_detect.bench.report import FIGURE_NAMES
-from vlm_detect.bench.results import read_results
+from vlm_detect.benchmark.demo_report import demo_report
+from vlm_detect.benchmark.items import load_benchmark
+from vlm_detect.benchmark.report import FIGURE_NAMES
+from vlm_detect.benchmark.results import read_results
 from vlm_detect.config import REPOSITORY, parse_config, write_json
 from vlm_detect.data.pairs import open_dataset
-from vlm_detect.data.questions import FAKE_QUESTION
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.questions.ask import FAKE_QUESTION
 
 BIN = Path(sys.executable).parent
 LAUNCH = [

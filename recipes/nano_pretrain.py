@@ -29,8 +29,10 @@ from vlm_detect.models import nano
 from vlm_detect.models.generic import LlavaVLM
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
-from vlm_detect.models.nano.autoencoder import VaeConfig, psnr_db, train_autoencoder
-from vlm_detect.models.nano.captioner import (
+from vlm_detect.models.registry import default_device
+from vlm_detect.models.tinyllava.processing import SYSTEM
+from vlm_detect.nano.autoencoder import VaeConfig, psnr_db, train_autoencoder
+from vlm_detect.nano.captioner import (
     CaptionerConfig,
     Teaching,
     TowerConfig,
@@ -40,24 +42,22 @@ from vlm_detect.models.nano.captioner import (
     train_captioner,
     train_tower,
 )
-from vlm_detect.models.nano.captions import sample_texts
-from vlm_detect.models.nano.cards import write_card
-from vlm_detect.models.nano.config import NanoConfig, section
-from vlm_detect.models.nano.figures import judge_renders, question_captioner, record
-from vlm_detect.models.nano.judge import Judge, JudgeConfig, train_judge
-from vlm_detect.models.nano.photos import Photos, default_source, load_photos
-from vlm_detect.models.nano.renderer import RendererConfig, train_renderer
-from vlm_detect.models.nano.tinyllava import (
+from vlm_detect.nano.captions import sample_texts
+from vlm_detect.nano.cards import write_card
+from vlm_detect.nano.config import NanoConfig, section
+from vlm_detect.nano.figures import judge_renders, question_captioner, record
+from vlm_detect.nano.judge import Judge, JudgeConfig, train_judge
+from vlm_detect.nano.photos import Photos, default_source, load_photos
+from vlm_detect.nano.renderer import RendererConfig, train_renderer
+from vlm_detect.nano.tinyllava import (
     NanoTinyLlava,
     build_tinyllava,
     save_tinyllava,
     start_from_moondream,
     tinyllava_tower,
 )
-from vlm_detect.models.nano.tokenizer import train_tokenizer
-from vlm_detect.models.nano.weights import halve
-from vlm_detect.models.registry import default_device
-from vlm_detect.models.tinyllava.processing import SYSTEM
+from vlm_detect.nano.tokenizer import train_tokenizer
+from vlm_detect.nano.weights import halve
 
 STAGES = ("vae", "judge", "renderer", "tokenizer", "captioner", "tinyllava")
 

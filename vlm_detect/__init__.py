@@ -9,11 +9,11 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_when_loaded
+from vlm_detect.models.registration import register_when_loaded
 
 if TYPE_CHECKING:
-    from .infer.detector import Detector as Detector
-    from .infer.detector import Verdict as Verdict
+    from vlm_detect.infer.detector import Detector as Detector
+    from vlm_detect.infer.detector import Verdict as Verdict
 
 try:
     __version__ = version("vlm-detect")
@@ -36,7 +36,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 def __getattr__(name: str) -> Any:
     # Detector brings torch and transformers with it: `import vlm_detect` alone stays light.
     if name in ("Detector", "Verdict"):
-        from .infer import detector
+        from vlm_detect.infer import detector
 
         return getattr(detector, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from .errors import UserError, run_main
+from vlm_detect.errors import UserError, run_main
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    from .chat.terminal import answer_once, converse
-    from .infer.detector import Detector, open_picture
+    from vlm_detect.apps.terminal import answer_once, converse
+    from vlm_detect.infer.detector import Detector, open_picture
 
     open_picture(arguments.image)  # before the model, which takes longer to load than a wrong path to notice
     detector = Detector(arguments.model, adapter=arguments.adapter)
@@ -51,8 +51,8 @@ def add_scan(parser: argparse.ArgumentParser) -> None:
 def scan(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .chat.scan import FAIL_ON, scan, summary
-    from .infer.detector import Detector
+    from vlm_detect.apps.scan import FAIL_ON, scan, summary
+    from vlm_detect.infer.detector import Detector
 
     fail_on = [label for label in arguments.fail_on.split(",") if label]
     if unknown := [label for label in fail_on if label not in FAIL_ON]:
@@ -94,15 +94,15 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    from .data.extras import require
+    from vlm_detect.extras import require
 
     limits = "max_body_mb max_megapixels max_images max_new_tokens queue max_batch deadline_s drain_s"
     for name in limits.split():
         if not 0 < (limit := getattr(arguments, name)) < float("inf"):
             raise UserError(f"--{name} {limit}: give a number above 0")
     require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
-    from .chat.server import serve
-    from .chat.settings import ServerSettings
+    from vlm_detect.apps.server import serve
+    from vlm_detect.apps.settings import ServerSettings
 
     settings = ServerSettings(
         host=arguments.host,
@@ -132,7 +132,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def export(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from .models.export import export
+    from vlm_detect.models.export import export
 
     export(arguments.run, arguments.to, Path(arguments.out))
     print(f"{arguments.out}: written ({arguments.to})")
@@ -145,8 +145,8 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 
 def audit(arguments: argparse.Namespace) -> None:
-    from .config import check_at_least
-    from .data.audit import print_audit
+    from vlm_detect.config import check_at_least
+    from vlm_detect.data.audit import print_audit
 
     check_at_least(arguments, 1, "max_images")
     print_audit(arguments.dataset, as_json=arguments.json, max_images=arguments.max_images)
@@ -161,8 +161,8 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 def explain(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from .baselines.detector import CnnDetector
-    from .baselines.explain import explain
+    from vlm_detect.cnn.explain import explain
+    from vlm_detect.models.cnn.detector import CnnDetector
 
     shown = explain(CnnDetector.load(arguments.model), arguments.images, Path(arguments.out))
     print(f"{arguments.out}: {shown} images with heat maps")
@@ -177,8 +177,8 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from .config import check_at_least
-    from .data.report import write_report
+    from vlm_detect.config import check_at_least
+    from vlm_detect.data.report import write_report
 
     check_at_least(arguments, 1, "n")
     out = Path(arguments.out or Path(arguments.dataset) / "report.html")
@@ -196,8 +196,8 @@ def add_view(parser: argparse.ArgumentParser) -> None:
 def view(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from .baselines.view import view
-    from .config import check_at_least
+    from vlm_detect.benchmark.view import view
+    from vlm_detect.config import check_at_least
 
     check_at_least(arguments, 1, "n")
     shown = view(arguments.source, Path(arguments.out), split=arguments.split, n=arguments.n, seed=arguments.seed)
@@ -215,7 +215,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
 def calibrate(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from .train.recalibrate import recalibrate
+    from vlm_detect.train.recalibrate import recalibrate
 
     run, limit, max_fpr = Path(arguments.run), arguments.limit, arguments.max_fpr
     found, scores = recalibrate(run, arguments.data, split=arguments.split, limit=limit, max_fpr=max_fpr)
@@ -231,7 +231,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> None:
-    from .doctor import examine
+    from vlm_detect.apps.doctor import examine
 
     for line in examine(arguments.model, arguments.config):
         print(line)

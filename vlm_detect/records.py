@@ -17,6 +17,7 @@ Label = Literal["real", "generated", "edited"]
 TwinKind = Literal["caption", "vae", "edit"]
 EditOperation = Literal["blur", "copy_move", "splice", "smear", "warp", "recolour", "removal", "inpaint"]
 EDIT_OPERATIONS: tuple[EditOperation, ...] = get_args(EditOperation)
+FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
 ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
 
 SOURCE_FEATURES = {

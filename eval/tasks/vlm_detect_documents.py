@@ -9,9 +9,9 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from vlm_detect.bench.items import load_benchmark, open_image, side_by_side
-from vlm_detect.bench.prompts import prompts_of
-from vlm_detect.bench.score import generated_result
+from vlm_detect.benchmark.items import load_benchmark, open_image, side_by_side
+from vlm_detect.benchmark.prompts import prompts_of
+from vlm_detect.benchmark.score import generated_result
 from vlm_detect.records import Item
 
 

@@ -28,8 +28,9 @@ from engine import make_vlm
 from flops import crops_read, flop_ratio, text_flops, tower_flops
 from PIL import Image
 
-from vlm_detect.bench.items import Benchmark, open_image
-from vlm_detect.bench.score import score
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.items import open_image
+from vlm_detect.benchmark.score import score
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
 from vlm_detect.infer.engine import Ask, Engine

@@ -32,18 +32,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tests.baselines.toys import image_row, save_rows
-from vlm_detect.baselines.batches import Batches, GroupSampler
-from vlm_detect.baselines.configuration import CnnConfig
-from vlm_detect.baselines.model import CnnForDetection, head_loss, new_model
-from vlm_detect.baselines.options import fast_bf16
-from vlm_detect.baselines.pixels import decode_split
-from vlm_detect.baselines.tasks import heads_of, targets_of
+from tests.cnn.toys import image_row, save_rows
+from vlm_detect.cnn.batches import Batches, GroupSampler
+from vlm_detect.cnn.options import fast_bf16
+from vlm_detect.cnn.pixels import decode_split
+from vlm_detect.cnn.tasks import heads_of, targets_of
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import run_main
-from vlm_detect.train.images import undecoded
-from vlm_detect.train.machine import keep_freed_memory
+from vlm_detect.images.stored import undecoded
+from vlm_detect.machine import keep_freed_memory
+from vlm_detect.models.cnn.configuration import CnnConfig
+from vlm_detect.models.cnn.model import CnnForDetection, head_loss, new_model
 
 BATCH = 128
 

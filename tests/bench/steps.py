@@ -20,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from tests.factories import tiny_tokenizer
 from vlm_detect.config import git_commit
+from vlm_detect.images.stored import StoredImage
+from vlm_detect.machine import keep_freed_memory
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
-from vlm_detect.train.images import StoredImage
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.loss import answer_loss
-from vlm_detect.train.machine import keep_freed_memory
 
 # Width and height that give so many crops where allowed. Two are the whole and its one tile, the same pixels, which the
 # tower reads once.

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_detect.models.nano.autoencoder import build_autoencoder
-from vlm_detect.models.nano.renderer import RendererConfig, build_pipeline
-from vlm_detect.models.nano.training import Optimisation
+from vlm_detect.nano.autoencoder import build_autoencoder
+from vlm_detect.nano.renderer import RendererConfig, build_pipeline
+from vlm_detect.nano.training import Optimisation
 
 
 def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

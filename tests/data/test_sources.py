@@ -11,10 +11,10 @@ import pytest
 
 from tests.data.factories import write_photos
 from vlm_detect.data import image_sets
-from vlm_detect.data.decode import ImageRejected
 from vlm_detect.data.selection import Selection
 from vlm_detect.data.sources import DatasetRows, SourcePhoto, find_images, open_source
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected
 
 
 def names(spec: str, limit: int | None = None) -> list[str]:

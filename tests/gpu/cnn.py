@@ -21,7 +21,7 @@ from typing import Any
 
 from measuring import Machine, Parts
 
-from tests.baselines.toys import save_images
+from tests.cnn.toys import save_images
 from vlm_detect.config import REPOSITORY, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
 

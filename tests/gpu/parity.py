@@ -25,13 +25,13 @@ from transformers.utils import is_flash_attn_2_available
 from tests.factories import tiny_vlm
 from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
-from vlm_detect.train.images import StoredImage
 from vlm_detect.train.loss import answer_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "moondream_tiny"

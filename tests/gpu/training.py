@@ -39,12 +39,12 @@ from flops import lora_step_flops, siglip_flops, text_flops, tower_flops  # isor
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
-from vlm_detect.train.images import StoredImage
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.loss import answer_loss
 

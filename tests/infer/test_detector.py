@@ -13,12 +13,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
-from vlm_detect.data.questions import EXPLAIN_QUESTION, FAKE_QUESTION, REAL_QUESTION
 from vlm_detect.errors import UserError
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
 from vlm_detect.models.moondream.family import MoondreamVLM
-from vlm_detect.train.calibration import Calibration
+from vlm_detect.questions.ask import EXPLAIN_QUESTION, FAKE_QUESTION, REAL_QUESTION
+from vlm_detect.stats.calibration import Calibration
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from tests.factories import tiny_vlm
-from vlm_detect.data.questions import NO, VERDICT_QUESTIONS, YES
 from vlm_detect.infer.engine import Ask, CandidateScore, Engine
 from vlm_detect.infer.evidence import PIXEL_GRID, EvidenceMap, evidence_map, hide, paint_over, regions
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.moondream.family import MoondreamVLM
+from vlm_detect.questions.ask import NO, VERDICT_QUESTIONS, YES
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.bench_suite.test_dataset_items import pair, write_pairs
+from tests.benchmark.test_dataset_items import pair, write_pairs
 from tests.scripts.here import run_here
-from vlm_detect.bench.items import load_benchmark
+from vlm_detect.benchmark.items import load_benchmark
 
 COLOURS = ["red", "green", "blue", "pink", "gray", "cyan", "gold", "navy"]
 SMALL = ("--n_true_false", 8, "--n_multiple_choice", 8, "--n_attribution", 4, "--n_which_of_two", 4, "--n_open", 4)

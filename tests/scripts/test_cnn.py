@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.baselines.toys import save_images
+from tests.cnn.toys import save_images
 from tests.scripts.here import run_here
-from vlm_detect.baselines.detector import CnnDetector
 from vlm_detect.config import REPOSITORY
-from vlm_detect.train.calibration import Calibration
+from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.stats.calibration import Calibration
 
 SETTINGS = ["--arch", "mai", "--num_train_epochs", 4, "--learning_rate", "3e-3", "--per_device_train_batch_size", 16]
 SETTINGS += ["--logging_steps", 1, "--cpu_threads", 1, "--report_to", "none", "--bf16", "false"]
@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(undisturbed, home)
     stopping = """
 import os, pickle, signal, sys
 from transformers import TrainerCallback
-import vlm_detect.baselines.trainer as t
+import vlm_detect.cnn.trainer as t
 class Stop(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 6: os.kill(os.getpid(), signal.SIGTERM)
@@ -188,7 +188,7 @@ def test_genimage_in_its_own_layout_trains_nine_sources(tmp_path, home):
     """A made folder of GenImage's shape: eight generators' {train,val}/{ai,nature}, a thousand classes of names."""
     import numpy as np
 
-    from tests.baselines.toys import picture
+    from tests.cnn.toys import picture
 
     rng = np.random.default_rng(0)
     names = [

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from tests.bench_suite.fakes import verdict_rows, write_benchmark
-from tests.bench_suite.test_page import assert_self_contained
+from tests.benchmark.fakes import verdict_rows, write_benchmark
+from tests.pages.test_page import assert_self_contained
 from tests.scripts.here import run_here
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.data.factories import photo
 from tests.scripts.here import run_here
 from vlm_detect.data.image_sets import CIFAKE_CLASSES, cifake_class, open_image_set
-from vlm_detect.data.pairs import dataset_kind, open_dataset
+from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.selection import Selection
 from vlm_detect.errors import UserError
 from vlm_detect.records import IMAGE_FEATURES
@@ -88,7 +88,7 @@ def test_cifake_keeps_its_official_test_set(tmp_path):
     assert rejects == {"0009.jpg": "duplicate", "0008.jpg": "near_duplicate"}
     opened = open_dataset(tmp_path / "out")
     assert opened["train"].features == IMAGE_FEATURES
-    assert dataset_kind(tmp_path / "out") == "images"
+    assert "label" in open_dataset(tmp_path / "out")["train"].column_names
     assert "The test split is the published one" in (tmp_path / "out" / "README.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "out"]
 
@@ -99,7 +99,7 @@ def test_cifake_keeps_its_official_test_set(tmp_path):
 
 
 def test_an_interrupted_import_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):
-    from vlm_detect.data import import_step
+    from vlm_detect.generate import import_step
 
     make_cifake(tmp_path / "archive")
     arguments = ["--from", "cifake", tmp_path / "archive", "--shard_size", 20]
@@ -137,7 +137,7 @@ def test_kaggle_is_fetched_by_kagglehub(tmp_path, monkeypatch):
         raise ConnectionError("no route to host")
 
     fake.dataset_download = refuse  # type: ignore[attr-defined]
-    from vlm_detect.data.import_step import _image_set
+    from vlm_detect.generate.import_step import _image_set
 
     _image_set.cache_clear()
     done = run_here(PROGRAM, "--from", "cifake", "kaggle:me/mine", "--out", tmp_path / "other")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
 from tests.scripts.here import run_here
-from vlm_detect.data.decode import decode_image
+from vlm_detect.images.decode import decode_image
 from vlm_detect.records import PAIR_FEATURES, PROMPTED_FEATURES
 
 PROGRAM = "data_gen/import_pairs.py"

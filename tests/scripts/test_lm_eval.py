@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
+from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark
 from tests.models.tiny_chat import llava
 from tests.scripts.here import run_here
 from vlm_detect.config import REPOSITORY

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 
 from tests.data.factories import save_tiny_pipeline, write_photos
-from tests.data.test_build import FakeHub
+from tests.generate.test_build import FakeHub
 
 ROOT = Path(__file__).parents[2]
 RunHere = Callable[..., subprocess.CompletedProcess[str]]

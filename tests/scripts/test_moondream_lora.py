@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.scripts.here import run_here
 from tests.train.toys import save_tiny_model, save_toy_pairs, toy_images
 from vlm_detect.config import REPOSITORY
-from vlm_detect.train.calibration import Calibration
+from vlm_detect.stats.calibration import Calibration
 
 RECIPE = REPOSITORY / "recipes" / "moondream_lora.py"
 SETTINGS = ["--num_train_epochs", "4", "--learning_rate", "3e-3", "--per_device_train_batch_size", "2"]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
+from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark
 from tests.factories import tiny_vlm
 from tests.scripts.here import run_here
-from vlm_detect.bench.perturb import Condition
+from vlm_detect.benchmark.perturb import Condition
 
 
 def test_tiers_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

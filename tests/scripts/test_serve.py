@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chat.conftest import data_url, make_photo
+from tests.apps.conftest import data_url, make_photo
 from tests.scripts.here import run_verb
-from vlm_detect.chat.server import open_socket
+from vlm_detect.apps.server import open_socket
 
 COMMAND = [Path(sys.executable).with_name("vlm-detect"), "serve", "--model", "nano", "--port", "0"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
+from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark
 from vlm_detect.config import REPOSITORY
 
 TASKS = REPOSITORY / "eval" / "tasks"

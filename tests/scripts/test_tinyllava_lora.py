@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests.scripts.here import run_here
 from tests.train.toys import toy_images
-from vlm_detect.models.nano.tinyllava import NanoTinyLlava, build_tinyllava, save_tinyllava
-from vlm_detect.models.nano.tokenizer import train_tokenizer
 from vlm_detect.models.registry import load_vlm
+from vlm_detect.nano.tinyllava import NanoTinyLlava, build_tinyllava, save_tinyllava
+from vlm_detect.nano.tokenizer import train_tokenizer
 
 SETTINGS = ["--use_cpu", "True", "--cpu_threads", "1", "--report_to", "none", "--per_device_train_batch_size", "8"]
 CONVERSATIONS = Path(os.environ.get("VLM_DETECT_DATA", "")) / "custom_vqa" / "finetune" / "captions.json"

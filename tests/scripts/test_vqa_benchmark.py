@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench_suite.fake_endpoint import fake_endpoint
-from tests.bench_suite.fakes import choice_row, verdict_rows, write_benchmark
+from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark
 from tests.factories import tiny_vlm
+from tests.infer.fake_endpoint import fake_endpoint
 from tests.scripts.here import run_here
-from vlm_detect.baselines.configuration import CnnConfig
-from vlm_detect.baselines.model import CnnForDetection
-from vlm_detect.train.calibration import Calibration
+from vlm_detect.models.cnn.configuration import CnnConfig
+from vlm_detect.models.cnn.model import CnnForDetection
+from vlm_detect.stats.calibration import Calibration
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "vqa_benchmark.py"
 # Not `accelerate launch --cpu --num_processes 2`, which silently runs one process.

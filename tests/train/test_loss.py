@@ -9,14 +9,14 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from tests.factories import tiny_vlm
 from tests.train.toys import stored, toy_image, toy_pairs
-from vlm_detect.data.questions import QUESTION_KINDS
 from vlm_detect.errors import UserError
+from vlm_detect.models.rows import IGNORE, Answered, Row, attention_mask, fill_rows, may_look, stack_rows
+from vlm_detect.questions.ask import QUESTION_KINDS
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.loss import CHUNK, answer_loss, row_inputs
-from vlm_detect.train.packing import IGNORE, Answered, Row, attention_mask, fill_rows, may_look, stack_rows
 
 
 @pytest.fixture

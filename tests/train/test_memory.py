@@ -11,7 +11,8 @@ import torch
 
 from tests.factories import tiny_config, tiny_vlm
 from tests.train.toys import stored, toy_image
-from vlm_detect import cli, doctor
+from vlm_detect import cli
+from vlm_detect.apps import doctor
 from vlm_detect.config import REPOSITORY
 from vlm_detect.errors import UserError
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration

@@ -20,8 +20,8 @@ from pathlib import Path
 from PIL import Image, ImageStat
 
 from vlm_detect.config import parse_config
-from vlm_detect.data.decode import decode_image
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.images.decode import decode_image
 
 _GRID = 16  # pixels: a block of JPEG's chroma at half resolution
 

@@ -21,12 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from vlm_detect.data.decode import ImageRejected, read_bounded
-from vlm_detect.data.extras import require
 from vlm_detect.data.selection import Entry, Selection, select
 from vlm_detect.data.sources import DatasetRows, find_images, open_all_splits
 from vlm_detect.data.splits import Split
 from vlm_detect.errors import UserError
+from vlm_detect.extras import require
+from vlm_detect.images.decode import ImageRejected, read_bounded
 from vlm_detect.records import Label
 
 Layout = Literal["cifake", "genimage", "folders", "hub"]

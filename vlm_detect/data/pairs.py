@@ -1,175 +1,18 @@
-"""The pair dataset on disk: the last step that writes it (`data_gen/pack.py`), and how everything else opens it.
+"""Open a pair or image dataset, from a folder or the Hub. `generate/pack.py` writes one.
 
-    dataset = open_dataset("data/pairs")          # DatasetDict: train, validation, test
-    rows = load_pairs("data/pairs", "train")      # one row a (photo, twin), records.PAIR_FEATURES
-    dataset_kind("data/pairs")                    # "pairs" or "images"
-
-The folder appears whole or not at all: it is written beside its place and renamed. `pair_rows.py` makes the rows,
-`splits.py` says which photo goes where, `card.py` tells it all to a reader.
+dataset = open_dataset("data/pairs")          # DatasetDict: train, validation, test
+rows = load_pairs("data/pairs", "train")      # one row per (photo, twin), records.PAIR_FEATURES
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
-from tqdm import tqdm
 
-from vlm_detect.config import check_at_least, check_between
-from vlm_detect.data.caption_step import FROM_PROMPTS
-from vlm_detect.data.card import pair_card
-from vlm_detect.data.dataset_files import Packed, SplitWriter, finish_folder, written_whole
-from vlm_detect.data.encode import EncodeConfig
-from vlm_detect.data.pair_rows import pair_rows, prompted_rows, twin_image
-from vlm_detect.data.selection import check_hold_out, is_held_out
-from vlm_detect.data.shards import read_plan, read_rejects, read_rows, sum_up
 from vlm_detect.data.sources import load_dataset
-from vlm_detect.data.splits import Split, check_shares, find_duplicates, join_groups, merge_groups, split_groups
-from vlm_detect.data.usable import perceptual_hash
 from vlm_detect.errors import UserError
-from vlm_detect.records import PAIR_FEATURES, PROMPTED_FEATURES, Reject
-
-
-@dataclass(frozen=True)
-class PackConfig:
-    """What the dataset looks like."""
-
-    size: int | None = field(
-        default=None, metadata={"help": "Side of the square of as many pixels as both members; by default the twin's."}
-    )
-    validation: float = field(default=0.1, metadata={"help": "Part of the photos for validation."})
-    test: float = field(default=0.2, metadata={"help": "Part of the photos for the test."})
-    duplicate_bits: int = field(default=3, metadata={"help": "Photos whose 64-bit hashes differ by no more are one."})
-    hold_out: list[str] = field(
-        default_factory=list,
-        metadata={"help": "generator=NAME or source=GLOB: those photos, with all their twins, go to a split unseen."},
-    )
-    pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 16, "size")
-        check_at_least(self, 1, "pairs_per_file")
-        check_between(self, 0, 32, "duplicate_bits")
-        check_shares(self.validation, self.test)
-        check_hold_out(self.hold_out)
-
-
-def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfig, settings: dict[str, Any]) -> Packed:
-    """Write the dataset `out` from the finished render step in `renders`.
-
-    `settings` are those of all steps, for `run.json`: by them a rerun sees that nothing is left to do.
-    """
-    plan = read_plan(renders)
-    rejects = [reject for shard in range(plan.shards) for reject in read_rejects(renders, shard)]
-    # what was drawn from prompts is no photo's twin: then a row is an image
-    is_paired = not any(
-        row["captioner"] == FROM_PROMPTS
-        for shard in range(plan.shards)
-        for row in read_rows(renders, shard, ["captioner"])
-    )
-    drawn = {} if is_paired else _drawn_hashes(renders, plan.shards)
-    splits = _split_photos(renders, plan.shards, drawn, config, rejects)
-    if not splits:
-        why = sum_up(rejects) if rejects else "(nothing was rendered)"
-        raise UserError(f"none of the {plan.items} photos could be made a pair of {why}")
-    with written_whole(out) as partial:
-        return _write(renders, partial, plan.shards, splits, rejects, config, encode, settings, is_paired)
-
-
-def _write(
-    renders: Path,
-    partial: Path,
-    shards: int,
-    splits: dict[str, tuple[Split, str] | None],
-    rejects: list[Reject],
-    config: PackConfig,
-    encode: EncodeConfig,
-    settings: dict[str, Any],
-    is_paired: bool,
-) -> Packed:
-    writer = SplitWriter(partial / "data", PAIR_FEATURES if is_paired else PROMPTED_FEATURES, config.pairs_per_file)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "licence", "captioner", "generator")}
-    bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
-    for shard in range(shards):
-        for photo in read_rows(renders, shard):
-            if (place := splits.get(photo["id"])) is None:
-                continue
-            split, group = place
-            # the second of two equal files would otherwise be packed as well
-            splits[photo["id"]] = None
-            for row in pair_rows(photo, group, size=config.size, encode=encode):
-                for written in [row] if is_paired else prompted_rows(row, photo["object_class"]):
-                    writer.write(split, written)
-                counts["kind"][row["kind"]] += 1
-                counts["licence"][row["source"]["licence"] or "not stated"] += 1
-                for maker in ("captioner", "generator"):
-                    counts[maker].update([photo[maker]] if photo[maker] else [])
-                bar.update()
-    bar.close()
-    card = functools.partial(
-        pair_card,
-        kinds=counts["kind"],
-        licences=counts["licence"],
-        captioners=sorted(counts["captioner"]),
-        generators=sorted(counts["generator"]),
-        encoder=json.dumps(encode.describe()),
-    )
-    return finish_folder(partial, writer, "pairs" if is_paired else "images", rejects, settings, card)
-
-
-def _drawn_hashes(renders: Path, shards: int) -> dict[str, str]:
-    """photo's id -> the perceptual hash of what was drawn beside it."""
-    rows = (row for shard in range(shards) for row in read_rows(renders, shard, ["id", "twins"]))
-    return {row["id"]: perceptual_hash(twin_image(row["twins"][0])) for row in rows}
-
-
-def _split_photos(
-    renders: Path, shards: int, drawn: Mapping[str, str], config: PackConfig, rejects: list[Reject]
-) -> dict[str, tuple[Split, str] | None]:
-    """id -> (split, group) of each photo to pack; the repeated ones are appended to `rejects`.
-
-    Photos whose `drawn` images (by their hashes) are near copies of each other get one group.
-    """
-    groups: dict[str, str] = {}
-    phashes: dict[str, str] = {}
-    names: dict[str, str] = {}
-    generators: dict[str, str] = {}
-    links: list[tuple[str, str]] = []  # whose groups belong together
-    for shard in range(shards):
-        for row in read_rows(renders, shard, ["id", "group", "source", "generator", "twins.list.element.edit"]):
-            name = row["source"]["path_or_id"]
-            if row["id"] in groups:
-                rejects.append(Reject(name, "pack", "duplicate", f"the same bytes as {names[row['id']]}"))
-                again = f"{row['id']} in {row['group']}"
-                groups[again] = row["group"]
-                links.append((again, row["id"]))
-                continue
-            groups[row["id"]], phashes[row["id"]], names[row["id"]] = row["group"], row["source"]["phash"], name
-            generators[row["id"]] = row["generator"]
-            links += [
-                (row["id"], twin["edit"]["donor"]) for twin in row["twins"] if twin["edit"] and twin["edit"]["donor"]
-            ]
-    repeats = find_duplicates(phashes, groups, distance=config.duplicate_bits)
-    for photo, first in repeats.items():
-        rejects.append(Reject(names[photo], "pack", "near_duplicate", f"looks like {names[first]}"))
-        names.pop(photo)
-    # The rest of a left out photo's group, and what was spliced from it, belong with the one that it repeats.
-    links = [*repeats.items(), *((photo, other) for photo, other in links if other in groups)]
-    merged = merge_groups(drawn, join_groups(groups, links), distance=config.duplicate_bits)
-    kept = {photo: merged[photo] for photo in groups if photo in names}
-    held_out = {kept[photo] for photo, name in names.items() if is_held_out(config.hold_out, generators[photo], name)}
-    if config.hold_out and not held_out:
-        raise UserError(f"--hold_out {' '.join(config.hold_out)}: no pair is by that generator or from that source")
-    if kept and held_out == set(kept.values()):
-        raise UserError(f"--hold_out {' '.join(config.hold_out)}: that is every photo; none would be left to train on")
-    splits = split_groups(set(kept.values()) - held_out, validation=config.validation, test=config.test)
-    return {photo: ("unseen" if group in held_out else splits[group], group) for photo, group in kept.items()}
 
 
 def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
@@ -182,11 +25,6 @@ def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
         raise UserError(f"{path_or_id}: cannot be opened as a dataset ({here}{reason})") from error
     _kind_of(opened, path_or_id)
     return opened
-
-
-def dataset_kind(path_or_id: str | Path) -> Literal["pairs", "images"]:
-    """Whether a dataset has a row a (photo, twin) or a row an image; `UserError` where it has neither."""
-    return _kind_of(open_dataset(path_or_id), path_or_id)
 
 
 def load_pairs(path_or_id: str | Path, split: str) -> datasets.Dataset:

@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_detect.bench.page import Picture, areas_figure, histogram_figure, photo, render, write_page
 from vlm_detect.data.audit import FAULT, Audit, audit_dataset, read_audit
-from vlm_detect.data.decode import decode_image
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import decode_image
+from vlm_detect.pages.page import Picture, areas_figure, histogram_figure, photo, render, write_page
 
 _EDITED = "edited: "
 _FACTS = ("pair_id", "group", "kind", "label", "generator", "source")

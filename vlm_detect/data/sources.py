@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
-from vlm_detect.data.decode import SUFFIXES, ImageRejected, read_bounded
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
 
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -22,18 +22,18 @@ from typing import Any
 
 from PIL import Image
 
-from .. import __version__
-from ..data.decode import MAX_PIXELS, ImageRejected, decode_image, read_bounded
-from ..data.provenance import Fact, provenance
-from ..data.questions import EXPLAIN_QUESTION, Topic
-from ..errors import UserError
-from ..models.base import VLM
-from ..models.registry import load_vlm
-from ..train.calibration import Calibration
-from .engine import Engine
-from .evidence import EvidenceMap, evidence_map
-from .text_stream import TextStream
-from .verdict import BEGINNINGS, Label, Odds, contradictions, read_odds
+from vlm_detect.errors import UserError
+from vlm_detect.images.decode import MAX_PIXELS, ImageRejected, decode_image, read_bounded
+from vlm_detect.images.provenance import Fact, provenance
+from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.evidence import EvidenceMap, evidence_map
+from vlm_detect.infer.text_stream import TextStream
+from vlm_detect.infer.verdict import BEGINNINGS, Label, Odds, contradictions, read_odds
+from vlm_detect.models.base import VLM
+from vlm_detect.models.registry import load_vlm
+from vlm_detect.questions.ask import EXPLAIN_QUESTION, Topic
+from vlm_detect.stats.calibration import Calibration
+from vlm_detect.version import __version__
 
 ANSWER_TOKENS = 128
 

@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from ..errors import UserError
-from ..models.base import VLM
-from .asks import Ask, CandidateScore, greedy
-from .packing import Packed, pad_packed
-from .prefixes import Prefix, PrefixMemory, encode, equal_lengths, prefill, stack_prefixes
-from .reference import generate_plain, score_plain, stream_plain
+from vlm_detect.errors import UserError
+from vlm_detect.infer.asks import Ask, CandidateScore, greedy
+from vlm_detect.infer.packing import Packed, pad_packed
+from vlm_detect.infer.prefixes import Prefix, PrefixMemory, encode, equal_lengths, prefill, stack_prefixes
+from vlm_detect.infer.reference import generate_plain, score_plain, stream_plain
+from vlm_detect.models.base import VLM
 
 
 class Engine:

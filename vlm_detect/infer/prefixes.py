@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from ..models.base import VLM
+from vlm_detect.models.base import VLM
 
 
 @dataclass(frozen=True)

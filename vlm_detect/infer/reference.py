@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..errors import UserError
-from ..models.base import VLM
-from ..train.packing import Answered, Row, stack_rows
-from .asks import CandidateScore, greedy
+from vlm_detect.errors import UserError
+from vlm_detect.infer.asks import CandidateScore, greedy
+from vlm_detect.models.base import VLM
+from vlm_detect.models.rows import Answered, Row, stack_rows
 
 
 @torch.inference_mode()

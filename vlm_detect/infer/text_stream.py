@@ -6,7 +6,7 @@ what follows, so that the pieces joined are exactly the stripped text of the who
 
 from __future__ import annotations
 
-from ..models.base import VLM
+from vlm_detect.models.base import VLM
 
 
 class TextStream:

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from ..bench.parse import parse_verdict
-from ..data.questions import (
+from vlm_detect.infer.engine import Ask, CandidateScore, Engine
+from vlm_detect.questions.ask import (
     EDIT_QUESTIONS,
     EXPLAIN_QUESTION,
     FAKE_QUESTION,
@@ -23,7 +23,7 @@ from ..data.questions import (
     YES,
     Topic,
 )
-from .engine import Ask, CandidateScore, Engine
+from vlm_detect.questions.read import parse_verdict
 
 Label = Literal["real", "generated", "unsure"]
 

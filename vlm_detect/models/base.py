@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from vlm_detect.errors import UserError
 
 
 class VLM(ABC):

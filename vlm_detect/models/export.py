@@ -21,15 +21,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from ..config import make_readable
-from ..errors import UserError
-from .base import VLM
-from .moondream import MoondreamForConditionalGeneration
-from .moondream.family import MoondreamVLM
-from .moondream.variant import save_variant
-from .registry import load_vlm
-from .tinyllava import TinyLlavaForConditionalGeneration
-from .tinyllava.checkpoint import is_factory_folder
+from vlm_detect.config import make_readable
+from vlm_detect.errors import UserError
+from vlm_detect.models.base import VLM
+from vlm_detect.models.moondream import MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.family import MoondreamVLM
+from vlm_detect.models.moondream.variant import save_variant
+from vlm_detect.models.registry import load_vlm
+from vlm_detect.models.tinyllava import TinyLlavaForConditionalGeneration
+from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
 TARGETS: tuple[Target, ...] = get_args(Target)

@@ -25,18 +25,18 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from ..errors import UserError
-from .base import VLM
-from .generic import ChatVLM, LlavaVLM, load_generic
-from .generic.loading import is_supported
-from .moondream import MODEL_TYPE, MoondreamForConditionalGeneration, MoondreamProcessor
-from .moondream.configuration import DEFAULT_RELEASE, HUB_ID
-from .moondream.family import MoondreamVLM
-from .nano import NanoName, nano_path
-from .tinyllava import HUB_ID as TINYLLAVA_ID
-from .tinyllava import MODEL_TYPE as TINYLLAVA_TYPE
-from .tinyllava import load_tinyllava
-from .tinyllava.checkpoint import is_factory_folder
+from vlm_detect.errors import UserError
+from vlm_detect.models.base import VLM
+from vlm_detect.models.generic import ChatVLM, LlavaVLM, load_generic
+from vlm_detect.models.generic.loading import is_supported
+from vlm_detect.models.moondream import MODEL_TYPE, MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, HUB_ID
+from vlm_detect.models.moondream.family import MoondreamVLM
+from vlm_detect.models.nano import NanoName, nano_path
+from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
+from vlm_detect.models.tinyllava import MODEL_TYPE as TINYLLAVA_TYPE
+from vlm_detect.models.tinyllava import load_tinyllava
+from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
 
@@ -207,7 +207,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     from peft import PeftModel
     from peft.utils import ModulesToSaveWrapper
 
-    from ..train.lora import hold_in_float32, is_vision
+    from vlm_detect.models.parts import hold_in_float32, is_vision
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"adapter {adapter}: no adapter_config.json there; give the --output_dir of a finished recipe")
@@ -269,7 +269,7 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
             f"{resolved.name} is no folder here, could not be fetched from the Hugging Face Hub and is not in the "
             "local cache: check the name and the network, or use --model nano"
         )
-    from ..baselines.detector import is_cnn_run  # which imports much that a VLM does without
+    from vlm_detect.models.cnn.configuration import is_cnn_run  # which imports much that a VLM does without
 
     if is_cnn_run(resolved.path_or_id):
         return f"{resolved.name} is a CNN, and another kind of model is needed: vlm-detect explain and eval/ take it"

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vlm_detect.errors import UserError
-from vlm_detect.train.images import StoredImage
+from vlm_detect.images.stored import StoredImage
 
 Transpose = Image.Transpose
 _TURNS = (Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)

@@ -3,7 +3,7 @@
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
     embeds     (N, T, D)          the images' embeddings
     row_images (M,)               which image each prefix is, row by row
-    ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.train.packing`
+    ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
     n_images, n_questions, n_tokens            of the batch; tokens behind the prefixes
 
 Without packing a row holds one question; with packing all questions of an image ride behind one prefix, and up to
@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
+from vlm_detect.models.rows import Answered, Row, fill_rows, stack_rows
 from vlm_detect.records import Question
 from vlm_detect.train.examples import Example
 from vlm_detect.train.features import Features
-from vlm_detect.train.images import StoredImage
-from vlm_detect.train.packing import Answered, Row, fill_rows, stack_rows
 
 
 @dataclass(frozen=True)

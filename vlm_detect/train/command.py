@@ -15,10 +15,10 @@ from typing import Any
 
 from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
 from vlm_detect.errors import UserError
+from vlm_detect.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.models.registry import NANO_NAMES, Role, resolve_id
 from vlm_detect.train.examples import QuestionOptions
 from vlm_detect.train.lora import LoraOptions
-from vlm_detect.train.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
 from vlm_detect.train.validation import SCORES
 

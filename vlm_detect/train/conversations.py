@@ -18,8 +18,8 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
-from vlm_detect.data.decode import ImageRejected, decode_image
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.records import Question
 
 FEATURES = Features(

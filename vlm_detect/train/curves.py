@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vlm_detect.bench.page import PALETTE, Picture, render, svg, write_page
+from vlm_detect.pages.page import PALETTE, Picture, render, svg, write_page
 
 _SCORES = {"eval_auroc": "AUROC", "eval_balanced_accuracy": "balanced accuracy"}
 _History = Sequence[Mapping[str, Any]]

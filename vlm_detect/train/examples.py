@@ -20,12 +20,12 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from vlm_detect.config import check_at_least
-from vlm_detect.data.questions import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.errors import UserError
+from vlm_detect.images.stored import Cells, StoredImage, undecoded
+from vlm_detect.questions.ask import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.records import Label, Question
 from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
 from vlm_detect.train.conversations import questions_of
-from vlm_detect.train.images import Cells, StoredImage, undecoded
 
 
 @dataclass(frozen=True)

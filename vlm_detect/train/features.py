@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
+from vlm_detect.models.parts import is_vision
 from vlm_detect.train.failures import is_full_disk
-from vlm_detect.train.images import StoredImage
-from vlm_detect.train.lora import is_vision
 
 CHUNK = 256  # images a file
 _BATCH = 16  # images through the tower at once

@@ -24,13 +24,11 @@ from transformers import PreTrainedModel
 from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
+from vlm_detect.models.parts import _NEVER, _VISION, hold_in_float32
 
 WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 _LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
 _ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
-VISION = r"vision|visual|projector|proj_mlp|connector"
-NEVER = r"lm_head|emb|region"
-_VISION, _NEVER = re.compile(VISION), re.compile(NEVER)
 
 
 @dataclass(frozen=True)
@@ -113,17 +111,6 @@ def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     return wrapped
 
 
-def hold_in_float32(module: ModulesToSaveWrapper) -> None:
-    """Hold what is trained in float32, as the LoRA is, inside a model of another dtype: bf16 would round small steps
-    away. The base's own copy stays as it is."""
-
-    def cast(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(argument.float() for argument in arguments)
-
-    module.modules_to_save.float()
-    module.register_forward_pre_hook(cast)
-
-
 def select_targets(model: nn.Module, targets: str, last_layers: int | None = None) -> list[str]:
     """Full names of the linear layers that `targets` chooses, in the model's order.
 
@@ -150,11 +137,6 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
             f"layers; the language model has {depth} layers"
         )
     return chosen
-
-
-def is_vision(name: str) -> bool:
-    """Whether a parameter or module of this name belongs to the vision tower or the connector."""
-    return bool(_VISION.search(name))
 
 
 def _layer(name: str) -> int:

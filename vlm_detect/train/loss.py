@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm_detect.models.base import VLM
-from vlm_detect.train.packing import IGNORE, PADDING, PREFIX, attention_mask, is_packed
+from vlm_detect.models.rows import IGNORE, PADDING, PREFIX, attention_mask, is_packed
 
 CHUNK = 256  # positions whose logits exist at one time
 

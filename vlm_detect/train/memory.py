@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm_detect.models.generic import LlavaVLM
-from vlm_detect.train.lora import LoraOptions, is_vision, select_targets, wrap
+from vlm_detect.models.parts import is_vision
+from vlm_detect.train.lora import LoraOptions, select_targets, wrap
 from vlm_detect.train.loss import CHUNK
 
 OVERHEAD_GB = 1.0

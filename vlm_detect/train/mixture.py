@@ -16,8 +16,8 @@ from typing import Any
 from torch.utils.data import Dataset as TorchDataset
 
 from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.train.examples import Example, Units
-from vlm_detect.train.images import StoredImage
 
 
 class Mixture(TorchDataset[list[Example]]):

@@ -18,7 +18,7 @@ from huggingface_hub import upload_folder
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
-from vlm_detect.train.calibration import fit
+from vlm_detect.stats.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.command import Options
 from vlm_detect.train.curves import write_curves

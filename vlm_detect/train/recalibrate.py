@@ -18,7 +18,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.registry import load_vlm
-from vlm_detect.train.calibration import Calibration, fit
+from vlm_detect.stats.calibration import Calibration, fit
 from vlm_detect.train.validation import ValidationSet, scores_of
 
 _BATCH = 16  # images read at once

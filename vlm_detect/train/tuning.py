@@ -18,10 +18,11 @@ from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_detect.errors import UserError
+from vlm_detect.machine import dtype_of
 from vlm_detect.models.base import VLM
+from vlm_detect.models.parts import NEVER, VISION, is_vision
 from vlm_detect.models.registry import default_dtype
-from vlm_detect.train.lora import NEVER, VISION, LoraOptions, add_lora, is_vision
-from vlm_detect.train.machine import dtype_of
+from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.options import ModelOptions
 
 QUANTIZATIONS = ("nf4", "int8")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from vlm_detect.errors import UserError
-from vlm_detect.train.images import Cells, StoredImage, undecoded
+from vlm_detect.images.stored import Cells, StoredImage, undecoded
 
 # What `scores_of` gives.
 SCORES = ("score", "auroc", "balanced_accuracy", "log_loss")

@@ -32,8 +32,8 @@ from vlm_detect.data.audit.measures import CONTENT, WRAPPING, measure
 from vlm_detect.data.audit.probe import auc, auc_interval, cross_validate, make_folds
 from vlm_detect.data.audit.samples import Sample, Samples, read_samples
 from vlm_detect.data.audit.words import finding, floor
-from vlm_detect.data.decode import ImageRejected
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected
 from vlm_detect.records import Label
 
 MAX_IMAGES = 2000

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from PIL import ExifTags, Image
 
-from vlm_detect.data.decode import FORMATS
+from vlm_detect.images.decode import FORMATS
 
 # Which part of a file is what: the marker (and how its payload begins) in a JPEG, the chunk in a PNG or WebP.
 _JPEG_BLOCKS = (

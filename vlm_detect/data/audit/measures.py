@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm_detect.data.audit.containers import read_container
-from vlm_detect.data.decode import decode_image
+from vlm_detect.images.decode import decode_image
 
 Features = Mapping[str, str | float]
 

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from datasets import Features
 from fsspec import AbstractFileSystem
 
-from vlm_detect.data.decode import ImageRejected, read_bounded
 from vlm_detect.data.image_sets import LABEL_COLUMNS, LABEL_WORDS, label_word, open_image_set
 from vlm_detect.data.sources import FileSource
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected, read_bounded
 from vlm_detect.records import Label
 
 

@@ -1,7 +1,7 @@
 """Any `AutoModelForImageTextToText` of transformers whose processor has a chat template."""
 
-from .family import ChatVLM
-from .llava import LlavaVLM
-from .loading import load_generic
+from vlm_detect.models.generic.family import ChatVLM
+from vlm_detect.models.generic.llava import LlavaVLM
+from vlm_detect.models.generic.loading import load_generic
 
 __all__ = ["ChatVLM", "LlavaVLM", "load_generic"]

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ...train.packing import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask, is_packed
-from ..base import VLM
-from .prompts import ChatTemplate
+from vlm_detect.models.base import VLM
+from vlm_detect.models.generic.prompts import ChatTemplate
+from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask, is_packed
 
 # Architectures in which nothing behind an image changes what was read before: seen to give the plain path's answers,
 # losses and gradients.

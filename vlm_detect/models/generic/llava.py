@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from .family import ChatVLM
+from vlm_detect.models.generic.family import ChatVLM
 
 _TOWER_LAYER = re.compile(r"\.encoder\.layers\.(\d+)\.")
 

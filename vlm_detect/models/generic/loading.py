@@ -19,7 +19,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from .joined import JoinedProcessor
+from vlm_detect.models.generic.joined import JoinedProcessor
 
 _WITHOUT_VIDEO = ("qwen2_vl", "qwen2_5_vl")
 

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from ...errors import UserError
+from vlm_detect.errors import UserError
 
 _QUESTION, _ANSWER = "Qzxq", "Azxa"  # stand for a question and an answer while a template is taken apart
 

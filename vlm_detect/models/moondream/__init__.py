@@ -5,11 +5,17 @@ Importing registers the model with transformers' Auto classes, so that the offic
 
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from .checkpoint import register_layout
-from .configuration import MODEL_TYPE, RELEASES, MoondreamConfig, MoondreamTextConfig, MoondreamVisionConfig
-from .image_processing import MoondreamImageProcessor
-from .modeling import MoondreamForConditionalGeneration, MoondreamModel
-from .processing import MoondreamProcessor
+from vlm_detect.models.moondream.checkpoint import register_layout
+from vlm_detect.models.moondream.configuration import (
+    MODEL_TYPE,
+    RELEASES,
+    MoondreamConfig,
+    MoondreamTextConfig,
+    MoondreamVisionConfig,
+)
+from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
+from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration, MoondreamModel
+from vlm_detect.models.moondream.processing import MoondreamProcessor
 
 AutoConfig.register(MODEL_TYPE, MoondreamConfig, exist_ok=True)
 AutoModelForImageTextToText.register(MoondreamConfig, MoondreamForConditionalGeneration, exist_ok=True)

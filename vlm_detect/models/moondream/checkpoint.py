@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from ...config import write_json
-from .. import stored
-from ..stored import StoredTensor
-from .configuration import HUB_ID, MODEL_TYPE, to_official
+from vlm_detect.config import write_json
+from vlm_detect.models import stored
+from vlm_detect.models.moondream.configuration import HUB_ID, MODEL_TYPE, to_official
+from vlm_detect.models.stored import StoredTensor
 
 if TYPE_CHECKING:
-    from .modeling import MoondreamForConditionalGeneration
+    from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
 
 # Legacy name -> official name, by prefix; the first that fits.
 _LEGACY_PREFIXES = (

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..base import VLM
-from .modeling import MoondreamForConditionalGeneration
-from .processing import MoondreamProcessor
+from vlm_detect.models.base import VLM
+from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.processing import MoondreamProcessor
 
 
 class MoondreamVLM(VLM):

@@ -60,7 +60,7 @@ class MoondreamImageProcessor(ImageProcessingMixin):
     """PIL images to `pixel_values` (B, K, 3, C, C) float32 and `tilings` (B, 2); K is the largest count of crops.
 
     Image i has 1 + rows * columns crops; the rest of its K are zeros, which the model skips. No EXIF rotation is
-    applied and alpha is dropped, as in the official code: decode with `vlm_detect.data.decode` first.
+    applied and alpha is dropped, as in the official code: decode with `vlm_detect.images.decode` first.
     """
 
     model_input_names = ["pixel_values", "tilings"]  # noqa: RUF012  a class attribute of the mixin

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration import MoondreamConfig
+from vlm_detect.models.moondream.configuration import MoondreamConfig
 
 
 class MoondreamPreTrainedModel(PreTrainedModel):

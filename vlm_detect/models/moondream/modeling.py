@@ -22,13 +22,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
-from ..stored import find_weights, stored_dtype
-from .checkpoint import check_tensors, open_weights, save_official
-from .configuration import MoondreamConfig
-from .layers import MoondreamPreTrainedModel
-from .region import MoondreamRegion
-from .text import MoondreamText
-from .vision import MoondreamVision
+from vlm_detect.models.moondream.checkpoint import check_tensors, open_weights, save_official
+from vlm_detect.models.moondream.configuration import MoondreamConfig
+from vlm_detect.models.moondream.layers import MoondreamPreTrainedModel
+from vlm_detect.models.moondream.region import MoondreamRegion
+from vlm_detect.models.moondream.text import MoondreamText
+from vlm_detect.models.moondream.vision import MoondreamVision
+from vlm_detect.models.stored import find_weights, stored_dtype
 
 
 @dataclass

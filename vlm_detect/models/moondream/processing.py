@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import PushToHubMixin
 
-from ...errors import UserError
-from .configuration import RELEASES, MoondreamConfig
-from .image_processing import MoondreamImageProcessor
+from vlm_detect.errors import UserError
+from vlm_detect.models.moondream.configuration import RELEASES, MoondreamConfig
+from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 
 
 class MoondreamProcessor(PushToHubMixin):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.cache_utils import DynamicCache
 
-from .modeling import MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
 
 
 class Thoughts(NamedTuple):

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import nn
 
-from .configuration import MoondreamRegionConfig
-from .layers import MoondreamMLP
+from vlm_detect.models.moondream.configuration import MoondreamRegionConfig
+from vlm_detect.models.moondream.layers import MoondreamMLP
 
 
 def fourier_features(values: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import is_flash_attention_requested
 
-from .configuration import MoondreamTextConfig
-from .layers import MoondreamMLP, MoondreamPreTrainedModel, attend
+from vlm_detect.models.moondream.configuration import MoondreamTextConfig
+from vlm_detect.models.moondream.layers import MoondreamMLP, MoondreamPreTrainedModel, attend
 
 
 def rotary_table(config: MoondreamTextConfig, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ...errors import UserError
-from .configuration import MoondreamConfig
+from vlm_detect.errors import UserError
+from vlm_detect.models.moondream.configuration import MoondreamConfig
 
 FILE = "final.pt"
 _TARGET = re.compile(r"model\.text\.(blocks\.\d+\.(?:attn\.qkv|mlp\.fc1|mlp\.fc2))$")

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .configuration import MoondreamVisionConfig
-from .layers import MoondreamMLP, MoondreamPreTrainedModel, attend
+from vlm_detect.models.moondream.configuration import MoondreamVisionConfig
+from vlm_detect.models.moondream.layers import MoondreamMLP, MoondreamPreTrainedModel, attend
 
 
 class MoondreamVisionAttention(nn.Module):

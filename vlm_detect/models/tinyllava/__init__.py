@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaProcessor
 
-from .configuration import HUB_ID, MODEL_TYPE, TinyLlavaConfig
-from .modeling import TinyLlavaForConditionalGeneration
-from .processing import load_processor
+from vlm_detect.models.tinyllava.configuration import HUB_ID, MODEL_TYPE, TinyLlavaConfig
+from vlm_detect.models.tinyllava.modeling import TinyLlavaForConditionalGeneration
+from vlm_detect.models.tinyllava.processing import load_processor
 
 AutoConfig.register(MODEL_TYPE, TinyLlavaConfig, exist_ok=True)
 AutoModelForImageTextToText.register(TinyLlavaConfig, TinyLlavaForConditionalGeneration, exist_ok=True)

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ...config import write_json
-from ...errors import UserError
-from ..stored import LazyTensor, StoredTensor, dtype_of, fetch, read_safetensors
-from .configuration import is_official, to_official
+from vlm_detect.config import write_json
+from vlm_detect.errors import UserError
+from vlm_detect.models.stored import LazyTensor, StoredTensor, dtype_of, fetch, read_safetensors
+from vlm_detect.models.tinyllava.configuration import is_official, to_official
 
 if TYPE_CHECKING:
-    from .modeling import TinyLlavaForConditionalGeneration
+    from vlm_detect.models.tinyllava.modeling import TinyLlavaForConditionalGeneration
 
 # Released name -> transformers' name, by prefix.
 _PREFIXES = (

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from ..stored import check_tensors, stored_dtype
-from .checkpoint import open_checkpoint, save_official
-from .configuration import TinyLlavaConfig
+from vlm_detect.models.stored import check_tensors, stored_dtype
+from vlm_detect.models.tinyllava.checkpoint import open_checkpoint, save_official
+from vlm_detect.models.tinyllava.configuration import TinyLlavaConfig
 
 
 class TinyLlavaForConditionalGeneration(LlavaForConditionalGeneration):

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import AddedToken, AutoTokenizer, LlavaImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
-from .configuration import TinyLlavaConfig
+from vlm_detect.models.tinyllava.configuration import TinyLlavaConfig
 
 IMAGE_TOKEN = "<image>"
 SYSTEM = (

@@ -1,0 +1,248 @@
+"""The routes by the clients that people have, and by bad requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.apps.conftest import Running, data_url, file_bytes, make_photo, serving
+from vlm_detect.infer.detector import Detector
+from vlm_detect.models.cnn.configuration import CnnConfig
+from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.models.cnn.model import new_model
+from vlm_detect.stats.calibration import Calibration
+
+moondream = pytest.importorskip("moondream", reason="needs the moondream client (pip install --no-deps moondream)")
+openai = pytest.importorskip("openai", reason="needs the openai client")
+
+
+@pytest.fixture(scope="module")
+def http(server: Running):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+# Clients
+
+
+def test_moondreams_own_client(server: Running, photo: Image.Image) -> None:
+    client = moondream.vl(endpoint=f"{server.url}/v1")
+    # The client sends JPEG of quality 95, so the answer is compared between its own two ways.
+    answer = client.query(photo, "What is it?", settings={"max_tokens": 9})["answer"]
+    pieces = list(client.query(photo, "What is it?", stream=True, settings={"max_tokens": 9})["answer"])
+    assert answer
+    assert "".join(pieces) == answer
+    caption = client.caption(photo, length="short")["caption"]
+    assert "".join(client.caption(photo, length="short", stream=True)["caption"]) == caption
+
+
+def test_moondreams_object_calls_are_refused_in_its_shape(server: Running, http: httpx.Client, photo) -> None:
+    for name in ("detect", "point", "segment"):
+        answer = http.post(f"/v1/{name}", json={"image_url": data_url(photo), "object": "dog"})
+        assert answer.status_code == 501
+        assert answer.json()["error"]["code"] == "not_implemented"
+
+
+def openai_client(server: Running, key: str = "unused"):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
+def conversation(photo: Image.Image, question: str = "What is it?") -> list:
+    image = {"type": "image_url", "image_url": {"url": data_url(photo)}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
+
+
+def test_the_openai_client(server: Running, photo: Image.Image) -> None:
+    client = openai_client(server)
+    (model,) = client.models.list()
+    assert model.id == server.detector.name
+    assert client.models.retrieve(model.id).id == model.id
+    answer = client.chat.completions.create(model=model.id, messages=conversation(photo), max_tokens=9)
+    expected = server.detector.ask(photo, "What is it?", 9)
+    assert answer.choices[0].message.content == expected
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 9
+    stream = client.chat.completions.create(
+        model=model.id,
+        messages=conversation(photo),
+        max_tokens=9,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
+    assert chunks[-1].usage == answer.usage
+
+
+def test_a_follow_up_asks_about_the_image_of_before(server: Running, photo: Image.Image) -> None:
+    messages = [*conversation(photo), {"role": "assistant", "content": "x"}, {"role": "user", "content": "Why?"}]
+    client = openai_client(server)
+    answer = client.chat.completions.create(model=server.detector.name, messages=messages, max_tokens=5)
+    assert answer.choices[0].message.content == server.detector.ask(photo, "Why?", 5)
+
+
+def test_openai_errors_are_the_clients_own(server: Running, photo: Image.Image) -> None:
+    client = openai_client(server)
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        client.chat.completions.create(model="other", messages=conversation(photo))
+    with pytest.raises(openai.BadRequestError, match="no message holds an image"):
+        client.chat.completions.create(model=server.detector.name, messages=[{"role": "user", "content": "Hi"}])
+    address = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/x.png"}}]
+    with pytest.raises(openai.BadRequestError, match="no address and no path is opened"):
+        client.chat.completions.create(
+            model=server.detector.name,
+            messages=[{"role": "user", "content": [*address, {"type": "text", "text": "?"}]}],
+        )
+
+
+def test_sampling_follows_temperature(server: Running, photo: Image.Image) -> None:
+    client = openai_client(server)
+
+    def ask(temperature: float, top_p: float = 1.0) -> str:
+        answer = client.chat.completions.create(
+            model=server.detector.name, messages=conversation(photo), temperature=temperature, top_p=top_p
+        )
+        return answer.choices[0].message.content
+
+    greedy = ask(0)
+    assert ask(0) == ask(2, top_p=1e-6) == greedy
+    assert len({ask(2) for _ in range(4)}) > 1
+
+
+# Ours
+
+
+def test_a_verdict_by_json_and_by_form_is_the_detectors(server: Running, http: httpx.Client, photo) -> None:
+    expected = server.detector(photo)
+    by_json = http.post("/v1/verdict", json={"image_url": data_url(photo)}).json()
+    by_form = http.post("/v1/verdict", files={"image": ("x.png", file_bytes(photo))}).json()
+    assert by_json == by_form
+    assert by_json["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
+    assert {"label", "calibrated", "threshold", "unsure_band", "model", "version", "provenance"} <= set(by_json)
+    assert (by_json["width"], by_json["height"]) == photo.size
+
+
+def test_a_batch_lists_the_bad_image_among_the_good(server: Running, http: httpx.Client) -> None:
+    photos = [make_photo(i) for i in range(3)]
+    urls = [data_url(photos[0]), data_url(b"no image"), data_url(photos[1]), data_url(photos[2])]
+    found = http.post("/v1/verdict", json={"images": urls}).json()["verdicts"]
+    assert found[1]["error"]["code"] == "not_an_image"
+    expected = [verdict.p_fake for verdict in server.detector.judge(photos)]
+    assert [found[i]["p_fake"] for i in (0, 2, 3)] == pytest.approx(expected, abs=1e-5)
+    files = [("image", (f"{i}.png", file_bytes(photo))) for i, photo in enumerate(photos)]
+    assert [v["p_fake"] for v in http.post("/v1/verdict", files=files).json()["verdicts"]] == pytest.approx(expected)
+
+
+def test_an_explanation_whole_and_streamed(server: Running, http: httpx.Client, photo: Image.Image) -> None:
+    whole = http.post("/v1/explain", json={"image_url": data_url(photo)}).json()
+    assert whole["explanation"] == server.detector(photo).explain(12)
+    events = stream(http, "/v1/explain", {"image_url": data_url(photo), "stream": True})
+    assert "".join(event["chunk"] for event in events) == whole["explanation"]
+    assert events[-1]["completed"]
+    assert events[-1]["contradictions"] == whole["contradictions"]
+
+
+def stream(http: httpx.Client, path: str, body: dict) -> list[dict]:
+    with http.stream("POST", path, json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+
+
+def test_an_evidence_map(server: Running, http: httpx.Client, photo: Image.Image) -> None:
+    found = http.post("/v1/evidence", json={"image_url": data_url(photo)}).json()
+    expected = server.detector(photo).map()
+    np.testing.assert_allclose(found["values"], expected.values, atol=1e-4)
+    assert found["peak"] == pytest.approx(expected.peak)
+    assert found["layer"].startswith("data:image/png;base64,")
+
+
+def test_health_metrics_and_headers(server: Running, http: httpx.Client) -> None:
+    answer = http.get("/healthz")
+    assert answer.json()["status"] == "ok"
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    assert "access-control-allow-origin" not in answer.headers
+    figures = http.get("/metrics").text
+    assert 'vlm_detect_requests_total{route="/healthz",status="200"}' in figures
+    assert "vlm_detect_batch_size_bucket" in figures
+
+
+# Refusals
+
+IMAGE = data_url(make_photo(0))
+TALL = data_url(Image.new("L", (20000, 3000)))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/v1/query", {"image_url": IMAGE, "question": " "}, 400, "empty_question"),
+        ("/v1/query", {"image_url": IMAGE, "question": "x" * 5000}, 400, "question_too_long"),
+        ("/v1/query", {"image_url": IMAGE, "question": "x" * 600}, 400, "invalid_request"),
+        ("/v1/query", {"question": "What?"}, 400, "no_image"),
+        ("/v1/query", {"image_url": IMAGE}, 400, "invalid_request"),
+        ("/v1/query", {"image_url": IMAGE, "question": "a\ud800"}, 400, "invalid_request"),
+        ("/v1/query", {"image_url": "file:///etc/passwd", "question": "?"}, 400, "not_a_data_url"),
+        ("/v1/query", {"image_url": "data:image/png;base64,@@@@", "question": "?"}, 400, "invalid_base64"),
+        ("/v1/query", {"image_url": data_url(b"\x89PNG"), "question": "?"}, 400, "not_an_image"),
+        ("/v1/query", {"image_url": TALL, "question": "?"}, 400, "too_large"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "model": "x"}, 404, "model_not_found"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "reasoning": True}, 501, "not_implemented"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "settings": {"temperature": -1}}, 400, "invalid_request"),
+        ("/v1/caption", {"image_url": IMAGE, "length": "endless"}, 400, "invalid_request"),
+        ("/v1/verdict", {}, 400, "no_image"),
+        ("/v1/verdict", {"images": []}, 400, "no_image"),
+        ("/v1/verdict", {"images": [IMAGE] * 33}, 413, "too_many_images"),
+        ("/v1/verdict", [], 400, "invalid_request"),
+        ("/v1/evidence", {"image_url": IMAGE, "topic": "x"}, 400, "invalid_request"),
+        ("/v1/none", {}, 404, "not_found"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_shape(http: httpx.Client, path, body, status, code) -> None:
+    answer = http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"x", "text/plain", 415),
+        (b"x", "multipart/form-data", 400),
+        (b"--x\r\n\r\nx", "multipart/form-data; boundary=x", 400),
+    ],
+)
+def test_broken_bodies_are_refused(http: httpx.Client, content: bytes, kind: str, status: int) -> None:
+    answer = http.post("/v1/verdict", content=content, headers={"content-type": kind})
+    assert (answer.status_code, set(answer.json())) == (status, {"error"})
+
+
+def test_user_text_cannot_forge_special_tokens(detector: Detector) -> None:
+    vlm = detector.engine.vlm
+    tokenizer = vlm.processor.tokenizer
+    for token in tokenizer.all_special_tokens:
+        plain = vlm.question_ids("a b")
+        forged = vlm.question_ids(f"a {token} b")
+        template = [i for i in plain if i in tokenizer.all_special_ids]
+        assert [i for i in forged if i in tokenizer.all_special_ids] == template, token
+
+
+def test_a_cnn_shows_where_it_looks_beside_the_map(detector: Detector, photo: Image.Image) -> None:
+    pytest.importorskip("captum", reason="needs the extra cnn")
+    model = new_model(CnnConfig(arch="fakenet2", image_size=32, heads={"verdict": ["real", "generated"]})).eval()
+    cnn = CnnDetector(model, Calibration(), "runs/cnn")
+    with serving(detector, cnn=cnn) as running:
+        answer = httpx.post(f"{running.url}/v1/evidence", json={"image_url": data_url(photo)}, timeout=60).json()
+    assert answer["cnn"]["model"] == "runs/cnn"
+    assert answer["cnn"]["p_fake"] == pytest.approx(float(cnn.scores([photo]).p_fake[0]), abs=1e-5)
+    shown = Image.open(io.BytesIO(base64.b64decode(answer["cnn"]["picture"].partition(",")[2])))
+    assert shown.size == (32, 32)

@@ -1,0 +1,33 @@
+"""The server answers with any model family: one tiny checkpoint of each, asked together, mapped and streamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.apps.conftest import data_url, make_photo, serving
+from tests.models.tiny_chat import ARCHITECTURES, save_tiny
+from vlm_detect.infer.detector import Detector
+
+moondream = pytest.importorskip("moondream", reason="needs the moondream client (pip install --no-deps moondream)")
+# transformers' PaliGemma processor hands tensors to numpy in a way that NumPy 2 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_family_is_served(architecture: str, tmp_path: Path) -> None:
+    detector = Detector(str(save_tiny(architecture, tmp_path)), device="cpu")
+    photos = [make_photo(seed) for seed in range(2)]
+    alone = [detector(photo).p_fake for photo in photos]
+    with serving(detector) as server, httpx.Client(base_url=server.url, timeout=120) as http:
+        found = http.post("/v1/verdict", json={"images": [data_url(photo) for photo in photos]}).json()
+        assert [one["p_fake"] for one in found["verdicts"]] == pytest.approx(alone, abs=1e-5)
+        evidence = http.post("/v1/evidence", json={"image_url": data_url(photos[0])}).json()
+        assert evidence["layer"].startswith("data:image/png;base64,")
+        assert max(abs(value) for row in evidence["values"] for value in row) > 1e-4
+        client = moondream.vl(endpoint=f"{server.url}/v1")
+        answer = client.query(photos[0], "What is it?", settings={"max_tokens": 4})["answer"]
+        pieces = client.query(photos[0], "What is it?", stream=True, settings={"max_tokens": 4})["answer"]
+        assert "".join(pieces) == answer

@@ -1,0 +1,151 @@
+"""Scanning: every kind of argument, bad files among good ones, and resuming."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.apps.conftest import make_photo
+from vlm_detect.apps.scan import COLUMNS, scan, summary
+from vlm_detect.errors import UserError
+from vlm_detect.infer.detector import Detector
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four images, one of them without a suffix, and two files that are none."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "b.png", "deep/c.png", "upload"]):
+        make_photo(i).save(tmp_path / "in" / name, "PNG")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "in" / "empty.png").write_bytes(b"")
+    return tmp_path / "in"
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_folders_globs_lists_and_files(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("in/a.png\nin/deep/c.png\n")
+    out = tmp_path / "rows.jsonl"
+    specs = [str(tmp_path / "list.txt"), str(folder / "*.png"), str(folder), str(folder / "upload"), "none.png"]
+    labels = scan(detector, specs, out=out, batch_size=3)
+    rows = {Path(row["path"]).name: row for row in rows_of(out)}
+    assert len(rows) == len(rows_of(out)) == 7  # each image once, though most were named twice
+    for i, name in enumerate(["a.png", "b.png", "c.png", "upload"]):
+        expected = detector(make_photo(i))
+        assert rows[name]["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
+        assert rows[name]["label"] == expected.label
+        assert rows[name]["model"] == detector.name
+    errors = {name: row["error"] for name, row in rows.items() if row["label"] == "unreadable"}
+    assert set(errors) == {"broken.jpg", "empty.png", "none.png"}
+    assert errors["empty.png"].startswith("empty")
+    assert labels["unreadable"] == 3
+    assert summary(labels).startswith("7 images: ")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_scan_resumes_and_judges_what_is_new_or_changed(
+    detector: Detector, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / f"rows{suffix}"
+    first = scan(detector, [str(folder)], out=out)
+    with out.open("ab") as file:
+        file.write(b'{"path": "cut off in the mid')
+    judged: list[int] = []
+    judge = detector.judge
+    monkeypatch.setattr(detector, "judge", lambda pictures: judged.append(len(pictures)) or judge(pictures))
+    again = scan(detector, [str(folder)], out=out)
+    assert (sum(judged), again) == (0, first)
+    make_photo(7).save(folder / "new.png")
+    make_photo(8).save(folder / "a.png")
+    last = scan(detector, [str(folder)], out=out)
+    assert sum(judged) == 2
+    assert last["unreadable"] == first["unreadable"]
+    text = out.read_text()
+    n_rows = len(list(csv.reader(text.splitlines()))) - 1 if suffix == ".csv" else len(text.splitlines())
+    assert n_rows == 7
+    assert "cut off" not in text
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_scan_interrupted_before_its_first_row_goes_on(
+    detector: Detector, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(pictures: list) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / f"rows{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "judge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scan(detector, [str(folder)], out=out)
+    labels = scan(detector, [str(folder)], out=out)
+    assert out.read_text().count(COLUMNS[-1]) == (1 if suffix == ".csv" else 5)
+    assert scan(detector, [str(folder)], out=out) == labels
+
+
+def test_only_what_this_scan_names_is_counted(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    """A row of another folder, or of a file that has changed since, must not fail a build by --fail_on."""
+    out = tmp_path / "rows.csv"
+    scan(detector, [str(folder)], out=out)
+    (folder / "broken.jpg").write_bytes((folder / "a.png").read_bytes())
+    assert scan(detector, [str(folder / "broken.jpg")], out=out).keys() & {"unreadable"} == set()
+    assert scan(detector, [str(folder / "empty.png")], out=out)["unreadable"] == 1
+
+
+def test_names_that_are_no_text_or_end_lines(detector: Detector, tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", "a\u2028b\x85c.png".encode(), b"d.png"]
+    for seed, name in enumerate(names):
+        try:
+            make_photo(seed).save(path := tmp_path / os.fsdecode(name), "PNG")
+        except OSError:
+            pytest.skip("this file system takes no such name")
+    for out in (tmp_path / "rows.jsonl", tmp_path / "rows.csv"):
+        first = scan(detector, [str(tmp_path / "*.png"), os.fsdecode(b"n\xf6.png")], out=out)
+        assert (first.total() - first["contradictory"], first["unreadable"]) == (4, 1)
+        written = out.read_bytes()
+        assert b"caf\\" in written
+        assert scan(detector, [str(path), str(tmp_path / "*.png"), os.fsdecode(b"n\xf6.png")], out=out) == first
+        assert out.read_bytes() == written
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", "a,b\n1,2", "last will, no end of line", "path,x\n1"])
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_a_foreign_file_is_left_as_it_is(
+    detector: Detector, folder: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="not the rows of a scan"):
+        scan(detector, [str(folder)], out=tmp_path / name)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_where_nothing_can_be_written_is_one_line(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no/rows.csv: No such file"):
+        scan(detector, [str(folder)], out=tmp_path / "no" / "rows.csv")
+
+
+def test_verdicts_of_another_model_are_left_alone(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    scan(detector, [str(folder / "a.png")], out=out)
+    out.write_text(out.read_text().replace(json.dumps(detector.name), '"other"'))
+    with pytest.raises(UserError, match="holds verdicts of other"):
+        scan(detector, [str(folder)], out=out)
+
+
+def test_the_forms_on_stdout(detector: Detector, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan(detector, [str(folder)], form="csv")
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert list(rows[0]) == COLUMNS
+    scan(detector, [str(folder)], form="table")
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].split() == ["p_fake", "label", "image"]
+    assert len(out.splitlines()) == 1 + len(rows)
+    assert "unreadable  " in out
+    assert "5 of 5 images" in err

@@ -1,0 +1,141 @@
+"""The conversation in the terminal: piped lines, commands, and Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.apps.conftest import make_photo
+from vlm_detect.apps import terminal
+from vlm_detect.apps.session import Session
+from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
+from vlm_detect.errors import UserError
+from vlm_detect.infer.detector import Detector
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file whose answers are short; the random model ends no text by itself."""
+    monkeypatch.setattr("vlm_detect.infer.detector.ANSWER_TOKENS", 8)
+    for name in ("stream_answer", "stream_explanation"):
+        method = getattr(Detector, name)
+        monkeypatch.setattr(Detector, name, lambda self, a, b, n=8, method=method: method(self, a, b, min(n, 8)))
+    monkeypatch.chdir(tmp_path)
+    make_photo(3).save(tmp_path / "photo.png")
+    return "photo.png"
+
+
+def converse(detector: Detector, image: str, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    terminal.converse(detector, image)
+
+
+def test_piped_questions_get_an_answer_a_line(detector, image, monkeypatch, capsys) -> None:
+    converse(detector, image, "What?\n\nWhy?\n/quit\nnever asked\n", monkeypatch)
+    out = capsys.readouterr().out
+    verdict = detector(make_photo(3))
+    assert out.startswith(f"photo.png: {verdict.label}, p_fake {verdict.p_fake:.2f} (not calibrated; ")
+    shown = "".join(c for c in out if c.isprintable())
+    for answer in (verdict.explain(8), verdict.ask("What?", 8), verdict.ask("Why?", 8)):
+        assert "".join(c for c in answer if c.isprintable()) in shown
+    assert "> " not in out
+
+
+def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
+    make_photo(4, (24, 24)).save("other.png")
+    lines = [
+        "What?",
+        "/save a.json",
+        "/reset",
+        "/save a.txt",
+        "/map",
+        "/image other.png",
+        "/map m.png",
+        "/help",
+        "/save b.json",
+    ]
+    converse(detector, image, "\n".join(lines), monkeypatch)
+    first, second = json.loads(Path("a.json").read_text()), json.loads(Path("b.json").read_text())
+    assert [turn["question"] for turn in first["turns"]] == ["What?"]
+    assert "> What?" not in Path("a.txt").read_text()
+    assert (second["image"], second["turns"]) == ("other.png", [])
+    assert second["verdict"]["p_fake"] == pytest.approx(detector(make_photo(4, (24, 24))).p_fake, abs=1e-5)
+    assert Image.open("photo_map.png").size == (30, 20)
+    assert Image.open("m.png").size == (24, 24)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/image none.png", "none.png: no such file"),
+        ("/image", "argument is missing"),
+        ("/frobnicate", "no such command"),
+        ("/save no/where.txt", "cannot be written"),
+        ("/map no/where.png", "cannot be written"),
+        ("x" * 600, "context is 512"),
+        ("caf\udce9", "no UTF-8"),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_conversation_goes_on(
+    detector, image, monkeypatch, capsys, line, message
+) -> None:
+    converse(detector, image, f"{line}\n/save after.json\n", monkeypatch)
+    assert message in capsys.readouterr().err
+    assert json.loads(Path("after.json").read_text())["image"] == "photo.png"
+
+
+def test_piped_bytes_that_are_no_text(detector, image, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
+    with pytest.raises(UserError, match="not in utf-8: convert them"):
+        terminal.converse(detector, image)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(detector, image, monkeypatch, capsys) -> None:
+    stream = Detector.stream_answer
+
+    def interrupted(self, *arguments):
+        yield from list(stream(self, *arguments))[:2]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "stream_answer", interrupted)
+    session = Session(detector, image)
+    terminal._guarded(session, "What?", interactive=True)
+    assert capsys.readouterr().out.endswith(" [stopped]\n")
+    (turn,) = session.turns
+    assert turn.stopped
+    assert detector.ask is not None
+    monkeypatch.setattr(Detector, "stream_answer", stream)
+    terminal._guarded(session, "Why?", interactive=True)
+    assert not session.turns[1].stopped
+    monkeypatch.setattr(Detector, "stream_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # of a program in a pipe it ends the program
+        terminal._guarded(session, "What?", interactive=False)
+
+
+def test_one_answer_and_nothing_else(detector, image, capsys) -> None:
+    terminal.answer_once(detector, image, "What?")
+    shown = detector.ask(make_photo(3), "What?", 8)
+    assert capsys.readouterr().out == "".join(c for c in shown if c.isprintable() or c == "\n") + "\n"
+
+
+def test_text_cannot_steer_the_terminal(capsys) -> None:
+    terminal._stream(["a\x1b[2J", "b\x07\nc"])
+    assert capsys.readouterr().out == "a[2Jb\nc\n"
+
+
+def test_images_are_shown_where_the_terminal_can() -> None:
+    assert protocol_of({"TERM": "xterm-kitty"}) == protocol_of({"KITTY_WINDOW_ID": "1"}) == "kitty"
+    assert protocol_of({"TERM_PROGRAM": "iTerm.app"}) == protocol_of({"TERM_PROGRAM": "WezTerm"}) == "iterm"
+    assert protocol_of({"TERM": "xterm-256color"}) is protocol_of({"TERM": "xterm-kitty", "TMUX": "x"}) is None
+    kitty = escape_sequence(make_photo(0, (900, 700)), "kitty")
+    parts = kitty.removesuffix("\n").split("\x1b\\")[:-1]
+    assert parts[0].startswith("\x1b_Ga=T,f=100,m=1;")
+    assert parts[-1].startswith("\x1b_Gm=0;")
+    assert all(len(part.split(";")[1]) <= 4096 for part in parts)
+    assert escape_sequence(make_photo(0), "iterm").startswith("\x1b]1337;File=inline=1")

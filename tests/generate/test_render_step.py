@@ -1,0 +1,246 @@
+"""Twins: the same pixels whatever the company, and no prompt that fails costs another."""
+
+from __future__ import annotations
+
+import functools
+import io
+from argparse import ArgumentTypeError
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.factories import photo, save_tiny_pipeline
+from vlm_detect.errors import UserError
+from vlm_detect.generate import render_step
+from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.render_step import (
+    RenderConfig,
+    RenderShard,
+    TwinKinds,
+    _draw_or_split,
+    derive_seed,
+    with_preset,
+)
+from vlm_detect.generate.renderer import Renderer, Sampling, bucket, check_pipeline
+from vlm_detect.images.encode import is_blank
+from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard
+from vlm_detect.models.registry import ResolvedModel
+from vlm_detect.nano.autoencoder import build_autoencoder
+from vlm_detect.nano.prompt_encoders import build_clip, train_clip_tokenizer
+
+PRESETS = Path(__file__).parents[2] / "data_gen" / "configs"
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    folder = save_tiny_pipeline(tmp_path_factory.mktemp("models") / "sd3")
+    return Renderer(ResolvedModel("tiny", str(folder)), Sampling(steps=3, guidance=2.0, max_sequence_length=8))
+
+
+def test_a_pipeline_tells_its_sizes(renderer: Renderer) -> None:
+    assert (renderer.native_side, renderer.size_multiple) == (16, 8)
+    assert renderer.scheduler == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_an_image_depends_on_its_prompt_and_seed_alone(renderer: Renderer) -> None:
+    prompts = renderer.encode_prompts(["a cat", "a red car", "a cat on a green field"])
+    together = renderer.render(prompts, [1, 2, 3], (16, 24))
+    alone = renderer.render(prompts[1:2], [2], (16, 24))[0]
+    assert alone.size == (16, 24)
+    assert np.abs(np.asarray(alone, int) - np.asarray(together[1], int)).max() <= 1
+    other = renderer.render(prompts[1:2], [5], (16, 24))[0]
+    assert np.abs(np.asarray(other, int) - np.asarray(alone, int)).mean() > 5
+
+
+def test_encoded_prompts_draw_what_the_pipeline_draws_from_text(renderer: Renderer) -> None:
+    ours = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    plain = renderer.pipeline(
+        "a red car",
+        width=16,
+        height=16,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        max_sequence_length=8,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(plain))
+
+
+def test_reconstruction_keeps_size_and_repeats(renderer: Renderer) -> None:
+    photos = [photo(i, (16, 16)) for i in range(2)]
+    first, second = renderer.reconstruct(photos), renderer.reconstruct(photos[1:])
+    assert first[1].size == (16, 16)
+    assert np.abs(np.asarray(first[1], int) - np.asarray(second[0], int)).max() <= 1
+
+
+def test_what_is_no_pipeline_is_told(tmp_path: Path) -> None:
+    for load in (check_pipeline, lambda model: Renderer(model, Sampling())):
+        with pytest.raises(UserError, match="could not be loaded"):
+            load(ResolvedModel("x", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("photo_size", "expected"),
+    [
+        ((4000, 4000), (1024, 1024)),
+        ((3000, 2000), (1248, 832)),
+        ((2000, 3000), (832, 1248)),
+        ((9000, 100), (1456, 720)),
+    ],
+)
+def test_buckets_have_the_photos_aspect_and_a_megapixel(photo_size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert bucket(photo_size, 1024, 16) == expected
+    assert bucket(photo_size, 32, 8, square=True) == (32, 32)
+
+
+def test_seeds_come_from_the_photo() -> None:
+    assert derive_seed(0, "abc", "caption") == derive_seed(0, "abc", "caption")
+    assert len({derive_seed(s, p, k) for s in (0, 1) for p in ("abc", "abd") for k in ("caption", "vae")}) == 8
+    assert 0 <= derive_seed(3, "x", "vae") < 2**63
+
+
+def test_presets_fill_what_is_left_open() -> None:
+    turbo = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large-turbo"), PRESETS)
+    assert (turbo.steps, turbo.guidance, turbo.dtype) == (4, 1.0, "bfloat16")
+    given = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large", steps=28), PRESETS)
+    assert (given.steps, given.guidance) == (28, 4.5)
+    unknown = RenderConfig(generator="my/model")
+    assert with_preset(unknown, PRESETS) == unknown
+
+
+def test_kinds_of_twin() -> None:
+    assert TwinKinds("vae,caption").kinds == ["caption", "vae"]
+    with pytest.raises(ArgumentTypeError, match="known kinds are caption, vae, edit, not cartoon"):
+        TwinKinds("cartoon")
+
+
+def test_one_failing_prompt_costs_itself_only() -> None:
+    def draw(places: object) -> list[Image.Image]:
+        chosen = list(places)  # type: ignore[call-overload]
+        if 2 in chosen:
+            raise RuntimeError("bad prompt")
+        return [photo(place) for place in chosen]
+
+    drawn = list(_draw_or_split(draw, range(4)))
+    assert [isinstance(image, RuntimeError) for image, _ in drawn] == [False, False, True, False]
+    assert [batch for _, batch in _draw_or_split(draw, [0, 1])] == ["0/2", "1/2"]
+
+
+def test_drawn_in_another_way_it_is_another_generator(renderer: Renderer) -> None:
+    assert renderer.sampling.variant == ""
+    sampling = replace(renderer.sampling, quantization="nf4")
+    assert sampling.variant == "+nf4"
+    assert replace(sampling, offload="stages", compile=True).variant == "+nf4+stages+compile"
+    with pytest.raises(UserError, match="on a CUDA device only"):
+        Renderer(ResolvedModel("tiny", "nowhere"), sampling, "cpu")
+
+
+def test_the_empty_prompt_is_encoded_once(renderer: Renderer) -> None:
+    original, calls = renderer.pipeline.encode_prompt, []
+
+    @functools.wraps(original)
+    def encode(**options: object) -> object:
+        calls.append(options)
+        return original(**options)
+
+    with mock.patch.object(renderer.pipeline, "encode_prompt", encode):
+        encoded = renderer.encode_prompts(["a cat", "a red car", "a dog"])
+    given = ["negative_prompt_embeds" in options for options in calls]
+    assert given == [False, True, True]
+    assert len({arguments["negative_prompt_embeds"].data_ptr() for arguments in encoded}) == 1
+
+
+def test_what_fails_or_is_blank_is_a_reject_and_the_rest_goes_on(tmp_path: Path, renderer: Renderer) -> None:
+    rows = []
+    for i in range(4):
+        buffer = io.BytesIO()
+        photo(i, (32, 32)).save(buffer, "PNG")
+        source = {"path_or_id": f"{i}.png", "width": 32, "height": 32}
+        about = {"id": f"{i}", "group": f"{i}", "caption": f"thing {i}", "image": {"bytes": buffer.getvalue()}}
+        rows.append(about | {"source": source})
+    write_shard(tmp_path / "captions", 0, rows, PHOTO_FEATURES, [])
+    config = RenderConfig(generator="tiny", twins=TwinKinds("caption"), render_batch=2)
+    plan = Plan("render", 4, 4, "", {})
+    draw = renderer.render
+
+    def odd(prompts: list[dict[str, object]], seeds: list[int], size: tuple[int, int]) -> list[Image.Image]:
+        if derive_seed(0, "1", "caption") in seeds:
+            raise RuntimeError("this prompt is too much")
+        images = draw(prompts, seeds, size)
+        black = derive_seed(0, "2", "caption")
+        return [Image.new("RGB", size) if seed == black else image for seed, image in zip(seeds, images, strict=True)]
+
+    with (
+        mock.patch.object(renderer, "render", odd),
+        mock.patch.object(render_step, "_load_renderer", return_value=("tiny", None, renderer)),
+    ):
+        RenderShard(tmp_path / "captions", config, plan, tmp_path / "renders")(0)
+    drawn = list(read_rows(tmp_path / "renders", 0))
+    assert [row["id"] for row in drawn] == ["0", "3"]
+    assert [twin["batch"] for row in drawn for twin in row["twins"]] == ["0/1", "1/2"]
+    rejects = [(reject.id, reject.reason, reject.detail) for reject in read_rejects(tmp_path / "renders", 0)]
+    assert rejects == [
+        ("1.png", "renderer_failed", "caption: RuntimeError: this prompt is too much"),
+        ("2.png", "blank", "caption: one colour all over"),
+    ]
+
+
+class Mark:
+    """A watermark that nobody could overlook."""
+
+    def apply_watermark(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(images)
+
+
+def tiny_sdxl() -> Any:
+    """A Stable Diffusion XL of random weights that marks what it draws."""
+    import diffusers
+
+    torch.manual_seed(0)
+    tokenizer = train_clip_tokenizer(["a cat on a green field", "a red car"], 16)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=4,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        cross_attention_dim=64,
+    )
+    vae = build_autoencoder((8, 8, 8), sample_size=16)
+    vae.decoder.conv_out.weight.data.mul_(8)
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=build_clip(tokenizer, 32, 1, "quick_gelu"),
+        text_encoder_2=build_clip(tokenizer, 32, 1, "gelu"),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )
+    pipeline.watermark = Mark()
+    return pipeline
+
+
+def test_the_generators_watermark_is_off() -> None:
+    pipeline = tiny_sdxl()
+    options = {"width": 16, "height": 16, "num_inference_steps": 2, "guidance_scale": 2.0}
+    marked = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
+    assert is_blank(marked)
+    renderer = Renderer.of(pipeline, Sampling(steps=2, guidance=2.0), "cpu")
+    drawn = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    assert not is_blank(drawn)
+    plain = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(plain))  # prompts encoded ahead are the same prompts

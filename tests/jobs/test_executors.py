@@ -1,0 +1,203 @@
+"""Workers that die, fail or are orphaned; clusters that are handed the work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from datasets import Features, Value
+
+from vlm_detect.errors import UserError
+from vlm_detect.jobs import shards
+from vlm_detect.jobs.run import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, begin, check_finished, is_done, read_rows, write_shard
+
+FEATURES = Features({"item": Value("int64")})
+PLAN = Plan("count", items=12, shard_size=2, inputs="abc", settings={})
+
+
+@dataclass(frozen=True)
+class Work:
+    """Writes a shard's items; does something else first for one shard."""
+
+    folder: Path
+    odd: int = -1
+    how: str = ""
+
+    def __call__(self, shard: int) -> None:
+        if shard == self.odd:
+            {"killed": self._killed, "refused": self._refused, "waits": self._waits}[self.how]()
+        rows = [{"item": item} for item in shards.progress(range(*PLAN.span(shard)))]
+        write_shard(self.folder, shard, rows, FEATURES, [])
+
+    def _killed(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _refused(self) -> None:
+        raise UserError("this shard cannot be made")
+
+    def _waits(self) -> None:
+        (self.folder / "waiting").write_text(str(os.getpid()))
+        time.sleep(600)
+
+
+def items(folder: Path) -> list[int]:
+    return [row["item"] for shard in range(PLAN.shards) for row in read_rows(folder, shard)]
+
+
+def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path: Path) -> None:
+    begin(tmp_path, PLAN)
+    with pytest.raises(UserError, match=r"the worker of shard 3 was killed.*--workers"):
+        run_shards(Work(tmp_path, 3, "killed"), PLAN, tmp_path, Launch(workers=2))
+    assert not is_done(tmp_path, 3)
+    done = [shard for shard in range(PLAN.shards) if is_done(tmp_path, shard)]
+    assert done  # what was finished before
+    run_shards(Work(tmp_path), PLAN, tmp_path, Launch(workers=2))
+    assert items(tmp_path) == list(range(12))
+    assert check_finished(tmp_path, PLAN.step) == PLAN
+
+
+def test_an_error_of_a_worker_is_the_runs_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this shard cannot be made"):
+        run_shards(Work(tmp_path, 1, "refused"), PLAN, tmp_path, Launch(workers=2))
+
+
+def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from tests.jobs.test_executors import PLAN, Work\n"
+        "from vlm_detect.jobs.shards import Launch, run_shards\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = Path({str(tmp_path)!r})\n"
+        "    run_shards(Work(folder, 0, 'waits'), PLAN, folder, Launch(workers=2))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.Popen([sys.executable, str(script)], env=environment)
+    waiting = tmp_path / "waiting"
+    wait_until(lambda: waiting.exists() and waiting.read_text() != "")
+    worker = int(waiting.read_text())
+    run.kill()
+    run.wait()
+    wait_until(lambda: not is_running(worker))
+
+
+def wait_until(true: object, seconds: float = 500) -> None:
+    end = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_shard(tmp_path, 0, [{"item": 0}], FEATURES, [])
+    monkeypatch.setattr(shards, "write_rows", full)
+    with pytest.raises(UserError, match=r"no room left on this disk; what is finished is kept"):
+        write_shard(tmp_path, 1, [{"item": 1}], FEATURES, [])
+    assert (is_done(tmp_path, 0), is_done(tmp_path, 1)) == (True, False)
+
+
+SBATCH = """#!/bin/sh
+echo "$@" >> {folder}/sbatch_calls
+for last; do :; done
+cat "$last" >> {folder}/sbatch_scripts
+echo "Submitted batch job 4711"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an sbatch that keeps what it is given, and a squeue that shows what `queue` holds."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    queue, nodes = f"#!/bin/sh\ncat {tmp_path}/queue\n", "#!/bin/sh\necho node1\n"
+    for name, text in (("sbatch", SBATCH.format(folder=tmp_path)), ("squeue", queue), ("scontrol", nodes)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (tmp_path / "queue").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_slurm_is_handed_an_array_with_what_is_missing(cluster: Path) -> None:
+    work = cluster / "work"
+    begin(work, PLAN)
+    Work(work)(2)
+    launch = Launch("slurm", workers=2, gpus=1, cpus=4, memory_gb=32, slurm_partition="gpu", slurm_args=["account=me"])
+    assert run_shards(Work(work), PLAN, work, launch, after="17") == "4711"
+    script = (cluster / "sbatch_scripts").read_text()
+    settings = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE))
+    expected = {"partition": "gpu", "cpus-per-task": "4", "mem-per-cpu": "8G", "gpus": "1", "account": "me"}
+    assert expected.items() <= settings.items()
+    assert settings["array"].startswith("0-1")  # five shards, three a worker
+    assert settings["job-name"] == "vlm-detect-count"
+    assert "launch_pickled_pipeline" in script
+    assert "--dependency=afterok:17" in (cluster / "sbatch_calls").read_text()
+
+    # what a node would do, one task after the other
+    for task in ("0", "1"):
+        environment = os.environ | {"SLURM_ARRAY_TASK_ID": task, "SLURM_NODELIST": "node1", "RUN_OFFSET": "0"}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        launcher = Path(sys.executable).with_name("launch_pickled_pipeline")
+        command = [launcher, work / "logs" / "executor.pik"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert items(work) == list(range(12))
+    assert run_shards(Work(work), PLAN, work, launch) is None
+
+
+def test_a_queued_slurm_job_is_not_handed_over_twice(cluster: Path) -> None:
+    work = cluster / "work"
+    launch = Launch("slurm", workers=2)
+    assert run_shards(Work(work), PLAN, work, launch) == "4711"
+    (cluster / "queue").write_text("4711 gpu R\n")
+    assert run_shards(Work(work), PLAN, work, launch) == "4711"
+    assert len((cluster / "sbatch_calls").read_text().splitlines()) == 1
+    (cluster / "queue").write_text("")
+    run_shards(Work(work), PLAN, work, launch)
+    assert len((cluster / "sbatch_calls").read_text().splitlines()) == 2
+
+
+def test_slurm_is_asked_for_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no sbatch on this machine"):
+        run_shards(Work(tmp_path), PLAN, tmp_path, Launch("slurm"))
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_shards_and_tells_a_dead_worker(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    root = str(Path(__file__).parents[2])
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}}, log_to_driver=False)
+    launch = Launch("ray", workers=2, memory_gb=1)
+    try:
+        with pytest.raises(UserError, match="the worker of shard 3 died"):
+            run_shards(Work(tmp_path / "ray", 3, "killed"), PLAN, tmp_path / "ray", launch)
+        with pytest.raises(UserError, match="this shard cannot be made"):
+            run_shards(Work(tmp_path / "ray", 3, "refused"), PLAN, tmp_path / "ray", launch)
+        run_shards(Work(tmp_path / "ray"), PLAN, tmp_path / "ray", launch)
+    finally:
+        ray.shutdown()
+    run_shards(Work(tmp_path / "local"), PLAN, tmp_path / "local")
+    for shard in range(PLAN.shards):
+        rows = f"shards/{shard:05d}/rows.parquet"
+        assert (tmp_path / "ray" / rows).read_bytes() == (tmp_path / "local" / rows).read_bytes()

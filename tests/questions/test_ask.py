@@ -1,0 +1,134 @@
+"""Questions tell the truth, give nothing away by their text, and are drawn alike for both members of a pair."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from vlm_detect.questions.ask import (
+    FAKE_QUESTION,
+    NO,
+    QUESTION_KINDS,
+    REAL_QUESTION,
+    VERDICT_QUESTIONS,
+    YES,
+    Subject,
+    draw_questions,
+    explanation,
+    make_question,
+    place_of,
+    verdict_answer,
+)
+
+REAL = Subject(label="real", caption="a dog on a beach")
+FAKE = Subject(label="generated", kind="caption", generator="sd3.5-large", caption="a dog on a beach")
+EDITED = Subject(
+    label="edited", kind="edit", edit={"operation": "blur", "box": [0, 0, 20, 20], "strength": 1.0}, size=(100, 100)
+)
+GENERATION = ["yes_no", "true_false", "multiple_choice", "attribution", "explain"]
+EDIT = ["yes_no", "true_false", "operation", "place", "explain"]
+OTHERS = ["a red barn in fields", "two cats on a bed", "a bowl of ripe fruit"]
+
+
+def test_the_bi_lora_pair():
+    assert VERDICT_QUESTIONS == {"fake": FAKE_QUESTION, "real": REAL_QUESTION}
+    assert (FAKE_QUESTION, YES, NO) == ("Is this image AI-generated?", "Yes.", "No.")
+    assert [verdict_answer("generated", p) for p in ("fake", "real")] == [YES, NO]
+    assert [verdict_answer("real", p) for p in ("fake", "real")] == [NO, YES]
+
+
+@pytest.mark.parametrize(("topic", "kind"), [*(("generation", k) for k in GENERATION), *(("edit", k) for k in EDIT)])
+def test_every_kind_has_another_answer_for_either_class(topic, kind):
+    classes = (REAL, FAKE) if topic == "generation" else (REAL, EDITED)
+    asked = [make_question(s, kind, "fake", random.Random(3), topic=topic, other_captions=OTHERS) for s in classes]
+    assert all(asked)
+    assert asked[0].question == asked[1].question
+    assert asked[0].answer != asked[1].answer
+
+
+def test_members_of_a_pair_draw_the_same_kinds_and_polarities():
+    for seed in range(20):
+        drawn = [
+            draw_questions(s, random.Random(seed), kinds=QUESTION_KINDS, per_image=5, other_captions=OTHERS)
+            for s in (REAL, FAKE)
+        ]
+        assert [(q.kind, q.polarity) for q in drawn[0]] == [(q.kind, q.polarity) for q in drawn[1]]
+
+
+def test_two_yes_no_questions_are_the_two_polarities():
+    drawn = draw_questions(FAKE, random.Random(0), kinds=["yes_no"], per_image=3)
+    assert {(q.question, q.answer) for q in drawn} == {(FAKE_QUESTION, YES), (REAL_QUESTION, NO)}
+
+
+def test_polarities_come_equally_often():
+    asked = Counter(draw_questions(REAL, random.Random(seed))[0].answer for seed in range(200))
+    assert 70 < asked[YES] < 130
+
+
+def test_multiple_choice_has_two_options_a_verdict_and_any_letter_right():
+    letters = Counter()
+    for seed in range(200):
+        question = make_question(FAKE, "multiple_choice", "fake", random.Random(seed), other_captions=OTHERS)
+        options = dict(line.split(": ", 1) for line in question.question.splitlines()[1:5])
+        assert sum("AI-generated" in text for text in options.values()) == 2
+        assert options[question.answer] == "It is AI-generated: a dog on a beach."
+        lengths = sorted(map(len, options.values()))
+        assert lengths[-1] - lengths[0] <= 6  # the two verdicts differ by a letter, the captions by a few
+        letters[question.answer] += 1
+    assert set(letters) == set("ABCD")
+    assert min(letters.values()) > 25
+
+
+def test_edits_have_questions_of_their_own():
+    for seed in range(10):
+        for question in draw_questions(EDITED, random.Random(seed), kinds=QUESTION_KINDS, per_image=5, topic="edit"):
+            assert question.question not in VERDICT_QUESTIONS.values()
+            assert question.polarity is None
+    assert draw_questions(EDITED, random.Random(0), kinds=["yes_no"]) == []
+    unaltered = draw_questions(REAL, random.Random(0), kinds=["yes_no"], topic="edit")[0]
+    altered = draw_questions(EDITED, random.Random(0), kinds=["yes_no"], topic="edit")[0]
+    assert unaltered.question == altered.question
+    assert {unaltered.answer, altered.answer} == {YES, NO}
+
+
+def test_reasons_say_what_was_done():
+    assert explanation(EDITED, "edit") == "Altered. Blur at the upper left."
+    assert explanation(FAKE) == "AI-generated. It was drawn by sd3.5-large from the words: a dog on a beach."
+    assert "encoded" in explanation(Subject(label="generated", kind="vae", generator="sd3.5"))
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [
+        ([0, 0, 10, 10], "upper left"),
+        ([40, 0, 60, 30], "top"),
+        ([60, 10, 90, 30], "upper right"),
+        ([0, 40, 40, 60], "left"),
+        ([40, 40, 60, 60], "centre"),
+        ([80, 30, 100, 60], "right"),
+        ([0, 90, 50, 100], "lower left"),
+        ([30, 60, 90, 100], "bottom"),
+        ([99, 99, 100, 100], "lower right"),
+    ],
+)
+def test_place_of(box, place):
+    assert place_of(box, (100, 100)) == place
+
+
+def test_an_edit_is_told_in_words():
+    told = {kind: make_question(EDITED, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
+    assert (told["operation"].answer, told["place"].answer) == ("Blur.", "At the upper left.")
+    untouched = {kind: make_question(FAKE, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
+    assert (untouched["operation"].answer, untouched["place"].answer) == ("Nothing.", "Nowhere.")
+    choice = make_question(EDITED, "multiple_choice", "fake", random.Random(1), topic="edit")
+    options = dict(line.split(": ", 1) for line in choice.question.splitlines()[1:5])
+    assert options[choice.answer] == "Blur at the upper left."
+    assert sum("Blur" in text for text in options.values()) == sum("upper left" in t for t in options.values()) == 2
+    assert make_question(EDITED, "operation", "fake", random.Random(0)) is None
+
+
+def test_what_is_not_known_is_not_asked():
+    unknown = Subject(label="generated")
+    assert draw_questions(unknown, random.Random(0), kinds=["attribution", "multiple_choice"], per_image=2) == []

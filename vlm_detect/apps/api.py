@@ -1,0 +1,360 @@
+"""The routes: moondream's own API, OpenAI's chat completions, and ours for verdicts, reasons and evidence."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.payloads import (
+    Caption,
+    ChatCompletion,
+    EvidenceRequest,
+    ExplainRequest,
+    Query,
+    Settings,
+    VerdictRequest,
+    question_and_image,
+)
+from vlm_detect.apps.service import Service, client_gone, error_body, prompt_of
+from vlm_detect.apps.tasks import Answer, CnnLook, Judge, LookByCnn, Map, Write
+from vlm_detect.infer.detector import Detector, Picture, Verdict
+from vlm_detect.infer.evidence import EvidenceMap
+from vlm_detect.infer.verdict import contradicts
+from vlm_detect.version import __version__
+
+MAP_SIDE = 512  # of the picture of an evidence map
+
+router = APIRouter()
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+# moondream
+
+
+@router.post("/v1/query", tags=["moondream"])
+async def query(request: Request, payload: Query) -> Any:
+    service = service_of(request)
+    if payload.reasoning or payload.spatial_refs:
+        raise ApiError(501, "not_implemented", "reasoning and spatial_refs are not offered here")
+    if payload.image_url is None:
+        raise ApiError(400, "no_image", "give an image: this server answers about images only", param="image_url")
+    prompt = prompt_of(payload.question, service.settings)
+    return await _moondream_text(request, payload, prompt, payload.image_url, "answer")
+
+
+@router.post("/v1/caption", tags=["moondream"])
+async def caption(request: Request, payload: Caption) -> Any:
+    def prompt(detector: Detector) -> tuple[str, list[int]]:
+        return "", detector.engine.vlm.caption_ids(payload.length)
+
+    return await _moondream_text(request, payload, prompt, payload.image_url, "caption")
+
+
+async def _moondream_text(request: Request, payload: Query | Caption, prompt: Any, url: str, field: str) -> Any:
+    service = service_of(request)
+    detector = service.detector(payload.model)
+    task = _write(service, prompt, payload.settings)
+    picture = await service.picture(url)
+    request_id = uuid.uuid4().hex
+    if not payload.stream:
+        answer = await service.text(request, task, detector, picture)
+        return {"request_id": request_id, field: answer.text, "finish_reason": _finish(answer)}
+    pieces = await service.pieces(task, detector, picture)
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        async for piece in pieces:
+            if isinstance(piece, str):
+                yield {"chunk": piece, "completed": False, "request_id": request_id}
+        yield {"chunk": "", "completed": True, "request_id": request_id}
+
+    return _event_stream(events())
+
+
+def _write(service: Service, prompt: Any, settings: Settings) -> Write:
+    if settings.variant:
+        raise ApiError(501, "not_implemented", "variants are not offered here: name a model instead")
+    tokens = min(settings.max_tokens or service.settings.max_new_tokens, service.settings.max_new_tokens)
+    return Write(prompt, tokens, settings.temperature, settings.top_p)
+
+
+async def _not_offered(request: Request) -> Any:
+    raise ApiError(501, "not_implemented", "this server answers and judges; it does not locate objects")
+
+
+for _name in ("detect", "point", "segment"):
+    router.add_api_route(f"/v1/{_name}", _not_offered, methods=["POST"], name=_name, tags=["moondream"])
+
+
+# OpenAI
+
+
+@router.get("/v1/models", tags=["openai"])
+async def models(request: Request) -> Any:
+    return {"object": "list", "data": [_model(*item) for item in service_of(request).detectors.items()]}
+
+
+@router.get("/v1/models/{name:path}", tags=["openai"])
+async def model(request: Request, name: str) -> Any:
+    return _model(name, service_of(request).detector(name))
+
+
+def _model(name: str, detector: Detector) -> dict[str, Any]:
+    facts = {"calibrated": detector.calibration.n > 0, "version": __version__}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "vlm-detect", **facts}
+
+
+@router.post("/v1/chat/completions", tags=["openai"])
+async def chat_completions(request: Request, payload: ChatCompletion) -> Any:
+    service = service_of(request)
+    detector = service.detector(payload.model)
+    question, url = question_and_image(payload.messages)
+    tokens = payload.max_completion_tokens or payload.max_tokens
+    settings = Settings(temperature=payload.temperature, top_p=payload.top_p, max_tokens=tokens)
+    task = _write(service, prompt_of(question, service.settings), settings)
+    picture = await service.picture(url, "messages")
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": payload.model}
+    if not payload.stream:
+        answer = await service.text(request, task, detector, picture)
+        message = {"role": "assistant", "content": answer.text}
+        choice = {"index": 0, "message": message, "finish_reason": _finish(answer), "logprobs": None}
+        return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(answer)}
+    pieces = await service.pieces(task, detector, picture)
+    with_usage = payload.stream_options is not None and payload.stream_options.include_usage
+
+    def chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return {**head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        yield chunk({"role": "assistant", "content": ""})
+        async for piece in pieces:
+            if isinstance(piece, str):
+                yield chunk({"content": piece})
+                continue
+            yield chunk({}, _finish(piece))
+            if with_usage:
+                yield {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(piece)}
+
+    return _event_stream(events(), end="[DONE]")
+
+
+def _finish(answer: Answer) -> str:
+    return "length" if answer.length else "stop"
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    total = answer.n_prompt_tokens + answer.n_tokens
+    return {"prompt_tokens": answer.n_prompt_tokens, "completion_tokens": answer.n_tokens, "total_tokens": total}
+
+
+# Ours
+
+
+_VERDICT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": VerdictRequest.model_json_schema()},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "model": {"type": "string"},
+                    },
+                    "required": ["image"],
+                }
+            },
+        },
+    }
+}
+
+
+@router.post("/v1/verdict", tags=["verdict"], openapi_extra=_VERDICT_BODY)
+async def verdict(request: Request) -> Any:
+    """The verdict on one image, or on many: then those that cannot be read stand in the list with their error."""
+    service = service_of(request)
+    sources, name, several = await _verdict_sources(request)
+    detector = service.detector(name)
+    if not sources:
+        raise ApiError(400, "no_image", "give an image: image_url, images, or files named image", param="image_url")
+    most = min(service.settings.max_images, service.settings.max_jobs)
+    if len(sources) > most:
+        message = f"{len(sources)} images, at most {most} a request: send several requests"
+        raise ApiError(413, "too_many_images", message, param="images")
+    # Until they are submitted nothing bounds the images of all requests together: of many, one request's at a time.
+    async with service.gathering if len(sources) > 1 else contextlib.nullcontext():
+        pictures = await _readable(request, sources)
+        good = [picture for picture in pictures if isinstance(picture, Picture)]
+        started = service.start(Judge(), detector, good) if good else []
+    found = iter(await service.verdicts(request, started))
+    results = [next(found) if isinstance(picture, Picture) else picture for picture in pictures]
+    if several:
+        return {"verdicts": [error_body(r) if isinstance(r, Exception) else _verdict_body(r) for r in results]}
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return _verdict_body(result)
+
+
+async def _readable(request: Request, sources: Sequence[str | bytes]) -> list[Picture | ApiError]:
+    """The image of each source, or why it cannot be used."""
+    service = service_of(request)
+    pictures: list[Picture | ApiError] = []
+    pixels, most = 0, service.settings.max_held_pixels
+    for source in sources:
+        if await request.is_disconnected():
+            raise client_gone()
+        try:
+            picture = await service.picture(source)
+        except Exception as error:
+            refused = as_api_error(error)
+            if refused.status >= 500:
+                raise
+            pictures.append(refused)
+            continue
+        pictures.append(picture)
+        pixels += picture.image.width * picture.image.height
+        if len(sources) > 1 and pixels > most:
+            message = f"the images have more than {most} pixels together: send several requests"
+            raise ApiError(413, "too_many_pixels", message, param="images")
+    return pictures
+
+
+def _verdict_body(verdict: Verdict) -> dict[str, Any]:
+    return {**verdict.to_json(), "width": verdict.image.width, "height": verdict.image.height}
+
+
+async def _verdict_sources(request: Request) -> tuple[list[str | bytes], str | None, bool]:
+    """The images of a request as data URLs or bytes, the model's name, and whether a list is wanted."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        images, name = await _form_images(request)
+        return [*images], name, len(images) > 1
+    if kind != "application/json":
+        raise ApiError(415, "unsupported_media_type", "send application/json or multipart/form-data")
+    payload = VerdictRequest.model_validate_json(await request.body())
+    if payload.images is not None:
+        return [*payload.images], payload.model, True
+    return [payload.image_url] if payload.image_url is not None else [], payload.model, False
+
+
+class _InMemory(MultiPartParser):
+    """Starlette's parser writes files over a megabyte to disk; the body is in memory already, and bounded."""
+
+    spool_max_size = 1 << 40
+
+
+async def _form_images(request: Request) -> tuple[list[bytes], str | None]:
+    limit = service_of(request).settings.max_images + 1
+    try:
+        form = await _InMemory(request.headers, request.stream(), max_files=limit, max_fields=8).parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        reason = getattr(error, "message", None) or "no boundary"
+        raise ApiError(400, "invalid_form", f"the form cannot be read: {reason}") from error
+    images = [await part.read() for part in form.getlist("image") if not isinstance(part, str)]
+    name = form.get("model")
+    return images, name if isinstance(name, str) else None
+
+
+@router.post("/v1/explain", tags=["verdict"])
+async def explain(request: Request, payload: ExplainRequest) -> Any:
+    """The model's reasons under its verdict, and whether they contradict it."""
+    service = service_of(request)
+    detector = service.detector(payload.model)
+    picture = await service.picture(payload.image_url)
+    (found,) = await service.verdicts(request, service.start(Judge(), detector, [picture]))
+    if isinstance(found, Exception):
+        raise found
+    task = Write(lambda detector: detector.explanation_prompt(found.label), service.settings.max_new_tokens)
+
+    def conclusion(answer: Answer) -> dict[str, Any]:
+        against = list(found.contradictions)
+        if contradicts(found.label, answer.text):
+            against.append("Its explanation states the other verdict")
+            service.metrics.contradictions.inc(not found.contradictions)
+        return {"label": found.label, "p_fake": found.p_fake, "contradictions": against, "model": found.model}
+
+    if not payload.stream:
+        answer = await service.text(request, task, detector, picture)
+        return {"explanation": answer.text, **conclusion(answer)}
+    pieces = await service.pieces(task, detector, picture)
+
+    async def events() -> AsyncIterator[dict[str, Any]]:
+        async for piece in pieces:
+            if isinstance(piece, str):
+                yield {"chunk": piece, "completed": False}
+            else:
+                yield {"chunk": "", "completed": True, **conclusion(piece)}
+
+    return _event_stream(events())
+
+
+@router.post("/v1/evidence", tags=["verdict"])
+async def evidence(request: Request, payload: EvidenceRequest) -> Any:
+    """Where the verdict comes from: a value in nats for each place, and the map as a transparent PNG to lay over."""
+    service = service_of(request)
+    picture = await service.picture(payload.image_url)
+    found: EvidenceMap = await service.result(request, Map(payload.topic), service.detector(payload.model), picture)
+    width, height = picture.image.size
+    scale = min(1.0, MAP_SIDE / max(width, height))
+    png = found.png((max(1, round(width * scale)), max(1, round(height * scale))))
+    return {
+        "log_odds": found.log_odds,
+        "values": found.values.tolist(),
+        "peak": list(found.peak),
+        "layer": _png_url(png),
+        "cnn": await _look_by_cnn(request, service, picture),
+    }
+
+
+async def _look_by_cnn(request: Request, service: Service, picture: Picture) -> dict[str, Any] | None:
+    """Verdict and Grad-CAM of the CNN that is served beside, or None; its picture is the square that it reads."""
+    if service.cnn is None:
+        return None
+    task = LookByCnn(service.cnn)
+    look: CnnLook = await service.result(request, task, service.detector(None), picture)
+    buffer = io.BytesIO()
+    Image.fromarray(look.heat).save(buffer, "PNG")
+    facts = {"model": service.cnn.name, "label": look.label, "p_fake": look.p_fake}
+    return {**facts, "picture": _png_url(buffer.getvalue())}
+
+
+def _png_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def _event_stream(events: AsyncIterator[dict[str, Any]], end: str | None = None) -> StreamingResponse:
+    """Server-sent events; an error in the middle is the last of them, in the usual shape."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+        except Exception as error:
+            yield f"data: {json.dumps(error_body(error) | {'completed': True})}\n\n"
+        if end:
+            yield f"data: {end}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+@router.get("/healthz", tags=["server"])
+async def healthz(request: Request) -> Any:
+    return JSONResponse({"status": "ok", "version": __version__})

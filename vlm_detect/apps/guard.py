@@ -1,0 +1,143 @@
+"""What stands before every route: who may ask, how much may be sent, and the headers of every answer.
+
+- Without a key the server listens on loopback only, and there a web page of another site must not reach it: requests
+  whose Host is no name of this machine (DNS rebinding) or whose Origin is another site are refused.
+- With a key every API route asks for it, as `Authorization: Bearer KEY` or `X-Moondream-Auth: KEY`.
+- A body is read whole before any route sees it, within a size, a time, and what all bodies may hold together.
+
+No CORS header is ever sent, so that browsers show the answers to the server's own page alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vlm_detect.apps.errors import ApiError
+from vlm_detect.apps.settings import ServerSettings, is_loopback
+
+OPEN_PATHS = ("/healthz", "/", "/page/")  # need no key: nothing but the page's own files
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self._held_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+            await send(message)
+
+        held = 0
+        try:
+            self._check(scope["path"], Headers(scope=scope))
+            body = await self._read_body(Headers(scope=scope), receive)
+            if body is None:
+                return
+            held = len(body)
+            await self.app(scope, _replayed(body, receive), send_guarded)
+        except ApiError as error:
+            await _refuse(error, send_guarded)
+        finally:
+            self._held_bytes -= held
+
+    def _check(self, path: str, headers: Headers) -> None:
+        host = headers.get("host", "")
+        key = self.settings.api_key
+        if self.settings.is_loopback and key is None and not is_loopback(_hostname(host)):
+            raise ApiError(403, "wrong_host", "this server answers to localhost only")
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise ApiError(403, "cross_origin", "requests from pages of other sites are refused")
+        if key is None or path in OPEN_PATHS or path.startswith("/page/"):
+            return
+        bearer = headers.get("authorization", "").partition(" ")
+        given = bearer[2] if bearer[0].lower() == "bearer" else headers.get("x-moondream-auth", "")
+        if not hmac.compare_digest(given.encode(), key.encode()):
+            raise ApiError(401, "invalid_api_key", "give the server's key as `Authorization: Bearer KEY`")
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body, or None where the client has gone. What was read counts as held until the answer is out."""
+        declared = headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > self.settings.max_body_bytes:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        self._held_bytes -= size
+                        return None
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    self._held_bytes += len(chunk)
+                    if size > self.settings.max_body_bytes:
+                        raise self._too_large()
+                    if self._held_bytes > self.settings.max_held_bytes:
+                        raise ApiError(429, "queue_full", "too much is being uploaded: try again", retry_after_s=2)
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            self._held_bytes -= size
+            raise ApiError(408, "body_timeout", "the body did not arrive in time") from None
+        except ApiError:
+            self._held_bytes -= size
+            raise
+
+    def _too_large(self) -> ApiError:
+        limit = self.settings.max_body_bytes
+        return ApiError(413, "body_too_large", f"the body is larger than {limit} bytes: send fewer or smaller images")
+
+
+def _hostname(host: str) -> str:
+    """The Host header without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body that was read already, then whatever comes (a disconnect)."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _refuse(error: ApiError, send: Send) -> None:
+    headers = {"content-type": "application/json", "connection": "close", **error.headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

@@ -1,0 +1,258 @@
+"""Verdicts on many images: files, folders, globs, lists of paths, datasets.
+
+    vlm-detect scan --model runs/moondream_lora photos/ more/*.png
+    vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv     # run again: only what is new or changed
+    vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
+
+One row an image, in the order of the arguments, written as soon as its batch is judged. What cannot be read has a row
+too, with the reason in `error`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled
+from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected
+from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.progress import Progress
+from vlm_detect.version import __version__
+
+Format = Literal["table", "csv", "jsonl"]
+FAIL_ON = ("generated", "unsure", "unreadable")
+_DECODERS = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file."""
+
+    path: str
+    label: str
+    p_fake: float | None
+    calibrated: bool
+    contradictions: int
+    provenance: str
+    error: str
+    sha256: str
+    model: str
+    version: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.path, self.sha256
+
+
+COLUMNS = [column.name for column in fields(Row)]
+
+
+def scan(
+    detector: Detector,
+    specs: Sequence[str],
+    *,
+    form: Format = "table",
+    out: Path | None = None,
+    batch_size: int = 16,
+) -> Counter[str]:
+    """Judge everything that `specs` name and write the rows to `out`, or to stdout; how many got which label.
+
+    Rows that `out` holds already, by the same model and of unchanged files, are counted and not judged again.
+    """
+    if out is not None:
+        form = "jsonl" if out.suffix.lower() in (".jsonl", ".json") else "csv"
+    labels: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
+
+    def count(row: Row) -> None:
+        labels[row.label] += 1
+        labels["contradictory"] += bool(row.contradictions)
+
+    with contextlib.ExitStack() as stack:
+        earlier = {row.key: row for row in _earlier_rows(out, form, detector.name)} if out else {}
+        file = stack.enter_context(_appending(out)) if out else sys.stdout
+        write = _Writer(file, form, header=not out or file.tell() == 0)
+        sources = [_open(spec) for spec in specs]
+        total = sum(1 if isinstance(source, UserError) else len(source) for _, source in sources)
+        progress = Progress(total, "images")
+        pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
+        for batch in _batches(sources, batch_size):
+            fresh = {key: photo for photo in batch if (key := _key(photo)) not in seen}
+            seen.update(fresh)
+            for key in fresh.keys() & earlier.keys():
+                count(earlier[key])
+            for row in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool):
+                count(row)
+                write(row)
+            file.flush()
+            progress.add(len(batch))
+    return labels
+
+
+@contextlib.contextmanager
+def _appending(out: Path) -> Iterator[TextIO]:
+    try:
+        with out.open("a", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror}; what was written stays, run again") from error
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Something that gave no bytes."""
+
+    path: str
+    reason: str
+
+
+def _open(spec: str) -> tuple[str, Source | UserError]:
+    path = Path(spec)
+    try:
+        # A single file is an image whatever it is called, but for a list of paths.
+        if path.is_file() and path.suffix.lower() != ".txt":
+            return spec, FileSource([path], named=spec)
+        return spec, open_source(spec)
+    except UserError as error:
+        return spec, error
+
+
+def _photos(sources: Iterable[tuple[str, Source | UserError]]) -> Iterator[SourcePhoto | Unread]:
+    for spec, source in sources:
+        if isinstance(source, UserError):
+            yield Unread(spelled(spec), spelled(str(source)))
+            continue
+        for photo in source.read(0, len(source)):
+            yield photo if isinstance(photo, SourcePhoto) else Unread(photo[0], str(photo[1]))
+
+
+def _batches(sources: Iterable[tuple[str, Source | UserError]], size: int) -> Iterator[list[SourcePhoto | Unread]]:
+    batch: list[SourcePhoto | Unread] = []
+    for photo in _photos(sources):
+        batch.append(photo)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _key(photo: SourcePhoto | Unread) -> tuple[str, str]:
+    if isinstance(photo, Unread):
+        return photo.path, ""
+    return photo.path_or_id, hashlib.sha256(photo.data).hexdigest()
+
+
+def _judge(
+    detector: Detector, photos: Mapping[tuple[str, str], SourcePhoto | Unread], pool: ThreadPoolExecutor
+) -> Iterator[Row]:
+    decoded = list(pool.map(_decode, photos.values()))
+    verdicts = iter(detector.judge([picture for picture in decoded if isinstance(picture, Picture)]))
+    for key, picture in zip(photos, decoded, strict=True):
+        yield _row(key, next(verdicts) if isinstance(picture, Picture) else picture, detector.name)
+
+
+def _decode(photo: SourcePhoto | Unread) -> Picture | str:
+    """The picture, or why there is none."""
+    if isinstance(photo, Unread):
+        return photo.reason
+    try:
+        return decode_picture(photo.data)
+    except ImageRejected as error:
+        return str(error)
+
+
+def _row(key: tuple[str, str], found: Verdict | str, model: str) -> Row:
+    path, sha256 = key
+    if isinstance(found, str):
+        return Row(path, "unreadable", None, False, 0, "", " ".join(found.split()), sha256, model, __version__)
+    claims = sorted({fact.claim for fact in found.provenance if fact.claim})
+    return Row(
+        path=path,
+        label=found.label,
+        p_fake=round(found.p_fake, 6),
+        calibrated=found.calibrated,
+        contradictions=len(found.contradictions),
+        provenance=" ".join(claims),
+        error="",
+        sha256=sha256,
+        model=model,
+        version=found.version,
+    )
+
+
+class _Writer:
+    """Rows as a table for eyes, CSV, or JSON Lines."""
+
+    def __init__(self, file: TextIO, form: Format, header: bool) -> None:
+        self._file = file
+        self._form = form
+        if form == "csv" and header:
+            csv.writer(file).writerow(COLUMNS)
+        if form == "table":
+            file.write(f"{'p_fake':>6}  {'label':<10}  image\n")
+
+    def __call__(self, row: Row) -> None:
+        match self._form:
+            case "csv":
+                csv.writer(self._file).writerow(asdict(row).values())
+            case "jsonl":
+                self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            case "table":
+                notes = [row.error, f"the file says: {row.provenance}" if row.provenance else ""]
+                notes.append("contradicts itself" if row.contradictions else "")
+                p_fake = "" if row.p_fake is None else f"{row.p_fake:.3f}"
+                shown = "; ".join([row.path, *filter(None, notes)])
+                self._file.write(f"{p_fake:>6}  {row.label:<10}  {shown}\n")
+
+
+def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
+    """The rows of an earlier scan; a line that was cut off in the middle is taken out of the file."""
+    if not out.exists():
+        return []
+    begin = b'{"path": ' if form == "jsonl" else ",".join(COLUMNS).encode()
+    try:
+        data = out.read_bytes()
+        if data[: len(begin)] != begin[: len(data)]:
+            raise ValueError("it begins otherwise")
+        whole = data[: data.rfind(b"\n") + 1]
+        text = whole.decode("utf-8")
+        if form == "jsonl":  # not splitlines, which also parts a name at the other ends of line that Unicode has
+            rows = [Row(**json.loads(line)) for line in text.split("\n")[:-1]]
+        else:
+            rows = [_from_csv(values) for values in csv.DictReader(io.StringIO(text))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{out}: not the rows of a scan ({error}); give another --out") from error
+    if others := {row.model for row in rows} - {model}:
+        raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {model}")
+    if len(whole) < len(data):
+        os.truncate(out, len(whole))
+    return rows
+
+
+def _from_csv(values: dict[str, str]) -> Row:
+    typed: dict[str, Any] = dict(values)
+    typed["p_fake"] = float(values["p_fake"]) if values["p_fake"] else None
+    typed["calibrated"] = values["calibrated"] == "True"
+    typed["contradictions"] = int(values["contradictions"])
+    return Row(**typed)
+
+
+def summary(labels: Counter[str]) -> str:
+    """One line on how many images got which verdict."""
+    counts = [f"{labels[label]} {label}" for label in ("generated", "unsure", "real", "unreadable") if labels[label]]
+    images = sum(labels[label] for label in ("generated", "unsure", "real", "unreadable"))
+    against = f"; the model contradicts itself on {labels['contradictory']}" if labels["contradictory"] else ""
+    return f"{images} images: {', '.join(counts) or 'none'}{against}"

@@ -1,0 +1,244 @@
+"""The server: a page, and APIs that the clients of moondream and of OpenAI speak.
+
+    vlm-detect serve --model runs/moondream_lora                      # http://127.0.0.1:8000
+    vlm-detect serve --model runs/a --compare vikhyatk/moondream2     # two models: the page's compare tab
+
+docs/server.md has the routes, the limits and the clients. Nothing that is sent is written to disk or logged, and the
+server opens no address. SIGTERM and Ctrl-C let the requests that run come to their end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vlm_detect.apps.api import router
+from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.guard import Guard
+from vlm_detect.apps.service import Metrics, Service
+from vlm_detect.apps.settings import ServerSettings
+from vlm_detect.apps.worker import Busy, Expired, Stopped
+from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected
+from vlm_detect.infer.detector import Detector
+from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.models.registry import without_adapter
+from vlm_detect.version import __version__
+
+log = logging.getLogger(__name__)
+PAGE = Path(str(files("vlm_detect") / "apps" / "page"))
+_ERRORS = {
+    400: "The request or its image cannot be used",
+    401: "The key is missing or wrong",
+    403: "Asked from another site",
+    404: "No such model or route",
+    408: "The body did not arrive in time",
+    413: "Too large",
+    415: "Not a kind of body that is read here",
+    429: "Too many requests wait: see Retry-After",
+    499: "The client went away",
+    501: "Not offered",
+    503: "Out of time or memory, or shutting down",
+}
+
+
+def create_app(
+    detectors: Mapping[str, Detector], settings: ServerSettings | None = None, cnn: CnnDetector | None = None
+) -> FastAPI:
+    """The application that serves `detectors`, the first of which answers where a request names no model."""
+    settings = settings or ServerSettings()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = Service(detectors, settings, cnn)
+        yield
+        app.state.service.worker.stop()
+
+    app = FastAPI(
+        title="vlm-detect",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        responses={status: {"description": text} for status, text in _ERRORS.items()},
+    )
+    app.include_router(router)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    async def metrics(request: Request) -> Response:
+        figures = prometheus_client.generate_latest(request.app.state.service.metrics.registry)
+        return Response(figures, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    _add_error_handlers(app)
+    _describe_refusals(app)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Counted)  # the outermost: what the guard refuses counts too
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+    @app.exception_handler(ValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: ValidationError | RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+        message = f"{place}: {first['msg']}" if place else str(first["msg"])
+        return answer(ApiError(400, "invalid_request", message, param=place or None))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        refusal = ApiError(error.status_code, code, str(error.detail))
+        return JSONResponse(refusal.body(), status_code=error.status_code, headers=error.headers)
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        refusal = as_api_error(error)
+        if refusal.status == 500:
+            log.error("%s failed", request.url.path, exc_info=error)
+        return answer(refusal)
+
+    for kind in (ApiError, UserError, ImageRejected, Busy, Expired, Stopped, Exception):
+        app.add_exception_handler(kind, failed)
+
+
+def _describe_refusals(app: FastAPI) -> None:
+    """The schema names 400 where FastAPI would answer 422."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            for path in app.openapi_schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class Counted:
+    """ASGI middleware: how often each route was answered with what, and how long the whole answers took."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 499
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            metrics: Metrics = scope["app"].state.service.metrics
+            route = getattr(scope.get("route"), "path", "other")  # a path of the asker's making is no label
+            metrics.requests.labels(route, status).inc()
+            metrics.seconds.labels(route).observe(time.perf_counter() - started)
+
+
+def check_settings(settings: ServerSettings) -> None:
+    """`UserError` where the server would be open to the network without a key."""
+    key = settings.api_key
+    if key is not None and not key.strip():
+        raise UserError("--api_key is empty: give a long random text, or leave the flag out")
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError("--api_key holds what no header can carry: give ASCII characters without spaces at the ends")
+    if key is None and not settings.is_loopback and not settings.without_key:
+        raise UserError(
+            f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), or "
+            "--without_key where something in front of it lets nobody else in"
+        )
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens there; `UserError` where it cannot, before any model is loaded."""
+    if not 0 <= port <= 65535:  # some systems take what is left of a larger one
+        raise UserError(f"--port {port}: give 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(2048)
+    except OSError as error:
+        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
+        raise UserError(f"port {port} on {host} {reason}: give another with --port") from error
+    return bound
+
+
+def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let what runs come to its end within `drain_s`."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        limit_concurrency=1000,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    for library in ("python_multipart", "PIL"):  # they log every oddity of a body: strangers must not fill the log
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    # uvicorn passes the signal on to these when it has drained: a server that was told to end has not failed.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda number, frame: None)
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings, cnn: str | None = None) -> None:
+    """Load `models` (an ID and an adapter each) and the run of a CNN, and serve them."""
+    check_settings(settings)
+    with open_socket(settings.host, settings.port) as bound:
+        looking = CnnDetector.load(cnn) if cnn else None
+        loaded: list[Detector] = []
+        for model, adapter in models:
+            loaded.append(_base_among(loaded, model) or Detector(model, adapter=adapter))
+        detectors = {detector.name: detector for detector in loaded}
+        if len(detectors) < len(loaded):
+            raise UserError(f"--compare names the model that is served already ({loaded[0].name}): give another")
+        host, port = bound.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{', '.join(detectors)}: http://{shown}:{port} (Ctrl-C ends)", flush=True)
+        run(create_app(detectors, settings, looking), settings, bound)
+
+
+def _base_among(loaded: Sequence[Detector], model: str) -> Detector | None:
+    """A detector by `model` that shares the weights of one that is loaded with an adapter on it, or None."""
+    for detector in loaded:
+        vlm = detector.engine.vlm
+        if vlm.name == model and (base := without_adapter(vlm)) is not None:
+            return Detector(base)
+    return None

@@ -1,0 +1,220 @@
+"""Between the routes and the worker: decoding within bounds, waiting for results, and what is counted.
+
+A request that is waited for notices when its client has gone, and takes its job along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import Request
+
+from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.payloads import image_bytes
+from vlm_detect.apps.settings import ServerSettings
+from vlm_detect.apps.tasks import Answer, Write
+from vlm_detect.apps.worker import Done, Event, Failed, Job, Task, Worker
+from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.models.cnn.detector import CnnDetector
+
+T = TypeVar("T")
+
+DECODERS = 2  # images that are decoded at a time
+POLL_S = 0.25  # how often a waiting request looks whether its client is still there
+
+
+class Metrics:
+    """Prometheus figures of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        names: dict[str, Any] = {"namespace": "vlm_detect", "registry": self.registry}
+        self.requests = Counter("requests", "Answered requests", ["route", "status"], **names)
+        self.seconds = Histogram("request_seconds", "From request to whole answer", ["route"], **names)
+        self.batch = Histogram(
+            "batch_size", "Jobs that were computed together", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64), **names
+        )
+        self.verdicts = Counter("verdicts", "Verdicts given", ["label"], **names)
+        self.contradictions = Counter("contradictions", "Verdicts that the model contradicts itself on", **names)
+        self.tokens = Counter("generated_tokens", "Tokens generated", **names)
+        self.jobs = Gauge("jobs", "Jobs that wait or run", **names)
+
+
+class Service:
+    """The models of one server and the thread that runs them; the first of `detectors` is the default.
+
+    `cnn`, where there is one, only shows where it looks, beside the evidence of the others.
+    """
+
+    def __init__(
+        self, detectors: Mapping[str, Detector], settings: ServerSettings, cnn: CnnDetector | None = None
+    ) -> None:
+        self.detectors = dict(detectors)
+        self.cnn = cnn
+        self.settings = settings
+        self.metrics = Metrics()
+        self.worker = Worker(
+            max_jobs=settings.max_jobs,
+            max_pixels=settings.max_held_pixels,
+            max_batch=settings.max_batch,
+            max_lanes=1 if settings.max_batch == 1 else 4,
+            observe=lambda kind, size: self.metrics.batch.labels(kind).observe(size),
+        )
+        self.metrics.jobs.set_function(lambda: self.worker.n_held)
+        self._decoders = asyncio.Semaphore(DECODERS)
+        self.gathering = asyncio.Lock()  # held by the request that decodes many images before it submits them
+
+    def detector(self, name: str | None) -> Detector:
+        if name is None:
+            return next(iter(self.detectors.values()))
+        if name not in self.detectors:
+            known = ", ".join(self.detectors)
+            raise ApiError(404, "model_not_found", f"no model {name[:100]!r} here; known: {known}", param="model")
+        return self.detectors[name]
+
+    # Images
+
+    async def picture(self, source: str | bytes, param: str = "image_url") -> Picture:
+        """The image of a data URL, or of a file's bytes."""
+
+        def decode() -> Picture:
+            data = image_bytes(source, param) if isinstance(source, str) else source
+            return decode_picture(data, self.settings.max_pixels)
+
+        async with self._decoders:
+            return await asyncio.to_thread(decode)
+
+    # Jobs
+
+    def start(self, task: Task, detector: Detector, pictures: Sequence[Picture]) -> Started:
+        """One job a picture, all of them taken or none."""
+        deadline = time.monotonic() + self.settings.deadline_s
+        queues = [Events() for _ in pictures]
+        jobs = [
+            Job(task, detector, picture, events.put, deadline) for picture, events in zip(pictures, queues, strict=True)
+        ]
+        self.worker.submit(jobs)
+        return list(zip(jobs, queues, strict=True))
+
+    async def results(self, request: Request, started: Started) -> list[Any | Exception]:
+        """What each job ends with, or why it failed; nothing of it is streamed."""
+
+        async def ended() -> list[Any | Exception]:  # not `gather`, which logs a traceback when nobody waits any more
+            return [await events.last() for _, events in started]
+
+        try:
+            return await unless_gone(request, ended())
+        finally:
+            for job, _ in started:
+                job.cancel()
+
+    async def result(self, request: Request, task: Task, detector: Detector, picture: Picture) -> Any:
+        (found,) = await self.results(request, self.start(task, detector, [picture]))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def verdicts(self, request: Request, started: Started) -> list[Verdict | Exception]:
+        """As `results`, of jobs that judge; counted."""
+        found = await self.results(request, started)
+        for verdict in found:
+            if isinstance(verdict, Verdict):
+                self.metrics.verdicts.labels(verdict.label).inc()
+                self.metrics.contradictions.inc(bool(verdict.contradictions))
+        return found
+
+    async def text(self, request: Request, task: Write, detector: Detector, picture: Picture) -> Answer:
+        answer: Answer = await self.result(request, task, detector, picture)
+        self.metrics.tokens.inc(answer.n_tokens)
+        return answer
+
+    async def pieces(self, task: Write, detector: Detector, picture: Picture) -> AsyncIterator[str | Answer]:
+        """The pieces of a text while it grows, then its `Answer`; the job is taken before the first is awaited."""
+        ((job, events),) = self.start(task, detector, [picture])
+
+        async def follow() -> AsyncIterator[str | Answer]:
+            try:
+                async for event in events:
+                    if isinstance(event, str):
+                        yield event
+                    elif isinstance(event, Failed):
+                        raise event.error
+                    else:
+                        self.metrics.tokens.inc(event.value.n_tokens)
+                        yield event.value
+            finally:
+                job.cancel()
+
+        return follow()
+
+
+class Events:
+    """The events of one job, brought from the worker's thread into the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self._queue.get()
+            yield event
+            if not isinstance(event, str):
+                return
+
+    async def last(self) -> Any:
+        """The value that the job ends with, or the exception that it fails with."""
+        async for event in self:
+            if isinstance(event, Done):
+                return event.value
+            if isinstance(event, Failed):
+                return event.error
+        raise AssertionError("a job ended without an event")
+
+
+Started = list[tuple[Job, Events]]
+
+
+def client_gone() -> ApiError:
+    return ApiError(499, "client_gone", "the client closed the connection")
+
+
+async def unless_gone(request: Request, result: Awaitable[T]) -> T:
+    """`result`, given up with a `ApiError` when the client disconnects first."""
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(POLL_S)
+
+    wanted, watch = asyncio.ensure_future(result), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait([wanted, watch], return_when=asyncio.FIRST_COMPLETED)
+        if not wanted.done():
+            raise client_gone()
+        return wanted.result()
+    finally:
+        wanted.cancel()
+        watch.cancel()
+
+
+def prompt_of(question: str, settings: ServerSettings) -> Callable[[Detector], tuple[str, list[int]]]:
+    """A `Write` task's prompt for a question; refused here where it is empty or far too long."""
+    if not question.strip():
+        raise ApiError(400, "empty_question", "the question is empty", param="question")
+    if len(question) > settings.max_question_chars:
+        limit = f"{len(question)} characters, at most {settings.max_question_chars}"
+        raise ApiError(400, "question_too_long", f"the question is too long: {limit}", param="question")
+    return lambda detector: ("", detector.question_prompt(question))
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    return as_api_error(error).body()

@@ -1,0 +1,196 @@
+"""What the worker can do with an image: judge it, answer about it, map its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vlm_detect.apps.worker import Job
+from vlm_detect.cnn.heatmap import heat_maps, overlay
+from vlm_detect.errors import UserError
+from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.evidence import evidence_steps
+from vlm_detect.infer.prefixes import equal_lengths
+from vlm_detect.infer.text_stream import TextStream
+from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.questions.ask import Topic
+
+
+@dataclass
+class Judge:
+    """Ends with the `Verdict`."""
+
+    kind = "verdict"
+
+    def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
+        for job, verdict in zip(jobs, jobs[0].detector.judge([job.picture for job in jobs]), strict=True):
+            job.done(verdict)
+        yield
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`length` is True where the text was cut at its limit of tokens."""
+
+    text: str
+    n_prompt_tokens: int
+    n_tokens: int
+    length: bool
+
+
+@dataclass
+class Write:
+    """Ends with an `Answer`, after its pieces.
+
+    `prompt` gives what the text begins with and the ids that ask for the rest; it may raise UserError. Temperature 0 is
+    greedy; else `top_p` keeps the likeliest tokens as moondream's own decoder does.
+    """
+
+    prompt: Callable[[Detector], tuple[str, list[int]]]
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    kind = "text"
+
+    def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
+        rows = [row for job in jobs if (row := _Row.start(job))]
+        running = [(some, _stream(some)) for some in _of_one_length(rows)]
+        while running:
+            for batch in list(running):
+                some, steps = batch
+                step = next(steps, None)
+                if step is not None:
+                    for row, (token,) in zip(some, step.tolist(), strict=True):
+                        row.push(token)
+                if step is None or not any(row.job.wanted() for row in some):
+                    running.remove(batch)
+            yield
+
+
+def _of_one_length(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Rows that the engine can decode together: families that read an image at its own size have prefixes of many."""
+    if not rows:
+        return []
+    engine = rows[0].job.detector.engine
+    if not engine.vlm.caches:
+        return [[row] for row in rows]
+    prefixes = engine.prefixes([row.job.picture.image for row in rows])
+    return [[rows[i] for i in alike] for alike in equal_lengths(prefixes)]
+
+
+def _stream(rows: Sequence[_Row]) -> Iterator[torch.Tensor]:
+    return rows[0].job.detector.engine.stream(
+        [row.job.picture.image for row in rows],
+        [[row.prompt] for row in rows],
+        max(row.limit for row in rows),
+        choose=_sampler([row.job.task for row in rows]),
+    )
+
+
+class _Row:
+    """One text while it is written."""
+
+    def __init__(self, job: Job, beginning: str, prompt: list[int]) -> None:
+        task: Write = job.task
+        engine = job.detector.engine
+        self.job = job
+        self.beginning = beginning
+        self._before = f"{beginning} " if beginning else ""
+        self.prompt = prompt
+        self.limit = min(task.max_new_tokens, engine.room(prompt))
+        self.n_prompt_tokens = len(engine.vlm.prefix_ids()) + len(prompt)
+        self.end = engine.vlm.eos_token_id
+        self.text = TextStream(engine.vlm)
+
+    @classmethod
+    def start(cls, job: Job) -> _Row | None:
+        """None where its prompt is refused, which fails that job alone."""
+        try:
+            return cls(job, *job.task.prompt(job.detector))
+        except UserError as error:
+            job.fail(error)
+        except ValueError as error:  # such as a caption of a length that the release does not know
+            job.fail(UserError(str(error)))
+        return None
+
+    def push(self, token: int) -> None:
+        if not self.job.open:
+            return
+        if token != self.end:
+            self._emit(self.text.push(token))
+        if token == self.end or self.text.n_tokens == self.limit:
+            self._emit(self.text.finish(), last=True)
+            text = " ".join(part for part in (self.beginning, self.text.text) if part)
+            self.job.done(Answer(text, self.n_prompt_tokens, self.text.n_tokens, length=token != self.end))
+
+    def _emit(self, piece: str, last: bool = False) -> None:
+        if piece:
+            self.job.emit(self._before + piece)
+            self._before = ""
+        elif last and self._before:
+            self.job.emit(self.beginning)
+
+
+def _sampler(tasks: Sequence[Write]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Chooses each row's next id by its own task's temperature and top_p."""
+    temperature = torch.tensor([task.temperature for task in tasks])[:, None, None]
+    top_p = torch.tensor([task.top_p for task in tasks])[:, None, None]
+
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        likeliest = logits.argmax(-1)  # (B, 1)
+        if not bool(temperature.any()):
+            return likeliest
+        probabilities = (logits.float().cpu() / temperature.clamp(min=1e-4)).softmax(-1)
+        ordered, ids = probabilities.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered > top_p] = 0
+        drawn = ids.gather(-1, torch.multinomial(ordered.squeeze(1), 1)[:, None]).squeeze(-1)
+        return torch.where(temperature.squeeze(-1) > 0, drawn.to(likeliest.device), likeliest)
+
+    return choose
+
+
+@dataclass
+class Map:
+    """Ends with the `EvidenceMap`; runs for one image at a time, whose regions are a batch already."""
+
+    topic: Topic = "generation"
+    kind = "evidence"
+
+    def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
+        for job in jobs:
+            steps = evidence_steps(job.detector.engine, job.picture.image, topic=job.task.topic)
+            while job.wanted():
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    job.done(end.value)
+                    break
+                yield
+
+
+@dataclass(frozen=True)
+class CnnLook:
+    """A CNN's verdict and where it looks: `heat` is the square that it read, under its Grad-CAM, (S, S, 3) uint8."""
+
+    label: str
+    p_fake: float
+    heat: np.ndarray
+
+
+@dataclass
+class LookByCnn:
+    """Ends with a `CnnLook`."""
+
+    cnn: CnnDetector
+    kind = "grad_cam"
+
+    def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
+        pixels = self.cnn.pixels([job.picture.image for job in jobs])
+        scores, heat = self.cnn.scores([job.picture.image for job in jobs]), heat_maps(self.cnn, pixels)
+        for i, job in enumerate(jobs):
+            p_fake = float(scores.p_fake[i])
+            job.done(CnnLook(self.cnn.label(p_fake), p_fake, overlay(pixels[i], heat[i])))
+        yield

@@ -1,0 +1,141 @@
+"""A conversation about an image, in the terminal.
+
+    vlm-detect chat --model runs/moondream_lora photo.jpg                                  # a conversation
+    vlm-detect chat --model runs/moondream_lora photo.jpg "Is this image AI-generated?"    # one answer
+    vlm-detect chat --model runs/moondream_lora photo.jpg < questions.txt                  # an answer a line
+
+One answer goes to stdout and nothing else does, so that it can be piped. In a conversation Ctrl-C stops the answer and
+Ctrl-D ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from vlm_detect.apps.session import Session, describe, details
+from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
+from vlm_detect.errors import UserError
+from vlm_detect.infer.detector import Detector
+
+HELP = """\
+  /image PATH     go over to another image
+  /verdict        the verdict and its reasons again
+  /map [FILE]     where in the image the verdict comes from (orange: generated, blue: real)
+  /reset          forget the questions so far
+  /save FILE      write the conversation: text, or JSON where FILE ends in .json
+  /help, /quit    anything else is a question about the image"""
+
+
+def answer_once(detector: Detector, image: str, question: str) -> None:
+    """Stream one answer to stdout."""
+    session = Session(detector, image)
+    _stream(session.ask(question))
+
+
+def converse(detector: Detector, image: str) -> None:
+    """Verdict and reasons, then an answer a line until the end of input; a terminal also gets a prompt and history."""
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):  # not on Windows; importing it gives `input` its history
+            import readline  # noqa: F401
+    session = Session(detector, image)
+    _guarded(session, "/verdict", interactive)
+    if interactive:
+        print("Ask about the image, or /help. Ctrl-C stops an answer, Ctrl-D ends.")
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            break
+        except UnicodeDecodeError as error:
+            raise UserError(f"the questions are not in {error.encoding}: convert them first") from error
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print()
+            continue
+        if line in ("/quit", "/exit"):
+            break
+        if line:
+            _guarded(session, line, interactive)
+
+
+def _guarded(session: Session, line: str, interactive: bool) -> None:
+    """Carry out one line; what is wrong with it is said, and the conversation goes on."""
+    try:
+        _carry_out(session, line)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        print(" [stopped]")
+
+
+def _carry_out(session: Session, line: str) -> None:
+    if not line.startswith("/"):
+        _stream(session.ask(line))
+        return
+    command, _, argument = line.partition(" ")
+    argument = argument.strip()
+    match command:
+        case "/image" if argument:
+            session.open(argument)
+            _show_verdict(session)
+        case "/verdict":
+            _show_verdict(session)
+        case "/map":
+            _show_map(session, argument)
+        case "/reset":
+            session.reset()
+            print("The questions so far are forgotten.")
+        case "/save" if argument:
+            session.save(Path(argument).expanduser())
+            print(f"{argument}: written")
+        case "/help":
+            print(HELP)
+        case _:
+            raise UserError(f"{line}: no such command, or its argument is missing; /help lists them")
+
+
+def _show_verdict(session: Session) -> None:
+    _show_image(session.image)
+    verdict = session.verdict
+    print(describe(verdict, session.name))
+    print("\n".join(details(verdict, verdict.contradictions)))
+    _stream(session.explain())
+    for sentence in session.contradictions[len(verdict.contradictions) :]:
+        print(f"  contradiction: {sentence}")
+
+
+def _show_map(session: Session, argument: str) -> None:
+    overlay = session.verdict.map().overlay(session.image)
+    if not argument and _show_image(overlay):
+        return
+    path = Path(argument or f"{Path(session.name).stem}_map.png").expanduser()
+    try:
+        overlay.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the map cannot be written ({error}); name a .png file") from error
+    print(f"{path}: written")
+
+
+def _show_image(image: Image.Image) -> bool:
+    """Whether this terminal could show it."""
+    protocol = protocol_of(os.environ) if sys.stdout.isatty() else None
+    if protocol:
+        print(escape_sequence(image, protocol), end="", flush=True)
+    return protocol is not None
+
+
+def _stream(pieces: Iterable[str]) -> None:
+    """Print text as it comes; of control characters only line ends, lest a model's answer steer the terminal."""
+    for piece in pieces:
+        print("".join(c for c in piece if c.isprintable() or c == "\n"), end="", flush=True)
+    print()

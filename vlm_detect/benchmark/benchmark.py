@@ -1,0 +1,22 @@
+"""A benchmark in memory: items ready to be asked, and how their images are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from vlm_detect.records import Item
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Items ready to be asked, how to open their images, and what was left out of the file."""
+
+    name: str
+    items: list[Item]
+    image: Callable[[str], Image.Image]
+    sha256: str  # of the file or, for a dataset, of its images and what is known of them: what a resumed run compares
+    answers: dict[str, str] = field(default_factory=dict)  # id -> recorded answer, where the file has any
+    skipped: list[str] = field(default_factory=list)

@@ -1,0 +1,79 @@
+"""The page at the end of `make demo`: the scores before and after and a CNN's, curves, pairs, and some answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlm_detect.benchmark.report import FIGURE_NAMES
+from vlm_detect.benchmark.summary import item_scores, verdicts
+from vlm_detect.pages.page import loss_figure, photo, render, roc_figure, write_page
+from vlm_detect.records import Result
+
+
+def demo_report(
+    out_html: str | Path,
+    *,
+    pairs: Sequence[tuple[Image.Image, Image.Image, str, str]],
+    log_history: Sequence[Mapping[str, Any]],
+    summaries: Mapping[str, Mapping[str, Any]],
+    answers: Sequence[tuple[Image.Image, str, str, str, float | None]],
+    notes: Sequence[str],
+    results: Mapping[str, Sequence[Result]] | None = None,
+    title: str = "vlm-detect: the demo, from photos to a finetuned detector",
+) -> None:
+    """Write one self-contained page.
+
+    Args:
+        pairs: (photo, twin, caption, split).
+        log_history: of transformers' Trainer; may be empty.
+        summaries: what `summary.json` holds, by the name of the model, in the order of the table's columns.
+        answers: (image, question, answer, truth, p_fake).
+        notes: what a reader has to know before he believes a figure; shown above everything else.
+        results: the lines of `results.jsonl` by the names of `summaries`, for the ROC curves.
+    """
+    floors = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
+    html = render(
+        "demo.html.j2",
+        title=title,
+        notes=list(notes),
+        names=list(summaries),
+        rows=[
+            {"name": label, "cells": [(s.get(name), (s.get("ci95") or {}).get(name)) for s in summaries.values()]}
+            for name, label in FIGURE_NAMES.items()
+            if any(summary.get(name) is not None for summary in summaries.values())
+        ],
+        floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()) or "none",
+        loss=loss_figure(log_history),
+        roc=roc_figure({name: verdicts(item_scores(lines, "logprob"))[:2] for name, lines in results.items()})
+        if results
+        else None,
+        pairs=[
+            {
+                "real": photo(real, f"Photo: {caption}"),
+                "twin": photo(twin, f"Generated twin: {caption}"),
+                "caption": caption,
+                "split": split,
+            }
+            for real, twin, caption, split in pairs
+        ],
+        answers=[
+            {
+                "pictures": [photo(image, f"Image asked about; it is: {truth}")],
+                "question": question,
+                "answer": answer,
+                "truth": truth,
+                "p_fake": p_fake,
+                "correct": _agrees(answer, truth),
+            }
+            for image, question, answer, truth, p_fake in answers
+        ],
+    )
+    write_page(out_html, html)
+
+
+def _agrees(answer: str, truth: str) -> bool:
+    return answer.strip(" .").lower() == truth.strip(" .").lower()

@@ -1,0 +1,189 @@
+"""What free explanations are worth, judged without a judge model: by words, against what is known to have been done.
+
+    explanations(items, results)     # {"n": 200, "verdict_accuracy": 0.71, "faults_on_photos": {...}, "edits": {...}}
+
+Asked are the open items. Their answers are read for a verdict, for faults that they claim to see, and, of planted
+edits, for the operation and the place. Claims are found by the word lists below, negated ones ("no distortion") left
+out: that misses what is said in other words, equally for every model, and never credits what was not said. An answer
+that names several places or operations names none.
+
+Reference scores (ROUGE-L) need the package rouge-score (`pip install -e ".[eval]"`) and stand beside, not instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm_detect.benchmark.prompts import topic_of
+from vlm_detect.benchmark.summary import item_scores, rounded
+from vlm_detect.questions.read import parse_explanation, sentences
+from vlm_detect.records import Item, Result
+from vlm_detect.stats.intervals import RESAMPLES, bootstrap
+
+# Faults that a generated image is said to have. "Blurry" is not among them: photos are that, too.
+_FAULTS = (
+    r"arti?e?facts?",
+    r"anomal(?:y|ies|ous)",
+    r"distort\w*",
+    r"deform\w*|malformed|misshapen",
+    r"warp(?:ed|ing|s)?",
+    r"melt(?:ed|ing)",
+    r"garbled|gibberish|illegible",
+    r"inconsisten\w*|mismatched",
+    r"implausible|impossible|unnatural(?:ly)?|unrealistic(?:ally)?",
+    r"(?:extra|additional|missing|fused|too many|six) (?:fingers?|limbs?|hands?|arms?|legs?|teeth|eyes?)",
+    r"(?:overly|too|unusually|excessively) (?:smooth|perfect|symmetrical|sharp|uniform)",
+    r"plastic-?(?:like|looking)|waxy",
+    r"glitch\w*|flaws?|defects?",
+)
+_OPERATIONS = {
+    "copy move": r"cop(?:y|ied)(?:[ -]move)?|clon(?:e|ed|ing)|duplicat\w+",
+    "splice": r"splic\w+|pasted|composit\w+|inserted",
+    "inpaint": r"inpaint\w*|painted (?:in|over|anew)|filled in|repainted",
+    "blur": r"blur\w*|smoothed",
+    "removal": r"remov\w+|eras\w+|deleted",
+    "smear": r"smear\w*|smudg\w*",
+    "warp": r"warp\w*|twist\w*|swirl\w*",
+    "recolour": r"recolou?r\w*|colou?r (?:was |is )?(?:changed|shifted|altered)|tinted",
+}
+_PLACES = {
+    "upper left": r"(?:upper|top)[ -]left",
+    "upper right": r"(?:upper|top)[ -]right",
+    "lower left": r"(?:lower|bottom)[ -]left",
+    "lower right": r"(?:lower|bottom)[ -]right",
+    # "The top" is not "the top left", and "the left" is not "the upper left".
+    "top": r"(?:upper|top)(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))",
+    "bottom": r"(?:lower|bottom)(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))",
+    "left": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])left",
+    "right": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])right",
+    "centre": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])(?:cent(?:re|er)|middle)",
+}
+_NOT = re.compile(r"\b(?:no|not|never|nothing|none|without|free of|free from|lacks?|absence of|\w+n't)\b")
+_CLAUSE = re.compile(r"[,;:]|\b(?:but|although|however|while)\b")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One free answer and what it says; `verdict` (generated, or altered) is None where none is plain."""
+
+    item: Item
+    truth: bool | None
+    verdict: bool | None
+    scored: bool | None  # what the same model's probabilities say of the same image
+    faults: int
+    contradicts_itself: bool
+    answer: str
+
+
+def explanations(
+    items: Sequence[Item], results: Sequence[Result], *, resamples: int = RESAMPLES
+) -> dict[str, Any] | None:
+    """Every figure on the open items' free answers, with intervals over groups; None where there are none."""
+    rows = _explained(items, results)
+    if not rows:
+        return None
+    known = [row for row in rows if row.truth is not None]
+    scored = [row for row in rows if row.scored is not None]
+    about_images = [row for row in known if topic_of(row.item) == "generation"]
+    edits = [row for row in rows if row.item.metadata.get("label") == "edited" and _is_told(row.item)]
+    found: dict[str, Any] = {
+        "n": len(rows),
+        "unparsed": sum(row.verdict is None for row in rows),
+        "verdict_accuracy": _share(known, [row.verdict == row.truth for row in known], resamples),
+        # An unparsed verdict agrees with nothing.
+        "agreement": _share(scored, [row.verdict == row.scored for row in scored], resamples),
+        "contradictions": _share(rows, [row.contradicts_itself for row in rows], resamples),
+    }
+    for name, side in (("faults_on_photos", False), ("faults_on_generated", True)):
+        some = [row for row in about_images if row.truth == side]
+        shares = _share(some, [row.faults > 0 for row in some], resamples)
+        found[name] = shares and {**shares, "mean": float(np.mean([row.faults for row in some]))}
+    if edits:
+        told = [row.item.metadata["edit"] for row in edits]
+        operation = [names(row.answer, edit["operation"], _OPERATIONS) for row, edit in zip(edits, told, strict=True)]
+        place = [names(row.answer, edit["place"], _PLACES) for row, edit in zip(edits, told, strict=True)]
+        found["edits"] = {
+            "operation_named": _share(edits, operation, resamples),
+            "place_named": _share(edits, place, resamples),
+            "both_named": _share(edits, np.logical_and(operation, place).tolist(), resamples),
+        }
+    found["rouge_l"] = rouge_l([(row.item.ground_truth, row.answer) for row in rows])
+    return rounded(found)
+
+
+def claimed_faults(text: str) -> int:
+    """How many different faults `text` claims to see."""
+    return sum(any(_claims(text, pattern)) for pattern in _FAULTS)
+
+
+def names(text: str, truth: str, words: Mapping[str, str]) -> bool:
+    """Whether `text` names `truth` and nothing else of its kind; what has no words of its own goes by its name."""
+    patterns = {**words, truth: words.get(truth, re.escape(truth))}
+    return {name for name, pattern in patterns.items() if any(_claims(text, pattern))} == {truth}
+
+
+def contradicts_itself(text: str, verdict: bool | None, topic: str, faults: int) -> bool:
+    """Whether the reasons speak against the verdict: a real photo with faults, or a sentence with the other verdict."""
+    if verdict is None:
+        return False
+    later = (parse_explanation(sentence, topic) for sentence in sentences(text)[1:])  # type: ignore[arg-type]
+    return (not verdict and faults > 0) or any(state is not None and state != verdict for state in later)
+
+
+def rouge_l(pairs: Iterable[tuple[str, str]]) -> float | None:
+    """Mean ROUGE-L F1 of (reference, answer); None without references of more than a word, or without the package."""
+    known = [(reference, answer) for reference, answer in pairs if len(reference.split()) > 1]
+    if not known or importlib.util.find_spec("rouge_score") is None:
+        return None
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return float(np.mean([scorer.score(reference, answer)["rougeL"].fmeasure for reference, answer in known]))
+
+
+def _is_told(item: Item) -> bool:
+    """Whether the item says what its edit is and where, in words."""
+    edit = item.metadata.get("edit")
+    return isinstance(edit, Mapping) and all(isinstance(edit.get(name), str) for name in ("operation", "place"))
+
+
+def _explained(items: Sequence[Item], results: Sequence[Result]) -> list[Explained]:
+    by_id = {item.id: item for item in items if item.kind == "open"}
+    scores = {score.id: score for score in item_scores([r for r in results if r.kind == "open"], "logprob")}
+    rows = []
+    for result in results:
+        if result.scoring != "generate" or result.id not in by_id:
+            continue
+        item, score = by_id[result.id], scores.get(result.id)
+        verdict = parse_explanation(result.answer, result.topic)
+        truth = item.metadata.get("label") == "edited" if result.topic == "edit" else result.is_fake
+        faults = claimed_faults(result.answer)
+        contradicts = contradicts_itself(result.answer, verdict, result.topic, faults)
+        said = score.said_fake if score else None
+        rows.append(Explained(item, truth, verdict, said, faults, contradicts, result.answer))
+    return rows
+
+
+def _claims(text: str, pattern: str) -> Iterable[bool]:
+    """For every clause whether it claims `pattern`: has it, and no negation before it."""
+    word = re.compile(rf"\b(?:{pattern})\b")
+    for sentence in sentences(text.lower()):
+        for clause in _CLAUSE.split(sentence):
+            match = word.search(clause)
+            yield bool(match and not _NOT.search(clause[: match.start()]))
+
+
+def _share(rows: Sequence[Explained], values: Sequence[bool], resamples: int) -> dict[str, Any] | None:
+    """{n, share, ci95}; None of nothing."""
+    if not rows:
+        return None
+    right = np.asarray(values, float)
+    groups = [row.item.group for row in rows]
+    drawn = bootstrap(groups, lambda w: {"share": w @ right / w.sum(axis=1)}, resamples=resamples)
+    return {"n": len(rows), "share": float(right.mean()), "ci95": drawn["share"]}

@@ -1,0 +1,114 @@
+"""What a benchmark's text gives away: accuracies reached without looking at any image.
+
+    text_floors(items)      # {"chance": 0.25, "longest": 0.81, "shortest": 0.0, "commonest_letter": 0.3, ...}
+
+A model's score means something only above the greatest of these. Ties between options share the point. Options and
+two-way answers are counted apart: `longest`, `shortest` and `commonest_letter` are of the items with options,
+`commonest_answer` of the others; `chance` and `bag_of_words` are of all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from vlm_detect.benchmark.prompts import Prompt, prompts_of, topic_of
+from vlm_detect.records import Item
+
+_FOLDS = 5
+
+
+def text_floors(items: Sequence[Item]) -> dict[str, float]:
+    """Every floor that applies to `items`, each an accuracy."""
+    attributions = sorted({item.ground_truth for item in items if item.kind == "attribution" and not item.options})
+    prompts = [prompts_of(item, attributions)[0] for item in items]
+    prompts = [prompt for prompt in prompts if prompt.right is not None]
+    choices = [prompt for prompt in prompts if prompt.lettered]
+    others = [prompt for prompt in prompts if not prompt.lettered]
+    floors: dict[str, float] = {}
+    if prompts:
+        floors["chance"] = float(np.mean([1 / len(prompt.candidates) for prompt in prompts]))
+    if choices:
+        floors["longest"] = _picks(choices, len)
+        floors["shortest"] = _picks(choices, lambda option: -len(option))
+        floors["commonest_letter"] = _commonest(choices)
+    if others:
+        floors["commonest_answer"] = _commonest(others)
+    if len({prompt.item.group for prompt in prompts}) > 1:
+        floors["bag_of_words"] = bag_of_words(prompts)
+    return {name: round(value, 6) for name, value in floors.items()}
+
+
+def chief_floors(items: Sequence[Item]) -> dict[str, float]:
+    """The floors beside a summary's figures at the top: of the closed items about generation, where there are any."""
+    closed = [item for item in items if item.kind != "open"] or list(items)
+    return text_floors([item for item in closed if topic_of(item) == "generation"] or closed)
+
+
+def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """`text_floors` of each kind of item by itself, those about edits apart: a mixture's chance is nobody's."""
+    rows: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        rows[f"edit_{item.kind}" if topic_of(item) == "edit" else item.kind].append(item)
+    return {row: text_floors(rows[row]) for row in sorted(rows)}
+
+
+def bag_of_words(prompts: Sequence[Prompt]) -> float:
+    """Accuracy of a classifier on words and pairs of words, cross-validated so that no group is in both parts.
+
+    It judges each answer from the question and the answer's text, and picks the likeliest: position, length and image
+    unseen. It takes two groups at least.
+    """
+    groups = np.unique([prompt.item.group for prompt in prompts], return_inverse=True)[1]
+    texts = [[_text(prompt, option) for option in prompt.options] for prompt in prompts]
+    right = np.array([prompt.right for prompt in prompts])
+    folds = min(_FOLDS, len(set(groups.tolist())))
+    points = 0.0
+    for train, test in GroupKFold(folds).split(texts, groups=groups):
+        counted = Counter((text, bool(place == right[i])) for i in train for place, text in enumerate(texts[i]))
+        words = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", min_df=2, max_features=20_000, binary=True)
+        try:
+            words.fit([text for i in train for text in texts[i]])
+        except ValueError:  # nothing occurs twice: the words tell nothing
+            points += sum(1 / len(texts[i]) for i in test)
+            continue
+        # Equal rows are fitted as one that weighs as much.
+        model = LogisticRegression(C=0.3, max_iter=300)
+        rows, weights = zip(*counted.items(), strict=True)
+        model.fit(words.transform([text for text, _ in rows]), [is_right for _, is_right in rows], weights)
+        known = sorted({text for i in test for text in texts[i]})
+        score_of = dict(zip(known, model.decision_function(words.transform(known)).round(9), strict=True))
+        for i in test:
+            points += _shared_point(np.array([score_of[text] for text in texts[i]]), int(right[i]))
+    return points / len(prompts)
+
+
+def _text(prompt: Prompt, option: str) -> str:
+    """Words of the option, and each joined with the question's own so that "Yes." may depend on what is asked."""
+    asked = " ".join(prompt.question.split()) if not prompt.lettered else ""
+    return (
+        f"{option.lower()} {'_'.join(asked.lower().split())}=={option.lower().strip('. ')}" if asked else option.lower()
+    )
+
+
+def _picks(prompts: Sequence[Prompt], value: Callable[[str], float]) -> float:
+    scores = [np.array([value(option) for option in prompt.options]) for prompt in prompts]
+    return float(np.mean([_shared_point(s, p.right or 0) for s, p in zip(scores, prompts, strict=True)]))
+
+
+def _shared_point(scores: np.ndarray, right: int) -> float:
+    best = scores == scores.max()
+    return float(best[right] / best.sum())
+
+
+def _commonest(prompts: Sequence[Prompt]) -> float:
+    """The commonest right answer, always given; of each set of candidates its own."""
+    answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for prompt in prompts:
+        answers[prompt.candidates][prompt.candidates[prompt.right or 0]] += 1
+    return sum(counted.most_common(1)[0][1] for counted in answers.values()) / len(prompts)

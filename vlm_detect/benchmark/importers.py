@@ -1,0 +1,177 @@
+"""The public VQA sets of the field as items of ours: LOKI, FakeBench, FakeClue, in the layouts that they publish.
+
+    rows, left_out, problems = import_rows("loki", json.loads(...), images=Path("loki/media"))
+
+- LOKI (`true_or_false.json`, `multi_choice.json`, `open_ended_vqa.json`): the image questions; video, audio, text and
+  3D are left out and counted. Two images to choose from become which_of_two.
+- FakeBench (`FakeClass.json`, `FakeClue.json`): questions by authenticity, and free analyses. Its fault-finding prompt
+  gives the verdict away and is left out. The public files hold no reference texts.
+- FakeClue (`data_json/*.json` of FakeVLM): each conversation becomes a real/fake item and an open one, whose reference
+  is the answer that was published.
+
+Questions stay as they were written, image tags aside.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vlm_detect.questions.read import parse_explanation
+
+Layout = Literal["loki", "fakebench", "fakeclue"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+_TAG = re.compile(r"\s*<image>\s*")
+# Appended by LOKI's own scripts.
+_YES_OR_NO, _LETTER = "Answer with yes or no.", "Answer with the option letter."
+
+
+class LeftOut(Exception):
+    """A row that is sound but not of images; the message says what it is of."""
+
+
+def import_rows(
+    layout: Layout, rows: Sequence[Any], images: Path, *, relative_to: Path
+) -> tuple[list[dict[str, Any]], Counter[str], list[str]]:
+    """(items for a benchmark file, how many rows were left out by reason, what is wrong with the bad ones).
+
+    Image paths are those of another machine: the longest end of one that names a file under `images` is taken, and
+    written relative to `relative_to`.
+    """
+    items: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    problems: list[str] = []
+    for number, row in enumerate(rows):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, not an object")
+            for item in _READERS[layout](row, str(number)):
+                key = "images" if "images" in item else "image"
+                names = item[key] if key == "images" else [item[key]]
+                found = [_relative(find_image(images, name), relative_to) for name in names]
+                items.append({**item, key: found if key == "images" else found[0]})
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
+            what = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
+            problems.append(f"row {number}: {what}")
+    return items, left_out, problems
+
+
+def find_image(folder: Path, name: str) -> Path:
+    """The file under `folder` that the longest end of `name` leads to; ValueError where none does."""
+    parts = Path(str(name).replace("\\", "/")).parts
+    for start in range(len(parts)):
+        candidate = folder.joinpath(*(part for part in parts[start:] if part != "/"))
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"image {name} is not under {folder}")
+
+
+def _loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
+    if row.get("modality") != "image-text":
+        raise LeftOut(f"{row.get('modality', 'no modality')}")
+    kind_of_question = str(row.get("question_type", ""))
+    category = kind_of_question.rpartition("_")[2]
+    question, metric = _untagged(row["question"]), row["metric"]
+    paths = row["image_path"] if isinstance(row["image_path"], list) else [row["image_path"]]
+    base = {"id": str(row.get("id", number))}
+    about: dict[str, Any] = {"object_category": category}
+    if metric == "multi-choice":
+        options, answer = list(row["choices"]), str(row["answer"]).strip().upper()
+        question = f"{question}\n{_lettered(options)}\n{_LETTER}"
+        if len(paths) == 2:
+            # "real_from_fake" asks for the photo; a reader of single images has to know which is meant.
+            asks_for_photo = "real_from_fake" in kind_of_question or "not generated" in question.partition("Which")[2]
+            seeks = {"seeks": "real"} if asks_for_photo else {}
+            yield base | _item("which_of_two", paths, question, answer, about | seeks, options)
+            return
+        yield base | _item("multiple_choice", paths, question, answer, about, options)
+    elif metric == "open-ended":
+        answer = str(row["answer"]).strip().capitalize()
+        if "ask_fake" in kind_of_question or "ask_real" in kind_of_question:
+            fake = (answer == "Yes") == ("ask_fake" in kind_of_question)
+            about |= {"label": "generated" if fake else "real"}
+        yield base | _item("true_false", paths, f"{question}\n{_YES_OR_NO}", answer, about)
+    elif metric == "image-model-as-judge":
+        told = row["problems"]
+        reasons = [part["desc"] for part in (*told.get("global", ()), *told.get("regional", ()))]
+        yield base | _item("open", paths, question, " ".join(["Fake.", *reasons]), about | {"label": "generated"})
+    else:
+        raise LeftOut(f"metric {metric}")
+
+
+def _fakebench(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
+    name = row["image_id"]
+    answer = {"answer": row["answer"]} if row.get("answer") else {}
+    if "authenticity" not in row:
+        about = {"label": "generated", "generator": row["generation_model"]}
+        about |= {"object_category": row.get("content_categories", "")}
+        reference = f"Fake. {row.get('telltale_clues') or ''}".strip()
+        yield {"id": f"{number}:{name}"} | _item("open", [name], row["inference_mode"], reference, about) | answer
+        return
+    fake = _label(row["authenticity"], fake=0)
+    # Fakes are named by their generator: "Glide-01493.jpg".
+    about = {"label": "generated", "generator": name.rpartition("-")[0]} if fake else {"label": "real"}
+    question = row["question"]
+    if "yes or no" in question.lower():
+        truth = "Yes" if fake == ("fake" in question.lower()) else "No"
+    else:
+        truth = "Fake" if fake else "Real"
+    yield {"id": f"{number}:{name}"} | _item("true_false", [name], question, truth, about) | answer
+
+
+def _fakeclue(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
+    turns = {turn["from"]: turn["value"] for turn in row["conversations"][:2]}
+    question, reference = _untagged(turns["human"]), turns["gpt"].strip()
+    fake = _label(row["label"], fake=0)
+    said = parse_explanation(reference)
+    if said is not None and said != fake:
+        raise ValueError(f"label {row['label']} says {'fake' if fake else 'real'}, its text the opposite")
+    about = {"label": "generated" if fake else "real", "object_category": str(row.get("cate", ""))}
+    name = row["image"]
+    yield {"id": f"{number}/verdict"} | _item("true_false", [name], question, "Fake" if fake else "Real", about)
+    yield {"id": f"{number}/reason"} | _item("open", [name], question, reference, about)
+
+
+_READERS: dict[Layout, Callable[[Mapping[str, Any], str], Iterator[dict[str, Any]]]] = {
+    "loki": _loki,
+    "fakebench": _fakebench,
+    "fakeclue": _fakeclue,
+}
+
+
+def _item(
+    kind: str,
+    paths: Sequence[str],
+    question: str,
+    ground_truth: str,
+    metadata: Mapping[str, Any],
+    options: Sequence[str] = (),
+) -> dict[str, Any]:
+    image = {"images": list(paths)} if kind == "which_of_two" else {"image": paths[0]}
+    told = {name: value for name, value in metadata.items() if value}
+    chosen = {"options": list(options)} if options else {}
+    return {"kind": kind, **image, "question": question, **chosen, "ground_truth": ground_truth, "metadata": told}
+
+
+def _label(value: Any, *, fake: int) -> bool:
+    if value not in (0, 1):
+        raise ValueError(f"label {value!r} is neither 0 nor 1")
+    return int(value) == fake
+
+
+def _lettered(options: Sequence[str]) -> str:
+    return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDEFGH", options, strict=False))
+
+
+def _untagged(text: str) -> str:
+    return _TAG.sub("\n", text).strip()
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,0 +1,245 @@
+"""From an item to its prompts: both polarities of a verdict, all rotations of the options.
+
+    for prompt in prompts_of(item): ...      # what is asked, the answers to choose from, and what each would mean
+
+An item is asked first as it is written; that prompt is the one that free generation answers, as published scripts do.
+The others say the same thing the other way round, so that a model that always says "Yes." or "B" gains nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlm_detect.questions.ask import (
+    CAMERA,
+    CHOICE_INSTRUCTION,
+    EDIT_EXPLAIN_QUESTION,
+    EDIT_QUESTIONS,
+    EDIT_STATEMENTS,
+    LETTERS,
+    NO,
+    STATEMENT_QUESTION,
+    STATEMENTS,
+    VERDICT_QUESTIONS,
+    YES,
+    Polarity,
+    Topic,
+)
+from vlm_detect.questions.read import first_verdict
+from vlm_detect.records import Item
+
+REAL_NAMES = {"", "real", "natural", "nature", "camera", "none"}
+_OPTION_LINE = re.compile(r"^[ \t]*\(?([A-H])\)?[:.)][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+_WORD_PAIRS = (("yes", "no"), ("true", "false"), ("real", "fake"))  # in the order in which they are scored
+# "real or artificially generated", "Real or Fake": the order of the two words is the polarity of such a question.
+_VERDICT_WORD = r"(real|fake|(?:ai-|artificially )?generated)"
+_EITHER = re.compile(rf"\b{_VERDICT_WORD}( or |/){_VERDICT_WORD}\b", re.IGNORECASE)
+
+
+def _stated(statements: Mapping[Polarity, str]) -> dict[Polarity, str]:
+    return {polarity: STATEMENT_QUESTION.format(statement=text) for polarity, text in statements.items()}
+
+
+# Pairs of questions that say the same thing the other way round; those about edits ask for no verdict on the image.
+_VERDICT_PAIRS = (VERDICT_QUESTIONS, _stated(STATEMENTS))
+_EDIT_PAIRS = (EDIT_QUESTIONS, _stated(EDIT_STATEMENTS))
+_OPPOSITE: dict[Polarity, Polarity] = {"fake": "real", "real": "fake"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question with its candidate answers.
+
+    `options` are shown in this order; `candidates` are the answers that are scored: letters where the options are
+    lettered, else the options. `right` indexes both; `fake` says of each whether it calls the image generated (None
+    where it says nothing about that).
+    """
+
+    item: Item
+    polarity: str
+    rotation: int
+    question: str
+    options: tuple[str, ...]
+    candidates: tuple[str, ...]
+    right: int | None
+    fake: tuple[bool | None, ...]
+
+    @property
+    def lettered(self) -> bool:
+        return bool(self.item.options)
+
+
+def prompts_of(item: Item, attributions: Sequence[str] = ()) -> list[Prompt]:
+    """Every prompt of `item`, first the item as it is written.
+
+    An attribution without options chooses among `attributions`, the names that occur in the whole benchmark.
+    """
+    if item.options:
+        return _rotations(item)
+    if item.kind == "open":
+        return [Prompt(item, "", 0, item.question, (), (), None, ()), *_verdict_prompts(item)]
+    if item.kind == "attribution":
+        names = tuple(sorted({*attributions, item.ground_truth}))
+        fake = tuple(_plain(name) not in REAL_NAMES and name != CAMERA for name in names)
+        return [Prompt(item, "", 0, item.question, names, names, names.index(item.ground_truth), fake)]
+    return _polarities(item)
+
+
+def is_fake(item: Item) -> bool | None:
+    """What the item's image really is: True generated, False real, None where the question is not about that."""
+    if item.kind == "which_of_two" or topic_of(item) == "edit":
+        return None
+    if item.kind == "open":
+        return _labelled(item)
+    first = prompts_of(item)[0]
+    return None if first.right is None else first.fake[first.right]
+
+
+def topic_of(item: Item) -> Topic:
+    """Whether the question is about generation or about a local edit."""
+    about_edits = "edited" in (item.metadata.get("label"), item.metadata.get("asked"))
+    asks_for_edits = item.question == EDIT_EXPLAIN_QUESTION or _known_pair(item.question)[0] in _EDIT_PAIRS
+    return "edit" if about_edits or asks_for_edits else "generation"
+
+
+def generator_of(item: Item) -> str:
+    """One spelling a generator ("big gan" and "big_gan" are one; "natural" is "real")."""
+    name = plain_name(str(item.metadata.get("generator") or ""))
+    if name in REAL_NAMES:
+        return "unknown" if is_fake(item) else "real"
+    return name
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"[\s_.\-/]+", "_", name.strip().lower()).strip("_")
+
+
+def split_options(question: str) -> tuple[str, ...]:
+    """The options that stand inside a question's text as lines "A: ...", or () where there are not at least two."""
+    lines = _OPTION_LINE.findall(question)
+    letters = "".join(letter for letter, _ in lines)
+    return tuple(text for _, text in lines) if len(lines) > 1 and LETTERS.startswith(letters) else ()
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    """`question` with `options` under it, or in place of those that already stand inside its text."""
+    if split_options(question):
+        texts = iter(options)
+        return _OPTION_LINE.sub(lambda match: match[0].replace(match[2], next(texts), 1), question)
+    lines = [f"{letter}: {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, *lines, CHOICE_INSTRUCTION])
+
+
+def mirrored(question: str) -> str | None:
+    """The same thing asked the other way round, or None where it is not known how.
+
+    "Is this image AI-generated?" <-> "Is this a real photo?"; "Real or Fake" <-> "Fake or Real".
+    """
+    pair, polarity = _known_pair(question)
+    if pair and polarity:
+        return pair[_OPPOSITE[polarity]]
+    swapped = _EITHER.sub(r"\3\2\1", question)
+    return swapped if swapped != question else None
+
+
+def _rotations(item: Item) -> list[Prompt]:
+    n = len(item.options)
+    letters = tuple(LETTERS[:n])
+    truth = right_option(item)
+    prompts = []
+    for rotation in range(n):
+        order = [(position + rotation) % n for position in range(n)]
+        options = tuple(item.options[i] for i in order)
+        fake = tuple(_option_says_fake(option, item) for option in options)
+        question = with_options(item.question, options)
+        prompts.append(Prompt(item, "", rotation, question, options, letters, order.index(truth), fake))
+    return prompts
+
+
+def right_option(item: Item) -> int:
+    """The index of the right option: `ground_truth` is its letter, or its text. ValueError where it is neither."""
+    answer = item.ground_truth.strip()
+    if answer in item.options:
+        return item.options.index(answer)
+    letter = answer.strip("().: ").upper()
+    if len(letter) == 1 and letter in LETTERS[: len(item.options)]:
+        return LETTERS.index(letter)
+    raise ValueError(f"ground_truth {answer!r} is none of the {len(item.options)} options")
+
+
+def _verdict_prompts(item: Item) -> list[Prompt]:
+    """The verdict questions about an open item's image: what its free answer is held against."""
+    questions = EDIT_QUESTIONS if topic_of(item) == "edit" else VERDICT_QUESTIONS
+    fake = item.metadata.get("label") == "edited" if topic_of(item) == "edit" else _labelled(item)
+    prompts = []
+    for polarity, question in questions.items():
+        right = None if fake is None else int(fake != (polarity == "fake"))
+        says = (polarity == "fake", polarity != "fake") if topic_of(item) == "generation" else (None, None)
+        prompts.append(Prompt(item, polarity, 0, question, (YES, NO), (YES, NO), right, says))
+    return prompts
+
+
+def _polarities(item: Item) -> list[Prompt]:
+    candidates = answer_pair(item.ground_truth)
+    if candidates is None:
+        raise ValueError(f"ground_truth {item.ground_truth!r} is none of Yes/No, True/False, Real/Fake")
+    right = [_plain(candidate) for candidate in candidates].index(_plain(item.ground_truth))
+    polarity: Polarity | None
+    if _plain(candidates[0]) == "real":
+        named = _EITHER.search(item.question)
+        polarity = "fake" if named and _plain(named[1]) != "real" else "real"
+        fake: tuple[bool | None, ...] = (False, True)
+        turned = (right, fake)  # the words keep their meaning, only their order changes
+    else:
+        pair, polarity = _known_pair(item.question)
+        if pair is None and (labelled := _labelled(item)) is not None:
+            polarity = "fake" if labelled == (right == 0) else "real"
+        # The first candidate affirms the question: "Yes." to "is it AI-generated?" says fake.
+        verdict = None if pair in _EDIT_PAIRS or polarity is None else polarity == "fake"
+        fake = (None, None) if verdict is None else (verdict, not verdict)
+        turned = (1 - right, (fake[1], fake[0]))
+    prompts = [Prompt(item, polarity or "", 0, item.question, candidates, candidates, right, fake)]
+    if polarity and (other := mirrored(item.question)):
+        prompts.append(Prompt(item, _OPPOSITE[polarity], 0, other, candidates, candidates, *turned))
+    return prompts
+
+
+def answer_pair(ground_truth: str) -> tuple[str, str] | None:
+    """Both answers of a two-way question, written as the ground truth is: "No." -> ("Yes.", "No.")."""
+    word = _plain(ground_truth)
+    for pair in _WORD_PAIRS:
+        if word in pair:
+            end = "." if ground_truth.strip().endswith(".") else ""
+            case = str.capitalize if ground_truth.strip()[:1].isupper() else str.lower
+            return case(pair[0]) + end, case(pair[1]) + end
+    return None
+
+
+def _known_pair(question: str) -> tuple[Mapping[Polarity, str] | None, Polarity | None]:
+    """The pair of questions that `question` belongs to, and which of the two it is."""
+    for pair in (*_VERDICT_PAIRS, *_EDIT_PAIRS):
+        for polarity, text in pair.items():
+            if question.strip() == text:
+                return pair, polarity
+    return None, None
+
+
+def _labelled(item: Item) -> bool | None:
+    label = str(item.metadata.get("label", "")).lower()
+    if label in ("real", "generated"):
+        return label == "generated"
+    if label or "generator" not in item.metadata:
+        return None
+    return str(item.metadata["generator"] or "").strip().lower() not in REAL_NAMES
+
+
+def _option_says_fake(option: str, item: Item) -> bool | None:
+    if item.kind == "attribution":
+        return _plain(option) not in REAL_NAMES and _plain(option) != _plain(CAMERA)
+    return first_verdict(option) if item.kind == "multiple_choice" else None
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").lower()

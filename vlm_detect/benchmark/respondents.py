@@ -1,0 +1,151 @@
+"""Who answers a benchmark: a model through the engine, a model behind an endpoint, or an image classifier.
+
+    respondent = respondent_for(model="runs/moondream_lora")       # cheap: nothing is loaded yet
+    answer = respondent.start()                                    # loads, or connects
+    for results in answer(benchmark, done=set(), shard=(0, 1)): ...
+
+`run.answer_all` takes any of them, so that all land in the same table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.classifier import classify
+from vlm_detect.benchmark.results import Key
+from vlm_detect.benchmark.score import score
+from vlm_detect.config import file_sha256
+from vlm_detect.errors import UserError
+from vlm_detect.infer.endpoint import Endpoint
+from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.models.cnn.configuration import is_cnn_run
+from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.models.nano import nano_path
+from vlm_detect.models.registry import default_device, load_vlm
+from vlm_detect.records import Item, Result
+from vlm_detect.stats.calibration import Calibration
+
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "config.json")
+
+
+class Answer(Protocol):
+    def __call__(
+        self,
+        benchmark: Benchmark,
+        *,
+        done: Collection[Key] = (),
+        shard: tuple[int, int] = (0, 1),
+        image_of: Callable[[Item], Image.Image] | None = None,
+    ) -> Iterator[list[Result]]: ...
+
+
+@dataclass(frozen=True)
+class Respondent:
+    """`logprob` and `generate` say in which ways it answers; `identity` tells its answers from another's."""
+
+    start: Callable[[], Answer]
+    identity: dict[str, Any]
+    logprob: bool = True
+    generate: bool = True
+    note: str = ""  # what a reader of its figures has to know
+    calibration: Calibration | None = None
+
+
+def respondent_for(
+    model: str,
+    *,
+    adapter: str | None = None,
+    generate: bool = True,
+    batch_size: int = 8,
+    max_new_tokens: int = 16,
+    explanation_tokens: int = 96,
+) -> Respondent:
+    """A local model: a vision-language model by its ID, or the run directory of a CNN."""
+    identity = model_identity(model, adapter)
+    calibration = Calibration.load(Path(adapter or model))
+    if is_cnn_run(model):
+        return Respondent(
+            lambda: partial(classify, classifier=CnnDetector.load(model, default_device()), batch_size=64),
+            identity,
+            generate=False,
+            note="An image classifier: it reads no question. Multiple choice is answered by the class that it finds "
+            "likelier; the reasons of one class tie, and share the point.",
+            calibration=calibration,
+        )
+
+    def start() -> Answer:
+        return partial(
+            score,
+            engine=Engine(load_vlm(model, adapter=adapter)),
+            ask=Ask,
+            generate=generate,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            explanation_tokens=explanation_tokens,
+        )
+
+    return Respondent(start, identity, generate=generate, calibration=calibration)
+
+
+def endpoint_respondent(
+    url: str,
+    model: str,
+    *,
+    key_variable: str,
+    parallel: int = 8,
+    generate: bool = True,
+    batch_size: int = 8,
+    max_new_tokens: int = 16,
+    explanation_tokens: int = 96,
+    options: dict[str, Any] | None = None,
+) -> Respondent:
+    """A model behind an OpenAI-compatible endpoint; `options` as an earlier run found them, else it is asked now."""
+    endpoint = Endpoint(
+        url,
+        model,
+        api_key=os.environ.get(key_variable),
+        parallel=parallel,
+        max_new_tokens=max_new_tokens,
+        options=options,
+    )
+    if not (endpoint.gives_logprobs or generate):
+        raise UserError(f"{url} gives no log-probabilities: ask it for free answers, without --generate false")
+    return Respondent(
+        lambda: partial(
+            score,
+            engine=endpoint,
+            ask=Ask,
+            logprob=endpoint.gives_logprobs,
+            generate=generate,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            explanation_tokens=explanation_tokens,
+        ),
+        {"model": model, "endpoint": url, "options": endpoint.options},
+        logprob=endpoint.gives_logprobs,
+        generate=generate,
+        note="Asked through an endpoint: its log-probabilities are those of an answer's first token."
+        if endpoint.gives_logprobs
+        else "Asked through an endpoint that gives no log-probabilities: only free answers are scored.",
+    )
+
+
+def model_identity(model: str, adapter: str | None) -> dict[str, Any]:
+    """What tells one model from another: its name and, of a local folder or the shipped one, its weights."""
+    folders = {model: nano_path("moondream") if model == "nano" else Path(model)}
+    folders |= {adapter: Path(adapter)} if adapter else {}
+    hashes = {
+        f"{said}/{name}": file_sha256(folder / name)
+        for said, folder in folders.items()
+        for name in _WEIGHTS
+        if (folder / name).is_file()
+    }
+    return {"model": model, "adapter": adapter, "weights_sha256": hashes}

@@ -1,0 +1,129 @@
+"""A run's folder: whose answers it holds, getting those that are missing, and the table at the end.
+
+results = answer_all(benchmark, out, state, respondent)       # resumed, shared among processes, merged
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image
+
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.respondents import Respondent
+from vlm_detect.benchmark.results import RESULTS, Key, ResultWriter, merge, read_results
+from vlm_detect.benchmark.score import key_of, plan
+from vlm_detect.config import read_run_json, write_json
+from vlm_detect.errors import UserError
+from vlm_detect.progress import Progress
+from vlm_detect.records import Item, Result
+
+_SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
+_SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ap", "fpr_at_95_tpr", "ece", "brier")
+
+
+def default_out(model: str, answers: str | None) -> Path:
+    """`<run>/eval` for a run directory, `runs/<name>/eval` for anything else."""
+    if answers:
+        return Path("runs") / Path(answers).stem / "eval"
+    run = Path(model)
+    return run / "eval" if run.is_dir() else Path("runs") / model.replace("/", "--") / "eval"
+
+
+def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
+    """`UserError` where `out` holds the answers of another model or to another benchmark."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder for the results")
+    if before := settings_of(out):
+        if differing := [name for name in identity if before.get(name) != identity[name]]:
+            name = differing[0]
+            raise UserError(
+                f"{out} holds the answers of another run ({name} was {before.get(name)}, is {identity[name]}); "
+                "choose another --out, or remove that folder"
+            )
+    elif write:
+        write_json(out / _SETTINGS, identity)
+
+
+def settings_of(out: Path) -> dict[str, Any]:
+    """Whose answers `out` holds; empty where it holds none yet."""
+    path = out / _SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def finished(out: Path, config: Any, benchmark: Benchmark, facts: dict[str, Any]) -> bool:
+    """Whether `out` has a complete run over just these items, summed up with these `facts`."""
+    run = read_run_json(out)
+    if run is None or not all((out / name).is_file() for name in ("summary.json", "report.html")):
+        return False
+    facts = {**facts, "items": len(benchmark.items)}
+    return run["config"].get("by") == config.by and all(run.get(name) == fact for name, fact in facts.items())
+
+
+def needed_keys(benchmark: Benchmark, respondent: Respondent) -> set[Key]:
+    """Every answer that a complete run over `benchmark` has."""
+    asked_about = plan(benchmark, logprob=respondent.logprob, generate=respondent.generate)
+    return {key_of(*asked) for image in asked_about for asked in image}
+
+
+def answer_all(
+    benchmark: Benchmark,
+    out: Path,
+    state: PartialState,
+    respondent: Respondent,
+    *,
+    image_of: Callable[[Item], Image.Image] | None = None,
+) -> list[Result]:
+    """Get the answers that `out` does not hold yet, each process its share, and return all in the items' order.
+
+    `respondent` is started only where something is left to ask. Every process has to call this.
+    """
+    order = [item.id for item in benchmark.items]
+    if state.is_main_process:
+        merge(out, order)  # of an interrupted run, perhaps of another number of processes
+    state.wait_for_everyone()
+    needed = needed_keys(benchmark, respondent)
+    done = {result.key for result in read_results(out / RESULTS)} & needed
+    if done != needed:
+        answer = respondent.start()
+        if state.is_main_process and done:
+            print(f"{len(done)} of {len(needed)} prompts were answered before; going on", file=sys.stderr)
+        share = -(-(len(needed) - len(done)) // state.num_processes)
+        progress = Progress(share, "prompts", quiet=not state.is_main_process)
+        with ResultWriter(out, state.process_index) as writer:
+            shard = (state.process_index, state.num_processes)
+            for results in answer(benchmark, done=done, shard=shard, image_of=image_of):
+                writer.write(results)
+                progress.add(len(results))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        merge(out, order)
+    state.wait_for_everyone()
+    found = [result for result in read_results(out / RESULTS) if result.key in needed]
+    if len(found) != len(needed):
+        raise UserError(f"{out}: {len(needed) - len(found)} of {len(needed)} prompts are unanswered; run it again")
+    return found
+
+
+def print_table(summary: dict[str, Any], out: Path) -> None:
+    """The chief figures on stdout, with intervals, floors and what free generation says."""
+    left_out = f", {summary['skipped']} bad ones left out" if summary["skipped"] else ""
+    print(
+        f"{summary['benchmark']}: {summary['n']} items{left_out}, {summary['groups']} groups, model {summary['model']}"
+    )
+    for name in _SHOWN:
+        value = summary.get(name)
+        if value is None:
+            continue
+        interval = (summary.get("ci95") or {}).get(name)
+        shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+        print(f"  {name:<22}{value:.3f}  {shown}")
+    if generate := summary.get("generate"):
+        print(f"  {'generated accuracy':<22}{generate['accuracy']:.3f}  ({generate['unparsed']} unparsed)")
+    floors = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
+    print(f"  floors: {floors}\n  {out / 'report.html'}")

@@ -1,0 +1,243 @@
+"""Asks a model the prompts of a benchmark: by log-probability of whole answers, and by free generation.
+
+    for results in score(benchmark, engine, shard=(0, 1), done=set()):      # one list of results a batch of images
+        writer.write(results)
+
+All prompts about an image go to the engine together, so that it is encoded and prefilled once. By log-probability an
+item is asked in both polarities and all rotations; by generation once, as it is written. An open question is answered
+by generation, and the verdict question about its image is scored beside it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.items import side_by_side
+from vlm_detect.benchmark.prompts import Prompt, generator_of, is_fake, prompts_of, topic_of
+from vlm_detect.benchmark.results import Key
+from vlm_detect.errors import UserError
+from vlm_detect.questions.read import parse_answer, parse_choice, parse_explanation
+from vlm_detect.records import Item, Result
+
+if TYPE_CHECKING:
+    from vlm_detect.infer.engine import Ask
+
+
+class ScoringEngine(Protocol):
+    """What of `vlm_detect.infer.engine.Engine` is used here."""
+
+    def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[Any]]]: ...
+
+    def generate(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int = 16
+    ) -> list[list[str]]: ...
+
+
+_Asked = list[tuple[Prompt, str]]  # the prompts about one image, each with its scoring
+
+
+class _Ask(Protocol):
+    def __call__(self, question: str, candidates: tuple[str, ...]) -> Any: ...
+
+
+def plan(benchmark: Benchmark, *, logprob: bool = True, generate: bool = True) -> list[_Asked]:
+    """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images)."""
+    attributions = {item.ground_truth for item in benchmark.items if item.kind == "attribution" and not item.options}
+    by_image: dict[tuple[str, ...], _Asked] = defaultdict(list)
+    for item in benchmark.items:
+        prompts = prompts_of(item, sorted(attributions))
+        if logprob:
+            by_image[item.images] += [(prompt, "logprob") for prompt in prompts if prompt.candidates]
+        if generate:
+            by_image[item.images].append((prompts[0], "generate"))
+    return list(by_image.values())
+
+
+def key_of(prompt: Prompt, scoring: str) -> Key:
+    return (prompt.item.id, scoring, prompt.polarity, prompt.rotation)
+
+
+def score(
+    benchmark: Benchmark,
+    engine: ScoringEngine,
+    *,
+    ask: _Ask,
+    done: Collection[Key] = (),
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int = 8,
+    logprob: bool = True,
+    generate: bool = True,
+    max_new_tokens: int = 16,
+    explanation_tokens: int = 96,
+    image_of: Callable[[Item], Image.Image] | None = None,
+) -> Iterator[list[Result]]:
+    """Yield the results of one batch of images after another, leaving out the keys in `done`.
+
+    Args:
+        ask: makes what the engine is asked, `vlm_detect.infer.engine.Ask`.
+        shard: (index, count): this process answers every count-th image.
+        batch_size: images encoded together.
+        logprob, generate: which of the two ways of scoring are wanted.
+        max_new_tokens, explanation_tokens: length of a free answer, and of one to an open question.
+        image_of: in place of the item's own image, for floors (a blank one, another item's).
+    """
+    open_item = image_of or (lambda item: item_image(benchmark, item))
+    work = left_to_do(plan(benchmark, logprob=logprob, generate=generate), done, shard)
+    for start in range(0, len(work), batch_size):
+        batch = work[start : start + batch_size]
+        images = [open_item(prompts[0][0].item) for prompts in batch]
+        results = [*_scored(engine, ask, images, batch)]
+        for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
+            results += _generated(engine, images, batch, tokens, is_open=is_open)
+        yield results
+
+
+def left_to_do(plan: Sequence[_Asked], done: Collection[Key], shard: tuple[int, int]) -> list[_Asked]:
+    """This process's share of the images, each with those of its prompts that are not in `done`."""
+    index, count = shard
+    shares = ([asked for asked in image if key_of(*asked) not in done] for image in plan[index::count])
+    return [share for share in shares if share]
+
+
+def _scored(
+    engine: ScoringEngine, ask: _Ask, images: Sequence[Image.Image], batch: Sequence[_Asked]
+) -> Iterator[Result]:
+    chosen = _chosen(images, batch, lambda prompt, how: how == "logprob")
+    if not chosen:
+        return
+    asks = [[ask(question=prompt.question, candidates=prompt.candidates) for prompt in ps] for _, ps in chosen]
+    for (_, prompts), answers in zip(chosen, engine.score([image for image, _ in chosen], asks), strict=True):
+        for prompt, candidates in zip(prompts, answers, strict=True):
+            yield scored_result(prompt, [c.logprob for c in candidates], [c.n_tokens for c in candidates])
+
+
+def _generated(
+    engine: ScoringEngine, images: Sequence[Image.Image], batch: Sequence[_Asked], max_new_tokens: int, *, is_open: bool
+) -> Iterator[Result]:
+    chosen = _chosen(images, batch, lambda prompt, how: how == "generate" and is_open == (prompt.item.kind == "open"))
+    if not chosen:
+        return
+    questions = [[prompt.question for prompt in prompts] for _, prompts in chosen]
+    texts = engine.generate([image for image, _ in chosen], questions, max_new_tokens)
+    for (_, prompts), answers in zip(chosen, texts, strict=True):
+        for prompt, text in zip(prompts, answers, strict=True):
+            yield generated_result(prompt, text)
+
+
+def _chosen(
+    images: Sequence[Image.Image], batch: Sequence[_Asked], wanted: Callable[[Prompt, str], bool]
+) -> list[tuple[Image.Image, list[Prompt]]]:
+    """The images that have prompts that are wanted, with those prompts."""
+    prompts = [[prompt for prompt, how in asked if wanted(prompt, how)] for asked in batch]
+    return [(image, some) for image, some in zip(images, prompts, strict=True) if some]
+
+
+def item_image(benchmark: Benchmark, item: Item) -> Image.Image:
+    images = [benchmark.image(ref) for ref in item.images]
+    return images[0] if len(images) == 1 else side_by_side(images[0], images[1])
+
+
+def scored_result(prompt: Prompt, logprobs: Sequence[float], n_tokens: Sequence[int]) -> Result:
+    """The answer is the candidate of the greatest summed log-probability; `UserError` where the model gives none."""
+    if not np.isfinite(np.max(logprobs)):  # NaN is the greatest, too
+        raise UserError(
+            f"item {prompt.item.id}: the model's log-probabilities are {list(logprobs)}; its weights are broken, or "
+            "overflow in their dtype"
+        )
+    chosen = int(np.argmax(logprobs))
+    answer = prompt.candidates[chosen]
+    return _result(
+        prompt,
+        "logprob",
+        answer=answer,
+        parsed=answer,
+        correct=chosen == prompt.right,
+        p_fake=fake_probability(logprobs, prompt.fake),
+        logprobs=[float(value) for value in logprobs],
+        n_tokens=[int(n) for n in n_tokens],
+    )
+
+
+def generated_result(prompt: Prompt, text: str) -> Result:
+    """A free answer, parsed strictly: unparsed is wrong."""
+    if prompt.lettered:
+        parsed = parse_choice(text, prompt.candidates, prompt.options)
+    elif prompt.candidates:
+        index = parse_answer(text, prompt.candidates)
+        parsed = None if index is None else prompt.candidates[index]
+    else:
+        return _explained_result(prompt, text)
+    correct = parsed is not None and parsed == _ground_truth(prompt)
+    return _result(prompt, "generate", answer=text, parsed=parsed, correct=correct)
+
+
+def _explained_result(prompt: Prompt, text: str) -> Result:
+    """Of an answer to an open question only the verdict is judged here; `explanations` looks at its reasons."""
+    topic = topic_of(prompt.item)
+    verdict = parse_explanation(text, topic)
+    truth = prompt.item.metadata.get("label") == "edited" if topic == "edit" else is_fake(prompt.item)
+    yes, no = ("Altered", "Unaltered") if topic == "edit" else ("Fake", "Real")
+    parsed = None if verdict is None else yes if verdict else no
+    return _result(prompt, "generate", answer=text, parsed=parsed, correct=verdict is not None and verdict == truth)
+
+
+def fake_probability(logprobs: Sequence[float], fake: Sequence[bool | None]) -> float | None:
+    """Softmax over the candidates, summed over those that say "generated"; None where none states a verdict.
+
+    Candidates without a verdict among others with one are left out of the softmax.
+    """
+    stated = [(value, says) for value, says in zip(logprobs, fake, strict=True) if says is not None]
+    if len({says for _, says in stated}) < 2:
+        return None
+    probabilities = softmax([value for value, _ in stated])
+    return float(sum(p for p, (_, says) in zip(probabilities, stated, strict=True) if says))
+
+
+def softmax(values: Sequence[float]) -> np.ndarray:
+    shifted = np.exp(np.asarray(values, dtype=float) - np.max(values))
+    return shifted / shifted.sum()
+
+
+def _ground_truth(prompt: Prompt) -> str:
+    return prompt.item.ground_truth if prompt.right is None else prompt.candidates[prompt.right]
+
+
+def _result(
+    prompt: Prompt,
+    scoring: Any,
+    *,
+    answer: str,
+    parsed: str | None,
+    correct: bool,
+    p_fake: float | None = None,
+    logprobs: list[float] | None = None,
+    n_tokens: list[int] | None = None,
+) -> Result:
+    item = prompt.item
+    return Result(
+        id=item.id,
+        kind=item.kind,
+        scoring=scoring,
+        polarity=prompt.polarity,
+        rotation=prompt.rotation,
+        question=prompt.question,
+        options=list(prompt.options),
+        ground_truth=_ground_truth(prompt),
+        answer=answer,
+        parsed=parsed,
+        correct=correct,
+        p_fake=p_fake,
+        logprobs=logprobs,
+        n_tokens=n_tokens,
+        is_fake=is_fake(item),
+        group=item.group,
+        generator=generator_of(item),
+        object_class=str(item.metadata.get("object_category") or item.metadata.get("object_class") or ""),
+        topic=topic_of(item),
+    )

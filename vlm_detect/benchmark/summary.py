@@ -1,0 +1,400 @@
+"""From answered prompts to the figures of `summary.json`.
+
+    summary = summarise(results, floors=text_floors(items))
+
+An item is decided by all of its prompts together: a verdict by the probability averaged over both polarities, a
+multiple choice by the option whose probability, averaged over the rotations, is greatest. So a model's liking for
+"Yes." or for a letter cancels out, and stands in figures of its own (`yes_rate`, `letter_rates`, the consistencies;
+`prompt_accuracy` is what single prompts get right). Options that tie share the point. The figures of verdicts (AUROC
+and so on) are those of the yes/no and real/fake items; a benchmark that has none takes them from the options' verdicts.
+
+Questions about local edits are figured by themselves (`edits`, and rows of their own in `by_kind`), open questions in
+`explanations`: the figures at the top are about neither, unless there is nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vlm_detect.benchmark.prompts import REAL_NAMES
+from vlm_detect.benchmark.score import softmax
+from vlm_detect.questions.ask import LETTERS
+from vlm_detect.questions.read import first_verdict
+from vlm_detect.records import Result
+from vlm_detect.stats.calibration import Calibration
+from vlm_detect.stats.intervals import RESAMPLES, bootstrap
+from vlm_detect.stats.metrics import ALL_FIGURES, DECISION_FIGURES, Array, figures, weighted_figures
+
+UNSURE_BAND = (0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """One item, decided. `said_fake` is its verdict; `p_fake` is None by generation and for items without a verdict.
+
+    Of an item about edits the three say altered in place of generated. `correct` is 1, 0, or its share of a tie.
+    """
+
+    id: str
+    kind: str
+    group: str
+    generator: str
+    object_class: str
+    is_fake: bool | None
+    p_fake: float | None
+    said_fake: bool | None
+    correct: float
+    parsed: bool
+    results: tuple[Result, ...]
+    topic: str = "generation"
+
+    @property
+    def row(self) -> str:
+        """Where `by_kind` counts it."""
+        return f"edit_{self.kind}" if self.topic == "edit" else self.kind
+
+
+def summarise(
+    results: Sequence[Result],
+    *,
+    floors: Mapping[str, float] | None = None,
+    slices: Mapping[str, Mapping[str, str]] | None = None,
+    unsure_band: tuple[float, float] = UNSURE_BAND,
+    calibration: Calibration | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}.
+
+    With a `calibration` that was fitted, `calibrated` holds the verdicts' figures by it, beside those at a raw 0.5.
+    """
+    scored = item_scores(results, "logprob")
+    generated = item_scores(results, "generate")
+    every = scored or generated
+    chief = chief_scores(every)
+    summary = every_figure(every, unsure_band, resamples)
+    if scored:
+        summary |= _biases(chief)
+    if calibration and calibration.n:
+        summary["calibrated"] = calibrated_figures(scored, calibration, resamples)
+    columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
+    for column, values in columns.items():
+        summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
+    summary["floors"] = dict(floors or {})
+    if generated:
+        chief = chief_scores(generated)
+        summary["generate"] = figures_of(chief, unsure_band, resamples) | generation_figures(chief)
+    return rounded(summary)
+
+
+def every_figure(
+    scores: Sequence[ItemScore], band: tuple[float, float] = UNSURE_BAND, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """The figures at the top, those of each kind of item (`by_kind`), and those of all questions about `edits`."""
+    rows: dict[str, list[ItemScore]] = defaultdict(list)
+    for score in scores:
+        rows[score.row].append(score)
+    found = figures_of(chief_scores(scores), band, resamples)
+    found["by_kind"] = {row: figures_of(rows[row], band, resamples) for row in sorted(rows)}
+    if edits := edit_scores(scores):
+        found["edits"] = figures_of(edits, band, resamples)
+    return found
+
+
+def chief_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
+    """Those that the figures at the top are about: closed questions about generation, where there are any."""
+    closed = [score for score in scores if score.kind != "open"] or list(scores)
+    return [score for score in closed if score.topic == "generation"] or closed
+
+
+def edit_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
+    """The closed questions about edits."""
+    return [score for score in scores if score.topic == "edit" and score.kind != "open"]
+
+
+def item_scores(results: Iterable[Result], scoring: str) -> list[ItemScore]:
+    """One row an item, decided from all of its prompts under `scoring`."""
+    by_id: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.scoring == scoring:
+            by_id[result.id].append(result)
+    decide = _by_probability if scoring == "logprob" else _by_answer
+    return [decide(tuple(rows)) for rows in by_id.values()]
+
+
+def option_probabilities(results: Sequence[Result]) -> Array:
+    """Mean probability of each option over the rotations, in the order of rotation 0."""
+    turned = []
+    for result in results:
+        assert result.logprobs is not None
+        # Option i of rotation 0 stands at place i - rotation.
+        turned.append(np.roll(softmax(result.logprobs), result.rotation))
+    return np.mean(turned, axis=0)
+
+
+def says_fake(result: Result, answer: str | None) -> bool | None:
+    """The verdict that `answer` (a letter, or a candidate) amounts to; None where it states none."""
+    if answer is None:
+        return None
+    if result.kind in ("multiple_choice", "attribution") and answer in LETTERS[: len(result.options)]:
+        answer = result.options[LETTERS.index(answer)]
+    if result.kind == "attribution":
+        return answer.strip(" .").lower().removeprefix("a ") not in REAL_NAMES
+    if result.kind in ("multiple_choice", "open"):
+        return first_verdict(answer)
+    truth = truth_of(result)
+    return None if truth is None else truth == (answer == result.ground_truth)
+
+
+def rounded(value: Any) -> Any:
+    """Plain JSON: six decimals, NaN as null."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) if np.isfinite(value) else None
+    return value
+
+
+def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
+    first = rows[0]
+    p_yes = [p for row in rows if (p := _p_positive(row)) is not None]
+    p_fake = float(np.mean(p_yes)) if p_yes else None
+    truth = truth_of(first)
+    if first.kind in ("multiple_choice", "attribution", "which_of_two"):
+        reference = next((row for row in rows if row.rotation == 0), first)
+        probabilities = np.roll(option_probabilities(rows), -reference.rotation)  # in the reference's order
+        best = [reference.options[i] for i in np.flatnonzero(probabilities >= probabilities.max() - 1e-12)]
+        in_letters = reference.ground_truth in LETTERS
+        right = reference.options[LETTERS.index(reference.ground_truth)] if in_letters else reference.ground_truth
+        correct = (right in best) / len(best)
+        said_all = {says_fake(reference, option) for option in best}
+        said = said_all.pop() if len(said_all) == 1 else None
+    elif p_fake is not None and (truth is not None or first.kind == "open"):
+        said = p_fake >= 0.5
+        correct = float(said == truth)
+    else:
+        said = None
+        p_right = float(np.mean([_p_right(row) for row in rows]))
+        correct = 0.5 if p_right == 0.5 else float(p_right > 0.5)
+    return _score(rows, p_fake=p_fake, said_fake=said, correct=correct, parsed=True)
+
+
+def _by_answer(rows: tuple[Result, ...]) -> ItemScore:
+    row = rows[0]
+    said = says_fake(row, row.parsed)
+    return _score(rows, p_fake=None, said_fake=said, correct=float(row.correct), parsed=row.parsed is not None)
+
+
+def _score(rows: tuple[Result, ...], **decision: Any) -> ItemScore:
+    first = rows[0]
+    facts = (first.id, first.kind, first.group, first.generator, first.object_class, truth_of(first))
+    return ItemScore(*facts, results=rows, topic=first.topic, **decision)
+
+
+def truth_of(row: Result) -> bool | None:
+    """Whether the image is generated or, where the topic is edits, altered; None where the question is not of that."""
+    if row.topic == "generation":
+        return row.is_fake
+    # Only a yes/no question has a polarity; its first answer affirms it.
+    return (row.ground_truth == row.options[0]) == (row.polarity == "fake") if row.polarity else None
+
+
+def _p_positive(row: Result) -> float | None:
+    """Probability of "generated" or, where the topic is edits, of "altered"."""
+    if row.topic == "generation" or not row.polarity:
+        return row.p_fake
+    assert row.logprobs is not None
+    p_first = float(softmax(row.logprobs)[0])
+    return p_first if row.polarity == "fake" else 1 - p_first
+
+
+def _p_right(row: Result) -> float:
+    assert row.logprobs is not None
+    if row.ground_truth not in row.options:  # an open item of whose image nothing is known
+        return 0.0
+    return float(softmax(row.logprobs)[row.options.index(row.ground_truth)])
+
+
+def figures_of(
+    scores: Sequence[ItemScore], band: tuple[float, float] = UNSURE_BAND, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Accuracy of all, the figures of those with a verdict, their intervals, and accuracy by generator."""
+    right = np.array([score.correct for score in scores], float)
+    found: dict[str, Any] = {
+        "n": len(scores),
+        "groups": len({score.group for score in scores}),
+        "accuracy": float(right.mean()) if len(right) else None,
+    }
+    ci95: dict[str, Any] = bootstrap([s.group for s in scores], _mean(right, "accuracy"), resamples=resamples)
+    y, p, groups, ranked = verdicts(scores)
+    found["n_verdicts"] = len(y)
+    names = ALL_FIGURES if ranked else DECISION_FIGURES
+    found |= dict.fromkeys(ALL_FIGURES)
+    if len(y):
+        points = figures(y, p)
+        found |= {name: points[name] for name in names}
+        biased = {"ece": points["ece"]}
+        drawn = bootstrap(groups, lambda w: weighted_figures(y, p, w), biased=biased, resamples=resamples)
+        ci95 |= {name: drawn[name] for name in names}
+    if ranked:
+        unsure = (p > band[0]) & (p < band[1])
+        outside = ((p >= 0.5) == (y > 0))[~unsure]
+        found["unsure"] = {
+            "band": list(band),
+            "share": float(unsure.mean()),
+            "accuracy_outside": float(outside.mean()) if len(outside) else None,
+        }
+    choices = [s for s in scores if s.kind == "multiple_choice" and s.is_fake is not None]
+    if choices:
+        verdict_right = [s.said_fake == s.is_fake for s in choices]
+        found["choice_verdict_accuracy"] = float(np.mean(verdict_right))
+        found["right_verdict_wrong_reason"] = float(
+            np.mean([right * (1 - s.correct) for right, s in zip(verdict_right, choices, strict=True)])
+        )
+    found["ci95"] = ci95
+    found["by_generator"] = _by(scores, lambda score: score.generator, resamples)
+    if found["by_generator"]:
+        worst = min(found["by_generator"], key=lambda name: found["by_generator"][name]["accuracy"])
+        found["minimum_generator"] = {"name": worst, "accuracy": found["by_generator"][worst]["accuracy"]}
+    return found
+
+
+def calibrated_figures(
+    scores: Sequence[ItemScore], calibration: Calibration, resamples: int = RESAMPLES
+) -> dict[str, Any] | None:
+    """The figures of yes/no and real/fake verdicts by a run's own calibration; None where there are none.
+
+    It was fitted on the log-odds averaged over both polarities, and is applied to those.
+    """
+    asked = [score for score in chief_scores(scores) if score.kind == "true_false"]
+    known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
+    if not known:
+        return None
+    odds = [np.mean([_log_odds(row.p_fake) for row in s.results if row.p_fake is not None]) for s in known]
+    p, y = calibration.p_fake(np.array(odds)), np.array([s.is_fake for s in known], float)
+    right = ((p > calibration.threshold) == (y > 0)).astype(float)
+    above = float(np.nextafter(calibration.threshold, 2))  # what exceeds the threshold, not what reaches it
+    groups, points = [s.group for s in known], figures(y, p, threshold=above)
+
+    def drawn(w: Array) -> dict[str, Array]:
+        found = weighted_figures(y, p, w, threshold=above)
+        return {**found, "accuracy": w @ right / w.sum(axis=1)}
+
+    unsure = (p > calibration.unsure_low) & (p < calibration.unsure_high)
+    return {
+        "n": len(known),
+        "fitted_on": calibration.n,
+        "threshold": calibration.threshold,
+        "accuracy": float(right.mean()),
+        **points,
+        "ci95": bootstrap(groups, drawn, biased={"ece": points["ece"]}, resamples=resamples),
+        "unsure": {
+            "band": [calibration.unsure_low, calibration.unsure_high],
+            "share": float(unsure.mean()),
+            "accuracy_outside": float(right[~unsure].mean()) if not unsure.all() else None,
+        },
+    }
+
+
+def _log_odds(p: float) -> float:
+    p = min(max(p, 1e-12), 1 - 1e-12)
+    return float(np.log(p / (1 - p)))
+
+
+def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool]:
+    """(y, p, groups, whether p ranks) of the items with a verdict; by generation p is the bare decision.
+
+    An unparsed answer counts as the wrong verdict.
+    """
+    known = [s for s in chief_scores(scores) if s.is_fake is not None]
+    known = [s for s in known if s.kind == "true_false"] or known
+    ranked = [s for s in known if s.p_fake is not None]
+    if ranked:
+        y = np.array([s.is_fake for s in ranked], float)
+        return y, np.array([s.p_fake for s in ranked], float), [s.group for s in ranked], True
+    y = np.array([s.is_fake for s in known], float)
+    said = [not s.is_fake if s.said_fake is None else s.said_fake for s in known]
+    return y, np.array(said, float), [s.group for s in known], False
+
+
+def _biases(scores: Sequence[ItemScore]) -> dict[str, Any]:
+    """What single prompts show: their accuracy, consistency, and the liking for an answer as such."""
+    rows = [row for score in scores for row in score.results]
+    found: dict[str, Any] = {
+        "prompts": len(rows),
+        "prompt_accuracy": _share([row.correct for row in rows]),
+        "accuracy_length_normalised": _share([_normalised_right(score) for score in scores]),
+    }
+    both = [score for score in scores if len({row.polarity for row in score.results}) == 2]
+    found["polarity_consistency"] = _share([len({row.correct for row in s.results}) == 1 for s in both])
+    turned = [score for score in scores if len({row.rotation for row in score.results}) > 1]
+    found["rotation_consistency"] = _share([len({_option(row) for row in s.results}) == 1 for s in turned])
+    affirming = [
+        row for row in rows if row.kind == "true_false" and row.options[0].strip(".").lower() in ("yes", "true")
+    ]
+    found["yes_rate"] = _share([row.answer == row.options[0] for row in affirming])
+    found["p_yes"] = _share([float(softmax(row.logprobs or [0.0])[0]) for row in affirming])
+    chosen = Counter(row.answer for row in rows if row.kind != "true_false" and row.answer in LETTERS)
+    found["letter_rates"] = {letter: n / sum(chosen.values()) for letter, n in sorted(chosen.items())}
+    return found
+
+
+def _option(row: Result) -> int:
+    return (LETTERS.index(row.answer) + row.rotation) % len(row.options)
+
+
+def _normalised_right(score: ItemScore) -> float:
+    """Decided as ever, with log-probabilities divided by the answers' lengths in tokens."""
+    turned = []
+    for row in score.results:
+        assert row.logprobs is not None
+        assert row.n_tokens is not None
+        lengths = np.maximum(row.n_tokens, 1)
+        turned.append(replace(row, logprobs=list(np.asarray(row.logprobs) / lengths), p_fake=None))
+    if score.kind in ("multiple_choice", "attribution", "which_of_two"):
+        return _by_probability(tuple(turned)).correct
+    return float(np.mean([_p_right(row) for row in turned])) > 0.5
+
+
+def generation_figures(scores: Sequence[ItemScore]) -> dict[str, Any]:
+    """What only free answers have: unparsed ones, and the published scripts' exact match."""
+    rows = [score.results[0] for score in scores]
+    unparsed = sum(not score.parsed for score in scores)
+    # As the published TeoScardov scripts compare: verdicts to the letter, option letters in either case.
+    exact = [row.ground_truth in (row.answer.strip(), row.answer.strip().upper()) for row in rows]
+    return {
+        "unparsed": unparsed,
+        "unparsed_rate": unparsed / len(scores) if scores else None,
+        "exact_match": _share(exact),
+        "answers": dict(
+            Counter(row.parsed if row.parsed is not None else "(unparsed)" for row in rows).most_common(12)
+        ),
+    }
+
+
+def _by(scores: Sequence[ItemScore], key: Callable[[ItemScore], str], resamples: int) -> dict[str, Any]:
+    """{value: {n, accuracy, ci95}} of every value that occurs; () where the column says nothing."""
+    slices: dict[str, list[ItemScore]] = defaultdict(list)
+    for score in scores:
+        if value := key(score):
+            slices[value].append(score)
+    found = {}
+    for name, rows in sorted(slices.items()):
+        right = np.array([row.correct for row in rows], float)
+        interval = bootstrap([row.group for row in rows], _mean(right, "accuracy"), resamples=resamples)["accuracy"]
+        found[name] = {"n": len(rows), "accuracy": float(right.mean()), "ci95": interval}
+    return found
+
+
+def _mean(values: Array, name: str) -> Callable[[Array], dict[str, Array]]:
+    return lambda weights: {name: weights @ values / weights.sum(axis=1)}
+
+
+def _share(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,63 @@
+"""From the steps' shards to a dataset that stands: what every program in `data_gen/` ends with.
+
+    build_dataset(out, settings, steps=caption_and_render, pack=pack_pairs_of, push_to_hub="me/pairs")
+
+Unfinished work lies in OUT.work. A dataset that is there already is not made again, only uploaded where that is asked.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm_detect.data.audit import read_audit
+from vlm_detect.errors import UserError
+from vlm_detect.generate.dataset_files import Packed, is_finished
+from vlm_detect.generate.hub import push_dataset
+
+
+def build_dataset(
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    steps: Callable[[Path], str | None],
+    pack: Callable[[Path], Packed],
+    push_to_hub: str | None = None,
+    keep_work: bool = False,
+) -> None:
+    """Make the dataset `out` of these `settings` and tell what came of it, its audit included.
+
+    Args:
+        steps: does the work in the folder that it is given; returns the id of a cluster's job where it was only queued.
+        pack: writes `out` from that folder.
+        push_to_hub: OWNER/NAME to upload the finished folder to.
+    """
+    work = work_folder(out)
+    if is_finished(out, settings):
+        print(finished(out))
+    else:
+        if job := steps(work):
+            print(queued(out, job))
+            return
+        print(f"{out}: {pack(work)}")
+        print(read_audit(out) or "Too few photos for an audit.")
+    if not keep_work:
+        shutil.rmtree(work, ignore_errors=True)  # also what a run left that was killed behind its last step
+    if push_to_hub:
+        print(f"uploaded to {push_dataset(out, push_to_hub)}")
+
+
+def work_folder(out: Path) -> Path:
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: name the folder itself; it is written beside its place and renamed")
+    return out.with_name(f"{out.name}.work")
+
+
+def finished(out: Path) -> str:
+    return f"{out}: finished, nothing left to do"
+
+
+def queued(out: Path, job: str) -> str:
+    return f"{out}: job {job} is queued; run the same command again when it is done"

@@ -1,0 +1,211 @@
+"""The first step: photos in, the same photos with captions out (`data_gen/caption.py`).
+
+Each photo is decoded once to learn whether it can be used; what goes on are its own bytes, untouched, with the facts of
+its source, so that no later step has to reach back to the source.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Features, Image, Value
+
+from vlm_detect.config import check_at_least
+from vlm_detect.data.sources import Source, SourcePhoto, open_source
+from vlm_detect.errors import UserError
+from vlm_detect.generate.captions import clean_caption
+from vlm_detect.generate.prompts import PromptBook
+from vlm_detect.generate.usable import check_usable, source_facts
+from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
+from vlm_detect.jobs.run import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, progress, write_shard
+from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.records import FROM_PROMPTS, SOURCE_FEATURES, Reject
+
+FROM_COLUMN = "column"
+
+_MAX_NEW_TOKENS = 128  # of an answer to a question
+
+# One row a photo.
+PHOTO_FEATURES = Features(
+    {
+        "id": Value("string"),  # the first 16 hexadecimal digits of the SHA-256 of its bytes
+        "group": Value("string"),
+        "image": Image(),  # the bytes as they came
+        "object_class": Value("string"),
+        "caption": Value("string"),  # cleaned: content only
+        "caption_raw": Value("string"),  # as the captioner said it
+        "captioner": Value("string"),
+        "captioner_revision": Value("string"),
+        "source": SOURCE_FEATURES,
+    }
+)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Which photos."""
+
+    images: str = field(
+        metadata={"help": "SRC: a folder, a glob, a list file, or a dataset as id:config:split:column."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Take only the first N photos."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of the captions, for '--captioner column'."}
+    )
+    shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "shard_size")
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Who describes them, and how."""
+
+    captioner: str = field(
+        default="auto",
+        metadata={
+            "help": f"A moondream: auto, nano, a folder or a Hub id; '{FROM_COLUMN}' takes the source's captions."
+        },
+    )
+    caption_length: Literal["short", "normal", "long"] = field(default="normal")
+    caption_question: str | None = field(
+        default=None, metadata={"help": "What the captioner is asked instead of for a caption."}
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "YAML of prompts to draw instead of captions: an image dataset without pairs comes out."},
+    )
+    caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
+    min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "caption_batch", "min_side")
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A photo that was decoded and is about to be captioned."""
+
+    id: str
+    photo: SourcePhoto
+    decoded: DecodedImage
+
+
+def name_captioner(captioner: str, prompts: str | None = None) -> str:
+    """The captioner that is meant: `auto` becomes the name of what fits this machine."""
+    if prompts:
+        return FROM_PROMPTS
+    return captioner if captioner == FROM_COLUMN else resolve_id(captioner, "captioner").name
+
+
+def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
+    """The source's photos in shards; `UserError` where there are none."""
+    photos = open_source(source.images, source.limit, caption_column=source.caption_column)
+    settings = asdict(config)
+    if config.prompts:
+        settings["prompts_sha256"] = PromptBook.read(Path(config.prompts)).sha256
+    return Plan("caption", len(photos), source.shard_size, photos.fingerprint, settings)
+
+
+def caption_photos(
+    source: SourceConfig, config: CaptionConfig, plan: Plan, folder: Path, launch: Launch | None = None
+) -> str | None:
+    """What `run_shards` returns: None when all is done."""
+    return run_shards(CaptionShard(source, config, plan, folder), plan, folder, launch)
+
+
+@dataclass(frozen=True)
+class CaptionShard:
+    """The work on one shard; called in whichever process has it."""
+
+    source: SourceConfig
+    config: CaptionConfig
+    plan: Plan
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        rejects: list[Reject] = []
+        usable = list(self._usable(shard, rejects))
+        captioner, revision, raw_captions = self._captions(usable)
+        rows = []
+        for item, raw in zip(usable, raw_captions, strict=True):
+            caption = raw if captioner == FROM_PROMPTS else clean_caption(raw)  # prompts say what they mean to
+            if caption:
+                rows.append(_row(item, caption, raw, captioner, revision))
+            else:
+                rejects.append(Reject(item.photo.path_or_id, "caption", "no_content", f"the caption was {raw!r}"))
+        write_shard(self.folder, shard, rows, PHOTO_FEATURES, rejects)
+
+    def _usable(self, shard: int, rejects: list[Reject]) -> Iterator[Usable]:
+        start, stop = self.plan.span(shard)
+        photos = _source(self.source.images, self.source.limit, self.source.caption_column).read(start, stop)
+        for found in progress(photos):
+            path_or_id, rejected = found if isinstance(found, tuple) else (found.path_or_id, None)
+            try:
+                if rejected:
+                    raise rejected
+                decoded = decode_image(found.data)
+                check_usable(decoded, self.config.min_side)
+            except ImageRejected as error:
+                rejects.append(Reject(path_or_id, "decode", error.reason, error.detail))
+            else:
+                yield Usable(decoded.sha256[:16], found, decoded)
+
+    def _captions(self, usable: list[Usable]) -> tuple[str, str | None, list[str]]:
+        """(the captioner's name, its revision, a caption each)."""
+        if self.config.captioner == FROM_COLUMN:
+            missing = [item.photo.path_or_id for item in usable if not item.photo.caption]
+            if missing:
+                raise UserError(
+                    f"--captioner {FROM_COLUMN}: {len(missing)} photos have no caption column, the first {missing[0]}; "
+                    "add one to the metadata or choose a captioner"
+                )
+            return FROM_COLUMN, None, [str(item.photo.caption) for item in usable]
+        if self.config.prompts:
+            book = PromptBook.read(Path(self.config.prompts))
+            return FROM_PROMPTS, book.sha256, [book.draw(int(item.id, 16)) for item in usable]
+        name, revision, engine = _load_captioner(self.config.captioner)
+        captions: list[str] = []
+        for start in range(0, len(usable), self.config.caption_batch):
+            batch = [item.decoded.image for item in usable[start : start + self.config.caption_batch]]
+            if question := self.config.caption_question:
+                answers = engine.generate(batch, [[question]] * len(batch), max_new_tokens=_MAX_NEW_TOKENS)
+                captions += [answer for (answer,) in answers]
+            else:
+                captions += engine.caption(batch, length=self.config.caption_length)
+        return name, revision, captions
+
+
+def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | None) -> dict[str, Any]:
+    photo, decoded = item.photo, item.decoded
+    return {
+        "id": item.id,
+        "group": photo.group or item.id,
+        "image": {"bytes": photo.data, "path": None},
+        "object_class": photo.object_class,
+        "caption": caption,
+        "caption_raw": raw,
+        "captioner": captioner,
+        "captioner_revision": revision,
+        "source": source_facts(photo.path_or_id, decoded, photo.licence, jpeg_quality=photo.jpeg_quality),
+    }
+
+
+# A worker does many shards: the listing and the model are opened once a process.
+@functools.cache
+def _source(images: str, limit: int | None, caption_column: str) -> Source:
+    return open_source(images, limit, caption_column=caption_column)
+
+
+@functools.cache
+def _load_captioner(captioner: str) -> tuple[str, str | None, Any]:
+    from vlm_detect.infer.engine import Engine  # late: the steps behind this one should not wait for its imports
+
+    resolved = resolve_id(captioner, "captioner")
+    return resolved.name, resolved.revision, Engine(load_vlm(captioner))

@@ -1,0 +1,115 @@
+"""The dataset card: README.md with the YAML header by which `datasets` and the Hub find the splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from vlm_detect.generate.dataset_files import Packed
+
+_PAIRS = """\
+Each row pairs a photo (`image`) with a `twin` that was made from it. Both were decoded to RGB, brought to the same
+width and height by the same filter, and written by one encoder with the same parameters, without metadata; a twin of a
+photo that came as a JPEG was first compressed with the photo's own tables. What is left to tell them apart is content.
+"""
+_PROMPTED = """\
+Each row is a photo or an image that was drawn from a prompt (`prompt`). No image is a photo's twin, so they differ in
+what they show; size, shape, compression and encoder are alike, for each image took those of a photo, which shares its
+`group`.
+"""
+_IMAGES = """\
+Each row is an image of a set that others made, with its `label`, `generator` and `object_class`. The pixels are as they
+were published and carry every trace of how they were stored: real and generated images may differ in size, compression
+and format. `vlm-detect audit` tells how far these give the label away. Metadata were removed. The test split is {test}.
+Near copies share a group.
+"""
+
+
+def pair_card(
+    packed: Packed,
+    *,
+    kinds: Mapping[str, int],
+    licences: Mapping[str, int],
+    captioners: Sequence[str],
+    generators: Sequence[str],
+    encoder: str,
+) -> str:
+    """Of pairs; or, where `packed` counts images, of images drawn from prompts beside photos.
+
+    `kinds` and `licences` count pairs; `captioners` are none where others captioned; `encoder` wrote both members.
+    """
+    if packed.unit == "images":
+        facts = {"Drawn": f"{sum(kinds.values())} images, by {', '.join(generators)}", "Encoder": encoder}
+        return _card("Photos and images drawn from prompts", "images", packed, _PROMPTED, facts, licences)
+    makers = {"Captions by": captioners, "Twins by": generators}
+    made = {name: ", ".join(names) for name, names in makers.items() if names}
+    facts = {"Twins": _counts(kinds), **made, "Encoder": encoder}
+    return _card("Photos and their generated twins", "image-pairs", packed, _PAIRS, facts, licences)
+
+
+def image_card(
+    packed: Packed,
+    *,
+    labels: Mapping[str, int],
+    generators: Mapping[str, int],
+    licences: Mapping[str, int],
+    published: Sequence[str],
+) -> str:
+    """`labels`, `generators` and `licences` count images; `published` are the splits that the set came with."""
+    test = "the published one" if "test" in published else "held out here, for the set came without one"
+    facts = {"Labels": _counts(labels), "Generators": _counts(generators)}
+    return _card("Real and generated images", "images", packed, _IMAGES.format(test=test), facts, licences)
+
+
+def _card(
+    title: str, tag: str, packed: Packed, text: str, facts: Mapping[str, str], licences: Mapping[str, int]
+) -> str:
+    counts = {"Left out (`rejects.parquet`)": _counts(packed.rejects), "Licences": _counts(licences)}
+    listed = "\n".join(f"- {name}: {value}" for name, value in {**facts, **counts}.items())
+    return f"""{_header(title, tag, packed.rows)}
+
+{text}
+{_splits(packed)}
+
+{listed}
+
+{_USE}
+"""
+
+
+_USE = """```python
+import datasets
+
+rows = datasets.load_dataset("THIS_FOLDER")["train"]
+```"""
+
+
+def _header(title: str, tag: str, counts: Mapping[str, int]) -> str:
+    header = {
+        "pretty_name": title,
+        "license": "other",
+        "task_categories": ["image-classification", "visual-question-answering"],
+        "tags": ["ai-generated-image-detection", "vlm-detect", tag],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in counts],
+            }
+        ],
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False).strip()}\n---\n\n# {title}"
+
+
+def _splits(packed: Packed) -> str:
+    rows = "\n".join(f"| {split} | {count} | {packed.groups[split]} |" for split, count in packed.rows.items())
+    return f"""| split | {packed.unit} | groups |
+|---|---|---|
+{rows}
+
+The unit of splits and of statistics is the `group` (the source photo): what descends from one stays in one split."""
+
+
+def _counts(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(values).most_common()) or "none"

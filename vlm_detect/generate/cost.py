@@ -1,0 +1,54 @@
+"""What a run will make, before it is begun: `--dry_run` prints it and stops."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vlm_detect.generate.pack import PackConfig
+from vlm_detect.generate.render_step import RenderConfig
+from vlm_detect.images.encode import EncodeConfig
+from vlm_detect.jobs.shards import Plan, missing
+
+# Mean over 38 photographs of 400 pixels and more: PNG between the steps, and JPEG of quality 96, 4:4:4.
+PNG_BYTES_A_PIXEL = 1.75
+JPEG_BYTES_A_PIXEL = 0.59
+
+
+def describe_plan(
+    captions: Plan, renders: Plan, render: RenderConfig, pack: PackConfig, encode: EncodeConfig, work: Path
+) -> str:
+    """Images, denoising steps and bytes, at most: rejects make them fewer."""
+    kinds = render.twins.kinds
+    images = {kind: captions.items * (2 if kind == "edit" and render.edits_on == "both" else 1) for kind in kinds}
+    lines = [f"{captions.items} photos in {captions.shards} shards of {captions.shard_size}"]
+    for name, plan in (("captions", captions), ("renders", renders)):
+        lines.append(f"{name}: {len(missing(work / name, plan))} of {plan.shards} shards are to be made")
+    listed = ", ".join(f"{count} {kind}" for kind, count in images.items())
+    lines.append(f"twins: {listed}, by {render.generator}{render.sampling.variant}")
+    if "caption" in images:
+        passes = 2 if render.sampling.guidance > 1 else 1
+        steps = images["caption"] * render.sampling.steps
+        lines.append(f"denoising: {steps} steps, {steps * passes} passes of the denoiser")
+    if render.render_size:
+        drawn = sum(images.values()) * render.render_size**2
+        packed = sum(images.values()) * 2 * (pack.size or render.render_size) ** 2
+        a_pixel = JPEG_BYTES_A_PIXEL if encode.encode == "jpeg" else PNG_BYTES_A_PIXEL
+        lines.append(
+            f"bytes: about {_size(drawn * PNG_BYTES_A_PIXEL)} of twins beside the photos' own in {work}, "
+            f"about {_size(packed * a_pixel)} of dataset; {_size(_free(work))} are free there"
+        )
+    return "\n".join(lines)
+
+
+def _free(folder: Path) -> int:
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,84 @@
+"""Edits as a part of the render step: one of each photo and one of its first twin, drawn by `edits.py`.
+
+A photo's edit makes a pair of real against edited, a twin's one of generated against edited. A splice takes from
+another photo of the shard; its id is recorded, so that the two photos can be kept in one split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from argparse import ArgumentTypeError  # the one exception whose message argparse shows
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from PIL import Image
+
+from vlm_detect.generate.edits import Paint, draw_edit
+from vlm_detect.images.decode import ImageRejected
+from vlm_detect.records import EDIT_OPERATIONS, EditOperation
+
+
+class EditOperations(str):
+    """Operations with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> EditOperations:
+        if unknown := [name for name in text.split(",") if name not in EDIT_OPERATIONS]:
+            raise ArgumentTypeError(f"known edits are {', '.join(EDIT_OPERATIONS)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(name for name in EDIT_OPERATIONS if name in text.split(",")))
+
+    @property
+    def operations(self) -> list[EditOperation]:
+        return [cast(EditOperation, name) for name in self.split(",")]
+
+
+@dataclass(frozen=True)
+class EditSubject:
+    """An image to put an edit into."""
+
+    of: str  # "photo", or the kind of a twin
+    image: Image.Image
+    seed: int
+    donor: tuple[str, Image.Image] | None  # (id, pixels) of another photo
+    paint: Paint | None
+
+
+def donor_groups(groups: Iterable[str]) -> dict[str, str]:
+    """group -> the one other group whose photos its splices take from: two by two, and of an odd number three in a row.
+
+    A photo and its donor have to share a split. Were donors free, splices would soon tie all groups into one.
+    """
+    ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
+    partners = {}
+    for i, group in enumerate(ranked):
+        other = i + 1 if i % 2 == 0 and i + 1 < len(ranked) else i - 1
+        if other >= 0:
+            partners[group] = ranked[other]
+    return partners
+
+
+def draw_edits(
+    subjects: Sequence[EditSubject], operations: Sequence[EditOperation]
+) -> Iterator[tuple[EditSubject, dict[str, Any], Image.Image | ImageRejected]]:
+    """(subject, what the column `edit` says, the edited image or why there is none) for each."""
+    for subject in subjects:
+        try:
+            edited = draw_edit(
+                subject.image,
+                subject.seed,
+                operations=operations,
+                donor=subject.donor[1] if subject.donor else None,
+                paint=subject.paint,
+            )
+        except ImageRejected as rejected:
+            yield subject, {}, rejected
+            continue
+        facts = {
+            "of": subject.of,
+            "operation": edited.operation,
+            "box": list(edited.box),
+            "strength": edited.strength,
+            "donor": subject.donor[0] if subject.donor and edited.operation == "splice" else None,
+            "attempt": edited.attempt,
+        }
+        yield subject, facts, edited.image

@@ -1,0 +1,228 @@
+"""Images that others labelled become an image dataset (`data_gen/import_images.py`): read in shards, then packed.
+
+An image keeps its pixels, bit for bit. Where a file holds no more than pixels its bytes stay as well, without their
+metadata; a file that has to be turned, brought to sRGB or laid over white is written anew: a JPEG with its own tables,
+anything else as PNG. So what gives the label away in a published set stays in it, for `vlm-detect audit` to find.
+
+Near copies stay together in one split; equal files are kept once. Images that a set publishes for training are divided
+into train and validation; its test images are the test, and whatever of the training images repeats one is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from datasets import Features, Value
+from tqdm import tqdm
+
+from vlm_detect.config import check_at_least, check_between
+from vlm_detect.data.image_sets import Layout, open_image_set
+from vlm_detect.data.selection import Entry, Selection, check_hold_out
+from vlm_detect.data.splits import Split, check_shares, merge_groups, split_groups
+from vlm_detect.errors import UserError
+from vlm_detect.generate.card import image_card
+from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
+from vlm_detect.generate.usable import check_usable, source_facts
+from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
+from vlm_detect.images.strip_metadata import bare_bytes
+from vlm_detect.jobs.run import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, progress, read_plan, read_rejects, read_rows, sum_up, write_shard
+from vlm_detect.records import IMAGE_FEATURES, Label, Reject
+
+# One row an image, before it is known which split it goes to.
+IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string")})
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What is read, and what of it."""
+
+    layout: Layout = field(
+        metadata={"help": "Layout of SRC.", "aliases": ["--from"]},
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Take N images: labels alike as far as they go, then splits and generators."}
+    )
+    labels: list[str] = field(
+        default_factory=list,
+        metadata={"help": "What the set's own names mean: NAME=real, NAME=generated, NAME=edited."},
+    )
+    hold_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": "generator=NAME or source=GLOB, which go to a split of their own, unseen."},
+    )
+    edited: bool = field(default=False, metadata={"help": "cifake parquet: with the edited images beside it."})
+    licence: str | None = field(default=None, metadata={"help": "Licence of the images, where the set states none."})
+    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
+    validation: float = field(default=0.1, metadata={"help": "Part of the training images for validation."})
+    test: float = field(default=0.2, metadata={"help": "Part for the test, where the set publishes no test images."})
+    duplicate_bits: int = field(
+        default=3, metadata={"help": "Images whose 64-bit hashes differ by no more share a split."}
+    )
+    images_per_file: int = field(default=50_000, metadata={"help": "Images in one parquet file."})
+    shard_size: int = field(default=1024, metadata={"help": "Images in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "min_side", "images_per_file", "shard_size")
+        check_between(self, 0, 32, "duplicate_bits")
+        check_shares(self.validation, self.test)
+        check_hold_out(self.hold_out)
+
+    @property
+    def selection(self) -> Selection:
+        labels: list[tuple[str, Label]] = []
+        for pair in self.labels:
+            name, _, label = pair.rpartition("=")
+            if not name or label not in get_args(Label):
+                raise UserError(f"--labels {pair}: give NAME={', NAME='.join(get_args(Label))}")
+            labels.append((name, cast(Label, label)))
+        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited)
+
+
+def plan_import(src: str, config: ImportConfig) -> Plan:
+    images = _image_set(config.layout, src, config.selection)
+    labels = {entry.label for entry in images.entries}
+    if len(labels) < 2:
+        raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; a detector needs two labels")
+    return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
+
+
+def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, launch: Launch | None = None) -> str | None:
+    """What `run_shards` returns: None when all is done."""
+    return run_shards(ImportShard(src, config, plan, folder), plan, folder, launch)
+
+
+@dataclass(frozen=True)
+class ImportShard:
+    """The work on one shard; called in whichever process has it."""
+
+    src: str
+    config: ImportConfig
+    plan: Plan
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        rows, rejects = [], []
+        images = _image_set(self.config.layout, self.src, self.config.selection).read(*self.plan.span(shard))
+        for entry, data in progress(images):
+            try:
+                if isinstance(data, ImageRejected):
+                    raise data
+                decoded = decode_image(data)
+                check_usable(decoded, self.config.min_side)
+            except ImageRejected as error:
+                rejects.append(Reject(entry.where, "decode", error.reason, error.detail))
+            else:
+                rows.append(_row(entry, data, decoded, self.config))
+        write_shard(self.folder, shard, rows, IMPORT_FEATURES, rejects)
+
+
+def _row(entry: Entry, data: bytes, decoded: DecodedImage, config: ImportConfig) -> dict[str, Any]:
+    return {
+        "image": {"bytes": stored_bytes(data, decoded), "path": None},
+        "label": entry.label,
+        "generator": entry.generator,
+        "object_class": entry.object_class,
+        "group": entry.group or decoded.sha256[:16],
+        "split": entry.split,
+        "source": source_facts(entry.where, decoded, entry.licence or config.licence),
+    }
+
+
+def stored_bytes(data: bytes, decoded: DecodedImage) -> bytes:
+    """The file without metadata, or, where its pixels had to be changed to be right, the right ones written anew."""
+    if decoded.is_plain and (bare := bare_bytes(data)) is not None:
+        return bare
+    buffer = io.BytesIO()
+    if decoded.jpeg and decoded.jpeg.subsampling >= 0 and len(decoded.jpeg.tables) > 1:
+        tables = [list(table) for table in decoded.jpeg.tables]
+        decoded.image.save(buffer, "JPEG", qtables=tables, subsampling=decoded.jpeg.subsampling)
+    else:
+        decoded.image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[str, Any]) -> Packed:
+    """Write the image dataset `out` from the finished import step in `shards`."""
+    plan = read_plan(shards)
+    rejects = [reject for shard in range(plan.shards) for reject in read_rejects(shards, shard)]
+    columns = ["group", "split", "label", "source"]
+    facts = [row for shard in range(plan.shards) for row in read_rows(shards, shard, columns)]
+    places = assign_splits(facts, config, rejects)
+    if not any(places):
+        raise UserError(f"none of the {plan.items} images is of use {sum_up(rejects)}")
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("label", "generator", "licence")}
+    with written_whole(out) as partial:
+        writer = SplitWriter(partial / "data", IMAGE_FEATURES, config.images_per_file)
+        rows = (row for shard in range(plan.shards) for row in read_rows(shards, shard))
+        bar = tqdm(
+            zip(rows, places, strict=True), total=len(places), desc="pack", unit="img", disable=None, leave=False
+        )
+        for row, place in bar:
+            if place is None:
+                continue
+            split, group = place
+            writer.write(split, {name: row[name] for name in IMAGE_FEATURES} | {"group": group})
+            counts["label"][row["label"]] += 1
+            counts["generator"][row["generator"] or "none"] += 1
+            counts["licence"][row["source"]["licence"] or "not stated"] += 1
+        card = functools.partial(
+            image_card,
+            labels=counts["label"],
+            generators=counts["generator"],
+            licences=counts["licence"],
+            published=sorted({str(row["split"]) for row in facts if row["split"]}),
+        )
+        return finish_folder(partial, writer, "images", rejects, settings, card)
+
+
+def assign_splits(
+    facts: Sequence[dict[str, Any]], config: ImportConfig, rejects: list[Reject]
+) -> list[tuple[Split, str] | None]:
+    """(split, group) of each image, None for those left out; why stands in `rejects`, which grows."""
+    ranks: dict[Split | None, int] = {"test": 0, "unseen": 1, "validation": 2, "train": 3, None: 4}
+    order = sorted(range(len(facts)), key=lambda i: ranks[facts[i]["split"]])  # stable
+    # Of equal files the one nearest to the test stays: a training image must not be asked about.
+    first: dict[str, int] = {}
+    for i in order:
+        source = facts[i]["source"]
+        if (other := first.setdefault(source["sha256"], i)) != i:
+            same = facts[other]["source"]["path_or_id"]
+            rejects.append(Reject(source["path_or_id"], "pack", "duplicate", f"the same bytes as {same}"))
+    kept = list(first.values())
+    groups = merge_groups(
+        {str(i): facts[i]["source"]["phash"] for i in kept},
+        {str(i): facts[i]["group"] for i in kept},
+        distance=config.duplicate_bits,
+    )
+    published: dict[str, Split] = {}
+    for i in kept:  # in the order of ranks
+        if facts[i]["split"]:
+            published.setdefault(groups[str(i)], facts[i]["split"])
+    has = set(published.values())
+    free = {group for group in groups.values() if published.get(group, "train") == "train"}
+    drawn = split_groups(
+        free,
+        validation=0 if "validation" in has else config.validation,
+        test=0 if "test" in has else config.test,
+    )
+    places: list[tuple[Split, str] | None] = [None] * len(facts)
+    for i in kept:
+        group, own = groups[str(i)], facts[i]["split"]
+        split = drawn.get(group) or published[group]
+        if own and ranks[own] > ranks[published[group]]:
+            detail = f"a near copy of it is published in the {split} split"
+            rejects.append(Reject(facts[i]["source"]["path_or_id"], "pack", "near_duplicate", detail))
+        else:
+            places[i] = split, group
+    return places
+
+
+# A worker does many shards: the listing is made once a process.
+_image_set = functools.cache(open_image_set)

@@ -1,0 +1,205 @@
+"""One image again, from what its row says: the proof that a receipt holds all that is needed.
+
+    render_row(Path("data/pairs"), "0f3a...", Path("twin.jpg"))      # data_gen/render.py --row ID
+
+The row gives prompt, seed, batch, sizes and encoding, `run.json` the generator's settings. A matrix product's last bits
+depend on how many rows it has and which of them an image is, but not on what the others hold: so a twin is drawn in a
+batch of its copies, as large as the one in the receipt and at the same place. With the same number of threads that
+gives the same file on a CPU.
+
+What was made of a photo needs that photo again, found by its path and known by its SHA-256: a VAE twin, an edit of a
+photo, and a splice the photo that it takes from. An edit of a twin is put into that twin, which is drawn first.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vlm_detect.config import file_sha256, read_run_json
+from vlm_detect.errors import UserError
+from vlm_detect.generate.edits import Place, edit_once
+from vlm_detect.generate.pair_rows import with_edit
+from vlm_detect.generate.render_step import RenderConfig, TwinKinds
+from vlm_detect.generate.renderer import Renderer, bucket
+from vlm_detect.images.decode import decode_image
+from vlm_detect.images.encode import EncodeConfig, crop_to_aspect, encode_image, fit, like_source, read_jpeg, resize
+from vlm_detect.jobs.shards import told_when_full
+from vlm_detect.models.registry import resolve_id
+
+
+def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = None, donor: str | None = None) -> str:
+    """Make the twin of a pair, or the image that was drawn from a prompt, and say how like the dataset's own it is.
+
+    It is written to `out` as the dataset has it. `photo` and `donor` are the files of the source photo and of the one
+    that a splice takes from, where they are no longer where they were.
+    """
+    row = read_row(dataset, row_id)
+    if row.get("label") == "real":
+        raise UserError(f"{row_id}: a photo, which nothing has drawn; give the id of a generated image")
+    stored = row["image" if "label" in row else "twin"]["bytes"]
+    data = encode_image(_Again(dataset, row, photo, donor).make(), _encoder(row))
+    with told_when_full(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(data)
+    what = f"the {row.get('kind', 'prompted')} image of {row_id}"
+    if data == stored:
+        return f"{what}, the same bytes as in {dataset}"
+    before, again = (np.asarray(Image.open(io.BytesIO(held)), float) for held in (stored, data))
+    error = float(((before - again) ** 2).mean())
+    if not error:
+        return f"{what}, the same pixels as in {dataset} in other bytes: another version of the encoder"
+    return f"{what}, {10 * np.log10(255**2 / error):.1f} dB from the one in {dataset}"
+
+
+def read_row(dataset: Path, row_id: str) -> dict[str, Any]:
+    """The row of a pair dataset with this pair_id, or of a prompted one with this id; images as bytes."""
+    for path in sorted(dataset.glob("data/*.parquet")):
+        names = pq.read_schema(path).names
+        key = next((name for name in ("pair_id", "id") if name in names), None)
+        if key and (row := _first(path, pc.field(key) == row_id)) is not None:
+            return row
+    raise UserError(f"{row_id}: no row of {dataset} has this id (column pair_id, or id where prompts were drawn)")
+
+
+def _find(dataset: Path, where: pc.Expression) -> dict[str, Any] | None:
+    found = (_first(path, where) for path in sorted(dataset.glob("data/*.parquet")))
+    return next((row for row in found if row is not None), None)
+
+
+def _first(path: Path, where: pc.Expression) -> dict[str, Any] | None:
+    rows = pq.read_table(path, filters=where).slice(0, 1).to_pylist()
+    return dict(rows[0]) if rows else None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a receipt tells of sizes and of the source's compression."""
+
+    drawn_at: tuple[int, int]  # of the twin before it was brought to its size in the dataset
+    cropped: tuple[int, int]  # of the source photo, after its crop to that aspect
+    jpeg: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Sizes:
+        told = json.loads(row["receipt"]["encode"])
+        return cls(tuple(told["drawn_at"]), tuple(told["source_cropped"]), told["source_jpeg"])
+
+    def finish(self, drawn: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return like_source(drawn, size, self.cropped, read_jpeg(self.jpeg))
+
+
+class _Again:
+    """One row's image once more; the generator is loaded where it is needed."""
+
+    def __init__(self, dataset: Path, row: Mapping[str, Any], photo: str | None, donor: str | None) -> None:
+        self._dataset, self._row, self._photo, self._donor = dataset, row, photo, donor
+        self._sizes = _Sizes.of(row)
+        self._config = _render_config(dataset)
+
+    def make(self) -> Image.Image:
+        """The image before the last encoder."""
+        size = Image.open(io.BytesIO(self._row["image"]["bytes"])).size  # both members have it
+        if self._row.get("edit"):
+            return self._edited(size)
+        return self._sizes.finish(self._drawn(self._row), size)
+
+    def _edited(self, size: tuple[int, int]) -> Image.Image:
+        edit, at = self._row["edit"], self._sizes.drawn_at
+        if edit["of"] == "photo":
+            photo = self._source()
+            before, before_edit = resize(crop_to_aspect(photo, at), size), fit(photo, at)
+        else:
+            of_photo = pc.field("source", "sha256") == self._row["source"]["sha256"]
+            twin = _find(self._dataset, of_photo & (pc.field("kind") == edit["of"]))
+            if twin is None:
+                raise UserError(f"{self._row['pair_id']}: the {edit['of']} twin that was edited is not in the dataset")
+            before_edit = self._drawn(twin)
+            before = self._sizes.finish(before_edit, size)
+        edited = edit_once(
+            before_edit,
+            self._row["seed"],
+            edit["attempt"],
+            edit["operation"],
+            donor=self._spliced_from(edit["donor"]) if edit["donor"] else None,
+            paint=self._paint,
+        )
+        return with_edit(before, before_edit, edited.image)
+
+    @functools.cached_property
+    def _renderer(self) -> Renderer:
+        model = resolve_id(self._config.generator, "renderer", self._row["receipt"]["generator_revision"])
+        return Renderer(model, self._config.sampling)
+
+    def _drawn(self, row: Mapping[str, Any]) -> Image.Image:
+        """A caption or VAE twin of this photo as the pipeline gives it."""
+        place, count = map(int, row["receipt"]["batch"].split("/"))
+        at = self._sizes.drawn_at
+        if row.get("kind") == "vae":
+            return self._renderer.reconstruct([fit(self._source(), at)] * count)[place]
+        prompts = self._renderer.encode_prompts([row["prompt"]]) * count
+        return self._renderer.render(prompts, [row["seed"]] * count, at)[place]
+
+    def _paint(self, image: Image.Image, place: Place, seed: int) -> Image.Image:
+        (arguments,) = self._renderer.encode_prompts([self._row["prompt"]])
+        return self._renderer.inpaint(image, place, seed, arguments)
+
+    def _source(self) -> Image.Image:
+        source = self._row["source"]
+        return _open_checked(self._photo or source["path_or_id"], source["sha256"], "source photo", "--photo")
+
+    def _spliced_from(self, donor: str) -> Image.Image:
+        """The photo that a splice took from, as large as its own twins."""
+        row = _find(self._dataset, pc.starts_with(pc.field("source", "sha256"), donor))
+        path = self._donor or (row["source"]["path_or_id"] if row else None)
+        if path is None:
+            raise UserError(
+                f"{self._row['pair_id']}: the photo that it was spliced from (SHA-256 {donor}...) was left out of the "
+                "dataset; give it with --donor FILE"
+            )
+        photo = _open_checked(path, donor, "photo that it was spliced from", "--donor")
+        if row:
+            return fit(photo, _Sizes.of(row).drawn_at)
+        side = self._config.render_size or self._renderer.native_side
+        square = self._config.aspect == "square"
+        return fit(photo, bucket(photo.size, side, self._renderer.size_multiple, square=square))
+
+
+def _open_checked(path_or_id: str, sha256: str, what: str, flag: str) -> Image.Image:
+    """A photo that is known by its hash, or by how that begins."""
+    path = Path(path_or_id)
+    if not path.is_file():
+        raise UserError(f"{path}: the {what} is not there; give it with {flag} FILE")
+    if not file_sha256(path).startswith(sha256):
+        raise UserError(f"{path}: not the {what} of this row (its SHA-256 is another)")
+    return decode_image(path).image
+
+
+def _render_config(dataset: Path) -> RenderConfig:
+    record = read_run_json(dataset) or {}
+    try:
+        settings = dict(record["config"]["render"]["settings"])
+    except KeyError as error:
+        raise UserError(
+            f"{dataset}: its run.json tells no settings of the render step; was it rendered here?"
+        ) from error
+    names = RenderConfig.__dataclass_fields__
+    settings = {name: value for name, value in settings.items() if name in names}
+    return RenderConfig(**settings | {"twins": TwinKinds(settings["twins"])})
+
+
+def _encoder(row: Mapping[str, Any]) -> EncodeConfig:
+    encoding = json.loads(row["receipt"]["encode"])
+    if encoding["format"] == "png":
+        return EncodeConfig(encode="png")
+    return EncodeConfig("jpeg", encoding["quality"], encoding["subsampling"])

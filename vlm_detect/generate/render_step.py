@@ -1,0 +1,344 @@
+"""The second step: captioned photos in, the same photos with their twins out (`data_gen/render.py`).
+
+Each kind of twin leaks something else, so a dataset has several: `caption` twins are drawn from the caption alone and
+leak photographic style (arXiv 2602.12381), `vae` twins are the photo itself through the generator's autoencoder and say
+little of other generators (arXiv 2605.14486).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from argparse import ArgumentTypeError  # the one exception whose message argparse shows
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+import yaml
+from datasets import Features, Image, List, Value
+from PIL import Image as PILImage
+
+from vlm_detect.config import check_at_least
+from vlm_detect.errors import UserError
+from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.edit_step import EditOperations, EditSubject, donor_groups, draw_edits
+from vlm_detect.generate.renderer import Renderer, Sampling, bucket, check_pipeline
+from vlm_detect.images.decode import ImageRejected, decode_image
+from vlm_detect.images.encode import crop_size, fit, is_blank
+from vlm_detect.jobs.run import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, progress, read_rejects, read_rows, write_shard
+from vlm_detect.models.registry import resolve_id
+from vlm_detect.records import EDIT_FEATURES, EDIT_OPERATIONS, Reject, TwinKind
+
+_BESIDE = 2  # threads that decode and encode while the device draws
+
+# One row a photo, with the twins that could be made of it.
+RENDER_FEATURES = Features(
+    {
+        **PHOTO_FEATURES,
+        "twins": List(
+            {
+                "kind": Value("string"),
+                "image": Image(),  # PNG at the size it was rendered
+                "prompt": Value("string"),
+                "seed": Value("int64"),
+                "batch": Value("string"),  # its place / the batch's size: a GPU repeats it bit for bit only there
+                "edit": EDIT_FEATURES,
+            }
+        ),
+        "generator": Value("string"),
+        "generator_revision": Value("string"),
+        "steps": Value("int32"),
+        "guidance": Value("float32"),
+        "scheduler": Value("string"),
+        "dtype": Value("string"),
+        "quantization": Value("string"),
+    }
+)
+
+
+class TwinKinds(str):
+    """Kinds of twin with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> TwinKinds:
+        known = get_args(TwinKind)
+        if unknown := [kind for kind in text.split(",") if kind not in known]:
+            raise ArgumentTypeError(f"known kinds are {', '.join(known)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
+
+    @property
+    def kinds(self) -> list[TwinKind]:
+        return [cast(TwinKind, kind) for kind in self.split(",")]
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Who draws the twins, and how. What is not given is the generator's own, from data_gen/configs."""
+
+    generator: str = field(
+        default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}
+    )
+    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
+    steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
+    guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
+    render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
+    aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
+    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Of the weights; auto: bfloat16 on an accelerator, float32 on a CPU."}
+    )
+    render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
+    quantization: Literal["none", "nf4"] = field(
+        default="none", metadata={"help": "nf4: denoiser and T5 in four bits; another generator by its name."}
+    )
+    offload: Literal["none", "stages", "group"] = field(
+        default="none",
+        metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: its layers do as well."},
+    )
+    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
+    prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
+    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
+    edit_operations: EditOperations = field(
+        default=EditOperations(",".join(EDIT_OPERATIONS)),
+        metadata={"help": f"Edits to draw from: {','.join(EDIT_OPERATIONS)}; the last takes a Stable Diffusion 3."},
+    )
+    edits_on: Literal["photos", "twins", "both"] = field(
+        default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}
+    )
+    seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")
+        check_at_least(self, 0, "guidance")
+        check_at_least(self, 16, "render_size")
+
+    @property
+    def sampling(self) -> Sampling:
+        names = ("steps", "guidance", "max_sequence_length", "dtype", "quantization", "offload", "compile")
+        given = {name: getattr(self, name) for name in names}
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def complete(config: RenderConfig, presets: Path) -> RenderConfig:
+    """The configuration with nothing left open: the generator that `auto` means here, and its own settings."""
+    return with_preset(replace(config, generator=resolve_id(config.generator, "renderer").name), presets)
+
+
+def check_generator(config: RenderConfig) -> None:
+    """`UserError` where there is no such pipeline: found out before hours go into captions for it."""
+    check_pipeline(resolve_id(config.generator, "renderer"))
+
+
+def with_preset(config: RenderConfig, presets: Path) -> RenderConfig:
+    """`config` with what it leaves open taken from the YAML in `presets` that is for the same generator."""
+    for path in sorted(presets.glob("*.yaml")):
+        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if preset.get("generator") == config.generator:
+            names = {name for name, value in asdict(config).items() if value is None}
+            config = replace(config, **{name: preset[name] for name in names & preset.keys()})
+    return config
+
+
+def derive_seed(seed: int, photo_id: str, kind: str) -> int:
+    """63 bits from the run's seed, the photo and the kind: never from the order of work."""
+    digest = hashlib.sha256(f"{seed}/{photo_id}/{kind}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def plan_renders(captions: Plan, config: RenderConfig) -> Plan:
+    """The shards of the caption step, one to one."""
+    return Plan("render", captions.items, captions.shard_size, captions.inputs, asdict(config))
+
+
+def render_twins(
+    captions: Path,
+    config: RenderConfig,
+    plan: Plan,
+    folder: Path,
+    launch: Launch | None = None,
+    after: str | None = None,
+) -> str | None:
+    """What `run_shards` returns: None when all is done."""
+    return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
+
+
+@dataclass
+class _Photo:
+    """A photo on its way through the step; `drawn` and then `twins` grow."""
+
+    row: dict[str, Any]
+    size: tuple[int, int]  # width, height of its twins
+    pixels: Future[PILImage.Image]  # the photo at that size, decoded beside the drawing
+    prompt: str
+    arguments: dict[str, Any] = field(default_factory=dict)  # what stands for the prompt in the pipeline's call
+    drawn: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
+    twins: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def fitted(self) -> PILImage.Image:
+        return self.pixels.result()
+
+
+@dataclass(frozen=True)
+class RenderShard:
+    """The work on one shard; called in whichever process has it."""
+
+    captions: Path
+    config: RenderConfig
+    plan: Plan
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        name, revision, renderer = _load_renderer(self.config.generator, self.config.sampling)
+        rejects = read_rejects(self.captions, shard)
+        kinds = self.config.twins.kinds
+        # Photos are decoded ahead of the drawing and twins encoded behind it: PIL does both outside of Python's lock.
+        with ThreadPoolExecutor(_BESIDE, thread_name_prefix="beside") as beside:
+            photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, beside))
+            paints = "edit" in kinds and "inpaint" in self.config.edit_operations.operations and renderer.can_inpaint
+            if "caption" in kinds or paints:
+                for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
+                    photo.arguments = arguments
+            for batch in _batches(progress(photos), self.config.render_batch or 1):
+                for kind in kinds:
+                    if kind != "edit":
+                        self._draw(renderer, kind, batch, beside)
+        for photo in photos:
+            self._take(photo, rejects)
+        if "edit" in kinds:
+            self._edit(renderer if paints else None, photos, rejects)
+        facts = {
+            "generator": name + renderer.sampling.variant,
+            "generator_revision": revision,
+            "steps": renderer.sampling.steps,
+            "guidance": renderer.sampling.guidance,
+            "scheduler": renderer.scheduler,
+            "dtype": renderer.dtype,
+            "quantization": renderer.sampling.quantization,
+        }
+        rows = [photo.row | {"twins": photo.twins} | facts for photo in photos if photo.twins]
+        write_shard(self.folder, shard, rows, RENDER_FEATURES, rejects)
+
+    def _photos(
+        self, rows: Iterable[dict[str, Any]], renderer: Renderer, rejects: list[Reject], beside: ThreadPoolExecutor
+    ) -> Iterator[_Photo]:
+        side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
+        for row in rows:
+            photo_size = row["source"]["width"], row["source"]["height"]
+            size = bucket(photo_size, side, multiple, square=self.config.aspect == "square")
+            width, height = crop_size(photo_size, size)
+            if width < size[0] and not self.config.allow_small:
+                detail = f"{width}x{height} pixels of it for a twin of {size[0]}x{size[1]}"
+                rejects.append(Reject(row["source"]["path_or_id"], "render", "too_small", detail))
+            else:
+                prompt = f"{row['caption']} {self.config.prompt_suffix}".strip()
+                yield _Photo(row, size, beside.submit(_fitted, row["image"]["bytes"], size), prompt)
+
+    def _draw(self, renderer: Renderer, kind: TwinKind, batch: Sequence[_Photo], beside: ThreadPoolExecutor) -> None:
+        seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
+
+        def draw(places: Sequence[int]) -> list[PILImage.Image]:
+            if kind == "vae":
+                return renderer.reconstruct([batch[i].fitted for i in places])
+            arguments = [batch[i].arguments for i in places]
+            return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].size)
+
+        for place, (image, drawn_in) in enumerate(_draw_or_split(draw, range(len(batch)))):
+            photo = batch[place]
+            prompt = photo.prompt if kind == "caption" else None
+            twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
+            finished = image if isinstance(image, Exception) else beside.submit(_finished, image)
+            photo.drawn.append((twin | {"edit": None}, finished))
+
+    def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
+        """What was drawn of a photo: twins, or rejects with their reason."""
+        where = photo.row["source"]["path_or_id"]
+        for twin, drawn in photo.drawn:
+            if isinstance(drawn, Exception):
+                detail = f"{twin['kind']}: {type(drawn).__name__}: {drawn}"
+                rejects.append(Reject(where, "render", "renderer_failed", detail))
+            elif (data := drawn.result()) is None:
+                rejects.append(Reject(where, "render", "blank", f"{twin['kind']}: one colour all over"))
+            else:
+                photo.twins.append(twin | {"image": {"bytes": data, "path": None}})
+
+    def _edit(self, painter: Renderer | None, photos: Sequence[_Photo], rejects: list[Reject]) -> None:
+        """An edit of each photo and of its first twin."""
+        partners = donor_groups(photo.row["group"] for photo in photos)
+        for photo in photos:
+            images = {"photo": photo.fitted}
+            images |= {twin["kind"]: PILImage.open(io.BytesIO(twin["image"]["bytes"])) for twin in photo.twins[:1]}
+            if self.config.edits_on != "both":
+                images = {
+                    of: image for of, image in images.items() if (of == "photo") == (self.config.edits_on == "photos")
+                }
+            donors = [other for other in photos if other.row["group"] == partners.get(photo.row["group"])]
+            paint = functools.partial(painter.inpaint, arguments=photo.arguments) if painter else None
+            subjects = []
+            for of, image in images.items():
+                seed = derive_seed(self.config.seed, photo.row["id"], f"edit/{of}")
+                donor = donors[seed % len(donors)] if donors else None
+                subjects.append(EditSubject(of, image, seed, (donor.row["id"], donor.fitted) if donor else None, paint))
+            for subject, edit, edited in draw_edits(subjects, self.config.edit_operations.operations):
+                if isinstance(edited, ImageRejected):
+                    where = photo.row["source"]["path_or_id"]
+                    rejects.append(Reject(where, "render", edited.reason, f"edit of the {subject.of}: {edited.detail}"))
+                else:
+                    prompt = photo.prompt if edit["operation"] == "inpaint" else None
+                    twin = {"kind": "edit", "prompt": prompt, "seed": subject.seed, "batch": "0/1", "edit": edit}
+                    photo.twins.append(twin | {"image": {"bytes": _png(edited), "path": None}})
+
+
+def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
+    """Up to `size` photos of one width and height, in the order of their sizes' first appearance."""
+    by_size: dict[tuple[int, int], list[_Photo]] = {}
+    for photo in photos:
+        batch = by_size.setdefault(photo.size, [])
+        batch.append(photo)
+        if len(batch) == size:
+            yield by_size.pop(photo.size)
+    yield from by_size.values()
+
+
+def _draw_or_split(
+    draw: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
+) -> Iterator[tuple[PILImage.Image | Exception, str]]:
+    """(image, "place/size" of its batch) for each place; a batch that fails is drawn again one by one."""
+    try:
+        images = draw(places)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory while drawing {len(places)} at a time; lower --render_batch") from error
+    except Exception as error:  # whatever a pipeline raises on one prompt must not cost the others
+        if len(places) == 1:
+            yield error, "0/1"
+            return
+        for place in places:
+            yield from _draw_or_split(draw, [place])
+    else:
+        yield from ((image, f"{i}/{len(places)}") for i, image in enumerate(images))
+
+
+def _fitted(data: bytes, size: tuple[int, int]) -> PILImage.Image:
+    return fit(decode_image(data).image, size)
+
+
+def _finished(image: PILImage.Image) -> bytes | None:
+    """The bytes of a twin, or None where there is nothing to see on it."""
+    return None if is_blank(image) else _png(image)
+
+
+def _png(image: PILImage.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # between two steps: lossless, and fast before small
+    return buffer.getvalue()
+
+
+@functools.cache
+def _load_renderer(generator: str, sampling: Sampling) -> tuple[str, str | None, Renderer]:
+    """Once a process, whatever the number of its shards."""
+    resolved = resolve_id(generator, "renderer")
+    return resolved.name, resolved.revision, Renderer(resolved, sampling)

@@ -1,0 +1,293 @@
+"""A diffusers text-to-image pipeline as this toolkit uses it: captions to twins, and photos through its autoencoder.
+
+Any pipeline that `DiffusionPipeline.from_pretrained` opens will do; Stable Diffusion 3 and XL and FLUX have their
+prompts encoded ahead, so that their text encoders leave before anything is drawn. Each image has a generator of its
+own, seeded by its own seed: neither the order of work nor the neighbours in a batch decide what is drawn. The size of
+the batch and the place in it do, in the last bits of a matrix product, which is why receipts tell them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from PIL import Image
+
+from vlm_detect.errors import UserError
+from vlm_detect.extras import require
+from vlm_detect.generate.edits import Place
+from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a generator draws: its own best settings, from data_gen/configs."""
+
+    steps: int = 28
+    guidance: float = 4.5
+    max_sequence_length: int = 256  # tokens of the T5 encoder, where there is one
+    dtype: str = "auto"  # auto: bfloat16 on an accelerator, float32 on a CPU
+    quantization: str = "none"  # nf4: the denoiser and T5 in four bits
+    offload: str = "none"  # stages: encoders and denoiser take turns; group: layers come when they are needed
+    compile: bool = False
+
+    @property
+    def variant(self) -> str:
+        """What the generator's name gets behind it: drawn in another way, it is another generator."""
+        chosen = [value for value in (self.quantization, self.offload) if value != "none"]
+        return "".join(f"+{value}" for value in [*chosen, *(["compile"] if self.compile else [])])
+
+
+class Renderer:
+    """A loaded pipeline."""
+
+    def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
+        diffusers = _import_diffusers()
+        self.device = torch.device(device or _best_device())
+        name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
+        if sampling.quantization == "nf4" and self.device.type != "cuda":
+            raise UserError("--quantization nf4: diffusers quantises on a CUDA device only; leave it out here")
+        options: dict[str, Any] = {"revision": model.revision, "dtype": _DTYPES[name]}
+        try:
+            if sampling.quantization == "nf4":
+                options["quantization_config"] = _nf4(diffusers, model, _DTYPES[name])
+            pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(model.path_or_id, **options)
+        except (OSError, ValueError) as error:
+            raise UserError(explain_load_error(model, error)) from error
+        self._take(pipeline, sampling, name)
+
+    @classmethod
+    def of(cls, pipeline: Any, sampling: Sampling, device: str | None = None) -> Renderer:
+        """A renderer of a pipeline that is already in memory; its dtype is the denoiser's."""
+        renderer = cls.__new__(cls)
+        renderer.device = torch.device(device or _best_device())
+        dtype = next(name for name, value in _DTYPES.items() if value == _denoiser(pipeline).dtype)
+        renderer._take(pipeline, sampling, dtype)
+        return renderer
+
+    def _take(self, pipeline: Any, sampling: Sampling, dtype: str) -> None:
+        pipeline.set_progress_bar_config(disable=True)
+        if getattr(pipeline, "watermark", None) is not None:
+            pipeline.watermark = None  # SDXL's invisible mark would tell every twin
+        self.pipeline, self.sampling, self.dtype = pipeline, sampling, dtype
+        modules = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        self._encoders = [part for key, part in modules.items() if key.startswith("text_encoder")]
+        self._others = [part for key, part in modules.items() if not key.startswith("text_encoder")]
+        if sampling.offload == "group":
+            pipeline.enable_group_offload(onload_device=self.device, offload_type="leaf_level", use_stream=True)
+        else:
+            self._move(self._others, self.device)
+            if not self._encodes_apart:
+                self._move(self._encoders, self.device)
+        if sampling.compile:
+            _denoiser(pipeline).compile_repeated_blocks()
+
+    def _move(self, parts: Sequence[torch.nn.Module], device: torch.device) -> None:
+        if self.sampling.offload != "group":
+            for part in parts:
+                part.to(device)
+
+    @property
+    def _encodes_apart(self) -> bool:
+        """Whether prompts can be encoded before anything is drawn, so that the encoders need not stay."""
+        return type(self.pipeline).__name__ in _ENCODE_OPTIONS
+
+    @property
+    def scheduler(self) -> str:
+        return type(self.pipeline.scheduler).__name__
+
+    @property
+    def native_side(self) -> int:
+        """Side in pixels of the square that the pipeline draws by default."""
+        default = getattr(self.pipeline, "default_sample_size", None)
+        return int((default or _denoiser(self.pipeline).config.sample_size) * self.pipeline.vae_scale_factor)
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height must be multiples of this: the autoencoder's factor times the transformer's patch."""
+        return int(self.pipeline.vae_scale_factor * (getattr(self.pipeline, "patch_size", None) or 2))
+
+    @torch.inference_mode()
+    def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """For each prompt the arguments of the pipeline's call that stand for it.
+
+        The text encoders come to the device for this and leave it: a T5 takes as much room as what it speaks to.
+        """
+        if not self._encodes_apart:
+            return [{"prompt": prompt} for prompt in prompts]  # the pipeline encodes them itself, batch by batch
+        if self.sampling.offload == "stages":
+            self._move(self._others, torch.device("cpu"))
+        self._move(self._encoders, self.device)
+        encoded: list[dict[str, Any]] = []
+        for prompt in prompts:  # one at a time: a padded neighbour must not change an embedding's last bits
+            encoded.append(self._encode(prompt, encoded[0] if encoded else {}))
+        if self.device.type != "cpu":
+            self._move(self._encoders, torch.device("cpu"))
+            self._move(self._others, self.device)
+            torch.accelerator.empty_cache()
+        return encoded
+
+    def _encode(self, prompt: str, first: Mapping[str, Any]) -> dict[str, Any]:
+        names, has_length = _ENCODE_OPTIONS[type(self.pipeline).__name__]
+        options: dict[str, Any] = {"prompt": prompt, "device": self.device}
+        if has_length:
+            options["max_sequence_length"] = self.sampling.max_sequence_length
+        if "negative_prompt_embeds" in names:  # nothing is forbidden: the same for all, so the first one's serves
+            options["do_classifier_free_guidance"] = self.sampling.guidance > 1
+            options |= {name: value for name, value in first.items() if name.startswith("negative")}
+        if "prompt_3" in inspect.signature(self.pipeline.encode_prompt).parameters:
+            options |= {"prompt_2": None, "prompt_3": None}
+        elif "prompt_2" in inspect.signature(self.pipeline.encode_prompt).parameters:
+            options["prompt_2"] = None
+        values = self.pipeline.encode_prompt(**options)
+        return {name: value for name, value in zip(names, values, strict=False) if value is not None}
+
+    @torch.inference_mode()
+    def render(
+        self, prompts: Sequence[dict[str, Any]], seeds: Sequence[int], size: tuple[int, int]
+    ) -> list[Image.Image]:
+        """Images of `size` (width, height), one for each of `encode_prompts`' results, in one batch."""
+        arguments: dict[str, Any] = {}
+        for key in prompts[0]:
+            values = [prompt[key] for prompt in prompts]
+            arguments[key] = torch.cat(values) if isinstance(values[0], torch.Tensor) else values
+        if "max_sequence_length" in inspect.signature(self.pipeline.__call__).parameters:
+            arguments["max_sequence_length"] = self.sampling.max_sequence_length
+        drawn = self.pipeline(
+            **arguments,
+            width=size[0],
+            height=size[1],
+            num_inference_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        )
+        return _to_images(drawn.images)
+
+    @torch.inference_mode()
+    def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
+        """Photos of one size through the autoencoder and back: the latents' mode, so that no seed is needed."""
+        pixels = self.pipeline.image_processor.preprocess(list(photos)).to(self.device, self.pipeline.vae.dtype)
+        latents = self.pipeline.vae.encode(pixels).latent_dist.mode()
+        decoded = self.pipeline.vae.decode(latents).sample
+        return _to_images(self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt"))
+
+    @property
+    def can_inpaint(self) -> bool:
+        return type(self.pipeline).__name__ == "StableDiffusion3Pipeline"
+
+    @torch.inference_mode()
+    def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
+        """`image` with what lies under the mask of `place` drawn anew after the prompt of `arguments`."""
+        mask = np.zeros((image.height, image.width), np.uint8)
+        x0, y0, x1, y1 = place.box
+        mask[y0:y1, x0:x1] = 255 * (place.mask > 0)
+        drawn = self._inpainter(
+            **arguments,
+            image=image,
+            mask_image=Image.fromarray(mask),
+            strength=1.0,
+            width=image.width,
+            height=image.height,
+            num_inference_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance,
+            max_sequence_length=self.sampling.max_sequence_length,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="pt",
+        )
+        return _to_images(drawn.images)[0]
+
+    @functools.cached_property
+    def _inpainter(self) -> Any:
+        """The same weights in diffusers' inpainting pipeline."""
+        inpainter = _import_diffusers().StableDiffusion3InpaintPipeline(**self.pipeline.components)
+        inpainter.set_progress_bar_config(disable=True)
+        return inpainter
+
+
+# What `encode_prompt` of a pipeline returns, by the names that its call takes, and whether it asks for T5's length.
+_FOUR = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+_ENCODE_OPTIONS = {
+    "StableDiffusion3Pipeline": (_FOUR, True),
+    "StableDiffusionXLPipeline": (_FOUR, False),
+    "FluxPipeline": (("prompt_embeds", "pooled_prompt_embeds"), True),
+}
+
+
+def _denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, "transformer", None) or pipeline.unet
+
+
+def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] to images, rounded on the device as diffusers rounds them behind it."""
+    whole = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image) for image in whole]
+
+
+def _nf4(diffusers: Any, model: ResolvedModel, dtype: torch.dtype) -> Any:
+    """Four bits for the denoiser and for T5: those are large, and the others suffer."""
+    require("quant", "bitsandbytes")
+    index = diffusers.DiffusionPipeline.load_config(model.path_or_id, revision=model.revision)
+    large = [key for key, value in index.items() if key in ("transformer", "unet") or "T5EncoderModel" in str(value)]
+    return diffusers.PipelineQuantizationConfig(
+        quant_backend="bitsandbytes_4bit",
+        quant_kwargs={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype},
+        components_to_quantize=large,
+    )
+
+
+def check_pipeline(model: ResolvedModel) -> None:
+    """`UserError` where `model` is no pipeline, or one that the Hub does not give; fetches no weights."""
+    index = "model_index.json"
+    try:
+        if model.is_local:
+            if not (Path(model.path_or_id) / index).is_file():
+                raise OSError(f"no {index} in it, so it is no diffusers pipeline")
+        else:
+            check_reachable(model, index)
+            hf_hub_download(model.path_or_id, index, revision=model.revision)
+    except OSError as error:
+        raise UserError(explain_load_error(model, error)) from error
+
+
+def bucket(photo_size: tuple[int, int], side: int, multiple: int, *, square: bool = False) -> tuple[int, int]:
+    """(width, height) with about `side`^2 pixels and about the photo's aspect, each a multiple of `multiple`.
+
+    Aspects beyond 2:1 are cut to it; generators have hardly seen any further. A `square` generator has one bucket.
+    """
+    aspect = 1.0 if square else min(2.0, max(0.5, photo_size[0] / photo_size[1]))
+    width, height = side * math.sqrt(aspect), side / math.sqrt(aspect)
+    return max(1, round(width / multiple)) * multiple, max(1, round(height / multiple)) * multiple
+
+
+def _import_diffusers() -> Any:
+    """Late, for it takes seconds that a run with nothing left to do should not spend; and quiet.
+
+    Its warnings tell, on every call, of prompts cut at 77 tokens and of image processors that are not used here; its
+    bars show the loading of each part.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

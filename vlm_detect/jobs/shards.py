@@ -1,0 +1,199 @@
+"""Work in shards: a list fixed by the inputs, each shard written by one atomic rename; `executors.py` runs them.
+
+    FOLDER/plan.json                   what is done to what; a rerun with another plan is refused
+    FOLDER/shards/00000/rows.parquet   a shard's rows
+    FOLDER/shards/00000/rejects.parquet
+    FOLDER/logs/                       datatrove's logs and completion markers
+
+A shard that exists is complete and is never written again, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+
+from vlm_detect.config import check_at_least, write_json
+from vlm_detect.errors import UserError
+from vlm_detect.records import REJECT_FEATURES, Reject
+
+Task = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who runs the shards."""
+
+    executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "What runs the shards."})
+    workers: int = field(default=1, metadata={"help": "Processes, or tasks of a cluster; one a GPU."})
+    gpus: int = field(default=0, metadata={"help": "Slurm, Ray: GPUs of a worker."})
+    cpus: int = field(default=1, metadata={"help": "Slurm, Ray: CPUs of a worker."})
+    memory_gb: int = field(default=4, metadata={"help": "Slurm, Ray: memory of a worker."})
+    slurm_partition: str | None = field(default=None, metadata={"help": "Slurm: the partition."})
+    slurm_time: str = field(default="24:00:00", metadata={"help": "Slurm: time limit of a worker."})
+    slurm_args: list[str] = field(default_factory=list, metadata={"help": "Slurm: more of sbatch, each NAME=VALUE."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "workers", "cpus", "memory_gb")
+        check_at_least(self, 0, "gpus")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step does: its settings, and the number and the fingerprint of the items it does it to."""
+
+    step: str
+    items: int
+    shard_size: int
+    inputs: str
+    settings: dict[str, Any]
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.items / self.shard_size)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """(start, stop) of a shard's items."""
+        return shard * self.shard_size, min((shard + 1) * self.shard_size, self.items)
+
+
+def begin(folder: Path, plan: Plan) -> None:
+    """Write the plan, or check that the one already there is the same."""
+    path = folder / "plan.json"
+    wanted = json.loads(json.dumps(asdict(plan), default=str))
+    if path.exists():
+        found = read_plan(folder)
+        if changes := differences(asdict(found), wanted):
+            raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}); give another --out or remove it")
+        return
+    try:
+        write_json(path, wanted)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a step's folder, or `UserError` where `folder` is none."""
+    try:
+        return Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: not the output of a data generation step (no valid plan.json in it)") from error
+
+
+def check_finished(folder: Path, *steps: str) -> Plan:
+    """The plan of one of `steps`; `UserError` where it is another's, or not all of its shards are there."""
+    plan = read_plan(folder)
+    if plan.step not in steps:
+        raise UserError(f"{folder}: the output of the {plan.step} step, where that of the {steps[0]} step is needed")
+    done = sum(is_done(folder, shard) for shard in range(plan.shards))
+    if done < plan.shards:
+        raise UserError(
+            f"{folder}: {done} of {plan.shards} shards are done; run the {plan.step} step again to finish it"
+        )
+    return plan
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Sentences on what differs between two nested settings, each once."""
+    found: list[str] = []
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after)
+        elif before != after:
+            found.append("the list of images is another" if name == "inputs" else f"{name} was {before}, is {after}")
+    return list(dict.fromkeys(found))
+
+
+def is_done(folder: Path, shard: int) -> bool:
+    return _shard_folder(folder, shard).is_dir()
+
+
+def write_shard(
+    folder: Path, shard: int, rows: Sequence[dict[str, Any]], features: Features, rejects: Sequence[Reject]
+) -> None:
+    """Write a shard beside its place, then rename it there."""
+    final = _shard_folder(folder, shard)
+    partial = final.with_name(f".{final.name}.partial")
+    with told_when_full(folder):
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        partial.mkdir(parents=True)
+        write_rows(partial / "rows.parquet", rows, features)
+        write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
+        partial.rename(final)
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
+    """Rows to a parquet file that `datasets` reads with these features; images are given as {bytes, path}."""
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=features.arrow_schema), path)
+
+
+def read_rows(folder: Path, shard: int, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a shard, a few at a time in memory."""
+    with pq.ParquetFile(_shard_folder(folder, shard) / "rows.parquet") as file:
+        for batch in file.iter_batches(batch_size=16, columns=columns):
+            yield from batch.to_pylist()
+
+
+def read_rejects(folder: Path, shard: int) -> list[Reject]:
+    rows = pq.read_table(_shard_folder(folder, shard) / "rejects.parquet").to_pylist()
+    return [Reject(**row) for row in rows]
+
+
+def sum_up(rejects: Sequence[Reject]) -> str:
+    """Why nothing is left of a run: "(3 not_an_image, 1 too_small); the first is a.png: no image"."""
+    counts = Counter(reject.reason for reject in rejects).most_common()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+    return f"({reasons}); the first is {rejects[0].id}: {rejects[0].detail}"
+
+
+def missing(folder: Path, plan: Plan) -> list[int]:
+    return [shard for shard in range(plan.shards) if not is_done(folder, shard)]
+
+
+_count: Callable[[int], Any] | None = None  # in each process that works on shards: where images that are done are added
+
+
+def count_with(count: Callable[[int], Any] | None) -> None:
+    """Let `progress` of this process add to what `count` keeps."""
+    global _count
+    _count = count
+
+
+def progress(items: Iterable[Any]) -> Iterator[Any]:
+    """`items`, each counted as an image of the step when the next one is asked for."""
+    for item in items:
+        yield item
+        if _count is not None:
+            _count(1)
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """A disk without room, or a place that may not be written, is told in one line; what was finished before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder}: no room left on this disk; what is finished is kept: make room and run the same command again"
+        ) from error
+
+
+def _shard_folder(folder: Path, shard: int) -> Path:
+    return folder / "shards" / f"{shard:05d}"

@@ -1,0 +1,96 @@
+"""The larger networks, all of them transformers' own: ResNets, the residual ResNet, and any vision model by its id.
+
+A ResNet's stem is chosen for the images' size (`STEMS`); a vision model keeps its weights and gives the mean of its
+patch tokens, on which a linear head is trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, ResNetConfig, ResNetModel
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer
+
+from vlm_detect.errors import UserError
+from vlm_detect.models.cnn.networks import Trunk, pooled
+
+# stride of the 3x3 stem without a pool; None: ImageNet's 7x7 of stride 2 with a pool behind it
+STEMS: dict[str, int | None] = {"imagenet": None, "small": 1, "small_stride2": 2}
+RESNETS = {
+    "resnet18": {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"},
+    "resnet50": {"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck"},
+    "npr": {"depths": [2, 2], "hidden_sizes": [64, 128], "layer_type": "basic"},
+}
+
+
+class ResNetMaps(nn.Module):
+    """The last feature maps of a ResNet; with `residual`, of each pixel's difference from its 2x2 block's first."""
+
+    def __init__(self, config: ResNetConfig, stem: str, *, residual: bool = False) -> None:
+        super().__init__()
+        self.resnet = ResNetModel(config)
+        self.residual = residual
+        if (stride := STEMS[stem]) is not None:
+            self.resnet.embedder.embedder = ResNetConvLayer(3, config.embedding_size, kernel_size=3, stride=stride)
+            self.resnet.embedder.pooler = nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.residual:
+            pixels = neighbour_residual(pixels)
+        return self.resnet(pixels).last_hidden_state
+
+
+def neighbour_residual(pixels: Tensor) -> Tensor:
+    """Each pixel less the first of its 2x2 block, times 2/3; a last odd row or column is cut off.
+
+    Upsampling inside a generator leaves its mark in these differences (NPR, arXiv 2312.10461).
+    """
+    even = pixels[..., : pixels.shape[-2] // 2 * 2, : pixels.shape[-1] // 2 * 2]
+    first = even[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return (even - first) * (2 / 3)
+
+
+def resnet(arch: str, config: dict[str, Any], stem: str) -> Trunk:
+    """`config` is that of transformers' ResNet; its own defaults where empty."""
+    made = ResNetConfig(**(config or {"embedding_size": 64, **RESNETS[arch]}))
+    return Trunk(ResNetMaps(made, stem, residual=arch == "npr"), pooled(), made.hidden_sizes[-1])
+
+
+# These fit their position embeddings to another image size only when told to.
+_TOLD_TO_INTERPOLATE = ("siglip_vision_model", "clip_vision_model", "vit")
+
+
+class PatchTokens(nn.Module):
+    """A vision transformer's patch tokens in their places: (B, D, h, w). Class and register tokens are left out."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        made = AutoConfig.for_model(**config)
+        self.backbone = AutoModel.from_config(made)
+        self.patch: int = made.patch_size
+        self.options = {"interpolate_pos_encoding": True} if made.model_type in _TOLD_TO_INTERPOLATE else {}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens_bnd = self.backbone(pixel_values=pixels, **self.options).last_hidden_state
+        height, width = (side // self.patch for side in pixels.shape[-2:])
+        patches = tokens_bnd[:, -height * width :]
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+
+
+def frozen(config: dict[str, Any]) -> Trunk:
+    return Trunk(PatchTokens(config), pooled(), config["hidden_size"])
+
+
+def backbone_config(id_: str) -> dict[str, Any]:
+    """The configuration of the vision model `id_` (a folder or Hub id); of a two-tower model, of its vision tower."""
+    try:
+        config = AutoConfig.from_pretrained(id_, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--weights {id_}: no model that transformers knows ({_first_line(error)})") from error
+    vision = config.to_dict().get("vision_config")
+    return dict(vision) if vision else config.to_dict()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,101 @@
+"""A trained network as a detector of images: what scanning, serving and the benchmark call.
+
+detector = CnnDetector.load("runs/cnn_fakenet2")
+scores = detector.scores([image, ...])            # PIL images or paths' images of any size
+scores.p_fake, scores.heads["object"], detector.heads["object"]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from vlm_detect.errors import UserError
+from vlm_detect.models.cnn.configuration import CnnConfig, is_cnn_run
+from vlm_detect.models.cnn.model import CnnForDetection, logits_of
+from vlm_detect.models.cnn.squares import to_square
+from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.stats.calibration import Calibration
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of N images: `odds` and `p_fake` (N,) of what the network suspects, and the probabilities (N, C) of each head.
+
+    `odds` are the log-odds in nats as the network gives them; `p_fake` went through the run's calibration.
+    """
+
+    odds: np.ndarray
+    p_fake: np.ndarray
+    heads: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CnnDetector:
+    """A network and its run's calibration. `heads` names the classes of each head, the unaltered one first."""
+
+    model: CnnForDetection
+    calibration: Calibration
+    name: str
+
+    @classmethod
+    def load(cls, run: str | Path, device: torch.device | str = "cpu") -> CnnDetector:
+        """From the run directory of `recipes/cnn.py`; UserError for any other folder."""
+        if not is_cnn_run(run):
+            raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with recipes/cnn.py")
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
+        model = CnnForDetection.from_pretrained(run).eval().to(device)
+        return cls(model, Calibration.load(Path(run)), str(run))
+
+    @property
+    def config(self) -> CnnConfig:
+        return self.model.config
+
+    @property
+    def heads(self) -> dict[str, list[str]]:
+        return self.model.config.heads or {}
+
+    @property
+    def suspects(self) -> str:
+        """What `p_fake` is the probability of: "generated" or "edited"."""
+        return SUSPECTED[self.config.task][0]
+
+    def label(self, p_fake: float) -> str:
+        """The run's verdict on a calibrated probability: what it suspects, the other class, or "unsure"."""
+        found = self.calibration.label(p_fake)
+        return {"generated": self.suspects, "real": SUSPECTED[self.config.task][1]}.get(found, found)
+
+    def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """(N, S, S, 3) uint8, each image's square as in training.
+
+        An image that is smaller than the square is scaled up, whatever the run's `fit`: a verdict is asked for.
+        """
+        size = self.config.image_size
+        fits = ["resize" if min(image.size) < size else self.config.fit for image in images]
+        squares = [to_square(image.convert("RGB"), size, fit) for image, fit in zip(images, fits, strict=True)]  # type: ignore[arg-type]
+        return np.stack([np.asarray(square) for square in squares])
+
+    def scores(self, images: Sequence[Image.Image]) -> Scores:
+        """Judge images, in batches."""
+        pixels = self.pixels(images)
+        logits = logits_of(self.model, pixels, np.arange(len(pixels)), _BATCH, self.model.device)
+        odds = odds_of(logits[VERDICT], self.heads[VERDICT], self.config.task)
+        probabilities = {head: _probabilities(values) for head, values in logits.items()}
+        return Scores(odds, self.calibration.p_fake(odds), probabilities)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)

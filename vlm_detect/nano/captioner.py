@@ -1,0 +1,323 @@
+"""The nano captioners: moondream and TinyLLaVA, small, taught to caption and to answer on small photographs.
+
+Two stages. First the image tower alone learns the classes and colours through linear heads that are thrown away, partly
+from the judge's soft answers (distillation, arXiv 2012.12877): a transformer without a pretrained tower would need many
+more epochs to find them through words. Then the whole model learns words: captions of three lengths, factual questions,
+and the questions that only a detector can answer, with both answers, so that the base model stays at chance there.
+
+Several texts share one image, packed behind its prefix as in finetuning (`vlm_detect.models.rows`). The moondream is
+built here, the TinyLLaVA in `tinyllava.py`, which can start from what a moondream of the same sizes knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from vlm_detect.models.base import VLM
+from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
+from vlm_detect.nano.autoencoder import to_pixels
+from vlm_detect.nano.captions import (
+    COLOURS,
+    LENGTHS,
+    Facts,
+    caption,
+    factual_question,
+    read_facts,
+    undecidable_question,
+)
+from vlm_detect.nano.judge import Judge, augment
+from vlm_detect.nano.photos import CLASSES, Photos
+from vlm_detect.nano.tokenizer import prompt_templates
+from vlm_detect.nano.training import Optimisation, train
+from vlm_detect.train.loss import row_inputs
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The image tower's warm-up."""
+
+    optimisation: Optimisation
+    distillation: float = 0.5
+    """weight of the judge's answer against the label"""
+    places: float = 0.0
+    """weight of telling, from each patch, what the judge sees there"""
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """Sizes of the model, and its training on words."""
+
+    optimisation: Optimisation
+    vocabulary: int = 1300
+    vision_width: int = 128
+    vision_layers: int = 5
+    vision_heads: int = 4
+    text_width: int = 128
+    text_layers: int = 4
+    text_heads: int = 2
+    """the official code wants heads of 64"""
+    questions: int = 2
+    """factual questions an image, beside its caption"""
+    undecidable: float = 0.5
+    """part of the images that are asked an undecidable question too"""
+    heads_weight: float = 0.5
+    """weight of the tower's class head, which goes on beside the words"""
+    enlarged: float = 0.1
+    """part of the batches that show enlarged photographs, which the processor cuts into several crops"""
+
+
+def build_captioner(
+    config: CaptionerConfig, tokenizer: PreTrainedTokenizerFast
+) -> tuple[MoondreamForConditionalGeneration, MoondreamProcessor]:
+    """An untrained model for 32 px crops with an 8 x 8 grid, and its processor."""
+    settings = MoondreamConfig(
+        vision_config={
+            "hidden_size": config.vision_width,
+            "intermediate_size": 4 * config.vision_width,
+            "num_hidden_layers": config.vision_layers,
+            "num_attention_heads": config.vision_heads,
+            "patch_size": 4,
+            "crop_size": 32,
+            "max_crops": 4,
+            "overlap_margin": 1,
+            "projection_hidden_size": 2 * config.text_width,
+            "projection_size": config.text_width,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": config.text_width,
+            "intermediate_size": 4 * config.text_width,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.text_heads,
+            "max_position_embeddings": 512,
+        },
+        region_config={  # there so that the layout is whole; never trained
+            "hidden_size": config.text_width,
+            "intermediate_size": 64,
+            "coord_feature_size": 32,
+            "coord_output_size": 256,
+            "size_feature_size": 32,
+            "size_output_size": 512,
+        },
+        templates=prompt_templates(tokenizer),
+        pixel_dtype="float32",  # bf16 would round away what little a 32 px image has to show
+    )
+    return MoondreamForConditionalGeneration(settings), MoondreamProcessor(settings, tokenizer=tokenizer)
+
+
+class Targets(NamedTuple):
+    """Class shares (B, classes), colours of object and background (B, 2), the judge's view of places (B, G*G, J)."""
+
+    shares: Tensor
+    colours: Tensor
+    places: Tensor
+
+
+class TowerHeads(nn.Module):
+    """A tower with linear heads that are thrown away: class, colours of object and background, and every place.
+
+    Args:
+        vision: the modules of the tower.
+        see: crops (B, 3, H, W) to the tower's features (B, N, width).
+        project: features to image embeddings, for images of one crop.
+        judge: tells what there is to learn about a place.
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        see: Callable[[Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+        width: int,
+        judge: Judge,
+    ) -> None:
+        super().__init__()
+        self.vision, self.see, self.project = vision, see, project
+        self.heads = nn.ModuleList(nn.Linear(width, count) for count in (len(CLASSES), len(COLOURS), len(COLOURS)))
+        self.places = nn.Linear(width, judge.head.in_features)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Logits of each head on the mean of the tower's features (B, G*G, D)."""
+        return [head(features.mean(1)).float() for head in self.heads]
+
+
+def moondream_tower(model: MoondreamForConditionalGeneration, judge: Judge) -> TowerHeads:
+    vision = model.model.vision
+
+    def project(features: Tensor) -> Tensor:
+        # One tile is the whole image: the tower need not see it twice, as test_nano_captioner.py shows.
+        return vision.proj_mlp(torch.cat([features, features], dim=-1))
+
+    return TowerHeads(vision, vision.encode_crops, project, model.config.vision_config.hidden_size, judge)
+
+
+def heads_loss(tower: TowerHeads, features: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Cross-entropies of class and colours for features (B, G*G, D), and the squared error of the places."""
+    by_class, by_colour, by_background = tower(features)
+    named = F.cross_entropy(by_class, targets.shares)
+    colours = targets.colours
+    coloured = F.cross_entropy(by_colour, colours[:, 0]) + F.cross_entropy(by_background, colours[:, 1])
+    return {"class": named, "colour": coloured, "places": F.mse_loss(tower.places(features).float(), targets.places)}
+
+
+class Teaching:
+    """Augmented crops of the training photographs and what the tower's heads should say of them."""
+
+    def __init__(self, training: Photos, facts: list[Facts], judge: Judge, distillation: float, grid: int) -> None:
+        self.training, self.judge, self.distillation, self.grid = training, judge.eval(), distillation, grid
+        self.device = judge.head.weight.device
+        self.labels = torch.from_numpy(training.labels)
+        self.colours = torch.tensor([[COLOURS.index(f.colour), COLOURS.index(f.background)] for f in facts])
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Targets]:
+        """Rows (B,), on the CPU; crops (B, 3, H, W) and the targets of ``heads_loss`` where the judge is."""
+        rows = torch.randint(len(self.training), (batch,), generator=generator)
+        crops = augment(to_pixels(self.training.images[rows.numpy()]), generator).to(self.device)
+        with torch.no_grad():
+            soft, places = self.judge.teach(crops, self.grid)
+        labels, colours = self.labels[rows].to(self.device), self.colours[rows].to(self.device)
+        shares = torch.lerp(F.one_hot(labels, len(CLASSES)).float(), soft, self.distillation)
+        return rows, crops, Targets(shares, colours, places)
+
+
+def train_tower(
+    tower: TowerHeads, teaching: Teaching, config: TowerConfig, held_out: Photos, folder: Path, seed: int
+) -> dict[str, float]:
+    """Train (or finish training) the tower; returns its figures with the class head's accuracy."""
+    recipe = config.optimisation
+
+    def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
+        _, crops, targets = teaching.draw(recipe.batch, generator)
+        losses = heads_loss(tower, tower.see(crops), targets)
+        loss = losses["class"] + 0.1 * losses["colour"] + config.places * losses["places"]
+        return {"loss": loss, **losses}
+
+    figures = train("tower", tower, loss_of, recipe, folder=folder, seed=seed)
+    with torch.inference_mode():
+        parts = np.array_split(held_out.images, max(1, len(held_out) // 100))
+        seen = (tower.see(to_pixels(part).to(teaching.device)) for part in parts)
+        predicted = torch.cat([tower(features)[0].argmax(-1).cpu() for features in seen])
+    return figures | {"accuracy": float((predicted.numpy() == held_out.labels).mean())}
+
+
+def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
+    """A batch of `vlm_detect.models.rows`, one image with its texts a row, with `weights` (B, S) beside the labels.
+
+    The weights make every text count alike: an answer's one word must not drown in a caption's thirty.
+    """
+    rows = []
+    for image, asked in enumerate(texts):
+        rows.append(Row())
+        prefix = vlm.prefix_ids()
+        rows[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
+    batch = stack_rows(rows, vlm.eos_token_id)
+    most = max(map(len, texts))
+    lengths = torch.tensor([[len(one.answer) for one in asked] + [1] * (most - len(asked)) for asked in texts])
+    weights = (batch["labels"] != IGNORE) / lengths.gather(1, batch["branch"].clamp(min=0))
+    return {**batch, "row_images": torch.arange(len(texts)), "weights": weights}
+
+
+def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Mean over the texts of their answers' mean cross-entropy; logits are made for answered positions only."""
+    batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
+    hidden = vlm.hidden_states(vlm.model, row_inputs(vlm, image_embeds, batch))
+    next_ids, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
+    answered = next_ids != IGNORE
+    logits = vlm.model.get_output_embeddings()(hidden[:, :-1][answered]).float()
+    losses = F.cross_entropy(logits, next_ids[answered], reduction="none")
+    return (losses * weights[answered]).sum() / weights.sum()
+
+
+def draws_texts(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
+    """Draws a photograph's caption, and questions on it, from its facts."""
+    # the same few thousand texts come again and again
+    question_ids, answer_ids = lru_cache(50_000)(vlm.question_ids), lru_cache(50_000)(vlm.answer_ids)
+    caption_ids = lru_cache(vlm.caption_ids)
+
+    def draw(fact: Facts, rng: Random) -> list[Answered]:
+        length = rng.choice(LENGTHS)
+        captioned = Answered(caption_ids(length), answer_ids(caption(fact, length, rng)))
+        asked = [factual_question(fact, rng) for _ in range(config.questions)]
+        if rng.random() < config.undecidable:
+            asked += undecidable_question(rng)
+        return [captioned, *(Answered(question_ids(q), answer_ids(a)) for q, a in asked)]
+
+    return draw
+
+
+def train_captioner(
+    name: str,
+    vlm: VLM,
+    tower: TowerHeads,
+    teaching: Teaching,
+    facts: list[Facts],
+    config: CaptionerConfig,
+    folder: Path,
+    seed: int,
+) -> dict[str, float]:
+    """Train (or finish training) the whole model on words; ``name`` is the checkpoint's."""
+    texts_of = draws_texts(vlm, config)
+
+    def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
+        rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
+        enlarge = rng.random() < config.enlarged
+        batch = config.optimisation.batch // (5 if enlarge else 1)  # an enlarged image has five crops
+        rows, crops, targets = teaching.draw(batch, generator)
+        features = tower.see(crops)
+        losses = heads_loss(tower, features, targets)
+        embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)
+        words = language_loss(vlm, embeds, pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()]))
+        return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
+
+    both = nn.ModuleDict({"model": vlm.model, "tower": tower})
+    figures = train(name, both, loss_of, config.optimisation, folder=folder, seed=seed)
+    spread_other_words(vlm, words_of(texts_of, facts, seed))
+    return figures
+
+
+def words_of(texts_of: Callable[[Facts, Random], list[Answered]], facts: list[Facts], seed: int) -> list[int]:
+    """The ids that answers are made of."""
+    rng = Random(seed)
+    return sorted({token for fact in facts[:20_000] for text in texts_of(fact, rng) for token in text.answer})
+
+
+@torch.no_grad()
+def spread_other_words(vlm: VLM, taught: list[int]) -> None:
+    """Set the head's rows of words that no answer has as far apart as those of the words that answers have.
+
+    Training pushes all of the others away in one direction, until nothing but their mean is left of them. They stay
+    unlikely, by that mean and their bias; but a LoRA, which does not train the head, could never tell them apart.
+    """
+    head = vlm.model.get_output_embeddings()
+    others = torch.ones(len(head.weight), dtype=torch.bool)
+    others[taught] = False
+    weights = head.weight.float()
+    mean = weights[others].median(0).values  # some rows may hold what another model's answers needed
+    apart = weights[others] - mean
+    wanted = (weights[~others] - weights[~others].mean(0)).norm(dim=1).mean()
+    scale = (wanted / apart.norm(dim=1, keepdim=True)).clamp(min=1)
+    head.weight[others] = (mean + apart * scale).to(head.weight.dtype)
+
+
+def _enlarged(crops: Tensor, side: int) -> list[Image.Image]:
+    """Crops (B, 3, H, W) in [-1, 1] as pictures of ``side`` pixels, which the processor cuts into several crops."""
+    pixels = ((crops + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in pixels]
+
+
+def facts_of(photos: Photos) -> list[Facts]:
+    """What the caption rules read from every photograph."""
+    return [read_facts(image, CLASSES[label]) for image, label in zip(photos.images, photos.labels, strict=True)]
