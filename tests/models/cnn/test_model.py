@@ -57,7 +57,7 @@ def test_mai_at_200_pixels_has_the_published_layers():
         ("flux_small", [32, 64, 128, 256, 512], [1024, 256]),
         ("fakenet", [64, 128, 256, 256, 256], [128]),
         ("fakenet2", [64, 128, 256], [128]),
-        ("fakenet3", [64, 128, 128, 256, 256, 512, 512], [128]),
+        ("fakenet3", [64, 64, 128, 128, 256, 256], [128]),
     ],
 )
 def test_widths_are_the_published_ones(arch, channels, neck):

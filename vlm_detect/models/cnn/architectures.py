@@ -38,7 +38,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "flux_small": Architecture(_small(networks.flux_small), 32, 8, "the same widths for images of 32 px"),
     "fakenet": Architecture(_small(networks.fakenet), 224, 8, "five strided convolutions, 3x3 and 5x5 in turn"),
     "fakenet2": Architecture(_small(networks.fakenet2), 32, 8, "three blocks of convolution, ReLU, batch norm, pool"),
-    "fakenet3": Architecture(_small(networks.fakenet3), 32, 8, "the same, deeper: seven convolutions"),
+    "fakenet3": Architecture(_small(networks.fakenet3), 32, 8, "the same, deeper: two convolutions before each pool"),
     "resnet18": Architecture(_resnet, 224, 16, "ResNet-18", backbone=True),
     "resnet50": Architecture(_resnet, 224, 16, "ResNet-50", backbone=True),
     "npr": Architecture(_resnet, 224, 8, "a small ResNet on neighbouring-pixel residuals", backbone=True),

@@ -84,16 +84,15 @@ def fakenet2(size: int) -> Trunk:
 
 
 def fakenet3(size: int) -> Trunk:
-    """A deeper fakenet2: one 3x3 convolution of 64 channels, then two each of 128, 256, 512, pools between."""
+    """A deeper fakenet2: two 3x3 convolutions each of 64, 128 and 256 channels before each pool."""
     layers: list[nn.Module] = []
     before = 3
-    for place, (channels, convolutions) in enumerate([(64, 1), (128, 2), (256, 2), (512, 2)]):
-        if place:
-            layers.append(nn.MaxPool2d(2))
-        for _ in range(convolutions):
+    for channels in (64, 128, 256):
+        for _ in range(2):
             layers += [nn.Conv2d(before, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
             before = channels
-    return Trunk(nn.Sequential(*layers), pooled(_fakenet_neck(512)), 128)
+        layers.append(nn.MaxPool2d(2))
+    return Trunk(nn.Sequential(*layers), pooled(_fakenet_neck()), 128)
 
 
 def _flux_neck() -> nn.Module:
@@ -103,5 +102,5 @@ def _flux_neck() -> nn.Module:
     )
 
 
-def _fakenet_neck(width: int = 256) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.5))
+def _fakenet_neck() -> nn.Module:
+    return nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Dropout(0.5))
