@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,33 @@ EditOperation = Literal["blur", "copy_move", "splice", "smear", "warp", "recolou
 EDIT_OPERATIONS: tuple[EditOperation, ...] = get_args(EditOperation)
 FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
 ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
+
+# What folders, columns and classes of data sets call the labels, in the form of `_plain`. No other list in the package.
+_NAMES: dict[Label, str] = {
+    "real": "real 0_real nature natural photo photos photograph photographs human authentic genuine original pristine",
+    "generated": "generated fake 1_fake ai ai_generated aigc synthetic artificial artificially_generated deepfake",
+    "edited": "edited 2_edited tampered manipulated altered forged doctored",
+}
+LABEL_NAMES: dict[str, Label] = {name: label for label, names in _NAMES.items() for name in names.split()}
+# What stands where a generator is named and none was at work. "camera" alone names an object in many sets' folders.
+_NO_GENERATOR = {"", "none", "null", "nan", "n_a", "camera"}
+
+
+def label_named(name: str) -> Label | None:
+    """The label that a folder, a column's value or a class goes by; None where the name is not known."""
+    return LABEL_NAMES.get(_plain(name))
+
+
+def is_real_name(generator: str | None) -> bool:
+    """Whether a generator's name says that the image is a photo: "natural", "Camera", an empty field."""
+    name = re.sub(r"^(?:an?|the)_", "", _plain(generator or ""))
+    return name in _NO_GENERATOR or LABEL_NAMES.get(name) == "real"
+
+
+def _plain(name: str) -> str:
+    """Lower case with "_" between words: "AI-generated" is ai_generated."""
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+
 
 SOURCE_FEATURES = {
     "path_or_id": Value("string"),

@@ -22,9 +22,8 @@ from vlm_detect.data.audit import audit_dataset, read_audit, write_audit
 from vlm_detect.data.audit.containers import read_container
 from vlm_detect.data.audit.measures import WRAPPING, blockiness, border
 from vlm_detect.data.audit.probe import auc, auc_interval, cross_validate, design_effect, make_folds
-from vlm_detect.data.image_sets import LABEL_WORDS
 from vlm_detect.errors import UserError
-from vlm_detect.records import PAIR_FEATURES
+from vlm_detect.records import LABEL_NAMES, PAIR_FEATURES
 
 DATA = os.environ.get("VLM_DETECT_DATA")
 PHOTOS = 20
@@ -383,7 +382,7 @@ def test_every_wrapping_probe_can_be_told() -> None:
     from vlm_detect.data.audit import words
 
     assert set(words._REMEDY) == set(WRAPPING)
-    assert {"real", "fake", "ai", "nature"} <= set(LABEL_WORDS)
+    assert {"real", "fake", "ai", "nature"} <= set(LABEL_NAMES)
 
 
 def write_rows(folder: Path, label: object, rows: list[dict[str, object]], **columns: object) -> Path:

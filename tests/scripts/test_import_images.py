@@ -186,9 +186,10 @@ def test_genimage_and_a_generator_held_out(tmp_path):
     ],
 )
 def test_folders_tell_what_an_image_is(path, label, generator, object_class, split):
-    from vlm_detect.data.image_sets import LABEL_WORDS, _folder_entry
+    from vlm_detect.data.image_sets import _folder_entry
+    from vlm_detect.records import LABEL_NAMES
 
-    entry = _folder_entry(Path("/set") / path, Path(path).parts[:-1], LABEL_WORDS)
+    entry = _folder_entry(Path("/set") / path, Path(path).parts[:-1], LABEL_NAMES)
     if label is None:
         assert entry is None
     else:
@@ -333,10 +334,11 @@ def test_labels_that_are_given_go_before_what_a_column_seems_to_say(tmp_path: Pa
 
 
 def test_genimage_file_names_tell_the_class():
-    from vlm_detect.data.image_sets import LABEL_WORDS, _genimage_entry, _with_synsets
+    from vlm_detect.data.image_sets import _genimage_entry, _with_synsets
+    from vlm_detect.records import LABEL_NAMES
 
     def entry(label: str, name: str):
-        found = _genimage_entry(Path("/g") / name, ("BigGAN", "train", label), LABEL_WORDS)
+        found = _genimage_entry(Path("/g") / name, ("BigGAN", "train", label), LABEL_NAMES)
         assert found is not None
         return found
 

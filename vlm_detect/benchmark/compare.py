@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.prompts import REAL_NAMES, generator_of, is_fake
+from vlm_detect.benchmark.prompts import generator_of, is_fake
 from vlm_detect.benchmark.results import RESULTS, read_results
 from vlm_detect.benchmark.summary import (
     ItemScore,
@@ -30,6 +30,7 @@ from vlm_detect.benchmark.summary import (
     verdicts,
 )
 from vlm_detect.errors import UserError
+from vlm_detect.records import is_real_name, label_named
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, mcnemar, paired_bootstrap
 from vlm_detect.stats.metrics import Array, weighted_figures
@@ -220,13 +221,14 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _labelled(path: Path, number: int, row: dict[str, str], id_: str) -> ItemScore:
-    label = (row.get("label") or "").strip().lower()
-    if label not in ("real", "generated", "fake"):
+    given = row.get("label") or ""
+    label = label_named(given)
+    if label not in ("real", "generated"):
         raise UserError(
-            f"{path}: line {number}: label {label!r} is neither real nor generated; add a column label, or --benchmark"
+            f"{path}: line {number}: label {given!r} is neither real nor generated; add a column label, or --benchmark"
         )
     generator = row.get("generator") or ("real" if label == "real" else "unknown")
-    generator = "real" if generator.lower() in REAL_NAMES else generator
+    generator = "real" if is_real_name(generator) else generator
     return _score(id_, row.get("group") or row["image"], generator, "", label != "real", float(row["p_fake"]))
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlm_detect.questions.ask import (
-    CAMERA,
     CHOICE_INSTRUCTION,
     EDIT_EXPLAIN_QUESTION,
     EDIT_QUESTIONS,
@@ -28,9 +27,8 @@ from vlm_detect.questions.ask import (
     Topic,
 )
 from vlm_detect.questions.read import first_verdict
-from vlm_detect.records import Item
+from vlm_detect.records import Item, Label, is_real_name, label_named
 
-REAL_NAMES = {"", "real", "natural", "nature", "camera", "none"}
 _OPTION_LINE = re.compile(r"^[ \t]*\(?([A-H])\)?[:.)][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 _WORD_PAIRS = (("yes", "no"), ("true", "false"), ("real", "fake"))  # in the order in which they are scored
 # "real or artificially generated", "Real or Fake": the order of the two words is the polarity of such a question.
@@ -82,7 +80,7 @@ def prompts_of(item: Item, attributions: Sequence[str] = ()) -> list[Prompt]:
         return [Prompt(item, "", 0, item.question, (), (), None, ()), *_verdict_prompts(item)]
     if item.kind == "attribution":
         names = tuple(sorted({*attributions, item.ground_truth}))
-        fake = tuple(_plain(name) not in REAL_NAMES and name != CAMERA for name in names)
+        fake = tuple(not is_real_name(name) for name in names)
         return [Prompt(item, "", 0, item.question, names, names, names.index(item.ground_truth), fake)]
     return _polarities(item)
 
@@ -99,7 +97,7 @@ def is_fake(item: Item) -> bool | None:
 
 def topic_of(item: Item) -> Topic:
     """Whether the question is about generation or about a local edit."""
-    about_edits = "edited" in (item.metadata.get("label"), item.metadata.get("asked"))
+    about_edits = item.metadata.get("asked") == "edited" or _label_of(item) == "edited"
     asks_for_edits = item.question == EDIT_EXPLAIN_QUESTION or _known_pair(item.question)[0] in _EDIT_PAIRS
     return "edit" if about_edits or asks_for_edits else "generation"
 
@@ -107,7 +105,7 @@ def topic_of(item: Item) -> Topic:
 def generator_of(item: Item) -> str:
     """One spelling a generator ("big gan" and "big_gan" are one; "natural" is "real")."""
     name = plain_name(str(item.metadata.get("generator") or ""))
-    if name in REAL_NAMES:
+    if is_real_name(name):
         return "unknown" if is_fake(item) else "real"
     return name
 
@@ -227,17 +225,19 @@ def _known_pair(question: str) -> tuple[Mapping[Polarity, str] | None, Polarity 
 
 
 def _labelled(item: Item) -> bool | None:
-    label = str(item.metadata.get("label", "")).lower()
-    if label in ("real", "generated"):
-        return label == "generated"
-    if label or "generator" not in item.metadata:
-        return None
-    return str(item.metadata["generator"] or "").strip().lower() not in REAL_NAMES
+    """Whether the item's own label, or else its generator, says that the image is generated."""
+    if item.metadata.get("label"):
+        return {"real": False, "generated": True}.get(str(_label_of(item)))
+    return not is_real_name(str(item.metadata["generator"] or "")) if "generator" in item.metadata else None
+
+
+def _label_of(item: Item) -> Label | None:
+    return label_named(str(item.metadata.get("label", "")))
 
 
 def _option_says_fake(option: str, item: Item) -> bool | None:
     if item.kind == "attribution":
-        return _plain(option) not in REAL_NAMES and _plain(option) != _plain(CAMERA)
+        return not is_real_name(option)
     return first_verdict(option) if item.kind == "multiple_choice" else None
 
 

@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm_detect.benchmark.prompts import REAL_NAMES
 from vlm_detect.benchmark.score import softmax
 from vlm_detect.questions.ask import LETTERS
 from vlm_detect.questions.read import first_verdict
-from vlm_detect.records import Result
+from vlm_detect.records import Result, is_real_name
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
 from vlm_detect.stats.metrics import ALL_FIGURES, DECISION_FIGURES, Array, figures, weighted_figures
@@ -143,7 +142,7 @@ def says_fake(result: Result, answer: str | None) -> bool | None:
     if result.kind in ("multiple_choice", "attribution") and answer in LETTERS[: len(result.options)]:
         answer = result.options[LETTERS.index(answer)]
     if result.kind == "attribution":
-        return answer.strip(" .").lower().removeprefix("a ") not in REAL_NAMES
+        return not is_real_name(answer)
     if result.kind in ("multiple_choice", "open"):
         return first_verdict(answer)
     truth = truth_of(result)

@@ -27,7 +27,7 @@ from vlm_detect.data.splits import Split
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.images.decode import ImageRejected, read_bounded
-from vlm_detect.records import Label
+from vlm_detect.records import LABEL_NAMES, Label, label_named
 
 Layout = Literal["cifake", "genimage", "folders", "hub"]
 
@@ -35,13 +35,6 @@ CIFAKE_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 CIFAKE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
 CIFAKE_GENERATOR = "stable-diffusion-1.4"
 
-# How folders and columns name the labels and the splits, in lower case with "_" between words.
-_WORDS: dict[Label, str] = {
-    "real": "real 0_real nature natural photo photos human authentic genuine original pristine",
-    "generated": "generated fake 1_fake ai ai_generated synthetic",
-    "edited": "edited 2_edited tampered manipulated altered forged",
-}
-LABEL_WORDS: dict[str, Label] = {word: label for label, words in _WORDS.items() for word in words.split()}
 SPLIT_WORDS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -78,7 +71,7 @@ def open_image_set(layout: Layout, src: str, selection: Selection | None = None)
         return _cifake_rows(folder, selection)
     entry_of: Callable[[Path, Sequence[str], Mapping[str, Label]], Entry | None]
     entry_of = {"cifake": _cifake_entry, "genimage": _genimage_entry, "folders": _folder_entry}[layout]
-    words = LABEL_WORDS | {_word(name): label for name, label in selection.labels}
+    words = LABEL_NAMES | {_word(name): label for name, label in selection.labels}
     images = find_images(folder)
     entries = [entry for path in images if (entry := entry_of(path, path.relative_to(folder).parts[:-1], words))]
     if not entries:
@@ -221,7 +214,7 @@ def _cifake_rows(folder: Path, selection: Selection) -> _RowSet:
             continue
         parts.append(DatasetRows.of_parquet(paths))
         for index, (path, word) in enumerate(zip(parts[-1].paths(), parts[-1].column("label"), strict=True)):
-            label = LABEL_WORDS[word]
+            label = LABEL_NAMES[word]
             original = {"edited_from_real": "train/real", "edited_from_fake": "test/fake"}.get(name, f"{name}/{word}")
             entries.append(
                 Entry(
@@ -281,7 +274,7 @@ def _label_reader(rows: DatasetRows, given: Mapping[str, Label], spec: str) -> C
 
     def label_of(facts: Mapping[str, Any]) -> Label:
         word = label_word(facts[column], names)
-        label = given.get(word) or given.get(str(facts[column])) or LABEL_WORDS.get(_word(word))
+        label = given.get(word) or given.get(str(facts[column])) or label_named(word)
         if label is None:
             raise UserError(
                 f"{spec}: {column} {word} is no label known here; say which it is with --labels {word}=real or "

@@ -20,7 +20,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
-from vlm_detect.records import Question
+from vlm_detect.records import Question, is_real_name
 
 FEATURES = Features(
     {
@@ -31,7 +31,6 @@ FEATURES = Features(
         "turns": List({"question": Value("string"), "answer": Value("string")}),
     }
 )
-_REAL = ("natural", "nature", "real")
 _VALIDATION_PART = 0.2
 
 
@@ -94,7 +93,7 @@ def _row(record: Any, folder: Path) -> dict[str, Any]:
     decode_image(path)  # refuses what is no image, or too large a one
     content = path.read_bytes()
     generator = str((record.get("metadata") or {}).get("generator") or "")
-    label = "" if not generator else "real" if generator.lower() in _REAL else "generated"
+    label = "" if not generator else "real" if is_real_name(generator) else "generated"
     return {
         "image": {"bytes": content, "path": None},
         "label": label,

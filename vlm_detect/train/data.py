@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 from datasets import Dataset, DatasetDict
 
@@ -13,10 +14,11 @@ from vlm_detect.config import REPOSITORY, file_sha256
 from vlm_detect.data.demo_photos import write_demo_photos
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
+from vlm_detect.records import Label
 from vlm_detect.train.conversations import is_conversations, read_conversations, split
 from vlm_detect.train.options import DEFAULT_DATA
 
-_LABELS = {"real", "generated", "edited"}
+_LABELS = set(get_args(Label))
 
 
 def dataset_or_demo(data: str) -> str:

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from datasets import Features
 from fsspec import AbstractFileSystem
 
-from vlm_detect.data.image_sets import LABEL_COLUMNS, LABEL_WORDS, label_word, open_image_set
+from vlm_detect.data.image_sets import LABEL_COLUMNS, label_word, open_image_set
 from vlm_detect.data.sources import FileSource
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, read_bounded
-from vlm_detect.records import Label
+from vlm_detect.records import LABEL_NAMES, Label, label_named
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,11 @@ def _reader(schema: pa.Schema) -> _Reader | None:
     classes = getattr(features[column], "names", None)
 
     def label_of(row: Mapping[str, Any]) -> Iterator[Label]:
-        word = label_word(row[column], classes).lower()
-        if (label := LABEL_WORDS.get(word)) is not None:
+        word = label_word(row[column], classes)
+        if (label := label_named(word)) is not None:
             yield label
         else:
-            raise UserError(f"{column} {word!r} is no label known here (known: {', '.join(LABEL_WORDS)})")
+            raise UserError(f"{column} {word!r} is no label known here (known: {', '.join(LABEL_NAMES)})")
 
     def samples(row: Mapping[str, Any]) -> Iterator[Sample]:
         data = _bytes(row["image"])
