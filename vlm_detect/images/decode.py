@@ -4,7 +4,7 @@
 
 The rules, each the one choice that a viewer of the photo would agree with:
 
-- size is checked in the header, before any pixel is decoded;
+- bytes, pixels, scans and processor time are bounded (`bounds.py`), before any pixel is decoded where the header tells;
 - the EXIF orientation is applied first, then the ICC profile is converted to sRGB, then all metadata are dropped;
 - 16-bit grey is scaled to 8 bit; 32-bit and float pixels have no stated range and are rejected;
 - CMYK without a profile has no defined colour and is rejected;
@@ -20,16 +20,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, JpegImagePlugin
 
-MAX_PIXELS = 100_000_000
-MAX_BYTES = 256 * 1024**2
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+from vlm_detect.images.bounds import MAX_PIXELS, ImageRejected, open_bounded, read_bounded
+
 # What files of these formats are called; used to find images in a folder, never to decide how one is decoded.
 SUFFIXES = frozenset(
     [
@@ -49,18 +47,6 @@ SUFFIXES = frozenset(
         ".jp2",
     ]
 )
-
-
-class ImageRejected(Exception):
-    """The image cannot be used. `reason` is one of a few words to count by, `detail` the particulars."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)  # both in args, so that it survives pickling between processes
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
@@ -92,44 +78,15 @@ class DecodedImage:
 def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode a file or its bytes to RGB, or raise `ImageRejected`."""
     data = source if isinstance(source, bytes) else read_bounded(Path(source))
-    if not data:
-        raise ImageRejected("empty", "the file has no bytes")
-    Image.init()  # by itself Pillow registers a few formats only, and `formats` may name none that is missing
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                return _decode_opened(opened, data, max_pixels)
-    except ImageRejected:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageRejected("too_large", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageRejected("not_an_image", "no known image format") from error
-    # Pillow's decoders raise nearly any exception on hostile bytes; all of them mean the same here.
-    except Exception as error:
-        truncated = "truncated" in str(error).lower()
-        raise ImageRejected("truncated" if truncated else "unreadable", f"{type(error).__name__}: {error}") from error
+    with open_bounded(data, max_pixels=max_pixels) as opened:
+        return _decode_opened(opened, data)
 
 
-def read_bounded(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a file of at most `max_bytes`, or `ImageRejected`."""
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ImageRejected("too_large", f"{size} bytes, at most {max_bytes}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageRejected("unreadable", error.strerror or str(error)) from error
-
-
-def _decode_opened(opened: ImageFile.ImageFile, data: bytes, max_pixels: int) -> DecodedImage:
-    width, height = opened.size
-    if width * height > max_pixels:
-        raise ImageRejected("too_large", f"{width}x{height} pixels, at most {max_pixels} in all")
+def _decode_opened(opened: ImageFile.ImageFile, data: bytes) -> DecodedImage:
     file_format = str(opened.format)
-    if getattr(opened, "n_frames", 1) > 1 and file_format != "MPO":
-        raise ImageRejected("animated", f"{opened.n_frames} frames or pages")  # type: ignore[attr-defined]
+    # Not `n_frames`, which goes through all the frames of a GIF or the pages of a TIFF.
+    if getattr(opened, "is_animated", False) and file_format != "MPO":
+        raise ImageRejected("animated", "more than one frame or page")
     jpeg = _jpeg_encoding(opened)
     opened.load()
     profile = opened.info.get("icc_profile")

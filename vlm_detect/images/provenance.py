@@ -12,15 +12,14 @@ from __future__ import annotations
 import io
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from vlm_detect.images.decode import FORMATS
+from vlm_detect.images.bounds import ImageRejected, open_bounded
 
 Claim = Literal["generated", "captured", "edited"]
 MAX_TEXT = 200
@@ -62,15 +61,11 @@ def provenance(data: bytes) -> tuple[Fact, ...]:
 
 
 def _metadata_facts(data: bytes) -> Iterator[Fact]:
-    Image.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                info, exif = dict(opened.info), opened.getexif()
-                details = exif.get_ifd(ExifTags.IFD.Exif)
-    # Pillow's readers raise nearly any exception on hostile bytes; a file that cannot be read states nothing.
-    except Exception:
+        with open_bounded(data) as opened:
+            info, exif = dict(opened.info), opened.getexif()
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+    except ImageRejected:  # a file that cannot be read states nothing
         return
     for key, value in info.items():
         if isinstance(value, str) and str(key).lower() in _PNG_TEXT_KEYS:

@@ -6,14 +6,13 @@ they show. (The length of a file has not: a smooth picture compresses better.)
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
-from vlm_detect.images.decode import FORMATS
+from vlm_detect.images.bounds import open_bounded
 
 # Which part of a file is what: the marker (and how its payload begins) in a JPEG, the chunk in a PNG or WebP.
 _JPEG_BLOCKS = (
@@ -45,9 +44,8 @@ class Container:
 
 
 def read_container(data: bytes) -> Container:
-    """The facts of a file; whatever Pillow raises on one that it cannot open."""
-    Image.init()
-    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+    """The facts of a file; `ImageRejected` for one that cannot be opened within bounds."""
+    with open_bounded(data) as opened:
         container = Container(str(opened.format), opened.size)
         container.encoding = {"colour": opened.mode}
         exif = {tag: opened.getexif().get(tag) for tag in (ExifTags.Base.Make, ExifTags.Base.Software)}

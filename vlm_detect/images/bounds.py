@@ -1,0 +1,159 @@
+"""What a file may cost before its pixels are there: its bytes, pixels, scans and seconds.
+
+    with open_bounded(data) as opened:      # a Pillow image whose header is within bounds
+        opened.load()                       # ends with `ImageRejected` where it takes too long
+
+A file of a few kilobytes can ask for minutes of work: a progressive JPEG goes over all its pixels once for every scan,
+an animation has as many frames as its writer likes, and some decoders read byte by byte. What the header states is
+judged by it; the rest is bounded by the processor time of the thread that decodes, which a busy machine does not
+shorten.
+
+The time is looked at whenever Pillow reads from the file. A decoder that takes all the bytes at once (AVIF, JPEG 2000,
+TIFF) is not stopped by it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 256 * 1024**2
+MAX_SCANS = 100  # encoders write up to about 20
+MAX_SCANNED_PIXELS = 2_000_000_000  # scans x pixels of a JPEG; about 5 ms a scan and megapixel
+MAX_DECODE_S = 30.0  # processor seconds
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+
+
+class ImageRejected(Exception):
+    """The image cannot be used. `reason` is one of a few words to count by, `detail` the particulars."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)  # both in args, so that it survives pickling between processes
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+def read_bounded(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`, or `ImageRejected`.
+
+    A device or a pipe has no size and may never end: neither is read, and opening one does not wait for a writer.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ImageRejected("unreadable", "not a regular file")
+            if found.st_size <= max_bytes:
+                # The file may grow while it is read, and files of /proc state no size.
+                data = file.read(max_bytes + 1)
+                if len(data) <= max_bytes:
+                    return data
+            raise ImageRejected("too_large", f"{max(found.st_size, max_bytes + 1)} bytes, at most {max_bytes}")
+    except ImageRejected:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise ImageRejected("unreadable", getattr(error, "strerror", None) or str(error)) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@contextmanager
+def open_bounded(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_DECODE_S
+) -> Iterator[ImageFile.ImageFile]:
+    """The bytes of an image file, opened by Pillow; `ImageRejected` for what is beyond the bounds or no image."""
+    if not data:
+        raise ImageRejected("empty", "the file has no bytes")
+    Image.init()  # by itself Pillow registers a few formats only, and `formats` may name none that is missing
+    stream = _TimedBytes(data, max_seconds)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked here
+            with Image.open(stream, formats=FORMATS) as opened:
+                _check_header(opened, data, max_pixels)
+                yield opened
+    except ImageRejected:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageRejected("too_large", str(error)) from error
+    # Pillow's decoders raise nearly any exception on hostile bytes; all of them mean the same here.
+    except Exception as error:
+        if stream.is_late:  # some readers turn an exception of the stream into another
+            raise stream.rejection() from error
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise ImageRejected("not_an_image", "no known image format") from error
+        truncated = "truncated" in str(error).lower()
+        raise ImageRejected("truncated" if truncated else "unreadable", f"{type(error).__name__}: {error}") from error
+
+
+class _TimedBytes(io.BytesIO):
+    """Bytes that can be read until the thread has spent `max_seconds` of processor time since they were opened."""
+
+    def __init__(self, data: bytes, max_seconds: float) -> None:
+        super().__init__(data)
+        self._max_seconds = max_seconds
+        self._end = time.thread_time() + max_seconds
+        self.is_late = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.is_late = self.is_late or time.thread_time() > self._end
+        if self.is_late:
+            raise self.rejection()
+        return super().read(size)
+
+    def rejection(self) -> ImageRejected:
+        return ImageRejected("too_slow", f"not decoded within {self._max_seconds:g} s of processor time")
+
+
+def _check_header(opened: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise ImageRejected("too_large", f"{width}x{height} pixels, at most {max_pixels} in all")
+    if opened.format in ("JPEG", "MPO"):
+        scans = count_scans(data)
+        if scans > MAX_SCANS:
+            raise ImageRejected("too_slow", f"a JPEG of {scans} scans, at most {MAX_SCANS}")
+        if scans * width * height > MAX_SCANNED_PIXELS:
+            detail = f"{scans} scans of {width}x{height} pixels, at most {MAX_SCANNED_PIXELS} pixels in all scans"
+            raise ImageRejected("too_slow", detail)
+    if opened.format == "TIFF":
+        # A tile is decoded whole, however small the image that it is a part of.
+        tags = getattr(opened, "tag_v2", {})
+        tile = int(tags.get(_TILE_WIDTH, 1)) * int(tags.get(_TILE_LENGTH, 1))
+        if tile > max_pixels:
+            raise ImageRejected("too_large", f"a tile of {tile} pixels, at most {max_pixels}")
+
+
+def count_scans(data: bytes) -> int:
+    """How often the decoder of a JPEG goes over its pixels: the start-of-scan markers up to the end of the image.
+
+    The markers are followed as libjpeg follows them, for a thumbnail or a film behind the image may hold their bytes.
+    """
+    if data.count(b"\xff\xda") <= 1:
+        return data.count(b"\xff\xda")
+    scans, position = 0, 2
+    while found := _MARKER.search(data, position):
+        marker, position = found[1][0], found.end()
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # these have no length
+            position += int.from_bytes(data[position : position + 2], "big")
+    return scans
