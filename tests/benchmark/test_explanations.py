@@ -1,12 +1,11 @@
 import pytest
 
 from vlm_detect.benchmark.explanations import _OPERATIONS as OPERATIONS
-from vlm_detect.benchmark.explanations import _PLACES as PLACES
 from vlm_detect.benchmark.explanations import claimed_faults, contradicts_itself, explanations, names, rouge_l
 from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.score import generated_result, scored_result
+from vlm_detect.places import PLACE_PATTERNS, PLACES
 from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION, EXPLAIN_QUESTION, Subject, explanation
-from vlm_detect.questions.ask import PLACES as DATA_PLACES
 from vlm_detect.questions.read import parse_explanation
 from vlm_detect.records import EDIT_OPERATIONS, Item
 
@@ -56,20 +55,20 @@ def test_what_we_train_is_read_back() -> None:
     text = explanation(edit, "edit")
     assert parse_explanation(text, "edit") is True
     assert names(text, "copy move", OPERATIONS)
-    assert names(text, "upper left", PLACES)
+    assert names(text, "upper left", PLACE_PATTERNS)
     assert parse_explanation(explanation(Subject("real"), "edit"), "edit") is False
 
 
 def test_every_edit_that_we_explain_is_read_back() -> None:
     for operation in EDIT_OPERATIONS:
-        for i, place in enumerate(DATA_PLACES):
+        for i, place in enumerate(PLACES):
             x, y = 30 * (i % 3), 30 * (i // 3)
             edit = {"operation": operation, "box": [x, y, x + 30, y + 30]}
             text = explanation(Subject("edited", edit=edit, size=(90, 90)), "edit")
             assert names(text, operation.replace("_", " "), OPERATIONS)
-            assert [name for name in DATA_PLACES if names(text, name, PLACES)] == [place]
-    assert names("It was altered at the top centre.", "top", PLACES)
-    assert names("Something in the middle was blurred.", "centre", PLACES)
+            assert [name for name in PLACES if names(text, name, PLACE_PATTERNS)] == [place]
+    assert names("It was altered at the top centre.", "top", PLACE_PATTERNS)
+    assert names("Something in the middle was blurred.", "centre", PLACE_PATTERNS)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +88,9 @@ def test_claimed_faults(text: str, faults: int) -> None:
 
 def test_naming_everything_names_nothing() -> None:
     assert names("Something was blurred in the top-left corner.", "blur", OPERATIONS)
-    assert names("Something was blurred in the top-left corner.", "upper left", PLACES)
+    assert names("Something was blurred in the top-left corner.", "upper left", PLACE_PATTERNS)
     assert not names("Blurred, spliced or removed.", "blur", OPERATIONS)
-    assert not names("At the upper left, the upper right or the middle.", "upper left", PLACES)
+    assert not names("At the upper left, the upper right or the middle.", "upper left", PLACE_PATTERNS)
     assert not names("It was not blurred.", "blur", OPERATIONS)
     assert names("A mosaic was laid over it.", "mosaic", OPERATIONS)  # an operation without a word list
 

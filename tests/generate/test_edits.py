@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data.factories import photo
 from vlm_detect.generate.edits import MAX_STRENGTH, MIN_STRENGTH, Place, draw_edit, draw_place, strength_of
 from vlm_detect.images.decode import ImageRejected
-from vlm_detect.questions.ask import PLACES, place_of
+from vlm_detect.places import PLACES, place_of
 from vlm_detect.records import EDIT_OPERATIONS, EditOperation
 
 

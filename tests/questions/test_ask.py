@@ -18,7 +18,6 @@ from vlm_detect.questions.ask import (
     draw_questions,
     explanation,
     make_question,
-    place_of,
     verdict_answer,
 )
 
@@ -97,24 +96,6 @@ def test_reasons_say_what_was_done():
     assert explanation(EDITED, "edit") == "Altered. Blur at the upper left."
     assert explanation(FAKE) == "AI-generated. It was drawn by sd3.5-large from the words: a dog on a beach."
     assert "encoded" in explanation(Subject(label="generated", kind="vae", generator="sd3.5"))
-
-
-@pytest.mark.parametrize(
-    ("box", "place"),
-    [
-        ([0, 0, 10, 10], "upper left"),
-        ([40, 0, 60, 30], "top"),
-        ([60, 10, 90, 30], "upper right"),
-        ([0, 40, 40, 60], "left"),
-        ([40, 40, 60, 60], "centre"),
-        ([80, 30, 100, 60], "right"),
-        ([0, 90, 50, 100], "lower left"),
-        ([30, 60, 90, 100], "bottom"),
-        ([99, 99, 100, 100], "lower right"),
-    ],
-)
-def test_place_of(box, place):
-    assert place_of(box, (100, 100)) == place
 
 
 def test_an_edit_is_told_in_words():

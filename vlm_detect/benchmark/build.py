@@ -24,6 +24,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_detect.places import place_of
 from vlm_detect.questions.ask import (
     CAMERA,
     EDIT_CHOICE_QUESTION,
@@ -43,7 +44,6 @@ from vlm_detect.questions.ask import (
     Subject,
     Topic,
     explanation,
-    place_of,
 )
 
 CHOICE_QUESTION = "Is this image real or AI-generated, and what was done to it?"

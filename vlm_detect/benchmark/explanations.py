@@ -22,6 +22,7 @@ import numpy as np
 
 from vlm_detect.benchmark.prompts import topic_of
 from vlm_detect.benchmark.summary import item_scores, rounded
+from vlm_detect.places import PLACE_PATTERNS
 from vlm_detect.questions.read import parse_explanation, sentences
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
@@ -51,18 +52,6 @@ _OPERATIONS = {
     "smear": r"smear\w*|smudg\w*",
     "warp": r"warp\w*|twist\w*|swirl\w*",
     "recolour": r"recolou?r\w*|colou?r (?:was |is )?(?:changed|shifted|altered)|tinted",
-}
-_PLACES = {
-    "upper left": r"(?:upper|top)[ -]left",
-    "upper right": r"(?:upper|top)[ -]right",
-    "lower left": r"(?:lower|bottom)[ -]left",
-    "lower right": r"(?:lower|bottom)[ -]right",
-    # "The top" is not "the top left", and "the left" is not "the upper left".
-    "top": r"(?:upper|top)(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))",
-    "bottom": r"(?:lower|bottom)(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))",
-    "left": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])left",
-    "right": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])right",
-    "centre": r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])(?:cent(?:re|er)|middle)",
 }
 _NOT = re.compile(r"\b(?:no|not|never|nothing|none|without|free of|free from|lacks?|absence of|\w+n't)\b")
 _CLAUSE = re.compile(r"[,;:]|\b(?:but|although|however|while)\b")
@@ -107,7 +96,7 @@ def explanations(
     if edits:
         told = [row.item.metadata["edit"] for row in edits]
         operation = [names(row.answer, edit["operation"], _OPERATIONS) for row, edit in zip(edits, told, strict=True)]
-        place = [names(row.answer, edit["place"], _PLACES) for row, edit in zip(edits, told, strict=True)]
+        place = [names(row.answer, edit["place"], PLACE_PATTERNS) for row, edit in zip(edits, told, strict=True)]
         found["edits"] = {
             "operation_named": _share(edits, operation, resamples),
             "place_named": _share(edits, place, resamples),

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from vlm_detect.places import PLACES, place_of
 from vlm_detect.records import EDIT_OPERATIONS, Label, Question, TwinKind
 
 QuestionKind = Literal["yes_no", "true_false", "multiple_choice", "attribution", "operation", "place", "explain"]
@@ -56,8 +57,6 @@ NOTHING, NOWHERE = "Nothing.", "Nowhere."
 UNALTERED = "Not altered. No part of it was changed afterwards."
 
 LETTERS = "ABCDEFGH"
-# The ninths of an image, row by row.
-PLACES = ("upper left", "top", "upper right", "left", "centre", "right", "lower left", "bottom", "lower right")
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,6 @@ def lettered(question: str, options: Sequence[str]) -> str:
     """The text of a multiple choice: the question, one line an option, and how to answer."""
     lines = [f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, CHOICE_INSTRUCTION])
-
-
-def place_of(box: Sequence[int], size: tuple[int, int]) -> str:
-    """The word for the ninth of an image of `size` in which the middle of `box` (x0, y0, x1, y1) lies."""
-    column, row = (min(2, 3 * (box[i] + box[i + 2]) // (2 * size[i])) for i in (0, 1))
-    return PLACES[3 * row + column]
 
 
 def draw_questions(

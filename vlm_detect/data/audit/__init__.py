@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 from vlm_detect.config import write_json
 from vlm_detect.data.audit.measures import CONTENT, WRAPPING, measure
-from vlm_detect.data.audit.probe import auc, auc_interval, cross_validate, make_folds
+from vlm_detect.data.audit.probe import cross_validate
 from vlm_detect.data.audit.samples import Sample, Samples, read_samples
 from vlm_detect.data.audit.words import finding, floor
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.records import Label
+from vlm_detect.stats.areas import auc, auc_interval, make_folds
 
 MAX_IMAGES = 2000
 FAULT = 0.55  # a wrapping probe's interval above this is a finding

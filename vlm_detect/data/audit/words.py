@@ -12,7 +12,7 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 
 from vlm_detect.data.audit.measures import Features
-from vlm_detect.data.audit.probe import auc
+from vlm_detect.stats.areas import auc
 
 _REMEDY = {
     "format": "write both with one encoder",
