@@ -49,6 +49,7 @@ from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.models.registry import default_device, resolve_id
 from vlm_detect.records import Result
+from vlm_detect.schema import with_schema
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def finish(
         summary["explanations"] = explained
     summary |= {"benchmark": benchmark.name, "model": config.answers or config.model, "skipped": len(benchmark.skipped)}
     summary["note"] = respondent.note if respondent else ""
-    write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", with_schema("summary", summary))
     write_report(out / "report.html", summary, results, benchmark)
     write_run_json(
         out, asdict(config), **facts, items=len(benchmark.items), skipped=benchmark.skipped, seconds=round(seconds, 3)

@@ -31,6 +31,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from vlm_detect.errors import UserError
+from vlm_detect.schema import check_schema, with_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _RECORDED_PACKAGES = ("vlm-detect", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "pillow")
@@ -206,11 +207,20 @@ def write_run_json(out: str | Path, config: Any, **facts: Any) -> dict[str, Any]
         "config": config if isinstance(config, dict) else dataclasses.asdict(config),
         **facts,
     }
+    record = with_schema("run", record)
     write_json(Path(out) / "run.json", record)
     return record
 
 
 def read_run_json(out: str | Path) -> dict[str, Any] | None:
-    """The record that `write_run_json` left in `out`, or None where there is none."""
+    """The record that `write_run_json` left in `out`, or None where there is none.
+
+    Raises:
+        UserError: where a newer version wrote it.
+    """
     path = Path(out) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    check_schema("run", record, path)
+    return record

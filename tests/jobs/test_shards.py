@@ -82,3 +82,4 @@ def test_what_differs_is_said_once_and_in_words() -> None:
     assert differences(old, old) == []
     assert differences(old, new) == ["the list of images is another"]
     assert differences(old, old | {"size": 32}) == ["size was None, is 32"]
+    assert differences(old, old | {"size": None, "views": []}) == []  # settings that came later, off

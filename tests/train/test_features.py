@@ -62,11 +62,11 @@ def test_a_second_build_reads_and_a_stopped_one_goes_on(vlm, units, tmp_path, mo
 def test_two_runs_may_make_the_same_cache_at_once(vlm, units, tmp_path, monkeypatch):
     save, reentered = features_module.save_file, []
 
-    def save_while_another_run_does(tensors, path):
+    def save_while_another_run_does(tensors, path, metadata):
         if not reentered:
             reentered.append(path)
             Features.build(vlm, units.images, tmp_path)
-        save(tensors, path)
+        save(tensors, path, metadata)
 
     monkeypatch.setattr(features_module, "save_file", save_while_another_run_does)
     features = Features.build(vlm, units.images, tmp_path)
@@ -77,7 +77,7 @@ def test_two_runs_may_make_the_same_cache_at_once(vlm, units, tmp_path, monkeypa
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(vlm, units, tmp_path, monkeypatch):
-    def no_space(tensors, path):
+    def no_space(tensors, path, metadata):
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 

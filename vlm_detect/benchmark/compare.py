@@ -29,8 +29,10 @@ from vlm_detect.benchmark.summary import (
     rounded,
     verdicts,
 )
+from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.records import is_real_name, label_named
+from vlm_detect.schema import Kind, check_schema
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, mcnemar, paired_bootstrap
 from vlm_detect.stats.metrics import Array, weighted_figures
@@ -61,7 +63,7 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
         how = "logprob" if any(result.scoring == "logprob" for result in results) else "generate"
         scores = {score.id: score for score in item_scores(results, how)}
         calibration = Calibration.load(path.resolve().parent)
-        summary = _json(path / "summary.json") or {}
+        summary = _json(path / "summary.json", "summary") or {}
         curves = next((found for folder in (path, path.parent) if (found := _curves(path, folder))), None)
         return Run(
             _name(path), how, scores, calibration if calibration.n else None, curves, str(summary.get("note") or "")
@@ -241,7 +243,7 @@ def _score(id_: str, group: str, generator: str, object_class: str, truth: bool,
 
 def _curves(run: Path, folder: Path) -> dict[str, Any] | None:
     """What `eval/robustness.py` left in `folder`, unless its record and the run's name different models."""
-    record, of_run = (_json(place / "run.json") for place in ((folder / _ROBUSTNESS).parent, run))
+    record, of_run = (read_run_json(place) for place in ((folder / _ROBUSTNESS).parent, run))
     if record and of_run and _model(record) != _model(of_run):
         return None
     return _json(folder / _ROBUSTNESS)
@@ -252,8 +254,13 @@ def _model(record: dict[str, Any]) -> Any:
     return sorted((record.get("weights_sha256") or {}).values()) or (record.get("model"), record.get("adapter"))
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _json(path: Path, kind: Kind | None = None) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if kind:
+        check_schema(kind, found, path)
+    return found
 
 
 def _name(path: Path) -> str:

@@ -24,6 +24,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
 from vlm_detect.records import Item
+from vlm_detect.schema import check_folder
 
 PAIR_COLUMNS = {"pair_id", "group", "image", "image_label", "twin", "kind", "generator"}
 IMAGE_COLUMNS = {"image", "label", "group"}
@@ -57,6 +58,7 @@ def load_split(folder: Path, split: str) -> Dataset:
             f"it has {', '.join(found)}" if found else "it has no data/*.parquet: make it with data_gen/make_pairs.py"
         )
         raise UserError(f"{folder}: no split named {split}; {have}")
+    check_folder(folder)
     files = sorted(str(file) for file in folder.glob(f"data/{split}-*.parquet"))
     rows = load_dataset("parquet", data_files={split: files}, split=split)
     columns = set(rows.column_names)

@@ -22,6 +22,7 @@ from vlm_detect.config import read_run_json, write_json
 from vlm_detect.errors import UserError
 from vlm_detect.progress import Progress
 from vlm_detect.records import Item, Result
+from vlm_detect.schema import check_schema, with_schema
 
 _SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
 _SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ap", "fpr_at_95_tpr", "ece", "brier")
@@ -47,13 +48,17 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
                 "choose another --out, or remove that folder"
             )
     elif write:
-        write_json(out / _SETTINGS, identity)
+        write_json(out / _SETTINGS, with_schema("results", identity))
 
 
 def settings_of(out: Path) -> dict[str, Any]:
     """Whose answers `out` holds; empty where it holds none yet."""
     path = out / _SETTINGS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    check_schema("results", found, path)
+    return found
 
 
 def finished(out: Path, config: Any, benchmark: Benchmark, facts: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
 from vlm_detect.records import Item, Result
+from vlm_detect.schema import with_schema
 from vlm_detect.stats.intervals import bootstrap
 
 
@@ -63,7 +64,7 @@ def evaluate_split(
     (out / RESULTS).unlink(missing_ok=True)
     with ResultWriter(out) as writer:
         writer.write(results)
-    write_json(out / "summary.json", summary)
+    write_json(out / "summary.json", with_schema("summary", summary))
     write_report(out / "report.html", summary, results, _benchmark(name, shots, results))
     write_run_json(out, {"model": model, "benchmark": data, "split": split, "by": []}, items=len(results))
     return summary

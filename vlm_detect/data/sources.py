@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
+from vlm_detect.schema import check_folder
 
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -314,6 +315,7 @@ def load_dataset(*arguments: Any, **options: Any) -> Any:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     if (folder := Path(arguments[0])).is_dir():
+        check_folder(folder)
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / _state_of(folder))
     return datasets.load_dataset(*arguments, **options)
 

@@ -30,6 +30,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.records import REJECT_FEATURES, Reject
 
 Task = Callable[[int], None]
+_OFF: tuple[Any, ...] = (None, False, "", "none", 0, [], {})
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,16 @@ def check_finished(folder: Path, *steps: str) -> Plan:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Sentences on what differs between two nested settings, each once."""
+    """Sentences on what differs between two nested settings, each once.
+
+    A setting that `old` lacks, as one of a later version than wrote it, was off.
+    """
     found: list[str] = []
     for name in {**old, **new}:
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after)
-        elif before != after:
+        elif before != after and (name in old or after not in _OFF):
             found.append("the list of images is another" if name == "inputs" else f"{name} was {before}, is {after}")
     return list(dict.fromkeys(found))
 

@@ -37,6 +37,7 @@ from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava import MODEL_TYPE as TINYLLAVA_TYPE
 from vlm_detect.models.tinyllava import load_tinyllava
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
+from vlm_detect.schema import check_folder
 
 Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
 
@@ -132,6 +133,9 @@ def load_vlm(
     """
     if adapter is None and (Path(model_id) / "adapter_config.json").is_file() and not is_factory_folder(model_id):
         adapter, model_id = model_id, adapter_base(model_id)
+    for folder in (adapter, model_id):
+        if folder is not None:
+            check_folder(folder)
     resolved = resolve_id(model_id, revision=revision)
     device = torch.device(device) if device is not None else default_device()
     options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}

@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
+from vlm_detect.schema import check_schema, with_schema
 
 FILE = "calibration.json"
 SURE_ACCURACY = 0.95  # outside the unsure band, at least this part of the validation verdicts is right
@@ -47,7 +48,7 @@ class Calibration:
         return "generated" if p_fake > self.threshold else "real"
 
     def save(self, folder: Path) -> None:
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / FILE, with_schema("calibration", asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
@@ -56,8 +57,10 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            check_schema("calibration", record, path)
+            return cls(**{name: value for name, value in record.items() if name != "schema"})
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a calibration ({error}); refit it with vlm-detect calibrate") from error
 
 

@@ -30,6 +30,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import is_vision
+from vlm_detect.schema import SCHEMAS, check_schema
 from vlm_detect.train.failures import is_full_disk
 
 CHUNK = 256  # images a file
@@ -83,6 +84,7 @@ class Features:
             name, index = self.places[key]
             try:
                 with safe_open(self.folder / name, framework="pt") as file:
+                    check_schema("features", file.metadata() or {}, self.folder / name)
                     found.append(file.get_slice("image_embeds")[index])
             except (SafetensorError, OSError) as error:
                 raise UserError(
@@ -106,7 +108,7 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
     vlm.model.train(training)
     partial = path.with_suffix(f".{uuid4().hex}.partial")  # of this run alone: another may make the same cache
     try:
-        save_file({"image_embeds": torch.cat(embeds)}, partial)
+        save_file({"image_embeds": torch.cat(embeds)}, partial, {"schema": str(SCHEMAS["features"])})
         make_readable(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class RunDirectory:
         if before is None:
             return cls(path, config, facts, finished=False, checkpoint=None)
         finished = before.get("status") == "finished"
-        old = {**before.get("config", {}), **{name: before.get(name, fact) for name, fact in facts.items()}}
+        old = _defaults(options) | before.get("config", {})
+        old |= {name: before.get(name, fact) for name, fact in facts.items()}
         new = {**config, **facts}
         if finished:  # by however many processes
             new.pop("processes", None)
@@ -82,6 +83,15 @@ class RunDirectory:
 
     def write(self, status: str, **results: Any) -> None:
         write_run_json(self.path, self.config, status=status, **self.facts, **results)
+
+
+def _defaults(options: Sequence[Any]) -> dict[str, Any]:
+    """The default of every setting: what it was in a run that was made before the setting existed."""
+    found = {}
+    for one in (one for group in options for one in fields(group)):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        found[one.name] = None if default is MISSING else getattr(default, "value", default)  # of an enum
+    return found
 
 
 def last_checkpoint(path: str | Path) -> str | None:

@@ -28,6 +28,7 @@ from vlm_detect.data.sources import FileSource
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, read_bounded
 from vlm_detect.records import LABEL_NAMES, Label, label_named
+from vlm_detect.schema import check_folder
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def read_samples(spec: str | Path, max_images: int) -> Samples:
     path = Path(spec).expanduser()
     if not path.is_dir():
         return _from_parquet(*_hub_files(str(spec)), str(spec), max_images)
+    check_folder(path)
     files = sorted(str(file) for file in path.rglob("*.parquet") if not file.name.startswith("."))
     if files:
         return _from_parquet(fsspec.filesystem("file"), files, str(spec), max_images)

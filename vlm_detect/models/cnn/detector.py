@@ -22,6 +22,7 @@ from vlm_detect.models.cnn.configuration import CnnConfig, is_cnn_run
 from vlm_detect.models.cnn.model import CnnForDetection, logits_of
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.schema import check_folder
 from vlm_detect.stats.calibration import Calibration
 
 _BATCH = 64
@@ -52,6 +53,7 @@ class CnnDetector:
         """From the run directory of `recipes/cnn.py`; UserError for any other folder."""
         if not is_cnn_run(run):
             raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with recipes/cnn.py")
+        check_folder(run)
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         model = CnnForDetection.from_pretrained(run).eval().to(device)

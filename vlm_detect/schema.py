@@ -1,0 +1,53 @@
+"""Schema numbers of the files that outlive a version: runs, datasets, feature caches and benchmark results.
+
+A file carries its number under the key `schema`; version 0.1 wrote none, which counts as 0. Readers accept every number
+up to their own and refuse a newer one in one line.
+
+Raise a number when a reader of the last one would misread the file, and make the new reader upgrade what it finds.
+Adding a key does not need that: a key that an old record lacks has its default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_detect.errors import UserError
+
+Kind = Literal["run", "results", "summary", "calibration", "features"]
+
+SCHEMAS: dict[Kind, int] = {
+    "run": 1,  # run.json of runs, datasets and results
+    "results": 1,  # settings.json beside results.jsonl, and with it those lines
+    "summary": 1,
+    "calibration": 1,
+    "features": 1,  # metadata of the safetensors files of a feature cache
+}
+
+
+def with_schema(kind: Kind, record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with this version's number of its kind, in front."""
+    return {"schema": SCHEMAS[kind], **record}
+
+
+def check_schema(kind: Kind, record: Mapping[str, Any], path: str | Path) -> None:
+    """`UserError` where a newer version than this one wrote `record`, which was read from `path`."""
+    found = record.get("schema", 0)
+    if not str(found).isdigit() or int(found) > SCHEMAS[kind]:
+        raise UserError(
+            f"{path}: has schema {found} and this version reads up to {SCHEMAS[kind]}, so a newer vlm-detect wrote it; "
+            "upgrade with `pip install -U vlm-detect`"
+        )
+
+
+def check_folder(folder: str | Path) -> None:
+    """The same for a run's or a dataset's folder; one without a readable run.json is not ours and passes."""
+    path = Path(folder) / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(record, dict):
+        check_schema("run", record, path)
