@@ -1,1 +1,5 @@
-"""Data on its way to training: decoding, pairs on disk, questions, edits and their audit."""
+"""Data: sources, image sets, pairs on disk, splits, and the audit of what gives a label away."""
+
+from vlm_detect._moved import add_aliases
+
+add_aliases(__name__)

@@ -1,1 +1,5 @@
 """Finetuning: examples and their questions, LoRA, the Trainer, validation, and what a run leaves behind."""
+
+from vlm_detect._moved import add_aliases
+
+add_aliases(__name__)

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Literal, get_args
 
+from vlm_detect._moved import add_aliases
 from vlm_detect.errors import UserError
 
 NanoName = Literal["moondream", "sd35", "tinyllava"]
@@ -20,5 +21,7 @@ def nano_path(name: NanoName) -> Path:
         raise UserError(f"nano model {name!r}: no weights in {path}; make them with recipes/nano_pretrain.py")
     return path
 
+
+add_aliases(__name__)
 
 __all__ = ["NanoName", "nano_path"]

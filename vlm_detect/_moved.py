@@ -1,0 +1,90 @@
+"""The import paths of version 0.1 that moved. They work until 0.3, with a `DeprecationWarning` at each use.
+
+    from vlm_detect.bench.metrics import figures      # now vlm_detect.stats.metrics
+
+A package that modules moved out of calls `add_aliases(__name__)`, which puts a stand-in for each of them into
+`sys.modules`: an import finds it there, and it loads the module's new place when a name is asked of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+# (old package, new package): modules that kept their names.
+_KEPT_NAMES = {
+    ("baselines", "cnn"): "batches card evaluation explain figures heatmap options pixels program tasks trainer",
+    ("baselines", "benchmark"): "view",
+    ("baselines", "models.cnn"): "architectures backbones configuration detector model networks views",
+    ("bench", "benchmark"): "build classifier compare compare_report dataset_items demo_report explanations floors "
+    "importers items model_floors perturb prompts report respondents results robustness run score summary",
+    ("bench", "infer"): "endpoint",
+    ("bench", "pages"): "page",
+    ("bench", "stats"): "intervals metrics",
+    ("chat", "apps"): "api errors guard payloads scan server service session settings tasks terminal terminal_image "
+    "worker",
+    ("data", "generate"): "build caption_step captions card cost dataset_files edit_step edits hub import_step "
+    "pair_rows pair_sets prompts receipts render_step renderer usable",
+    ("data", "images"): "decode encode provenance",
+    ("data", "jobs"): "executors shards",
+    ("models.nano", "nano"): "autoencoder captioner captions cards config figures judge photos prompt_encoders "
+    "renderer tinyllava tokenizer training weights",
+    ("train", "stats"): "calibration",
+}
+_NEW_NAMES = {
+    "bench.parse": "questions.read",
+    "bench.progress": "progress",
+    "data.bare": "images.strip_metadata",
+    "data.extras": "extras",
+    "data.questions": "questions.ask",
+    "train.images": "images.stored",
+    "train.machine": "machine",
+    "train.packing": "models.rows",
+}
+# Where some of a module's names went, which its new place lacks.
+_ELSEWHERE = {
+    "baselines.pixels": "models.cnn.squares",
+    "baselines.tasks": "models.cnn.verdicts",
+    "data.decode": "images.bounds",
+    "data.shards": "jobs.run",
+}
+
+
+def moves() -> Iterator[tuple[str, str]]:
+    """(old path, new path) of every module that moved, below `vlm_detect.`"""
+    for (old, new), names in _KEPT_NAMES.items():
+        yield from ((f"{old}.{name}", f"{new}.{name}") for name in names.split())
+    yield from _NEW_NAMES.items()
+
+
+class _MovedModule(ModuleType):
+    """Stands in for a module at its old path."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(old, f"Moved to {new}.")
+        self._new = new
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by whoever goes through sys.modules
+            raise AttributeError(name)
+        elsewhere = _ELSEWHERE.get(self.__name__.removeprefix("vlm_detect."))
+        for place in (self._new, elsewhere and f"vlm_detect.{elsewhere}"):
+            if place and hasattr(module := importlib.import_module(place), name):
+                message = f"{self.__name__}.{name} is {place}.{name} now; the old path goes with version 0.3"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                return getattr(module, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it is {self._new} now")
+
+
+def add_aliases(package: str) -> None:
+    """Let `import package.module` find what moved out of `package` (a name with `vlm_detect.`)."""
+    for old, new in moves():
+        parent, _, name = f"vlm_detect.{old}".rpartition(".")
+        if parent == package:
+            module = _MovedModule(f"{parent}.{name}", f"vlm_detect.{new}")
+            sys.modules[module.__name__] = module
+            setattr(sys.modules[package], name, module)

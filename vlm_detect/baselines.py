@@ -1,0 +1,5 @@
+"""Moved: `_moved.py` says where to. Works until version 0.3."""
+
+from vlm_detect._moved import add_aliases
+
+add_aliases(__name__)
