@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 from vlm_detect.errors import UserError
 
-Kind = Literal["run", "results", "summary", "calibration", "features"]
+Kind = Literal["run", "results", "summary", "calibration", "features", "fusion"]
 
 SCHEMAS: dict[Kind, int] = {
     "run": 1,  # run.json of runs, datasets and results
     "results": 1,  # settings.json beside results.jsonl, and with it those lines
     "summary": 1,
     "calibration": 1,
+    "fusion": 1,
     "features": 1,  # metadata of the safetensors files of a feature cache
 }
 
