@@ -19,7 +19,7 @@ class Config:
 
 
 def main(argv: list[str]) -> None:
-    require("data", "datatrove", "imagehash")
+    require("data", "imagehash")
     from vlm_detect.generate.build import queued
     from vlm_detect.generate.caption_step import (
         CaptionConfig,

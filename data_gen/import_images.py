@@ -27,7 +27,7 @@ class Config:
 
 
 def main(argv: list[str]) -> None:
-    require("data", "datatrove", "imagehash")
+    require("data", "imagehash")
     from vlm_detect.generate.build import build_dataset
     from vlm_detect.generate.hub import Upload
     from vlm_detect.generate.import_step import ImportConfig, import_images, pack_images, plan_import

@@ -23,7 +23,7 @@ class Config:
 
 
 def main(argv: list[str]) -> None:
-    require("data", "datatrove", "imagehash")
+    require("data", "imagehash")
     from vlm_detect.generate.build import build_dataset
     from vlm_detect.generate.hub import Upload
     from vlm_detect.generate.pack import PackConfig, pack_pairs

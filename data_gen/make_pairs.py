@@ -32,7 +32,7 @@ class Config:
 
 
 def main(argv: list[str]) -> None:
-    require("data", "datatrove", "diffusers", "imagehash")
+    require("data", "diffusers", "imagehash")
     from vlm_detect.generate.build import build_dataset, finished, work_folder
     from vlm_detect.generate.caption_step import (
         CaptionConfig,

@@ -30,7 +30,7 @@ class Config:
 
 
 def main(argv: list[str]) -> None:
-    require("data", "datatrove", "diffusers", "imagehash")
+    require("data", "diffusers", "imagehash")
     from vlm_detect.generate.build import queued
     from vlm_detect.generate.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
     from vlm_detect.jobs.shards import Launch, begin, check_finished

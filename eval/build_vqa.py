@@ -34,7 +34,7 @@ from vlm_detect.benchmark.run import needed_keys
 from vlm_detect.config import check_at_least, parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.images.decode import decode_image
-from vlm_detect.progress import Progress
+from vlm_detect.progress import progress
 
 JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them before
 
@@ -126,8 +126,9 @@ def check(config: BuildConfig) -> int:
     floors, by_kind = chief_floors(benchmark.items), floors_by_kind(benchmark.items)
     if config.model:
         respondent = respondent_for(config.model, generate=False)
-        progress = Progress(2 * len(needed_keys(benchmark, respondent)), "prompts")
-        for row, more in model_floors(benchmark, respondent.start(), seed=config.seed, progress=progress).items():
+        with progress(desc="floors", total=2 * len(needed_keys(benchmark, respondent)), unit="prompts") as bar:
+            found = model_floors(benchmark, respondent.start(), seed=config.seed, count=bar.update)
+        for row, more in found.items():
             (floors if row == "all" else by_kind[row]).update(more)
     if config.json:
         print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))

@@ -34,7 +34,7 @@ from vlm_detect.infer.engine import Ask
 from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.registry import resolve_id
-from vlm_detect.progress import Progress
+from vlm_detect.progress import progress
 from vlm_detect.questions.ask import (
     EDIT_EXPLAIN_QUESTION,
     NOTHING,
@@ -45,8 +45,10 @@ from vlm_detect.questions.ask import (
     Topic,
     make_question,
 )
+from vlm_detect.stats.intervals import Interval, bootstrap
+from vlm_detect.stats.metrics import Array
 
-BOOTSTRAPS = 2000
+RESAMPLES = 2000
 WORDS = {"operation": OPERATION_QUESTION, "place": PLACE_QUESTION, "explanation": EDIT_EXPLAIN_QUESTION}
 MAX_NEW_TOKENS = 24
 
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{config.data}: no edits in its {config.split} split; make some with make_pairs --twins edit")
     rows = rows.select(range(min(len(rows), config.limit or len(rows))))
     detector = Detector(config.model, adapter=config.adapter)
-    edits = list(look(detector, rows, config.topic))
+    edits = list(progress(look(detector, rows, config.topic), "edits", total=len(rows), unit="edit"))
     found = {
         "model": detector.name,
         "task": "planted edits: pointed at, named",
@@ -114,16 +116,14 @@ def main(argv: list[str]) -> None:
     out = Path(config.out or default_out(config.adapter or model, None).parent / "evidence")
     write_json(out / "evidence.json", found)
     write_run_json(out, config)
-    low, high = found["ci95"]["ratio"]
     print(f"{found['n']} edits: the peak hits {found['hit_rate']:.3f} of the boxes, by chance {found['chance']:.3f}")
-    print(f"ratio {found['ratio']:.2f} ({low:.2f} to {high:.2f}); edited against untouched AUROC {found['auroc']:.3f}")
+    ratio = f"ratio {found['ratio']:.2f}{shown(found['ci95']['ratio'])}"
+    print(f"{ratio}; edited against untouched AUROC {found['auroc']:.3f}")
     for what, words in found["words"].items():
-        low, high = words["ci95"]
-        print(f"{what} right {words['right']:.3f} ({low:.3f} to {high:.3f}), by chance {words['chance']:.3f}")
+        print(f"{what} right {words['right']:.3f}{shown(words['ci95'])}, by chance {words['chance']:.3f}")
 
 
 def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
-    progress = Progress(len(rows), "edits")
     engine = detector.engine
     names = sorted({true_words(edit, (1, 1))["operation"] for edit in rows["edit"]})
     naming = [Ask(OPERATION_QUESTION, tuple(names))]
@@ -151,7 +151,6 @@ def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
                 likeliest=names[int(np.argmax([score.logprob for score in scores[i]]))],
                 said_before=said_before[i][0],
             )
-            progress.add(1)
 
 
 def true_words(edit: dict[str, Any], size: tuple[int, int]) -> dict[str, str]:
@@ -184,33 +183,29 @@ def of_all(edits: Sequence[Edit]) -> dict[str, Any]:
     hit, share = (np.array([getattr(edit, name) for edit in edits], dtype=float) for name in ("hit", "share"))
     asked_for = {"likeliest": "operation", **{what: what for what in WORDS}}
     right = {what: np.array([edit.right(what) for edit in edits], dtype=float) for what in asked_for}
-    groups = np.unique([edit.group for edit in edits], return_inverse=True)[1]
-    members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
-    rng = np.random.default_rng(0)
-    drawn = [
-        np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(BOOTSTRAPS)
-    ]
+    groups = [edit.group for edit in edits]
 
-    def ci95(values: Sequence[float]) -> list[float]:
-        return np.percentile(values, [2.5, 97.5]).tolist()
+    def rates(weights: Array) -> dict[str, Array]:
+        counts = {"hit_rate": weights @ hit, **{what: weights @ values for what, values in right.items()}}
+        return {what: count / weights.sum(1) for what, count in counts.items()} | {
+            "ratio": (weights @ hit) / (weights @ share)
+        }
 
+    ci95 = bootstrap(groups, rates, resamples=RESAMPLES)
     odds = [edit.odds_edited for edit in edits] + [edit.odds_before for edit in edits]
     return {
         "n": len(edits),
-        "groups": len(members),
+        "groups": len(set(groups)),
         "hit_rate": float(hit.mean()),
         "chance": float(share.mean()),
         "ratio": float(hit.mean() / share.mean()),
-        "ci95": {
-            "hit_rate": ci95([hit[some].mean() for some in drawn]),
-            "ratio": ci95([hit[some].mean() / share[some].mean() for some in drawn]),
-        },
+        "ci95": {name: ci95[name] for name in ("hit_rate", "ratio")},
         "auroc": float(roc_auc_score([1] * len(edits) + [0] * len(edits), odds)),
         "words": {
             what: {
                 "right": float(right[what].mean()),
                 "chance": commonest([edit.true[true] for edit in edits]),
-                "ci95": ci95([right[what][some].mean() for some in drawn]),
+                "ci95": ci95[what],
             }
             for what, true in asked_for.items()
         },
@@ -227,6 +222,11 @@ def of_operation(edits: Sequence[Edit]) -> dict[str, Any]:
         "likeliest": dict(Counter(edit.likeliest for edit in edits).most_common()),
         "said": dict(Counter(edit.said["operation"] for edit in edits).most_common(8)),
     }
+
+
+def shown(interval: Interval) -> str:
+    """Of one photo alone there is no interval."""
+    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
 
 
 def commonest(words: Sequence[str]) -> float:

@@ -50,7 +50,7 @@ _ELSEWHERE = {
     "baselines.pixels": "models.cnn.squares",
     "baselines.tasks": "models.cnn.verdicts",
     "data.decode": "images.bounds",
-    "data.shards": "jobs.run",
+    "data.shards": "jobs.executors",
 }
 
 

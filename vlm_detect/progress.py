@@ -1,28 +1,64 @@
-"""One line on stderr every few seconds: how much is done, how fast, and how long the rest will take."""
+"""How long work shows itself: a bar on a terminal; in a log one line a minute, with the rate and the time left.
+
+    for image in progress(images, "decode", unit="img"): ...
+    with progress(desc="scan", total=1000, unit="img") as bar: bar.update(16)
+
+In a log, work that takes less than a minute writes nothing.
+"""
 
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Iterable, Sized
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+EVERY_S = 60.0
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {remaining} left"
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {rate_fmt}"
 
 
-class Progress:
-    """Counts work done by this process; silent where `quiet` (every process but the first)."""
+class _Lines:
+    """A file on which tqdm writes its bar again and again; stderr gets each state of it as a line of its own."""
 
-    def __init__(self, total: int, unit: str, *, quiet: bool = False, every_s: float = 5.0) -> None:
-        self.total, self.unit, self.quiet, self.every_s = total, unit, quiet, every_s
-        self.done = 0
-        self._start = self._shown = time.monotonic()
+    def write(self, text: str) -> None:
+        if words := text.split():
+            print(*words, file=sys.stderr)
 
-    def add(self, n: int) -> None:
-        self.done += n
-        now = time.monotonic()
-        if not self.quiet and (now - self._shown >= self.every_s or self.done >= self.total):
-            self._shown = now
-            print(self.line(now - self._start), file=sys.stderr, flush=True)
+    def flush(self) -> None:
+        sys.stderr.flush()
 
-    def line(self, elapsed_s: float) -> str:
-        rate = self.done / elapsed_s if elapsed_s > 0 else 0.0
-        left_s = round((self.total - self.done) / rate) if rate else 0
-        left = f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}"
-        return f"{self.done} of {self.total} {self.unit}, {rate:.1f} a second, {left} left"
+
+def progress(
+    items: Iterable[T] | None = None,
+    desc: str = "",
+    *,
+    total: int | None = None,
+    unit: str,
+    initial: int = 0,
+    quiet: bool = False,
+) -> tqdm[T]:
+    """A tqdm bar over `items`, or over `total` units that are counted by its `update`; it is a context manager too.
+
+    Args:
+        initial: units that were done before this run: they count for the total and not for the rate.
+        quiet: show nothing, as in every process but the first.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "initial": initial, "disable": quiet}
+    if sys.stderr.isatty():
+        return tqdm(items, leave=False, **options)
+    return tqdm(
+        items,
+        file=_Lines(),
+        bar_format=_LINE if total else _LINE_WITHOUT_TOTAL,
+        delay=EVERY_S,
+        mininterval=EVERY_S,
+        maxinterval=EVERY_S,
+        miniters=1,
+        **options,
+    )

@@ -17,7 +17,7 @@ from datasets import Features, Value
 
 from vlm_detect.errors import UserError
 from vlm_detect.jobs import shards
-from vlm_detect.jobs.run import run_shards
+from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.shards import Launch, Plan, begin, check_finished, is_done, read_rows, write_shard
 
 FEATURES = Features({"item": Value("int64")})
@@ -35,7 +35,7 @@ class Work:
     def __call__(self, shard: int) -> None:
         if shard == self.odd:
             {"killed": self._killed, "refused": self._refused, "waits": self._waits}[self.how]()
-        rows = [{"item": item} for item in shards.progress(range(*PLAN.span(shard)))]
+        rows = [{"item": item} for item in shards.counted(range(*PLAN.span(shard)))]
         write_shard(self.folder, shard, rows, FEATURES, [])
 
     def _killed(self) -> None:
@@ -55,7 +55,7 @@ def items(folder: Path) -> list[int]:
 
 def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, PLAN)
-    with pytest.raises(UserError, match=r"the worker of shard 3 was killed.*--workers"):
+    with pytest.raises(UserError, match=r"the worker of shard 3 died.*--workers"):
         run_shards(Work(tmp_path, 3, "killed"), PLAN, tmp_path, Launch(workers=2))
     assert not is_done(tmp_path, 3)
     done = [shard for shard in range(PLAN.shards) if is_done(tmp_path, shard)]
@@ -75,7 +75,8 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
     script.write_text(
         "from pathlib import Path\n"
         "from tests.jobs.test_executors import PLAN, Work\n"
-        "from vlm_detect.jobs.shards import Launch, run_shards\n"
+        "from vlm_detect.jobs.executors import run_shards\n"
+        "from vlm_detect.jobs.shards import Launch\n"
         "if __name__ == '__main__':\n"
         f"    folder = Path({str(tmp_path)!r})\n"
         "    run_shards(Work(folder, 0, 'waits'), PLAN, folder, Launch(workers=2))\n"
@@ -116,22 +117,20 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (is_done(tmp_path, 0), is_done(tmp_path, 1)) == (True, False)
 
 
-SBATCH = """#!/bin/sh
-echo "$@" >> {folder}/sbatch_calls
-for last; do :; done
-cat "$last" >> {folder}/sbatch_scripts
-echo "Submitted batch job 4711"
-"""
+# A cluster of files: sbatch keeps what it is given, squeue shows what `queue` holds, srun runs the command.
+CLUSTER = {
+    "sbatch": 'cp "$1" {folder}/sbatch_script; echo >> {folder}/sbatch_calls; echo "Submitted batch job 4711"',
+    "squeue": "cat {folder}/queue",
+    "srun": 'while [ "$1" != {python} ]; do shift; done; "$@"',
+}
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an sbatch that keeps what it is given, and a squeue that shows what `queue` holds."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    queue, nodes = f"#!/bin/sh\ncat {tmp_path}/queue\n", "#!/bin/sh\necho node1\n"
-    for name, text in (("sbatch", SBATCH.format(folder=tmp_path)), ("squeue", queue), ("scontrol", nodes)):
-        (folder / name).write_text(text)
+    for name, text in CLUSTER.items():
+        (folder / name).write_text("#!/bin/sh\n" + text.format(folder=tmp_path, python=sys.executable) + "\n")
         (folder / name).chmod(0o755)
     (tmp_path / "queue").write_text("")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -144,22 +143,24 @@ def test_slurm_is_handed_an_array_with_what_is_missing(cluster: Path) -> None:
     Work(work)(2)
     launch = Launch("slurm", workers=2, gpus=1, cpus=4, memory_gb=32, slurm_partition="gpu", slurm_args=["account=me"])
     assert run_shards(Work(work), PLAN, work, launch, after="17") == "4711"
-    script = (cluster / "sbatch_scripts").read_text()
-    settings = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE))
-    expected = {"partition": "gpu", "cpus-per-task": "4", "mem-per-cpu": "8G", "gpus": "1", "account": "me"}
-    assert expected.items() <= settings.items()
-    assert settings["array"].startswith("0-1")  # five shards, three a worker
-    assert settings["job-name"] == "vlm-detect-count"
-    assert "launch_pickled_pipeline" in script
-    assert "--dependency=afterok:17" in (cluster / "sbatch_calls").read_text()
+    script = (cluster / "sbatch_script").read_text()
+    settings = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
+    expected = {"partition": "gpu", "cpus-per-task": "4", "mem": "32GB", "gpus-per-node": "1", "account": "me"}
+    expected |= {"dependency": "afterok:17", "kill-on-invalid-dep": "yes", "time": "24:00:00"}
+    expected |= {"array": "0-1%2", "job-name": "vlm-detect-count"}
+    assert settings.items() >= expected.items()
 
-    # what a node would do, one task after the other
+    # what a node does, one task of the array after the other
     for task in ("0", "1"):
-        environment = os.environ | {"SLURM_ARRAY_TASK_ID": task, "SLURM_NODELIST": "node1", "RUN_OFFSET": "0"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        launcher = Path(sys.executable).with_name("launch_pickled_pipeline")
-        command = [launcher, work / "logs" / "executor.pik"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        node = {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": task, "SLURM_JOB_ID": f"471{task}"}
+        node |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"}
+        node |= {
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_NODELIST": "node1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        command = ["sh", cluster / "sbatch_script"]
+        done = subprocess.run(command, env=os.environ | node, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert items(work) == list(range(12))
     assert run_shards(Work(work), PLAN, work, launch) is None
@@ -177,6 +178,12 @@ def test_a_queued_slurm_job_is_not_handed_over_twice(cluster: Path) -> None:
     assert len((cluster / "sbatch_calls").read_text().splitlines()) == 2
 
 
+def test_what_sbatch_refuses_is_one_line(cluster: Path) -> None:
+    (cluster / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
+    with pytest.raises(UserError, match=r"sbatch refused the job.*invalid partition"):
+        run_shards(Work(cluster / "work"), PLAN, cluster / "work", Launch("slurm"))
+
+
 def test_slurm_is_asked_for_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch on this machine"):
@@ -186,8 +193,9 @@ def test_slurm_is_asked_for_where_it_is(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_ray_makes_the_same_shards_and_tells_a_dead_worker(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    root = str(Path(__file__).parents[2])
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}}, log_to_driver=False)
+    places = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {"env_vars": {"PYTHONPATH": places}}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, log_to_driver=False)
     launch = Launch("ray", workers=2, memory_gb=1)
     try:
         with pytest.raises(UserError, match="the worker of shard 3 died"):

@@ -9,7 +9,7 @@ import pytest
 from datasets import Features, Value
 
 from vlm_detect.errors import UserError
-from vlm_detect.jobs.run import run_shards
+from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.shards import (
     Launch,
     Plan,
@@ -83,3 +83,13 @@ def test_what_differs_is_said_once_and_in_words() -> None:
     assert differences(old, new) == ["the list of images is another"]
     assert differences(old, old | {"size": 32}) == ["size was None, is 32"]
     assert differences(old, old | {"size": None, "views": []}) == []  # settings that came later, off
+
+
+def test_a_launch_is_checked_before_anything_runs() -> None:
+    for wrong, message in (
+        ({"workers": 0}, "--workers 0: give 1 or more"),
+        ({"gpus": -1}, "--gpus -1"),
+        ({"slurm_args": ["account=me", "exclusive"]}, "--slurm_args exclusive: give each as NAME=VALUE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Launch(**wrong)  # type: ignore[arg-type]

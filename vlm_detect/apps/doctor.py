@@ -38,12 +38,14 @@ from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
 
 # What the optional parts need, by the extra that brings it.
 EXTRAS = {
-    "data": ["diffusers", "datatrove", "imagehash"],
+    "data": ["diffusers", "imagehash"],
     "train": ["tensorboard"],
     "quant": ["bitsandbytes"],
     "cnn": ["captum"],
     "eval": ["openai", "rouge_score"],
     "serve": ["fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa"],
+    "slurm": ["submitit"],
+    "ray": ["ray"],
 }
 # What a recipe's config may say.
 _KNOWN = {

@@ -28,7 +28,7 @@ from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
-from vlm_detect.progress import Progress
+from vlm_detect.progress import progress
 from vlm_detect.version import __version__
 
 Format = Literal["table", "csv", "jsonl"]
@@ -86,7 +86,7 @@ def scan(
         write = _Writer(file, form, header=not out or file.tell() == 0)
         sources = [_open(spec) for spec in specs]
         total = sum(1 if isinstance(source, UserError) else len(source) for _, source in sources)
-        progress = Progress(total, "images")
+        bar = stack.enter_context(progress(desc="scan", total=total, unit="img"))
         pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
         for batch in _batches(sources, batch_size):
             fresh = {key: photo for photo in batch if (key := _key(photo)) not in seen}
@@ -97,7 +97,7 @@ def scan(
                 count(row)
                 write(row)
             file.flush()
-            progress.add(len(batch))
+            bar.update(len(batch))
     return labels
 
 

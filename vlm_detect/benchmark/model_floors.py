@@ -12,26 +12,25 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.respondents import Answer
 from vlm_detect.benchmark.score import item_image
 from vlm_detect.benchmark.summary import summarise
-from vlm_detect.progress import Progress
 from vlm_detect.records import Item
 
 GREY = (128, 128, 128)
 
 
 def model_floors(
-    benchmark: Benchmark, answer: Answer, *, seed: int = 0, progress: Progress | None = None
+    benchmark: Benchmark, answer: Answer, *, seed: int = 0, count: Callable[[int], object] | None = None
 ) -> dict[str, dict[str, float]]:
     """{"all" and each row of by_kind: {blank_image, other_image}}: accuracies by log-probability.
 
-    Both polarities and all rotations are asked, as of the images themselves; `progress` counts the prompts of both.
+    Both polarities and all rotations are asked, as of the images themselves; `count` is given the number answered.
     """
     floors: dict[str, dict[str, float]] = {}
     for name, image_of in (("blank_image", _blank), ("other_image", _others(benchmark, seed))):
         results = []
         for batch in answer(benchmark, image_of=image_of):
             results += batch
-            if progress:
-                progress.add(len(batch))
+            if count:
+                count(len(batch))
         summary = summarise([result for result in results if result.scoring == "logprob"], resamples=2)
         for row, figures in {"all": summary, **summary["by_kind"]}.items():
             floors.setdefault(row, {})[name] = float(figures["accuracy"] or 0.0)

@@ -20,7 +20,7 @@ from vlm_detect.benchmark.results import RESULTS, Key, ResultWriter, merge, read
 from vlm_detect.benchmark.score import key_of, plan
 from vlm_detect.config import read_run_json, write_json
 from vlm_detect.errors import UserError
-from vlm_detect.progress import Progress
+from vlm_detect.progress import progress
 from vlm_detect.records import Item, Result
 from vlm_detect.schema import check_schema, with_schema
 
@@ -99,12 +99,12 @@ def answer_all(
         if state.is_main_process and done:
             print(f"{len(done)} of {len(needed)} prompts were answered before; going on", file=sys.stderr)
         share = -(-(len(needed) - len(done)) // state.num_processes)
-        progress = Progress(share, "prompts", quiet=not state.is_main_process)
-        with ResultWriter(out, state.process_index) as writer:
+        bar = progress(desc="benchmark", total=share, unit="prompts", quiet=not state.is_main_process)
+        with bar, ResultWriter(out, state.process_index) as writer:
             shard = (state.process_index, state.num_processes)
             for results in answer(benchmark, done=done, shard=shard, image_of=image_of):
                 writer.write(results)
-                progress.add(len(results))
+                bar.update(len(results))
     state.wait_for_everyone()
     if state.is_main_process:
         merge(out, order)

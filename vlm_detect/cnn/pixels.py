@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm import tqdm
 
 from vlm_detect.config import make_readable, write_json
 from vlm_detect.data.pairs import open_dataset
@@ -31,6 +30,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.images.stored import StoredImage, undecoded
 from vlm_detect.models.cnn.squares import Fit, to_square
+from vlm_detect.progress import progress
 
 DEFAULT_CACHE = "runs/pixels"
 _FORM = 1  # of the files below; another number makes older ones be written anew
@@ -130,7 +130,7 @@ def _decode(rows: Dataset, stem: Path, size: int, fit: Fit, name: str) -> None:
             shape = (2 * len(rows), size, size, 3)  # as many as there may be; the header is written again at the end
             _write_header(file, shape)
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            with ThreadPoolExecutor(threads) as pool, tqdm(desc=f"decode {name}", unit="img", disable=None) as bar:
+            with ThreadPoolExecutor(threads) as pool, progress(desc=f"decode {name}", unit="img") as bar:
                 cells = _cells(rows)
                 while chunk := list(islice(cells, 1024)):  # bounds what waits in memory
                     for entry, found in pool.map(pixels, chunk):

@@ -21,8 +21,8 @@ from vlm_detect.generate.captions import clean_caption
 from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
-from vlm_detect.jobs.run import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, progress, write_shard
+from vlm_detect.jobs.executors import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, counted, write_shard
 from vlm_detect.models.registry import load_vlm, resolve_id
 from vlm_detect.records import FROM_PROMPTS, SOURCE_FEATURES, Reject
 
@@ -145,7 +145,7 @@ class CaptionShard:
     def _usable(self, shard: int, rejects: list[Reject]) -> Iterator[Usable]:
         start, stop = self.plan.span(shard)
         photos = _source(self.source.images, self.source.limit, self.source.caption_column).read(start, stop)
-        for found in progress(photos):
+        for found in counted(photos):
             path_or_id, rejected = found if isinstance(found, tuple) else (found.path_or_id, None)
             try:
                 if rejected:

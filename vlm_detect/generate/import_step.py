@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from datasets import Features, Value
-from tqdm import tqdm
 
 from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.image_sets import Layout, open_image_set
@@ -31,8 +30,9 @@ from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.images.strip_metadata import bare_bytes
-from vlm_detect.jobs.run import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, progress, read_plan, read_rejects, read_rows, sum_up, write_shard
+from vlm_detect.jobs.executors import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, counted, read_plan, read_rejects, read_rows, sum_up, write_shard
+from vlm_detect.progress import progress
 from vlm_detect.records import IMAGE_FEATURES, Label, Reject
 
 # One row an image, before it is known which split it goes to.
@@ -110,7 +110,7 @@ class ImportShard:
     def __call__(self, shard: int) -> None:
         rows, rejects = [], []
         images = _image_set(self.config.layout, self.src, self.config.selection).read(*self.plan.span(shard))
-        for entry, data in progress(images):
+        for entry, data in counted(images):
             try:
                 if isinstance(data, ImageRejected):
                     raise data
@@ -161,10 +161,7 @@ def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[st
     with written_whole(out) as partial:
         writer = SplitWriter(partial / "data", IMAGE_FEATURES, config.images_per_file)
         rows = (row for shard in range(plan.shards) for row in read_rows(shards, shard))
-        bar = tqdm(
-            zip(rows, places, strict=True), total=len(places), desc="pack", unit="img", disable=None, leave=False
-        )
-        for row, place in bar:
+        for row, place in progress(zip(rows, places, strict=True), "pack", total=len(places), unit="img"):
             if place is None:
                 continue
             split, group = place

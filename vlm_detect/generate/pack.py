@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.selection import check_hold_out, is_held_out
 from vlm_detect.data.splits import Split, check_shares, find_duplicates, join_groups, merge_groups, split_groups
@@ -26,6 +24,7 @@ from vlm_detect.generate.pair_rows import pair_rows, prompted_rows, twin_image
 from vlm_detect.generate.usable import perceptual_hash
 from vlm_detect.images.encode import EncodeConfig
 from vlm_detect.jobs.shards import read_plan, read_rejects, read_rows, sum_up
+from vlm_detect.progress import progress
 from vlm_detect.records import FROM_PROMPTS, PAIR_FEATURES, PROMPTED_FEATURES, Reject
 
 
@@ -88,7 +87,7 @@ def _write(
 ) -> Packed:
     writer = SplitWriter(partial / "data", PAIR_FEATURES if is_paired else PROMPTED_FEATURES, config.pairs_per_file)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "licence", "captioner", "generator")}
-    bar = tqdm(desc="pack", unit="pair", disable=None, leave=False)
+    bar = progress(desc="pack", unit="pair")
     for shard in range(shards):
         for photo in read_rows(renders, shard):
             if (place := splits.get(photo["id"])) is None:

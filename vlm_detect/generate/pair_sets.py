@@ -26,8 +26,8 @@ from vlm_detect.generate.render_step import RENDER_FEATURES
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image, read_bounded
 from vlm_detect.images.encode import crop_to_aspect
-from vlm_detect.jobs.run import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, progress, write_shard
+from vlm_detect.jobs.executors import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, counted, write_shard
 from vlm_detect.records import Reject
 
 _COLUMNS = ("kind", "generator", "caption", "prompt", "group", "licence")
@@ -153,7 +153,7 @@ class PairShard:
     def __call__(self, shard: int) -> None:
         start, stop = self.plan.span(shard)
         rows, rejects = [], []
-        for entry in progress(_entries(self.sources, self.config)[start:stop]):
+        for entry in counted(_entries(self.sources, self.config)[start:stop]):
             where = entry.real
             try:
                 data = read_bounded(entry.real)

@@ -29,8 +29,8 @@ from vlm_detect.generate.edit_step import EditOperations, EditSubject, donor_gro
 from vlm_detect.generate.renderer import Renderer, Sampling, bucket, check_pipeline
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.images.encode import crop_size, fit, is_blank
-from vlm_detect.jobs.run import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, progress, read_rejects, read_rows, write_shard
+from vlm_detect.jobs.executors import run_shards
+from vlm_detect.jobs.shards import Launch, Plan, counted, read_rejects, read_rows, write_shard
 from vlm_detect.models.registry import resolve_id
 from vlm_detect.records import EDIT_FEATURES, EDIT_OPERATIONS, Reject, TwinKind
 
@@ -203,7 +203,7 @@ class RenderShard:
             if "caption" in kinds or paints:
                 for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
                     photo.arguments = arguments
-            for batch in _batches(progress(photos), self.config.render_batch or 1):
+            for batch in _batches(counted(photos), self.config.render_batch or 1):
                 for kind in kinds:
                     if kind != "edit":
                         self._draw(renderer, kind, batch, beside)

@@ -1,277 +1,228 @@
-"""Who runs the shards: worker processes here, a Slurm array, or a Ray cluster; each is datatrove's executor.
+"""Who runs the shards of a plan: processes of this machine, actors of a Ray cluster, or a Slurm array.
 
-    launch = Launch(executor="local", workers=4)              # the flags --executor, --workers, ...
-    run_shards(task, plan, folder, launch)                    # shards.py; this module is imported by it alone
+    job = run_shards(task, plan, folder, Launch(executor="local", workers=4))      # task(shard) for what is missing
 
-datatrove starts and logs each shard and hands it over to the cluster. What it would get wrong is done otherwise: its
-local pool waits for ever for the shard of a worker that was killed, and under Ray it loads the models anew for each
-shard. Here a dead worker ends the run at once, with the shard that it had, and a worker keeps its models.
+A worker takes the next shard when it is free, and keeps what it has loaded from shard to shard. A worker that dies ends
+the run at once, with the shard that it had; what is finished stays, and the same command goes on from there.
 
-Slurm is only handed the work: `run` returns when the job is queued, and the same command again, when the job is done,
-goes on behind it.
+Slurm is only handed the work: `run_shards` returns when the array is queued, and the same call again, when the job is
+done, finds nothing missing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import math
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import loguru
-import torch
-from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from tqdm import tqdm
 
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.jobs import shards
 from vlm_detect.jobs.shards import Launch, Plan, Task
+from vlm_detect.progress import progress
 
 _POLL_S = 0.5
 
 
-class Step:
-    """The one step of datatrove's pipeline: a shard that is there already is left alone."""
-
-    def __init__(self, task: Task, folder: Path) -> None:
-        self.task, self.folder = task, folder
-
-    def __call__(self, _data: Any, rank: int, _world_size: int) -> None:
-        if not shards.is_done(self.folder, rank):
-            self.task(rank)
+class WorkerDied(UserError):
+    """A worker went away in the middle of a shard."""
 
 
-def run(task: Task, plan: Plan, folder: Path, launch: Launch, after: str | None = None) -> str | None:
-    """Do what is missing; the id of the job, where it was only handed over, which starts behind the job `after`."""
-    loguru.logger.disable("datatrove")  # the bar tells what its log would, in one line
+def run_shards(
+    task: Task, plan: Plan, folder: Path, launch: Launch | None = None, after: str | None = None
+) -> str | None:
+    """Call `task(shard)` for each shard of `plan` that is not in `folder` yet.
+
+    `task` is pickled for each shard: it holds settings, and loads its models by a function that has a cache. Returns
+    None when all is done, and the id of the job where a cluster was only handed the work; it starts after job `after`.
+
+    Raises:
+        WorkerDied: a worker was killed.
+        UserError: the cluster cannot be reached, or what the task raises.
+    """
+    launch = launch or Launch()
     missing = shards.missing(folder, plan)
-    options: dict[str, Any] = {"tasks": plan.shards, "logging_dir": str(folder.absolute() / "logs")}
-    options |= {"skip_completed": False}  # the shard itself is the marker: a removed shard is made again
-    pipeline = [Step(task, folder)]
-    workers = max(1, min(launch.workers, len(missing)))
+    if not missing:
+        return None
     if launch.executor == "slurm":
-        return _Slurm(pipeline, missing, launch, plan, after, **options).submit(folder)
-    with _bar(plan, missing) as bar:
+        return _submit(task, plan, folder, missing, launch, after)
+    done = plan.items - sum(len(range(*plan.span(shard))) for shard in missing)
+    workers = min(launch.workers, len(missing))
+    with progress(desc=plan.step, total=plan.items, unit="img", initial=done) as bar:
         if launch.executor == "ray":
-            require("ray", "ray")
-            resources = {"cpus_per_task": launch.cpus, "gpus_per_task": launch.gpus}
-            _Ray(pipeline, workers=workers, **resources, **options).run_ranks(missing, plan, bar, launch.memory_gb)
+            _run_on_ray(task, plan, missing, launch, workers, bar)
         elif workers == 1:
             shards.count_with(bar.update)
-            executor = LocalPipelineExecutor(pipeline, workers=1, **options)
-            for rank in missing:
-                executor._run_for_rank(rank)
+            for shard in missing:
+                task(shard)
+            shards.count_with(None)
         else:
-            _Local(pipeline, workers=workers, **options).run_ranks(missing, folder, bar)
+            _run_in_processes(task, missing, workers, bar)
     return None
 
 
-@contextlib.contextmanager
-def _bar(plan: Plan, missing: Sequence[int]) -> Iterator[Any]:
-    """Images a second and the time left of the whole step; silent where stderr is no terminal."""
-    left = sum(stop - start for start, stop in map(plan.span, missing))
-    with tqdm(
-        desc=plan.step, unit="img", total=plan.items, initial=plan.items - left, disable=None, leave=False
-    ) as bar:
-        yield bar
-    shards.count_with(None)
+def _share_out(
+    missing: Sequence[int], workers: Sequence[Callable[[int], Future[None]]], death: type[Exception]
+) -> Iterator[list[int]]:
+    """Hand each worker the next shard when it is free; the shards finished since the last time, twice a second."""
+    waiting, idle, running = deque(missing), list(workers), dict[Future[None], tuple[int, Any]]()
+    while waiting or running:
+        while waiting and idle:
+            shard, worker = waiting.popleft(), idle.pop()
+            running[worker(shard)] = shard, worker
+        finished = []
+        for future in wait(running, _POLL_S, FIRST_COMPLETED).done:
+            shard, worker = running.pop(future)
+            try:
+                future.result()
+            except death as error:
+                raise WorkerDied(
+                    f"the worker of shard {shard} died, most likely for want of memory; what is finished is kept: run "
+                    "the same command again, with fewer --workers or smaller batches"
+                ) from error
+            finished.append(shard)
+            idle.append(worker)
+        yield finished
 
 
 # --- processes of this machine -------------------------------------------------------------------------------------
 
 
-class _Local(LocalPipelineExecutor):
-    def run_ranks(self, ranks: Sequence[int], folder: Path, bar: Any) -> None:
-        """Run the shards in a pool of processes that says so when one of them dies."""
-        running = folder.absolute() / "logs" / "running"
-        shutil.rmtree(running, ignore_errors=True)
-        running.mkdir(parents=True)
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload(["vlm_detect.jobs.executors"])  # torch once, not once a worker
-        numbers, counted, stop = context.SimpleQueue(), context.Value("q", 0), context.Event()
-        for number in range(self.workers):
-            numbers.put(number)
-        start = bar.n
-        with ProcessPoolExecutor(self.workers, context, _start_worker, (numbers, counted, stop)) as pool:
-            pending = {pool.submit(_run_marked, self, rank, running / f"{rank:05d}") for rank in ranks}
-            try:
-                while pending:
-                    finished, pending = wait(pending, _POLL_S, FIRST_COMPLETED)
-                    bar.update(start + counted.value - bar.n)
-                    for future in finished:
-                        future.result()
-            except BrokenProcessPool as error:
-                pool.shutdown(wait=True)  # the others are told to end, and take their marks away
-                raise UserError(_died(running)) from error
-            except BaseException as error:
-                if not isinstance(error, Exception):
-                    stop.set()  # an interrupt does not wait for shards; an error lets those that run be finished
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+def _run_in_processes(task: Task, missing: Sequence[int], workers: int, bar: tqdm[Any]) -> None:
+    """One pool for each worker: a pool that breaks names the shard of its only process."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload([type(task).__module__])  # torch is imported once, not once a worker
+    counts = context.RawArray("q", workers)  # images that each worker has finished
+    start = bar.n
+    reader, writer = context.Pipe(duplex=False)  # nothing is written: who reads an end of file has lost its parent
+    with ExitStack() as stack, writer:
+        settings = ((number, counts, reader) for number in range(workers))
+        pools = [stack.enter_context(ProcessPoolExecutor(1, context, _start_worker, each)) for each in settings]
+        try:
+            runs = [lambda shard, pool=pool: pool.submit(task, shard) for pool in pools]
+            for _ in _share_out(missing, runs, BrokenProcessPool):
+                bar.update(start + sum(counts) - bar.n)
+        except BaseException as error:
+            if isinstance(error, WorkerDied) or not isinstance(error, Exception):
+                writer.close()  # ends the workers; after an error of the task they finish the shards that they have
+            raise
 
 
-def _died(running: Path) -> str:
-    names = sorted(path.name for path in running.iterdir())
-    shard = f"shard {', '.join(str(int(name)) for name in names)}" if names else "a shard"
-    return (
-        f"the worker of {shard} was killed, most likely for want of memory; what is finished is kept: run the same "
-        "command again, with fewer --workers or smaller batches"
-    )
-
-
-# What a worker process holds for as long as it lives.
-_mark: Path | None = None
-
-
-def _start_worker(numbers: Any, counted: Any, stop: Any) -> None:
-    loguru.logger.disable("datatrove")
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, left behind where a worker is told to go
-    number = numbers.get()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())  # a GPU each, as far as there are enough
-
-    def count(images: int) -> None:
-        with counted.get_lock():
-            counted.value += images
+def _start_worker(number: int, counts: Any, parent: Any) -> None:
+    import torch
 
     def leave_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        while not connection.wait([parent.sentinel], _POLL_S):
-            if stop.is_set():
-                break
+        with suppress(OSError):
+            parent.poll(None)
         os._exit(1)  # a worker that outlives its run would write into the next one's folder
 
-    shards.count_with(count)
-    signal.signal(signal.SIGTERM, _end_worker)
+    def count(images: int) -> None:
+        counts[number] += images
+
     threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _end_worker(_signal: int, _frame: Any) -> NoReturn:
-    """Told to end because another worker died: not this one's shard is to be reported."""
-    if _mark is not None:
-        _mark.unlink(missing_ok=True)
-    os._exit(1)
-
-
-def _run_marked(executor: _Local, rank: int, mark: Path) -> None:
-    """Run a shard, with a mark that stays behind where the process dies of it."""
-    global _mark
-    _mark = mark  # first: told to end between the two, it must not leave the mark behind
-    mark.touch()
-    try:
-        executor._run_for_rank(rank)
-    finally:
-        mark.unlink(missing_ok=True)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that leaves in haste leaves behind
+    shards.count_with(count)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())  # a GPU each, as far as there are enough
 
 
 # --- clusters ------------------------------------------------------------------------------------------------------
 
 
-class _Ray(RayPipelineExecutor):
-    def run_ranks(self, ranks: Sequence[int], plan: Plan, bar: Any, memory_gb: int) -> None:
-        """One actor a worker, which keeps its models from shard to shard; connects to the cluster that RAY_ADDRESS or
-        the machine has, and starts one of this machine otherwise."""
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        needs = {"num_cpus": self.cpus_per_task, "num_gpus": self.gpus_per_task, "memory": memory_gb * 1024**3}
-        worker_class: Any = ray.remote(**needs)(_RayWorker)
-        idle = [worker_class.remote(self) for _ in range(self.workers)]
-        waiting, running = list(ranks), dict[Any, tuple[int, Any]]()
-        while waiting or running:
-            while waiting and idle:
-                rank, worker = waiting.pop(0), idle.pop()
-                running[worker.run.remote(rank)] = rank, worker
-            for done in ray.wait(list(running), timeout=_POLL_S)[0]:
-                rank, worker = running.pop(done)
-                try:
-                    ray.get(done)
-                except RayActorError as error:
-                    raise UserError(
-                        f"the worker of shard {rank} died ({str(error).splitlines()[0]}); what is finished is kept: "
-                        "run the same command again"
-                    ) from error
-                except RayTaskError as error:
-                    raise error.cause from error
-                bar.update(len(range(*plan.span(rank))))
-                idle.append(worker)
+class _Actor:
+    def run(self, task: Task, shard: int) -> None:
+        task(shard)
 
 
-class _RayWorker:
-    def __init__(self, executor: _Ray) -> None:
-        self.executor = executor
-        loguru.logger.disable("datatrove")
+def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, workers: int, bar: tqdm[Any]) -> None:
+    """Connects to the cluster that RAY_ADDRESS names or that runs here, and else starts one of this machine."""
+    require("ray", "ray")
+    import ray
+    from ray.exceptions import RayActorError, RayError, RayTaskError
 
-    def run(self, rank: int) -> None:
-        self.executor._run_for_rank(rank)
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError(f"--executor ray: no cluster at {os.environ.get('RAY_ADDRESS')} (RAY_ADDRESS)") from error
+    needs = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "memory": launch.memory_gb * 1024**3}
+    actor_class: Any = ray.remote(**needs)(_Actor)
+    actors = [actor_class.remote() for _ in range(workers)]
+    runs = [lambda shard, actor=actor: actor.run.remote(task, shard).future() for actor in actors]
+    try:
+        for finished in _share_out(missing, runs, RayActorError):
+            bar.update(sum(len(range(*plan.span(shard))) for shard in finished))
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:  # no worker could be started
+        raise UserError(f"--executor ray: {str(error).strip().splitlines()[0]}") from error
 
 
-class _Slurm(SlurmPipelineExecutor):
-    """One array, one task a worker, each with its part of the missing shards."""
+@dataclass(frozen=True)
+class _Part:
+    """The shards of one task of a Slurm array."""
 
-    def __init__(
-        self, pipeline: list[Any], missing: list[int], launch: Launch, plan: Plan, after: str | None, **options: Any
-    ) -> None:
-        activate = Path(sys.prefix) / "bin" / "activate"
-        super().__init__(
-            pipeline,
-            time=launch.slurm_time,
-            partition=launch.slurm_partition or "",
-            cpus_per_task=launch.cpus,
-            mem_per_cpu_gb=math.ceil(launch.memory_gb / launch.cpus),
-            gpus_per_task=launch.gpus,
-            job_name=f"vlm-detect-{plan.step}",
-            qos="",
-            venv_path=str(activate) if activate.is_file() else None,
-            sbatch_args=dict(argument.split("=", 1) for argument in launch.slurm_args),
-            depends_job_id=after,
-            tasks_per_job=math.ceil(len(missing) / max(1, launch.workers)),
-            **options,
-        )
-        self.missing = missing
+    task: Task
+    folder: Path
 
-    def get_incomplete_ranks(self, ranks: Any = None, skip_completed: bool | None = None) -> list[int]:
-        return self.missing
+    def __call__(self, part: Sequence[int]) -> None:
+        for shard in part:
+            if not shards.is_done(self.folder, shard):  # a job that Slurm starts again does the rest
+                self.task(shard)
 
-    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        return {key: value for key, value in super().get_sbatch_args(max_array).items() if key != "partition" or value}
 
-    def launch_merge_stats(self) -> None:
-        """No job of its own for datatrove's statistics, which nobody reads here."""
+def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch: Launch, after: str | None) -> str:
+    """The id of the queued array, one task a worker: that of the last call while it is still queued or running."""
+    require("slurm", "submitit")
+    import submitit
+    from submitit.core.utils import FailedJobError
 
-    def submit(self, folder: Path) -> str:
-        """The id of the queued job: the one of the last call, while it is still queued or running."""
-        if shutil.which("sbatch") is None:
-            raise UserError("--executor slurm: no sbatch on this machine; run it where jobs are submitted")
-        ticket = folder / "logs" / "slurm_job.json"
-        if ticket.is_file():
-            job = str(json.loads(ticket.read_text(encoding="utf-8"))["job"])
-            if self._is_queued(job):
-                return job
-        self.launch_job()
-        ticket.write_text(json.dumps({"job": self.job_id}), encoding="utf-8")
-        return str(self.job_id)
+    if shutil.which("sbatch") is None:
+        raise UserError("--executor slurm: no sbatch on this machine; run it where jobs are submitted")
+    logs = folder.absolute() / "logs"
+    ticket = logs / "slurm_job.json"
+    if ticket.is_file() and _is_queued(job := str(json.loads(ticket.read_text(encoding="utf-8"))["job"])):
+        return job
+    executor = submitit.AutoExecutor(logs, cluster="slurm")
+    workers = min(launch.workers, len(missing))
+    executor.update_parameters(
+        name=f"vlm-detect-{plan.step}",
+        cpus_per_task=launch.cpus,
+        mem_gb=launch.memory_gb,
+        gpus_per_node=launch.gpus,
+        slurm_partition=launch.slurm_partition,
+        slurm_array_parallelism=workers,
+        slurm_dependency=f"afterok:{after}" if after else None,
+        slurm_additional_parameters={
+            "time": launch.slurm_time,
+            "kill_on_invalid_dep": "yes",  # else it waits for ever for a job that failed
+            **dict(argument.split("=", 1) for argument in launch.slurm_args),
+        },
+    )
+    try:
+        queued = executor.map_array(_Part(task, folder.absolute()), [missing[i::workers] for i in range(workers)])
+    except FailedJobError as error:
+        raise UserError(f"--executor slurm: sbatch refused the job: {error}") from error
+    job = queued[0].job_id.partition("_")[0]
+    ticket.write_text(json.dumps({"job": job}), encoding="utf-8")
+    return job
 
-    @staticmethod
-    def _is_queued(job: str) -> bool:
-        asked = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=False)
-        return asked.returncode == 0 and bool(asked.stdout.strip())
+
+def _is_queued(job: str) -> bool:
+    asked = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=False)
+    return asked.returncode == 0 and bool(asked.stdout.strip())

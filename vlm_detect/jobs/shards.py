@@ -3,7 +3,7 @@
     FOLDER/plan.json                   what is done to what; a rerun with another plan is refused
     FOLDER/shards/00000/rows.parquet   a shard's rows
     FOLDER/shards/00000/rejects.parquet
-    FOLDER/logs/                       datatrove's logs and completion markers
+    FOLDER/logs/                       of Slurm: its scripts and what they print
 
 A shard that exists is complete and is never written again, so a killed run goes on where it stopped.
 """
@@ -49,6 +49,9 @@ class Launch:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "workers", "cpus", "memory_gb")
         check_at_least(self, 0, "gpus")
+        for argument in self.slurm_args:
+            if "=" not in argument:
+                raise UserError(f"--slurm_args {argument}: give each as NAME=VALUE, like account=me")
 
 
 @dataclass(frozen=True)
@@ -171,12 +174,12 @@ _count: Callable[[int], Any] | None = None  # in each process that works on shar
 
 
 def count_with(count: Callable[[int], Any] | None) -> None:
-    """Let `progress` of this process add to what `count` keeps."""
+    """Let `counted` of this process add to what `count` keeps."""
     global _count
     _count = count
 
 
-def progress(items: Iterable[Any]) -> Iterator[Any]:
+def counted(items: Iterable[Any]) -> Iterator[Any]:
     """`items`, each counted as an image of the step when the next one is asked for."""
     for item in items:
         yield item

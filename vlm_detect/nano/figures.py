@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from random import Random
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
+from scipy.stats import binomtest
 
 from vlm_detect.config import git_commit, write_json
 from vlm_detect.infer.engine import Engine
@@ -23,12 +23,10 @@ from vlm_detect.nano.photos import CLASSES, SPLIT_RULE, Photos
 from vlm_detect.nano.renderer import render
 
 
-def wilson(right: int, n: int) -> list[float]:
-    """95 % interval of a share (Wilson 1927), which stays inside 0 and 1 where the share is near them."""
-    z = 1.959964
-    share, spread = right / n, z * math.sqrt(right / n * (1 - right / n) / n + z * z / (4 * n * n))
-    centre, scale = share + z * z / (2 * n), 1 + z * z / n
-    return [round((centre - spread) / scale, 4), round((centre + spread) / scale, 4)]
+def share_ci95(right: int, n: int) -> list[float]:
+    """95 % interval of a share by Wilson's score, which stays inside 0 and 1 where the share is near them."""
+    low, high = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return [round(float(low), 4), round(float(high), 4)]
 
 
 def judge_renders(
@@ -57,7 +55,7 @@ def judge_renders(
     figures = {
         "n": renders,
         "accuracy": float(right.mean()),
-        "ci95": {"accuracy": wilson(int(right.sum()), renders)},
+        "ci95": {"accuracy": share_ci95(int(right.sum()), renders)},
         "by_class": {name: round(share, 3) for name, share in by_class.items()},
         "frechet_distance": round(frechet_distance(features, photo_features[renders:]), 3),
         "frechet_floor": round(frechet_distance(photo_features[:renders], photo_features[renders:]), 3),
@@ -93,7 +91,7 @@ def question_captioner(vlm: VLM, held_out: Photos, facts: list[Facts], *, n: int
     return {
         "n": n,
         "accuracy": float(np.mean(named)),
-        "ci95": {"accuracy": wilson(sum(named), n)},
+        "ci95": {"accuracy": share_ci95(sum(named), n)},
         "yes_no_balanced_accuracy": round((share["Yes."] + share["No."]) / 2, 4),
         "yes_no_n": len(right["Yes."]) + len(right["No."]),
         "other_accuracy": round(share["other"], 4),

@@ -23,13 +23,13 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import is_vision
+from vlm_detect.progress import progress
 from vlm_detect.schema import SCHEMAS, check_schema
 from vlm_detect.train.failures import is_full_disk
 
@@ -72,7 +72,7 @@ class Features:
         folder.mkdir(parents=True, exist_ok=True)
         numbers = range(process, -(-len(keys) // CHUNK), n_processes)
         missing = [number for number in numbers if not (folder / _name(number)).exists()]
-        for number in tqdm(missing, desc="image embeddings", unit="file", disable=None, leave=False):
+        for number in progress(missing, "image embeddings", unit="file"):
             chunk = keys[number * CHUNK : (number + 1) * CHUNK]
             _write(vlm, [images[places[key]] for key in chunk], folder / _name(number))
         return cls(folder, {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(keys)})

@@ -11,13 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.registry import load_vlm
+from vlm_detect.progress import progress
 from vlm_detect.stats.calibration import Calibration, fit
 from vlm_detect.train.validation import ValidationSet, scores_of
 
@@ -44,7 +44,7 @@ def recalibrate(
     vlm = load_vlm(str(run))
     engine = Engine(vlm, batch_images=_BATCH, cache_bytes=0)  # every image is seen once
     odds: list[float] = []
-    for start in tqdm(range(0, len(images), _BATCH), desc="scoring", unit="batch", disable=None, leave=False):
+    for start in progress(range(0, len(images), _BATCH), "scoring", unit="batch"):
         stop = min(start + _BATCH, len(images))
         odds += log_odds(engine, [images.images[i].open() for i in range(start, stop)])
     scores = scores_of(np.array(odds), images.generated)

@@ -25,7 +25,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vlm_detect.config import write_json
 from vlm_detect.data.audit.measures import CONTENT, WRAPPING, measure
@@ -34,6 +33,7 @@ from vlm_detect.data.audit.samples import Sample, Samples, read_samples
 from vlm_detect.data.audit.words import finding, floor
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
+from vlm_detect.progress import progress
 from vlm_detect.records import Label
 from vlm_detect.stats.areas import auc, auc_interval, make_folds
 
@@ -215,7 +215,7 @@ def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter
     unread = read.unread.copy()
     kept, measured = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(facts, read.samples), "audit", len(read.samples), unit="img", disable=None, leave=False)
+        bar = progress(pool.map(facts, read.samples), "audit", total=len(read.samples), unit="img")
         for sample, found in zip(read.samples, bar, strict=True):
             if found is None:
                 unread[sample.label] += 1
