@@ -17,6 +17,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
 from vlm_detect.models.moondream.family import MoondreamVLM
+from vlm_detect.models.regions import Box
 from vlm_detect.questions.ask import EXPLAIN_QUESTION, FAKE_QUESTION, REAL_QUESTION
 from vlm_detect.stats.calibration import Calibration
 
@@ -104,6 +105,26 @@ def test_pieces_join_to_the_answer(model_folder: Path, photo: Image.Image) -> No
     detector = Detector(str(model_folder))
     ((answer,),) = detector.engine.generate([photo], [["What?"]], 40)
     assert "".join(detector.stream_answer(photo, "What?", 40)) == answer == detector.ask(photo, "What?", 40)
+
+
+def test_a_verdict_finds_things_and_looks_at_them_again(model_folder: Path, photo: Image.Image) -> None:
+    detector = Detector(str(model_folder))
+    verdict = detector(photo)
+    boxes = verdict.detect("dog", max_objects=2)
+    assert boxes == detector.engine.detect([photo], [["dog"]], max_objects=2)[0][0]
+    assert len(verdict.point("dog", max_objects=3)) == 3
+    box = Box(0.5, 0.25, 0.9, 0.75)
+    closer = verdict.look_at(box, margin=0)
+    assert closer.odds == detector(photo.crop((15, 5, 27, 15))).odds
+    assert not closer.calibrated
+    about = [verdict.ask("What is it?", 8, references) for references in ([], [(0.1, 0.2)], [box])]
+    assert len(set(about)) == 3, "a reference changes nothing"
+    assert verdict.reason("What is it?", 4) == detector.engine.reason([photo], [["What is it?"]], 4)[0][0]
+
+
+def test_a_question_without_an_image_is_another(model_folder: Path, photo: Image.Image) -> None:
+    detector = Detector(str(model_folder))
+    assert detector.ask(None, "What is a dog?", 8) != detector.ask(photo, "What is a dog?", 8)
 
 
 def test_contradictions_are_named() -> None:

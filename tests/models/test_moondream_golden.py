@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor, pixel_table, select_tiling
-from vlm_detect.models.moondream.reasoning import reason
+from vlm_detect.models.moondream.skills import reason
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "moondream_tiny"
 IMAGES = ["square_small", "wide", "tall_odd"]
@@ -171,7 +171,7 @@ def test_auto_classes_need_no_remote_code(checkpoint: Path) -> None:
 def test_reasoning(name, model, processor, meta) -> None:
     expected = meta["images"][name]
     prompt_ids = expected["query_single_suffix_prompt_ids"] + [model.config.thinking_token_id]
-    thoughts = reason(model, processor(images=[image(name)], prompt_ids=[prompt_ids]), max_new_tokens=16)
-    assert thoughts.text_ids == expected["reasoning"]["text_ids"]
-    assert thoughts.answer_ids == expected["reasoning"]["answer_ids"]
-    assert thoughts.points == expected["reasoning"]["grounding"] == []
+    thoughts, answer_ids = reason(model, processor(images=[image(name)], prompt_ids=[prompt_ids]), max_new_tokens=16)
+    assert thoughts.ids == expected["reasoning"]["text_ids"]
+    assert answer_ids == expected["reasoning"]["answer_ids"]
+    assert thoughts.coordinates == expected["reasoning"]["grounding"] == []

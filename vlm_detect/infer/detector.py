@@ -7,6 +7,8 @@
     verdict.explain()
     verdict.ask("What is in the picture?")
     verdict.map().overlay(verdict.image).save("where.png")
+    for box in verdict.detect("hand"):     # of a moondream2; the crop is judged by itself
+        print(box, verdict.look_at(box).p_fake)
     verdict.provenance                     # what the file says of itself; never part of p_fake
 
 The run's own calibration gives the probability, the threshold and the "unsure" band; a model without one is taken at
@@ -16,7 +18,7 @@ its word (temperature 1, threshold 0.5), and the verdict says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,12 @@ from vlm_detect.images.decode import MAX_PIXELS, ImageRejected, decode_image, re
 from vlm_detect.images.provenance import Fact, provenance
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import EvidenceMap, evidence_map
+from vlm_detect.infer.locate import MAX_OBJECTS, needs_moondream
+from vlm_detect.infer.reasoning import REASONING_TOKENS, ReasonedAnswer
 from vlm_detect.infer.text_stream import TextStream
 from vlm_detect.infer.verdict import BEGINNINGS, Label, Odds, contradictions, read_odds
 from vlm_detect.models.base import VLM
+from vlm_detect.models.regions import Box, Point
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.questions.ask import EXPLAIN_QUESTION, Topic
 from vlm_detect.stats.calibration import Calibration
@@ -68,9 +73,34 @@ class Verdict:
     image: Image.Image = field(repr=False, compare=False)
     _detector: Detector = field(repr=False, compare=False)
 
-    def ask(self, question: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
-        """The model's answer to a question about the image, which it does not read again."""
-        return self._detector.ask(self.image, question, max_new_tokens)
+    def ask(
+        self, question: str, max_new_tokens: int = ANSWER_TOKENS, references: Sequence[Sequence[float]] = ()
+    ) -> str:
+        """The model's answer to a question about the image, which it does not read again.
+
+        `references` are points or boxes that the question is about, in parts of width and height (moondream2 only).
+        """
+        return self._detector.ask(self.image, question, max_new_tokens, references)
+
+    def reason(self, question: str, max_new_tokens: int = REASONING_TOKENS) -> ReasonedAnswer:
+        """Thoughts, with the places that they point at, and then the answer (moondream2 only)."""
+        return self._detector.engine.reason([self.image], [[question]], max_new_tokens)[0][0]
+
+    def detect(self, phrase: str, max_objects: int = MAX_OBJECTS) -> list[Box]:
+        """The boxes of what `phrase` names, in parts of width and height (moondream2 only)."""
+        return self._detector.engine.detect([self.image], [[phrase]], max_objects)[0][0]
+
+    def point(self, phrase: str, max_objects: int = MAX_OBJECTS) -> list[Point]:
+        """A point on each of what `phrase` names, in parts of width and height (moondream2 only)."""
+        return self._detector.engine.point([self.image], [[phrase]], max_objects)[0][0]
+
+    def look_at(self, box: Box, margin: float = 0.1) -> Verdict:
+        """The verdict on what is in `box`, cut out with a margin and read at its own size.
+
+        It is marked as not calibrated: the calibration was fitted on whole images.
+        """
+        crop = self.image.crop(box.pixels(*self.image.size, margin))
+        return replace(self._detector(crop), calibrated=False)
 
     def explain(self, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """The model's reasons in its own words, given under this verdict; freely where it is unsure."""
@@ -137,13 +167,26 @@ class Detector:
             _detector=self,
         )
 
-    def ask(self, image: Image.Image | str | Path, question: str, max_new_tokens: int = ANSWER_TOKENS) -> str:
-        """The model's answer to `question` about `image`."""
-        return "".join(self.stream_answer(open_picture(image).image, question, max_new_tokens))
+    def ask(
+        self,
+        image: Image.Image | str | Path | None,
+        question: str,
+        max_new_tokens: int = ANSWER_TOKENS,
+        references: Sequence[Sequence[float]] = (),
+    ) -> str:
+        """The model's answer to `question` about `image`, or without one; `references` as in `Verdict.ask`."""
+        opened = None if image is None else open_picture(image).image
+        return "".join(self.stream_answer(opened, question, max_new_tokens, references))
 
-    def stream_answer(self, image: Image.Image, question: str, max_new_tokens: int = ANSWER_TOKENS) -> Iterator[str]:
+    def stream_answer(
+        self,
+        image: Image.Image | None,
+        question: str,
+        max_new_tokens: int = ANSWER_TOKENS,
+        references: Sequence[Sequence[float]] = (),
+    ) -> Iterator[str]:
         """As `ask`, piece by piece while it is generated."""
-        yield from self._stream(image, self.question_prompt(question), max_new_tokens)
+        yield from self._stream(image, self.question_prompt(question, references), max_new_tokens)
 
     def stream_explanation(
         self, image: Image.Image, label: Label, max_new_tokens: int = ANSWER_TOKENS
@@ -155,12 +198,14 @@ class Detector:
         for i, piece in enumerate(self._stream(image, prompt, max_new_tokens)):
             yield f" {piece}" if beginning and i == 0 else piece
 
-    def question_prompt(self, question: str) -> list[int]:
+    def question_prompt(self, question: str, references: Sequence[Sequence[float]] = ()) -> list[int]:
         """The ids behind the image that ask `question`; UserError where it is empty, too long, or no text."""
         if not question.strip():
             raise UserError("the question is empty: ask something, for example 'Is this image AI-generated?'")
         if any("\ud800" <= c <= "\udfff" for c in question):
             raise UserError("the question holds bytes that are no UTF-8: say it in UTF-8")
+        if references:
+            return needs_moondream(self.engine.vlm, "spatial references").question_ids(question, references)
         return self.engine.vlm.question_ids(question)
 
     def explanation_prompt(self, label: Label) -> tuple[str, list[int]]:
@@ -171,9 +216,10 @@ class Detector:
         beginning = BEGINNINGS[label]
         return beginning, [*prompt, *self.engine.vlm.answer_ids(beginning)[:-1]]
 
-    def _stream(self, image: Image.Image, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
+    def _stream(self, image: Image.Image | None, prompt: list[int], max_new_tokens: int) -> Iterator[str]:
         text = TextStream(self.engine.vlm)
-        for step in self.engine.stream([image], [[prompt]], min(max_new_tokens, self.engine.room(prompt))):
+        room = self.engine.room(prompt, with_image=image is not None)
+        for step in self.engine.stream([image], [[prompt]], min(max_new_tokens, room)):
             token = int(step[0, 0])
             if token == self.engine.vlm.eos_token_id:
                 break

@@ -18,14 +18,26 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers.cache_utils import DynamicCache
 
-from vlm_detect.errors import UserError
 from vlm_detect.infer.asks import Ask, CandidateScore, greedy
-from vlm_detect.infer.packing import Packed, pad_packed
-from vlm_detect.infer.prefixes import Prefix, PrefixMemory, encode, equal_lengths, prefill, stack_prefixes
+from vlm_detect.infer.branches import Branches
+from vlm_detect.infer.locate import (
+    MAX_OBJECTS,
+    STEPS,
+    Skill,
+    locate,
+    needs_moondream,
+    object_prompts,
+    random_eyes,
+    steady_gaze,
+)
+from vlm_detect.infer.prefixes import Prefix, PrefixMemory, check_length, encode, equal_lengths, prefill
+from vlm_detect.infer.reasoning import REASONING_TOKENS, Reasoned, ReasonedAnswer, reason_steps, reasoning_prompt
 from vlm_detect.infer.reference import generate_plain, score_plain, stream_plain
+from vlm_detect.infer.sampling import generate_rows
+from vlm_detect.infer.scoring import score_packed
 from vlm_detect.models.base import VLM
+from vlm_detect.models.regions import Box, Point
 
 
 class Engine:
@@ -42,8 +54,8 @@ class Engine:
 
     # Prefixes
 
-    def prefixes(self, images: Sequence[Image.Image]) -> list[Prefix]:
-        """The prefix of each image, from memory where it is held."""
+    def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
+        """The prefix of each image, from memory where it is held; None is no image, a question alone."""
         return self.memory.prefixes(images)
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -73,78 +85,25 @@ class Engine:
             scores += [found[i] for i in range(len(prefixes))]
         return scores
 
-    @torch.inference_mode()
     def score_prefixes(
         self, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
     ) -> list[list[list[CandidateScore]]]:
         """As `score`, behind prefixes of one length that make one batch."""
-        rows, spans = zip(*(self._pack(image_asks) for image_asks in asks), strict=True)
-        prefix_length = len(prefixes[0])
-        self._check_length(prefix_length + max(end for row in rows for end in row.ends))
-        ids, positions, mask = pad_packed(rows, prefix_length, self.vlm.eos_token_id)
-        # Logits are made only where an answer's token is predicted: of a few positions, not of every one.
-        needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
-        place = {position: i for i, position in enumerate(needed)}
-        positions += torch.tensor([[prefix.shift] for prefix in prefixes])
-        ids, positions, mask = (part.to(self.vlm.device) for part in (ids, positions, mask))
-        logits_at = torch.tensor(needed, device=self.vlm.device)
-        logits = self._forward(ids, positions, mask, stack_prefixes(prefixes), logits_at)
-        logprobs = logits.float().log_softmax(-1)  # (B, needed, V)
-        # Picked at once: on a GPU every number that is fetched by itself is waited for.
-        chosen = [
-            (i, place[source], token)
-            for i, row in enumerate(spans)
-            for ask in row
-            for answer in ask
-            for source, token in answer
-        ]
-        picked = iter(logprobs[tuple(torch.tensor(chosen, device=self.vlm.device).T)].tolist())
-        return [
-            [[CandidateScore(sum(next(picked) for _ in answer), len(answer)) for answer in ask] for ask in row]
-            for row in spans
-        ]
-
-    def _pack(self, asks: Sequence[Ask]) -> tuple[Packed, list[list[list[tuple[int, int]]]]]:
-        """One image's row, and for each ask and candidate its (predicting index, predicted token) pairs."""
-        packed = Packed()
-        spans = []
-        for ask in asks:
-            question = packed.add(self.vlm.question_ids(ask.question))
-            answers = []
-            for candidate in ask.candidates:
-                ids = self.vlm.answer_ids(candidate)
-                ids = ids if ask.whole else ids[:-1]
-                first = len(packed.ids)
-                packed.add(ids[:-1], parent=question)  # the last is predicted, never read
-                sources = [packed.last_index[question], *range(first, first + len(ids) - 1)]
-                answers.append(list(zip(sources, ids, strict=True)))
-            spans.append(answers)
-        return packed, spans
-
-    def _mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """Eager and flex attention add their mask to the scores; the others take a bool one."""
-        if self.vlm.model.config._attn_implementation not in ("eager", "flex_attention"):
-            return mask
-        dtype = self.vlm.model.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-    def _check_length(self, length: int) -> None:
-        if length > self.vlm.context:
-            raise UserError(
-                f"image and prompt make {length} tokens, the model's context is {self.vlm.context}: "
-                "shorten the question"
-            )
+        return score_packed(self.vlm, prefixes, asks)
 
     # Generation
 
     def generate(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image | None],
         questions: Sequence[Sequence[str]],
         max_new_tokens: int = 32,
         **options: Any,
     ) -> list[list[str]]:
-        """An answer to each question of each image; greedy unless `options` (transformers' generate) say otherwise."""
+        """An answer to each question of each image; greedy unless `options` (transformers' generate) say otherwise.
+
+        None in place of an image asks without one, which not every model can be.
+        """
         prompts = [[self.vlm.question_ids(question) for question in some] for some in questions]
         return self.continue_prompts(images, prompts, max_new_tokens, **options)
 
@@ -159,7 +118,7 @@ class Engine:
     @torch.inference_mode()
     def continue_prompts(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image | None],
         prompts: Sequence[Sequence[Sequence[int]]],
         max_new_tokens: int,
         **options: Any,
@@ -180,22 +139,29 @@ class Engine:
                 some = slice(start, start + self.batch_images)
                 answers[some] = self._generate_packed(images[some], prompts[some], max_new_tokens)
             return answers
+        # Rows with an image and rows without one have prefixes of two lengths, and are batches of their own.
         rows = [(i, prompt) for i, some in enumerate(prompts) for prompt in some]
-        for start in range(0, len(rows), self.batch_rows):
-            batch = rows[start : start + self.batch_rows]
-            texts = self._generate_rows([images[i] for i, _ in batch], [p for _, p in batch], max_new_tokens, options)
+        rows.sort(key=lambda row: images[row[0]] is None)
+        with_image = sum(images[i] is not None for i, _ in rows)
+        starts = [*range(0, with_image, self.batch_rows), *range(with_image, len(rows), self.batch_rows)]
+        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            batch = rows[start:end]
+            prefixes = self.prefixes([images[i] for i, _ in batch])
+            prefix_ids = self.vlm.text_prefix_ids() if start >= with_image else self.vlm.prefix_ids()
+            batch_prompts = [prompt for _, prompt in batch]
+            texts = generate_rows(self.vlm, prefixes, prefix_ids, batch_prompts, max_new_tokens, options)
             for (i, _), text in zip(batch, texts, strict=True):
                 answers[i].append(text)
         return answers
 
-    def room(self, prompt: Sequence[int]) -> int:
-        """How many tokens can follow `prompt` behind an image; UserError where there is no place for one."""
-        length = len(self.vlm.prefix_ids()) + len(prompt)
-        self._check_length(length + 1)
+    def room(self, prompt: Sequence[int], *, with_image: bool = True) -> int:
+        """How many tokens can follow `prompt` behind an image or alone; UserError where there is no place for one."""
+        length = len(self.vlm.prefix_ids() if with_image else self.vlm.text_prefix_ids()) + len(prompt)
+        check_length(self.vlm, length + 1)
         return self.vlm.context - length
 
     def _generate_packed(
-        self, images: Sequence[Image.Image], prompts: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
+        self, images: Sequence[Image.Image | None], prompts: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
     ) -> list[list[str]]:
         """Greedy answers to every prompt of every image."""
         answers: list[list[str]] = [[] for _ in images]
@@ -203,7 +169,7 @@ class Engine:
         for alike in equal_lengths(prefixes):
             some = [prompts[i] for i in alike]
             for prompt in (prompt for row in some for prompt in row):
-                self._check_length(len(prefixes[alike[0]]) + len(prompt) + max_new_tokens)
+                check_length(self.vlm, len(prefixes[alike[0]]) + len(prompt) + max_new_tokens)
             steps = list(self._stream([prefixes[i] for i in alike], some, max_new_tokens))
             if not steps:
                 continue
@@ -216,7 +182,7 @@ class Engine:
     @torch.inference_mode()
     def stream(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image | None],
         prompts: Sequence[Sequence[Sequence[int]]],
         max_new_tokens: int,
         choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
@@ -242,89 +208,98 @@ class Engine:
         choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
     ) -> Iterator[torch.Tensor]:
         """As `stream`, behind prefixes of one length."""
-        rows = []
-        for image_prompts in prompts:
-            rows.append(Packed())
-            for prompt in image_prompts:
-                rows[-1].add(prompt)
-        width = max(len(row.ends) for row in rows)  # prompts an image
-        if not width:
+        if not any(map(len, prompts)):
             return
-        prefix_length = len(prefixes[0])
-        device, eos = self.vlm.device, self.vlm.eos_token_id
-        ids, positions, mask = (part.to(device) for part in pad_packed(rows, prefix_length, eos))
-        shifts = torch.tensor([[prefix.shift] for prefix in prefixes], device=device)
-        positions += shifts
-        cache = stack_prefixes(prefixes)
-        # Of each row and prompt: where it ends, what it may see, and whether it is there at all.
-        there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows], device=device)
-        last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
-        next_position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)
-        next_position += prefix_length + shifts
-        seen = mask.gather(2, last[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))  # (B, 1, prompts, P + T)
-        itself = torch.eye(width, dtype=torch.bool, device=device).expand(len(rows), 1, -1, -1)
-
-        needed = last.unique()
-        outputs = self._forward(ids, positions, mask, cache, needed)
-        logits = outputs.gather(1, torch.searchsorted(needed, last)[..., None].expand(-1, -1, outputs.shape[-1]))
-        ended = ~there
+        branches = Branches(self.vlm, prefixes, prompts)
+        ended, eos = ~branches.there, self.vlm.eos_token_id
         for step in range(max_new_tokens):
             if step == 1:
-                suppressed = torch.zeros(logits.shape[-1], device=device)
+                suppressed = torch.zeros(branches.logits.shape[-1], device=self.vlm.device)
                 suppressed[list(self.vlm.first_only_ids)] = -torch.inf
-            chosen = choose(logits if step == 0 else logits + suppressed)  # (B, prompts)
+            chosen = choose(branches.logits if step == 0 else branches.logits + suppressed)  # (B, prompts)
             chosen = torch.where(ended, eos, chosen)
             yield chosen
             ended = ended | (chosen == eos)
             if bool(ended.all()) or step + 1 == max_new_tokens:
                 return
-            seen = torch.cat([seen, itself], dim=-1)
-            logits = self._forward(chosen, next_position + step, seen, cache, None)
+            branches.read(chosen)
 
-    def _forward(
+    # Places
+
+    def detect(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], max_objects: int = MAX_OBJECTS
+    ) -> list[list[list[Box]]]:
+        """The boxes of what each phrase names in each image; UserError of a model that has no region head."""
+        found: Any = self._locate(images, object_prompts(self.vlm, phrases, "detect"), "detect", max_objects)
+        return found
+
+    def point(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], max_objects: int = MAX_OBJECTS
+    ) -> list[list[list[Point]]]:
+        """A point on each of what each phrase names in each image; UserError of a model that has no region head."""
+        found: Any = self._locate(images, object_prompts(self.vlm, phrases, "point"), "point", max_objects)
+        return found
+
+    def gaze(
+        self, images: Sequence[Image.Image], eyes: Sequence[Sequence[Point]], *, force: bool = False
+    ) -> list[list[Point | None]]:
+        """Where each eye at a place of each image looks; None where the model says nowhere, which `force` forbids."""
+        vlm = needs_moondream(self.vlm, "gaze skill")
+        prompts = [[vlm.processor.gaze_ids(eye) for eye in some] for some in eyes]
+        found: Any = self._locate(images, prompts, "point", 1, force=force)
+        return [[points[0] if points else None for points in some] for some in found]
+
+    def gaze_of_face(
+        self, image: Image.Image, face: Box, *, force: bool = False, seed: int | None = None
+    ) -> Point | None:
+        """As `gaze`, steadier: the mean of twenty random eyes in `face`, ten of them in the mirrored image."""
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        found, flipped = self.gaze([image, mirrored], random_eyes(face, seed), force=force)
+        return steady_gaze([*found, *(point and Point(1 - point.x, point.y) for point in flipped)])
+
+    def _locate(
         self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor,
-        cache: DynamicCache,
-        logits_at: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Logits (B, positions, V) behind packed tokens (B, T); at all of them where `logits_at` is None."""
-        return self.vlm.model(
-            input_ids=ids,
-            position_ids=self.vlm.position_ids(positions),
-            attention_mask=self._mask(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=0 if logits_at is None else logits_at,
-        ).logits
+        images: Sequence[Image.Image],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        skill: Skill,
+        max_objects: int,
+        *,
+        force: bool = False,
+    ) -> list[list[list[Box | Point]]]:
+        found: list[list[list[Box | Point]]] = [[[] for _ in some] for some in prompts]
+        for start in range(0, len(images), self.batch_images):
+            some = slice(start, start + self.batch_images)
+            limits = [[min(max_objects, self.room(one) // STEPS[skill]) for one in row] for row in prompts[some]]
+            for step in locate(self.vlm, self.prefixes(images[some]), prompts[some], skill, limits, force=force):
+                found[some] = step
+        return found
 
-    def _generate_rows(
-        self, images: list[Image.Image], prompts: list[Sequence[int]], max_new_tokens: int, options: dict[str, Any]
-    ) -> list[str]:
-        prefixes = self.prefixes(images)
-        prefix_ids = self.vlm.prefix_ids()
-        longest = max(map(len, prompts))
-        self._check_length(len(prefix_ids) + longest + max_new_tokens)
-        pad_id = self.vlm.eos_token_id
-        pads = [longest - len(prompt) for prompt in prompts]
-        # Shorter prompts are padded between prefix and prompt; the mask hides the padding and the positions skip it.
-        input_ids = torch.tensor(
-            [[*prefix_ids, *[pad_id] * pad, *prompt] for pad, prompt in zip(pads, prompts, strict=True)]
-        )
-        attention_mask = torch.ones_like(input_ids)
-        for row, pad in zip(attention_mask, pads, strict=True):
-            row[len(prefix_ids) : len(prefix_ids) + pad] = 0
-        output = self.vlm.model.generate(
-            input_ids=input_ids.to(self.vlm.device),
-            attention_mask=attention_mask.to(self.vlm.device),
-            past_key_values=stack_prefixes(prefixes),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=self.vlm.eos_token_id,
-            **{"do_sample": False, **options},
-        )
-        return [self.vlm.decode(row[input_ids.shape[1] :].tolist()).strip() for row in output]
+    # Reasoning
+
+    def reason(
+        self,
+        images: Sequence[Image.Image | None],
+        questions: Sequence[Sequence[str]],
+        max_new_tokens: int = REASONING_TOKENS,
+    ) -> list[list[ReasonedAnswer]]:
+        """Thoughts and then an answer to each question of each image; UserError of a model without a reasoning mode.
+
+        `max_new_tokens` bounds each of the two; the context bounds both together.
+        """
+        vlm = self.vlm
+        prompts = [
+            [reasoning_prompt(vlm, question, with_image=image is not None) for question in some]
+            for image, some in zip(images, questions, strict=True)
+        ]
+        texts: list[list[Reasoned]] = [[] for _ in images]
+        for start in range(0, len(images), self.batch_images):
+            prefixes = self.prefixes(images[start : start + self.batch_images])
+            for alike in equal_lengths(prefixes):
+                some = [start + i for i in alike]
+                for step in reason_steps(vlm, [prefixes[i] for i in alike], [prompts[i] for i in some], max_new_tokens):
+                    for i, row in zip(some, step, strict=True):
+                        texts[i] = row
+        return [[text.read(vlm) for text in row] for row in texts]
 
 
 def until(ids: list[int], end: int) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
+from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 
 
@@ -45,16 +46,21 @@ class PrefixMemory:
         self.held_bytes = 0
         self._held: OrderedDict[bytes, Prefix] = OrderedDict()
 
-    def prefixes(self, images: Sequence[Image.Image]) -> list[Prefix]:
-        """The prefix of each image; those not held are encoded together and prefilled together."""
+    def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
+        """The prefix of each image; those not held are encoded together and prefilled together.
+
+        None is no image: what a question without one stands behind.
+        """
         keys = [image_key(image) for image in images]
         found = {key: self._held[key] for key in keys if key in self._held}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
-        if missing:
-            embeds = encode(self.vlm, list(missing.values()))
-            for key, prefix in zip(missing, prefill(self.vlm, embeds), strict=True):
-                found[key] = prefix
-                self._hold(key, prefix)
+        to_read = {key: image for key, image in missing.items() if image is not None}
+        read = prefill(self.vlm, encode(self.vlm, list(to_read.values()))) if to_read else []
+        new = dict(zip(to_read, read, strict=True))
+        new |= {key: prefill_text(self.vlm) for key in missing.keys() - to_read.keys()}
+        for key, prefix in new.items():
+            found[key] = prefix
+            self._hold(key, prefix)
         for key in keys:
             if key in self._held:
                 self._held.move_to_end(key)
@@ -91,8 +97,19 @@ def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
     return [found[i] for i in range(len(embeds))]
 
 
-def image_key(image: Image.Image) -> bytes:
+@torch.inference_mode()
+def prefill_text(vlm: VLM) -> Prefix:
+    """The prefix of a question without an image; UserError of a model that answers about images only."""
+    cache = DynamicCache()
+    ids = torch.tensor([vlm.text_prefix_ids()], device=vlm.device)
+    vlm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Prefix([(layer.keys, layer.values) for layer in cache.layers], shift=0)
+
+
+def image_key(image: Image.Image | None) -> bytes:
     """A digest of an image's pixels, palette and size."""
+    if image is None:
+        return b""
     header = f"{image.mode} {image.size}".encode()
     return hashlib.sha256(header + bytes(image.getpalette("RGBA") or ()) + image.tobytes()).digest()
 
@@ -113,3 +130,11 @@ def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
     for i, prefix in enumerate(prefixes):
         groups.setdefault(len(prefix), []).append(i)
     return list(groups.values())
+
+
+def check_length(vlm: VLM, length: int) -> None:
+    """UserError where `length` tokens are more than the model's context."""
+    if length > vlm.context:
+        raise UserError(
+            f"image and prompt make {length} tokens, the model's context is {vlm.context}: shorten the question"
+        )

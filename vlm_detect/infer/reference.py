@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlm_detect.errors import UserError
 from vlm_detect.infer.asks import CandidateScore, greedy
+from vlm_detect.infer.prefixes import check_length
 from vlm_detect.models.base import VLM
+from vlm_detect.models.prompt import numbers_of, stack_numbers
 from vlm_detect.models.rows import Answered, Row, stack_rows
 
 
@@ -30,7 +31,9 @@ def score_plain(vlm: VLM, image: Image.Image, question: str, answer: str, *, who
 
 
 @torch.inference_mode()
-def generate_plain(vlm: VLM, image: Image.Image, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any) -> str:
+def generate_plain(
+    vlm: VLM, image: Image.Image | None, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any
+) -> str:
     """Text behind `prompt_ids` (after the image prefix), greedy unless `options` of transformers' generate say else."""
     inputs = plain_inputs(vlm, image, prompt_ids)
     output = vlm.model.generate(
@@ -47,7 +50,7 @@ def generate_plain(vlm: VLM, image: Image.Image, prompt_ids: Sequence[int], max_
 @torch.inference_mode()
 def stream_plain(
     vlm: VLM,
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | None],
     prompts: Sequence[Sequence[Sequence[int]]],
     max_new_tokens: int,
     choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
@@ -73,21 +76,27 @@ def stream_plain(
             return
 
 
-def plain_inputs(vlm: VLM, image: Image.Image, prompt: Sequence[int], answer: Sequence[int] = ()) -> dict[str, Any]:
-    """Arguments of one forward over [image prefix, prompt, answer]."""
-    prepared = vlm.prepare([image])
-    prefix = vlm.prefix_ids() if vlm.same_prefix else vlm.prefix_rows(prepared)[0]
+def plain_inputs(
+    vlm: VLM, image: Image.Image | None, prompt: Sequence[int], answer: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Arguments of one forward over [prefix, prompt, answer]; the prefix is an image's, or that of a text alone."""
+    prepared = None if image is None else vlm.prepare([image])
+    if prepared is None:
+        prefix = vlm.text_prefix_ids()
+    else:
+        prefix = vlm.prefix_ids() if vlm.same_prefix else vlm.prefix_rows(prepared)[0]
     length = len(prefix) + len(prompt) + len(answer)
-    if length > vlm.context:
-        raise UserError(
-            f"image and prompt make {length} tokens, the model's context is {vlm.context}: shorten the question"
-        )
-    if not vlm.same_prefix:
+    check_length(vlm, length)
+    if prepared is not None and not vlm.same_prefix:
         row = Row()
         row.add(0, prefix, [Answered(list(prompt), list(answer))])
         batch = {"row_images": torch.tensor([0]), **stack_rows([row], vlm.eos_token_id)}
         return vlm.row_inputs(prepared, batch)
-    inputs: dict[str, Any] = vlm.prefix_inputs(vlm.encode(prepared))
+    inputs: dict[str, Any]
+    if prepared is None:
+        inputs = {"input_ids": torch.tensor([prefix], device=vlm.device)}
+    else:
+        inputs = vlm.prefix_inputs(vlm.encode(prepared))
     rest = torch.tensor([[*prompt, *answer]], device=vlm.device)
     if "inputs_embeds" in inputs:
         embeds = vlm.model.get_input_embeddings()(rest)
@@ -95,4 +104,6 @@ def plain_inputs(vlm: VLM, image: Image.Image, prompt: Sequence[int], answer: Se
     else:
         inputs["input_ids"] = torch.cat([inputs["input_ids"], rest], dim=1)
     inputs["attention_mask"] = torch.ones((1, length), dtype=torch.long, device=vlm.device)
+    numbers = {len(prefix) + index: value for index, value in numbers_of(prompt).items()}
+    inputs |= {name: part.to(vlm.device) for name, part in stack_numbers([numbers], length).items()}
     return inputs

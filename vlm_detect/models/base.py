@@ -112,6 +112,10 @@ class VLM(ABC):
     def prefix_ids(self) -> list[int]:
         """The ids of the image prefix, with placeholders for the image; its length is the prefix's."""
 
+    def text_prefix_ids(self) -> list[int]:
+        """The ids of a prefix without an image; UserError of a model that answers about images only."""
+        raise UserError(f"{self.name} answers about images only: give an image with the question")
+
     @abstractmethod
     def question_ids(self, question: str) -> list[int]:
         """The ids after the image prefix from which the answer to `question` is decoded."""

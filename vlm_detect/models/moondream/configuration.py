@@ -8,13 +8,15 @@ trained with. Facts: vikhyat/moondream, `moondream/torch/config.py` at the commi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
 MODEL_TYPE = "moondream1"  # what the official config.json says; one type reads the official and our own layout
 HUB_ID = "vikhyatk/moondream2"
 DEFAULT_RELEASE = "2025-06-21"
+
+SizeBins = Literal["linear", "log2"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Release:
     templates: dict[str, Any]
     question_prefix: str = ""  # put in front of a question before it is encoded
     query_suffix_repeats: int = 1
-    has_reasoning: bool = False
+    has_extras: bool = False  # reasoning, spatial references, questions without an image
+    size_bins: SizeBins = "log2"  # what a bin of the size decoder stands for: its share, or a power of two
 
 
 _CODEGEN_TEMPLATES = {
@@ -50,7 +53,7 @@ _STARMIE_TEMPLATES = {
 }
 
 
-def _codegen(templates: dict[str, Any], question_prefix: str) -> Release:
+def _codegen(templates: dict[str, Any], question_prefix: str, size_bins: SizeBins = "log2") -> Release:
     return Release(
         dtype="float16",
         tokenizer_id=HUB_ID,
@@ -59,11 +62,12 @@ def _codegen(templates: dict[str, Any], question_prefix: str) -> Release:
         image_token_id=51199,  # the codegen vocabulary ends at 50294
         templates=templates,
         question_prefix=question_prefix,
+        size_bins=size_bins,
     )
 
 
 RELEASES: dict[str, Release] = {
-    "2025-01-09": _codegen(_CODEGEN_TEMPLATES, ""),
+    "2025-01-09": _codegen(_CODEGEN_TEMPLATES, "", size_bins="linear"),
     "2025-03-27": _codegen(_CODEGEN_LONG, " "),
     "2025-04-14": _codegen(_CODEGEN_LONG, " "),
     "2025-06-21": Release(
@@ -75,7 +79,7 @@ RELEASES: dict[str, Release] = {
         templates=_STARMIE_TEMPLATES,
         # The official query() appends the suffix when it builds the prompt and once more before it decodes.
         query_suffix_repeats=2,
-        has_reasoning=True,
+        has_extras=True,
     ),
 }
 
@@ -146,7 +150,7 @@ class MoondreamTextConfig(PreTrainedConfig):
 
 
 class MoondreamRegionConfig(PreTrainedConfig):
-    """The heads behind detect() and point(); kept so that a checkpoint goes back whole."""
+    """The heads that read and write places and sizes; see `region.py`."""
 
     model_type = "moondream1_region"
     base_config_key = "region_config"
@@ -157,6 +161,7 @@ class MoondreamRegionConfig(PreTrainedConfig):
     coord_output_size: int = 1024
     size_feature_size: int = 512
     size_output_size: int = 2048
+    size_bins: Any = None  # filled in from the release
 
 
 class MoondreamConfig(PreTrainedConfig):
@@ -211,6 +216,8 @@ class MoondreamConfig(PreTrainedConfig):
         ):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(release, name))
+        if self.region_config.size_bins is None:
+            self.region_config.size_bins = release.size_bins
         if self.pixel_dtype is None:
             self.pixel_dtype = release.dtype
         if self.pad_token_id is None:

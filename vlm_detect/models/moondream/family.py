@@ -11,7 +11,8 @@ from PIL import Image
 
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
-from vlm_detect.models.moondream.processing import MoondreamProcessor
+from vlm_detect.models.moondream.processing import MoondreamProcessor, Reference
+from vlm_detect.models.moondream.region import MoondreamRegion
 
 
 class MoondreamVLM(VLM):
@@ -49,12 +50,22 @@ class MoondreamVLM(VLM):
         config = self.processor.config
         return [config.bos_token_id, *[config.image_token_id] * config.vision_config.num_image_tokens]
 
+    def text_prefix_ids(self) -> list[int]:
+        self.processor.require_extras("questions without an image")
+        return [self.processor.config.bos_token_id]
+
     def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
         """The whole prefix is one."""
         return [0] * len(prefix)
 
-    def question_ids(self, question: str) -> list[int]:
-        return self.processor.query_ids(question)
+    def question_ids(self, question: str, references: Sequence[Reference] = ()) -> list[int]:
+        """The ids after the image prefix; `references` are places that the question is about."""
+        return self.processor.query_ids(question, references)
+
+    @property
+    def region(self) -> MoondreamRegion:
+        """The head that reads and writes places."""
+        return self.model.region
 
     def caption_ids(self, length: str) -> list[int]:
         return self.processor.caption_ids(length)

@@ -45,12 +45,14 @@ class MoondreamModelOutput(ModelOutput):
 class MoondreamOutput(ModelOutput):
     """`logits` (B, kept positions, vocabulary); `image_embeds` (B, G*G, D) where images were encoded.
 
-    `last_hidden_state` (B, T, D) is what the head reads, at every position.
+    `last_hidden_state` (B, T, D) is what the vocabulary head reads, `region_hidden_state` what the region head reads,
+    both at every position.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    region_hidden_state: torch.Tensor | None = None
     past_key_values: Cache | None = None
     image_embeds: torch.Tensor | None = None
 
@@ -71,7 +73,17 @@ class MoondreamModel(MoondreamPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.text.wte = value
 
-    def embed(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_embeds: torch.Tensor | None,
+        coordinates: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token embeddings (B, T, D), with image embeddings and numbers in their places; arguments as of `forward`."""
+        return self.region.put(self._embed(input_ids, image_embeds), coordinates, sizes)
+
+    def _embed(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings (B, T, D), with each row's image embeddings (B, N, D) in the places of its placeholders."""
         if image_embeds is None:
             return self.text.wte(input_ids)
@@ -96,6 +108,8 @@ class MoondreamModel(MoondreamPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoondreamModelOutput:
@@ -107,12 +121,14 @@ class MoondreamModel(MoondreamPreTrainedModel):
             pixel_values: (B, K, 3, C, C) and tilings (B, 2), as `MoondreamImageProcessor` gives them.
             image_embeds: (B, G*G, D), in place of `pixel_values`: embeddings computed before.
             inputs_embeds: (B, T, D), in place of `input_ids`; then nothing is known of an image and the mask is causal.
+            coordinates: (B, T) in [0, 1], encoded in place of the tokens there; NaN where a token is read as a token.
+            sizes: (B, T, 2), widths and heights, likewise.
         """
         if pixel_values is not None and image_embeds is None:
             image_embeds = self.vision(pixel_values, tilings)
         prefix = None
         if input_ids is not None and inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, image_embeds)
+            inputs_embeds = self.embed(input_ids, image_embeds, coordinates, sizes)
             if image_embeds is not None:
                 prefix = self.prefix_blocks(input_ids)
         elif inputs_embeds is None or input_ids is not None:
@@ -202,6 +218,11 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.model.text.lm_head = value
 
+    @property
+    def region(self) -> MoondreamRegion:
+        """The head that reads and writes places."""
+        return self.model.region
+
     def encode_images(self, pixel_values: torch.Tensor, tilings: torch.Tensor) -> torch.Tensor:
         """Image embeddings (B, G*G, D), which `forward` takes as `image_embeds`."""
         return self.model.vision(pixel_values, tilings)
@@ -216,6 +237,8 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -236,6 +259,8 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            coordinates=coordinates,
+            sizes=sizes,
             use_cache=use_cache,
             **kwargs,
         )
@@ -257,6 +282,7 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
             loss=loss,
             logits=logits,
             last_hidden_state=outputs.last_hidden_state,
+            region_hidden_state=outputs.region_hidden_state,
             past_key_values=outputs.past_key_values,
             image_embeds=outputs.image_embeds,
         )
@@ -269,10 +295,10 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
     def prepare_inputs_for_generation(
         self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """The image is read with the prompt; from then on it lives in the cache."""
+        """Image and numbers are read with the prompt; from then on they are in the cache."""
         inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "tilings", "image_embeds"):
+            for name in ("pixel_values", "tilings", "image_embeds", "coordinates", "sizes"):
                 inputs.pop(name, None)
         return inputs
 

@@ -20,8 +20,11 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import PushToHubMixin
 
 from vlm_detect.errors import UserError
-from vlm_detect.models.moondream.configuration import RELEASES, MoondreamConfig
+from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, RELEASES, MoondreamConfig
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
+from vlm_detect.models.prompt import Prompt, numbers_of, stack_numbers
+
+Reference = Sequence[float]
 
 
 class MoondreamProcessor(PushToHubMixin):
@@ -95,19 +98,50 @@ class MoondreamProcessor(PushToHubMixin):
             )
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
-    def query_ids(self, question: str) -> list[int]:
-        """The ids after the image prefix that the official query() decodes from."""
-        template = self.config.templates["query"]
-        suffix = template["suffix"] * self.config.query_suffix_repeats
-        return [*template["prefix"], *self.encode(self.config.question_prefix + question), *suffix]
+    def query_ids(self, question: str, references: Sequence[Reference] = ()) -> Prompt:
+        """The ids after the image prefix that the official query() decodes from.
 
-    def reasoning_ids(self, question: str) -> list[int]:
+        `references` are places that the question is about, points (x, y) or boxes (x_min, y_min, x_max, y_max), in
+        parts of the image's width and height.
+        """
+        suffix = self.config.templates["query"]["suffix"] * self.config.query_suffix_repeats
+        return self._asked(question, references, suffix)
+
+    def reasoning_ids(self, question: str, references: Sequence[Reference] = ()) -> Prompt:
         """The ids after the image prefix from which query(reasoning=True) starts to think."""
-        if not RELEASES[self.config.release].has_reasoning:
-            raise ValueError(f"release {self.config.release} has no reasoning mode; the newest does")
-        template = self.config.templates["query"]
+        self.require_extras("reasoning mode")
+        suffix = [*self.config.templates["query"]["suffix"], self.config.thinking_token_id]
+        return self._asked(question, references, suffix)
+
+    def _asked(self, question: str, references: Sequence[Reference], suffix: Sequence[int]) -> Prompt:
+        if references:
+            self.require_extras("spatial references")
+        numbers = [number for reference in references for number in reference_numbers(reference)]
+        tokens = {1: self.config.coord_token_id, 2: self.config.size_token_id}
+        prefix = self.config.templates["query"]["prefix"]
         encoded = self.encode(self.config.question_prefix + question)
-        return [*template["prefix"], *encoded, *template["suffix"], self.config.thinking_token_id]
+        ids = [*prefix, *(tokens[len(one)] for one in numbers), *encoded, *suffix]
+        return Prompt(ids, dict(enumerate(numbers, start=len(prefix))))
+
+    def require_extras(self, what: str) -> None:
+        """UserError where the release came before reasoning, spatial references and questions without an image."""
+        if not RELEASES[self.config.release].has_extras:
+            raise UserError(f"release {self.config.release} has no {what}: give the release {DEFAULT_RELEASE}")
+
+    def object_ids(self, skill: Literal["detect", "point"], phrase: str) -> list[int]:
+        """The ids after the image prefix from which detect() or point() finds what `phrase` names."""
+        template = self.config.templates[skill]
+        return [*template["prefix"], *self.encode(f" {phrase}"), *template["suffix"]]
+
+    def gaze_ids(self, eye: tuple[float, float]) -> Prompt:
+        """The ids after the image prefix from which detect_gaze() finds where the eye at (x, y) looks.
+
+        Text of the first releases' prompts, in every release; the eye is rounded to bfloat16, as in the official code.
+        """
+        before, after = self.encode("\n\nPoint:"), self.encode(" gaze\n\n")
+        x, y = torch.tensor(eye, dtype=torch.bfloat16).tolist()
+        ids = [*before, *[self.config.coord_token_id] * 2, *after]
+        return Prompt(ids, {len(before): (x,), len(before) + 1: (y,)})
 
     def caption_ids(self, length: str = "normal") -> list[int]:
         """The ids after the image prefix that the official caption() decodes from."""
@@ -130,7 +164,10 @@ class MoondreamProcessor(PushToHubMixin):
         return_tensors: str = "pt",
         padding_side: Literal["left", "right"] = "left",
     ) -> BatchFeature:
-        """Model inputs for a batch: `input_ids`, `attention_mask` (B, T), and with images `pixel_values`, `tilings`."""
+        """Model inputs for a batch: `input_ids`, `attention_mask` (B, T), and with images `pixel_values`, `tilings`.
+
+        `prompt_ids` that hold numbers (see `query_ids`) give `coordinates` (B, T) and `sizes` (B, T, 2) too.
+        """
         if (text is None) == (prompt_ids is None):
             raise ValueError("give exactly one of text and prompt_ids")
         if text is not None:
@@ -157,6 +194,12 @@ class MoondreamProcessor(PushToHubMixin):
             place = slice(longest - len(row), None) if padding_side == "left" else slice(0, len(row))
             input_ids[i, place] = torch.tensor(row)
             attention_mask[i, place] = 1
+        starts = [(longest - len(row) if padding_side == "left" else 0) + len(prefix) for row in rows]
+        numbers = [
+            {start + index: value for index, value in numbers_of(ids).items()}
+            for start, ids in zip(starts, prompt_ids, strict=True)
+        ]
+        data |= stack_numbers(numbers, longest)
         return BatchFeature(
             {"input_ids": input_ids, "attention_mask": attention_mask, **data}, tensor_type=return_tensors
         )
@@ -169,3 +212,18 @@ class MoondreamProcessor(PushToHubMixin):
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         return [self.decode(sequence, **kwargs) for sequence in sequences]
+
+
+def reference_numbers(reference: Reference) -> list[tuple[float, ...]]:
+    """What a point or box is encoded as: its place x and y, of a box the middle, and then its width and height."""
+    if len(reference) not in (2, 4) or not all(0 <= number <= 1 for number in reference):
+        raise UserError(
+            f"spatial reference {list(reference)}: give a point [x, y] or a box [x_min, y_min, x_max, y_max], in parts "
+            "of the image's width and height from 0 to 1"
+        )
+    if len(reference) == 2:
+        return [(reference[0],), (reference[1],)]
+    x_min, y_min, x_max, y_max = reference
+    if x_max < x_min or y_max < y_min:
+        raise UserError(f"spatial reference {list(reference)}: its maximum is below its minimum")
+    return [((x_min + x_max) / 2,), ((y_min + y_max) / 2,), (x_max - x_min, y_max - y_min)]

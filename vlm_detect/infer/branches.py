@@ -1,0 +1,115 @@
+"""Prompts that grow side by side behind image prefixes: one forward a step for all prompts of all images.
+
+    branches = Branches(vlm, prefixes, prompts)      # prompts[i]: those of image i, which do not see each other
+    branches.logits                                  # (images, most prompts of an image, vocabulary)
+    branches.read(chosen)                            # the next token of each; its logits replace the last
+
+Text, boxes and grounded reasoning are all made by such steps; they differ in what is read next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from vlm_detect.infer.packing import Packed, pad_packed
+from vlm_detect.infer.prefixes import Prefix, stack_prefixes
+from vlm_detect.models.base import VLM
+from vlm_detect.models.prompt import numbers_of, stack_numbers
+
+
+class Branches:
+    """Reads the prompts when it is made, then one token a prompt at a time.
+
+    `there` (B, W) says which of a row's W places hold a prompt, `logits` (B, W, V) what comes next. The prefixes are of
+    one length.
+    """
+
+    def __init__(self, vlm: VLM, prefixes: Sequence[Prefix], prompts: Sequence[Sequence[Sequence[int]]]) -> None:
+        self.vlm = vlm
+        rows, numbers = zip(*(_packed(some) for some in prompts), strict=True)
+        width = max(len(row.ends) for row in rows)
+        device, prefix_length = vlm.device, len(prefixes[0])
+        ids, positions, mask = (part.to(device) for part in pad_packed(rows, prefix_length, vlm.eos_token_id))
+        shifts = torch.tensor([[prefix.shift] for prefix in prefixes], device=device)
+        placed = {name: part.to(device) for name, part in stack_numbers(numbers, ids.shape[1]).items()}
+
+        self._cache = stack_prefixes(prefixes)
+        self.there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows], device=device)
+        last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
+        self._position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)
+        self._position += prefix_length + shifts
+        # What each prompt may see, (B, 1, W, length so far), which grows by itself with every token.
+        self._seen = mask.gather(2, last[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
+        self._itself = torch.eye(width, dtype=torch.bool, device=device).expand(len(rows), 1, -1, -1)
+
+        needed = last.unique()
+        at = torch.searchsorted(needed, last)
+        outputs = forward(vlm, ids, positions + shifts, mask, self._cache, needed, **placed)
+        self.logits = _pick(outputs.logits, at)
+        hidden = outputs.get("region_hidden_state")
+        self._hidden = None if hidden is None else _pick(hidden, last)
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """(B, W, D): what the region head reads, of a model that has one."""
+        assert self._hidden is not None
+        return self._hidden
+
+    def read(
+        self, ids: torch.Tensor, *, coordinates: torch.Tensor | None = None, sizes: torch.Tensor | None = None
+    ) -> None:
+        """Read one token of each prompt (B, W); in its place a number (B, W), or two (B, W, 2), that is not NaN."""
+        self._seen = torch.cat([self._seen, self._itself], dim=-1)
+        given = {name: part for name, part in (("coordinates", coordinates), ("sizes", sizes)) if part is not None}
+        outputs = forward(self.vlm, ids, self._position, self._seen, self._cache, None, **given)
+        self._position = self._position + 1
+        self.logits = outputs.logits
+        self._hidden = outputs.get("region_hidden_state")
+
+
+def forward(
+    vlm: VLM,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    logits_at: torch.Tensor | None,
+    **numbers: torch.Tensor,
+) -> Any:
+    """The model's outputs behind packed tokens (B, T); logits at all of them where `logits_at` is None."""
+    return vlm.model(
+        input_ids=ids,
+        position_ids=vlm.position_ids(positions),
+        attention_mask=_as_implemented(vlm, mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=0 if logits_at is None else logits_at,
+        **numbers,
+    )
+
+
+def _as_implemented(vlm: VLM, mask: torch.Tensor) -> torch.Tensor:
+    """Eager and flex attention add their mask to the scores; the others take a bool one."""
+    if vlm.model.config._attn_implementation not in ("eager", "flex_attention"):
+        return mask
+    dtype = vlm.model.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _packed(prompts: Sequence[Sequence[int]]) -> tuple[Packed, dict[int, tuple[float, ...]]]:
+    """One row of prompts, and the numbers in it by their index in the row."""
+    row = Packed()
+    numbers: dict[int, tuple[float, ...]] = {}
+    for prompt in prompts:
+        numbers |= {len(row.ids) + index: value for index, value in numbers_of(prompt).items()}
+        row.add(prompt)
+    return row, numbers
+
+
+def _pick(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(B, T, D) at (B, W) to (B, W, D)."""
+    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))

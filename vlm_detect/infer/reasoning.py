@@ -1,0 +1,159 @@
+"""Thinking before answering: moondream's query(reasoning=True), in batches.
+
+Every prompt is either thinking, being given the marker that asks for its answer, or answering; each step reads one
+token of each, whatever it is at. A coordinate token among the thoughts is read as the place that the region head gives.
+`vlm_detect.models.moondream.skills.reason` is the loop for one prompt, which this one must agree with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+
+from vlm_detect.infer.asks import greedy
+from vlm_detect.infer.branches import Branches
+from vlm_detect.infer.locate import needs_moondream
+from vlm_detect.infer.prefixes import Prefix, check_length
+from vlm_detect.models.base import VLM
+from vlm_detect.models.moondream.configuration import MoondreamConfig
+from vlm_detect.models.moondream.processing import Reference
+from vlm_detect.models.moondream.skills import Reasoning, Thoughts
+
+REASONING_TOKENS = 768  # of the thoughts, and of the answer, as in the official code
+
+
+class ReasonedAnswer(NamedTuple):
+    """`cut_off` is True where the answer ended at its limit of tokens; `n_tokens` counts thoughts and answer."""
+
+    reasoning: Reasoning
+    answer: str
+    cut_off: bool
+    n_tokens: tuple[int, int]
+
+
+class Forbids(IntEnum):
+    """What may not come next."""
+
+    NOTHING = 0
+    END = 1  # the end of text and sizes, while thinking
+    ANSWER_MARKER = 2  # while answering
+
+
+@dataclass
+class Reasoned:
+    """One prompt's thoughts and answer while they grow. `room` is how many tokens may follow the prompt in all."""
+
+    config: MoondreamConfig
+    max_new_tokens: int
+    room: int
+    thoughts: Thoughts
+    answer_ids: list[int] = field(default_factory=list)
+    thinks: bool = True
+    ended: bool = False
+    marker: list[int] = field(default_factory=list)  # ids of the marker that are still to be read
+
+    @property
+    def forbids(self) -> Forbids:
+        if self.thinks:
+            return Forbids.END if self.thoughts.ids else Forbids.NOTHING
+        return Forbids.ANSWER_MARKER if self.answer_ids else Forbids.NOTHING
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the answer ended at its limit."""
+        return self.ended and len(self.answer_ids) >= self._answer_limit
+
+    def read(self, vlm: VLM) -> ReasonedAnswer:
+        """The text of both."""
+        n_tokens = len(self.thoughts.ids), len(self.answer_ids)
+        answer = vlm.decode(self.answer_ids).strip()
+        return ReasonedAnswer(self.thoughts.ground(vlm.decode), answer, self.cut_off, n_tokens)
+
+    @property
+    def _suffix(self) -> list[int]:
+        return self.config.templates["query"]["suffix"]
+
+    @property
+    def _thought_limit(self) -> int:
+        """Where the context is short, a quarter of it is kept for the answer."""
+        kept = max(1, min(self.max_new_tokens, self.room // 4))
+        return min(self.max_new_tokens, self.room - len(self._suffix) - kept)
+
+    @property
+    def _answer_limit(self) -> int:
+        return min(self.max_new_tokens, self.room - len(self.thoughts.ids) - len(self._suffix))
+
+    def take(self, chosen: int, coordinate: float) -> tuple[int, float]:
+        """The token to read after `chosen` was predicted, and the coordinate in its place, or NaN."""
+        config = self.config
+        if self.thinks:
+            if chosen != config.answer_token_id and len(self.thoughts.ids) < self._thought_limit:
+                self.thoughts.add(chosen, coordinate)
+                return chosen, coordinate if chosen == config.coord_token_id else math.nan
+            self.thinks, self.marker = False, list(self._suffix)
+        if self.marker:
+            return self.marker.pop(0), math.nan
+        if not self.ended:
+            self.ended = chosen == config.eos_token_id
+            if not self.ended:
+                self.answer_ids.append(chosen)
+                self.ended = len(self.answer_ids) >= self._answer_limit
+        return chosen, math.nan
+
+
+def reasoning_prompt(
+    vlm: VLM, question: str, references: Sequence[Reference] = (), *, with_image: bool = True
+) -> list[int]:
+    """The ids behind the prefix; UserError of a model without a reasoning mode, or without room for an answer."""
+    moondream = needs_moondream(vlm, "reasoning mode")
+    prompt = moondream.processor.reasoning_ids(question, references)
+    prefix = vlm.prefix_ids() if with_image else vlm.text_prefix_ids()
+    least = len(moondream.processor.config.templates["query"]["suffix"]) + 2  # a thought, the marker, a word
+    check_length(vlm, len(prefix) + len(prompt) + least)
+    return prompt
+
+
+@torch.inference_mode()
+def reason_steps(
+    vlm: VLM,
+    prefixes: Sequence[Prefix],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    max_new_tokens: int,
+    choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
+) -> Iterator[list[list[Reasoned]]]:
+    """Thoughts and answers of every prompt of every image, one token more an iteration; the last is the whole.
+
+    `max_new_tokens` bounds the thoughts and the answer, each; the context bounds both together. The prefixes are of
+    one length. `choose` turns logits (images, prompts, vocabulary) into ids.
+    """
+    moondream = needs_moondream(vlm, "reasoning mode")
+    config = moondream.processor.config
+    if not any(map(len, prompts)):
+        return
+    rooms = [[vlm.context - len(prefixes[0]) - len(prompt) for prompt in some] for some in prompts]
+    texts = [[Reasoned(config, max_new_tokens, room, Thoughts(config)) for room in some] for some in rooms]
+    branches = Branches(vlm, prefixes, prompts)
+    forbidden = torch.zeros(len(Forbids), branches.logits.shape[-1], device=vlm.device)
+    forbidden[Forbids.END, [config.eos_token_id, config.size_token_id]] = -torch.inf
+    forbidden[Forbids.ANSWER_MARKER, config.answer_token_id] = -torch.inf
+    state = torch.zeros(branches.there.shape, dtype=torch.long)
+    while True:
+        for i, some in enumerate(texts):
+            for j, text in enumerate(some):
+                state[i, j] = text.forbids
+        chosen = choose(branches.logits + forbidden[state.to(vlm.device)])
+        coordinates = moondream.region.read_coordinate(branches.hidden).tolist()
+        ids = chosen.tolist()
+        placed = [[math.nan] * len(row) for row in ids]
+        for i, some in enumerate(texts):
+            for j, text in enumerate(some):
+                ids[i][j], placed[i][j] = text.take(ids[i][j], coordinates[i][j])
+        yield texts
+        if all(text.ended for some in texts for text in some):
+            return
+        branches.read(torch.tensor(ids, device=vlm.device), coordinates=torch.tensor(placed, device=vlm.device))

@@ -1,0 +1,52 @@
+"""Text by transformers' generate behind prefixes, one row a prompt: for sampling, streamers and the rest it offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vlm_detect.infer.prefixes import Prefix, check_length, stack_prefixes
+from vlm_detect.models.base import VLM
+from vlm_detect.models.prompt import numbers_of, stack_numbers
+
+
+@torch.inference_mode()
+def generate_rows(
+    vlm: VLM,
+    prefixes: Sequence[Prefix],
+    prefix_ids: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    options: dict[str, Any],
+) -> list[str]:
+    """Text behind prompts whose prefixes have all the ids `prefix_ids`; `options` are those of `generate`."""
+    longest = max(map(len, prompts))
+    check_length(vlm, len(prefix_ids) + longest + max_new_tokens)
+    pad_id = vlm.eos_token_id
+    pads = [longest - len(prompt) for prompt in prompts]
+    # Shorter prompts are padded between prefix and prompt; the mask hides the padding and the positions skip it.
+    input_ids = torch.tensor(
+        [[*prefix_ids, *[pad_id] * pad, *prompt] for pad, prompt in zip(pads, prompts, strict=True)]
+    )
+    attention_mask = torch.ones_like(input_ids)
+    for row, pad in zip(attention_mask, pads, strict=True):
+        row[len(prefix_ids) : len(prefix_ids) + pad] = 0
+    # The model reads what is behind the prefix alone, and numbers are counted from there.
+    numbers = [
+        {pad + index: value for index, value in numbers_of(prompt).items()}
+        for pad, prompt in zip(pads, prompts, strict=True)
+    ]
+    placed = {name: part.to(vlm.device) for name, part in stack_numbers(numbers, longest).items()}
+    output = vlm.model.generate(
+        input_ids=input_ids.to(vlm.device),
+        attention_mask=attention_mask.to(vlm.device),
+        past_key_values=stack_prefixes(prefixes),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_id,
+        eos_token_id=vlm.eos_token_id,
+        **placed,
+        **{"do_sample": False, **options},
+    )
+    return [vlm.decode(row[input_ids.shape[1] :].tolist()).strip() for row in output]

@@ -1,0 +1,63 @@
+"""Log-probabilities of answers behind image prefixes: all questions and candidates of an image in one packed row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vlm_detect.infer.asks import Ask, CandidateScore
+from vlm_detect.infer.branches import forward
+from vlm_detect.infer.packing import Packed, pad_packed
+from vlm_detect.infer.prefixes import Prefix, check_length, stack_prefixes
+from vlm_detect.models.base import VLM
+
+
+@torch.inference_mode()
+def score_packed(
+    vlm: VLM, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
+) -> list[list[list[CandidateScore]]]:
+    """For each image, for each of its asks, one score a candidate; prefixes are of one length and make one batch."""
+    rows, spans = zip(*(_pack(vlm, image_asks) for image_asks in asks), strict=True)
+    prefix_length = len(prefixes[0])
+    check_length(vlm, prefix_length + max(end for row in rows for end in row.ends))
+    ids, positions, mask = pad_packed(rows, prefix_length, vlm.eos_token_id)
+    # Logits are made only where an answer's token is predicted: of a few positions, not of every one.
+    needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
+    place = {position: i for i, position in enumerate(needed)}
+    positions += torch.tensor([[prefix.shift] for prefix in prefixes])
+    ids, positions, mask = (part.to(vlm.device) for part in (ids, positions, mask))
+    logits_at = torch.tensor(needed, device=vlm.device)
+    outputs = forward(vlm, ids, positions, mask, stack_prefixes(prefixes), logits_at)
+    logprobs = outputs.logits.float().log_softmax(-1)  # (B, needed, V)
+    # Picked at once: on a GPU every number that is fetched by itself is waited for.
+    chosen = [
+        (i, place[source], token)
+        for i, row in enumerate(spans)
+        for ask in row
+        for answer in ask
+        for source, token in answer
+    ]
+    picked = iter(logprobs[tuple(torch.tensor(chosen, device=vlm.device).T)].tolist())
+    return [
+        [[CandidateScore(sum(next(picked) for _ in answer), len(answer)) for answer in ask] for ask in row]
+        for row in spans
+    ]
+
+
+def _pack(vlm: VLM, asks: Sequence[Ask]) -> tuple[Packed, list[list[list[tuple[int, int]]]]]:
+    """One image's row, and for each ask and candidate its (predicting index, predicted token) pairs."""
+    packed = Packed()
+    spans = []
+    for ask in asks:
+        question = packed.add(vlm.question_ids(ask.question))
+        answers = []
+        for candidate in ask.candidates:
+            ids = vlm.answer_ids(candidate)
+            ids = ids if ask.whole else ids[:-1]
+            first = len(packed.ids)
+            packed.add(ids[:-1], parent=question)  # the last is predicted, never read
+            sources = [packed.last_index[question], *range(first, first + len(ids) - 1)]
+            answers.append(list(zip(sources, ids, strict=True)))
+        spans.append(answers)
+    return packed, spans
