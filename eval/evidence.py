@@ -29,6 +29,7 @@ from vlm_detect.benchmark.run import default_out
 from vlm_detect.config import check_at_least, git_commit, parse_config, write_json, write_run_json
 from vlm_detect.data.pairs import load_pairs
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.images.stored import StoredImage, undecoded
 from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.engine import Ask
 from vlm_detect.infer.evidence import evidence_map
@@ -125,11 +126,12 @@ def main(argv: list[str]) -> None:
 
 def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
     engine = detector.engine
+    rows = undecoded(rows)
     names = sorted({true_words(edit, (1, 1))["operation"] for edit in rows["edit"]})
     naming = [Ask(OPERATION_QUESTION, tuple(names))]
     for start in range(0, len(rows), engine.batch_images):
         some = [rows[i] for i in range(start, min(start + engine.batch_images, len(rows)))]
-        edited, before = ([row[column].convert("RGB") for row in some] for column in ("twin", "image"))
+        edited, before = ([StoredImage.of(row[column]).open() for row in some] for column in ("twin", "image"))
         odds = log_odds(engine, before, topic=topic)
         said = engine.generate(edited, [list(WORDS.values())] * len(some), MAX_NEW_TOKENS)
         said_before = engine.generate(before, [[OPERATION_QUESTION]] * len(some), MAX_NEW_TOKENS)

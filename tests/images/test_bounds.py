@@ -88,7 +88,7 @@ def test_the_frames_of_an_animation_are_not_gone_through(monkeypatch: pytest.Mon
     monkeypatch.setattr(bounds._TimedBytes, "read", lambda self, size=-1: (reads.append(size), read(self, size))[1])
     for data in (gif, tiff):
         reads.clear()
-        assert rejection(data).reason == "animated"
+        decode_image(data)
         assert len(reads) < 200
 
 

@@ -13,10 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from tests.data.factories import photo
-from vlm_detect.images.decode import ImageRejected, decode_image, estimate_quality, standard_encoding
+from vlm_detect.images import bounds, colour
+from vlm_detect.images.bounds import ImageRejected
+from vlm_detect.images.colour import to_rgb
+from vlm_detect.images.decode import (
+    FIRST_OF_SEVERAL,
+    UNREAD_EXIF,
+    UNREAD_METADATA,
+    decode_image,
+    shown_pixels,
+    upright_size,
+)
+from vlm_detect.images.jpeg import estimate_quality, standard_encoding
 
 
 def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -114,14 +125,20 @@ def test_only_what_was_changed_is_not_plain() -> None:
     assert not any(decode_image(data).is_plain for data in changed)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, lines: list[bytes], depth: int, colour_type: int, **chunks: bytes) -> bytes:
+    """A PNG of any kind, of which Pillow writes some only; `chunks` stand in front of its pixels."""
+    header = struct.pack(">IIBBBBB", width, len(lines), depth, colour_type, 0, 0, 0)
+    between = b"".join(chunk(name.encode(), data) for name, data in chunks.items())
+    pixels = zlib.compress(b"".join(b"\0" + line for line in lines))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
 def png16(pixels: np.ndarray, colour_type: int) -> bytes:
-    """A 16-bit PNG, which Pillow does not write in colour."""
-    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    return png(pixels.shape[1], [row.astype(">u2").tobytes() for row in pixels], 16, colour_type)
 
 
 def test_sixteen_bit_colour_with_and_without_alpha() -> None:
@@ -133,12 +150,43 @@ def test_sixteen_bit_colour_with_and_without_alpha() -> None:
     assert pixel(png16(colour, 6)) == (255, 255, 255)
 
 
-def test_a_broken_profile_is_no_silent_colour() -> None:
-    assert reason(saved(photo(1), "PNG", icc_profile=b"not a profile" * 20)) == "colour_undefined"
+def profiles() -> dict[str, bytes]:
+    """Profiles that describe no such pixels as they are put on."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return {
+        "broken": b"not a profile" * 20,
+        "cut": srgb[: len(srgb) // 3],
+        "short": b"icc",
+        "of_lab": ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+        "of_grey": srgb[:16] + b"GRAY" + srgb[20:],
+        "of_rgb": srgb,
+    }
 
 
-def test_cmyk_without_a_profile_is_rejected() -> None:
-    assert reason(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")) == "colour_undefined"
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
+@pytest.mark.parametrize("kind", ["broken", "cut", "short", "of_lab", "of_grey", "of_rgb"])
+def test_a_profile_that_does_not_fit_is_passed_over_and_noted(mode: str, kind: str) -> None:
+    file_format = "TIFF" if mode == "CMYK" else "PNG"
+    image = photo(1).convert(mode)
+    plain = decode_image(saved(image, file_format))
+    decoded = decode_image(saved(image, file_format, icc_profile=profiles()[kind]))
+    np.testing.assert_allclose(np.asarray(decoded.image, int), np.asarray(plain.image, int), atol=1)
+    fits = kind == "of_rgb" and mode in ("RGB", "P")
+    assert (colour.PROFILE_PASSED_OVER in decoded.notes) == (not fits)
+
+
+def test_cmyk_without_a_profile_is_converted_by_the_formula_of_viewers() -> None:
+    decoded = decode_image(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))
+    assert np.abs(np.asarray(decoded.image, int)[4, 4] - (255, 0, 0)).max() <= 2
+    assert decoded.notes == (colour.CMYK_BY_FORMULA,)
+    assert not decoded.is_plain
+
+
+def test_lab_is_shown() -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(Image.new("RGB", (4, 4), (220, 60, 40)), srgb, lab, outputMode="LAB")
+    assert image is not None
+    assert np.abs(np.array(pixel(saved(image, "TIFF"))) - (220, 60, 40)).max() <= 2
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
@@ -146,6 +194,45 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     decoded = decode_image(saved(Image.fromarray(values), "PNG"))
     assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 1, 128, 255]
     assert np.asarray(decode_image(saved(Image.fromarray(values), "TIFF")).image)[0, 2].tolist() == [128] * 3
+
+
+def tiff(bits: int, photometric: int, packed: bytes, width: int) -> bytes:
+    """A grey TIFF of one line, which Pillow does not write of every kind."""
+    packed += b"\0" * (len(packed) % 2)
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    tags.append((279, len(packed)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+def test_grey_of_any_depth_is_scaled_by_its_own_range() -> None:
+    def greys(data: bytes) -> list[int]:
+        return np.asarray(decode_image(data).image)[0, :, 0].tolist()
+
+    assert greys(tiff(16, 1, struct.pack("<HH", 65535, 257), 2)) == [255, 1]
+    assert greys(tiff(16, 0, struct.pack("<HH", 65535, 257), 2)) == [0, 254]  # 0 is white
+    assert greys(tiff(12, 1, bytes([0xFF, 0xF8, 0x00]), 2)) == [255, 128]
+    assert greys(b"P5 2 1 65535\n" + struct.pack(">HH", 65535, 257)) == [255, 1]
+    assert greys(b"P5 2 1 1000\n" + struct.pack(">HH", 1000, 500)) == [255, 128]
+    assert greys(b"P2 2 1 15\n15 3\n") == [255, 51]
+
+
+@pytest.mark.parametrize(("depth", "stored"), [(1, b"\x40"), (2, b"\x1b"), (4, b"\x01\x2f"), (8, b"\0\1\2\xff")])
+def test_the_transparent_grey_of_a_png_has_the_depth_of_the_file(depth: int, stored: bytes) -> None:
+    """Pixel 1 is the transparent grey: it is white, and no other is touched."""
+    data = png(4, [stored], depth, 0, tRNS=struct.pack(">H", 1))
+    greys = np.asarray(decode_image(data).image)[0, :, 0].tolist()
+    plain = np.asarray(decode_image(png(4, [stored], depth, 0)).image)[0, :, 0].tolist()
+    assert greys[1] == 255 != plain[1] or depth == 1
+    assert [greys[i] for i in (0, 2, 3)] == [plain[i] for i in (0, 2, 3)]
+
+
+def test_the_transparent_colour_of_sixteen_bits() -> None:
+    grey = png(3, [struct.pack(">HHH", 500, 501, 65535)], 16, 0, tRNS=struct.pack(">H", 500))
+    assert np.asarray(decode_image(grey).image)[0, :, 0].tolist() == [255, 2, 255]
+    values = [0x1200, 0x3400, 0x5600, 0x12, 0x34, 0x56]
+    colour = png(2, [struct.pack(">6H", *values)], 16, 2, tRNS=struct.pack(">3H", *values[:3]))
+    assert np.asarray(decode_image(colour).image)[0].tolist() == [[255] * 3, [0] * 3]
 
 
 def test_pixels_without_a_range_are_rejected() -> None:
@@ -157,6 +244,8 @@ def test_transparency_lies_over_white_and_hides_what_is_under_it() -> None:
     assert pixel(saved(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG")) == (255, 255, 255)
     assert pixel(saved(Image.new("RGBA", (4, 4), (255, 0, 0, 255)), "PNG")) == (255, 0, 0)
     assert pixel(saved(Image.new("LA", (4, 4), (0, 128)), "PNG"))[0] in (127, 128)
+    premultiplied = Image.new("RGBA", (4, 4), (255, 0, 0, 128)).convert("RGBa")
+    assert pixel(saved(premultiplied.convert("RGBA"), "PNG")) == to_rgb(premultiplied)[0].getpixel((0, 0))
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 10, 200, 30])
     assert pixel(saved(palette, "PNG")) == (10, 200, 30)
@@ -169,10 +258,87 @@ def test_one_bit_and_grey() -> None:
     assert pixel(saved(Image.new("L", (4, 4), 90), "JPEG", quality=100)) == (90, 90, 90)
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_animations_and_pages_are_rejected(file_format: str) -> None:
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_of_animations_and_pages_the_first_is_shown_and_noted(file_format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
-    assert reason(saved(frames[0], file_format, save_all=True, append_images=frames[1:])) == "animated"
+    decoded = decode_image(saved(frames[0], file_format, save_all=True, append_images=frames[1:]))
+    assert np.abs(np.asarray(decoded.image, int) - (255, 0, 0)).max() <= 3
+    assert decoded.notes == (FIRST_OF_SEVERAL,)
+    assert not decoded.is_plain
+    assert decode_image(saved(frames[0], file_format)).notes == ()
+
+
+def odd_metadata() -> dict[str, bytes]:
+    """Sound pixels with metadata that make Pillow give the file up."""
+    plain = saved(photo(1), "PNG")
+    head, rest = plain[:33], plain[33:]
+    long = zlib.compress(b"[" + b"1, " * 700_000 + b"1]")
+    wrong = bytearray(chunk(b"tEXt", b"Title\0a dog"))
+    wrong[-1] ^= 255
+    found = {
+        "long_ztxt": chunk(b"zTXt", b"workflow\0\0" + long),
+        "long_itxt": chunk(b"iTXt", b"workflow\0\1\0\0\0" + long),
+        "many_texts": chunk(b"tEXt", b"workflow\0" + b"x" * 1_000_000) * 70,
+        "long_profile": chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(3_000_000))),
+        "broken_exif": chunk(b"eXIf", b"\0\x08\0\x02\x01\x12\0\x03"),
+        "wrong_checksum": bytes(wrong),
+        "broken_text": chunk(b"zTXt", b"workflow\0\0" + b"no zlib"),
+        "unknown_compression": chunk(b"zTXt", b"workflow\0\7" + long),
+    }
+    return {name: head + extra + rest for name, extra in found.items()}
+
+
+@pytest.mark.parametrize("kind", odd_metadata())
+def test_metadata_that_cannot_be_read_take_nothing_from_the_pixels(kind: str) -> None:
+    decoded = decode_image(odd_metadata()[kind])
+    np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(photo(1)))
+    quietly = kind in ("broken_text", "long_profile")  # which Pillow passes over itself
+    assert quietly or decoded.notes in ((UNREAD_METADATA,), (UNREAD_EXIF,))
+
+
+def test_orientation_and_profile_stay_where_texts_are_passed_over() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(Image.new("RGB", (20, 10), (255, 0, 0)), "PNG", exif=exif, icc_profile=wide_gamut_profile())
+    text = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3_000_000)))
+    decoded = decode_image(turned[:33] + text + turned[33:])
+    assert decoded.image.size == upright_size(turned) == (10, 20)
+    assert decoded.image.getpixel((5, 5))[1] > 240  # type: ignore[index]
+    assert UNREAD_METADATA in decoded.notes
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535])
+def test_every_orientation_in_every_format(file_format: str, orientation: int) -> None:
+    image = photo(1, (24, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image, file_format, exif=exif, **({"quality": 100} if file_format in ("JPEG", "AVIF") else {}))
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    decoded = decode_image(data)
+    np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(shown))
+    assert upright_size(data) == decoded.image.size == shown_pixels(Image.open(io.BytesIO(data))).image.size
+    assert decoded.image.size == ((16, 24) if orientation in (5, 6, 7, 8) else (24, 16))
+    assert decoded.is_plain == (orientation not in range(2, 9))
+
+
+def test_photos_of_phones_in_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(photo(1, (48, 32)), "HEIF", exif=exif.tobytes(), quality=100)
+    decoded = decode_image(data)
+    assert (decoded.format, decoded.image.size, upright_size(data)) == ("HEIF", (32, 48), (32, 48))
+    turned = photo(1, (48, 32)).transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(np.asarray(decoded.image, int) - np.asarray(turned, int)).mean() < 10  # its chroma is halved
+
+    monkeypatch.setattr(bounds, "readable_formats", lambda: ("JPEG", "PNG"))
+    heif, avif = (data, r"pip install 'vlm-detect\[heif\]'"), (saved(photo(1), "AVIF"), "a Pillow with AVIF")
+    for missing, remedy in (heif, avif):
+        with pytest.raises(ImageRejected, match=remedy) as caught:
+            decode_image(missing)
+        assert caught.value.reason == "needs_extra"
 
 
 def test_a_cameras_multi_picture_file_is_its_first_picture() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.data.factories import photo
-from vlm_detect.images.decode import DecodedImage, decode_image, standard_encoding
+from vlm_detect.images.decode import DecodedImage, decode_image
 from vlm_detect.images.encode import (
     EncodeConfig,
     crop_to_aspect,
@@ -20,6 +20,7 @@ from vlm_detect.images.encode import (
     recompress,
     resize,
 )
+from vlm_detect.images.jpeg import standard_encoding
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 40), (40, 100)])

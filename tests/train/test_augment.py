@@ -31,11 +31,11 @@ def test_each_is_drawn_about_half_of_the_time_and_changes_the_image(name):
     image = stored(gradient())
     drawn = next(draw for draw in draws if draw)
     assert [step for step, _ in drawn] == [name]
-    changed = AugmentedImage(image.content, drawn)
+    changed = AugmentedImage(image.content, draw=drawn)
     assert changed.open().mode == "RGB"
     assert changed.open().tobytes() != image.open().tobytes()
-    assert changed.open().tobytes() == AugmentedImage(image.content, drawn).open().tobytes()
-    assert changed.key != image.key == AugmentedImage(image.content, ()).key
+    assert changed.open().tobytes() == AugmentedImage(image.content, draw=drawn).open().tobytes()
+    assert changed.key != image.key == AugmentedImage(image.content, draw=()).key
 
 
 def test_what_they_do():

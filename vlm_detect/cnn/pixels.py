@@ -27,7 +27,7 @@ from datasets import Dataset
 from vlm_detect.config import make_readable, write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
-from vlm_detect.images.decode import ImageRejected, decode_image
+from vlm_detect.images.decode import DECODER, ImageRejected, decode_image
 from vlm_detect.images.stored import StoredImage, undecoded
 from vlm_detect.models.cnn.squares import Fit, to_square
 from vlm_detect.progress import progress
@@ -84,7 +84,7 @@ def decode_split(
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     # the fingerprint of `datasets` follows from the dataset's files and what was done to their rows
-    facts = {"rows": rows._fingerprint, "size": size, "fit": fit, "form": _FORM}
+    facts = {"rows": rows._fingerprint, "size": size, "fit": fit, "form": _FORM, "decoder": DECODER}
     stem = Path(cache) / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     if not stem.with_suffix(".json").is_file():
         _decode(rows, stem, size, fit, f"{Path(data).name}/{split}")

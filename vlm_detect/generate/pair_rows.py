@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from vlm_detect.generate.usable import perceptual_hash
-from vlm_detect.images.decode import decode_image, standard_encoding
+from vlm_detect.images.decode import decode_image
 from vlm_detect.images.encode import EncodeConfig, crop_to_aspect, describe_jpeg, encode_image, like_source, resize
+from vlm_detect.images.jpeg import standard_encoding
 
 
 def pair_rows(

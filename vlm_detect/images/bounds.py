@@ -14,6 +14,7 @@ TIFF) is not stopped by it.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -22,6 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageFile
@@ -31,7 +33,13 @@ MAX_BYTES = 256 * 1024**2
 MAX_SCANS = 100  # encoders write up to about 20
 MAX_SCANNED_PIXELS = 2_000_000_000  # scans x pixels of a JPEG; about 5 ms a scan and megapixel
 MAX_DECODE_S = 30.0  # processor seconds
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# The brands with which files of these two begin, and what brings a reader where there is none.
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "HEIF"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+_READERS = {"HEIF": "pip install 'vlm-detect[heif]'", "AVIF": "install a Pillow with AVIF, as its own wheels are"}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 
@@ -81,12 +89,11 @@ def open_bounded(
     """The bytes of an image file, opened by Pillow; `ImageRejected` for what is beyond the bounds or no image."""
     if not data:
         raise ImageRejected("empty", "the file has no bytes")
-    Image.init()  # by itself Pillow registers a few formats only, and `formats` may name none that is missing
     stream = _TimedBytes(data, max_seconds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here
-            with Image.open(stream, formats=FORMATS) as opened:
+            with Image.open(stream, formats=readable_formats()) as opened:
                 _check_header(opened, data, max_pixels)
                 yield opened
     except ImageRejected:
@@ -98,9 +105,27 @@ def open_bounded(
         if stream.is_late:  # some readers turn an exception of the stream into another
             raise stream.rejection() from error
         if isinstance(error, Image.UnidentifiedImageError):
-            raise ImageRejected("not_an_image", "no known image format") from error
+            raise _unidentified(data) from error
         truncated = "truncated" in str(error).lower()
         raise ImageRejected("truncated" if truncated else "unreadable", f"{type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this installation reads, by the names of Pillow."""
+    Image.init()  # by itself Pillow registers a few formats only
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _unidentified(data: bytes) -> ImageRejected:
+    kind = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    if kind and kind not in readable_formats():
+        return ImageRejected("needs_extra", f"{kind} is not read here: {_READERS[kind]}")
+    return ImageRejected("not_an_image", "no known image format")
 
 
 class _TimedBytes(io.BytesIO):

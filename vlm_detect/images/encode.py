@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vlm_detect.config import check_between
-from vlm_detect.images.decode import JpegEncoding, standard_encoding
+from vlm_detect.images.jpeg import JpegEncoding, standard_encoding
 
 FILTER = Image.Resampling.LANCZOS
 

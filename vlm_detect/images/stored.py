@@ -1,35 +1,46 @@
-"""Images as a dataset stores them: bytes with a key, decoded only where pixels are needed."""
+"""Images as a dataset stores them: bytes with a key, decoded only where pixels are needed, by the decoder of all."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from vlm_detect.errors import UserError
+from vlm_detect.images.bounds import ImageRejected, read_bounded
+from vlm_detect.images.decode import DECODER, decode_image, is_plainly_stored, upright_size
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One encoded image."""
+    """One encoded image; `name` says which it is where it cannot be used."""
 
     content: bytes
+    name: str = field(default="an image", compare=False)
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> StoredImage:
-        """From a cell of an undecoded image column, which holds bytes or the path of a file."""
-        return cls(stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes())
+    def of(cls, stored: Mapping[str, Any] | None, name: str = "an image") -> StoredImage:
+        """From a cell of an undecoded image column, which holds bytes or the path of a file, or nothing."""
+        if stored is None or stored["bytes"] is not None:
+            return cls(b"" if stored is None else stored["bytes"], name)
+        try:
+            return cls(read_bounded(Path(stored["path"])), name)
+        except (ImageRejected, TypeError) as error:
+            raise UserError(f"{name} cannot be used: {error}") from error
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Equal keys, equal pixels."""
-        return self.sha256
+        """Equal keys, equal pixels. An image that every version of the decoder shows alike has one in all of them."""
+        return self.sha256 if is_plainly_stored(self.content) else f"{self.sha256} {DECODER}"
 
     @cached_property
     def sha256(self) -> str:
@@ -38,11 +49,18 @@ class StoredImage:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, read from the header."""
-        return Image.open(io.BytesIO(self.content)).size
+        """(width, height) in pixels, upright, read from the header; UserError as for `open`."""
+        return self._read(upright_size)
 
     def open(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.content)).convert("RGB")
+        """The pixels, RGB; UserError, with the image's name, where it cannot be used."""
+        return self._read(lambda content: decode_image(content).image)
+
+    def _read(self, read: Callable[[bytes], T]) -> T:
+        try:
+            return read(self.content)
+        except ImageRejected as error:
+            raise UserError(f"{self.name} cannot be used: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,11 @@ class Cells(Sequence[StoredImage]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row, column = self.places[index]
-        return StoredImage.of(self.rows.select_columns([column])[row][column])
+        return StoredImage.of(self.rows.select_columns([column])[row][column], cell_name(row, column))
+
+
+def cell_name(row: int, column: str) -> str:
+    return f"the image of row {row}" if column == "image" else f"the {column} of row {row}"
 
 
 def undecoded(rows: Dataset) -> Dataset:

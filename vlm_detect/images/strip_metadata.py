@@ -1,6 +1,7 @@
 """An image file without its metadata, its compressed pixels untouched.
 
     bare = bare_bytes(data)      # JPEG without EXIF, XMP, ICC, C2PA, comments and thumbnails; PNG with its pixels alone
+    shown_chunks(data)           # PNG with the metadata that change how it is shown: orientation and colour profile
 
 For sets whose published pixels have to stay as they are, where encoding anew would change them. It knows two formats;
 anything else, or a file that is not built as it should be, comes back as None and has to be encoded anew.
@@ -9,11 +10,13 @@ anything else, or a file that is not built as it should be, comes back as None a
 from __future__ import annotations
 
 import struct
+import zlib
 
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"  # version 1.1, no density, no thumbnail
 _ADOBE, _COMMENT, _END, _SCAN = 0xEE, 0xFE, 0xD9, 0xDA
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_SHOWN_CHUNKS = frozenset({b"eXIf", b"iCCP"})
 
 
 def bare_bytes(data: bytes) -> bytes | None:
@@ -22,6 +25,11 @@ def bare_bytes(data: bytes) -> bytes | None:
     if data.startswith(_PNG):
         return _bare_png(data)
     return None
+
+
+def shown_chunks(data: bytes) -> bytes | None:
+    """A PNG without metadata but for its EXIF block and colour profile, where their checksums are right."""
+    return _bare_png(data, _SHOWN_CHUNKS) if data.startswith(_PNG) else None
 
 
 def _bare_jpeg(data: bytes) -> bytes | None:
@@ -59,12 +67,14 @@ def _end_of_scan(data: bytes, at: int) -> int:
     return len(data)
 
 
-def _bare_png(data: bytes) -> bytes | None:
+def _bare_png(data: bytes, also: frozenset[bytes] = frozenset()) -> bytes | None:
+    """Its pixels and those of the chunks of `also` whose checksum is right."""
     kept, at = [_PNG], len(_PNG)
     while at + 12 <= len(data):
         length, name = struct.unpack(">I4s", data[at : at + 8])
         chunk = data[at : at + 12 + length]
-        if name in _PNG_CHUNKS:
+        is_sound = name in also and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if name in _PNG_CHUNKS or is_sound:
             kept.append(chunk)
         if name == b"IEND":
             return b"".join(kept)

@@ -22,10 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlm_detect.errors import UserError
-from vlm_detect.images.decode import MAX_PIXELS, ImageRejected, decode_image, read_bounded
+from vlm_detect.images.bounds import MAX_PIXELS, ImageRejected, read_bounded
+from vlm_detect.images.decode import decode_image, shown_pixels
 from vlm_detect.images.provenance import Fact, provenance
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import EvidenceMap, evidence_map
@@ -45,10 +47,14 @@ ANSWER_TOKENS = 128
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image and what its file said of itself."""
+    """A decoded image, what its file said of itself, and what is odd about the file."""
 
     image: Image.Image
     provenance: tuple[Fact, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+Openable = Image.Image | np.ndarray | Picture | bytes | str | Path
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Verdict:
 
     `calibrated` is False where no validation set stands behind `p_fake`. The operating point is `threshold` and
     `unsure_band`, both in p_fake. `contradictions` are sentences on what the model says against itself; `provenance`
-    is what the file says, which had no part in the verdict.
+    is what the file says, which had no part in the verdict; `notes` what is odd about the file.
     """
 
     p_fake: float
@@ -68,6 +74,7 @@ class Verdict:
     odds: Odds
     contradictions: tuple[str, ...]
     provenance: tuple[Fact, ...]
+    notes: tuple[str, ...]
     model: str
     version: str
     image: Image.Image = field(repr=False, compare=False)
@@ -122,6 +129,7 @@ class Verdict:
             "free_log_odds": self.odds.free,
             "contradictions": list(self.contradictions),
             "provenance": [vars(fact) for fact in self.provenance],
+            "notes": list(self.notes),
             "model": self.model,
             "version": self.version,
         }
@@ -139,10 +147,10 @@ class Detector:
         self.name = adapter or (model if run.is_dir() else self.engine.vlm.name)
         self.calibration = Calibration.load(run)
 
-    def __call__(self, image: Image.Image | Picture | str | Path) -> Verdict:
+    def __call__(self, image: Openable) -> Verdict:
         return self.judge([image])[0]
 
-    def judge(self, images: Sequence[Image.Image | Picture | str | Path]) -> list[Verdict]:
+    def judge(self, images: Sequence[Openable]) -> list[Verdict]:
         """The verdicts on several images, which are read in batches."""
         pictures = [open_picture(image) for image in images]
         found = read_odds(self.engine, [picture.image for picture in pictures])
@@ -161,6 +169,7 @@ class Detector:
             odds=odds,
             contradictions=contradictions(label, odds),
             provenance=picture.provenance,
+            notes=picture.notes,
             model=self.name,
             version=__version__,
             image=picture.image,
@@ -169,7 +178,7 @@ class Detector:
 
     def ask(
         self,
-        image: Image.Image | str | Path | None,
+        image: Openable | None,
         question: str,
         max_new_tokens: int = ANSWER_TOKENS,
         references: Sequence[Sequence[float]] = (),
@@ -229,23 +238,41 @@ class Detector:
             yield rest
 
 
-def open_picture(source: Image.Image | Picture | bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decoded within bounds: an image or picture as it is, a file or its bytes; UserError where it cannot be read."""
+def open_picture(source: Openable, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decoded within bounds: a file or its bytes, an image of Pillow, an array of pixels; UserError where it is none.
+
+    An array is uint8 of shape (H, W), (H, W, 3) or (H, W, 4): grey, RGB or RGBA.
+    """
     if isinstance(source, Picture):
         return source
-    if isinstance(source, Image.Image):
-        return Picture(source.convert("RGB"))
     try:
+        if isinstance(source, np.ndarray):
+            source = _from_array(source)
+        if isinstance(source, Image.Image):
+            shown = shown_pixels(source)
+            return Picture(shown.image, notes=shown.notes)
         if isinstance(source, bytes):
             return decode_picture(source, max_pixels)
         if not Path(source).is_file():
             raise UserError(f"{source}: no such file")
         return decode_picture(read_bounded(Path(source)), max_pixels)
     except ImageRejected as error:
-        name = "image" if isinstance(source, bytes) else str(source)
+        name = str(source) if isinstance(source, str | Path) else "image"
         raise UserError(f"{name}: {error}") from error
+    except (OSError, SyntaxError) as error:  # an image of Pillow that was opened and cannot be loaded
+        raise UserError(f"image: unreadable: {error}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        given = f"an array of shape {pixels.shape} and {pixels.dtype}"
+        raise UserError(f"{given} is no image: give uint8 of (H, W), (H, W, 3) or (H, W, 4)")
+    if not pixels.size:
+        raise UserError(f"an array of shape {pixels.shape} has no pixels")
+    return Image.fromarray(pixels)
 
 
 def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """The bytes of an image file; `ImageRejected` where they cannot be used."""
-    return Picture(decode_image(data, max_pixels=max_pixels).image, provenance(data))
+    decoded = decode_image(data, max_pixels=max_pixels)
+    return Picture(decoded.image, provenance(data), decoded.notes)

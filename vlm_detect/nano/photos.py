@@ -8,15 +8,14 @@ the first ``HELD_OUT`` of that order are for measuring. The rule needs no list a
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import decode_image
 
 HELD_OUT = 5000
 SPLIT_RULE = f"byte-identical files dropped, files ordered by SHA-256 of their bytes, the first {HELD_OUT:,} held out"
@@ -55,7 +54,7 @@ def load_photos(source: str, cache: Path) -> Photos:
             return Photos(arrays["images"], arrays["labels"])
     by_hash = {hashlib.sha256(data).digest(): (data, label) for data, label in _real_files(source)}
     files = [by_hash[digest] for digest in sorted(by_hash)]
-    images = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data, _ in files])
+    images = np.stack([np.asarray(decode_image(data).image) for data, _ in files])
     photos = Photos(images, np.array([CLASSES.index(label) for _, label in files]))
     cache.parent.mkdir(parents=True, exist_ok=True)
     np.savez(cache, images=photos.images, labels=photos.labels)

@@ -11,6 +11,7 @@ p_fake = sigmoid((log-odds - bias) / temperature): Platt's scaling with his soft
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,10 @@ from scipy.optimize import minimize
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import DECODER
 from vlm_detect.schema import check_schema, with_schema
 
+log = logging.getLogger(__name__)
 FILE = "calibration.json"
 SURE_ACCURACY = 0.95  # outside the unsure band, at least this part of the validation verdicts is right
 _TEMPERATURES = (0.05, 20.0)
@@ -37,6 +40,12 @@ class Calibration:
     unsure_low: float = 0.5
     unsure_high: float = 0.5
     n: int = 0  # validation images that it was fitted on; 0: nothing was fitted
+    decoder: int = 1  # of the images that it was fitted on; files that do not state it are of the first
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it was fitted on images that are decoded otherwise now."""
+        return self.n > 0 and self.decoder != DECODER
 
     def p_fake(self, odds: np.ndarray | float) -> np.ndarray:
         """Calibrated probability that an image is generated, of its log-odds in nats."""
@@ -59,9 +68,17 @@ class Calibration:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             check_schema("calibration", record, path)
-            return cls(**{name: value for name, value in record.items() if name != "schema"})
+            found = cls(**{name: value for name, value in record.items() if name != "schema"})
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a calibration ({error}); refit it with vlm-detect calibrate") from error
+        if found.is_outdated:
+            log.warning(
+                "%s was fitted by an earlier version, to which images that are stored turned, transparent, in 16 bits "
+                "or with a colour profile looked otherwise; if yours are such: vlm-detect calibrate %s --data DATASET",
+                path,
+                folder,
+            )
+        return found
 
 
 def fit(odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None) -> Calibration:
@@ -77,7 +94,7 @@ def fit(odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None) -
     half = _unsure_half_width(odds - cut, generated)
     edges = _sigmoid((np.array([cut, cut - half, cut + half]) - bias) / temperature)
     threshold, low, high = edges.tolist()
-    return Calibration(temperature, bias, threshold, low, high, len(odds))
+    return Calibration(temperature, bias, threshold, low, high, len(odds), DECODER)
 
 
 def _fit_scale(odds: np.ndarray, generated: np.ndarray) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Augmentations, drawn once for both members of a unit: what happens to a photo happens to its twin.
 
     draw = draw_augmentation(["flip", "jpeg"], rng)          # a draw, which says itself what it does
-    AugmentedImage(content, draw).open()
+    AugmentedImage.of_draw(image, draw).open()
 
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
 rotate move pixels and leave every trace of a generator as it is; the others imitate what happens to images on their
@@ -90,9 +90,13 @@ class AugmentedImage(StoredImage):
 
     draw: Draw = ()
 
+    @classmethod
+    def of_draw(cls, image: StoredImage, draw: Draw) -> StoredImage:
+        return cls(image.content, image.name, draw) if draw else image
+
     @property
     def key(self) -> str:
-        return f"{self.sha256} {self.draw}" if self.draw else self.sha256
+        return f"{super().key} {self.draw}" if self.draw else super().key
 
     def open(self) -> Image.Image:
         image = super().open()
@@ -115,7 +119,7 @@ class Views(Sequence[StoredImage]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         image, view = divmod(index, len(self.draws))
-        return AugmentedImage(self.images[image].content, self.draws[view])
+        return AugmentedImage.of_draw(self.images[image], self.draws[view])
 
 
 def check_augmentations(names: Sequence[str]) -> None:

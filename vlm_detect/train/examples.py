@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 
 from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
-from vlm_detect.images.stored import Cells, StoredImage, undecoded
+from vlm_detect.images.stored import Cells, StoredImage, cell_name, undecoded
 from vlm_detect.questions.ask import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
 from vlm_detect.records import Label, Question
 from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
@@ -113,15 +113,13 @@ class Units(TorchDataset[list[Example]]):
             )
             if not questions:  # none of the kinds can be asked of this image; the verdict always can
                 questions = draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
-            image = AugmentedImage(image.content, draw) if draw else image
-            examples.append(Example(image, questions, subject.label))
+            examples.append(Example(AugmentedImage.of_draw(image, draw), questions, subject.label))
         return examples
 
     def _conversation(self, epoch: int, index: int) -> Example:
         row, draw = self.rows[index], self._draw(epoch, index)
-        image = StoredImage.of(row["image"])
-        image = AugmentedImage(image.content, draw) if draw else image
-        return Example(image, questions_of(row), row["label"])
+        image = StoredImage.of(row["image"], cell_name(index, "image"))
+        return Example(AugmentedImage.of_draw(image, draw), questions_of(row), row["label"])
 
     def _draw(self, epoch: int, index: int) -> Draw:
         if self.views:
@@ -176,9 +174,10 @@ class _PairUnits:
         return len(self.indices)
 
     def unit(self, epoch: int, index: int) -> tuple[_Members, Topic]:
-        row = self.rows[self.indices[index]]
+        place = self.indices[index]
+        row = self.rows[place]
         edit = row["kind"] == "edit"
-        image, twin = StoredImage.of(row["image"]), StoredImage.of(row["twin"])
+        image, twin = (StoredImage.of(row[column], cell_name(place, column)) for column in ("image", "twin"))
         before = Subject(label=row["image_label"], caption=row["caption"] or "", size=image.size)
         after = Subject(
             label="edited" if edit else "generated",
@@ -219,8 +218,9 @@ class _ImageUnits:
         return [self._member("real", epoch, place), self._member(other, epoch, place)], topic
 
     def _member(self, label: Label, epoch: int, place: int) -> tuple[StoredImage, Subject]:
-        row: dict[str, Any] = self.rows[self._drawn(label, epoch)[place % len(self.by_label[label])]]
-        image = StoredImage.of(row["image"])
+        index = self._drawn(label, epoch)[place % len(self.by_label[label])]
+        row: dict[str, Any] = self.rows[index]
+        image = StoredImage.of(row["image"], cell_name(index, "image"))
         generator = (row.get("generator") or "") if label != "real" else ""
         caption = _photo_of(row["object_class"]) if row.get("object_class") else ""
         return image, Subject(label=label, generator=generator, caption=caption, size=image.size)

@@ -5,7 +5,8 @@
 
 The tower is the larger part of a training step (6.7 TFLOP of 10.7 for a photo of ten crops), and while it is frozen an
 image's embeddings never change. A cache lies in a folder named by everything they depend on: the tower's weights, the
-preprocessing, the dtype and the images. A stale or foreign cache therefore has another name, and is never read.
+preprocessing, the dtype and the images as they are decoded. A stale or foreign cache therefore has another name and is
+never read.
 
 Files of `CHUNK` images appear by one rename each, so a stopped pass goes on with the first that is missing; process p
 of n makes every n-th.
