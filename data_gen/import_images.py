@@ -23,6 +23,7 @@ from vlm_detect.extras import require
 
 @dataclass(frozen=True)
 class Config:
+    src: str = field(metadata={"positional": True, "help": "A folder, a Hub dataset id, or kaggle[:HANDLE]."})
     out: str = field(metadata={"help": "Folder of the image dataset."})
 
 
@@ -33,16 +34,15 @@ def main(argv: list[str]) -> None:
     from vlm_detect.generate.import_step import ImportConfig, import_images, pack_images, plan_import
     from vlm_detect.jobs.shards import Launch, begin
 
-    positional = {"src": {"metavar": "SRC", "help": "a folder, a Hub dataset id, or kaggle[:HANDLE]"}}
     stages = [Config, Launch, Upload, ImportConfig]
-    config, launch, upload, images, where = parse_config(stages, argv, doc=__doc__, positional=positional)
+    config, launch, upload, images = parse_config(stages, argv, doc=__doc__)
     out = Path(config.out)
-    plan = plan_import(where.src, images)
+    plan = plan_import(config.src, images)
     settings = asdict(plan)
 
     def steps(work: Path) -> str | None:
         begin(work, plan)
-        return import_images(where.src, images, plan, work, launch)
+        return import_images(config.src, images, plan, work, launch)
 
     build_dataset(
         out,

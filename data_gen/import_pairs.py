@@ -19,6 +19,7 @@ from vlm_detect.extras import require
 
 @dataclass(frozen=True)
 class Config:
+    sources: list[str] = field(metadata={"positional": True, "metavar": "SRC", "help": "Two folders, or a CSV."})
     out: str = field(metadata={"help": "Folder of the pair dataset."})
 
 
@@ -32,15 +33,14 @@ def main(argv: list[str]) -> None:
     from vlm_detect.jobs.shards import Launch, begin
 
     stages = [Config, Launch, Upload, PairSetConfig, PackConfig, EncodeConfig]
-    positional = {"sources": {"metavar": "SRC", "nargs": "+", "help": "two folders, or a CSV"}}
-    config, launch, upload, pairs, pack, encode, where = parse_config(stages, argv, doc=__doc__, positional=positional)
+    config, launch, upload, pairs, pack, encode = parse_config(stages, argv, doc=__doc__)
     out = Path(config.out)
-    plan = plan_pairs(where.sources, pairs)
+    plan = plan_pairs(config.sources, pairs)
     settings = {"pairs": asdict(plan), "pack": asdict(pack), "encode": asdict(encode)}
 
     def steps(work: Path) -> str | None:
         begin(work, plan)
-        return take_pairs(where.sources, pairs, plan, work, launch)
+        return take_pairs(config.sources, pairs, plan, work, launch)
 
     build_dataset(
         out,

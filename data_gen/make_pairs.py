@@ -3,13 +3,13 @@
     python data_gen/make_pairs.py --images photos/ --out data/pairs
     python data_gen/make_pairs.py --images photos/ --generator stabilityai/stable-diffusion-3.5-medium --twins vae
     python data_gen/make_pairs.py --images owner/dataset::train:image --limit 1000 --workers 4
-    python data_gen/make_pairs.py --images photos/ --config data_gen/configs/cards/24gb.yaml --dry_run
+    python data_gen/make_pairs.py --images photos/ --config 24gb --dry_run
     python data_gen/make_pairs.py --images photos/ --prompts data_gen/configs/prompts.yaml      # images without pairs
     python data_gen/make_pairs.py --images photos/ --executor slurm --workers 16 --gpus 1 --slurm_partition gpu
 
 Unfinished work lies in OUT.work and is removed when OUT stands. What is not given of the generator's settings is taken
-from the file in data_gen/configs that is for it. Slurm jobs are queued and left alone: run the same command again when
-they are done. The audit's findings end the run; `vlm-detect report OUT` shows the dataset.
+from the file in vlm_detect/configs/generators that is for it. Slurm jobs are queued and left alone: run the same
+command again when they are done. The audit's findings end the run; `vlm-detect report OUT` shows the dataset.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from vlm_detect.config import parse_config
+from vlm_detect.config import CONFIGS, parse_config
 from vlm_detect.errors import run_main
 from vlm_detect.extras import require
-
-PRESETS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def main(argv: list[str]) -> None:
     out = Path(config.out)
     caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))
     captions_plan = plan_captions(source, caption)
-    render = complete(render, PRESETS)
+    render = complete(render, CONFIGS / "generators")
     if caption.prompts:
         render = replace(render, twins=TwinKinds("caption"))  # nothing else comes from a text alone
     renders_plan = plan_renders(captions_plan, render)

@@ -4,7 +4,7 @@
         --generator stabilityai/stable-diffusion-3.5-large --twins caption,vae
     python data_gen/render.py --row ID --pairs data/pairs --out twin.jpg    # one twin or edit again, from its receipt
 
-What is not given (steps, guidance, size, ...) is taken from the file in data_gen/configs that is for the generator.
+What is not given (steps, guidance, size, ...) is taken from the generator's file in vlm_detect/configs/generators.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vlm_detect.config import parse_config, write_run_json
+from vlm_detect.config import CONFIGS, parse_config, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.extras import require
-
-PRESETS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--captions FOLDER is missing: the output of data_gen/caption.py (or --row PAIR_ID)")
     captions = Path(config.captions)
     before = check_finished(captions, "caption")
-    render = complete(render, PRESETS)
+    render = complete(render, CONFIGS / "generators")
     plan = plan_renders(before, render)
     check_generator(render)
     begin(out, plan)

@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,9 @@ JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them b
 
 @dataclass(frozen=True)
 class BuildConfig:
+    dataset: str | None = field(
+        default=None, metadata={"positional": True, "help": "Folder of a pair or image dataset."}
+    )
     out: str | None = field(default=None, metadata={"help": "The JSON file to write; images go beside it."})
     split: str = field(default="test", metadata={"help": "The split of the dataset that is asked about."})
     n_true_false: int = field(default=1000, metadata={"help": "Yes/no and true/false items, at most."})
@@ -56,15 +58,13 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "n_true_false", "n_multiple_choice", "n_attribution", "n_which_of_two", "n_open")
+        if bool(self.dataset) == bool(self.check) or (self.dataset and not self.out):
+            raise UserError("give a DATASET with --out FILE, or --check FILE")
 
 
 def main(argv: list[str]) -> int:
-    positional = {"dataset": {"nargs": "?", "help": "folder of a pair or image dataset"}}
-    config, rest = parse_config([BuildConfig], argv, doc=__doc__, positional=positional)
-    if bool(rest.dataset) == bool(config.check) or (rest.dataset and not config.out):
-        print("error: give a DATASET with --out FILE, or --check FILE", file=sys.stderr)
-        return 2
-    return check(config) if config.check else write(config, Path(rest.dataset))
+    (config,) = parse_config([BuildConfig], argv, doc=__doc__)
+    return check(config) if config.check else write(config, Path(config.dataset))
 
 
 def write(config: BuildConfig, dataset: Path) -> int:

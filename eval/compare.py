@@ -13,7 +13,6 @@ run against the first, and the curves of eval/robustness.py where they lie besid
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,20 +29,21 @@ SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ece")
 
 @dataclass(frozen=True)
 class CompareConfig:
+    runs: list[str] = field(metadata={"positional": True, "help": "Result folders and CSV score files."})
     out: str = field(default="runs/compared", metadata={"help": "Folder for compare.json and report.html."})
     benchmark: str | None = field(default=None, metadata={"help": "What the items are: for CSVs, --by and the floors."})
     split: str = field(default="test", metadata={"help": "Of --benchmark, where that is a dataset folder."})
     by: list[str] = field(default_factory=list, metadata={"help": "Metadata columns of --benchmark to slice by."})
 
+    def __post_init__(self) -> None:
+        if self.by and not self.benchmark:
+            raise UserError("--by needs --benchmark, which says what the items' columns are")
+
 
 def main(argv: list[str]) -> int:
-    positional = {"runs": {"nargs": "+", "help": "result folders and CSV score files"}}
-    config, rest = parse_config([CompareConfig], argv, doc=__doc__, positional=positional)
-    if config.by and not config.benchmark:
-        print("error: --by needs --benchmark, which says what the items' columns are", file=sys.stderr)
-        return 2
+    (config,) = parse_config([CompareConfig], argv, doc=__doc__)
     benchmark = load_benchmark(config.benchmark, split=config.split) if config.benchmark else None
-    runs = distinct([load_run(Path(path), benchmark) for path in rest.runs], rest.runs)
+    runs = distinct([load_run(Path(path), benchmark) for path in config.runs], config.runs)
     columns = {column: column_of(benchmark, column, needed=True) for column in config.by} if benchmark else {}
     comparison = compare(runs, by=columns)
     out = Path(config.out)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     comparison["floors"] = floors
     write_json(out / "compare.json", comparison)
     write_compare_report(out / "report.html", comparison, runs, floors=floors, columns=config.by, benchmark=benchmark)
-    write_run_json(out, config, runs=rest.runs)
+    write_run_json(out, config)
     width = max(len(run.name) for run in runs) + 2
     print(" " * width + "".join(f"{name:>26}" for name in SHOWN))
     for run in runs:

@@ -12,11 +12,10 @@ with --skip_bad are left out. What comes out is for eval/vqa_benchmark.py and fo
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_detect.benchmark.importers import LAYOUTS, Layout, import_rows
+from vlm_detect.benchmark.importers import Layout, import_rows
 from vlm_detect.benchmark.items import bad_items_message
 from vlm_detect.config import parse_config, write_json
 from vlm_detect.errors import UserError, run_main
@@ -24,19 +23,16 @@ from vlm_detect.errors import UserError, run_main
 
 @dataclass(frozen=True)
 class ImportConfig:
-    layout: Layout | None = field(default=None, metadata={"help": "Whose layout.", "aliases": ["--from"]})
-    out: str | None = field(default=None, metadata={"help": "The JSON file to write."})
+    questions: str = field(metadata={"positional": True, "help": "The published JSON file."})
+    layout: Layout = field(metadata={"help": "Whose layout.", "aliases": ["--from"]})
+    out: str = field(metadata={"help": "The JSON file to write."})
     images: str | None = field(default=None, metadata={"help": "Folder of the images; default that of the questions."})
     skip_bad: bool = field(default=False, metadata={"help": "Leave bad rows out and count them."})
 
 
 def main(argv: list[str]) -> int:
-    positional = {"questions": {"help": "the published JSON file"}}
-    config, rest = parse_config([ImportConfig], argv, doc=__doc__, positional=positional)
-    if not (config.out and config.layout):
-        print(f"error: --from ({', '.join(LAYOUTS)}) and --out FILE are needed", file=sys.stderr)
-        return 2
-    source, out = Path(rest.questions), Path(config.out)
+    (config,) = parse_config([ImportConfig], argv, doc=__doc__)
+    source, out = Path(config.questions), Path(config.out)
     images = Path(config.images) if config.images else source.parent
     if not images.is_dir():
         raise UserError(f"--images {images}: no such folder")

@@ -1,7 +1,7 @@
 """Train a CNN baseline to tell generated images from photos, on a dataset of pairs or of single images.
 
     accelerate launch recipes/cnn.py --arch fakenet2 --data data/cifake
-    accelerate launch recipes/cnn.py --config recipes/configs/cnn_flux_small.yaml --view invert_saturate
+    accelerate launch recipes/cnn.py --config cnn_flux_small --view invert_saturate
     accelerate launch recipes/cnn.py --arch resnet18 --object_head True --data data/cifake     # two heads
     accelerate launch recipes/cnn.py --arch frozen --weights facebook/dinov2-small --data data/pairs
     accelerate launch recipes/cnn.py --arch fakenet2 --data data/cifake --test_data data/other # another generator

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     step(
         run / "README.md",
-        [*LAUNCH, program("recipes/moondream_lora.py"), "--config", program("recipes/configs/moondream_nano.yaml"),
+        [*LAUNCH, program("recipes/moondream_lora.py"), "--config", "moondream_nano",
          "--data", str(pairs), "--output_dir", str(run)],
     )  # fmt: skip
     for name, folder in evals.items():
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
 
     step(
         cnn / "README.md",
-        [*LAUNCH, program("recipes/cnn.py"), "--config", program("recipes/configs/cnn_demo.yaml"), "--data", str(pairs),
+        [*LAUNCH, program("recipes/cnn.py"), "--config", "cnn_demo", "--data", str(pairs),
          "--test_data", str(pairs), "--pixels_dir", str(out / "pixels"), "--output_dir", str(cnn)],
     )  # fmt: skip
     evals["cnn"] = cnn / "tests" / f"{pairs.name}-test"

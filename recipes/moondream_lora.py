@@ -1,8 +1,8 @@
 """Finetune moondream2 with LoRA to tell AI images from photos.
 
     accelerate launch recipes/moondream_lora.py                                   # whatever this machine can do
-    accelerate launch recipes/moondream_lora.py --config recipes/configs/moondream_lora.yaml --data data/pairs
-    accelerate launch recipes/moondream_lora.py --config recipes/configs/moondream_nano.yaml
+    accelerate launch recipes/moondream_lora.py --config moondream_lora --data data/pairs
+    accelerate launch recipes/moondream_lora.py --config moondream_nano
 
 With no dataset in data/pairs and no --data, pairs are made from the bundled photos first. What comes out in
 --output_dir: the adapter in PEFT's layout, the processor, calibration.json, run.json, trainer_state.json, checkpoints
@@ -25,7 +25,7 @@ class MoondreamOptions(TrainOptions):
 
 
 def main(argv: list[str]) -> None:
-    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano.yaml")
+    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano")
     each_seed(options, finetune)
 
 

@@ -1,8 +1,8 @@
 """Make the nano family: small models of exactly the real architectures, for rehearsal, teaching and tests.
 
-    python recipes/nano_pretrain.py --config recipes/configs/nano_sd35.yaml         # the renderer, and its judge
-    python recipes/nano_pretrain.py --config recipes/configs/nano_moondream.yaml    # the captioner
-    python recipes/nano_pretrain.py --config recipes/configs/nano_tinyllava.yaml    # another, from what that one knows
+    python recipes/nano_pretrain.py --config nano_sd35         # the renderer, and its judge
+    python recipes/nano_pretrain.py --config nano_moondream    # the captioner
+    python recipes/nano_pretrain.py --config nano_tinyllava    # another, from what that one knows
 
 Every stage trains, measures and exports by itself, and the same command resumes where it stopped; `--install` copies
 the result into the package. It reads real photographs only (CIFAR-10, or the real half of CIFAKE in $VLM_DETECT_DATA):

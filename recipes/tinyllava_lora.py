@@ -1,8 +1,8 @@
 """Finetune TinyLLaVA with LoRA to tell AI images from photos, and to say why.
 
     accelerate launch recipes/tinyllava_lora.py                                     # whatever this machine can do
-    accelerate launch recipes/tinyllava_lora.py --config recipes/configs/tinyllava_lora.yaml --data data/pairs
-    accelerate launch recipes/tinyllava_lora.py --config recipes/configs/tinyllava_lora.yaml --data captions.json
+    accelerate launch recipes/tinyllava_lora.py --config tinyllava_lora --data data/pairs
+    accelerate launch recipes/tinyllava_lora.py --config tinyllava_lora --data captions.json
 
 --data is a pair dataset, an image dataset, or a JSON file of conversations in LLaVA's form, whose images lie where it
 says or beside it. --model is the released TinyLLaVA, another member of its family, or the output folder of a
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         doc=__doc__,
         training=TinyLlavaOptions,
         lora=TinyLlavaLora,
-        nano_config="tinyllava_nano.yaml",
+        nano_config="tinyllava_nano",
         role="tinyllava",
     )
     each_seed(options, finetune)

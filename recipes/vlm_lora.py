@@ -1,8 +1,8 @@
 """Finetune any image-text-to-text model of transformers with LoRA to tell AI images from photos.
 
     accelerate launch recipes/vlm_lora.py --model Qwen/Qwen2.5-VL-3B-Instruct --data data/pairs
-    accelerate launch recipes/vlm_lora.py --config recipes/configs/vlm_lora.yaml --model google/gemma-3-4b-it
-    accelerate launch recipes/vlm_lora.py --config recipes/configs/vlm_qlora.yaml --model HuggingFaceTB/SmolVLM-Instruct
+    accelerate launch recipes/vlm_lora.py --config vlm_lora --model google/gemma-3-4b-it
+    accelerate launch recipes/vlm_lora.py --config vlm_qlora --model HuggingFaceTB/SmolVLM-Instruct
 
 The model needs a processor with a chat template; questions and answers take its form. --data and what comes out in
 --output_dir are those of recipes/moondream_lora.py. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch.distributed
 
 from vlm_detect.config import parse_config, read_run_json, write_json, write_run_json
-from vlm_detect.errors import UserError, run_main
+from vlm_detect.errors import UsageError, UserError, run_main
+from vlm_detect.version import __version__
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,74 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path: Path) 
     assert parse_config([Render], [f"--config={yaml_file(tmp_path, '')}"]) == (Render(),)
 
 
-def test_positional_arguments_come_last() -> None:
-    render, rest = parse_config([Render], ["photos", "--seed", "3"], positional={"source": {}})
-    assert (render.seed, rest.source) == (3, "photos")
+@dataclass(frozen=True)
+class Export:
+    run: str = field(metadata={"positional": True})
+    out: str = field(metadata={"positional": True, "help": "A new folder."})
+    images: list[str] = field(default_factory=list, metadata={"positional": True})
+    to: Literal["adapter", "merged"] = field(default="adapter", metadata={"aliases": ["--form"]})
+    json: bool = False
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("run out", Export("run", "out")),
+        ("run --to merged out", Export("run", "out", to="merged")),
+        ("--form merged run out a b", Export("run", "out", ["a", "b"], "merged")),
+        ("run --json out a", Export("run", "out", ["a"], json=True)),
+        ("run out --json False a", Export("run", "out", ["a"])),
+        ("--json run out -- --a", Export("run", "out", ["--a"], json=True)),
+    ],
+)
+def test_positional_arguments_stand_anywhere(argv, expected) -> None:
+    assert parse_config([Export], argv.split()) == (expected,)
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int
+    rates: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stages:
+    renderer: Stage | None = None
+    judge: Stage = Stage(3)
+    seed: int = 0
+
+
+def test_a_dataclass_within_is_a_section(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "renderer: {steps: 5, rates: [0.1, 1]}\nseed: 2")
+    assert parse_config([Stages], ["--config", path]) == (Stages(Stage(5, [0.1, 1.0]), seed=2),)
+    assert parse_config([Stages], ["--config", path, "--renderer.steps", "7"])[0].renderer == Stage(7, [0.1, 1.0])
+    assert parse_config([Stages], ["--judge.steps=4"]) == (Stages(judge=Stage(4)),)
+    assert parse_config([Stages], []) == (Stages(),)
+
+
+def test_a_list_may_be_empty_and_is_replaced_not_prolonged(tmp_path: Path) -> None:
+    path = yaml_file(tmp_path, "twins: [caption, vae]")
+    assert parse_config([Render], ["--config", path, "--twins", "edit"])[0].twins == ["edit"]
+    assert parse_config([Render], ["--config", path, "--twins"])[0].twins == []
+    assert parse_config([Render], ["--config", yaml_file(tmp_path, "twins: []")])[0].twins == []
+
+
+def test_hyphens_do_for_underscores_and_no_turns_a_flag_off() -> None:
+    @dataclass(frozen=True)
+    class Options:
+        skip_bad: bool = False
+        generate: bool = True
+        max_pixels: int | None = None
+
+    parsed = parse_config([Options], ["--skip-bad", "--no-generate", "--max-pixels=3"])
+    assert parsed == (Options(skip_bad=True, generate=False, max_pixels=3),)
+
+
+def test_the_version(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config([Render], ["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"vlm-detect {__version__}\n"
 
 
 def test_the_help_gives_each_default_and_keeps_the_lines_of_the_docstring(capsys) -> None:
@@ -64,7 +131,7 @@ def test_the_help_gives_each_default_and_keeps_the_lines_of_the_docstring(capsys
     text = " ".join(lines)
     for words in ["Up to 1. (default: 0.0)", "Kinds. (default: caption vae)", "Answer freely. (default: True)"]:
         assert words in text
-    assert "Turn --generate off." in text
+    assert "No --generate." in text
     assert text.count("(default:") == 3  # nothing is said of None and False
 
 
@@ -74,11 +141,15 @@ def test_the_help_gives_each_default_and_keeps_the_lines_of_the_docstring(capsys
         (["--stepz", "3"], None, "--stepz"),
         (["--step", "3"], None, "--step"),  # an abbreviation is an unknown flag
         (["--steps", "many"], None, "many"),
-        ([], "stepz: 3", "unknown keys stepz; near steps"),
+        (["--size", "3", "--stpes", "4"], None, "--size: no such flag; --stpes: no such flag; did you mean --steps?"),
+        (["photos"], None, "photos"),
+        (["--compile", "perhaps"], None, "perhaps"),
+        ([], "stepz: 3", "unknown keys stepz (stepz: no such key; did you mean steps?)"),
         ([], "steps: many", "many"),
         ([], "- a list", "not a mapping"),
         ([], "steps: [", "not YAML"),
         (["--config", "missing.yaml"], None, "missing.yaml"),
+        (["--config", "configs/moondream_nan.yaml"], None, "did you mean --config moondream_nano?"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(argv, yaml, words, tmp_path: Path, capsys) -> None:
@@ -117,6 +188,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     [
         (None, 0, ""),
         (UserError("value 3,\n limit 2: remedy"), 1, "error: value 3, limit 2: remedy\n"),
+        (UsageError("--limit 0: give 1 or more"), 2, "error: --limit 0: give 1 or more\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
         (
             OSError(errno.ENOSPC, "No space left", "out/x"),

@@ -6,6 +6,8 @@
 
     (config,) = parse_config([RenderConfig], argv, doc=__doc__)      # --config FILE.yaml, then --steps 20 over it
 
+    vlm-detect train moondream --config moondream_lora --learning_rate 1e-4     # a config of the package, by its name
+
 Flags use underscores. An unknown key, in the YAML or on the command line, is an error (exit status 2).
 """
 
@@ -20,82 +22,63 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UsageError, UserError
+from vlm_detect.flags import Deferred, as_flags, build, check_keys, flags_of, make_parser, parse_flags
 from vlm_detect.schema import check_schema, with_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGS = Path(__file__).parent / "configs"  # of recipes, generators and cards, by name
 _RECORDED_PACKAGES = ("vlm-detect", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "pillow")
 
 
-def parse_config(
-    config_types: Sequence[type],
-    argv: Sequence[str],
-    *,
-    doc: str | None = None,
-    positional: Mapping[str, dict[str, Any]] | None = None,
-) -> tuple[Any, ...]:
+def parse_config(config_types: Sequence[type], argv: Sequence[str], *, doc: str | None = None) -> tuple[Any, ...]:
     """Fill the dataclasses of `config_types` from `--config FILE.yaml` and `argv`; the command line wins.
 
-    `positional` maps names of positional arguments to their argparse options; where given, a namespace that holds
-    them comes last in the returned tuple.
+    `--help` and `--version` are answered, and what is wrong with the arguments is said in one line (exit status 2).
+    `vlm_detect.flags` says what a field's metadata may hold.
     """
-    types: Any = list(config_types)  # HfArgumentParser types its argument by a NewType of its own
-    parser = _Parser(types, description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
-    for name, options in (positional or {}).items():
-        parser.add_argument(name, **options)
-    parser.add_argument(
-        "--config", default=None, metavar="YAML", help="flags and values as YAML; the command line wins"
-    )
-    known = _config_flag(argv)
-    if known is not None:
-        fields = {f.name for config_type in config_types for f in dataclasses.fields(config_type)}
-        values = _read_yaml(parser, known)
-        if unknown := sorted(str(key) for key in set(values) - fields):
-            near = [name for key in unknown for name in get_close_matches(key, fields, 1)]
-            parser.error(f"{known}: unknown keys {', '.join(unknown)}" + (f"; near {', '.join(near)}" if near else ""))
-        # Through argparse, so that YAML values are checked and converted exactly as flags are; later flags win.
-        argv = [*_as_flags(values), *argv]
+    helping = "-h" in argv or "--help" in argv
+    types = [t.whole() if issubclass(t, Deferred) and not helping else t for t in config_types]
+    flags = [flag for t in types for flag in flags_of(t)]
+    if helping:
+        known = {flag.name for flag in flags}
+        deferred = [t for t in config_types if issubclass(t, Deferred)]
+        flags += [flag for t in deferred for flag in t.listed() if flag.name not in known]
+    own_config = any(flag.name == "config" for flag in flags)
+    flags += [] if own_config else flags_of(_ConfigFile)
+    replaced = {name: said for t in config_types if issubclass(t, Deferred) for name, said in t.replaced.items()}
+    parser = make_parser(flags, doc, help_only=helping)
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(
-            list(argv), look_for_args_file=False, return_remaining_strings=True
-        )
+        given = parse_flags(parser, flags, argv, replaced)
+        if not own_config and (file := given.pop("config", None)):
+            path = find_config(file)
+            values = _flattened(_read_yaml(path), {flag.name for flag in flags})
+            check_keys(list(values), flags[:-1], str(path), replaced)
+            # Through the parser, so that YAML values are checked and converted exactly as flags are.
+            given = parse_flags(parser, flags, as_flags(values)) | given
+        return tuple(build(config_type, given) for config_type in config_types)
     except (UserError, ValueError, TypeError, ImportError) as error:  # a dataclass refuses a value, in its own words
-        parser.error(" ".join(str(error).split()))
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    # `--config` itself leaves a namespace behind the dataclasses; it holds the positional arguments too.
-    return tuple(parsed) if positional else tuple(parsed[: len(config_types)])
+        parser.error(str(error))
 
 
-class _HelpFormatter(RawDescriptionHelpFormatter):
-    """Keeps the lines of a program's docstring; says each flag's default, and of a `--no_X` that it is the opposite."""
-
-    def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
-        if action.nargs == 0 and action.const is False:
-            return f"Turn --{action.dest} off."
-        default = getattr(action.default, "value", action.default)  # of an enum
-        if default is None or default is False or default in ("", SUPPRESS, [], {}) or "default" in text.lower():
-            return text
-        shown = " ".join(str(item) for item in default) if isinstance(default, list) else str(default)
-        return f"{text} (default: {shown.replace('%', '%%')})"
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line: a usage of a hundred and more flags would bury it."""
-        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
-        sys.exit(2)
+@dataclass(frozen=True)
+class _ConfigFile:
+    config: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "YAML",
+            "help": "Flags and values as YAML: a file, or the name of a config of the package. The command line wins.",
+        },
+    )
 
 
 def check_at_least(options: Any, least: float, *names: str) -> None:
@@ -114,41 +97,42 @@ def check_between(options: Any, least: float, most: float, *names: str) -> None:
             raise UserError(f"--{name} {value}: give {least:g} to {most:g}")
 
 
-def _config_flag(argv: Sequence[str]) -> str | None:
-    """The value of `--config`, read ahead of the parser because the YAML supplies the parser's other arguments."""
-    for i, arg in enumerate(argv):
-        if arg == "--config" and i + 1 < len(argv):
-            return argv[i + 1]
-        if arg.startswith("--config="):
-            return arg.partition("=")[2]
-    return None
+def find_config(given: str) -> Path:
+    """The YAML file of this path, or else the one in the package that has this name."""
+    if Path(given).is_file():
+        return Path(given)
+    names = {path.stem: path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    if given in names:
+        return names[given]
+    near = [Path(given).stem] if Path(given).stem in names else get_close_matches(Path(given).stem, names, 1)
+    raise UsageError(
+        f"--config {given}: no such file, and no config of the package has this name"
+        + (f"; did you mean --config {near[0]}?" if near else "")
+    )
 
 
-def _read_yaml(parser: HfArgumentParser, path: str) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        parser.error(f"--config {path}: {error.strerror}")
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or 'not text in UTF-8'}") from error
     except yaml.YAMLError as error:
-        parser.error(f"--config {path}: not YAML: {' '.join(str(error).split())}")
+        raise UsageError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
-        parser.error(f"--config {path}: holds a {type(values).__name__}, not a mapping of flags to values")
-    return values
+        raise UsageError(f"--config {path}: holds a {type(values).__name__}, not a mapping of flags to values")
+    return {str(key): value for key, value in values.items()}
 
 
-def _as_flags(values: Mapping[str, Any]) -> list[str]:
-    flags: list[str] = []
+def _flattened(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """The values of a section by their flags' names: {renderer: {steps: 20}} is {renderer.steps: 20}."""
+    sections = {name.partition(".")[0] for name in names if "." in name}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        if value is None:
-            continue
-        flags.append(f"--{name}")
-        if isinstance(value, list):
-            flags += [str(item) for item in value]
-        elif isinstance(value, dict):
-            flags.append(json.dumps(value))
+        if name in sections and isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
-            flags.append(str(value))
-    return flags
+            flat[name] = value
+    return flat
 
 
 def git_commit() -> str | None:

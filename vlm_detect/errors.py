@@ -1,8 +1,8 @@
 """Errors that are the user's to mend, and the one way every program ends.
 
 A `UserError` says in one line what was given, what the limit is and what to do. Programs run their `main` through
-`run_main`, which turns it into that line on stderr and exit status 1 (`--debug` shows the traceback instead; followed
-by a value it is the Trainer's flag of that name).
+`run_main`, which turns it into that line on stderr and exit status 1, or 2 of a `UsageError` (`--debug` shows the
+traceback instead; followed by a value it is the Trainer's flag of that name).
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ class UserError(Exception):
     """The request cannot be met. The message names the value, the limit and the remedy, in one line."""
 
 
+class UsageError(UserError):
+    """The command line alone shows that the request cannot be met: exit status 2."""
+
+
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit: 0 done, 1 failed (one line on stderr), 2 wrong arguments, 130 interrupted."""
     given = sys.argv[1:]
@@ -37,7 +41,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 1
+        status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         status = 130

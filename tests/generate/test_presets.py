@@ -1,4 +1,4 @@
-"""The files in data_gen/configs: each fits its generator's own way of drawing."""
+"""The files in vlm_detect/configs/generators: each fits its generator's own way of drawing."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from vlm_detect.config import REPOSITORY
+from vlm_detect.config import CONFIGS
 from vlm_detect.generate.render_step import RenderConfig, with_preset
 
-CONFIGS = REPOSITORY / "data_gen" / "configs"
-PRESETS = sorted(path for path in CONFIGS.glob("*.yaml") if "generator" in yaml.safe_load(path.read_text()))
+GENERATORS = CONFIGS / "generators"
+PRESETS = sorted(path for path in GENERATORS.glob("*.yaml") if "generator" in yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_leaves_nothing_open_that_its_generator_needs(path) -> None:
     values = yaml.safe_load(path.read_text())
     assert set(values) <= {field.name for field in fields(RenderConfig)}
-    completed = with_preset(RenderConfig(generator=values["generator"]), CONFIGS)
+    completed = with_preset(RenderConfig(generator=values["generator"]), GENERATORS)
     for name in ("steps", "guidance", "render_size", "aspect", "dtype", "render_batch"):
         assert getattr(completed, name) == values[name]
     assert path.read_text().startswith("# ")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_detect.config import REPOSITORY
+from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError
 from vlm_detect.generate.prompts import PromptBook
 
@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same_prompt(tmp_path: Path) -> None:
 
 
 def test_the_shipped_book_draws_many() -> None:
-    prompts = PromptBook.read(REPOSITORY / "data_gen" / "configs" / "prompts.yaml")
+    prompts = PromptBook.read(CONFIGS / "generators" / "prompts.yaml")
     drawn = {prompts.draw(seed) for seed in range(200)}
     assert len(drawn) > 150
     assert not any("{" in prompt or prompt.endswith(",") for prompt in drawn)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
+from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
@@ -34,7 +35,7 @@ from vlm_detect.models.registry import ResolvedModel
 from vlm_detect.nano.autoencoder import build_autoencoder
 from vlm_detect.nano.prompt_encoders import build_clip, train_clip_tokenizer
 
-PRESETS = Path(__file__).parents[2] / "data_gen" / "configs"
+PRESETS = CONFIGS / "generators"
 
 
 @pytest.fixture(scope="module")

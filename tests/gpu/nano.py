@@ -75,11 +75,11 @@ def main(argv: list[str]) -> None:
 def pretraining(machine: Nano, part: str, run: Path) -> list[Any]:
     """Arguments of python for one run of the pretraining recipe."""
     config, sections, init = {
-        "moondream": ("nano_moondream.yaml", ("judge", "tower", "captioner"), []),
-        "tinyllava": ("nano_tinyllava.yaml", ("judge", "tinyllava"), ["--init", run.parent / "moondream"]),
-        "sd35": ("nano_sd35_more.yaml", ("judge", "renderer"), []),
+        "moondream": ("nano_moondream", ("judge", "tower", "captioner"), []),
+        "tinyllava": ("nano_tinyllava", ("judge", "tinyllava"), ["--init", run.parent / "moondream"]),
+        "sd35": ("nano_sd35_more", ("judge", "renderer"), []),
     }[part]
-    command: list[Any] = ["recipes/nano_pretrain.py", "--config", f"recipes/configs/{config}", "--output_dir", run]
+    command: list[Any] = ["recipes/nano_pretrain.py", "--config", config, "--output_dir", run]
     command += ["--figures_dir", run / "figures", "--device", machine.device, *init]
     command += ["--data", machine.photos] if machine.photos else []
     settings = []
@@ -94,7 +94,7 @@ def pretraining(machine: Nano, part: str, run: Path) -> list[Any]:
 def finetuning(machine: Nano, part: str, run: Path) -> list[Any]:
     """Arguments of python for one run of a LoRA recipe."""
     family = "tinyllava" if part == "lora_tinyllava" else "moondream"
-    config = f"recipes/configs/{family}_nano_cifake.yaml"
+    config = f"{family}_nano_cifake"
     command: list[Any] = [f"recipes/{family}_lora.py", "--config", config, "--data", machine.data, "--output_dir", run]
     command += ["--max_steps", steps_of(machine, STEPS["lora"][0]), "--report_to", "none"]
     if machine.size == "small":

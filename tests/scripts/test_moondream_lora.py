@@ -145,7 +145,7 @@ def test_without_a_config_the_nano_model_brings_its_own(home):
     flags = ["--model", "nano", "--data", home / "pairs", "--output_dir", home / "nano", "--max_steps", "1"]
     done = run_here("recipes/moondream_lora.py", *flags, "--use_cpu", "True", "--report_to", "none", "--lora_r", "4")
     assert done.returncode == 0, done.stderr
-    assert "moondream_nano.yaml gives what no flag does" in done.stdout
+    assert "config moondream_nano gives what no flag does" in done.stdout
     config = json.loads((home / "nano" / "run.json").read_text())["config"]
     assert (config["lora_targets"], config["augment"], config["lora_r"]) == ("all-linear+vision", ["flip"], 4)
 

@@ -1,7 +1,7 @@
 """`vlm-detect doctor`: what this machine has, what is missing, what is cached, and which training configs fit.
 
     vlm-detect doctor
-    vlm-detect doctor --model vikhyatk/moondream2 --config recipes/configs/moondream_qlora_8gb.yaml
+    vlm-detect doctor --model vikhyatk/moondream2 --config moondream_qlora_8gb
 
 Memory is estimated from the model's real shapes on the meta device (`vlm_detect.train.memory`): nothing is downloaded
 or loaded. Estimates exist for moondream and the LLaVA family.
@@ -22,7 +22,7 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig, PreTrainedModel
 
-from vlm_detect.config import REPOSITORY, versions
+from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.errors import UserError
 from vlm_detect.machine import dtype_of
 from vlm_detect.models.moondream import MoondreamConfig
@@ -60,7 +60,7 @@ def examine(model: str | None = None, configs: Sequence[str] = ()) -> Iterator[s
     """The report, line by line; with `configs` their estimates only."""
     if not configs:
         yield from _machine()
-        configs = [str(path) for path in sorted((REPOSITORY / "recipes" / "configs").glob("*_*gb.yaml"))]
+        configs = [str(path) for path in sorted((CONFIGS / "recipes").glob("*_*gb.yaml"))]
         yield "Training configs (estimates; the memory that a step takes at its fullest):"
     for path in configs:
         estimate, step = estimate_config(path, model)
@@ -70,12 +70,12 @@ def examine(model: str | None = None, configs: Sequence[str] = ()) -> Iterator[s
 def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step]:
     """The memory of a step as a recipe's YAML sets it up, of its own model or of `model`."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(find_config(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(values, dict) or (unknown := values.keys() - _KNOWN):
         wrong = f"unknown keys {', '.join(sorted(map(str, unknown)))}" if isinstance(values, dict) else "no mapping"
-        raise UserError(f"--config {path}: {wrong}; give a config of recipes/*_lora.py, as in recipes/configs/")
+        raise UserError(f"--config {path}: {wrong}; give a config of recipes/*_lora.py")
     name = model or values.get("model") or ModelOptions().model
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
     defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}

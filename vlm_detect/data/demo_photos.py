@@ -129,9 +129,14 @@ def photograph_path(photograph: Photograph) -> Path:
     )
 
 
+@dataclass(frozen=True)
+class Folder:
+    out: str = field(metadata={"positional": True, "help": "Folder for the photographs."})
+
+
 def main(argv: list[str]) -> None:
-    config, where = parse_config([TileConfig], argv, doc=__doc__, positional={"out": {"metavar": "OUT"}})
-    print(f"{write_demo_photos(Path(where.out), config)} tiles in {where.out}")
+    folder, config = parse_config([Folder, TileConfig], argv, doc=__doc__)
+    print(f"{write_demo_photos(Path(folder.out), config)} tiles in {folder.out}")
 
 
 if __name__ == "__main__":

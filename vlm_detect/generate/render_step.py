@@ -77,7 +77,7 @@ class TwinKinds(str):
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """Who draws the twins, and how. What is not given is the generator's own, from data_gen/configs."""
+    """Who draws the twins, and how. What is not given is the generator's own, from vlm_detect/configs/generators."""
 
     generator: str = field(
         default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}

@@ -31,7 +31,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a generator draws: its own best settings, from data_gen/configs."""
+    """How a generator draws: its own best settings, from vlm_detect/configs/generators."""
 
     steps: int = 28
     guidance: float = 4.5

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_detect.config import REPOSITORY, parse_config, read_run_json, write_json
+from vlm_detect.config import parse_config, read_run_json, write_json
 from vlm_detect.errors import UserError
 from vlm_detect.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.models.registry import NANO_NAMES, Role, resolve_id
@@ -48,16 +48,15 @@ class Options:
     ) -> Options:
         """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults.
 
-        Where no config is named and the model turns out to be nano, `nano_config` is read: what suits a real model
-        teaches one of that size nothing.
+        Where no config is given and the model turns out to be nano, the package's `nano_config` is read: what suits a
+        real model teaches one of that size nothing.
         """
         groups = [model, DataOptions, QuestionOptions, lora, training]
         parsed = parse_config(groups, argv, doc=doc)
         named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
         if nano_config and not named and resolve_id(parsed[0].model, role).name in NANO_NAMES:
-            config = REPOSITORY / "recipes" / "configs" / nano_config
-            print(f"the model is nano: {config.name} gives what no flag does")
-            parsed = parse_config(groups, ["--config", str(config), *argv], doc=doc)
+            print(f"the model is nano: config {nano_config} gives what no flag does")
+            parsed = parse_config(groups, ["--config", nano_config, *argv], doc=doc)
         options = replace(cls(*parsed), role=role)
         metric = str(options.training.metric_for_best_model).removeprefix("eval_")
         if options.training.load_best_model_at_end and metric not in SCORES:
