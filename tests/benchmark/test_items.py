@@ -9,6 +9,7 @@ from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark, wri
 from vlm_detect.benchmark.items import load_benchmark, side_by_side
 from vlm_detect.benchmark.prompts import generator_of, is_fake, prompts_of
 from vlm_detect.errors import UserError
+from vlm_detect.questions.ask import FAKE_QUESTION
 
 
 @pytest.mark.parametrize("name", ["benchmark.json", "benchmark.jsonl"])
@@ -20,6 +21,34 @@ def test_json_list_and_jsonl_are_read_alike(tmp_path: Path, name: str) -> None:
     assert [is_fake(item) for item in benchmark.items] == [False, True, False, True, True]
     assert [generator_of(item) for item in benchmark.items] == ["real", "big_gan", "real", "big_gan", "glide"]
     assert benchmark.image(benchmark.items[1].images[0]).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "tagged",
+    [
+        "<image>\n{}",
+        "{}\n<image>",
+        "<image> {}",
+        "{}<image>",
+        "<|image_1|>\n{}",
+        "<image 1>{}",
+        "<IMAGE>\n{}",
+        "<img>\n{}",
+    ],
+)
+def test_a_tag_for_the_image_costs_a_question_no_polarity(tmp_path: Path, tagged: str) -> None:
+    row = {**verdict_rows(tmp_path)[1], "question": tagged.format(FAKE_QUESTION), "ground_truth": "Yes."}
+    (item,) = load_benchmark(write_benchmark(tmp_path, [row])).items
+    assert item.question == FAKE_QUESTION
+    assert [prompt.polarity for prompt in prompts_of(item)] == ["fake", "real"]
+
+
+def test_a_question_without_a_tag_stays_as_it_is_written(tmp_path: Path) -> None:
+    question = " Is <image> a word here?\n"
+    rows = [{**verdict_rows(tmp_path)[1], "question": text} for text in (question.replace("<image>", "it"), "<image>")]
+    benchmark = load_benchmark(write_benchmark(tmp_path, rows), skip_bad=True)
+    assert [item.question for item in benchmark.items] == [" Is it a word here?\n"]
+    assert "no question" in benchmark.skipped[0]
 
 
 def test_equal_images_are_one_group(tmp_path: Path) -> None:

@@ -15,17 +15,16 @@ Questions stay as they were written, image tags aside.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vlm_detect.questions.markup import untagged
 from vlm_detect.questions.read import parse_explanation
 
 Layout = Literal["loki", "fakebench", "fakeclue"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-_TAG = re.compile(r"\s*<image>\s*")
 # Appended by LOKI's own scripts.
 _YES_OR_NO, _LETTER = "Answer with yes or no.", "Answer with the option letter."
 
@@ -77,7 +76,7 @@ def _loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
         raise LeftOut(f"{row.get('modality', 'no modality')}")
     kind_of_question = str(row.get("question_type", ""))
     category = kind_of_question.rpartition("_")[2]
-    question, metric = _untagged(row["question"]), row["metric"]
+    question, metric = untagged(row["question"]), row["metric"]
     paths = row["image_path"] if isinstance(row["image_path"], list) else [row["image_path"]]
     base = {"id": str(row.get("id", number))}
     about: dict[str, Any] = {"object_category": category}
@@ -127,7 +126,7 @@ def _fakebench(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
 
 def _fakeclue(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
     turns = {turn["from"]: turn["value"] for turn in row["conversations"][:2]}
-    question, reference = _untagged(turns["human"]), turns["gpt"].strip()
+    question, reference = untagged(turns["human"]), turns["gpt"].strip()
     fake = _label(row["label"], fake=0)
     said = parse_explanation(reference)
     if said is not None and said != fake:
@@ -167,10 +166,6 @@ def _label(value: Any, *, fake: int) -> bool:
 
 def _lettered(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDEFGH", options, strict=False))
-
-
-def _untagged(text: str) -> str:
-    return _TAG.sub("\n", text).strip()
 
 
 def _relative(path: Path, folder: Path) -> str:

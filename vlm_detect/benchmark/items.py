@@ -21,6 +21,7 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.prompts import answer_pair, mirrored, prompts_of, split_options
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
+from vlm_detect.questions.markup import untagged
 from vlm_detect.records import Item, ItemKind
 
 KINDS = get_args(ItemKind)
@@ -132,7 +133,7 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     question, ground_truth = row.get("question"), row.get("ground_truth")
     if row.get("id") in (None, ""):
         raise ValueError("no id")
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str) or not (question := untagged(question)).strip():
         raise ValueError("no question")
     if not isinstance(ground_truth, str) or not ground_truth.strip():
         raise ValueError("no ground_truth")

@@ -1,12 +1,14 @@
 """The strict parser of generated answers: what counts as an answer, and what does not.
 
-    parse_choice("(a)", "ABCD")                       # "A"
-    parse_answer("Fake.", ("Real", "Fake"))           # 1
-    parse_answer("It looks unrealistic.", ("Real", "Fake"))   # None: no whole word of either side
+    parse_choice("The correct answer is **B**.", "ABCD")       # "B"
+    parse_answer("Yes - it has six fingers", ("Yes.", "No."))  # 0
+    parse_answer("Yes, no, maybe", ("Yes.", "No."))            # None: more than one answer
+    parse_answer("It looks unrealistic.", ("Real", "Fake"))    # None: no whole word of either side
 
-An answer is read only where it is plain. Anything else is None, which callers count as wrong and report as a rate:
-guessing at random there, dropping such answers, or matching substrings ("real" inside "unrealistic") all make a
-score that the model did not earn.
+Strictness is about meaning, not typography: mark-up (`markup.py`) and the words that introduce an answer ("The final
+answer is") are stripped by rule, and what is left has to be plain. Anything else is None, which callers count as wrong
+and report as a rate: guessing at random there, dropping such answers, or matching substrings ("real" inside
+"unrealistic") all make a score that the model did not earn.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vlm_detect.questions.ask import Topic
+from vlm_detect.questions.markup import bare, marked
 
 # Whole phrases that state a verdict: True says generated, False says real. Negated ones are read as wholes.
 _VERDICTS = {
@@ -44,33 +47,101 @@ _VERDICT = _any_of(_VERDICTS)
 _ALTERATION = _any_of(_ALTERATIONS)
 # Where a longer answer puts its conclusion, if it names one.
 _CONCLUSION = re.compile(r"\b(?:judge?ment|verdict|conclusion|final answer)\s*(?::|is\b)\s*([^\n]+)", re.IGNORECASE)
-# Behind a letter A: a sentence goes on in which it was an article.
-_GOES_ON = r"[ \t]+(?!(?:and|as|because|for|is|or|since)\b)\w"
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|\w+n't)\b")
+_QUESTION = re.compile(r"(?:\A|(?<=[.!?\n]))[^.!?\n]*\?+")
+
+# What introduces an answer: "Therefore, the final answer is", "Verdict:", "My answer would be".
+_NOUN = (
+    r"(?:answer|response|reply|verdict|conclusion|judge?ment|decision|prediction|classification|label|result|output)"
+)
+_SURELY = r"(?:(?:most likely|likely|probably|clearly|definitely|certainly|simply|indeed)\s+)?"
+_IS = rf"\s*(?:(?:is|was|would be|should be|must be)\b\s*:?|[:=]|->|→|\s[-–—]+\s)\s*{_SURELY}"
+_INTRODUCTION = re.compile(
+    rf"\b(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best|short)\s+)*{_NOUN}"
+    rf"(?:\s+to\s+(?:the|this|your)\s+question)?{_IS}|(?:\A|\n)\s*a:\s",
+    re.IGNORECASE,
+)
+_DENIED_INTRODUCTION = re.compile(rf"\b{_NOUN}\s*(?:is|was|:)\s*not\b", re.IGNORECASE)
+# Words at the head of a clause that change nothing of what it says.
+_LEAD = re.compile(
+    r"\A(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|ok|okay|sure|well|hm+"
+    r"|but|and|or|then|actually|rather|wait|sorry|i mean)\b\s*)+"
+)
+_I_THINK = re.compile(r"(?:i (?:think|believe|would say|guess)|i'd say)(?: that)?\s*(?=\x01)")
+# Answers that are none, and answers that take the other one back.
+_MAYBE = (
+    r"(?:maybe|perhaps|possibly|neither|both|either|unknown|(?:(?:it is|it's|i am|i'm) )?(?:unsure|unclear|uncertain"
+    r"|hard to (?:say|tell)|not (?:(?:entirely|completely|really|quite) )?(?:sure|certain|clear))"
+    r"|i (?:do not|don't) know|i (?:cannot|can't) (?:say|tell))"
+)
+_TAKES_BACK = {"yes": r"(?:nope|nah|not)", "no": r"(?:yeah|yep|yup)", "true": r"(?:not|untrue)", "false": "not"}
+# A clause and the mark that ends it; a hyphen within a word ends none.
+_CLAUSE = re.compile(r"(.*?)([.,;:!?()\[\]\n/|&—–]|(?<!\S)-+(?!\S)|\Z)", re.DOTALL)
+_ABOUT_IT = r"(?:it|this|that|the|there|because|since|as)\b.*"  # "No signs" is no answer, "No it is not" is one
 
 
 def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
     """The index of the candidate that `text` states, or None where it states none or more than one.
 
-    Candidates that are verdicts (Real, Fake) are read by their synonyms; any others (Yes/No, True/False, names) must
-    open the answer: "Yes, it is." states "Yes.", while "I would say yes" does not.
+    Candidates that are verdicts (Real, Fake) are read by their synonyms. Any others (Yes/No, True/False, names) must
+    open the answer or be introduced as it: "Yes, it is." and "The answer is yes." state "Yes.", "I would say yes" does
+    not.
     """
-    plain = [_plain(candidate) for candidate in candidates]
-    said = _plain(text)
-    if said in plain:
-        return plain.index(said)
-    if set(plain) == {"real", "fake"}:
-        verdict = parse_verdict(text)
-        return None if verdict is None else plain.index("fake" if verdict else "real")
-    lines = [_plain(line) for line in text.strip().splitlines()]
-    stated = {line for line in lines if line in plain}
-    alone = lines[0] if stated and stated == {lines[0]} else None
-    opens = [
-        i
-        for i, candidate in enumerate(plain)
-        if candidate and (candidate == alone or re.match(rf"{re.escape(candidate)}[.,;:!]", said))
-    ]
-    return opens[0] if len(opens) == 1 else None
+    names = [_plain(bare(candidate)) for candidate in candidates]
+    boxed = marked(text)
+    if not boxed.sure:
+        return None
+    if set(names) == {"real", "fake"}:
+        verdicts = {_short_verdict(part) for part in boxed.parts or [boxed.rest]}
+        stated = {None if verdict is None else names.index("fake" if verdict else "real") for verdict in verdicts}
+    else:
+        stated = _stated(boxed.rest, names)
+        for part in boxed.parts:
+            stated |= _stated(part, names) or {None}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def _short_verdict(text: str) -> bool | None:
+    """The verdict of an answer that is one: "not fake" says real, "the answer is not fake" leaves open what it is."""
+    said = _QUESTION.sub(" ", text)
+    doubted = any(
+        _DOUBTED.search(_CLAUSE_START.sub("", said[: word.start()])) for word in _VERDICT.finditer(said.lower())
+    )
+    return None if doubted or _says_maybe(said) or _DENIED_INTRODUCTION.search(said) else parse_verdict(said)
+
+
+def _says_maybe(text: str) -> bool:
+    """Whether a clause of its own leaves the answer open."""
+    return any(re.fullmatch(_MAYBE, _LEAD.sub("", clause.strip(" '"))) for clause, _ in _CLAUSE.findall(text.lower()))
+
+
+def _stated(text: str, names: Sequence[str]) -> set[int | None]:
+    """The places of those `names` (lower case) that an answer gives; None stands for any other answer.
+
+    Empty where the answer neither opens with one nor introduces one. Where it does, whatever else stands as a clause of
+    its own counts as well: "Yes. No.", "Yes, or rather maybe".
+    """
+    said = _INTRODUCTION.sub(" \x01 ", text.lower())
+    for place, name in sorted(enumerate(names), key=lambda numbered: -len(numbered[1])):
+        if name and names.count(name) == 1:
+            said = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"\x02{place}\x02", said)
+    stated: set[int | None] = set()
+    others: set[int | None] = {None} if _says_maybe(said) else set()
+    opens, clauses = True, []
+    for clause, mark in _CLAUSE.findall(said):
+        words = _LEAD.sub("", _I_THINK.sub("", " ".join(clause.split()).strip(" '")), count=1)
+        introduced = words.startswith("\x01")
+        words = words.strip("\x01 '")
+        match = re.fullmatch(rf"\x02(\d+)\x02(?:\s+({_ABOUT_IT}))?", words)
+        if match and (not match[2] or names[int(match[1])] in _TAKES_BACK):
+            (stated if (opens or introduced) and mark != "?" else others).add(int(match[1]))
+        clauses.append(words)
+        opens = opens and (not words or mark == "?")
+    for i in range(len(names)):
+        takes_back = _TAKES_BACK.get(names[i]) if i in stated else None
+        if takes_back and any(re.fullmatch(takes_back, words) for words in clauses):
+            others.add(None)
+    return stated and stated | others
 
 
 def parse_verdict(text: str) -> bool | None:
@@ -84,6 +155,7 @@ def parse_explanation(text: str, topic: Topic = "generation") -> bool | None:
     True says generated, or altered where the `topic` is edits. What follows the verdict may well speak of both sides.
     """
     phrases, pattern = (_ALTERATIONS, _ALTERATION) if topic == "edit" else (_VERDICTS, _VERDICT)
+    text = bare(text)
     conclusions = _CONCLUSION.findall(text)
     for part in (*conclusions[-1:], *sentences(text)[:1], text):
         if (state := _state(part, phrases, pattern)) is not None:
@@ -113,33 +185,99 @@ def first_verdict(text: str) -> bool | None:
     return _VERDICTS[match[0]] if match else None
 
 
+# Between a noun and its letter: "Option B", "The answer is (B)"; and "B is correct", "I choose B".
+_IS_LETTER = rf"(?i:{_IS}|\s*:?\s*)(?i:(?:option|choice|letter)\s+)?[(\[<]?"
+_IS_RIGHT = r"[)\]]?\s+(?i:is|seems|would be)\s+(?i:the\s+)?(?i:correct|right|best|most|true|answer)\b"
+_CHOOSE = (
+    r"\b(?i:choose|chose|select|pick|go with|going with|opt for|it is|it's|it must be)\s+"
+    r"(?i:option\s+|letter\s+|answer\s+)?[(\[]?"
+)
+# Behind a letter A: a sentence goes on in which it was an article.
+_GOES_ON = r"[ \t]+(?!(?:and|as|because|for|is|or|since)\b)\w"
+# In the clause before an answer: it is not the one, or nobody says that it is.
+_DENIED = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|\w+n't|without|than|instead of|except|unlike)\b", re.IGNORECASE
+)
+_DOUBTED = re.compile(rf"\b(?:if|whether|unless|might|could|may|{_MAYBE})\b", re.IGNORECASE)
+_IS_WRONG = re.compile(
+    r"[)\]]?\s+(?:is|was|seems|would be|can)?\s*(?:not\b|n't|never\b|cannot\b|wrong\b|incorrect\b|false\b)|n't"
+)
+_CLAUSE_START = re.compile(r".*(?:[.,;:!?\n—–]|\b(?:but|however|so|therefore|thus|hence)\b)", re.DOTALL | re.IGNORECASE)
+
+
 def parse_choice(text: str, letters: Sequence[str], options: Sequence[str] = ()) -> str | None:
     """The letter that `text` chooses, or None: "B", "b.", "(B)", "B: because ...", "Option B", "The answer is B".
 
     The text of an option, written out alone, chooses its letter. "A dog" chooses nothing: a letter that goes on as a
     sentence does without a mark or a new line is an article, behind "the answer is" as well. Two different letters
-    choose nothing.
+    choose nothing, nor does one that is denied ("not B") or doubted ("maybe B", "B?").
     """
-    said = text.strip()
-    texts = [_plain(option) for option in options]
-    if texts.count(_plain(said)) == 1:
-        return letters[texts.index(_plain(said))]
-    letter = f"[{''.join(letters)}{''.join(letters).lower()}]"
+    texts = [_plain(bare(option)) for option in options]
+    boxed = marked(text)
+    if not boxed.sure:
+        return None
+    if not boxed.parts:
+        chosen = _chosen(boxed.rest, letters, texts)
+    else:  # what was thought aloud before it may speak of other letters
+        chosen = {letter for part in boxed.parts for letter in _chosen(part, letters, texts) or {""}}
+        chosen |= _named(boxed.rest, letters, "answer", article="[Aa]")
+    return chosen.pop() or None if len(chosen) == 1 else None
+
+
+def _chosen(text: str, letters: Sequence[str], texts: Sequence[str]) -> set[str]:
+    """The letters that a text without mark-up states; an empty one stands for "maybe" and the like."""
+    for whole in (text, _INTRODUCTION.sub("", text, count=1)):
+        if texts.count(_plain(whole)) == 1:
+            return {letters[texts.index(_plain(whole))]}
+    said = _QUESTION.sub(" ", text).strip()
+    upper = "".join(letters)
+    letter = f"[{upper}{upper.lower()}]"
     found = set()
-    if match := re.match(rf"[\s\"'*(\[]*({letter})[\"'*]*(?:\s*$|[ \t]*\n|[)\].:,;](?=\s|$|[\"'*]))", said):
+    opening = rf"[\s(\[<]*({letter})(?:\s*\Z|[ \t]*\n|[)\]>.:,;!]+(?=\s|\Z)|\s*[—–]|\s+-+(?=\s|\Z)|\s*(?=\())"
+    if match := re.match(opening, said):
+        rest = _plain(said[match.end() :])
+        found.add("" if re.match(r"(?:is\s+)?(?:wrong|incorrect)\b", rest) else match[1].upper())
+        if texts.count(rest) == 1:  # "B: a photo", where that is the text of A
+            found.add(letters[texts.index(rest)])
+    elif (match := re.match(rf"({letter})\s+", said)) and (
+        texts and _plain(said[match.end() :]) == texts[letters.index(match[1].upper())]
+    ):
         found.add(match[1].upper())
-    between = r"(?i:\s+is)?\s*:?\s*\(?"
-    for word, article in (("option|choice|letter", "a"), ("answer", "[Aa]")):
-        named = rf"\b(?i:{word}){between}(?!{article}{_GOES_ON})({letter})\b(?!')"
-        found |= {match.upper() for match in re.findall(named, said)}
-    found |= {match.upper() for match in re.findall(rf"(?<!\w)\(({letter})\)", said)}
+    found |= _named(said, letters, "option|choice|letter|alternative", article="a")
+    found |= _named(said, letters, "answer", article="[Aa]")
+    for pattern in (
+        rf"(?<!\w)\(({letter})\)",
+        rf"(?<![\w'-])([{upper}]){_IS_RIGHT}",
+        rf"{_CHOOSE}(?!A{_GOES_ON})([{upper}])\b(?!')",
+    ):
+        found |= _stating(pattern, said)
     # "A or B", "A, B": further bare capitals that stand as options of their own.
     if found:
-        found |= set(re.findall(rf"(?<![\w'])([{''.join(letters[1:])}])(?=\s*(?:$|[).:,;]|or\b|and\b))", said))
-        found |= set(re.findall(rf"(?<![\w'])({letters[0]})(?=\s*(?:$|[).:,;]))", said))
-    return found.pop() if len(found) == 1 else None
+        found |= _stating(rf"(?<![\w'])([{''.join(letters[1:])}])(?=\s*(?:\Z|[).:,;]|or\b|and\b))", said, sure=False)
+        found |= _stating(rf"(?<![\w'])({letters[0]})(?=\s*(?:\Z|[).:,;]))", said, sure=False)
+        if _says_maybe(said):
+            found.add("")
+    return found
+
+
+def _named(text: str, letters: Sequence[str], nouns: str, *, article: str) -> set[str]:
+    """The letters that are named as `nouns`; one that matches `article` and goes on as a sentence does is no letter."""
+    letter = f"[{''.join(letters)}{''.join(letters).lower()}]"
+    return _stating(rf"\b(?i:{nouns}){_IS_LETTER}(?!{article}{_GOES_ON})({letter})\b(?!['’]|-\w)", text)
+
+
+def _stating(pattern: str, text: str, *, sure: bool = True) -> set[str]:
+    """The letters (group 1) at which `pattern` matches and that are not denied there, nor, where `sure`, doubted."""
+    found = set()
+    for match in re.finditer(pattern, text):
+        before = _CLAUSE_START.sub("", text[: match.start(1)])
+        if _DENIED.search(before) or _IS_WRONG.match(text, match.end(1)):
+            continue
+        if not (sure and _DOUBTED.search(before)):
+            found.add(match[1].upper())
+    return found
 
 
 def _plain(text: str) -> str:
     """Lower case, single spaces, without the marks around."""
-    return " ".join(text.lower().split()).strip(" .,;:!?\"'*()[]")
+    return " ".join(text.lower().split()).strip(" .,;:!\"'*()[]")
