@@ -31,6 +31,7 @@ from vlm_detect.models.moondream import MoondreamForConditionalGeneration, Moond
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.registry import default_device
 from vlm_detect.models.tinyllava.processing import SYSTEM
+from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.nano.autoencoder import VaeConfig, psnr_db, train_autoencoder
 from vlm_detect.nano.captioner import (
     CaptionerConfig,
@@ -104,7 +105,7 @@ def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     """Captions to images, and the judge's verdict on them."""
     out, sizes = Path(config.output_dir), section(config, "renderer", RendererConfig)
     start, before = started_from(config, "sd35")
-    loaded = StableDiffusion3Pipeline.from_pretrained(start) if start else AutoencoderKL.from_pretrained(out / "vae")
+    loaded = load_untrusted(StableDiffusion3Pipeline, start) if start else load_untrusted(AutoencoderKL, out / "vae")
     pipeline, trained = train_renderer(sizes, loaded, training, out, config.seed, place(config))
     critic, judged = trained_judge(config, training, held_out)
     figures, images = judge_renders(
@@ -148,10 +149,10 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     torch.manual_seed(seed)
     start, before = started_from(config, "moondream")
     if start:
-        model = MoondreamForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-        processor = MoondreamProcessor.from_pretrained(start)
+        model = load_untrusted(MoondreamForConditionalGeneration, start, dtype=torch.float32)
+        processor = load_untrusted(MoondreamProcessor, start)
     else:
-        model, processor = build_captioner(sizes, AutoTokenizer.from_pretrained(out / "tokenizer"))
+        model, processor = build_captioner(sizes, load_untrusted(AutoTokenizer, out / "tokenizer"))
     model.to(place(config))
     model.set_attn_implementation("eager")  # torch's fused attention on a CPU is slow in bfloat16
     facts = facts_of(training)
@@ -202,8 +203,8 @@ def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     words = train_tokenizer([*texts, *[f"{SYSTEM} USER: ASSISTANT:"] * 2000], sizes.vocabulary)
     torch.manual_seed(seed)
     model, processor = build_tinyllava(NanoTinyLlava(), words)
-    moondream = MoondreamForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    start_from_moondream(model, processor.tokenizer, moondream, AutoTokenizer.from_pretrained(start))
+    moondream = load_untrusted(MoondreamForConditionalGeneration, start, dtype=torch.float32)
+    start_from_moondream(model, processor.tokenizer, moondream, load_untrusted(AutoTokenizer, start))
     model.to(place(config))
     model.set_attn_implementation("eager")
     vlm, tower = LlavaVLM(model, processor, "tinyllava-nano"), tinyllava_tower(model, teacher).to(place(config))

@@ -31,6 +31,7 @@ from vlm_detect.models.registry import default_dtype, resolve_id
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava import TinyLlavaConfig
 from vlm_detect.models.tinyllava.configuration import RELEASE
+from vlm_detect.models.untrusted import build_untrusted, load_untrusted
 from vlm_detect.train.examples import QuestionOptions
 from vlm_detect.train.lora import LoraOptions
 from vlm_detect.train.memory import Estimate, Step, estimate_memory
@@ -113,7 +114,7 @@ def _skeleton(name: str) -> PreTrainedModel:
         if not resolved.is_local:
             raise UserError(f"--model {name}: memory is estimated for {HUB_ID}, {TINYLLAVA_ID}, folders and nano alone")
         try:
-            config = AutoConfig.from_pretrained(resolved.path_or_id)
+            config = load_untrusted(AutoConfig, resolved.path_or_id)
         except (OSError, ValueError) as error:
             raise UserError(f"--model {name}: no model's configuration can be read there ({error})") from error
         if not isinstance(config, MoondreamConfig | LlavaConfig):
@@ -121,7 +122,7 @@ def _skeleton(name: str) -> PreTrainedModel:
                 f"--model {name}: memory is estimated for moondream and the LLaVA family, not for {config.model_type}"
             )
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return build_untrusted(AutoModelForImageTextToText, config)
 
 
 def _verdict(estimate: Estimate) -> str:

@@ -25,6 +25,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.generate.edits import Place
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
+from vlm_detect.models.untrusted import load_untrusted
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -61,7 +62,7 @@ class Renderer:
         try:
             if sampling.quantization == "nf4":
                 options["quantization_config"] = _nf4(diffusers, model, _DTYPES[name])
-            pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(model.path_or_id, **options)
+            pipeline: Any = load_untrusted(diffusers.DiffusionPipeline, model.path_or_id, **options)
         except (OSError, ValueError) as error:
             raise UserError(explain_load_error(model, error)) from error
         self._take(pipeline, sampling, name)

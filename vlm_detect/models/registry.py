@@ -37,6 +37,7 @@ from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava import MODEL_TYPE as TINYLLAVA_TYPE
 from vlm_detect.models.tinyllava import load_tinyllava
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
+from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.schema import check_folder
 
 Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
@@ -146,7 +147,9 @@ def load_vlm(
     try:
         check_reachable(resolved)
         family, model, processor = _load(resolved, options)
-    except (OSError, ValueError) as error:
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a folder of others can be wrong in any way, and transformers raises as it comes
         raise UserError(explain_load_error(resolved, error)) from error
     if "quantization_config" not in options:
         model = model.to(device)
@@ -158,10 +161,10 @@ def load_vlm(
 def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
     """The family of a model, the model and its processor."""
     path, hub_options = resolved.path_or_id, _revision(resolved)
-    config = AutoConfig.from_pretrained(path, **hub_options)
+    config = load_untrusted(AutoConfig, path, **hub_options)
     if config.model_type == MODEL_TYPE:
-        model = MoondreamForConditionalGeneration.from_pretrained(path, **hub_options, **options)
-        return MoondreamVLM, model, MoondreamProcessor.from_pretrained(path, **hub_options)
+        model = load_untrusted(MoondreamForConditionalGeneration, path, **hub_options, **options)
+        return MoondreamVLM, model, load_untrusted(MoondreamProcessor, path, **hub_options)
     if config.model_type == TINYLLAVA_TYPE:
         return LlavaVLM, *load_tinyllava(path, **hub_options, **options)
     if not is_supported(config):
@@ -277,4 +280,6 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
 
     if is_cnn_run(resolved.path_or_id):
         return f"{resolved.name} is a CNN, and another kind of model is needed: vlm-detect explain and eval/ take it"
-    return f"{resolved.name} could not be loaded: {str(error).strip().splitlines()[0]}"
+    reason = (str(error).strip().splitlines() or [""])[0]
+    named = reason if isinstance(error, OSError | ValueError) and reason else f"{type(error).__name__}: {reason}"
+    return f"{resolved.name} could not be loaded: {named}"

@@ -169,7 +169,7 @@ def _scaled_latents(vae: AutoencoderKL, images: np.ndarray, cache: Path) -> Tens
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         torch.save(encode_all(vae, np.concatenate([images, images[:, :, ::-1]])).half(), cache)
-    return (torch.load(cache).float() - vae.config.shift_factor) * vae.config.scaling_factor
+    return (torch.load(cache, weights_only=True).float() - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.networks import Trunk, pooled
+from vlm_detect.models.untrusted import build_untrusted, load_untrusted
 
 # stride of the 3x3 stem without a pool; None: ImageNet's 7x7 of stride 2 with a pool behind it
 STEMS: dict[str, int | None] = {"imagenet": None, "small": 1, "small_stride2": 2}
@@ -67,7 +68,7 @@ class PatchTokens(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         made = AutoConfig.for_model(**config)
-        self.backbone = AutoModel.from_config(made)
+        self.backbone = build_untrusted(AutoModel, made)
         self.patch: int = made.patch_size
         self.options = {"interpolate_pos_encoding": True} if made.model_type in _TOLD_TO_INTERPOLATE else {}
 
@@ -85,7 +86,7 @@ def frozen(config: dict[str, Any]) -> Trunk:
 def backbone_config(id_: str) -> dict[str, Any]:
     """The configuration of the vision model `id_` (a folder or Hub id); of a two-tower model, of its vision tower."""
     try:
-        config = AutoConfig.from_pretrained(id_, trust_remote_code=False)
+        config = load_untrusted(AutoConfig, id_)
     except (OSError, ValueError) as error:
         raise UserError(f"--weights {id_}: no model that transformers knows ({_first_line(error)})") from error
     vision = config.to_dict().get("vision_config")

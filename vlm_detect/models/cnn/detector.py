@@ -22,6 +22,7 @@ from vlm_detect.models.cnn.configuration import CnnConfig, is_cnn_run
 from vlm_detect.models.cnn.model import CnnForDetection, logits_of
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.schema import check_folder
 from vlm_detect.stats.calibration import Calibration
 
@@ -56,7 +57,7 @@ class CnnDetector:
         check_folder(run)
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
-        model = CnnForDetection.from_pretrained(run).eval().to(device)
+        model = load_untrusted(CnnForDetection, run).eval().to(device)
         return cls(model, Calibration.load(Path(run)), str(run))
 
     @property

@@ -22,6 +22,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.architectures import ARCHITECTURES
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.views import show
+from vlm_detect.models.untrusted import load_untrusted
 
 
 class CnnForDetection(PreTrainedModel):
@@ -91,7 +92,7 @@ def new_model(config: CnnConfig, weights: str | None = None) -> CnnForDetection:
     model = CnnForDetection(config)
     backbone: Any = model.trunk.maps.resnet if config.arch != "frozen" else model.trunk.maps.backbone
     try:
-        pretrained = AutoModel.from_pretrained(weights, config=backbone.config, trust_remote_code=False)
+        pretrained = load_untrusted(AutoModel, weights, config=backbone.config)
     except (OSError, ValueError) as error:
         raise UserError(f"--weights {weights}: {str(error).strip().splitlines()[0]}") from error
     state, own = pretrained.state_dict(), backbone.state_dict()

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from vlm_detect.models.generic.joined import JoinedProcessor
+from vlm_detect.models.untrusted import load_untrusted
 
 _WITHOUT_VIDEO = ("qwen2_vl", "qwen2_5_vl")
 
@@ -32,7 +33,7 @@ def is_supported(config: Any) -> bool:
 def load_generic(path_or_id: str, *, revision: str | None = None, **options: Any) -> tuple[PreTrainedModel, Any]:
     """The model and its processor; `options` go to the model's `from_pretrained`."""
     hub_options = {"revision": revision} if revision else {}
-    model = AutoModelForImageTextToText.from_pretrained(path_or_id, **hub_options, **options)
+    model = load_untrusted(AutoModelForImageTextToText, path_or_id, **hub_options, **options)
     return model.eval(), load_processor(path_or_id, **hub_options)
 
 
@@ -41,9 +42,9 @@ def load_processor(path_or_id: str, **hub_options: Any) -> Any:
 
     Raises ValueError where the model has no processor class that can be built of an image processor and a tokenizer.
     """
-    config = AutoConfig.from_pretrained(path_or_id, **hub_options)
-    image_processor = AutoImageProcessor.from_pretrained(path_or_id, backend="pil", **hub_options)
-    tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub_options)
+    config = load_untrusted(AutoConfig, path_or_id, **hub_options)
+    image_processor = load_untrusted(AutoImageProcessor, path_or_id, backend="pil", **hub_options)
+    tokenizer = load_untrusted(AutoTokenizer, path_or_id, **hub_options)
     stored, _ = ProcessorMixin.get_processor_dict(path_or_id, **hub_options)
     template = stored.get("chat_template") or tokenizer.chat_template
     if config.model_type in _WITHOUT_VIDEO:

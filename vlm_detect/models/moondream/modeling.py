@@ -29,6 +29,7 @@ from vlm_detect.models.moondream.region import MoondreamRegion
 from vlm_detect.models.moondream.text import MoondreamText
 from vlm_detect.models.moondream.vision import MoondreamVision
 from vlm_detect.models.stored import find_weights, stored_dtype
+from vlm_detect.models.untrusted import load_untrusted
 
 
 @dataclass
@@ -199,7 +200,7 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
         hub_options = {name: kwargs.pop(name) for name in hub_names if kwargs.get(name) is not None}
         config = kwargs.pop("config", None)
         if config is None:
-            config = MoondreamConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+            config = load_untrusted(MoondreamConfig, pretrained_model_name_or_path, **hub_options)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         files = find_weights(pretrained_model_name_or_path, **hub_options)
@@ -208,7 +209,7 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
             skeleton = cls(config)
         check_tensors(tensors, {name: tensor.shape for name, tensor in skeleton.state_dict().items()})
         dtype = dtype or stored_dtype(tensors)
-        model = super().from_pretrained(None, *args, config=config, state_dict=tensors, dtype=dtype, **kwargs)
+        model = load_untrusted(super(), None, *args, config=config, state_dict=tensors, dtype=dtype, **kwargs)
         model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         return model
 

@@ -23,6 +23,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, RELEASES, MoondreamConfig
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 from vlm_detect.models.prompt import Prompt, numbers_of, stack_numbers
+from vlm_detect.models.untrusted import load_untrusted
 
 Reference = Sequence[float]
 
@@ -54,7 +55,7 @@ class MoondreamProcessor(PushToHubMixin):
         """The tokenizer, fetched at first use where it lies in a Hub repository of its own; None where out of reach."""
         if self._tokenizer is None and self.config.tokenizer_id:
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.config.tokenizer_id)
+                self._tokenizer = load_untrusted(AutoTokenizer, self.config.tokenizer_id)
             except (OSError, ValueError):
                 return None
         return self._tokenizer
@@ -67,12 +68,12 @@ class MoondreamProcessor(PushToHubMixin):
         older release's): there it is the Hub repository of the release, and where that cannot be reached the processor
         works on `prompt_ids` alone.
         """
-        config = MoondreamConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = load_untrusted(MoondreamConfig, pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path)
         if (folder / "preprocessor_config.json").is_file():
             image_processor = MoondreamImageProcessor.from_pretrained(folder)
             has_tokenizer = (folder / "tokenizer.json").is_file()
-            tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+            tokenizer = load_untrusted(AutoTokenizer, folder) if has_tokenizer else None
             return cls(config, image_processor, tokenizer)
         return cls(config)
 

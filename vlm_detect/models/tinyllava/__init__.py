@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaProcessor
 from vlm_detect.models.tinyllava.configuration import HUB_ID, MODEL_TYPE, TinyLlavaConfig
 from vlm_detect.models.tinyllava.modeling import TinyLlavaForConditionalGeneration
 from vlm_detect.models.tinyllava.processing import load_processor
+from vlm_detect.models.untrusted import load_untrusted
 
 AutoConfig.register(MODEL_TYPE, TinyLlavaConfig, exist_ok=True)
 AutoModelForImageTextToText.register(TinyLlavaConfig, TinyLlavaForConditionalGeneration, exist_ok=True)
@@ -29,10 +30,10 @@ def load_tinyllava(
     connectors and language models that transformers' LLaVA has no place for, and for damaged checkpoints.
     """
     hub_options = {"revision": revision} if revision else {}
-    config = TinyLlavaConfig.from_pretrained(path_or_id, **hub_options)
+    config = load_untrusted(TinyLlavaConfig, path_or_id, **hub_options)
     processor = load_processor(path_or_id, config, **hub_options)
     config.image_token_index = processor.image_token_id
-    model = TinyLlavaForConditionalGeneration.from_pretrained(path_or_id, config=config, **hub_options, **options)
+    model = load_untrusted(TinyLlavaForConditionalGeneration, path_or_id, config=config, **hub_options, **options)
     # Answers end with the template's end of text, whatever the language model was told in its own time.
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id

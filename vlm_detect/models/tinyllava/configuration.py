@@ -68,7 +68,8 @@ class TinyLlavaConfig(LlavaConfig):
 
     @property
     def tokens_before_patches(self) -> int:
-        """1 for a tower with a class token, else 0."""
+        """1 for a tower with a class token, else 0; ValueError for a tower of another kind."""
+        _check("vision tower", self.vision_config.model_type, tuple(TOWERS))
         return TOWERS[self.vision_config.model_type]
 
     @classmethod

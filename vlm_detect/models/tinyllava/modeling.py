@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration
 from vlm_detect.models.stored import check_tensors, stored_dtype
 from vlm_detect.models.tinyllava.checkpoint import open_checkpoint, save_official
 from vlm_detect.models.tinyllava.configuration import TinyLlavaConfig
+from vlm_detect.models.untrusted import load_untrusted, no_foreign_code
 
 
 class TinyLlavaForConditionalGeneration(LlavaForConditionalGeneration):
@@ -43,20 +44,20 @@ class TinyLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         hub_options = {name: kwargs.pop(name) for name in hub_names if kwargs.get(name) is not None}
         config = kwargs.pop("config", None)
         if config is None:
-            config = TinyLlavaConfig.from_pretrained(pretrained_model_name_or_path, **hub_options)
+            config = load_untrusted(TinyLlavaConfig, pretrained_model_name_or_path, **hub_options)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         tensors = open_checkpoint(pretrained_model_name_or_path, dtype, **hub_options)
         if config.tie_word_embeddings:  # saved under both names by some versions of transformers, under one by others
             tensors.pop("lm_head.weight", None)
-        with torch.device("meta"):
+        with torch.device("meta"), no_foreign_code(pretrained_model_name_or_path):
             skeleton = cls(config)
         wanted = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
         if config.tie_word_embeddings:
             wanted.pop("lm_head.weight")
         check_tensors(tensors, wanted)
         dtype = dtype or stored_dtype(tensors)
-        model = super().from_pretrained(None, *args, config=config, state_dict=tensors, dtype=dtype, **kwargs)
+        model = load_untrusted(super(), None, *args, config=config, state_dict=tensors, dtype=dtype, **kwargs)
         model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         return model
 

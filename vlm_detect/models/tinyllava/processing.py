@@ -17,6 +17,7 @@ from transformers import AddedToken, AutoTokenizer, LlavaImageProcessorPil, Llav
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from vlm_detect.models.tinyllava.configuration import TinyLlavaConfig
+from vlm_detect.models.untrusted import load_untrusted
 
 IMAGE_TOKEN = "<image>"
 SYSTEM = (
@@ -49,7 +50,7 @@ _TEMPLATE = """\
 
 def load_processor(path_or_id: str | Path, config: TinyLlavaConfig, **hub_options: Any) -> LlavaProcessor:
     """The processor of a checkpoint, whose tokenizer lies beside its weights in every layout."""
-    tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub_options)
+    tokenizer = load_untrusted(AutoTokenizer, path_or_id, **hub_options)
     return make_processor(config, tokenizer)
 
 
