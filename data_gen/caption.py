@@ -21,14 +21,10 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "imagehash")
     from vlm_detect.generate.build import queued
-    from vlm_detect.generate.caption_step import (
-        CaptionConfig,
-        SourceConfig,
-        caption_photos,
-        name_captioner,
-        plan_captions,
-    )
-    from vlm_detect.jobs.shards import Launch, begin
+    from vlm_detect.generate.caption_step import caption_photos, name_captioner, plan_captions
+    from vlm_detect.generate.options import CaptionConfig, SourceConfig
+    from vlm_detect.jobs.launch import Launch
+    from vlm_detect.jobs.shards import begin
 
     config, launch, source, caption = parse_config([Config, Launch, SourceConfig, CaptionConfig], argv, doc=__doc__)
     caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))

@@ -30,9 +30,10 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "imagehash")
     from vlm_detect.generate.build import build_dataset
-    from vlm_detect.generate.hub import Upload
-    from vlm_detect.generate.import_step import ImportConfig, import_images, pack_images, plan_import
-    from vlm_detect.jobs.shards import Launch, begin
+    from vlm_detect.generate.import_step import import_images, pack_images, plan_import
+    from vlm_detect.generate.options import ImportConfig, Upload
+    from vlm_detect.jobs.launch import Launch
+    from vlm_detect.jobs.shards import begin
 
     stages = [Config, Launch, Upload, ImportConfig]
     config, launch, upload, images = parse_config(stages, argv, doc=__doc__)

@@ -26,11 +26,12 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "imagehash")
     from vlm_detect.generate.build import build_dataset
-    from vlm_detect.generate.hub import Upload
-    from vlm_detect.generate.pack import PackConfig, pack_pairs
-    from vlm_detect.generate.pair_sets import PairSetConfig, plan_pairs, take_pairs
-    from vlm_detect.images.encode import EncodeConfig
-    from vlm_detect.jobs.shards import Launch, begin
+    from vlm_detect.generate.options import PackConfig, PairSetConfig, Upload
+    from vlm_detect.generate.pack import pack_pairs
+    from vlm_detect.generate.pair_sets import plan_pairs, take_pairs
+    from vlm_detect.images.encode_config import EncodeConfig
+    from vlm_detect.jobs.launch import Launch
+    from vlm_detect.jobs.shards import begin
 
     stages = [Config, Launch, Upload, PairSetConfig, PackConfig, EncodeConfig]
     config, launch, upload, pairs, pack, encode = parse_config(stages, argv, doc=__doc__)

@@ -32,27 +32,15 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "diffusers", "imagehash")
     from vlm_detect.generate.build import build_dataset, finished, work_folder
-    from vlm_detect.generate.caption_step import (
-        CaptionConfig,
-        SourceConfig,
-        caption_photos,
-        name_captioner,
-        plan_captions,
-    )
+    from vlm_detect.generate.caption_step import caption_photos, name_captioner, plan_captions
     from vlm_detect.generate.cost import describe_plan
     from vlm_detect.generate.dataset_files import is_finished
-    from vlm_detect.generate.hub import Upload
-    from vlm_detect.generate.pack import PackConfig, pack_pairs
-    from vlm_detect.generate.render_step import (
-        RenderConfig,
-        TwinKinds,
-        check_generator,
-        complete,
-        plan_renders,
-        render_twins,
-    )
-    from vlm_detect.images.encode import EncodeConfig
-    from vlm_detect.jobs.shards import Launch, begin
+    from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig, TwinKinds, Upload
+    from vlm_detect.generate.pack import pack_pairs
+    from vlm_detect.generate.render_step import check_generator, complete, plan_renders, render_twins
+    from vlm_detect.images.encode_config import EncodeConfig
+    from vlm_detect.jobs.launch import Launch
+    from vlm_detect.jobs.shards import begin
 
     stages = [Config, Launch, Upload, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
     config, launch, upload, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)

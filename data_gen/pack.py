@@ -23,9 +23,9 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "imagehash")
     from vlm_detect.generate.build import build_dataset
-    from vlm_detect.generate.hub import Upload
-    from vlm_detect.generate.pack import PackConfig, pack_pairs
-    from vlm_detect.images.encode import EncodeConfig
+    from vlm_detect.generate.options import PackConfig, Upload
+    from vlm_detect.generate.pack import pack_pairs
+    from vlm_detect.images.encode_config import EncodeConfig
     from vlm_detect.jobs.shards import check_finished
 
     config, upload, pack, encode = parse_config([Config, Upload, PackConfig, EncodeConfig], argv, doc=__doc__)

@@ -30,8 +30,10 @@ class Config:
 def main(argv: list[str]) -> None:
     require("data", "diffusers", "imagehash")
     from vlm_detect.generate.build import queued
-    from vlm_detect.generate.render_step import RenderConfig, check_generator, complete, plan_renders, render_twins
-    from vlm_detect.jobs.shards import Launch, begin, check_finished
+    from vlm_detect.generate.options import RenderConfig
+    from vlm_detect.generate.render_step import check_generator, complete, plan_renders, render_twins
+    from vlm_detect.jobs.launch import Launch
+    from vlm_detect.jobs.shards import begin, check_finished
 
     config, launch, render = parse_config([Config, Launch, RenderConfig], argv, doc=__doc__)
     out = Path(config.out)

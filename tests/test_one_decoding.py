@@ -22,12 +22,12 @@ from vlm_detect.apps.scan import scan
 from vlm_detect.apps.session import Session
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.cnn.pixels import decode_split
+from vlm_detect.columns import IMAGE_FEATURES
 from vlm_detect.data.audit import measures
 from vlm_detect.images.decode import decode_image
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.infer.detector import Detector, open_picture
 from vlm_detect.models.cnn.squares import to_square
-from vlm_detect.records import IMAGE_FEATURES
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.train import recalibrate as recalibrate_module
 from vlm_detect.train.augment import AugmentedImage

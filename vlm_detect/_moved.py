@@ -50,6 +50,10 @@ _ELSEWHERE = {
     "baselines.pixels": "models.cnn.squares",
     "baselines.tasks": "models.cnn.verdicts",
     "data.decode": "images.bounds",
+    "data.edit_step": "generate.options",
+    "data.hub": "generate.options",
+    "data.render_step": "generate.options",
+    "data.renderer": "generate.options",
     "data.shards": "jobs.executors",
 }
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm_detect.records import IMAGE_FEATURES
+from vlm_detect.columns import IMAGE_FEATURES
 
 MARK = 8  # side of the mark, in pixels
 

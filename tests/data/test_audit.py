@@ -18,12 +18,13 @@ from PIL import Image, ImageFilter
 
 from tests.data.factories import photo
 from vlm_detect.cli import run
+from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.data.audit import audit_dataset, read_audit, write_audit
 from vlm_detect.data.audit.containers import read_container
 from vlm_detect.data.audit.measures import WRAPPING, blockiness, border
 from vlm_detect.data.audit.probe import cross_validate
 from vlm_detect.errors import UserError
-from vlm_detect.records import LABEL_NAMES, PAIR_FEATURES
+from vlm_detect.records import LABEL_NAMES
 from vlm_detect.stats.areas import auc_interval, make_folds
 
 DATA = os.environ.get("VLM_DETECT_DATA")

@@ -11,10 +11,10 @@ import pytest
 
 from tests.data.test_audit import jpeg, pair_row, photo, write_pairs
 from vlm_detect.cli import run
+from vlm_detect.columns import IMAGE_FEATURES, PROMPTED_FEATURES, REJECT_FEATURES
 from vlm_detect.data.report import write_report
 from vlm_detect.errors import UserError
 from vlm_detect.jobs.shards import write_rows
-from vlm_detect.records import IMAGE_FEATURES, PROMPTED_FEATURES, REJECT_FEATURES
 
 SOURCE = {"path_or_id": "a.jpg", "format": "JPEG", "licence": None}
 

@@ -12,7 +12,8 @@ from vlm_detect.config import write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.generate.build import build_dataset, work_folder
 from vlm_detect.generate.dataset_files import Packed
-from vlm_detect.generate.hub import Upload, push_dataset
+from vlm_detect.generate.hub import push_dataset
+from vlm_detect.generate.options import Upload
 
 SETTINGS = {"size": 32}
 

@@ -11,7 +11,8 @@ from PIL import Image
 from tests.data.factories import write_photos
 from vlm_detect.errors import UserError
 from vlm_detect.generate import caption_step
-from vlm_detect.generate.caption_step import CaptionConfig, SourceConfig, caption_photos, name_captioner, plan_captions
+from vlm_detect.generate.caption_step import caption_photos, name_captioner, plan_captions
+from vlm_detect.generate.options import CaptionConfig, SourceConfig
 from vlm_detect.jobs.shards import begin, read_rejects, read_rows
 
 

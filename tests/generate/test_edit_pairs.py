@@ -14,12 +14,13 @@ from PIL import Image
 
 from tests.data.factories import save_tiny_pipeline
 from tests.generate.test_edits import textured
-from vlm_detect.generate.caption_step import CaptionConfig, SourceConfig, caption_photos, plan_captions
+from vlm_detect.generate.caption_step import caption_photos, plan_captions
 from vlm_detect.generate.edit_step import donor_groups
-from vlm_detect.generate.pack import PackConfig, pack_pairs
+from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig, TwinKinds
+from vlm_detect.generate.pack import pack_pairs
 from vlm_detect.generate.pair_rows import scaled_box, with_edit
-from vlm_detect.generate.render_step import RenderConfig, TwinKinds, plan_renders, render_twins
-from vlm_detect.images.encode import EncodeConfig
+from vlm_detect.generate.render_step import plan_renders, render_twins
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import begin, read_rows
 
 COUNT = 16

@@ -16,18 +16,20 @@ import pytest
 from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
+from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.data.pairs import load_pairs, open_dataset
 from vlm_detect.errors import UserError
-from vlm_detect.generate.caption_step import CaptionConfig, SourceConfig, caption_photos, plan_captions
+from vlm_detect.generate.caption_step import caption_photos, plan_captions
 from vlm_detect.generate.dataset_files import is_finished
-from vlm_detect.generate.pack import PackConfig, pack_pairs
-from vlm_detect.generate.render_step import RENDER_FEATURES, RenderConfig, plan_renders, render_twins
+from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig
+from vlm_detect.generate.pack import pack_pairs
+from vlm_detect.generate.render_step import RENDER_FEATURES, plan_renders, render_twins
 from vlm_detect.generate.usable import perceptual_hash
 from vlm_detect.images.decode import decode_image
-from vlm_detect.images.encode import EncodeConfig, fit
+from vlm_detect.images.encode import fit
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import Plan, begin, write_shard
-from vlm_detect.records import PAIR_FEATURES
 
 PACK = PackConfig(size=24)
 ENCODE = EncodeConfig()

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from vlm_detect.config import CONFIGS
-from vlm_detect.generate.render_step import RenderConfig, with_preset
+from vlm_detect.generate.options import RenderConfig
+from vlm_detect.generate.render_step import with_preset
 
 GENERATORS = CONFIGS / "generators"
 PRESETS = sorted(path for path in GENERATORS.glob("*.yaml") if "generator" in yaml.safe_load(path.read_text()))

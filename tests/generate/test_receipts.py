@@ -15,12 +15,12 @@ from PIL import Image
 from tests.data.factories import photo, save_tiny_pipeline
 from tests.generate.test_edits import textured
 from tests.scripts.here import run_here
+from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.generate import receipts
 from vlm_detect.generate.receipts import render_row
 from vlm_detect.images.decode import decode_image
 from vlm_detect.images.encode import describe_jpeg, encode_image, read_jpeg
-from vlm_detect.records import PAIR_FEATURES
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ from transformers import (
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.generate.renderer import Renderer, Sampling
+from vlm_detect.generate.options import Sampling
+from vlm_detect.generate.renderer import Renderer
 from vlm_detect.models.nano import nano_path
 
 WAYS = ("shard", "compile", "turbo", "vae", "24gb", "nf4")

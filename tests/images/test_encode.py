@@ -10,16 +10,8 @@ from PIL import Image
 
 from tests.data.factories import photo
 from vlm_detect.images.decode import DecodedImage, decode_image
-from vlm_detect.images.encode import (
-    EncodeConfig,
-    crop_to_aspect,
-    encode_image,
-    fit,
-    is_blank,
-    like_source,
-    recompress,
-    resize,
-)
+from vlm_detect.images.encode import crop_to_aspect, encode_image, fit, is_blank, like_source, recompress, resize
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.images.jpeg import standard_encoding
 
 

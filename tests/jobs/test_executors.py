@@ -18,7 +18,8 @@ from datasets import Features, Value
 from vlm_detect.errors import UserError
 from vlm_detect.jobs import shards
 from vlm_detect.jobs.executors import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, begin, check_finished, is_done, read_rows, write_shard
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, begin, check_finished, is_done, read_rows, write_shard
 
 FEATURES = Features({"item": Value("int64")})
 PLAN = Plan("count", items=12, shard_size=2, inputs="abc", settings={})
@@ -76,7 +77,7 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from tests.jobs.test_executors import PLAN, Work\n"
         "from vlm_detect.jobs.executors import run_shards\n"
-        "from vlm_detect.jobs.shards import Launch\n"
+        "from vlm_detect.jobs.launch import Launch\n"
         "if __name__ == '__main__':\n"
         f"    folder = Path({str(tmp_path)!r})\n"
         "    run_shards(Work(folder, 0, 'waits'), PLAN, folder, Launch(workers=2))\n"

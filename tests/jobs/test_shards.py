@@ -10,16 +10,8 @@ from datasets import Features, Value
 
 from vlm_detect.errors import UserError
 from vlm_detect.jobs.executors import run_shards
-from vlm_detect.jobs.shards import (
-    Launch,
-    Plan,
-    begin,
-    check_finished,
-    differences,
-    read_rejects,
-    read_rows,
-    write_shard,
-)
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, begin, check_finished, differences, read_rejects, read_rows, write_shard
 from vlm_detect.records import Reject
 
 FEATURES = Features({"item": Value("int64")})

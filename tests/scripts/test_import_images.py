@@ -17,11 +17,11 @@ from PIL import Image
 
 from tests.data.factories import photo
 from tests.scripts.here import run_here
+from vlm_detect.columns import IMAGE_FEATURES
 from vlm_detect.data.image_sets import CIFAKE_CLASSES, cifake_class, open_image_set
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.selection import Selection
 from vlm_detect.errors import UserError
-from vlm_detect.records import IMAGE_FEATURES
 
 PROGRAM = "data_gen/import_images.py"
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
 from tests.scripts.here import run_here
+from vlm_detect.columns import PAIR_FEATURES, PROMPTED_FEATURES
 from vlm_detect.images.decode import decode_image
-from vlm_detect.records import PAIR_FEATURES, PROMPTED_FEATURES
 
 PROGRAM = "data_gen/import_pairs.py"
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from tests.factories import tiny_vlm
 from tests.train.toys import stored, toy_images, toy_pair, toy_pairs
+from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
-from vlm_detect.records import PAIR_FEATURES
 from vlm_detect.train import augment
 from vlm_detect.train.augment import AUGMENTATIONS, AugmentedImage, draw_augmentation
 from vlm_detect.train.examples import QuestionOptions, Units

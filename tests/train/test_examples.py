@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.train.toys import toy_images, toy_pair, toy_pairs
+from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.questions.ask import FAKE_QUESTION, REAL_QUESTION
-from vlm_detect.records import PAIR_FEATURES
 from vlm_detect.train.examples import EpochSampler, QuestionOptions, Units
 
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.factories import tiny_vlm
+from vlm_detect.columns import IMAGE_FEATURES, PAIR_FEATURES
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.records import IMAGE_FEATURES, PAIR_FEATURES
 
 
 def toy_image(generated: bool, rng: np.random.Generator, side: int = 16) -> Image.Image:

@@ -19,17 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from vlm_detect.data.selection import Entry, Selection, select
+from vlm_detect.data.selection import Entry, Layout, Selection, select
 from vlm_detect.data.sources import DatasetRows, find_images, open_all_splits
 from vlm_detect.data.splits import Split
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.images.decode import ImageRejected, read_bounded
 from vlm_detect.records import LABEL_NAMES, Label, label_named
-
-Layout = Literal["cifake", "genimage", "folders", "hub"]
 
 CIFAKE_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAKE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"

@@ -1,7 +1,7 @@
 """Open a pair or image dataset, from a folder or the Hub. `generate/pack.py` writes one.
 
 dataset = open_dataset("data/pairs")          # DatasetDict: train, validation, test
-rows = load_pairs("data/pairs", "train")      # one row per (photo, twin), records.PAIR_FEATURES
+rows = load_pairs("data/pairs", "train")      # one row per (photo, twin), columns.PAIR_FEATURES
 """
 
 from __future__ import annotations

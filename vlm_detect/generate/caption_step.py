@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Features, Image, Value
 
-from vlm_detect.config import check_at_least
+from vlm_detect.columns import SOURCE_FEATURES
 from vlm_detect.data.sources import Source, SourcePhoto, open_source
 from vlm_detect.errors import UserError
 from vlm_detect.generate.captions import clean_caption
+from vlm_detect.generate.options import FROM_COLUMN, CaptionConfig, SourceConfig
 from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.jobs.executors import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, counted, write_shard
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, counted, write_shard
 from vlm_detect.models.registry import load_vlm, resolve_id
-from vlm_detect.records import FROM_PROMPTS, SOURCE_FEATURES, Reject
-
-FROM_COLUMN = "column"
+from vlm_detect.records import FROM_PROMPTS, Reject
 
 _MAX_NEW_TOKENS = 128  # of an answer to a question
 
@@ -44,48 +44,6 @@ PHOTO_FEATURES = Features(
         "source": SOURCE_FEATURES,
     }
 )
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """Which photos."""
-
-    images: str = field(
-        metadata={"help": "SRC: a folder, a glob, a list file, or a dataset as id:config:split:column."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Take only the first N photos."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of the captions, for '--captioner column'."}
-    )
-    shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "limit", "shard_size")
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    """Who describes them, and how."""
-
-    captioner: str = field(
-        default="auto",
-        metadata={
-            "help": f"A moondream: auto, nano, a folder or a Hub id; '{FROM_COLUMN}' takes the source's captions."
-        },
-    )
-    caption_length: Literal["short", "normal", "long"] = field(default="normal")
-    caption_question: str | None = field(
-        default=None, metadata={"help": "What the captioner is asked instead of for a caption."}
-    )
-    prompts: str | None = field(
-        default=None,
-        metadata={"help": "YAML of prompts to draw instead of captions: an image dataset without pairs comes out."},
-    )
-    caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
-    min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "caption_batch", "min_side")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vlm_detect.generate.pack import PackConfig
-from vlm_detect.generate.render_step import RenderConfig
-from vlm_detect.images.encode import EncodeConfig
+from vlm_detect.generate.options import PackConfig, RenderConfig
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import Plan, missing
 
 # Mean over 38 photographs of 400 pixels and more: PNG between the steps, and JPEG of quality 96, 4:4:4.

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from vlm_detect.columns import REJECT_FEATURES
 from vlm_detect.config import file_sha256, read_run_json, write_run_json
 from vlm_detect.data.audit import write_audit
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
 from vlm_detect.jobs.shards import differences, told_when_full, write_rows
-from vlm_detect.records import REJECT_FEATURES, Reject
+from vlm_detect.records import Reject
 
 _GROUP_BYTES = 16 * 1024**2  # of a parquet row group: what a reader holds at a time
 _GROUP_ROWS = 1024

@@ -7,29 +7,15 @@ another photo of the shard; its id is recorded, so that the two photos can be ke
 from __future__ import annotations
 
 import hashlib
-from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 
 from vlm_detect.generate.edits import Paint, draw_edit
 from vlm_detect.images.decode import ImageRejected
-from vlm_detect.records import EDIT_OPERATIONS, EditOperation
-
-
-class EditOperations(str):
-    """Operations with commas between, checked where the command line is parsed."""
-
-    def __new__(cls, text: str) -> EditOperations:
-        if unknown := [name for name in text.split(",") if name not in EDIT_OPERATIONS]:
-            raise ArgumentTypeError(f"known edits are {', '.join(EDIT_OPERATIONS)}, not {', '.join(unknown)}")
-        return super().__new__(cls, ",".join(name for name in EDIT_OPERATIONS if name in text.split(",")))
-
-    @property
-    def operations(self) -> list[EditOperation]:
-        return [cast(EditOperation, name) for name in self.split(",")]
+from vlm_detect.records import EditOperation
 
 
 @dataclass(frozen=True)

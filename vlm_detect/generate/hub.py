@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 
 from vlm_detect.errors import UserError
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Where the finished dataset goes besides."""
-
-    push_to_hub: str | None = field(default=None, metadata={"help": "Upload the dataset as OWNER/NAME, private."})
-
-    def __post_init__(self) -> None:
-        if self.push_to_hub is None:
-            return
-        try:
-            huggingface_hub.utils.validate_repo_id(self.push_to_hub)
-        except HFValidationError as error:  # found out before the work, not behind it
-            raise UserError(f"--push_to_hub {self.push_to_hub}: no Hub name like owner/name") from error
 
 
 def push_dataset(folder: Path, name: str, *, private: bool = True) -> str:

@@ -14,75 +14,31 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from datasets import Features, Value
 
-from vlm_detect.config import check_at_least, check_between
-from vlm_detect.data.image_sets import Layout, open_image_set
-from vlm_detect.data.selection import Entry, Selection, check_hold_out
-from vlm_detect.data.splits import Split, check_shares, merge_groups, split_groups
+from vlm_detect.columns import IMAGE_FEATURES
+from vlm_detect.data.image_sets import open_image_set
+from vlm_detect.data.selection import Entry
+from vlm_detect.data.splits import Split, merge_groups, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import image_card
 from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
+from vlm_detect.generate.options import ImportConfig
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.images.strip_metadata import bare_bytes
 from vlm_detect.jobs.executors import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, counted, read_plan, read_rejects, read_rows, sum_up, write_shard
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, counted, read_plan, read_rejects, read_rows, sum_up, write_shard
 from vlm_detect.progress import progress
-from vlm_detect.records import IMAGE_FEATURES, Label, Reject
+from vlm_detect.records import Reject
 
 # One row an image, before it is known which split it goes to.
 IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string")})
-
-
-@dataclass(frozen=True)
-class ImportConfig:
-    """What is read, and what of it."""
-
-    layout: Layout = field(
-        metadata={"help": "Layout of SRC.", "aliases": ["--from"]},
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "Take N images: labels alike as far as they go, then splits and generators."}
-    )
-    labels: list[str] = field(
-        default_factory=list,
-        metadata={"help": "What the set's own names mean: NAME=real, NAME=generated, NAME=edited."},
-    )
-    hold_out: list[str] = field(
-        default_factory=list,
-        metadata={"help": "generator=NAME or source=GLOB, which go to a split of their own, unseen."},
-    )
-    edited: bool = field(default=False, metadata={"help": "cifake parquet: with the edited images beside it."})
-    licence: str | None = field(default=None, metadata={"help": "Licence of the images, where the set states none."})
-    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
-    validation: float = field(default=0.1, metadata={"help": "Part of the training images for validation."})
-    test: float = field(default=0.2, metadata={"help": "Part for the test, where the set publishes no test images."})
-    duplicate_bits: int = field(
-        default=3, metadata={"help": "Images whose 64-bit hashes differ by no more share a split."}
-    )
-    images_per_file: int = field(default=50_000, metadata={"help": "Images in one parquet file."})
-    shard_size: int = field(default=1024, metadata={"help": "Images in a shard: what a worker does before it saves."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "limit", "min_side", "images_per_file", "shard_size")
-        check_between(self, 0, 32, "duplicate_bits")
-        check_shares(self.validation, self.test)
-        check_hold_out(self.hold_out)
-
-    @property
-    def selection(self) -> Selection:
-        labels: list[tuple[str, Label]] = []
-        for pair in self.labels:
-            name, _, label = pair.rpartition("=")
-            if not name or label not in get_args(Label):
-                raise UserError(f"--labels {pair}: give NAME={', NAME='.join(get_args(Label))}")
-            labels.append((name, cast(Label, label)))
-        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited)
 
 
 def plan_import(src: str, config: ImportConfig) -> Plan:

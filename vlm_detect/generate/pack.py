@@ -10,46 +10,22 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_detect.config import check_at_least, check_between
-from vlm_detect.data.selection import check_hold_out, is_held_out
-from vlm_detect.data.splits import Split, check_shares, find_duplicates, join_groups, merge_groups, split_groups
+from vlm_detect.columns import PAIR_FEATURES, PROMPTED_FEATURES
+from vlm_detect.data.selection import is_held_out
+from vlm_detect.data.splits import Split, find_duplicates, join_groups, merge_groups, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import pair_card
 from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
+from vlm_detect.generate.options import PackConfig
 from vlm_detect.generate.pair_rows import pair_rows, prompted_rows, twin_image
 from vlm_detect.generate.usable import perceptual_hash
-from vlm_detect.images.encode import EncodeConfig
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import read_plan, read_rejects, read_rows, sum_up
 from vlm_detect.progress import progress
-from vlm_detect.records import FROM_PROMPTS, PAIR_FEATURES, PROMPTED_FEATURES, Reject
-
-
-@dataclass(frozen=True)
-class PackConfig:
-    """What the dataset looks like."""
-
-    size: int | None = field(
-        default=None, metadata={"help": "Side of the square of as many pixels as both members; by default the twin's."}
-    )
-    validation: float = field(default=0.1, metadata={"help": "Part of the photos for validation."})
-    test: float = field(default=0.2, metadata={"help": "Part of the photos for the test."})
-    duplicate_bits: int = field(default=3, metadata={"help": "Photos whose 64-bit hashes differ by no more are one."})
-    hold_out: list[str] = field(
-        default_factory=list,
-        metadata={"help": "generator=NAME or source=GLOB: those photos, with all their twins, go to a split unseen."},
-    )
-    pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 16, "size")
-        check_at_least(self, 1, "pairs_per_file")
-        check_between(self, 0, 32, "duplicate_bits")
-        check_shares(self.validation, self.test)
-        check_hold_out(self.hold_out)
+from vlm_detect.records import FROM_PROMPTS, Reject
 
 
 def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfig, settings: dict[str, Any]) -> Packed:

@@ -1,7 +1,7 @@
 """The rows of a photo and its twins: both members of a pair brought to one size, one history and one encoding.
 
-    for row in pair_rows(photo, "a group", size=None, encode=EncodeConfig()): ...      # records.PAIR_FEATURES
-    for row in prompted_rows(row, object_class=None): ...                              # records.PROMPTED_FEATURES
+    for row in pair_rows(photo, "a group", size=None, encode=EncodeConfig()): ...      # columns.PAIR_FEATURES
+    for row in prompted_rows(row, object_class=None): ...                              # columns.PROMPTED_FEATURES
 
 `photo` is a row of the render step. `receipts.py` makes a member again from its row.
 """
@@ -20,7 +20,8 @@ from PIL import Image
 
 from vlm_detect.generate.usable import perceptual_hash
 from vlm_detect.images.decode import decode_image
-from vlm_detect.images.encode import EncodeConfig, crop_to_aspect, describe_jpeg, encode_image, like_source, resize
+from vlm_detect.images.encode import crop_to_aspect, describe_jpeg, encode_image, like_source, resize
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.images.jpeg import standard_encoding
 
 

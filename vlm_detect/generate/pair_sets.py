@@ -15,39 +15,24 @@ import functools
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from vlm_detect.config import check_at_least
 from vlm_detect.data.sources import find_images
 from vlm_detect.errors import UserError
+from vlm_detect.generate.options import PairSetConfig
 from vlm_detect.generate.render_step import RENDER_FEATURES
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image, read_bounded
 from vlm_detect.images.encode import crop_to_aspect
 from vlm_detect.jobs.executors import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, counted, write_shard
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, counted, write_shard
 from vlm_detect.records import Reject
 
 _COLUMNS = ("kind", "generator", "caption", "prompt", "group", "licence")
 _MAX_ASPECT = 1.5  # of a twin's width to height over its photo's: beyond it they can hardly show the same
-
-
-@dataclass(frozen=True)
-class PairSetConfig:
-    """What is known of the pairs where a CSV does not say otherwise."""
-
-    kind: Literal["caption", "vae"] = field(default="caption", metadata={"help": "What the twins are."})
-    generator: str = field(default="unknown", metadata={"help": "What drew them."})
-    licence: str | None = field(default=None, metadata={"help": "Licence of the photos."})
-    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
-    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
-    limit: int | None = field(default=None, metadata={"help": "Take only the first N pairs."})
-    shard_size: int = field(default=64, metadata={"help": "Pairs in a shard: what a worker does before it saves."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "limit", "min_side", "shard_size")
 
 
 @dataclass(frozen=True)

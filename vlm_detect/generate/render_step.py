@@ -10,29 +10,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import torch
 import yaml
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
-from vlm_detect.config import check_at_least
+from vlm_detect.columns import EDIT_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
-from vlm_detect.generate.edit_step import EditOperations, EditSubject, donor_groups, draw_edits
-from vlm_detect.generate.renderer import Renderer, Sampling, bucket, check_pipeline
+from vlm_detect.generate.edit_step import EditSubject, donor_groups, draw_edits
+from vlm_detect.generate.options import RenderConfig, Sampling
+from vlm_detect.generate.renderer import Renderer, bucket, check_pipeline
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.images.encode import crop_size, fit, is_blank
 from vlm_detect.jobs.executors import run_shards
-from vlm_detect.jobs.shards import Launch, Plan, counted, read_rejects, read_rows, write_shard
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write_shard
 from vlm_detect.models.registry import resolve_id
-from vlm_detect.records import EDIT_FEATURES, EDIT_OPERATIONS, Reject, TwinKind
+from vlm_detect.records import Reject, TwinKind
 
 _BESIDE = 2  # threads that decode and encode while the device draws
 
@@ -59,68 +60,6 @@ RENDER_FEATURES = Features(
         "quantization": Value("string"),
     }
 )
-
-
-class TwinKinds(str):
-    """Kinds of twin with commas between, checked where the command line is parsed."""
-
-    def __new__(cls, text: str) -> TwinKinds:
-        known = get_args(TwinKind)
-        if unknown := [kind for kind in text.split(",") if kind not in known]:
-            raise ArgumentTypeError(f"known kinds are {', '.join(known)}, not {', '.join(unknown)}")
-        return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
-
-    @property
-    def kinds(self) -> list[TwinKind]:
-        return [cast(TwinKind, kind) for kind in self.split(",")]
-
-
-@dataclass(frozen=True)
-class RenderConfig:
-    """Who draws the twins, and how. What is not given is the generator's own, from vlm_detect/configs/generators."""
-
-    generator: str = field(
-        default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}
-    )
-    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
-    steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
-    guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
-    render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
-    aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
-    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "Of the weights; auto: bfloat16 on an accelerator, float32 on a CPU."}
-    )
-    render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
-    quantization: Literal["none", "nf4"] = field(
-        default="none", metadata={"help": "nf4: denoiser and T5 in four bits; another generator by its name."}
-    )
-    offload: Literal["none", "stages", "group"] = field(
-        default="none",
-        metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: its layers do as well."},
-    )
-    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
-    prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
-    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
-    edit_operations: EditOperations = field(
-        default=EditOperations(",".join(EDIT_OPERATIONS)),
-        metadata={"help": f"Edits to draw from: {','.join(EDIT_OPERATIONS)}; the last takes a Stable Diffusion 3."},
-    )
-    edits_on: Literal["photos", "twins", "both"] = field(
-        default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}
-    )
-    seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")
-        check_at_least(self, 0, "guidance")
-        check_at_least(self, 16, "render_size")
-
-    @property
-    def sampling(self) -> Sampling:
-        names = ("steps", "guidance", "max_sequence_length", "dtype", "quantization", "offload", "compile")
-        given = {name: getattr(self, name) for name in names}
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
 
 
 def complete(config: RenderConfig, presets: Path) -> RenderConfig:

@@ -12,7 +12,6 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,11 @@ from PIL import Image
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.generate.edits import Place
+from vlm_detect.generate.options import Sampling
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
 from vlm_detect.models.untrusted import load_untrusted
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a generator draws: its own best settings, from vlm_detect/configs/generators."""
-
-    steps: int = 28
-    guidance: float = 4.5
-    max_sequence_length: int = 256  # tokens of the T5 encoder, where there is one
-    dtype: str = "auto"  # auto: bfloat16 on an accelerator, float32 on a CPU
-    quantization: str = "none"  # nf4: the denoiser and T5 in four bits
-    offload: str = "none"  # stages: encoders and denoiser take turns; group: layers come when they are needed
-    compile: bool = False
-
-    @property
-    def variant(self) -> str:
-        """What the generator's name gets behind it: drawn in another way, it is another generator."""
-        chosen = [value for value in (self.quantization, self.offload) if value != "none"]
-        return "".join(f"+{value}" for value in [*chosen, *(["compile"] if self.compile else [])])
 
 
 class Renderer:

@@ -12,36 +12,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlm_detect.config import check_between
+from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.images.jpeg import JpegEncoding, standard_encoding
 
 FILTER = Image.Resampling.LANCZOS
-
-
-@dataclass(frozen=True)
-class EncodeConfig:
-    """The one encoder of a dataset."""
-
-    encode: Literal["jpeg", "png"] = field(default="jpeg", metadata={"help": "Last encoder of both members."})
-    quality: int = field(default=96, metadata={"help": "Its JPEG quality, 1 to 100."})
-    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = field(
-        default="4:4:4", metadata={"help": "Its chroma subsampling; 4:4:4 loses least."}
-    )
-
-    def __post_init__(self) -> None:
-        check_between(self, 1, 100, "quality")
-
-    def describe(self) -> dict[str, object]:
-        """What `receipt.encode` tells of the encoder."""
-        if self.encode == "png":
-            return {"format": "png"}
-        return {"format": "jpeg", "quality": self.quality, "subsampling": self.subsampling}
 
 
 def crop_size(photo_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

@@ -32,7 +32,8 @@ from tqdm import tqdm
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.jobs import shards
-from vlm_detect.jobs.shards import Launch, Plan, Task
+from vlm_detect.jobs.launch import Launch
+from vlm_detect.jobs.shards import Plan, Task
 from vlm_detect.progress import progress
 
 _POLL_S = 0.5

@@ -17,41 +17,21 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from vlm_detect.config import check_at_least, write_json
+from vlm_detect.columns import REJECT_FEATURES
+from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
-from vlm_detect.records import REJECT_FEATURES, Reject
+from vlm_detect.records import Reject
 
 Task = Callable[[int], None]
 _OFF: tuple[Any, ...] = (None, False, "", "none", 0, [], {})
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Who runs the shards."""
-
-    executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "What runs the shards."})
-    workers: int = field(default=1, metadata={"help": "Processes, or tasks of a cluster; one a GPU."})
-    gpus: int = field(default=0, metadata={"help": "Slurm, Ray: GPUs of a worker."})
-    cpus: int = field(default=1, metadata={"help": "Slurm, Ray: CPUs of a worker."})
-    memory_gb: int = field(default=4, metadata={"help": "Slurm, Ray: memory of a worker."})
-    slurm_partition: str | None = field(default=None, metadata={"help": "Slurm: the partition."})
-    slurm_time: str = field(default="24:00:00", metadata={"help": "Slurm: time limit of a worker."})
-    slurm_args: list[str] = field(default_factory=list, metadata={"help": "Slurm: more of sbatch, each NAME=VALUE."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "workers", "cpus", "memory_gb")
-        check_at_least(self, 0, "gpus")
-        for argument in self.slurm_args:
-            if "=" not in argument:
-                raise UserError(f"--slurm_args {argument}: give each as NAME=VALUE, like account=me")
 
 
 @dataclass(frozen=True)

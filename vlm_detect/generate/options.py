@@ -1,0 +1,255 @@
+"""The flags of data generation, step by step; without the imports that the steps take."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError  # the one exception whose message argparse shows
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+from vlm_detect.config import check_at_least, check_between
+from vlm_detect.data.selection import Layout, Selection, check_hold_out
+from vlm_detect.data.splits import check_shares
+from vlm_detect.errors import UserError
+from vlm_detect.records import EDIT_OPERATIONS, EditOperation, Label, TwinKind
+
+FROM_COLUMN = "column"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Which photos."""
+
+    images: str = field(
+        metadata={"help": "SRC: a folder, a glob, a list file, or a dataset as id:config:split:column."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Take only the first N photos."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of the captions, for '--captioner column'."}
+    )
+    shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "shard_size")
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Who describes them, and how."""
+
+    captioner: str = field(
+        default="auto",
+        metadata={
+            "help": f"A moondream: auto, nano, a folder or a Hub id; '{FROM_COLUMN}' takes the source's captions."
+        },
+    )
+    caption_length: Literal["short", "normal", "long"] = field(default="normal")
+    caption_question: str | None = field(
+        default=None, metadata={"help": "What the captioner is asked instead of for a caption."}
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "YAML of prompts to draw instead of captions: an image dataset without pairs comes out."},
+    )
+    caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
+    min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "caption_batch", "min_side")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a generator draws: its own best settings, from vlm_detect/configs/generators."""
+
+    steps: int = 28
+    guidance: float = 4.5
+    max_sequence_length: int = 256  # tokens of the T5 encoder, where there is one
+    dtype: str = "auto"  # auto: bfloat16 on an accelerator, float32 on a CPU
+    quantization: str = "none"  # nf4: the denoiser and T5 in four bits
+    offload: str = "none"  # stages: encoders and denoiser take turns; group: layers come when they are needed
+    compile: bool = False
+
+    @property
+    def variant(self) -> str:
+        """What the generator's name gets behind it: drawn in another way, it is another generator."""
+        chosen = [value for value in (self.quantization, self.offload) if value != "none"]
+        return "".join(f"+{value}" for value in [*chosen, *(["compile"] if self.compile else [])])
+
+
+class TwinKinds(str):
+    """Kinds of twin with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> TwinKinds:
+        known = get_args(TwinKind)
+        if unknown := [kind for kind in text.split(",") if kind not in known]:
+            raise ArgumentTypeError(f"known kinds are {', '.join(known)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
+
+    @property
+    def kinds(self) -> list[TwinKind]:
+        return [cast(TwinKind, kind) for kind in self.split(",")]
+
+
+class EditOperations(str):
+    """Operations with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> EditOperations:
+        if unknown := [name for name in text.split(",") if name not in EDIT_OPERATIONS]:
+            raise ArgumentTypeError(f"known edits are {', '.join(EDIT_OPERATIONS)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(name for name in EDIT_OPERATIONS if name in text.split(",")))
+
+    @property
+    def operations(self) -> list[EditOperation]:
+        return [cast(EditOperation, name) for name in self.split(",")]
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Who draws the twins, and how. What is not given is the generator's own, from vlm_detect/configs/generators."""
+
+    generator: str = field(
+        default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}
+    )
+    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
+    steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
+    guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
+    render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
+    aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
+    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Of the weights; auto: bfloat16 on an accelerator, float32 on a CPU."}
+    )
+    render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
+    quantization: Literal["none", "nf4"] = field(
+        default="none", metadata={"help": "nf4: denoiser and T5 in four bits; another generator by its name."}
+    )
+    offload: Literal["none", "stages", "group"] = field(
+        default="none",
+        metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: its layers do as well."},
+    )
+    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
+    prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
+    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
+    edit_operations: EditOperations = field(
+        default=EditOperations(",".join(EDIT_OPERATIONS)),
+        metadata={"help": f"Edits to draw from: {','.join(EDIT_OPERATIONS)}; the last takes a Stable Diffusion 3."},
+    )
+    edits_on: Literal["photos", "twins", "both"] = field(
+        default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}
+    )
+    seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")
+        check_at_least(self, 0, "guidance")
+        check_at_least(self, 16, "render_size")
+
+    @property
+    def sampling(self) -> Sampling:
+        names = ("steps", "guidance", "max_sequence_length", "dtype", "quantization", "offload", "compile")
+        given = {name: getattr(self, name) for name in names}
+        return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """What the dataset looks like."""
+
+    size: int | None = field(
+        default=None, metadata={"help": "Side of the square of as many pixels as both members; by default the twin's."}
+    )
+    validation: float = field(default=0.1, metadata={"help": "Part of the photos for validation."})
+    test: float = field(default=0.2, metadata={"help": "Part of the photos for the test."})
+    duplicate_bits: int = field(default=3, metadata={"help": "Photos whose 64-bit hashes differ by no more are one."})
+    hold_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": "generator=NAME or source=GLOB: those photos, with all their twins, go to a split unseen."},
+    )
+    pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 16, "size")
+        check_at_least(self, 1, "pairs_per_file")
+        check_between(self, 0, 32, "duplicate_bits")
+        check_shares(self.validation, self.test)
+        check_hold_out(self.hold_out)
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What is read, and what of it."""
+
+    layout: Layout = field(
+        metadata={"help": "Layout of SRC.", "aliases": ["--from"]},
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Take N images: labels alike as far as they go, then splits and generators."}
+    )
+    labels: list[str] = field(
+        default_factory=list,
+        metadata={"help": "What the set's own names mean: NAME=real, NAME=generated, NAME=edited."},
+    )
+    hold_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": "generator=NAME or source=GLOB, which go to a split of their own, unseen."},
+    )
+    edited: bool = field(default=False, metadata={"help": "cifake parquet: with the edited images beside it."})
+    licence: str | None = field(default=None, metadata={"help": "Licence of the images, where the set states none."})
+    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
+    validation: float = field(default=0.1, metadata={"help": "Part of the training images for validation."})
+    test: float = field(default=0.2, metadata={"help": "Part for the test, where the set publishes no test images."})
+    duplicate_bits: int = field(
+        default=3, metadata={"help": "Images whose 64-bit hashes differ by no more share a split."}
+    )
+    images_per_file: int = field(default=50_000, metadata={"help": "Images in one parquet file."})
+    shard_size: int = field(default=1024, metadata={"help": "Images in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "min_side", "images_per_file", "shard_size")
+        check_between(self, 0, 32, "duplicate_bits")
+        check_shares(self.validation, self.test)
+        check_hold_out(self.hold_out)
+
+    @property
+    def selection(self) -> Selection:
+        labels: list[tuple[str, Label]] = []
+        for pair in self.labels:
+            name, _, label = pair.rpartition("=")
+            if not name or label not in get_args(Label):
+                raise UserError(f"--labels {pair}: give NAME={', NAME='.join(get_args(Label))}")
+            labels.append((name, cast(Label, label)))
+        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited)
+
+
+@dataclass(frozen=True)
+class PairSetConfig:
+    """What is known of the pairs where a CSV does not say otherwise."""
+
+    kind: Literal["caption", "vae"] = field(default="caption", metadata={"help": "What the twins are."})
+    generator: str = field(default="unknown", metadata={"help": "What drew them."})
+    licence: str | None = field(default=None, metadata={"help": "Licence of the photos."})
+    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
+    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
+    limit: int | None = field(default=None, metadata={"help": "Take only the first N pairs."})
+    shard_size: int = field(default=64, metadata={"help": "Pairs in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "min_side", "shard_size")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Where the finished dataset goes besides."""
+
+    push_to_hub: str | None = field(default=None, metadata={"help": "Upload the dataset as OWNER/NAME, private."})
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is None:
+            return
+        import huggingface_hub
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            huggingface_hub.utils.validate_repo_id(self.push_to_hub)
+        except HFValidationError as error:  # found out before the work, not behind it
+            raise UserError(f"--push_to_hub {self.push_to_hub}: no Hub name like owner/name") from error
