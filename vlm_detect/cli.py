@@ -51,7 +51,7 @@ def add_scan(parser: argparse.ArgumentParser) -> None:
 def scan(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from vlm_detect.apps.scan import FAIL_ON, scan, summary
+    from vlm_detect.apps.scan import FAIL_ON, form_of, scan, summary
     from vlm_detect.infer.detector import Detector
 
     fail_on = [label for label in arguments.fail_on.split(",") if label]
@@ -59,12 +59,15 @@ def scan(arguments: argparse.Namespace) -> int:
         raise UserError(f"--fail_on {','.join(unknown)}: give any of {','.join(FAIL_ON)}")
     if arguments.batch_size < 1:
         raise UserError(f"--batch_size {arguments.batch_size}: at least 1")
-    detector = Detector(arguments.model, adapter=arguments.adapter)
     out = Path(arguments.out) if arguments.out else None
+    if out is not None:
+        form_of(out)  # before the model is loaded
+    detector = Detector(arguments.model, adapter=arguments.adapter)
     labels = scan(detector, arguments.images, form=arguments.form or "table", out=out, batch_size=arguments.batch_size)
     print(summary(labels), file=sys.stderr)
     judged = labels["generated"] + labels["unsure"] + labels["real"]
-    return int(any(labels[label] for label in fail_on) or (labels["unreadable"] > 0 and not judged))
+    failed = labels["missing"] or (labels["unreadable"] and not judged)
+    return int(failed or any(labels[label] for label in fail_on))
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:

@@ -31,3 +31,24 @@ def test_every_family_is_served(architecture: str, tmp_path: Path) -> None:
         answer = client.query(photos[0], "What is it?", settings={"max_tokens": 4})["answer"]
         pieces = client.query(photos[0], "What is it?", stream=True, settings={"max_tokens": 4})["answer"]
         assert "".join(pieces) == answer
+
+
+def test_a_shape_that_the_model_refuses_is_refused_alone(tmp_path: Path) -> None:
+    detector = Detector(str(save_tiny("qwen2_5_vl", tmp_path)), device="cpu")
+    tall, photo = make_photo(1, (4, 1000)), make_photo(2, (40, 40))
+    with serving(detector) as server, httpx.Client(base_url=server.url, timeout=120) as http:
+        both = http.post("/v1/verdict", json={"images": [data_url(tall), data_url(photo)]})
+        assert both.status_code == 200
+        refused, judged = both.json()["verdicts"]
+        assert refused["error"]["code"] == "shape"
+        assert judged["p_fake"] == pytest.approx(detector(photo).p_fake, abs=1e-5)
+        for route, body in {
+            "/v1/verdict": {"image_url": data_url(tall)},
+            "/v1/query": {"image_url": data_url(tall), "question": "What is it?"},
+            "/v1/caption": {"image_url": data_url(tall), "stream": False},
+            "/v1/explain": {"image_url": data_url(tall)},
+            "/v1/evidence": {"image_url": data_url(tall)},
+        }.items():
+            found = http.post(route, json=body)
+            assert (found.status_code, found.json()["error"]["code"]) == (400, "shape"), route
+            assert "4x1000" in found.json()["error"]["message"]

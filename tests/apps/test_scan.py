@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.apps.conftest import make_photo
+from tests.models.tiny_chat import save_tiny
 from vlm_detect.apps.scan import COLUMNS, scan, summary
 from vlm_detect.errors import UserError
+from vlm_detect.images import bounds
+from vlm_detect.images.decode import FIRST_OF_SEVERAL
 from vlm_detect.infer.detector import Detector
 
 
@@ -33,20 +36,112 @@ def rows_of(path: Path) -> list[dict]:
 def test_folders_globs_lists_and_files(detector: Detector, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("in/a.png\nin/deep/c.png\n")
     out = tmp_path / "rows.jsonl"
-    specs = [str(tmp_path / "list.txt"), str(folder / "*.png"), str(folder), str(folder / "upload"), "none.png"]
+    specs = [str(tmp_path / "list.txt"), str(folder / "*.png"), str(folder), str(folder / "upload")]
     labels = scan(detector, specs, out=out, batch_size=3)
     rows = {Path(row["path"]).name: row for row in rows_of(out)}
-    assert len(rows) == len(rows_of(out)) == 7  # each image once, though most were named twice
+    assert len(rows) == len(rows_of(out)) == 6  # each image once, though most were named twice
     for i, name in enumerate(["a.png", "b.png", "c.png", "upload"]):
         expected = detector(make_photo(i))
         assert rows[name]["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
         assert rows[name]["label"] == expected.label
         assert rows[name]["model"] == detector.name
     errors = {name: row["error"] for name, row in rows.items() if row["label"] == "unreadable"}
-    assert set(errors) == {"broken.jpg", "empty.png", "none.png"}
+    assert set(errors) == {"broken.jpg", "empty.png"}
     assert errors["empty.png"].startswith("empty")
-    assert labels["unreadable"] == 3
-    assert summary(labels).startswith("7 images: ")
+    assert labels["unreadable"] == 2
+    assert summary(labels).startswith("6 images: ")
+
+
+def test_a_path_that_leads_nowhere_is_an_error_after_the_others(
+    detector: Detector, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    (tmp_path / "nothing").mkdir()
+    specs = [
+        "none.png",
+        str(folder / "a.png"),
+        str(tmp_path / "nothing"),
+        str(folder / "*.heic"),
+        str(folder / "b.png"),
+    ]
+    labels = scan(detector, specs, out=out)
+    assert [Path(row["path"]).name for row in rows_of(out)] == ["a.png", "b.png"]
+    assert (labels["missing"], labels["unreadable"]) == (3, 0)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 3
+    assert all(name in line for name, line in zip(("none.png", "nothing: no images", "*.heic"), said, strict=True))
+
+
+def test_files_that_are_not_taken_for_images_are_counted(
+    detector: Detector, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("raw.CR3", "deep/other.cr3", "notes.txt"):
+        (folder / name).touch()
+    scan(detector, [str(folder)])
+    line = next(line for line in capsys.readouterr().err.splitlines() if "skipped" in line)
+    assert line.startswith(f"{folder}: skipped 4 files not named like an image: 2 .cr3, 1 ")
+    assert {"1 .txt", "1 without a suffix"} < set(line.rpartition(": ")[2].split(", "))
+
+
+def test_photos_of_phones_need_an_extra_and_say_so(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    pillow_heif.register_heif_opener()
+    make_photo(1, (64, 48)).save(tmp_path / "IMG_1.HEIC", "HEIF")
+    make_photo(1).save(tmp_path / "colour.ppm")
+    make_photo(2).convert("L").save(tmp_path / "grey.pgm")
+    make_photo(3).save(tmp_path / "film.j2k", "JPEG2000")
+    assert scan(detector, [str(tmp_path)])["unreadable"] == 0
+    monkeypatch.setattr(bounds, "readable_formats", lambda: ("JPEG", "PNG", "PPM", "JPEG2000"))
+    labels = scan(detector, [str(tmp_path)], out=tmp_path / "rows.jsonl")
+    (error,) = [row["error"] for row in rows_of(tmp_path / "rows.jsonl") if row["error"]]
+    assert labels["unreadable"] == 1
+    assert error == "needs_extra: HEIF is not read here: pip install 'vlm-detect[heif]'"
+
+
+def test_what_is_odd_about_a_file_stands_in_its_row(detector: Detector, tmp_path: Path) -> None:
+    frames = [make_photo(seed) for seed in range(2)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "plain.png")
+    scan(detector, [str(tmp_path)], out=tmp_path / "rows.csv")
+    rows = {Path(row["path"]).name: row for row in csv.DictReader((tmp_path / "rows.csv").open(newline=""))}
+    assert rows["plain.png"]["notes"] == ""
+    assert rows["moving.gif"]["notes"] == FIRST_OF_SEVERAL
+    assert rows["moving.gif"]["label"] != "unreadable"
+
+
+@pytest.mark.parametrize("name", ["v.html", "v.xlsx", "verdicts", "v.csv.gz"])
+def test_other_suffixes_are_refused_before_anything_is_done(detector: Detector, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--out .*: rows are written as \.csv, \.jsonl"):
+        scan(detector, ["none.png"], out=tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_an_earlier_version_gains_the_new_columns(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    first = scan(detector, [str(folder)], out=out)
+    before = list(csv.reader(out.read_text().splitlines()))
+    with out.open("w", newline="") as file:
+        csv.writer(file).writerows(row[: before[0].index("version") + 1] for row in before)
+    make_photo(9).save(folder / "new.png")
+    assert scan(detector, [str(folder)], out=out).total() >= first.total() + 1
+    after = list(csv.reader(out.read_text().splitlines()))
+    assert after[: len(before)] == before
+    assert {len(row) for row in after} == {len(COLUMNS)}
+
+
+def test_a_shape_that_the_model_refuses_is_a_row(tmp_path: Path) -> None:
+    qwen = Detector(str(save_tiny("qwen2_5_vl", tmp_path / "model")), device="cpu")
+    for name, size in {"a.png": (64, 64), "tall.png": (4, 1000), "z.png": (48, 64)}.items():
+        make_photo(1, size).save(tmp_path / name)
+    scan(qwen, [str(tmp_path / "*.png")], out=tmp_path / "rows.jsonl")
+    rows = {Path(row["path"]).name: row for row in rows_of(tmp_path / "rows.jsonl")}
+    assert rows["tall.png"]["label"] == "unreadable"
+    assert rows["tall.png"]["error"].startswith("shape: 4x1000 pixels")
+    assert all(rows[name]["p_fake"] is not None for name in ("a.png", "z.png"))
+    with pytest.raises(UserError, match="image 2 of 2: 4x1000 pixels"):
+        qwen.judge([tmp_path / "a.png", tmp_path / "tall.png"])
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -86,7 +181,7 @@ def test_a_scan_interrupted_before_its_first_row_goes_on(
         with pytest.raises(KeyboardInterrupt):
             scan(detector, [str(folder)], out=out)
     labels = scan(detector, [str(folder)], out=out)
-    assert out.read_text().count(COLUMNS[-1]) == (1 if suffix == ".csv" else 5)
+    assert out.read_text().count(f"{COLUMNS[-1]}") == (1 if suffix == ".csv" else 5)
     assert scan(detector, [str(folder)], out=out) == labels
 
 
@@ -108,7 +203,7 @@ def test_names_that_are_no_text_or_end_lines(detector: Detector, tmp_path: Path)
             pytest.skip("this file system takes no such name")
     for out in (tmp_path / "rows.jsonl", tmp_path / "rows.csv"):
         first = scan(detector, [str(tmp_path / "*.png"), os.fsdecode(b"n\xf6.png")], out=out)
-        assert (first.total() - first["contradictory"], first["unreadable"]) == (4, 1)
+        assert (first.total() - first["contradictory"], first["missing"]) == (4, 1)
         written = out.read_bytes()
         assert b"caf\\" in written
         assert scan(detector, [str(path), str(tmp_path / "*.png"), os.fsdecode(b"n\xf6.png")], out=out) == first

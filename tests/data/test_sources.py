@@ -61,6 +61,29 @@ def test_links_are_followed_but_for_those_that_lead_back(tmp_path: Path) -> None
     ]
 
 
+def test_what_is_skipped_is_counted_by_its_suffix(tmp_path: Path) -> None:
+    write_photos(tmp_path, 2)
+    (tmp_path / "metadata.csv").write_text("file_name\nphoto00.png\n")
+    for name in ("a.CR3", "b.cr3", "c", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "absent.png")
+    assert open_source(str(tmp_path)).skipped == {".cr3": 2, "without a suffix": 1, "broken link": 1}
+    (tmp_path / "0_real").mkdir()
+    (tmp_path / "photo00.png").rename(tmp_path / "0_real" / "photo00.png")
+    assert image_sets.open_image_set("folders", str(tmp_path)).skipped[".cr3"] == 2
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.cr3").touch()
+    with pytest.raises(UserError, match=r"no images in this folder .* holds 1 \.cr3"):
+        open_source(str(tmp_path / "only"))
+
+
+def test_every_format_that_is_read_is_found(tmp_path: Path) -> None:
+    suffixes = "HEIF apng avif dib heic j2k jfif jp2 jpx pbm pgm pnm ppm tiff"
+    for suffix in suffixes.split():
+        (tmp_path / f"a.{suffix}").touch()
+    assert [path.suffix[1:] for path in find_images(tmp_path)] == suffixes.split()
+
+
 def test_any_part_can_be_read_alone(tmp_path: Path) -> None:
     write_photos(tmp_path, 5)
     source = open_source(str(tmp_path))

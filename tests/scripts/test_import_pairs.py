@@ -46,6 +46,7 @@ def test_two_folders_become_a_pair_dataset(tmp_path: Path) -> None:
     done = run_here(PROGRAM, *arguments)
     assert done.returncode == 0, done.stderr
     assert "4 pairs" in done.stdout
+    assert "real: left out 1 images without a counterpart, such as alone" in done.stderr
     assert pq.read_schema(next((tmp_path / "out" / "data").iterdir())).equals(PAIR_FEATURES.arrow_schema)
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert sorted(r["reason"] for r in rejects) == ["another_aspect", "blank", "not_an_image", "too_small"]

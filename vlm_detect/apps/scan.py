@@ -4,8 +4,9 @@
     vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv     # run again: only what is new or changed
     vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
 
-One row an image, in the order of the arguments, written as soon as its batch is judged. What cannot be read has a row
-too, with the reason in `error`.
+One row an image, in the order of the arguments, written as soon as its batch is judged. An image that cannot be read
+has a row too, with the reason in `error`; what is odd about a file stands in `notes`. A path that leads nowhere is an
+error, after the others are judged.
 """
 
 from __future__ import annotations
@@ -21,24 +22,29 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled
+from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled, tell_skipped
 from vlm_detect.errors import UserError
-from vlm_detect.images.decode import ImageRejected
+from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
 from vlm_detect.progress import progress
 from vlm_detect.version import __version__
 
 Format = Literal["table", "csv", "jsonl"]
+FORMS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}  # by the suffix of --out
 FAIL_ON = ("generated", "unsure", "unreadable")
 _DECODERS = 4
 
 
 @dataclass(frozen=True)
 class Row:
-    """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file."""
+    """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file.
+
+    Columns may be added at the end: files of earlier versions are read, and written anew with them.
+    """
 
     path: str
     label: str
@@ -50,6 +56,7 @@ class Row:
     sha256: str
     model: str
     version: str
+    notes: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -57,6 +64,7 @@ class Row:
 
 
 COLUMNS = [column.name for column in fields(Row)]
+_FIRST_COLUMNS = COLUMNS[: COLUMNS.index("version") + 1]  # of the first version
 
 
 def scan(
@@ -69,10 +77,11 @@ def scan(
 ) -> Counter[str]:
     """Judge everything that `specs` name and write the rows to `out`, or to stdout; how many got which label.
 
-    Rows that `out` holds already, by the same model and of unchanged files, are counted and not judged again.
+    Rows that `out` holds already, by the same model and of unchanged files, are counted and not judged again. What
+    leads to no images is told on stderr in the end, and counted as "missing".
     """
     if out is not None:
-        form = "jsonl" if out.suffix.lower() in (".jsonl", ".json") else "csv"
+        form = form_of(out)
     labels: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
 
@@ -84,9 +93,12 @@ def scan(
         earlier = {row.key: row for row in _earlier_rows(out, form, detector.name)} if out else {}
         file = stack.enter_context(_appending(out)) if out else sys.stdout
         write = _Writer(file, form, header=not out or file.tell() == 0)
-        sources = [_open(spec) for spec in specs]
-        total = sum(1 if isinstance(source, UserError) else len(source) for _, source in sources)
-        bar = stack.enter_context(progress(desc="scan", total=total, unit="img"))
+        opened = [_open(spec) for spec in specs]
+        sources = [source for source in opened if not isinstance(source, UserError)]
+        for spec, source in zip(specs, opened, strict=True):
+            if not isinstance(source, UserError):
+                tell_skipped(spec, source.skipped)
+        bar = stack.enter_context(progress(desc="scan", total=sum(map(len, sources)), unit="img"))
         pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
         for batch in _batches(sources, batch_size):
             fresh = {key: photo for photo in batch if (key := _key(photo)) not in seen}
@@ -98,7 +110,18 @@ def scan(
                 write(row)
             file.flush()
             bar.update(len(batch))
+    for missing in (source for source in opened if isinstance(source, UserError)):
+        print(f"error: {spelled(str(missing))}", file=sys.stderr)
+        labels["missing"] += 1
     return labels
+
+
+def form_of(out: Path) -> Format:
+    """The format that a file's name asks for; `UserError` for any other name."""
+    suffix = out.suffix.lower()
+    if suffix not in FORMS:
+        raise UserError(f"--out {out}: rows are written as {', '.join(FORMS)}; give a file of such a name")
+    return FORMS[suffix]
 
 
 @contextlib.contextmanager
@@ -118,27 +141,24 @@ class Unread:
     reason: str
 
 
-def _open(spec: str) -> tuple[str, Source | UserError]:
+def _open(spec: str) -> Source | UserError:
     path = Path(spec)
     try:
         # A single file is an image whatever it is called, but for a list of paths.
         if path.is_file() and path.suffix.lower() != ".txt":
-            return spec, FileSource([path], named=spec)
-        return spec, open_source(spec)
+            return FileSource([path], named=spec)
+        return open_source(spec)
     except UserError as error:
-        return spec, error
+        return error
 
 
-def _photos(sources: Iterable[tuple[str, Source | UserError]]) -> Iterator[SourcePhoto | Unread]:
-    for spec, source in sources:
-        if isinstance(source, UserError):
-            yield Unread(spelled(spec), spelled(str(source)))
-            continue
+def _photos(sources: Iterable[Source]) -> Iterator[SourcePhoto | Unread]:
+    for source in sources:
         for photo in source.read(0, len(source)):
             yield photo if isinstance(photo, SourcePhoto) else Unread(photo[0], str(photo[1]))
 
 
-def _batches(sources: Iterable[tuple[str, Source | UserError]], size: int) -> Iterator[list[SourcePhoto | Unread]]:
+def _batches(sources: Iterable[Source], size: int) -> Iterator[list[SourcePhoto | Unread]]:
     batch: list[SourcePhoto | Unread] = []
     for photo in _photos(sources):
         batch.append(photo)
@@ -158,20 +178,21 @@ def _key(photo: SourcePhoto | Unread) -> tuple[str, str]:
 def _judge(
     detector: Detector, photos: Mapping[tuple[str, str], SourcePhoto | Unread], pool: ThreadPoolExecutor
 ) -> Iterator[Row]:
-    decoded = list(pool.map(_decode, photos.values()))
+    decoded = list(pool.map(partial(_decode, detector), photos.values()))
     verdicts = iter(detector.judge([picture for picture in decoded if isinstance(picture, Picture)]))
     for key, picture in zip(photos, decoded, strict=True):
         yield _row(key, next(verdicts) if isinstance(picture, Picture) else picture, detector.name)
 
 
-def _decode(photo: SourcePhoto | Unread) -> Picture | str:
-    """The picture, or why there is none."""
+def _decode(detector: Detector, photo: SourcePhoto | Unread) -> Picture | str:
+    """The picture, or why there is none that the model reads."""
     if isinstance(photo, Unread):
         return photo.reason
     try:
-        return decode_picture(photo.data)
+        picture = decode_picture(photo.data)
     except ImageRejected as error:
         return str(error)
+    return f"shape: {refusal}" if (refusal := detector.refusal(picture)) else picture
 
 
 def _row(key: tuple[str, str], found: Verdict | str, model: str) -> Row:
@@ -190,6 +211,7 @@ def _row(key: tuple[str, str], found: Verdict | str, model: str) -> Row:
         sha256=sha256,
         model=model,
         version=found.version,
+        notes="; ".join(found.notes),
     )
 
 
@@ -211,7 +233,7 @@ class _Writer:
             case "jsonl":
                 self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             case "table":
-                notes = [row.error, f"the file says: {row.provenance}" if row.provenance else ""]
+                notes = [row.error, f"the file says: {row.provenance}" if row.provenance else "", row.notes]
                 notes.append("contradicts itself" if row.contradictions else "")
                 p_fake = "" if row.p_fake is None else f"{row.p_fake:.3f}"
                 shown = "; ".join([row.path, *filter(None, notes)])
@@ -222,7 +244,7 @@ def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
     """The rows of an earlier scan; a line that was cut off in the middle is taken out of the file."""
     if not out.exists():
         return []
-    begin = b'{"path": ' if form == "jsonl" else ",".join(COLUMNS).encode()
+    begin = b'{"path": ' if form == "jsonl" else ",".join(_FIRST_COLUMNS).encode()
     try:
         data = out.read_bytes()
         if data[: len(begin)] != begin[: len(data)]:
@@ -239,7 +261,19 @@ def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
         raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {model}")
     if len(whole) < len(data):
         os.truncate(out, len(whole))
+    if form == "csv" and whole and text.splitlines()[0].split(",") != COLUMNS:
+        _write_anew(out, rows)
     return rows
+
+
+def _write_anew(out: Path, rows: Sequence[Row]) -> None:
+    """The same rows with the columns that an earlier version did not have."""
+    partial_file = out.with_name(f".{out.name}.partial")
+    with partial_file.open("w", encoding="utf-8", newline="") as file:
+        write = _Writer(file, "csv", header=True)
+        for row in rows:
+            write(row)
+    partial_file.replace(out)
 
 
 def _from_csv(values: dict[str, str]) -> Row:

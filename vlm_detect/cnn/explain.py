@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vlm_detect.cnn.heatmap import heat_maps, overlay
-from vlm_detect.data.sources import find_images
+from vlm_detect.data.sources import Found, look_into, tell_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.models.cnn.detector import CnnDetector
@@ -101,7 +101,9 @@ def open_images(paths: Sequence[str]) -> tuple[list[str], list[Image.Image], lis
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        files = find_images(path) if path.is_dir() else [path]
+        found = look_into(path) if path.is_dir() else Found([path])
+        tell_skipped(str(path), found.skipped)
+        files = found.images
         if not files:
             raise UserError(f"{path}: no images found there")
         for file in files:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_detect.data.selection import Entry, Layout, Selection, select
-from vlm_detect.data.sources import DatasetRows, find_images, open_all_splits
+from vlm_detect.data.sources import DatasetRows, look_into, open_all_splits
 from vlm_detect.data.splits import Split
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
@@ -46,8 +46,9 @@ LABEL_COLUMNS = ("label", "labels", "is_fake", "is_ai", "is_generated", "fake", 
 
 
 class ImageSet(Protocol):
-    """Labelled images in a fixed order. `fingerprint` changes when the list does."""
+    """Labelled images in a fixed order. `fingerprint` changes when the list does; `skipped` as of a `Source`."""
 
+    skipped: Counter[str]
     entries: Sequence[Entry]
     fingerprint: str
 
@@ -70,7 +71,8 @@ def open_image_set(layout: Layout, src: str, selection: Selection | None = None)
     entry_of: Callable[[Path, Sequence[str], Mapping[str, Label]], Entry | None]
     entry_of = {"cifake": _cifake_entry, "genimage": _genimage_entry, "folders": _folder_entry}[layout]
     words = LABEL_NAMES | {_word(name): label for name, label in selection.labels}
-    images = find_images(folder)
+    found = look_into(folder)
+    images = found.images
     entries = [entry for path in images if (entry := entry_of(path, path.relative_to(folder).parts[:-1], words))]
     if not entries:
         raise UserError(
@@ -81,7 +83,7 @@ def open_image_set(layout: Layout, src: str, selection: Selection | None = None)
         entries = _with_synsets(entries)
     # hashes of the paths within the folder, so that a copy elsewhere has the same order
     entries.sort(key=lambda entry: _digest([Path(entry.where).relative_to(folder).as_posix()]))
-    return _FileSet(select(entries, selection))
+    return _FileSet(select(entries, selection), found.skipped)
 
 
 def fetch_from_kaggle(handle: str) -> str:
@@ -165,8 +167,8 @@ def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) 
 class _FileSet:
     """Files in folders that name the label."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.entries = entries
+    def __init__(self, entries: Sequence[Entry], skipped: Counter[str]) -> None:
+        self.entries, self.skipped = entries, skipped
         self.fingerprint = _fingerprint(entries)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
@@ -183,7 +185,7 @@ class _RowSet:
     def __init__(self, parts: Sequence[DatasetRows], entries: Sequence[Entry], named: str) -> None:
         if not entries:
             raise UserError(f"{named}: this dataset has no rows")
-        self.entries = entries
+        self.entries, self.skipped = entries, Counter[str]()
         self.fingerprint = _fingerprint(entries)
         self._parts = parts
 

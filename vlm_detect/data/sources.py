@@ -17,7 +17,6 @@ list of captions the first is taken.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import glob
@@ -26,8 +25,9 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -53,7 +53,12 @@ class SourcePhoto:
 
 
 class Source(Protocol):
-    """Photos in a fixed order. `fingerprint` changes when the list of photos does."""
+    """Photos in a fixed order. `fingerprint` changes when the list of photos does.
+
+    `skipped` counts by suffix the files that were not taken for photos.
+    """
+
+    skipped: Counter[str]
 
     @property
     def fingerprint(self) -> str: ...
@@ -68,45 +73,82 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
     """The photos that `spec` names, at most the first `limit` of them; `UserError` where there are none."""
     path = Path(spec).expanduser()
     if path.is_dir():
-        if images := find_images(path):
-            return FileSource(images[:limit], spec, caption_column)
+        found = look_into(path)
+        if found.images:
+            return FileSource(found.images[:limit], spec, caption_column, found.skipped)
         if (path / "state.json").exists() or any(path.rglob("*.parquet")):
             return DatasetSource(spec, limit, caption_column)
-        raise UserError(f"{spec}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))}); give another")
+        there = f"; it holds {listed(found.skipped)}" if found.skipped else ""
+        raise UserError(f"{spec}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))}{there})")
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return FileSource([path][:limit], spec, caption_column)
         return FileSource(_read_list(path)[:limit], spec, caption_column)
     if glob.has_magic(spec):
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, for Path.glob takes no absolute pattern
-        matches = [Path(match) for match in found]
+        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, for Path.glob takes no absolute pattern
+        matches = [Path(name) for name in names]
         return FileSource([match for match in matches if match.is_file()][:limit], spec, caption_column)
     if _HUB_ID.fullmatch(spec.split(":")[0]) or Path(spec.split(":")[0]).is_dir():
         return DatasetSource(spec, limit, caption_column)
     raise UserError(f"{spec}: no such file or folder (and not a Hub dataset id like owner/name)")
 
 
+@dataclass
+class Found:
+    """What a folder holds: images in the order of paths, and how many other files by their suffix."""
+
+    images: list[Path] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
 def find_images(folder: Path) -> list[Path]:
-    """Every file in and below `folder` that is named like an image, in the order of paths, but for hidden ones.
+    """The images of `look_into`, for who has nobody to tell what was skipped."""
+    return look_into(folder).images
+
+
+def look_into(folder: Path) -> Found:
+    """Every file in and below `folder`, but for hidden ones and tables of metadata.
 
     Links are followed, for sets are often put together of them, but for those that lead back or nowhere.
     """
-    return sorted(_images_below(folder, frozenset()))
+    found = Found()
+    _look_below(folder, frozenset(), found)
+    found.images.sort()
+    return found
 
 
-def _images_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+def _look_below(folder: Path, above: frozenset[str], found: Found) -> None:
     here = os.path.realpath(folder)
     if here in above:
         return
-    with contextlib.suppress(PermissionError), os.scandir(folder) as found:
-        for entry in found:
-            # a link to what is gone, to itself or to where we may not look
-            if entry.name.startswith(".") or (entry.is_symlink() and not os.access(entry, os.F_OK)):
-                continue
-            if entry.is_dir():
-                yield from _images_below(folder / entry.name, above | {here})
-            elif PurePath(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                yield folder / entry.name
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in _METADATA_FILES:
+                    continue
+                suffix = PurePath(entry.name).suffix.lower()
+                if entry.is_symlink() and not os.access(entry, os.F_OK):  # to what is gone, or to itself
+                    found.skipped["broken link"] += 1
+                elif entry.is_dir():
+                    _look_below(folder / entry.name, above | {here}, found)
+                elif suffix in SUFFIXES and entry.is_file():
+                    found.images.append(folder / entry.name)
+                else:
+                    found.skipped[suffix or "without a suffix"] += 1
+    except PermissionError:
+        found.skipped["folder that may not be read"] += 1
+
+
+def tell_skipped(named: str, skipped: Counter[str]) -> None:
+    """Say on stderr what of a folder was not taken for an image."""
+    if skipped:
+        files = f"{skipped.total()} file{'s' * (skipped.total() > 1)}"
+        print(f"{named}: skipped {files} not named like an image: {listed(skipped)}", file=sys.stderr)
+
+
+def listed(skipped: Counter[str]) -> str:
+    """Such as "3 .cr3, 1 broken link"."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
 
 
 def _read_list(path: Path) -> list[Path]:
@@ -120,10 +162,16 @@ def _read_list(path: Path) -> list[Path]:
 class FileSource:
     """Image files on disk, with what the `metadata` file of their folder says of them."""
 
-    def __init__(self, paths: Sequence[Path], named: str, caption_column: str = "caption") -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        named: str,
+        caption_column: str = "caption",
+        skipped: Counter[str] | None = None,
+    ) -> None:
         if not paths:
             raise UserError(f"{named}: no images found there; give a folder, a glob, a list of paths or a dataset")
-        self.paths = list(paths)
+        self.paths, self.skipped = list(paths), skipped or Counter()
         self._caption_column = caption_column
         self._metadata: dict[Path, dict[str, dict[str, Any]]] = {}
 
@@ -177,7 +225,7 @@ class DatasetSource:
 
     def __init__(self, spec: str, limit: int | None, caption_column: str = "caption") -> None:
         name, config, split, column = split_spec(spec)
-        self.name = name
+        self.name, self.skipped = name, Counter[str]()
         rows, length = _open_rows(name, config or None, split or "train", limit)
         self._rows = DatasetRows(rows, name, column)
         self._caption_column = caption_column

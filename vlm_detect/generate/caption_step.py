@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Features, Image, Value
 
 from vlm_detect.columns import SOURCE_FEATURES
-from vlm_detect.data.sources import Source, SourcePhoto, open_source
+from vlm_detect.data.sources import Source, SourcePhoto, open_source, tell_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.generate.captions import clean_caption
 from vlm_detect.generate.options import FROM_COLUMN, CaptionConfig, SourceConfig
@@ -65,6 +65,7 @@ def name_captioner(captioner: str, prompts: str | None = None) -> str:
 def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
     """The source's photos in shards; `UserError` where there are none."""
     photos = open_source(source.images, source.limit, caption_column=source.caption_column)
+    tell_skipped(source.images, photos.skipped)
     settings = asdict(config)
     if config.prompts:
         settings["prompts_sha256"] = PromptBook.read(Path(config.prompts)).sha256

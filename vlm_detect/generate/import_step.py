@@ -23,6 +23,7 @@ from datasets import Features, Value
 from vlm_detect.columns import IMAGE_FEATURES
 from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.selection import Entry
+from vlm_detect.data.sources import tell_skipped
 from vlm_detect.data.splits import Split, merge_groups, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import image_card
@@ -43,6 +44,7 @@ IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string")})
 
 def plan_import(src: str, config: ImportConfig) -> Plan:
     images = _image_set(config.layout, src, config.selection)
+    tell_skipped(src, images.skipped)
     labels = {entry.label for entry in images.entries}
     if len(labels) < 2:
         raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; a detector needs two labels")

@@ -28,6 +28,8 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
+from vlm_detect.errors import UserError
+
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024**2
 MAX_SCANS = 100  # encoders write up to about 20
@@ -44,7 +46,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 
 
-class ImageRejected(Exception):
+class ImageRejected(UserError):
     """The image cannot be used. `reason` is one of a few words to count by, `detail` the particulars."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -153,8 +153,16 @@ class Detector:
     def judge(self, images: Sequence[Openable]) -> list[Verdict]:
         """The verdicts on several images, which are read in batches."""
         pictures = [open_picture(image) for image in images]
+        for number, picture in enumerate(pictures):
+            if refusal := self.refusal(picture):
+                which = f"image {number + 1} of {len(pictures)}: " if len(pictures) > 1 else ""
+                raise ImageRejected("shape", which + refusal)
         found = read_odds(self.engine, [picture.image for picture in pictures])
         return [self._verdict(picture, odds) for picture, odds in zip(pictures, found, strict=True)]
+
+    def refusal(self, picture: Picture) -> str | None:
+        """Why the model does not read this picture; None where it does."""
+        return self.engine.vlm.refusal(picture.image.size)
 
     def _verdict(self, picture: Picture, odds: Odds) -> Verdict:
         calibration = self.calibration

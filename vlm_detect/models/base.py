@@ -31,6 +31,8 @@ class VLM(ABC):
     packs: bool = True  # training: rows may hold several questions and images
     caches: bool = True  # inference: what follows an image changes nothing of its prefix, which can be laid once
 
+    reads_any_shape: bool = True  # `refusal` is always None
+
     connector: str | None = None  # the module between tower and language model, by its name
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
@@ -61,6 +63,14 @@ class VLM(ABC):
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Decoded images to the tensors that `encode` takes, on the CPU; dimension 0 is the image."""
+
+    def refusal(self, size: tuple[int, int]) -> str | None:
+        """Why the model reads no image of this (width, height); None where it does."""
+        return None
+
+    def prefix_length(self, size: tuple[int, int]) -> int:
+        """How many ids the prefix of an image of (width, height) has."""
+        return len(self.prefix_ids())
 
     @abstractmethod
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.models.base import VLM
 from vlm_detect.models.generic.prompts import ChatTemplate
 from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask, is_packed
@@ -29,6 +30,8 @@ TWO_WAY_IMAGES = ("gemma3",)
 # The decoder reads image and question in both directions, and only the answer forwards.
 PREFIX_LM = ("paligemma",)
 _TYPE_IDS = ("token_type_ids", "mm_token_type_ids")  # one a token; everything else that a processor gives is of images
+_ORDINARY_ASPECT = 20  # of the longer side to the shorter: up to here every processor reads an image
+_KEPT_LENGTHS = 10_000
 _CAPTION_QUESTIONS = {
     "short": "Describe this image in a few words.",
     "normal": "Describe this image in one sentence.",
@@ -40,6 +43,7 @@ class ChatVLM(VLM):
     """A model behind its processor's chat template. Prepared images are one dict of tensors each."""
 
     same_prefix = False
+    reads_any_shape = False
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         super().__init__(model, processor, name, revision)
@@ -47,14 +51,45 @@ class ChatVLM(VLM):
         self.image_token_id = int(model.config.image_token_id)
         self.template = ChatTemplate(processor, self.image_token_id, name)
         self.packs = self.caches = self.model_type in PREFIXED
+        self._lengths: dict[tuple[int, int], int | str] = {}
 
     @property
     def eos_token_id(self) -> int:
         return self.template.eos_token_id
 
     def prepare(self, images: Sequence[Image.Image]) -> Any:
-        """The processor's tensors for each image, its text cut off behind the image."""
+        """The processor's tensors for each image, its text cut off behind the image.
+
+        Raises `ImageRejected` for an image whose shape the processor refuses.
+        """
+        for image in images:
+            if refusal := self.refusal(image.size):
+                raise ImageRejected("shape", refusal)
         return [self._prepare(image) for image in images]
+
+    def refusal(self, size: tuple[int, int]) -> str | None:
+        """What the processor says to an image of a shape that is out of the ordinary; of the others it takes any."""
+        if max(size) <= _ORDINARY_ASPECT * min(size):
+            return None
+        found = self._length(size)
+        return found if isinstance(found, str) else None
+
+    def prefix_length(self, size: tuple[int, int]) -> int:
+        found = self._length(size)
+        if isinstance(found, str):
+            raise ImageRejected("shape", found)
+        return found
+
+    def _length(self, size: tuple[int, int]) -> int | str:
+        """How many ids the prefix of an image of this size has, or why it has none; tried on an empty image."""
+        if size not in self._lengths:
+            if len(self._lengths) == _KEPT_LENGTHS:
+                self._lengths.clear()
+            try:
+                self._lengths[size] = self._prepare(Image.new("RGB", size))["input_ids"].shape[1]
+            except ValueError as error:  # by which processors refuse a shape
+                self._lengths[size] = f"{size[0]}x{size[1]} pixels, which {self.name} does not read: {error}"
+        return self._lengths[size]
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
         inputs = self.template.inputs(image)

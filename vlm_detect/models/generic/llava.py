@@ -19,6 +19,7 @@ class LlavaVLM(ChatVLM):
     """LLaVA and TinyLLaVA: a fixed number of embeddings an image, in a decoder that looks backwards only."""
 
     same_prefix = True
+    reads_any_shape = True
     connector = "multi_modal_projector"
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
@@ -27,6 +28,12 @@ class LlavaVLM(ChatVLM):
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         return {"pixel_values": self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+
+    def refusal(self, size: tuple[int, int]) -> str | None:
+        return None
+
+    def prefix_length(self, size: tuple[int, int]) -> int:
+        return len(self.prefix_ids())
 
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
         tower = self.model.get_submodule(self._inner)
