@@ -51,9 +51,9 @@ def make_photo(seed: int, size: tuple[int, int] = (30, 20)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
 
 
-def file_bytes(image: Image.Image, format: str = "PNG") -> bytes:
+def file_bytes(image: Image.Image, format: str = "PNG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 

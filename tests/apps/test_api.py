@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -13,9 +14,11 @@ from PIL import Image
 
 from tests.apps.conftest import Running, data_url, file_bytes, make_photo, serving
 from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.reasoning import reason_steps
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.cnn.model import new_model
+from vlm_detect.models.regions import Point
 from vlm_detect.stats.calibration import Calibration
 
 moondream = pytest.importorskip("moondream", reason="needs the moondream client (pip install --no-deps moondream)")
@@ -42,11 +45,81 @@ def test_moondreams_own_client(server: Running, photo: Image.Image) -> None:
     assert "".join(client.caption(photo, length="short", stream=True)["caption"]) == caption
 
 
-def test_moondreams_object_calls_are_refused_in_its_shape(server: Running, http: httpx.Client, photo) -> None:
-    for name in ("detect", "point", "segment"):
-        answer = http.post(f"/v1/{name}", json={"image_url": data_url(photo), "object": "dog"})
-        assert answer.status_code == 501
-        assert answer.json()["error"]["code"] == "not_implemented"
+def as_sent(photo: Image.Image) -> Image.Image:
+    """What arrives of a photo that moondream's client sends."""
+    return Image.open(io.BytesIO(file_bytes(photo, "JPEG", quality=95)))
+
+
+def test_moondreams_client_finds_objects(server: Running, photo: Image.Image) -> None:
+    client = moondream.vl(endpoint=f"{server.url}/v1")
+    engine = server.detector.engine
+    objects = client.detect(photo, "dog", settings={"max_objects": 3})["objects"]
+    ((boxes,),) = engine.detect([as_sent(photo)], [["dog"]], max_objects=3)
+    assert objects == [pytest.approx(box._asdict(), abs=1e-6) for box in boxes]
+    points = client.point(photo, "dog", settings={"max_objects": 2})["points"]
+    ((expected,),) = engine.point([as_sent(photo)], [["dog"]], max_objects=2)
+    assert points == [pytest.approx(point._asdict(), abs=1e-6) for point in expected]
+    assert (len(objects), len(points)) == (3, 2)
+
+
+def test_moondreams_client_asks_about_places_and_without_an_image(server: Running, photo: Image.Image) -> None:
+    client = moondream.vl(endpoint=f"{server.url}/v1")
+    references = [[0.25, 0.5], [0.1, 0.2, 0.6, 0.9]]
+    answer = client.query(photo, "What is it?", spatial_refs=references)["answer"]
+    assert answer == server.detector.ask(as_sent(photo), "What is it?", 12, references)
+    assert answer != client.query(photo, "What is it?")["answer"]
+    assert client.query(question="What is a dog?")["answer"] == server.detector.ask(None, "What is a dog?", 12)
+    pieces = client.query(question="What is a dog?", stream=True)["answer"]
+    assert "".join(pieces) == server.detector.ask(None, "What is a dog?", 12)
+
+
+def test_moondreams_client_gets_the_reasoning(server: Running, photo: Image.Image) -> None:
+    client = moondream.vl(endpoint=f"{server.url}/v1")
+    found = client.query(photo, "How many?", reasoning=True, spatial_refs=[[0.25, 0.5]])
+    engine = server.detector.engine
+    prompt = [[engine.vlm.processor.reasoning_ids("How many?", [[0.25, 0.5]])]]
+    *_, (((text,),)) = reason_steps(engine.vlm, engine.prefixes([as_sent(photo)]), prompt, [[12]])
+    expected = text.read(engine.vlm)
+    assert (found["answer"], found["reasoning"]["text"]) == (expected.answer, expected.reasoning.text)
+    assert expected.n_tokens[0], "nothing was thought"
+    pieces = client.query(photo, "How many?", reasoning=True, stream=True)["answer"]
+    assert "".join(pieces) == client.query(photo, "How many?", reasoning=True)["answer"]
+
+    client = moondream.vl(endpoint=f"{server.url}/v1", model=server.detector.name)
+    messages = [{"role": "user", "content": "What is a dog?"}]
+    message = client.chat(messages, reasoning=True, settings={"max_tokens": 6})["message"]
+    ((alone,),) = engine.reason([None], [["What is a dog?"]], 6)
+    assert (message["content"], message["reasoning"]) == (alone.answer, alone.reasoning.text)
+    assert message["reasoning_details"] == {"grounding": []}
+
+
+def test_a_gaze(server: Running, http: httpx.Client, photo: Image.Image) -> None:
+    engine = server.detector.engine
+    body = {"image_url": data_url(photo), "force_detect": True}
+    found = http.post("/v1/gaze", json={**body, "eye": {"x": 0.25, "y": 0.5}}).json()["gaze"]
+    ((expected,),) = engine.gaze([photo], [[Point(0.25, 0.5)]], force=True)
+    assert found == pytest.approx(expected._asdict(), abs=1e-6)
+    face = {"x_min": 0.2, "y_min": 0.2, "x_max": 0.5, "y_max": 0.6}
+    steady = http.post("/v1/gaze", json={**body, "face": face}).json()["gaze"]
+    assert set(steady) == {"x", "y"}
+
+
+def test_objects_of_a_batch_are_those_alone(server: Running) -> None:
+    photos, phrases = [make_photo(seed) for seed in range(3)], ["dog", "a red car", "x"]
+
+    async def ask() -> list[dict]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            bodies = [
+                {"image_url": data_url(photo), "object": phrase, "settings": {"max_objects": i + 1}}
+                for i, (photo, phrase) in enumerate(zip(photos, phrases, strict=True))
+            ]
+            answers = await asyncio.gather(*(client.post("/v1/detect", json=body) for body in bodies))
+        return [answer.json() for answer in answers]
+
+    for i, found in enumerate(asyncio.run(ask())):
+        ((boxes,),) = server.detector.engine.detect([photos[i]], [[phrases[i]]], max_objects=i + 1)
+        assert found["objects"] == [pytest.approx(box._asdict(), abs=1e-6) for box in boxes]
+        assert found["finish_reason"] == ("length" if len(boxes) == i + 1 else "stop")
 
 
 def openai_client(server: Running, key: str = "unused"):
@@ -91,8 +164,8 @@ def test_openai_errors_are_the_clients_own(server: Running, photo: Image.Image) 
     client = openai_client(server)
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.chat.completions.create(model="other", messages=conversation(photo))
-    with pytest.raises(openai.BadRequestError, match="no message holds an image"):
-        client.chat.completions.create(model=server.detector.name, messages=[{"role": "user", "content": "Hi"}])
+    with pytest.raises(openai.BadRequestError, match="last message must be the user's"):
+        client.chat.completions.create(model=server.detector.name, messages=[{"role": "system", "content": "Hi"}])
     address = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/x.png"}}]
     with pytest.raises(openai.BadRequestError, match="no address and no path is opened"):
         client.chat.completions.create(
@@ -184,7 +257,21 @@ TALL = data_url(Image.new("L", (20000, 3000)))
         ("/v1/query", {"image_url": IMAGE, "question": " "}, 400, "empty_question"),
         ("/v1/query", {"image_url": IMAGE, "question": "x" * 5000}, 400, "question_too_long"),
         ("/v1/query", {"image_url": IMAGE, "question": "x" * 600}, 400, "invalid_request"),
-        ("/v1/query", {"question": "What?"}, 400, "no_image"),
+        ("/v1/query", {"question": "What?", "spatial_refs": [[0.1, 0.1]]}, 400, "no_image"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "spatial_refs": [[0.5]]}, 400, "invalid_request"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "spatial_refs": [[0.5, 1.5]]}, 400, "invalid_request"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "spatial_refs": [[0, 0, 1]]}, 400, "invalid_request"),
+        ("/v1/query", {"image_url": IMAGE, "question": " ", "reasoning": True}, 400, "empty_question"),
+        ("/v1/query", {"image_url": IMAGE, "question": "x" * 600, "reasoning": True}, 400, "invalid_request"),
+        ("/v1/query", {"image_url": IMAGE, "question": "?", "settings": {"variant": "a"}}, 501, "not_implemented"),
+        ("/v1/detect", {"image_url": IMAGE, "object": " "}, 400, "empty_object"),
+        ("/v1/detect", {"image_url": IMAGE, "object": "x" * 5000}, 400, "object_too_long"),
+        ("/v1/detect", {"image_url": IMAGE, "object": "x" * 600}, 400, "invalid_request"),
+        ("/v1/detect", {"object": "dog"}, 400, "invalid_request"),
+        ("/v1/point", {"image_url": IMAGE, "object": "dog", "spatial_refs": [[0, 0]]}, 501, "not_implemented"),
+        ("/v1/segment", {"image_url": IMAGE, "object": "dog"}, 501, "not_implemented"),
+        ("/v1/gaze", {"image_url": IMAGE}, 400, "invalid_request"),
+        ("/v1/gaze", {"image_url": IMAGE, "eye": {"x": 2, "y": 0}}, 400, "invalid_request"),
         ("/v1/query", {"image_url": IMAGE}, 400, "invalid_request"),
         ("/v1/query", {"image_url": IMAGE, "question": "a\ud800"}, 400, "invalid_request"),
         ("/v1/query", {"image_url": "file:///etc/passwd", "question": "?"}, 400, "not_a_data_url"),
@@ -192,7 +279,6 @@ TALL = data_url(Image.new("L", (20000, 3000)))
         ("/v1/query", {"image_url": data_url(b"\x89PNG"), "question": "?"}, 400, "not_an_image"),
         ("/v1/query", {"image_url": TALL, "question": "?"}, 400, "too_large"),
         ("/v1/query", {"image_url": IMAGE, "question": "?", "model": "x"}, 404, "model_not_found"),
-        ("/v1/query", {"image_url": IMAGE, "question": "?", "reasoning": True}, 501, "not_implemented"),
         ("/v1/query", {"image_url": IMAGE, "question": "?", "settings": {"temperature": -1}}, 400, "invalid_request"),
         ("/v1/caption", {"image_url": IMAGE, "length": "endless"}, 400, "invalid_request"),
         ("/v1/verdict", {}, 400, "no_image"),

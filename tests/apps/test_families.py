@@ -31,6 +31,18 @@ def test_every_family_is_served(architecture: str, tmp_path: Path) -> None:
         answer = client.query(photos[0], "What is it?", settings={"max_tokens": 4})["answer"]
         pieces = client.query(photos[0], "What is it?", stream=True, settings={"max_tokens": 4})["answer"]
         assert "".join(pieces) == answer
+        # What only a moondream2 can do is refused by name.
+        image = {"image_url": data_url(photos[0])}
+        for path, body in (
+            ("/v1/detect", {**image, "object": "dog"}),
+            ("/v1/gaze", {**image, "eye": {"x": 0.5, "y": 0.5}}),
+            ("/v1/query", {**image, "question": "?", "reasoning": True}),
+            ("/v1/query", {**image, "question": "?", "spatial_refs": [[0.5, 0.5]]}),
+            ("/v1/query", {"question": "?"}),
+        ):
+            refused = http.post(path, json=body)
+            assert refused.status_code == 400
+            assert "give a" in refused.json()["error"]["message"]
 
 
 def test_a_shape_that_the_model_refuses_is_refused_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,15 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A file whose answers are short; the random model ends no text by itself."""
     monkeypatch.setattr("vlm_detect.infer.detector.ANSWER_TOKENS", 8)
     for name in ("stream_answer", "stream_explanation"):
-        method = getattr(Detector, name)
-        monkeypatch.setattr(Detector, name, lambda self, a, b, n=8, method=method: method(self, a, b, min(n, 8)))
+        method = partial(shortened, getattr(Detector, name))
+        monkeypatch.setattr(Detector, name, partialmethod(method))
     monkeypatch.chdir(tmp_path)
     make_photo(3).save(tmp_path / "photo.png")
     return "photo.png"
+
+
+def shortened(method, self, image, asked, n=8, *rest):
+    return method(self, image, asked, min(n, 8), *rest)
 
 
 def converse(detector: Detector, image: str, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +59,8 @@ def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
         "/reset",
         "/save a.txt",
         "/map",
+        "/detect dog",
+        "/point dog",
         "/image other.png",
         "/map m.png",
         "/help",
@@ -67,7 +74,15 @@ def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
     assert second["verdict"]["p_fake"] == pytest.approx(detector(make_photo(4, (24, 24))).p_fake, abs=1e-5)
     assert Image.open("photo_map.png").size == (30, 20)
     assert Image.open("m.png").size == (24, 24)
-    assert capsys.readouterr().err == ""
+    out, err = capsys.readouterr()
+    assert err == ""
+    boxes = [box.pixels(30, 20) for box in detector(make_photo(3)).detect("dog")]
+    assert f"dog: {len(boxes)} found" in out
+    assert boxes
+    for number, (left, top, right, bottom) in enumerate(boxes, start=1):
+        assert f"  {number}. from ({left}, {top}) to ({right}, {bottom})" in out
+    points = detector(make_photo(3)).point("dog")
+    assert f"  1. at ({points[0].x * 30:.0f}, {points[0].y * 20:.0f})" in out
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,8 @@ def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
     [
         ("/image none.png", "none.png: no such file"),
         ("/image", "argument is missing"),
+        ("/detect", "argument is missing"),
+        ("/detect " + "x" * 600, "context is 512"),
         ("/frobnicate", "no such command"),
         ("/save no/where.txt", "cannot be written"),
         ("/map no/where.png", "cannot be written"),

@@ -1,34 +1,35 @@
-"""The routes: moondream's own API, OpenAI's chat completions, and ours for verdicts, reasons and evidence."""
+"""The routes: OpenAI's chat completions and ours for verdicts, reasons and evidence, and with them moondream's own."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import io
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.moondream_api import reasoning_of
+from vlm_detect.apps.moondream_api import router as moondream
 from vlm_detect.apps.payloads import (
-    Caption,
     ChatCompletion,
     EvidenceRequest,
     ExplainRequest,
-    Query,
     Settings,
     VerdictRequest,
     question_and_image,
 )
-from vlm_detect.apps.service import Service, client_gone, error_body, prompt_of
-from vlm_detect.apps.tasks import Answer, CnnLook, Judge, LookByCnn, Map, Write
+from vlm_detect.apps.replies import event_stream, finish_reason, service_of, token_limit
+from vlm_detect.apps.service import Service, checked_text, client_gone, error_body, prompt_of
+from vlm_detect.apps.skill_tasks import Reason
+from vlm_detect.apps.tasks import Answer, CnnLook, Judge, LookByCnn, Map, TextTask, Write
 from vlm_detect.infer.detector import Detector, Picture, Verdict
 from vlm_detect.infer.evidence import EvidenceMap
 from vlm_detect.infer.verdict import contradicts
@@ -37,68 +38,7 @@ from vlm_detect.version import __version__
 MAP_SIDE = 512  # of the picture of an evidence map
 
 router = APIRouter()
-
-
-def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-# moondream
-
-
-@router.post("/v1/query", tags=["moondream"])
-async def query(request: Request, payload: Query) -> Any:
-    service = service_of(request)
-    if payload.reasoning or payload.spatial_refs:
-        raise ApiError(501, "not_implemented", "reasoning and spatial_refs are not offered here")
-    if payload.image_url is None:
-        raise ApiError(400, "no_image", "give an image: this server answers about images only", param="image_url")
-    prompt = prompt_of(payload.question, service.settings)
-    return await _moondream_text(request, payload, prompt, payload.image_url, "answer")
-
-
-@router.post("/v1/caption", tags=["moondream"])
-async def caption(request: Request, payload: Caption) -> Any:
-    def prompt(detector: Detector) -> tuple[str, list[int]]:
-        return "", detector.engine.vlm.caption_ids(payload.length)
-
-    return await _moondream_text(request, payload, prompt, payload.image_url, "caption")
-
-
-async def _moondream_text(request: Request, payload: Query | Caption, prompt: Any, url: str, field: str) -> Any:
-    service = service_of(request)
-    detector = service.detector(payload.model)
-    task = _write(service, prompt, payload.settings)
-    picture = await service.picture(url)
-    request_id = uuid.uuid4().hex
-    if not payload.stream:
-        answer = await service.text(request, task, detector, picture)
-        return {"request_id": request_id, field: answer.text, "finish_reason": _finish(answer)}
-    pieces = await service.pieces(task, detector, picture)
-
-    async def events() -> AsyncIterator[dict[str, Any]]:
-        async for piece in pieces:
-            if isinstance(piece, str):
-                yield {"chunk": piece, "completed": False, "request_id": request_id}
-        yield {"chunk": "", "completed": True, "request_id": request_id}
-
-    return _event_stream(events())
-
-
-def _write(service: Service, prompt: Any, settings: Settings) -> Write:
-    if settings.variant:
-        raise ApiError(501, "not_implemented", "variants are not offered here: name a model instead")
-    tokens = min(settings.max_tokens or service.settings.max_new_tokens, service.settings.max_new_tokens)
-    return Write(prompt, tokens, settings.temperature, settings.top_p)
-
-
-async def _not_offered(request: Request) -> Any:
-    raise ApiError(501, "not_implemented", "this server answers and judges; it does not locate objects")
-
-
-for _name in ("detect", "point", "segment"):
-    router.add_api_route(f"/v1/{_name}", _not_offered, methods=["POST"], name=_name, tags=["moondream"])
+router.include_router(moondream)
 
 
 # OpenAI
@@ -125,19 +65,23 @@ async def chat_completions(request: Request, payload: ChatCompletion) -> Any:
     detector = service.detector(payload.model)
     question, url = question_and_image(payload.messages)
     tokens = payload.max_completion_tokens or payload.max_tokens
-    settings = Settings(temperature=payload.temperature, top_p=payload.top_p, max_tokens=tokens)
-    task = _write(service, prompt_of(question, service.settings), settings)
-    picture = await service.picture(url, "messages")
+    limit = token_limit(service, Settings(max_tokens=tokens))
+    if payload.reasoning:
+        asked = checked_text(question, service.settings)
+        task: TextTask = Reason(asked, [], limit, payload.temperature, payload.top_p)
+    else:
+        task = Write(prompt_of(question, service.settings), limit, payload.temperature, payload.top_p)
+    picture = None if url is None else await service.picture(url, "messages")
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": payload.model}
     if not payload.stream:
         answer = await service.text(request, task, detector, picture)
-        message = {"role": "assistant", "content": answer.text}
-        choice = {"index": 0, "message": message, "finish_reason": _finish(answer), "logprobs": None}
+        message = {"role": "assistant", "content": answer.text, **_thoughts(answer)}
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason(answer.length), "logprobs": None}
         return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(answer)}
     pieces = await service.pieces(task, detector, picture)
     with_usage = payload.stream_options is not None and payload.stream_options.include_usage
 
-    def chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
@@ -147,15 +91,19 @@ async def chat_completions(request: Request, payload: ChatCompletion) -> Any:
             if isinstance(piece, str):
                 yield chunk({"content": piece})
                 continue
-            yield chunk({}, _finish(piece))
+            yield chunk(_thoughts(piece), finish_reason(piece.length))
             if with_usage:
                 yield {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(piece)}
 
-    return _event_stream(events(), end="[DONE]")
+    return event_stream(events(), end="[DONE]")
 
 
-def _finish(answer: Answer) -> str:
-    return "length" if answer.length else "stop"
+def _thoughts(answer: Answer) -> dict[str, Any]:
+    """The thoughts before an answer, where the official client looks for them in a message."""
+    if answer.reasoning is None:
+        return {}
+    found = reasoning_of(answer)["reasoning"]
+    return {"reasoning": found["text"], "reasoning_details": {"grounding": found["grounding"]}}
 
 
 def _usage(answer: Answer) -> dict[str, int]:
@@ -303,7 +251,7 @@ async def explain(request: Request, payload: ExplainRequest) -> Any:
             else:
                 yield {"chunk": "", "completed": True, **conclusion(piece)}
 
-    return _event_stream(events())
+    return event_stream(events())
 
 
 @router.post("/v1/evidence", tags=["verdict"])
@@ -338,21 +286,6 @@ async def _look_by_cnn(request: Request, service: Service, picture: Picture) -> 
 
 def _png_url(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
-
-
-def _event_stream(events: AsyncIterator[dict[str, Any]], end: str | None = None) -> StreamingResponse:
-    """Server-sent events; an error in the middle is the last of them, in the usual shape."""
-
-    async def lines() -> AsyncIterator[str]:
-        try:
-            async for event in events:
-                yield f"data: {json.dumps(event)}\n\n"
-        except Exception as error:
-            yield f"data: {json.dumps(error_body(error) | {'completed': True})}\n\n"
-        if end:
-            yield f"data: {end}\n\n"
-
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 @router.get("/healthz", tags=["server"])

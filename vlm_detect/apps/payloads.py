@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -29,6 +29,11 @@ ImageUrl = Annotated[str, Field(description="An image as a data URL: data:image/
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of the image's width or height")]
+Reference = Annotated[
+    list[Part], Field(min_length=2, max_length=4, description="[x, y] or [x_min, y_min, x_max, y_max]")
+]
+References = Annotated[list[Reference], Field(max_length=64)]
 
 
 class Payload(BaseModel):
@@ -43,6 +48,7 @@ class Settings(Payload):
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
     max_tokens: Tokens | None = None
+    max_objects: Annotated[int, Field(ge=1, le=1000)] | None = None
     variant: str | None = None
 
 
@@ -61,7 +67,40 @@ class Query(Payload):
     model: Text | None = None
     settings: Settings = Settings()
     reasoning: bool = False
-    spatial_refs: list[Any] | None = None
+    spatial_refs: References | None = None
+
+
+class Detect(Payload):
+    image_url: ImageUrl
+    object: Text
+    model: Text | None = None
+    settings: Settings = Settings()
+
+
+class PointAt(Detect):
+    spatial_refs: References | None = None
+
+
+class Place(Payload):
+    x: Part
+    y: Part
+
+
+class Region(Payload):
+    x_min: Part
+    y_min: Part
+    x_max: Part
+    y_max: Part
+
+
+class Gaze(Payload):
+    """Where the eye at `eye` looks, or the `face`."""
+
+    image_url: ImageUrl
+    eye: Place | None = None
+    face: Region | None = None
+    force_detect: bool = False
+    model: Text | None = None
 
 
 class VerdictRequest(Payload):
@@ -121,6 +160,7 @@ class ChatCompletion(Payload):
     tools: None = None
     response_format: None = None
     logprobs: Literal[False] | None = None
+    reasoning: bool = False
 
 
 def image_bytes(url: str, param: str = "image_url") -> bytes:
@@ -135,8 +175,8 @@ def image_bytes(url: str, param: str = "image_url") -> bytes:
         raise ApiError(400, "invalid_base64", f"the data URL is not base64: {error}", param=param) from error
 
 
-def question_and_image(messages: list[Message]) -> tuple[str, str]:
-    """The text that a conversation asks and the image it is about.
+def question_and_image(messages: list[Message]) -> tuple[str, str | None]:
+    """The text that a conversation asks and the image it is about, if it has any.
 
     The models answer one question about one image: the last user message is asked, behind any system text, about the
     latest image that was given; what was said in between is not read again.
@@ -152,9 +192,7 @@ def question_and_image(messages: list[Message]) -> tuple[str, str]:
     ]
     if not asked or messages[-1].role != "user":
         raise ApiError(400, "no_question", "the last message must be the user's", param="messages")
-    if not images:
-        raise ApiError(400, "no_image", "no message holds an image: add an image_url part", param="messages")
-    return "\n".join(text for text in (*instructions, _text(asked[-1])) if text), images[-1]
+    return "\n".join(text for text in (*instructions, _text(asked[-1])) if text), images[-1] if images else None
 
 
 def _text(message: Message) -> str:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from vlm_detect.apps.errors import ApiError, as_api_error
 from vlm_detect.apps.payloads import image_bytes
 from vlm_detect.apps.settings import ServerSettings
-from vlm_detect.apps.tasks import Answer, Write
+from vlm_detect.apps.tasks import Answer, TextTask
 from vlm_detect.apps.worker import Done, Event, Failed, Job, Task, Worker
 from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
 from vlm_detect.models.cnn.detector import CnnDetector
@@ -91,8 +91,8 @@ class Service:
 
     # Jobs
 
-    def start(self, task: Task, detector: Detector, pictures: Sequence[Picture]) -> Started:
-        """One job a picture, all of them taken or none."""
+    def start(self, task: Task, detector: Detector, pictures: Sequence[Picture | None]) -> Started:
+        """One job a picture (or none, for a question alone), all of them taken or none."""
         deadline = time.monotonic() + self.settings.deadline_s
         queues = [Events() for _ in pictures]
         jobs = [
@@ -113,7 +113,7 @@ class Service:
             for job, _ in started:
                 job.cancel()
 
-    async def result(self, request: Request, task: Task, detector: Detector, picture: Picture) -> Any:
+    async def result(self, request: Request, task: Task, detector: Detector, picture: Picture | None) -> Any:
         (found,) = await self.results(request, self.start(task, detector, [picture]))
         if isinstance(found, Exception):
             raise found
@@ -128,12 +128,12 @@ class Service:
                 self.metrics.contradictions.inc(bool(verdict.contradictions))
         return found
 
-    async def text(self, request: Request, task: Write, detector: Detector, picture: Picture) -> Answer:
+    async def text(self, request: Request, task: TextTask, detector: Detector, picture: Picture | None) -> Answer:
         answer: Answer = await self.result(request, task, detector, picture)
         self.metrics.tokens.inc(answer.n_tokens)
         return answer
 
-    async def pieces(self, task: Write, detector: Detector, picture: Picture) -> AsyncIterator[str | Answer]:
+    async def pieces(self, task: TextTask, detector: Detector, picture: Picture | None) -> AsyncIterator[str | Answer]:
         """The pieces of a text while it grows, then its `Answer`; the job is taken before the first is awaited."""
         ((job, events),) = self.start(task, detector, [picture])
 
@@ -206,14 +206,22 @@ async def unless_gone(request: Request, result: Awaitable[T]) -> T:
         watch.cancel()
 
 
-def prompt_of(question: str, settings: ServerSettings) -> Callable[[Detector], tuple[str, list[int]]]:
+def prompt_of(
+    question: str, settings: ServerSettings, references: Sequence[Sequence[float]] = ()
+) -> Callable[[Detector], tuple[str, list[int]]]:
     """A `Write` task's prompt for a question; refused here where it is empty or far too long."""
-    if not question.strip():
-        raise ApiError(400, "empty_question", "the question is empty", param="question")
-    if len(question) > settings.max_question_chars:
-        limit = f"{len(question)} characters, at most {settings.max_question_chars}"
-        raise ApiError(400, "question_too_long", f"the question is too long: {limit}", param="question")
-    return lambda detector: ("", detector.question_prompt(question))
+    checked = checked_text(question, settings)
+    return lambda detector: ("", detector.question_prompt(checked, references))
+
+
+def checked_text(text: str, settings: ServerSettings, param: str = "question") -> str:
+    """A question or the name of an object, within bounds."""
+    if not text.strip():
+        raise ApiError(400, f"empty_{param}", f"the {param} is empty", param=param)
+    if len(text) > settings.max_question_chars:
+        limit = f"{len(text)} characters, at most {settings.max_question_chars}"
+        raise ApiError(400, f"{param}_too_long", f"the {param} is too long: {limit}", param=param)
+    return text
 
 
 def error_body(error: Exception) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from vlm_detect.apps.worker import Job
+from vlm_detect.apps.worker import Job, Task
 from vlm_detect.cnn.heatmap import heat_maps, overlay
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
@@ -16,6 +17,7 @@ from vlm_detect.infer.evidence import evidence_steps
 from vlm_detect.infer.prefixes import equal_lengths
 from vlm_detect.infer.text_stream import TextStream
 from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.models.moondream.skills import Reasoning
 from vlm_detect.questions.ask import Topic
 
 
@@ -26,19 +28,31 @@ class Judge:
     kind = "verdict"
 
     def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
-        for job, verdict in zip(jobs, jobs[0].detector.judge([job.picture for job in jobs]), strict=True):
+        for job, verdict in zip(jobs, jobs[0].detector.judge([job.seen for job in jobs]), strict=True):
             job.done(verdict)
         yield
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`length` is True where the text was cut at its limit of tokens."""
+    """`length` is True where the text was cut at its limit of tokens; `n_tokens` counts thoughts as well."""
 
     text: str
     n_prompt_tokens: int
     n_tokens: int
     length: bool
+    reasoning: Reasoning | None = None
+
+
+class TextTask(Task, Protocol):
+    """A task that emits pieces of text and ends with an `Answer`."""
+
+
+class Sampled(Protocol):
+    """How a task chooses its tokens; temperature 0 is greedy."""
+
+    temperature: float
+    top_p: float
 
 
 @dataclass
@@ -56,8 +70,7 @@ class Write:
     kind = "text"
 
     def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
-        rows = [row for job in jobs if (row := _Row.start(job))]
-        running = [(some, _stream(some)) for some in _of_one_length(rows)]
+        running = [(some, _stream(some)) for some in of_one_length(start_each(jobs, _Row))]
         while running:
             for batch in list(running):
                 some, steps = batch
@@ -70,51 +83,63 @@ class Write:
             yield
 
 
-def _of_one_length(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows that the engine can decode together: families that read an image at its own size have prefixes of many."""
+class Row(Protocol):
+    """What is done with one job while its lane runs."""
+
+    job: Job
+
+
+R = TypeVar("R", bound=Row)
+
+
+def start_each(jobs: Sequence[Job], make: Callable[[Job], R]) -> list[R]:
+    """The row of each job; where its prompt is refused, that job alone fails."""
+    rows = []
+    for job in jobs:
+        try:
+            rows.append(make(job))
+        except UserError as error:
+            job.fail(error)
+        except ValueError as error:  # such as a caption of a length that the release does not know
+            job.fail(UserError(str(error)))
+    return rows
+
+
+def of_one_length(rows: Sequence[R]) -> list[list[R]]:
+    """Rows that the engine can decode together: images read at their own size, and none, have prefixes of many."""
     if not rows:
         return []
     engine = rows[0].job.detector.engine
     if not engine.vlm.caches:
         return [[row] for row in rows]
-    prefixes = engine.prefixes([row.job.picture.image for row in rows])
+    prefixes = engine.prefixes([row.job.image for row in rows])
     return [[rows[i] for i in alike] for alike in equal_lengths(prefixes)]
 
 
 def _stream(rows: Sequence[_Row]) -> Iterator[torch.Tensor]:
     return rows[0].job.detector.engine.stream(
-        [row.job.picture.image for row in rows],
+        [row.job.image for row in rows],
         [[row.prompt] for row in rows],
         max(row.limit for row in rows),
-        choose=_sampler([row.job.task for row in rows]),
+        choose=sampler([row.job.task for row in rows]),
     )
 
 
 class _Row:
     """One text while it is written."""
 
-    def __init__(self, job: Job, beginning: str, prompt: list[int]) -> None:
+    def __init__(self, job: Job) -> None:
         task: Write = job.task
-        engine = job.detector.engine
+        engine, with_image = job.detector.engine, job.image is not None
+        beginning, prompt = task.prompt(job.detector)
         self.job = job
         self.beginning = beginning
         self._before = f"{beginning} " if beginning else ""
         self.prompt = prompt
-        self.limit = min(task.max_new_tokens, engine.room(prompt))
-        self.n_prompt_tokens = len(engine.vlm.prefix_ids()) + len(prompt)
+        self.limit = min(task.max_new_tokens, engine.room(prompt, with_image=with_image))
+        self.n_prompt_tokens = engine.vlm.context - engine.room(prompt, with_image=with_image)
         self.end = engine.vlm.eos_token_id
         self.text = TextStream(engine.vlm)
-
-    @classmethod
-    def start(cls, job: Job) -> _Row | None:
-        """None where its prompt is refused, which fails that job alone."""
-        try:
-            return cls(job, *job.task.prompt(job.detector))
-        except UserError as error:
-            job.fail(error)
-        except ValueError as error:  # such as a caption of a length that the release does not know
-            job.fail(UserError(str(error)))
-        return None
 
     def push(self, token: int) -> None:
         if not self.job.open:
@@ -134,7 +159,7 @@ class _Row:
             self.job.emit(self.beginning)
 
 
-def _sampler(tasks: Sequence[Write]) -> Callable[[torch.Tensor], torch.Tensor]:
+def sampler(tasks: Sequence[Sampled]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Chooses each row's next id by its own task's temperature and top_p."""
     temperature = torch.tensor([task.temperature for task in tasks])[:, None, None]
     top_p = torch.tensor([task.top_p for task in tasks])[:, None, None]
@@ -161,7 +186,7 @@ class Map:
 
     def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
         for job in jobs:
-            steps = evidence_steps(job.detector.engine, job.picture.image, topic=job.task.topic)
+            steps = evidence_steps(job.detector.engine, job.seen.image, topic=job.task.topic)
             while job.wanted():
                 try:
                     next(steps)
@@ -188,8 +213,8 @@ class LookByCnn:
     kind = "grad_cam"
 
     def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
-        pixels = self.cnn.pixels([job.picture.image for job in jobs])
-        scores, heat = self.cnn.scores([job.picture.image for job in jobs]), heat_maps(self.cnn, pixels)
+        pixels = self.cnn.pixels([job.seen.image for job in jobs])
+        scores, heat = self.cnn.scores([job.seen.image for job in jobs]), heat_maps(self.cnn, pixels)
         for i, job in enumerate(jobs):
             p_fake = float(scores.p_fake[i])
             job.done(CnnLook(self.cnn.label(p_fake), p_fake, overlay(pixels[i], heat[i])))

@@ -16,17 +16,20 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vlm_detect.apps.session import Session, describe, details
 from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
 
+MARK_RGB = (230, 97, 1)
+
 HELP = """\
   /image PATH     go over to another image
   /verdict        the verdict and its reasons again
   /map [FILE]     where in the image the verdict comes from (orange: generated, blue: real)
+  /detect NAME    boxes around what NAME names, in pixels (moondream2); /point: a point on each
   /reset          forget the questions so far
   /save FILE      write the conversation: text, or JSON where FILE ends in .json
   /help, /quit    anything else is a question about the image"""
@@ -92,6 +95,10 @@ def _carry_out(session: Session, line: str) -> None:
             _show_verdict(session)
         case "/map":
             _show_map(session, argument)
+        case "/detect" if argument:
+            _show_boxes(session, argument)
+        case "/point" if argument:
+            _show_points(session, argument)
         case "/reset":
             session.reset()
             print("The questions so far are forgotten.")
@@ -124,6 +131,32 @@ def _show_map(session: Session, argument: str) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the map cannot be written ({error}); name a .png file") from error
     print(f"{path}: written")
+
+
+def _show_boxes(session: Session, phrase: str) -> None:
+    boxes = [box.pixels(*session.image.size) for box in session.verdict.detect(phrase)]
+    marked = session.image.copy()
+    draw = ImageDraw.Draw(marked)
+    for box in boxes:
+        draw.rectangle(box, outline=MARK_RGB, width=max(1, min(marked.size) // 150))
+    _list(phrase, [f"from ({left}, {top}) to ({right}, {bottom})" for left, top, right, bottom in boxes])
+    _show_image(marked)
+
+
+def _show_points(session: Session, phrase: str) -> None:
+    width, height = session.image.size
+    points = [(round(point.x * width), round(point.y * height)) for point in session.verdict.point(phrase)]
+    marked = session.image.copy()
+    for point in points:
+        ImageDraw.Draw(marked).circle(point, max(2, min(marked.size) // 80), fill=MARK_RGB)
+    _list(phrase, [f"at {point}" for point in points])
+    _show_image(marked)
+
+
+def _list(phrase: str, found: list[str]) -> None:
+    print(f"{phrase}: {len(found)} found")
+    for number, place in enumerate(found, start=1):
+        print(f"  {number}. {place}")
 
 
 def _show_image(image: Image.Image) -> bool:

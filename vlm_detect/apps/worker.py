@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from PIL import Image
+
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture
 
@@ -66,19 +68,29 @@ class Task(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """`deadline` is a time of `time.monotonic()`."""
+    """`deadline` is a time of `time.monotonic()`; a question without an image has no picture."""
 
     task: Any
     detector: Detector
-    picture: Picture
+    picture: Picture | None
     on_event: Callable[[Event], None]
     deadline: float = math.inf
     open: bool = field(default=True, init=False)  # nobody has ended it yet
     begun: bool = field(default=False, init=False)  # some of its text was sent
 
     @property
+    def image(self) -> Image.Image | None:
+        return None if self.picture is None else self.picture.image
+
+    @property
+    def seen(self) -> Picture:
+        """The picture of a task that cannot do without one."""
+        assert self.picture is not None
+        return self.picture
+
+    @property
     def pixels(self) -> int:
-        return self.picture.image.width * self.picture.image.height
+        return self.image.width * self.image.height if self.image else 0
 
     def emit(self, piece: str) -> None:
         if self.open:

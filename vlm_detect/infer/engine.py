@@ -296,7 +296,8 @@ class Engine:
             prefixes = self.prefixes(images[start : start + self.batch_images])
             for alike in equal_lengths(prefixes):
                 some = [start + i for i in alike]
-                for step in reason_steps(vlm, [prefixes[i] for i in alike], [prompts[i] for i in some], max_new_tokens):
+                limits = [[max_new_tokens] * len(prompts[i]) for i in some]
+                for step in reason_steps(vlm, [prefixes[i] for i in alike], [prompts[i] for i in some], limits):
                     for i, row in zip(some, step, strict=True):
                         texts[i] = row
         return [[text.read(vlm) for text in row] for row in texts]

@@ -123,20 +123,25 @@ def reason_steps(
     vlm: VLM,
     prefixes: Sequence[Prefix],
     prompts: Sequence[Sequence[Sequence[int]]],
-    max_new_tokens: int,
+    max_new_tokens: Sequence[Sequence[int]],
     choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
 ) -> Iterator[list[list[Reasoned]]]:
     """Thoughts and answers of every prompt of every image, one token more an iteration; the last is the whole.
 
-    `max_new_tokens` bounds the thoughts and the answer, each; the context bounds both together. The prefixes are of
+    `max_new_tokens` bounds each prompt's thoughts and its answer; the context bounds both together. The prefixes are of
     one length. `choose` turns logits (images, prompts, vocabulary) into ids.
     """
     moondream = needs_moondream(vlm, "reasoning mode")
     config = moondream.processor.config
     if not any(map(len, prompts)):
         return
-    rooms = [[vlm.context - len(prefixes[0]) - len(prompt) for prompt in some] for some in prompts]
-    texts = [[Reasoned(config, max_new_tokens, room, Thoughts(config)) for room in some] for some in rooms]
+    texts = [
+        [
+            Reasoned(config, most, vlm.context - len(prefixes[0]) - len(prompt), Thoughts(config))
+            for prompt, most in zip(some, limits, strict=True)
+        ]
+        for some, limits in zip(prompts, max_new_tokens, strict=True)
+    ]
     branches = Branches(vlm, prefixes, prompts)
     forbidden = torch.zeros(len(Forbids), branches.logits.shape[-1], device=vlm.device)
     forbidden[Forbids.END, [config.eos_token_id, config.size_token_id]] = -torch.inf

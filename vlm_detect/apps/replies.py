@@ -1,0 +1,45 @@
+"""What the routes of every API share: the service behind a request, and answers as they grow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from vlm_detect.apps.errors import ApiError
+from vlm_detect.apps.payloads import Settings
+from vlm_detect.apps.service import Service, error_body
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def token_limit(service: Service, settings: Settings) -> int:
+    """How many tokens a text may have; refuses what no text here can have."""
+    if settings.variant:
+        raise ApiError(501, "not_implemented", "variants are not offered here: name a model instead")
+    return min(settings.max_tokens or service.settings.max_new_tokens, service.settings.max_new_tokens)
+
+
+def finish_reason(cut_off: bool) -> str:
+    return "length" if cut_off else "stop"
+
+
+def event_stream(events: AsyncIterator[dict[str, Any]], end: str | None = None) -> StreamingResponse:
+    """Server-sent events; an error in the middle is the last of them, in the usual shape."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+        except Exception as error:
+            yield f"data: {json.dumps(error_body(error) | {'completed': True})}\n\n"
+        if end:
+            yield f"data: {end}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
