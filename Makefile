@@ -1,17 +1,18 @@
-# `make demo` and `make test` set up .venv on first use; nothing else has to be installed but Python 3.11 or newer.
+# `make demo`, `make test` and `make docs` set up .venv on first use; nothing has to be installed but Python 3.11 or newer.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint types clean
+.PHONY: demo test docs lint types clean
 
 # Two steps, so that pip never weighs a newer torch against the pinned one; the stamp makes a changed pyproject.toml reinstall.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install -q -c constraints.txt --no-deps moondream  # its HTTP client, for the server's tests; no engine
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) --no-deps moondream  # its HTTP client, for the server's tests; no engine
 	touch $@
 
 demo: .venv/.installed
@@ -19,6 +20,10 @@ demo: .venv/.installed
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+# Every warning is an error: a dead link, a reference that leads nowhere. Needs nothing from the network.
+docs: .venv/.installed
+	$(BIN)/zensical build --strict
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -28,4 +33,4 @@ types: .venv/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv .cache runs build dist site *.egg-info

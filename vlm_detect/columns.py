@@ -1,6 +1,6 @@
 """The columns of a dataset on disk, as `datasets.Features`: pairs, single images, prompted images and rejects.
 
-`DESIGN.md` names them as contracts; nothing else in the package repeats them.
+`docs/design.md` names them as contracts; nothing else in the package repeats them.
 """
 
 from __future__ import annotations

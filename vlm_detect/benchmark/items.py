@@ -1,4 +1,4 @@
-"""Benchmark items from a file: the JSON list or JSONL that `DESIGN.md` describes, and the TeoScardov files as they are.
+"""Benchmark items from a file: a JSON list or JSONL as in `docs/design.md`, and the TeoScardov files as they are.
 
     benchmark = load_benchmark("vqa_true_false_benchmark.json")      # or a dataset folder: see dataset_items.py
     image = benchmark.image(benchmark.items[0].images[0])            # PIL, RGB

@@ -83,8 +83,10 @@ def score(
         ask: makes what the engine is asked, `vlm_detect.infer.engine.Ask`.
         shard: (index, count): this process answers every count-th image.
         batch_size: images encoded together.
-        logprob, generate: which of the two ways of scoring are wanted.
-        max_new_tokens, explanation_tokens: length of a free answer, and of one to an open question.
+        logprob: score by log-probability.
+        generate: score by free generation.
+        max_new_tokens: length of a free answer.
+        explanation_tokens: length of an answer to an open question.
         image_of: in place of the item's own image, for floors (a blank one, another item's).
     """
     open_item = image_of or (lambda item: item_image(benchmark, item))

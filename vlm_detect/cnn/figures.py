@@ -1,4 +1,4 @@
-"""What is recorded of a run: its cost, its line on the screen, and the JSON of figures that `DESIGN.md` describes."""
+"""What is recorded of a run: its cost, its line on the screen, and the JSON of figures (`docs/design.md`)."""
 
 from __future__ import annotations
 

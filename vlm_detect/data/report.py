@@ -1,6 +1,6 @@
 """A dataset seen by eye: one self-contained page with counts, audit, a draw of its images, sources and rejects.
 
-vlm-detect report data/pairs [--out PAGE] [--n 24]
+    vlm-detect report data/pairs [--out PAGE] [--n 24]
 
 It reads a dataset folder of ours; what others made is looked at with `vlm-detect view`, and audited as it is.
 """

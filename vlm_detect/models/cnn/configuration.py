@@ -14,17 +14,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class CnnConfig(PreTrainedConfig):
     """The network, what it is shown, and what its heads name.
 
-    Args:
+    Attributes:
         arch: a name of `architectures.ARCHITECTURES`.
         image_size: side of the square that it reads, in pixels.
         fit: how an image becomes that square: "crop" (its middle, no pixel computed anew) or "resize".
-        view, saturation: see `views.py`.
+        view: see `views.py`.
+        saturation: of the inverted view.
         heads: {head: class names}; "verdict" decides, "object" is the class of what is seen.
         task: the question that "verdict" answers, of `tasks.TASKS`.
         stem: of a ResNet, see `backbones.STEMS`.
         backbone_config: of a network of transformers; empty for the architecture's own.
         tune: "all", or "head" for features that stay as they were.
-        mean, std: of each channel, for pixels in [0, 1].
+        mean: of each channel, for pixels in [0, 1].
+        std: the same.
     """
 
     model_type = "vlm_detect_cnn"

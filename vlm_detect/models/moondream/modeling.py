@@ -4,8 +4,8 @@
     model(**inputs).logits                                   # (B, T, vocabulary), image positions included
     model.generate(**inputs, max_new_tokens=16)              # the official decoding rules
 
-A sequence is [BOS][image placeholders][prompt]. BOS and image attend to each other in both directions, what follows is
-causal; without an image the whole sequence is causal. tests/models/test_moondream_golden.py holds it to the official
+A sequence is `[BOS][image placeholders][prompt]`. BOS and image attend to each other in both directions, what follows
+is causal; without an image the whole sequence is causal. tests/models/test_moondream_golden.py holds it to the official
 code.
 """
 

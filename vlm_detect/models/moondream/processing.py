@@ -3,7 +3,7 @@
     processor(images=[photo], text=["Is this image AI-generated?"], return_tensors="pt")
     processor(images=[photo], prompt_ids=[[1, 15381, 2, ...]], return_tensors="pt")     # without a tokenizer
 
-Each row becomes [BOS][image placeholders][prompt]; without images [BOS][prompt]. Rows are padded on the left, as
+Each row becomes `[BOS][image placeholders][prompt]`; without images `[BOS][prompt]`. Rows are padded on the left, as
 generation needs it (`padding_side="right"` for training).
 """
 
