@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.factories import tiny_tokenizer, tiny_vlm
+from tests.models.tiny_chat import save_tiny
 from vlm_detect.errors import UserError
-from vlm_detect.models.export import export
+from vlm_detect.models.export import export, merge
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.variant import variant_tensors
-from vlm_detect.models.registry import load_vlm
+from vlm_detect.models.registry import load_vlm, without_adapter
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "moondream_tiny"
 TEXT = r".*text\.blocks\.\d+\.(attn\.qkv|mlp\.fc1|mlp\.fc2)"
@@ -128,35 +129,92 @@ def test_variant_holds_the_scale_in_b_and_zeros_for_proj(tmp_path: Path) -> None
     assert tensors["text.blocks.0.attn.proj.A"].shape == (4, 64)
 
 
-def test_variant_agrees_with_the_official_code(tmp_path: Path) -> None:
-    """The golden variant without `proj`, as a peft LoRA: the official logits, and the same tensors on the way out."""
-    shutil.copy(GOLDEN / "config.json", tmp_path)
-    shutil.copy(GOLDEN / "weights.safetensors", tmp_path / "model.safetensors")
-    base = MoondreamForConditionalGeneration.from_pretrained(tmp_path)
-    meta, outputs = json.loads((GOLDEN / "meta.json").read_text()), load_file(GOLDEN / "outputs.safetensors")
+@pytest.fixture
+def golden_base(tmp_path: Path) -> Path:
+    """The golden checkpoint with a tokenizer, so that it loads like any model folder."""
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    shutil.copy(GOLDEN / "config.json", folder)
+    shutil.copy(GOLDEN / "weights.safetensors", folder / "model.safetensors")
+    return folder
+
+
+def golden_variant(with_proj: bool = True) -> dict[str, torch.Tensor]:
     variant = load_file(GOLDEN / "variant.safetensors")
-    variant = {name.removeprefix("model."): tensor for name, tensor in variant.items()}
-    rank = meta["variant"]["rank"]
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=rank, target_modules=TEXT)).eval()
+    return {
+        name.removeprefix("model."): tensor if with_proj or not name.endswith("attn.proj.B") else tensor * 0
+        for name, tensor in variant.items()
+    }
+
+
+def as_trained(name: str) -> str:
+    """A variant's key as the official training writes it."""
+    parts = name.removesuffix(".A").removesuffix(".B").split(".")
+    renamed = ".".join(parts).replace("text.blocks", "text_model.transformer.h").replace(".attn", ".mixer")
+    renamed = renamed.replace(".proj", ".out_proj").replace(".qkv", ".Wqkv")
+    return f"{renamed}.parametrizations.weight.0{name[-2:]}"
+
+
+@pytest.mark.parametrize("with_proj", [False, True])
+@pytest.mark.parametrize("form", ["file", "folder", "training names"])
+def test_an_official_variant_gives_the_official_logits(form, with_proj, golden_base: Path, tmp_path: Path) -> None:
+    meta, outputs = json.loads((GOLDEN / "meta.json").read_text()), load_file(GOLDEN / "outputs.safetensors")
+    variant = golden_variant(with_proj)
+    stored = {as_trained(name): tensor for name, tensor in variant.items()} if form == "training names" else variant
+    torch.save(stored, tmp_path / "final.pt")
+    adapter = tmp_path if form == "folder" else tmp_path / "final.pt"
+    model = load_vlm(str(golden_base), adapter=adapter, device="cpu").model
+    name = meta["variant"]["image"]
+    inputs = MoondreamProcessor.from_pretrained(golden_base)(
+        images=[Image.open(GOLDEN / f"{name}.png")], prompt_ids=[meta["images"][name]["query_prompt_ids"]]
+    )
+    key, ids_key = ("variant", "greedy_ids") if with_proj else ("variant_no_proj", "greedy_ids_no_proj")
     with torch.no_grad():
-        for name, module in model.get_base_model().named_modules():
-            if hasattr(module, "lora_A"):
-                stem = name.removeprefix("model.")
-                module.lora_A["default"].weight.copy_(variant[f"{stem}.A"])
-                module.lora_B["default"].weight.copy_(variant[f"{stem}.B"])
-        name = meta["variant"]["image"]
-        expected = meta["images"][name]
-        inputs = MoondreamProcessor.from_pretrained(tmp_path)(
-            images=[Image.open(GOLDEN / f"{name}.png")], prompt_ids=[expected["query_prompt_ids"]]
-        )
-        difference = model(**inputs).logits[0, meta["prefix_len"] :] - outputs["variant_no_proj.prompt_logits"]
-        assert difference.abs().max() < 1e-5
-        ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        assert ids.tolist() == meta["variant"]["greedy_ids_no_proj"]
+        difference = model(**inputs).logits[0, meta["prefix_len"] :] - outputs[f"{key}.prompt_logits"]
+    assert difference.abs().max() < 1e-5
+    ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert ids.tolist() == meta["variant"][ids_key]
     exported = variant_tensors(model)
     assert exported.keys() == variant.keys()
-    assert all(torch.equal(exported[key], tensor) for key, tensor in variant.items() if ".proj." not in key)
-    assert not any(exported[key].any() for key in exported if key.endswith("attn.proj.B"))
+    kept = [key for key in variant if with_proj or ".proj." not in key]
+    assert all(torch.equal(exported[key], variant[key]) for key in kept)
+    if with_proj:
+        with pytest.raises(UserError, match="cannot be merged"):
+            merge(model)
+    else:
+        merged = merge(model)
+        with torch.no_grad():
+            difference = merged(**inputs).logits[0, meta["prefix_len"] :] - outputs[f"{key}.prompt_logits"]
+        assert difference.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("with_proj", [False, True])
+def test_the_base_under_a_variant_is_found_again_or_loaded_anew(with_proj, golden_base: Path, tmp_path: Path) -> None:
+    torch.save(golden_variant(with_proj), tmp_path / "final.pt")
+    vlm = load_vlm(str(golden_base), adapter=tmp_path, device="cpu")
+    base = without_adapter(vlm)
+    assert (base is None) == with_proj  # what it adds to the projection does not leave with the adapter
+
+
+def test_a_variant_that_does_not_fit_is_refused(golden_base: Path, tmp_path: Path) -> None:
+    good = golden_variant()
+
+    def refused(stored: Any, words: str, model: Path = golden_base) -> None:
+        torch.save(stored, tmp_path / "final.pt")
+        with pytest.raises(UserError, match=words):
+            load_vlm(str(model), adapter=tmp_path, device="cpu")
+
+    refused({name: tensor for name, tensor in good.items() if "blocks.2.mlp" not in name}, "is missing or unknown")
+    refused(good | {"text.blocks.9.mlp.fc1.A": torch.zeros(4, 4)}, "is missing or unknown")
+    refused(good | {"text.blocks.0.mlp.fc1.A": torch.zeros(4, 3)}, "text.blocks.0.mlp.fc1 has A and B of")
+    refused({"text": good}, "holds other things than tensors")
+    refused({"path": Path("x")}, "cannot be read safely")
+    (tmp_path / "final.pt").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read safely"):
+        load_vlm(str(golden_base), adapter=tmp_path, device="cpu")
+    torch.save(good, tmp_path / "final.pt")
+    with pytest.raises(UserError, match="fits a moondream2 alone"):
+        load_vlm(str(save_tiny("llava", tmp_path / "llava")), adapter=tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from vlm_detect.models.export import export
 from vlm_detect.models.generic import LlavaVLM
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration, load_tinyllava
@@ -245,6 +246,25 @@ def test_prompts_with_the_release_tokenizers_words() -> None:
         assert item["train_prompt"].startswith(SYSTEM)
         if "eval_prompt" in item:
             assert template.render(messages=conversation[:-1], add_generation_prompt=True) == item["eval_prompt"]
+
+
+def test_an_image_that_a_question_spells_is_dropped_as_in_training(vlms) -> None:
+    vlm = vlms["square"]
+    spelled = ["<image>\nIs it real?", "Is it <image>real?", "Is it real?\n<image> "]
+    assert {tuple(vlm.question_ids(question)) for question in spelled} == {tuple(vlm.question_ids("Is it real?"))}
+    history = [("<image>\nDescribe it.", "A dog.")]
+    assert vlm.dialogue_ids(history, "Is <image>it fake?") == vlm.dialogue_ids(
+        [("Describe it.", "A dog.")], "Is it fake?"
+    )
+    assert vlm.image_token_id not in vlm.dialogue_ids(history, "<image>Is <image>it fake?")
+
+
+@pytest.mark.parametrize(("name", "warns"), [("official", False), ("my_lora", True)])
+def test_a_path_that_factorys_loader_trips_over_is_named(name, warns, tmp_path: Path, capsys) -> None:
+    run = factory_run(tmp_path / "run", True, ("language_model", "vision_tower", "connector"))
+    export(str(run), "official", tmp_path / name)
+    assert ("takes a path with 'lora' in it" in capsys.readouterr().err) == warns
+    assert "lora" not in str(tmp_path)
 
 
 def test_later_turns_stand_behind_the_earlier_ones(vlms) -> None:

@@ -12,6 +12,7 @@ A merge is made in float32 and rounded once to the stored dtype; tensors without
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,7 +27,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
 from vlm_detect.models.moondream.family import MoondreamVLM
-from vlm_detect.models.moondream.variant import save_variant
+from vlm_detect.models.moondream.variant import has_projection, save_variant
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.models.tinyllava import TinyLlavaForConditionalGeneration
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
@@ -86,6 +87,11 @@ def save_official(vlm: VLM, out: Path) -> None:
     """The folder that a family's own code reads; UserError for models whose own code is transformers."""
     if isinstance(vlm.model, TinyLlavaForConditionalGeneration):
         vlm.model.save_official(out, vlm.processor.tokenizer)
+        if "lora" in str(out.resolve()):
+            told = (
+                "TinyLLaVA_Factory takes a path with 'lora' in it for that of a LoRA, and fails: move the folder first"
+            )
+            print(f"warning: {out}: {told}", file=sys.stderr)
     elif isinstance(vlm.model, MoondreamForConditionalGeneration):
         vlm.model.save_official(out)
     else:
@@ -103,6 +109,11 @@ def copy_adapter(run: Path, out: Path) -> None:
 @torch.no_grad()
 def merge(model: PeftModel) -> PreTrainedModel:
     """Fold every LoRA layer into its base weight, in float32, one layer at a time; gives the base model."""
+    if has_projection(model):
+        raise UserError(
+            "this official variant has a LoRA on attn.proj that reads the block's input, which no weight can hold: "
+            "it cannot be merged; use it as --adapter"
+        )
     for module in model.modules():
         if isinstance(module, LoraLayer):
             base = module.get_base_layer()

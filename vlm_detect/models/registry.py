@@ -1,7 +1,7 @@
 """From an ID (a Hub id, a folder, a run directory, `nano`, `auto`) to a loaded model.
 
     vlm = load_vlm("nano")                                   # the embedded moondream
-    vlm = load_vlm("vikhyatk/moondream2", adapter="runs/moondream_lora")
+    vlm = load_vlm("vikhyatk/moondream2", adapter="runs/moondream_lora")  # or an official variant's final.pt
     vlm = load_vlm("runs/moondream_lora")                    # a run directory names its base model itself
     vlm = load_vlm("tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B")  # or any image-text model of transformers
 
@@ -210,14 +210,24 @@ def adapter_base(run: str | Path) -> str:
 
 
 def load_adapter(model: Any, adapter: str | Path) -> Any:
-    """Wrap `model` with the PEFT adapter of a run directory; UserError where it does not fit."""
+    """Wrap `model` with the PEFT adapter of a run directory, or with moondream's own LoRA variant (`final.pt`).
+
+    UserError where it does not fit.
+    """
     from peft import PeftModel
     from peft.utils import ModulesToSaveWrapper
 
+    from vlm_detect.models.moondream.variant import is_variant, load_variant
     from vlm_detect.models.parts import hold_in_float32, is_vision
 
+    if is_variant(adapter):
+        return load_variant(model, adapter)
+
     if not (Path(adapter) / "adapter_config.json").is_file():
-        raise UserError(f"adapter {adapter}: no adapter_config.json there; give the --output_dir of a finished recipe")
+        raise UserError(
+            f"adapter {adapter}: no adapter_config.json there; give the --output_dir of a finished recipe, or the "
+            "final.pt of moondream's own tuning"
+        )
     try:
         with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -250,10 +260,14 @@ def without_adapter(vlm: VLM) -> VLM | None:
     from peft import PeftModel
     from peft.utils import AuxiliaryTrainingWrapper
 
+    from vlm_detect.models.moondream.variant import has_projection
+
     if not isinstance(vlm.model, PeftModel):
         return None
     if any(isinstance(module, AuxiliaryTrainingWrapper) for module in vlm.model.modules()):
         return None  # a module that was trained in full: `unload` keeps the trained one
+    if has_projection(vlm.model):
+        return None  # as well
     weights = {id(tensor): tensor for tensor in (*vlm.model.parameters(), *vlm.model.buffers())}
     base: Any = copy.deepcopy(vlm.model, weights)
     return type(vlm)(base.unload(), vlm.processor, vlm.name, vlm.revision)

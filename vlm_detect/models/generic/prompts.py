@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vlm_detect.errors import UserError
 
+IMAGE_WORD = "<image>"  # an image's place, as people write it in the text of a conversation
 _QUESTION, _ANSWER = "Qzxq", "Azxa"  # stand for a question and an answer while a template is taken apart
 
 
@@ -48,8 +49,8 @@ class ChatTemplate:
     def _turn(question: str) -> dict[str, Any]:
         return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
 
-    def _render(self, answer: str | None = None) -> str:
-        messages = [self._turn(_QUESTION)]
+    def _render(self, answer: str | None = None, question: str = _QUESTION) -> str:
+        messages = [self._turn(question)]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return self.processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
@@ -85,9 +86,17 @@ class ChatTemplate:
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
+    @cached_property
+    def _drops_image_words(self) -> bool:
+        """Whether the template leaves out an image's place that a question spells, as TinyLLaVA's does."""
+        return _QUESTION * 2 in self._render(question=_QUESTION + IMAGE_WORD + _QUESTION)
+
+    def _cleaned(self, question: str) -> str:
+        return (question.replace(IMAGE_WORD, "") if self._drops_image_words else question).strip()
+
     def question_ids(self, question: str) -> list[int]:
         """The ids behind the image, up to where the answer begins. Space around the question is dropped."""
-        question = question.strip()
+        question = self._cleaned(question)
         before, after = self._tail
         if any(token in question for token in self.tokenizer.get_added_vocab()):
             end = self.tokenizer.encode(after, add_special_tokens=False)
@@ -98,10 +107,11 @@ class ChatTemplate:
         """As `question_ids`, behind earlier questions and their answers."""
         if not history:
             return self.question_ids(question)
-        first = history[0][0].strip()
+        first = self._cleaned(history[0][0])
         messages = [self._turn(_QUESTION)]
         for (_, answer), later in zip(history, [*(asked for asked, _ in history[1:]), question], strict=True):
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            later = self._cleaned(later) if IMAGE_WORD in later else later
             messages.append({"role": "user", "content": [{"type": "text", "text": later}]})
         whole = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self._encode_tail(self._tail[0] + first + whole.partition(_QUESTION)[2])

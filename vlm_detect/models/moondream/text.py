@@ -50,6 +50,7 @@ class MoondreamTextAttention(nn.Module):
         self.widths = [config.num_attention_heads * self.head_dim, *[config.num_key_value_heads * self.head_dim] * 2]
         self.qkv = nn.Linear(config.hidden_size, sum(self.widths))
         self.proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size)
+        self.variant: nn.Module | None = None  # of an official LoRA variant: what it adds, read from this layer's input
 
     def forward(
         self,
@@ -77,7 +78,10 @@ class MoondreamTextAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             **kwargs,
         )
-        return self.proj(output.reshape(batch, length, -1))
+        projected = self.proj(output.reshape(batch, length, -1))
+        if self.variant is None:
+            return projected
+        return projected + self.variant(hidden_states.float()).to(projected.dtype)
 
 
 class MoondreamTextBlock(GradientCheckpointingLayer):
