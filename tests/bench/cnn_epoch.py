@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.cnn.toys import image_row, save_rows
 from vlm_detect.cnn.batches import Batches, GroupSampler
-from vlm_detect.cnn.options import fast_bf16
 from vlm_detect.cnn.pixels import decode_split
 from vlm_detect.cnn.tasks import heads_of, targets_of
 from vlm_detect.config import git_commit, parse_config, write_json
@@ -46,6 +45,9 @@ from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.model import CnnForDetection, head_loss, new_model
 
 BATCH = 128
+FAST_BF16 = any(
+    torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def main(argv: list[str]) -> None:
             records.append(
                 {
                     "bench": "cnn_epoch",
-                    "setting": {"arch": name, "images": config.images, "batch": BATCH, "size": 32, "bf16": fast_bf16()},
+                    "setting": {"arch": name, "images": config.images, "batch": BATCH, "size": 32, "bf16": FAST_BF16},
                     "ratio": round(plain_s / ours_s, 3),
                     "ceiling": round(ceiling, 3) if ceiling else None,
                     "seconds": {"plain": round(plain_s, 3), "ours": round(ours_s, 3)},
@@ -170,7 +172,7 @@ def run_epoch(way: str, folder: str, arch: str | None) -> float:
         pixels, targets = read(batch)
         if model is None or optimizer is None:
             continue
-        with torch.autocast("cpu", torch.bfloat16, enabled=way == "ours" and fast_bf16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "ours" and FAST_BF16):
             logits = (model if way == "ours" else model.logits_of)(pixels)["verdict"]
         loss = head_loss(logits.float(), targets)
         optimizer.zero_grad()

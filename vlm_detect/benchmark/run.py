@@ -67,7 +67,14 @@ def finished(out: Path, config: Any, benchmark: Benchmark, facts: dict[str, Any]
     if run is None or not all((out / name).is_file() for name in ("summary.json", "report.html")):
         return False
     facts = {**facts, "items": len(benchmark.items)}
-    return run["config"].get("by") == config.by and all(run.get(name) == fact for name, fact in facts.items())
+    return run["config"].get("by") == config.by and all(_is_same(run.get(name), fact) for name, fact in facts.items())
+
+
+def _is_same(recorded: Any, fact: Any) -> bool:
+    """Whether a record states this fact; what it does not know of came later and had its default."""
+    if isinstance(recorded, dict) and isinstance(fact, dict):
+        return all(name in fact and fact[name] == value for name, value in recorded.items())
+    return bool(recorded == fact)
 
 
 def needed_keys(benchmark: Benchmark, respondent: Respondent) -> set[Key]:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from vlm_detect.cnn.pixels import DEFAULT_CACHE
 from vlm_detect.cnn.tasks import TASKS
 from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.architectures import ARCHITECTURES
 from vlm_detect.models.cnn.backbones import STEMS
 from vlm_detect.train.options import TrainOptions
-
-
-def fast_bf16() -> bool:
-    """Whether this machine computes in bfloat16 by instructions of its own."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +70,7 @@ class CnnTrainOptions(TrainOptions):
     num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
     logging_steps: float = field(default=100, metadata={"help": "Log the loss every so many steps."})
-    bf16: bool = field(default_factory=fast_bf16, metadata={"help": "bfloat16 autocast. Default: where it is fast."})
+    bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast; on a CPU with --use_cpu True."})
     metric_for_best_model: str | None = field(
         default="score", metadata={"help": "score (mean accuracy of the heads), accuracy, auroc, log_loss, ..."}
     )
