@@ -45,9 +45,7 @@ from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.model import CnnForDetection, head_loss, new_model
 
 BATCH = 128
-FAST_BF16 = any(
-    torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")
-)
+FAST_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @dataclass(frozen=True)

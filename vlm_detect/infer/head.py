@@ -129,7 +129,7 @@ class Head:
         """Write `head.safetensors` into `folder`."""
         path = folder / FILE
         # The covariance is symmetric: its upper half is enough.
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "counts": self.counts.astype(np.float64),
             "means": self.means.astype(np.float32),
             "scatter_upper": self.scatter[np.triu_indices(self.width)].astype(np.float32),
