@@ -9,7 +9,7 @@ judged by it; the rest is bounded by the processor time of the thread that decod
 shorten.
 
 The time is looked at whenever Pillow reads from the file. A decoder that takes all the bytes at once (AVIF, JPEG 2000,
-TIFF) is not stopped by it.
+TIFF) is not stopped by it: `decode.py` hands those to a process that can be ended.
 """
 
 from __future__ import annotations
@@ -121,6 +121,13 @@ def readable_formats() -> tuple[str, ...]:
 
         pillow_heif.register_heif_opener(thumbnails=False)
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def is_decoded_in_one_call(data: bytes) -> bool:
+    """Whether the file is of a format whose decoder takes all its bytes at once, so that no clock of ours stops it."""
+    tiff = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    jpeg2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+    return data.startswith(tiff + jpeg2000) or data[4:8] == b"ftyp"
 
 
 def _unidentified(data: bytes) -> ImageRejected:

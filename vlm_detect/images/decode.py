@@ -6,6 +6,7 @@ Everything in the package that looks at pixels gets them from here, so that an i
 measuring and in use. The rules:
 
 - bytes, pixels, scans and processor time are bounded (`bounds.py`), before any pixel is decoded where the header tells;
+- formats whose decoders cannot be stopped (TIFF, JPEG 2000, AVIF, HEIF) are decoded in another process (`isolated.py`);
 - the EXIF orientation is applied, colours are brought to sRGB over white (`colour.py`), then all metadata are dropped;
 - of an animation, a file of several pages or a camera's MPO the first image is taken, which a viewer shows first;
 - metadata that cannot be read (a broken profile or EXIF block, texts of megabytes) take nothing from the pixels;
@@ -25,8 +26,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from vlm_detect.images.bounds import MAX_PIXELS, ImageRejected, open_bounded, read_bounded
+from vlm_detect.images.bounds import (
+    MAX_PIXELS,
+    ImageRejected,
+    is_decoded_in_one_call,
+    open_bounded,
+    read_bounded,
+)
 from vlm_detect.images.colour import is_transparent, to_rgb
+from vlm_detect.images.isolated import Reply, shared_decoder
 from vlm_detect.images.jpeg import JpegEncoding, jpeg_encoding
 from vlm_detect.images.strip_metadata import bare_bytes, shown_chunks
 
@@ -72,6 +80,14 @@ class DecodedImage:
 def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode a file or its bytes to RGB, or raise `ImageRejected`."""
     data = source if isinstance(source, bytes) else read_bounded(Path(source))
+    if not is_decoded_in_one_call(data):
+        return decode_here(data, max_pixels=max_pixels)
+    with shared_decoder() as decoder:
+        return decoded_of(decoder.decode(data, max_pixels=max_pixels))
+
+
+def decode_here(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """As `decode_image`, in this process whatever the format is."""
     try:
         return _decode(data, data, max_pixels)
     except ImageRejected as rejected:
@@ -84,6 +100,15 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
             except ImageRejected:
                 continue
         raise
+
+
+def decoded_of(reply: Reply) -> DecodedImage:
+    """What a process of its own has decoded."""
+    told = {name: reply.header[name] for name in ("format", "width", "height", "sha256", "is_plain")}
+    jpeg = reply.header["jpeg"]
+    if jpeg is not None:
+        jpeg = JpegEncoding(tuple(map(tuple, jpeg["tables"])), jpeg["subsampling"], jpeg["quality"])
+    return DecodedImage(image=reply.image, jpeg=jpeg, notes=tuple(reply.header["notes"]), **told)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
