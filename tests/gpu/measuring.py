@@ -125,7 +125,7 @@ def noise(side: int, seed: int = 0) -> Image.Image:
 
 def prepared(vlm: VLM, crops: int, images: int) -> dict[str, torch.Tensor]:
     """Tensors of noise in the form of `VLM.prepare`, each image of so many crops; TinyLLaVA knows one."""
-    if isinstance(vlm, LlavaVLM):
+    if vlm.typical_crops == 1:
         side = vlm.model.config.vision_config.image_size
         return {"pixel_values": torch.randn(images, 3, side, side, device=vlm.device, dtype=vlm.model.dtype)}
     tiling, side = TILINGS[crops], vlm.processor.config.vision_config.crop_size

@@ -41,7 +41,6 @@ from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
-from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
@@ -224,8 +223,7 @@ def model_flops(vlm: VLM, setting: Setting) -> float:
     """Tower forward, decoder forward and backward through frozen weights, logits at the answers' positions."""
     config = vlm.model.config
     prefix, answer = len(vlm.prefix_ids()), len(vlm.answer_ids(ANSWER))
-    moondream = isinstance(vlm, MoondreamVLM)
-    tower = tower_flops(config, setting.crops) if moondream else siglip_flops(config)
+    tower = tower_flops(config, setting.crops) if vlm.typical_crops > 1 else siglip_flops(config)
     tower = 0.0 if setting.cached else tower
     asked = 2 * text_flops(config, ASKED_TOKENS, prefix + ASKED_TOKENS, answer)
     return setting.images * (tower + lora_step_flops(config, prefix) + setting.questions * asked)

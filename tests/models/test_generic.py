@@ -79,7 +79,7 @@ def test_ids_are_the_processors_own(vlm: Any, images) -> None:
     text = vlm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     for image in images:
         ids = vlm.processor(images=[image], text=[text], return_tensors="pt")["input_ids"][0].tolist()
-        prefix = vlm.prefix_ids() if vlm.same_prefix else vlm.prefix_rows(vlm.prepare([image]))[0]
+        prefix = vlm.prefix_ids() if vlm.has_fixed_prefix else vlm.prefix_rows(vlm.prepare([image]))[0]
         assert [*prefix, *vlm.question_ids("Is it AI?")] == ids
     marker = vlm.processor.tokenizer.convert_ids_to_tokens(vlm.image_token_id)
     assert vlm.image_token_id not in vlm.question_ids(f"What is {marker}?"), "a question forged an image"

@@ -15,6 +15,7 @@ from vlm_detect import cli
 from vlm_detect.apps import doctor
 from vlm_detect.config import REPOSITORY
 from vlm_detect.errors import UserError
+from vlm_detect.models.generic.llava import SYSTEM_TOKENS
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
 from vlm_detect.models.nano import nano_path
 from vlm_detect.models.registry import load_vlm
@@ -24,7 +25,7 @@ from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.loss import answer_loss
-from vlm_detect.train.memory import QUESTION_TOKENS, SYSTEM_TOKENS, LiveBytes, Step, estimate_memory
+from vlm_detect.train.memory import QUESTION_TOKENS, LiveBytes, Step, estimate_memory
 
 CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*_*gb.yaml"))
 STEP = Step(images=4, crops=3, questions=2)

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.errors import UserError
 from vlm_detect.machine import dtype_of
+from vlm_detect.models.base import FAMILIES
 from vlm_detect.models.moondream import MoondreamConfig
 from vlm_detect.models.moondream.configuration import HUB_ID
 from vlm_detect.models.registry import default_dtype, resolve_id
@@ -89,7 +90,7 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
         optimizer=values.get("optim", "adamw_torch"),
         images=2 * int(batch),
         questions=values.get("questions_per_image", 1),
-        crops=10 if isinstance(skeleton.config, MoondreamConfig) else 1,
+        crops=FAMILIES[skeleton.config.model_type].typical_crops,
         checkpointing=bool(values.get("gradient_checkpointing", False)),
         cached_features=bool(values.get("cache_features", False)),
     )
@@ -117,7 +118,7 @@ def _skeleton(name: str) -> PreTrainedModel:
             config = load_untrusted(AutoConfig, resolved.path_or_id)
         except (OSError, ValueError) as error:
             raise UserError(f"--model {name}: no model's configuration can be read there ({error})") from error
-        if not isinstance(config, MoondreamConfig | LlavaConfig):
+        if config.model_type not in FAMILIES or not FAMILIES[config.model_type].estimates_memory:
             raise UserError(
                 f"--model {name}: memory is estimated for moondream and the LLaVA family, not for {config.model_type}"
             )

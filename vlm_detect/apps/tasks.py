@@ -110,7 +110,7 @@ def of_one_length(rows: Sequence[R]) -> list[list[R]]:
     if not rows:
         return []
     engine = rows[0].job.detector.engine
-    if not engine.vlm.caches:
+    if not engine.vlm.supports_prefix_cache:
         return [[row] for row in rows]
     prefixes = engine.prefixes([row.job.image for row in rows])
     return [[rows[i] for i in alike] for alike in equal_lengths(prefixes)]

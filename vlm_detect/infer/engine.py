@@ -70,7 +70,7 @@ class Engine:
 
     def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
         """Log-probabilities of whole answers: for each image, for each of its asks, one score a candidate."""
-        if not self.vlm.caches:
+        if not self.vlm.supports_prefix_cache:
             return [
                 [[score_plain(self.vlm, image, a.question, one, whole=a.whole) for one in a.candidates] for a in some]
                 for image, some in zip(images, asks, strict=True)
@@ -128,7 +128,7 @@ class Engine:
         Greedy answers to all prompts of an image grow side by side behind one prefix. `options` (sampling, a streamer)
         go through transformers' generate, one row a prompt.
         """
-        if not (self.vlm.same_prefix or (self.vlm.caches and not options)):
+        if not (self.vlm.has_fixed_prefix or (self.vlm.supports_prefix_cache and not options)):
             return [
                 [generate_plain(self.vlm, image, prompt, max_new_tokens, **options) for prompt in some]
                 for image, some in zip(images, prompts, strict=True)
@@ -194,7 +194,7 @@ class Engine:
         batch, of prefixes of one length, and the caller sees to it that no prompt is followed for longer than there is
         `room`.
         """
-        if self.vlm.caches:
+        if self.vlm.supports_prefix_cache:
             yield from self._stream(self.prefixes(images), prompts, max_new_tokens, choose)
         else:
             yield from stream_plain(self.vlm, images, prompts, max_new_tokens, choose)

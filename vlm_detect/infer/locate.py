@@ -8,7 +8,7 @@ these must agree with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from vlm_detect.errors import UserError
 from vlm_detect.infer.branches import Branches
 from vlm_detect.infer.prefixes import Prefix
 from vlm_detect.models.base import VLM
-from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.regions import Box, Point
+
+if TYPE_CHECKING:
+    from vlm_detect.models.moondream.family import MoondreamVLM
 
 Skill = Literal["detect", "point"]
 MAX_OBJECTS = 50
@@ -28,9 +30,9 @@ GAZE_EYES = 10  # of a face, and as many of its mirror image
 
 def needs_moondream(vlm: VLM, what: str) -> MoondreamVLM:
     """The model, where it has a region head; else UserError."""
-    if not isinstance(vlm, MoondreamVLM):
+    if not vlm.can_locate:
         raise UserError(f"{vlm.name} has no {what}: give a moondream2 as --model")
-    return vlm
+    return cast("MoondreamVLM", vlm)
 
 
 def object_prompts(vlm: VLM, phrases: Sequence[Sequence[str]], skill: Skill) -> list[list[list[int]]]:

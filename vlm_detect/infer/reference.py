@@ -84,10 +84,10 @@ def plain_inputs(
     if prepared is None:
         prefix = vlm.text_prefix_ids()
     else:
-        prefix = vlm.prefix_ids() if vlm.same_prefix else vlm.prefix_rows(prepared)[0]
+        prefix = vlm.prefix_ids() if vlm.has_fixed_prefix else vlm.prefix_rows(prepared)[0]
     length = len(prefix) + len(prompt) + len(answer)
     check_length(vlm, length)
-    if prepared is not None and not vlm.same_prefix:
+    if prepared is not None and not vlm.has_fixed_prefix:
         row = Row()
         row.add(0, prefix, [Answered(list(prompt), list(answer))])
         batch = {"row_images": torch.tensor([0]), **stack_rows([row], vlm.eos_token_id)}

@@ -4,21 +4,24 @@ An image becomes a prefix of fixed content that any number of prompts can follow
 
     images --prepare--> tensors --encode--> image embeddings --prefix_inputs--> the cached prefix | prompt | answer
 
-The trainer and the engine know models through this class alone, so that a new family is one file. Three class
-attributes say what a family allows. Where prefixes differ from image to image, training asks for `row_inputs` alone.
+The trainer and the engine know models through this class alone, so that a new family is one class, registered under the
+model types of its `config.json`. Class attributes say what a family can do. Where prefixes differ from image to image,
+training asks for `row_inputs` alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
 from vlm_detect.errors import UserError
+from vlm_detect.plugins import Registry
 
 
 class VLM(ABC):
@@ -27,19 +30,32 @@ class VLM(ABC):
     `name` is the id that was asked for (a Hub id, a folder, or `nano`), `revision` the exact one that was loaded.
     """
 
-    same_prefix: bool = True  # all images have one prefix, and `encode` gives their embeddings as one tensor
-    packs: bool = True  # training: rows may hold several questions and images
-    caches: bool = True  # inference: what follows an image changes nothing of its prefix, which can be laid once
+    has_fixed_prefix: bool = True  # all images have one prefix, and `encode` gives their embeddings as one tensor
+    supports_packing: bool = True  # training: rows may hold several questions and images
+    supports_prefix_cache: bool = True  # inference: what follows an image leaves its prefix as it is, to prefill once
 
     reads_any_shape: bool = True  # `refusal` is always None
 
     connector: str | None = None  # the module between tower and language model, by its name
+    can_locate: bool = False  # whether it has a head for places, as moondream has: detect, point, gaze
+    typical_crops: int = 1  # that the tower reads of one image, for estimates of memory
+    estimates_memory: bool = False  # whether there are `skeleton_prefixes`
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         self.model = model
         self.processor = processor
         self.name = name
         self.revision = revision
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, path_or_id: str, *, revision: str | None = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> tuple[PreTrainedModel, Any]:
+        """The model and its processor; `options` go to the model's `from_pretrained`. No dtype: the checkpoint's own.
+
+        Whatever is read from a folder of others goes through `models.untrusted.load_untrusted`.
+        """
 
     @property
     def device(self) -> torch.device:
@@ -113,8 +129,9 @@ class VLM(ABC):
         """The most tokens of a sequence that the model can read as the engine lays it out."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
-    def hidden_states(self, model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
-        """What the vocabulary head reads, (B, S, D), of `model` (this VLM's, or its distributed wrapper)."""
+    @staticmethod
+    def hidden_states(model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+        """What the vocabulary head reads, (B, S, D), of `model` (a VLM's, or its distributed wrapper)."""
         outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
         return outputs.hidden_states[-1]
 
@@ -151,3 +168,45 @@ class VLM(ABC):
     def encode_images(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Decoded images to embeddings, each (N, D)."""
         return list(self.encode(self.prepare(images)))
+
+    @classmethod
+    def skeleton_prefixes(
+        cls, model: Any, images: int, *, crops: int, dtype: torch.dtype, cached: bool
+    ) -> torch.Tensor:
+        """The prefixes (images, T, D) as `model` on the meta device makes them of so many images of so many crops.
+
+        `cached`: the images' embeddings come from a feature cache, and the tower does not run.
+        """
+        raise NotImplementedError
+
+    def save_official(self, out: Path) -> None:
+        """Write the folder that the family's own code reads; UserError where that is transformers."""
+        raise UserError(f"{self.name} has no layout but transformers' own: use --to merged")
+
+    def save_variant(self, out: Path) -> None:
+        """Write the LoRA as the family's own code reads one; UserError where it knows none."""
+        raise UserError(f"{self.name}: a variant is a LoRA on moondream; use --to adapter, merged or official")
+
+
+FAMILIES: Registry[type[VLM]] = Registry(
+    "family",
+    [
+        "vlm_detect.models.moondream.family",
+        "vlm_detect.models.tinyllava.family",
+        "vlm_detect.models.generic.llava",
+        "vlm_detect.models.generic.qwen",
+        "vlm_detect.models.generic.architectures",
+    ],
+)
+Family = TypeVar("Family", bound=type[VLM])
+
+
+def family(*model_types: str) -> Callable[[Family], Family]:
+    """Register a family for the `model_type`s that its models' config.json says."""
+
+    def register(cls: Family) -> Family:
+        for model_type in model_types:
+            FAMILIES.add(model_type, cls)
+        return cls
+
+    return register

@@ -12,7 +12,6 @@ A merge is made in float32 and rounded once to the stored dtype; tensors without
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -24,12 +23,8 @@ from transformers import PreTrainedModel
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
-from vlm_detect.models.base import VLM
-from vlm_detect.models.moondream import MoondreamForConditionalGeneration
-from vlm_detect.models.moondream.family import MoondreamVLM
-from vlm_detect.models.moondream.variant import has_projection, save_variant
+from vlm_detect.models.moondream.variant import has_projection
 from vlm_detect.models.registry import load_vlm
-from vlm_detect.models.tinyllava import TinyLlavaForConditionalGeneration
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
@@ -67,36 +62,19 @@ def export(run: str, target: Target, out: Path) -> None:
         return
     vlm = load_vlm(run, dtype="stored", device="cpu")
     if target == "variant":
-        if not isinstance(vlm, MoondreamVLM):
-            raise UserError(f"{run}: a variant is a LoRA on moondream; use --to adapter, merged or official")
-        save_variant(vlm.model, out)
+        vlm.save_variant(out)
         return
     if isinstance(vlm.model, PeftModel):
         vlm.model = merge(vlm.model)
     if target == "official":
-        save_official(vlm, out)
+        vlm.save_official(out)
+        make_readable(*out.glob("*.safetensors"))
         return
     vlm.model.save_pretrained(out)
     make_readable(*out.glob("*.safetensors"))
     vlm.processor.save_pretrained(out)
     if (calibration := Path(run) / "calibration.json").is_file():
         shutil.copy(calibration, out)
-
-
-def save_official(vlm: VLM, out: Path) -> None:
-    """The folder that a family's own code reads; UserError for models whose own code is transformers."""
-    if isinstance(vlm.model, TinyLlavaForConditionalGeneration):
-        vlm.model.save_official(out, vlm.processor.tokenizer)
-        if "lora" in str(out.resolve()):
-            told = (
-                "TinyLLaVA_Factory takes a path with 'lora' in it for that of a LoRA, and fails: move the folder first"
-            )
-            print(f"warning: {out}: {told}", file=sys.stderr)
-    elif isinstance(vlm.model, MoondreamForConditionalGeneration):
-        vlm.model.save_official(out)
-    else:
-        raise UserError(f"{vlm.name} has no layout but transformers' own: use --to merged")
-    make_readable(*out.glob("*.safetensors"))
 
 
 def copy_adapter(run: Path, out: Path) -> None:

@@ -23,19 +23,15 @@ import transformers
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from vlm_detect.errors import UserError
-from vlm_detect.models.base import VLM
-from vlm_detect.models.generic import ChatVLM, LlavaVLM, load_generic
+from vlm_detect.models.base import FAMILIES, VLM
+from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
-from vlm_detect.models.moondream import MODEL_TYPE, MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, HUB_ID
-from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.nano import NanoName, nano_path
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
-from vlm_detect.models.tinyllava import MODEL_TYPE as TINYLLAVA_TYPE
-from vlm_detect.models.tinyllava import load_tinyllava
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.schema import check_folder
@@ -60,7 +56,6 @@ _NANO: dict[str, tuple[str, NanoName]] = {
     "renderer": ("nano", "sd35"),
 }
 NANO_NAMES = tuple({name for name, _ in _NANO.values()})
-_LLAVAS = ("llava", TINYLLAVA_TYPE)
 
 
 @dataclass(frozen=True)
@@ -161,19 +156,17 @@ def load_vlm(
 def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
     """The family of a model, the model and its processor."""
     path, hub_options = resolved.path_or_id, _revision(resolved)
-    config = load_untrusted(AutoConfig, path, **hub_options)
-    if config.model_type == MODEL_TYPE:
-        model = load_untrusted(MoondreamForConditionalGeneration, path, **hub_options, **options)
-        return MoondreamVLM, model, load_untrusted(MoondreamProcessor, path, **hub_options)
-    if config.model_type == TINYLLAVA_TYPE:
-        return LlavaVLM, *load_tinyllava(path, **hub_options, **options)
-    if not is_supported(config):
+    stored, _ = PreTrainedConfig.get_config_dict(path, **hub_options)  # a plugin's type is known when it is loaded
+    family: type[VLM] = ChatVLM
+    if (model_type := stored.get("model_type")) in FAMILIES:
+        family = FAMILIES[model_type]
+    elif not is_supported(load_untrusted(AutoConfig, path, **hub_options)):
         raise UserError(
-            f"{resolved.name}: model type {config.model_type!r} is not supported; give moondream2 ({HUB_ID}), "
-            f"TinyLLaVA ({TINYLLAVA_ID}), nano, or an image-text-to-text model of transformers"
+            f"{resolved.name}: model type {model_type!r} is not supported; give moondream2 ({HUB_ID}), "
+            f"TinyLLaVA ({TINYLLAVA_ID}), nano, an image-text-to-text model of transformers, or install a package that "
+            "knows it"
         )
-    model, processor = load_generic(path, **hub_options, **{**options, "dtype": options["dtype"] or "auto"})
-    return LlavaVLM if config.model_type in _LLAVAS else ChatVLM, model, processor
+    return family, *family.load(path, **hub_options, **options)
 
 
 def check_reachable(resolved: ResolvedModel, file: str = "config.json") -> None:

@@ -49,7 +49,7 @@ class Collator:
         images = self._images([example.image for example in examples])
         prefixes = (
             [self.vlm.prefix_ids()] * len(examples)
-            if self.vlm.same_prefix
+            if self.vlm.has_fixed_prefix
             else self.vlm.prefix_rows(images["prepared"])
         )
         asked = [[self._answered(question) for question in example.questions] for example in examples]
@@ -74,7 +74,7 @@ class Collator:
 
     def _layout(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
         """What each row holds: images with their questions."""
-        if not (self.pack and self.vlm.packs):
+        if not (self.pack and self.vlm.supports_packing):
             return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
         lengths = [len(prefix) + sum(map(len, some)) for prefix, some in zip(prefixes, asked, strict=True)]
         if self.row_tokens is None:

@@ -55,7 +55,7 @@ class Features:
             UserError: where the tower is trained, for then its embeddings change with every step, and for a family
                 that reads image and text together.
         """
-        if not vlm.same_prefix:
+        if not vlm.has_fixed_prefix:
             raise UserError(
                 f"--cache_features: {vlm.name} is neither a moondream nor a LLaVA, whose embeddings can be cached; "
                 "leave it out"

@@ -56,7 +56,7 @@ def cross_entropy(
 
 def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the model's forward for a batch whose images have the embeddings (N, T, D)."""
-    if not vlm.same_prefix:
+    if not vlm.has_fixed_prefix:
         return vlm.row_inputs(image_embeds, batch)
     branch = batch["branch"]
     inputs: dict[str, Any] = vlm.prefix_inputs(image_embeds[batch["row_images"]])

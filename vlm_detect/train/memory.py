@@ -1,6 +1,6 @@
 """How much memory a training step takes, from the real shapes on the meta device: nothing is loaded or computed.
 
-    estimate = estimate_memory(model, options, crops=10)      # `model` built under torch.device("meta")
+    estimate = estimate_memory(model, Step(crops=10), LoraOptions())      # `model` built under torch.device("meta")
     estimate.total_gb; estimate.parts
 
 Weights, gradients and optimiser states are counted by dtype. Activations are what a whole step of tower, decoder,
@@ -23,11 +23,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from transformers import LlavaForConditionalGeneration as LLAVA
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vlm_detect.models.generic import LlavaVLM
+from vlm_detect.models.base import FAMILIES
 from vlm_detect.models.parts import is_vision
 from vlm_detect.train.lora import LoraOptions, select_targets, wrap
 from vlm_detect.train.loss import CHUNK
@@ -35,7 +34,6 @@ from vlm_detect.train.loss import CHUNK
 OVERHEAD_GB = 1.0
 QUESTION_TOKENS = 50  # of a question with its answer and template
 ANSWER_TOKENS = 4
-SYSTEM_TOKENS = 40  # of a LLaVA's prompt before its image
 _BITS = {"nf4": 4.127, "int8": 8.0}  # a weight with its scales: 4 + (8 + 32 / 256) / 64
 _STATE_BYTES = {"adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # a trained weight; AdamW: 8
 
@@ -70,17 +68,18 @@ class Estimate:
 
 
 def estimate_memory(model: PreTrainedModel, step: Step, lora: LoraOptions) -> Estimate:
-    """The peak of one training step of a moondream or a LLaVA on the meta device.
+    """The peak of one training step on the meta device, of a model whose family has estimates (`VLM.estimates_memory`).
 
     The model is wrapped by the LoRA and kept so.
     """
+    family = FAMILIES[model.config.model_type]
     weights = _weight_bytes(model, step)
     model = model.to(step.dtype).train()
     if step.tune == "full":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not is_vision(name) and "region" not in name)
     else:
-        connector = [LlavaVLM.connector] if lora.train_connector and isinstance(model, LLAVA) else []
+        connector = [family.connector] if lora.train_connector and family.connector else []
         targets = select_targets(model, lora.lora_targets, lora.lora_last_layers)
         config = LoraConfig(
             r=lora.lora_r,
@@ -125,7 +124,10 @@ def _activation_bytes(model: Any, step: Step) -> float:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     images, text = step.images, step.questions * QUESTION_TOKENS
     with torch.device("meta"), LiveBytes(model) as live:
-        prefix = _image_embeds(model, step)
+        family = FAMILIES[model.config.model_type]
+        prefix = family.skeleton_prefixes(
+            model, images, crops=step.crops, dtype=step.dtype, cached=step.cached_features
+        )
         width, length = prefix.shape[-1], prefix.shape[1] + text
         embeds = torch.cat([prefix.to(step.dtype), torch.empty(images, text, width, dtype=step.dtype)], dim=1)
         inputs = {
@@ -133,7 +135,7 @@ def _activation_bytes(model: Any, step: Step) -> float:
             "attention_mask": torch.empty(images, 1, length, length, dtype=step.dtype),
             "position_ids": torch.empty(images, length, dtype=torch.long),
         }
-        hidden = _hidden_states(model, inputs)
+        hidden = family.hidden_states(model, inputs)
         supervised = hidden.flatten(0, 1)[: images * step.questions * ANSWER_TOKENS]
         total = hidden.new_zeros((), dtype=torch.float32)
         for chunk in supervised.split(CHUNK):
@@ -141,32 +143,6 @@ def _activation_bytes(model: Any, step: Step) -> float:
         total.backward()
         model.zero_grad()
     return float(live.peak)
-
-
-def _image_embeds(model: Any, step: Step) -> torch.Tensor:
-    """The prefixes (N, T, D) of a step's images; the tower runs unless its embeddings are cached."""
-    vision, width = model.config.vision_config, model.config.text_config.hidden_size
-    llava = isinstance(model, LLAVA)
-    tokens = model.config.image_seq_length if llava else 1 + vision.num_image_tokens
-    prefix = torch.empty(step.images, tokens, width, dtype=step.dtype)
-    system = torch.empty(step.images, SYSTEM_TOKENS if llava else 0, width, dtype=step.dtype)
-    if step.cached_features:
-        return torch.cat([system, prefix], dim=1)
-    if llava:
-        pixels = torch.empty(step.images, 3, vision.image_size, vision.image_size, dtype=step.dtype)
-        features = torch.stack(list(model.model.get_image_features(pixels).pooler_output))
-        return torch.cat([system, features.to(step.dtype)], dim=1)
-    crops = torch.empty(step.images * step.crops, 3, vision.crop_size, vision.crop_size, dtype=step.dtype)
-    # The sum keeps the graph of a tower that is trained, and nothing of one that is not.
-    return prefix + model.model.vision.encode_crops(crops).sum()
-
-
-def _hidden_states(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """As the families' own `VLM.hidden_states`, which need a processor."""
-    if isinstance(model, LLAVA):
-        outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
-        return outputs.hidden_states[-1]
-    return model(**inputs, use_cache=False, logits_to_keep=1).last_hidden_state
 
 
 def _loss(head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:

@@ -147,7 +147,7 @@ class DetectorTrainer(RecipeTrainer):
             # score one twice, and prefixes that may differ in length are not laid in one batch here and in two there.
             rounds = -(-n_images // args.world_size)
             mine = [(args.process_index + i * args.world_size) % n_images for i in range(rounds)]
-            at_once = at_once if self.vlm.same_prefix else 1
+            at_once = at_once if self.vlm.has_fixed_prefix else 1
         training = model.training
         model.eval()
         engine = Engine(self.vlm, batch_images=at_once, cache_bytes=0)  # every image is seen once

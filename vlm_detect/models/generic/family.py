@@ -1,9 +1,9 @@
 """Any image-text model of transformers as a `VLM`, from its processor and chat template.
 
-The processor's tensors go to the model's own forward. In the architectures of `PREFIXED` an image is read without
-regard to what follows, and questions share its prefix: packed into rows in training, cached at inference. Others are
-asked one question a row, in which the tower reads the image anew: PaliGemma, whose image and question see each other,
-and what has not been tried.
+The processor's tensors go to the model's own forward, one question a row, in which the tower reads the image anew. That
+is right for any architecture. The subclasses (`architectures.py`, `qwen.py`, `llava.py`) are for those in which an
+image is read without regard to what follows, so that questions share its prefix: packed into rows in training, cached
+at inference.
 """
 
 from __future__ import annotations
@@ -19,16 +19,10 @@ from transformers import PreTrainedModel
 
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.models.base import VLM
+from vlm_detect.models.generic.loading import load_generic, make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
 from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask, is_packed
 
-# Architectures in which nothing behind an image changes what was read before: seen to give the plain path's answers,
-# losses and gradients.
-PREFIXED = ("gemma3", "idefics3", "qwen2_vl", "qwen2_5_vl")
-# Those in which the tokens of one image see each other in both directions.
-TWO_WAY_IMAGES = ("gemma3",)
-# The decoder reads image and question in both directions, and only the answer forwards.
-PREFIX_LM = ("paligemma",)
 _TYPE_IDS = ("token_type_ids", "mm_token_type_ids")  # one a token; everything else that a processor gives is of images
 _ORDINARY_ASPECT = 20  # of the longer side to the shorter: up to here every processor reads an image
 _KEPT_LENGTHS = 10_000
@@ -42,15 +36,29 @@ _CAPTION_QUESTIONS = {
 class ChatVLM(VLM):
     """A model behind its processor's chat template. Prepared images are one dict of tensors each."""
 
-    same_prefix = False
     reads_any_shape = False
+    has_fixed_prefix = False
+    supports_packing = False
+    supports_prefix_cache = False
+    two_way_images = False  # whether the tokens of one image see each other in both directions
+    prefix_lm = False  # whether image and question see each other in both directions, and the answer only is causal
+
+    @classmethod
+    def load(
+        cls, path_or_id: str, *, revision: str | None = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> tuple[PreTrainedModel, Any]:
+        options |= {"dtype": dtype or "auto"}
+        return load_generic(path_or_id, revision=revision, make_processor=cls.make_processor, **options)
+
+    @staticmethod
+    def make_processor(config: Any, image_processor: Any, tokenizer: Any, stored: dict[str, Any]) -> Any:
+        """The processor of an image processor and a tokenizer; `stored` is what its folder says of it."""
+        return make_processor(config, image_processor, tokenizer, stored)
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         super().__init__(model, processor, name, revision)
-        self.model_type = model.config.model_type
         self.image_token_id = int(model.config.image_token_id)
         self.template = ChatTemplate(processor, self.image_token_id, name)
-        self.packs = self.caches = self.model_type in PREFIXED
         self._lengths: dict[tuple[int, int], int | str] = {}
 
     @property
@@ -112,31 +120,18 @@ class ChatVLM(VLM):
     def prefix_inputs(self, image_embeds: Any) -> dict[str, torch.Tensor]:
         return {name: _join([image[name] for image in image_embeds]) for name in image_embeds[0]}
 
-    def shifts(self, count: int) -> list[int]:
-        deltas = self._rope_deltas
-        return [0] * count if deltas is None else [int(delta) for delta in deltas.flatten()]
-
     @property
-    def _rope_deltas(self) -> torch.Tensor | None:
-        """By how much the positions of a Qwen-VL, which count an image's rows and columns, differ from the count."""
-        if "qwen" not in self.model_type:
-            return None
-        return self.model.get_submodule(self._inner).rope_deltas
-
-    @property
-    def _inner(self) -> str:
-        """The name of the model without its head, which peft wraps more deeply."""
-        return "base_model.model.model" if "base_model" in dict(self.model.named_children()) else "model"
-
-    def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
-        """Text stands on the diagonal of a Qwen-VL's three axes: (3, B, T)."""
-        return positions if self._rope_deltas is None else positions.expand(3, *positions.shape)
+    def inner(self) -> Any:
+        """The model without its head, which peft wraps more deeply."""
+        wrapped = "base_model" in dict(self.model.named_children())
+        return self.model.get_submodule("base_model.model.model" if wrapped else "model")
 
     @property
     def context(self) -> int:
         """The decoder's context; behind cached prefixes no further than its sliding window, whose mask is not made."""
-        window = self.model.config.get_text_config().sliding_window if self._slides and self.caches else None
-        return super().context if window is None else min(super().context, window)
+        if not (self._slides and self.supports_prefix_cache):
+            return super().context
+        return min(super().context, self.model.config.get_text_config().sliding_window or super().context)
 
     @property
     def _slides(self) -> bool:
@@ -148,7 +143,7 @@ class ChatVLM(VLM):
 
     def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
         """Each run of image tokens is one, for the architectures in which they see each other."""
-        if self.model_type not in TWO_WAY_IMAGES:
+        if not self.two_way_images:
             return super().two_way_blocks(prefix)
         runs = groupby(prefix, lambda token: token == self.image_token_id)
         return [number if is_image else CAUSAL for number, (is_image, run) in enumerate(runs) for _ in run]
@@ -159,11 +154,11 @@ class ChatVLM(VLM):
         inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in _TYPE_IDS} for image in images])
         inputs["input_ids"] = rows["ids"]
         if is_packed(rows):
-            return {**inputs, "attention_mask": self._masks(rows), "position_ids": self._positions(images, rows)}
+            return {**inputs, "attention_mask": self._masks(rows), "position_ids": self.row_positions(images, rows)}
         inputs["attention_mask"] = (rows["branch"] != PADDING).long()
         for name in set(_TYPE_IDS) & images[0].keys():
             types = torch.zeros_like(rows["ids"])
-            if self.model_type in PREFIX_LM:
+            if self.prefix_lm:
                 types = (batch["labels"].to(self.device) != IGNORE).long()
             for row, image in enumerate(images):
                 types[row][rows["branch"][row] == PREFIX] = image[name][0]
@@ -178,21 +173,9 @@ class ChatVLM(VLM):
             return mask()
         return {"full_attention": mask(), "sliding_attention": mask(window=config.sliding_window)}
 
-    def _positions(self, images: list[dict[str, torch.Tensor]], rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, S); of a Qwen-VL (3, B, S): prefixes count an image's rows and columns, and text goes on behind them."""
-        if "qwen" not in self.model_type:
-            return rows["position_ids"]
-        model: Any = self.model.get_submodule(self._inner)
-        positions = rows["position_ids"].expand(3, -1, -1).clone()
-        counts = (rows["image"].amax(dim=1) + 1).tolist()
-        places = [(row, number) for row, count in enumerate(counts) for number in range(count)]
-        for image, (row, number) in zip(images, places, strict=True):
-            own, behind = rows["image"][row] == number, rows["branch"][row] != PREFIX
-            names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
-            laid, shift = model.get_rope_index(**{name: image[name] for name in names})
-            positions[:, row, own & ~behind] = laid[:, 0]
-            positions[:, row, own & behind] += shift[0]
-        return positions
+    def row_positions(self, images: list[dict[str, torch.Tensor]], rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The positions of packed rows, in the model's own form; `images` are those of the rows, one after another."""
+        return rows["position_ids"]
 
     @cached_property
     def _prefix_ids(self) -> list[int]:

@@ -8,23 +8,24 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
 
+from vlm_detect.models.base import family
 from vlm_detect.models.generic.family import ChatVLM
 
+SYSTEM_TOKENS = 40  # of a prompt before its image, where nothing is known of the template
 _TOWER_LAYER = re.compile(r"\.encoder\.layers\.(\d+)\.")
 
 
+@family("llava")
 class LlavaVLM(ChatVLM):
     """LLaVA and TinyLLaVA: a fixed number of embeddings an image, in a decoder that looks backwards only."""
 
-    same_prefix = True
     reads_any_shape = True
+    has_fixed_prefix = True
+    supports_packing = True
+    supports_prefix_cache = True
     connector = "multi_modal_projector"
-
-    def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
-        super().__init__(model, processor, name, revision)
-        self.packs = self.caches = True
+    estimates_memory = True
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         return {"pixel_values": self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]}
@@ -36,9 +37,8 @@ class LlavaVLM(ChatVLM):
         return len(self.prefix_ids())
 
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
-        tower = self.model.get_submodule(self._inner)
         pixel_values = prepared["pixel_values"].to(self.device, self.model.dtype)
-        return torch.stack(list(tower.get_image_features(pixel_values).pooler_output))
+        return torch.stack(list(self.inner.get_image_features(pixel_values).pooler_output))
 
     def is_unused(self, name: str) -> bool:
         """The features are those of an earlier layer of the tower: the layers above, and its head, are never read."""
@@ -59,3 +59,15 @@ class LlavaVLM(ChatVLM):
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.image_token_id)[..., None]
         return {"inputs_embeds": embeds.masked_scatter(places, image_embeds.to(embeds.dtype))}
+
+    @classmethod
+    def skeleton_prefixes(
+        cls, model: Any, images: int, *, crops: int, dtype: torch.dtype, cached: bool
+    ) -> torch.Tensor:
+        width = model.config.text_config.hidden_size
+        features = torch.empty(images, model.config.image_seq_length, width, dtype=dtype)
+        if not cached:
+            side = model.config.vision_config.image_size
+            pixels = torch.empty(images, 3, side, side, dtype=dtype)
+            features = torch.stack(list(model.model.get_image_features(pixels).pooler_output)).to(dtype)
+        return torch.cat([torch.empty(images, SYSTEM_TOKENS, width, dtype=dtype), features], dim=1)

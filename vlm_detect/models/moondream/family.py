@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from vlm_detect.models.base import VLM
+from vlm_detect.models.base import VLM, family
+from vlm_detect.models.moondream.configuration import MODEL_TYPE
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
 from vlm_detect.models.moondream.processing import MoondreamProcessor, Reference
 from vlm_detect.models.moondream.region import MoondreamRegion
+from vlm_detect.models.moondream.variant import save_variant
+from vlm_detect.models.untrusted import load_untrusted
 
 
+@family(MODEL_TYPE)
 class MoondreamVLM(VLM):
     model: MoondreamForConditionalGeneration
     processor: MoondreamProcessor
+    can_locate = True
+    typical_crops = 10
+    estimates_memory = True
+
+    @classmethod
+    def load(
+        cls, path_or_id: str, *, revision: str | None = None, **options: Any
+    ) -> tuple[MoondreamForConditionalGeneration, MoondreamProcessor]:
+        hub_options = {"revision": revision} if revision else {}
+        model = load_untrusted(MoondreamForConditionalGeneration, path_or_id, **hub_options, **options)
+        return model, load_untrusted(MoondreamProcessor, path_or_id, **hub_options)
 
     @property
     def eos_token_id(self) -> int:
@@ -43,7 +59,8 @@ class MoondreamVLM(VLM):
         input_ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
         return {"input_ids": input_ids, "image_embeds": image_embeds}
 
-    def hidden_states(self, model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+    @staticmethod
+    def hidden_states(model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
         return model(**inputs, use_cache=False, logits_to_keep=1).last_hidden_state
 
     def prefix_ids(self) -> list[int]:
@@ -75,3 +92,21 @@ class MoondreamVLM(VLM):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.processor.decode(token_ids)
+
+    @classmethod
+    def skeleton_prefixes(
+        cls, model: Any, images: int, *, crops: int, dtype: torch.dtype, cached: bool
+    ) -> torch.Tensor:
+        vision = model.config.vision_config
+        prefix = torch.empty(images, 1 + vision.num_image_tokens, model.config.text_config.hidden_size, dtype=dtype)
+        if cached:
+            return prefix
+        pixels = torch.empty(images * crops, 3, vision.crop_size, vision.crop_size, dtype=dtype)
+        # The sum keeps the graph of a tower that is trained, and nothing of one that is not.
+        return prefix + model.model.vision.encode_crops(pixels).sum()
+
+    def save_official(self, out: Path) -> None:
+        self.model.save_official(out)
+
+    def save_variant(self, out: Path) -> None:
+        save_variant(self.model, out)
