@@ -34,4 +34,6 @@ def test_places_are_read_as_they_are_said():
     assert [places_in(f"It is so at the {place}.") for place in PLACES] == [[place] for place in PLACES]
     assert places_in("In the top-left corner and the Middle.") == ["upper left", "centre"]
     assert places_in("It was altered at the top centre.") == ["top"]
+    assert places_in("In its lower half, and the upper middle.") == ["top", "bottom"]
+    assert places_in("It is lower than the upper bound.") == []
     assert places_in("The topping was brightly lit.") == []

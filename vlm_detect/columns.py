@@ -40,6 +40,20 @@ RECEIPT_FEATURES = {
     "encode": Value("string"),
 }
 
+REASON_FEATURES = {
+    "text": Value("string"),
+    "kind": Value("string"),
+    "supports": Value("string"),
+    "box": List(Value("int32")),  # as of an edit, in pixels of the stored image
+    "source": Value("string"),
+    "value": Value("float64"),
+    "percentile": Value("float32"),
+    "margin": Value("float32"),
+    "checked_by": Value("string"),
+}
+# What `add-reasons` adds to a dataset of one kind or the other: for each image column the one of its reasons.
+REASON_COLUMNS = {"images": {"image": "reasons"}, "pairs": {"image": "image_reasons", "twin": "twin_reasons"}}
+
 # One row a (photo, twin).
 PAIR_FEATURES = Features(
     {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 PLACES = ("upper left", "top", "upper right", "left", "centre", "right", "lower left", "bottom", "lower right")
 
 _MIDDLE = r"(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))"
+_PART = r"(?=[ -](?:part|half|third|edge|area|region|section|cent|middle))"  # "lower" alone compares
 _ALONE = r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])"
 # How each is said. "The top" is not "the top left", and "the left" is not "the upper left".
 PLACE_PATTERNS = {
@@ -16,8 +17,8 @@ PLACE_PATTERNS = {
     "upper right": r"(?:upper|top)[ -]right",
     "lower left": r"(?:lower|bottom)[ -]left",
     "lower right": r"(?:lower|bottom)[ -]right",
-    "top": rf"(?:upper|top){_MIDDLE}",
-    "bottom": rf"(?:lower|bottom){_MIDDLE}",
+    "top": rf"(?:upper{_PART}|top){_MIDDLE}",
+    "bottom": rf"(?:lower{_PART}|bottom){_MIDDLE}",
     "left": rf"{_ALONE}left",
     "right": rf"{_ALONE}right",
     "centre": rf"{_ALONE}(?:cent(?:re|er)|middle)",

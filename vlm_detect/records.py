@@ -7,6 +7,7 @@ Item (a benchmark's question) --benchmark--> Result
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,14 @@ TwinKind = Literal["caption", "vae", "edit"]
 EditOperation = Literal["blur", "copy_move", "splice", "smear", "warp", "recolour", "removal", "inpaint"]
 EDIT_OPERATIONS: tuple[EditOperation, ...] = get_args(EditOperation)
 FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
+# What a reason is about; docs/explanations.md says of each what belongs to it.
+MeasuredKind = Literal["fine_detail", "noise", "spectrum", "edges", "texture", "colour", "repetition", "compression"]
+SeenKind = Literal["anatomy", "text", "geometry", "light", "reflection", "background", "physics"]
+EditKind = Literal["operation", "place"]
+ReasonKind = MeasuredKind | SeenKind | EditKind
+REASON_KINDS: tuple[ReasonKind, ...] = (*get_args(MeasuredKind), *get_args(SeenKind), *get_args(EditKind))
+ReasonSource = Literal["measured", "edit", "teacher", "imported"]
+REASON_SOURCES: tuple[ReasonSource, ...] = get_args(ReasonSource)
 ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
 
 # What folders, columns and classes of data sets call the labels, in the form of `_plain`. No other list in the package.
@@ -52,6 +61,35 @@ class Reject:
     stage: str
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One sentence that speaks for a label of its image, and what it rests on.
+
+    `box` (x0, y0, x1, y1, the last two outside) is where the text says that it is, None where the text names no place.
+    A measured reason has the measure's `value`, its `percentile` among photos of its size (0 to 100) and the name of
+    the measure in `checked_by`; other sources name there what checked them. `margin` says in nats by how much likelier
+    it is of an image of the label that it supports.
+    """
+
+    text: str
+    kind: ReasonKind
+    supports: Label
+    source: ReasonSource
+    box: tuple[int, int, int, int] | None = None
+    value: float | None = None
+    percentile: float | None = None
+    margin: float | None = None
+    checked_by: str = ""
+
+    def to_row(self) -> dict[str, Any]:
+        """As `columns.REASON_FEATURES`."""
+        return {**asdict(self), "box": list(self.box) if self.box else None}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Reason:
+        return cls(**{**row, "box": tuple(row["box"]) if row["box"] else None})
 
 
 @dataclass(frozen=True)

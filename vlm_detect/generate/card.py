@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from vlm_detect.generate.dataset_files import Packed
+from vlm_detect.measures.calibration import MeasureCalibration
 
 _PAIRS = """\
 Each row pairs a photo (`image`) with a `twin` that was made from it. Both were decoded to RGB, brought to the same
@@ -24,6 +25,12 @@ Each row is an image of a set that others made, with its `label`, `generator` an
 were published and carry every trace of how they were stored: real and generated images may differ in size, compression
 and format. `vlm-detect audit` tells how far these give the label away. Metadata were removed. The test split is {test}.
 Near copies share a group.
+"""
+
+_REASONS = """\
+Each reason is a sentence that speaks for the label of its image, with what it rests on: a measurement of the pixels
+held against photos of the same size, or what is known to have been done to the image. `docs/explanations.md` has the
+columns and the kinds.
 """
 
 
@@ -61,6 +68,36 @@ def image_card(
     test = "the published one" if "test" in published else "held out here, for the set came without one"
     facts = {"Labels": _counts(labels), "Generators": _counts(generators)}
     return _card("Real and generated images", "images", packed, _IMAGES.format(test=test), facts, licences)
+
+
+def reasons_section(
+    images: Mapping[str, int],
+    without: Mapping[str, int],
+    reasons: Mapping[tuple[str, str, str], int],
+    calibration: MeasureCalibration | None,
+) -> str:
+    """What reasons the rows have: `images` and those `without` any by label, `reasons` by (source, kind, supports)."""
+    by_source, by_kind = Counter[str](), Counter[str]()
+    for (source, kind, _), count in reasons.items():
+        by_source[source] += count
+        by_kind[kind] += count
+    facts = {
+        "Images": _counts(images),
+        "Without a reason": _counts({label: count for label, count in without.items() if count}),
+        "Reasons by source": _counts(by_source),
+        "By kind": _counts(by_kind),
+    }
+    if calibration is not None:
+        telling = [
+            f"{name} {scale.auroc:.2f} ({scale.ci95[0]:.2f} to {scale.ci95[1]:.2f}), {scale.generated} where generated"
+            for name in calibration.telling
+            for scale in [calibration.scales[name]]
+        ]
+        counts = f"{_counts(calibration.images)} images of the training split (`measures.json`)"
+        facts["Calibrated on"] = counts
+        facts["Measures that tell the labels apart, by area under the ROC curve"] = "; ".join(telling) or "none"
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return f"## Reasons\n\n{_REASONS}\n{listed}"
 
 
 def _card(

@@ -10,7 +10,7 @@ from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.selection import Layout, Selection, check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
-from vlm_detect.records import EDIT_OPERATIONS, EditOperation, Label, TwinKind
+from vlm_detect.records import EDIT_OPERATIONS, EditOperation, Label, ReasonSource, TwinKind
 
 FROM_COLUMN = "column"
 
@@ -253,3 +253,38 @@ class Upload:
             huggingface_hub.utils.validate_repo_id(self.push_to_hub)
         except HFValidationError as error:  # found out before the work, not behind it
             raise UserError(f"--push_to_hub {self.push_to_hub}: no Hub name like owner/name") from error
+
+
+ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit")  # that add-reasons can find
+
+
+class ReasonSources(str):
+    """Sources with commas between, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> ReasonSources:
+        if unknown := [name for name in text.split(",") if name not in ADDABLE_SOURCES]:
+            raise ArgumentTypeError(
+                f"known sources of reasons are {', '.join(ADDABLE_SOURCES)}, not {', '.join(unknown)}"
+            )
+        return super().__new__(cls, ",".join(name for name in ADDABLE_SOURCES if name in text.split(",")))
+
+    @property
+    def sources(self) -> list[ReasonSource]:
+        return [cast(ReasonSource, name) for name in self.split(",")]
+
+
+@dataclass(frozen=True)
+class ReasonsConfig:
+    """Which reasons are added."""
+
+    reasons: ReasonSources | None = field(
+        default=None,
+        metadata={"help": f"Sources, of {','.join(ADDABLE_SOURCES)}; measured, and edit where the dataset has edits."},
+    )
+    measured_reasons: int = field(default=4, metadata={"help": "Measured reasons of an image, at most."})
+    seed: int = field(default=0, metadata={"help": "Of the wordings."})
+    rows_per_file: int = field(default=50_000, metadata={"help": "Rows in one parquet file."})
+    shard_size: int = field(default=1024, metadata={"help": "Rows in a shard: what a worker does before it saves."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "measured_reasons", "rows_per_file", "shard_size")

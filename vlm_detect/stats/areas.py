@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from vlm_detect.stats.metrics import Array
 
 FOLDS = 5
+_MANY = 2000  # groups; a random part of so many has the classes in proportion, and is found at once
 
 Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
@@ -29,6 +30,8 @@ def make_folds(y: Array, groups: NDArray[np.intp]) -> Folds:
     folds = min(FOLDS, *(len(set(groups[y == label].tolist())) for label in (0, 1)))
     if folds < 2:
         return []
+    if len(set(groups.tolist())) > _MANY:
+        return list(GroupKFold(folds, shuffle=True, random_state=0).split(y, y, groups))
     return list(StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(y, y, groups))
 
 

@@ -1,0 +1,53 @@
+"""What is said of a planted edit is what the row says was done, and is read back as that and nothing else."""
+
+import pytest
+
+from vlm_detect.benchmark.explanations import _OPERATIONS as OPERATIONS
+from vlm_detect.benchmark.explanations import claimed_faults, names
+from vlm_detect.generate.edit_reasons import edit_reasons, operation_wordings, place_wordings
+from vlm_detect.places import PLACES, box_of, places_in
+from vlm_detect.records import EDIT_OPERATIONS
+
+
+def edit(operation: str | None, box: list[int] | None) -> dict[str, object]:
+    return {"of": "photo", "operation": operation, "box": box, "strength": 0.1, "donor": None, "attempt": 0}
+
+
+@pytest.mark.parametrize("operation", EDIT_OPERATIONS)
+def test_every_wording_names_its_operation_alone(operation):
+    written = operation_wordings(operation)
+    assert len(set(written)) == len(written) >= 12
+    for sentence in written:
+        assert names(sentence, operation.replace("_", " "), OPERATIONS), sentence
+        assert places_in(sentence) == []
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_wording_names_its_place_alone(place):
+    written = place_wordings(place)
+    assert len(set(written)) == len(written) >= 12
+    for sentence in written:
+        assert places_in(sentence) == [place]
+        assert claimed_faults(sentence) == 0
+    with pytest.raises(ValueError, match="no place"):
+        place_wordings("somewhere")
+
+
+def test_what_the_row_says():
+    box = list(box_of("lower right", (96, 64)))
+    operation, place = edit_reasons(edit("smear", box), (96, 64), seed="a")
+    assert (operation.kind, operation.box) == ("operation", None)
+    assert (place.kind, list(place.box)) == ("place", box)
+    assert {(one.supports, one.source) for one in (operation, place)} == {("edited", "edit")}
+    assert places_in(place.text) == ["lower right"]
+    assert edit_reasons(edit("smear", box), (96, 64), seed="a") == [operation, place]
+    drawn = {edit_reasons(edit("smear", box), (96, 64), seed=str(i))[0].text for i in range(100)}
+    assert drawn <= set(operation_wordings("smear"))
+    assert len(drawn) > 6
+
+
+def test_what_is_not_known_is_not_said():
+    assert edit_reasons(None, (96, 64), seed="") == []
+    assert edit_reasons(edit(None, None), (96, 64), seed="") == []
+    assert [reason.kind for reason in edit_reasons(edit("blur", None), (96, 64), seed="")] == ["operation"]
+    assert [reason.kind for reason in edit_reasons(edit("unheard_of", [0, 0, 9, 9]), (96, 64), seed="")] == ["place"]

@@ -1,0 +1,109 @@
+"""Every image of a pair or image dataset in one order: split by split, row by row, a row's image before its twin.
+
+    members = open_members("data/pairs")
+    for number, split, row in members.numbered(0, 1000):
+        for member in members.of_row(number, split, row): ...       # .column, .label, .group, .image, ...
+
+Rows are numbered over all splits, so that work on them can be cut into shards.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, Features
+
+from vlm_detect.config import file_sha256
+from vlm_detect.data.pairs import open_dataset
+from vlm_detect.data.splits import SPLITS
+from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage, undecoded
+from vlm_detect.records import Label, label_named
+
+Column = Literal["image", "twin"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image: the `row` it stands in, by its number over all splits, and what that row says of it."""
+
+    row: int
+    column: Column
+    id: str
+    split: str
+    label: Label
+    group: str
+    cell: Mapping[str, Any] | None
+    edit: Mapping[str, Any] | None = None
+
+    @cached_property
+    def image(self) -> StoredImage:
+        """UserError where the cell names a file that cannot be read."""
+        return StoredImage.of(self.cell, self.id)
+
+
+@dataclass(frozen=True)
+class Members:
+    """A dataset's rows, undecoded, by split in the order of `SPLITS`.
+
+    `features` are those of the dataset as it was opened; `fingerprint` changes with its content.
+    """
+
+    splits: Mapping[str, Dataset]
+    features: Features
+    fingerprint: str
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return ("image", "twin") if "twin" in self.features else ("image",)
+
+    def numbered(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """(number, split, row) of the rows from `start` to `stop`, which is outside; images as {bytes, path}."""
+        before = 0
+        for split, rows in self.splits.items():
+            first, last = max(start - before, 0), min(stop - before, len(rows))
+            if first < last:
+                for i, row in enumerate(rows.select(range(first, last)), before + first):
+                    yield i, split, row
+            before += len(rows)
+
+    def of_row(self, number: int, split: str, row: Mapping[str, Any]) -> list[Member]:
+        """The images of a row that `numbered` gave."""
+        return [self._member(number, split, row, column) for column in self.columns]
+
+    def _member(self, number: int, split: str, row: Mapping[str, Any], column: Column) -> Member:
+        edit = row.get("edit") if column == "twin" else None
+        if column == "twin":
+            label: Label | None = "edited" if row["kind"] == "edit" else "generated"
+        else:
+            label = label_named(str(row.get("image_label") or row.get("label")))
+        if label is None:
+            raise UserError(f"row {number} has the label {row.get('label')!r}; give real, generated or edited")
+        name = row.get("pair_id") or row.get("id") or (row.get("source") or {}).get("path_or_id") or f"{split} {number}"
+        name = f"{name} {column}" if len(self.columns) > 1 else str(name)
+        return Member(number, column, name, split, label, row["group"], row[column], edit)
+
+
+@functools.lru_cache(maxsize=2)
+def open_members(dataset: str) -> Members:
+    """Of a folder or a Hub dataset; opened once a process, which may have many shards of it."""
+    opened = open_dataset(dataset)
+    order = [*(split for split in SPLITS if split in opened), *sorted(set(opened) - set(SPLITS))]
+    splits = {split: undecoded(opened[split]) for split in order}
+    digest = hashlib.sha256()
+    for path in sorted(Path(dataset).rglob("*.parquet")):
+        if path.name != "rejects.parquet":
+            digest.update(file_sha256(path).encode())
+    for split, rows in splits.items():  # of a Hub dataset all that is known without its files
+        digest.update(f"{split} {rows['group'][:]}".encode())
+    return Members(splits, opened[order[0]].features, digest.hexdigest())

@@ -1,0 +1,110 @@
+"""A measure: a number from an image's pixels that photos and generated images may differ in, and how it is spoken of.
+
+@measure("noise_strength", "noise", Words(...), map=lambda pixels: ninths(pixels.residual**2))
+def noise_strength(pixels: Pixels) -> float:
+    '''What it is, and its source.'''
+
+MEASURES["noise_strength"](image)          # one number
+measured = measure_image(image)            # every number that this image is large enough for
+measured.grid("noise_strength")            # (3, 3): the same by ninths of the image, or None
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_detect.measures.pixels import Pixels
+from vlm_detect.records import ReasonKind
+
+Grid = NDArray[np.float64]  # (3, 3), by rows
+_DIGITS = 6  # behind the point: equal images give equal numbers on every machine
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a measure is spoken of: "{subject} {lower or higher} than in most photos".
+
+    Subjects begin in lower case and are singular. The reader takes these phrases, and what `also_lower` and
+    `also_higher` match (regular expressions of whole words) as statements of their own: "lacks fine detail".
+    """
+
+    subjects: tuple[str, ...]
+    lower: tuple[str, ...]
+    higher: tuple[str, ...]
+    also_lower: tuple[str, ...] = ()
+    also_higher: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`value` gives the number, `map` the same by ninths; an image with a side below `min_side` has neither."""
+
+    name: str
+    kind: ReasonKind
+    words: Words
+    value: Callable[[Pixels], float]
+    map: Callable[[Pixels], Grid] | None = None
+    min_side: int = 16
+
+    def __call__(self, image: NDArray[Any] | Pixels) -> float:
+        """The measure of an image (H, W, 3), rounded; ValueError where the image is too small."""
+        pixels = image if isinstance(image, Pixels) else Pixels.from_array(image)
+        if not self.fits(pixels):
+            raise ValueError(f"{self.name} takes sides of {self.min_side} pixels or more, not {pixels.size}")
+        return round(float(self.value(pixels)), _DIGITS)
+
+    def fits(self, pixels: Pixels) -> bool:
+        return min(pixels.size) >= self.min_side
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(
+    name: str,
+    kind: ReasonKind,
+    words: Words,
+    *,
+    map: Callable[[Pixels], Grid] | None = None,
+    min_side: int = 16,
+) -> Callable[[Callable[[Pixels], float]], Callable[[Pixels], float]]:
+    """Register the decorated function as the measure `name`."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in MEASURES:
+        raise ValueError(f"measure {name!r}: give a name of lower case letters that no other measure has")
+
+    def register(value: Callable[[Pixels], float]) -> Callable[[Pixels], float]:
+        MEASURES[name] = Measure(name, kind, words, value, map, min_side)
+        return value
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The numbers of one image, and what it takes to compare them: `size` (width, height), the file's JPEG quality.
+
+    `jpeg_quality` is None of a file that is no JPEG, or not known. Grids are computed when they are asked for.
+    """
+
+    values: Mapping[str, float]
+    size: tuple[int, int]
+    jpeg_quality: int | None = None
+    pixels: Pixels | None = None
+
+    def grid(self, name: str) -> Grid | None:
+        """(3, 3): a measure by ninths of the image; None where it has no place, or no pixels are at hand."""
+        one = MEASURES[name]
+        return one.map(self.pixels) if one.map and self.pixels and one.fits(self.pixels) else None
+
+
+def measure_image(image: NDArray[Any] | Pixels, jpeg_quality: int | None = None) -> Measured:
+    """Every measure that an image (H, W, 3) is large enough for."""
+    pixels = image if isinstance(image, Pixels) else Pixels.from_array(image)
+    values = {name: one(pixels) for name, one in MEASURES.items() if one.fits(pixels)}
+    return Measured(values, pixels.size, jpeg_quality, pixels)
