@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoTokenizer, PhiConfig, SiglipVisionConfig
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PhiConfig, SiglipVisionConfig
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "bench"), str(Path(__file__).parents[2])]
 
@@ -33,12 +33,11 @@ from vlm_detect.models.base import VLM  # noqa: E402
 from vlm_detect.models.generic import LlavaVLM  # noqa: E402
 from vlm_detect.models.moondream import (  # noqa: E402
     MoondreamConfig,
-    MoondreamForConditionalGeneration,
     MoondreamProcessor,
 )
 from vlm_detect.models.moondream.family import MoondreamVLM  # noqa: E402
 from vlm_detect.models.nano import nano_path  # noqa: E402
-from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration  # noqa: E402
+from vlm_detect.models.tinyllava import TinyLlavaConfig  # noqa: E402
 from vlm_detect.models.tinyllava.processing import make_processor  # noqa: E402
 
 # Crops of an image to its tiling. One crop: the image fits it, and is read once. (No picture makes five crops by the
@@ -79,9 +78,7 @@ def random_moondream(machine: Machine, attention: Any = "sdpa") -> MoondreamVLM:
     config = moondream_config(machine)
     torch.manual_seed(0)
     with torch.device(machine.device):
-        model = MoondreamForConditionalGeneration._from_config(
-            config, dtype=machine.dtype, attn_implementation=attention
-        )
+        model = AutoModelForImageTextToText.from_config(config, dtype=machine.dtype, attn_implementation=attention)
     return MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), "random")
 
 
@@ -115,7 +112,7 @@ def random_tinyllava(machine: Machine) -> LlavaVLM:
     config.image_token_index = processor.image_token_id
     torch.manual_seed(0)
     with torch.device(machine.device):
-        model = TinyLlavaForConditionalGeneration._from_config(config, dtype=machine.dtype, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(config, dtype=machine.dtype, attn_implementation="sdpa")
     return LlavaVLM(model.eval(), processor, "random")
 
 

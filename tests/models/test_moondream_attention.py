@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.factories import tiny_moondream
 from tests.models.test_moondream import QUESTIONS, make_processor, noise_images
+from vlm_detect.models.attention import attention_of
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
-from vlm_detect.models.moondream.layers import MoondreamPreTrainedModel
+
+FLASH = "flash_stand_in"
 
 
 @torch.no_grad()
@@ -36,9 +38,8 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         calls.append((type(module).__name__, kwargs.get("is_causal")))
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", stand_in)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, FLASH, stand_in)
     monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *args, **kwargs: None)
-    monkeypatch.setattr(MoondreamPreTrainedModel, "_flash_attn_can_dispatch", lambda *args, **kwargs: True)
     return calls
 
 
@@ -50,11 +51,11 @@ def test_flash_runs_in_the_tower_and_sdpa_in_the_decoder(flash: list[tuple[str, 
     ids = plain.generate(**inputs, max_new_tokens=8)
     plain.save_pretrained(tmp_path)
 
-    loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
-    plain.set_attn_implementation("flash_attention_2")
+    loaded = MoondreamForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=FLASH)
+    plain.set_attn_implementation(FLASH)
     for model in (loaded, plain):
-        assert model.config.vision_config._attn_implementation == "flash_attention_2"
-        assert model.config.text_config._attn_implementation == "sdpa"
+        assert attention_of(model.config.vision_config) == FLASH
+        assert attention_of(model.config.text_config) == "sdpa"
         flash.clear()
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-6)
         assert set(flash) == {("MoondreamVisionAttention", False)}

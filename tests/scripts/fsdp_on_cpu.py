@@ -18,7 +18,7 @@ plain_init = accelerate.Accelerator.__init__
 
 
 def init(self: accelerate.Accelerator, *args: Any, **options: Any) -> None:
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    PartialState().distributed_type = DistributedType.MULTI_GPU  # all of them share what they hold
     plain_init(self, *args, **options)
     assert self.distributed_type == DistributedType.FSDP, self.distributed_type
 

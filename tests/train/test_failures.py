@@ -132,18 +132,19 @@ def test_another_error_passes_through(tmp_path, monkeypatch):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error):
+def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error, monkeypatch):
     trainer = make_trainer(tmp_path)
-    save = trainer._save_rng_state
+    save = torch.save
 
-    def save_until_the_disk_is_full(folder):
-        if folder.endswith("checkpoint-4"):
+    def save_until_the_disk_is_full(held, path, *args, **options):
+        if Path(path).name == "rng_state.pth" and Path(path).parent.name == "checkpoint-4":
             raise error
-        save(folder)
+        save(held, path, *args, **options)
 
-    trainer._save_rng_state = save_until_the_disk_is_full
-    with pytest.raises(UserError, match=r"no space is left on the disk .*step 4.*checkpoint-2 is intact"):
-        trainer.train()
+    with monkeypatch.context() as full:
+        full.setattr(torch, "save", save_until_the_disk_is_full)
+        with pytest.raises(UserError, match=r"no space is left on the disk .*step 4.*checkpoint-2 is intact"):
+            trainer.train()
     assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").is_file()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     make_trainer(tmp_path).train(resume_from_checkpoint=last_checkpoint(tmp_path))

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from datasets.fingerprint import generate_fingerprint
 
 from vlm_detect.config import make_readable, write_json
 from vlm_detect.data.pairs import open_dataset
@@ -83,8 +84,8 @@ def decode_split(
         raise UserError(f"--limit {limit}: at least 1")
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    # the fingerprint of `datasets` follows from the dataset's files and what was done to their rows
-    facts = {"rows": rows._fingerprint, "size": size, "fit": fit, "form": _FORM, "decoder": DECODER}
+    # follows from the dataset's files and what was done to their rows
+    facts = {"rows": generate_fingerprint(rows), "size": size, "fit": fit, "form": _FORM, "decoder": DECODER}
     stem = Path(cache) / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     if not stem.with_suffix(".json").is_file():
         _decode(rows, stem, size, fit, f"{Path(data).name}/{split}")

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, stack_prefixes
+from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.prompt import numbers_of, stack_numbers
 
@@ -94,7 +95,7 @@ def forward(
 
 def _as_implemented(vlm: VLM, mask: torch.Tensor) -> torch.Tensor:
     """Eager and flex attention add their mask to the scores; the others take a bool one."""
-    if vlm.model.config._attn_implementation not in ("eager", "flex_attention"):
+    if attention_of(vlm.model.config) not in ("eager", "flex_attention"):
         return mask
     dtype = vlm.model.dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

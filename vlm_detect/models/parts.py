@@ -24,6 +24,11 @@ def hold_in_float32(module: ModulesToSaveWrapper) -> None:
     module.register_forward_pre_hook(cast)
 
 
+def is_never_wrapped(name: str) -> bool:
+    """Whether no LoRA goes on a module of this name."""
+    return bool(_NEVER.search(name))
+
+
 def is_vision(name: str) -> bool:
     """Whether a parameter or module of this name belongs to the vision tower or the connector."""
     return bool(_VISION.search(name))

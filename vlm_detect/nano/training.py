@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def train(
         step, steps_since, samples = step + 1, steps_since + 1, samples + recipe.batch
         # a young average must forget the random start sooner than `ema` alone would let it
         decay = min(recipe.ema, step / (step + 10))
-        torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - decay)
+        get_ema_multi_avg_fn(decay)(average, [p.detach() for p in weights], step)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0) + value.detach()  # read out when logged: a GPU is not waited for
         if step % recipe.log_every == 0 or step == recipe.steps:
@@ -120,7 +121,8 @@ def train(
             sums, since, steps_since = {}, now, 0
         if step % recipe.save_every == 0 or step == recipe.steps:
             save()
-    torch._foreach_copy_([p.data for p in weights], average)
+    for weight, averaged in zip(weights, average, strict=True):
+        weight.data.copy_(averaged)
     model.eval()
     return {"steps": step, "samples": samples, "seconds": round(seconds)}
 

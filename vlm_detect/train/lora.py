@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
-from vlm_detect.models.parts import _NEVER, _VISION, hold_in_float32
+from vlm_detect.models.parts import hold_in_float32, is_never_wrapped, is_vision
 
 WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 _LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
@@ -123,8 +123,9 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
     everything = "all-linear" in words or words == ["vision"]
     attention, mlp = everything or "attention" in words, everything or "mlp" in words
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    text = [name for name in linear if not _VISION.search(name) and not _NEVER.search(name)]
-    vision = [name for name in linear if _VISION.search(name) and not _NEVER.search(name)]
+    wrappable = [name for name in linear if not is_never_wrapped(name)]
+    text = [name for name in wrappable if not is_vision(name)]
+    vision = [name for name in wrappable if is_vision(name)]
     depth = 1 + max((_layer(name) for name in text), default=-1)
     first = 0 if last_layers is None else depth - last_layers
     chosen = [name for name in text if _layer(name) >= first] if words != ["vision"] else []

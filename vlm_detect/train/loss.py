@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.rows import IGNORE, PADDING, PREFIX, attention_mask, is_packed
 
@@ -68,7 +69,7 @@ def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> d
         inputs["input_ids"] = batch["ids"]
     inputs["position_ids"] = batch["position_ids"]
     if is_packed(batch):
-        flex = vlm.model.config.get_text_config()._attn_implementation == "flex_attention"
+        flex = attention_of(vlm.model.config.get_text_config()) == "flex_attention"
         # The decoder's dtype, as CUDA's kernels want it: a connector trained in float32 gives embeddings of another.
         decoder_dtype = inputs.get("inputs_embeds", image_embeds).dtype
         inputs["attention_mask"] = attention_mask(batch, decoder_dtype, flex=flex)

@@ -21,10 +21,8 @@ import torch
 from peft import LoraConfig
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, PreTrainedModel
 
 from vlm_detect.models.base import FAMILIES
 from vlm_detect.models.parts import is_vision
@@ -161,7 +159,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
+        for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, torch.Tensor):
                 self._follow(tensor.untyped_storage())
         return out
@@ -200,6 +198,5 @@ def _fused_attention(
 
 
 def _use_fused_attention(model: PreTrainedModel) -> None:
-    ALL_ATTENTION_FUNCTIONS["fused_shapes"] = _fused_attention
-    for part in (model.config, model.config.text_config, model.config.vision_config):
-        part._attn_implementation_internal = "fused_shapes"
+    AttentionInterface.register("fused_shapes", _fused_attention)
+    model.set_attn_implementation("fused_shapes")

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.verdict import log_odds
@@ -81,8 +82,10 @@ class DetectorTrainer(RecipeTrainer):
         """Of composite models accelerate looks for layers of parts that were left out, as a SigLIP's text side is."""
         model: Any = self.vlm.model
         if plugin.transformer_cls_names_to_wrap is None:
-            there = {type(module).__name__ for module in model.modules()}
-            plugin.transformer_cls_names_to_wrap = sorted(there & set(model._no_split_modules or ()))
+            layers = {
+                type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+            }
+            plugin.transformer_cls_names_to_wrap = sorted(layers)
 
     def compute_loss(
         self,

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from vlm_detect.images.bounds import ImageRejected
+from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.generic.loading import load_generic, make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
@@ -168,7 +169,7 @@ class ChatVLM(VLM):
     def _masks(self, rows: dict[str, torch.Tensor]) -> Any:
         """The mask of packed rows; where layers differ in how far they see, one for each kind of layer."""
         config = self.model.config.get_text_config()
-        mask = partial(attention_mask, rows, self.model.dtype, flex=config._attn_implementation == "flex_attention")
+        mask = partial(attention_mask, rows, self.model.dtype, flex=attention_of(config) == "flex_attention")
         if not self._slides:
             return mask()
         return {"full_attention": mask(), "sliding_attention": mask(window=config.sliding_window)}

@@ -48,7 +48,7 @@ class MoondreamPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         for name in ("pos_emb", "coord_features", "size_features"):  # bare parameters of the tower and region head
-            if (parameter := module._parameters.get(name)) is not None:
+            if (parameter := getattr(module, name, None)) is not None:
                 nn.init.normal_(parameter, std=std if name == "pos_emb" else 1.0)
 
 

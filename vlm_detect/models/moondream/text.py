@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import is_flash_attention_requested
 
+from vlm_detect.models.attention import attention_of, request_attention
 from vlm_detect.models.moondream.configuration import MoondreamTextConfig
 from vlm_detect.models.moondream.layers import MoondreamMLP, MoondreamPreTrainedModel, attend
 
@@ -70,7 +71,7 @@ class MoondreamTextAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         output, _ = attend(
             self,
-            self.config._attn_implementation,
+            attention_of(self.config),
             query,
             key,
             value,
@@ -121,6 +122,7 @@ class MoondreamText(MoondreamPreTrainedModel):
     input_modalities = ("text",)
 
     def __init__(self, config: MoondreamTextConfig) -> None:
+        request_attention(config, masked_attention(attention_of(config)))
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(MoondreamTextBlock(config, i) for i in range(config.num_hidden_layers))
@@ -128,8 +130,8 @@ class MoondreamText(MoondreamPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        return super()._check_and_adjust_attn_implementation(masked_attention(attn_implementation), *args, **kwargs)
+    def set_attn_implementation(self, attn_implementation: str, *args: Any, **kwargs: Any) -> None:
+        super().set_attn_implementation(masked_attention(attn_implementation), *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         return super().get_correct_attn_implementation(masked_attention(requested_attention), is_init_check)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from vlm_detect.models.attention import attention_of
 from vlm_detect.models.moondream.configuration import MoondreamVisionConfig
 from vlm_detect.models.moondream.layers import MoondreamMLP, MoondreamPreTrainedModel, attend
 
@@ -34,7 +35,7 @@ class MoondreamVisionAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (N, H, G*G, head_dim)
         output, _ = attend(
             self,
-            self.config._attn_implementation,
+            attention_of(self.config),
             query,
             key,
             value,
