@@ -267,3 +267,20 @@ def test_a_prompt_beyond_the_context_is_refused_with_its_numbers(vlm: VLM, image
     ):
         with pytest.raises(UserError, match=f"context is {vlm.context}"):
             ask()
+
+
+def test_text_that_spells_special_tokens_stays_text_in_every_turn(vlm: Any) -> None:
+    """In questions and earlier answers alike: nothing of it is a marker, and all of it can be read back."""
+    tokenizer = vlm.processor.tokenizer
+    markers = [token for token in tokenizer.get_added_vocab() if tokenizer.convert_tokens_to_ids(token) is not None]
+    special = set(tokenizer.all_special_ids) | {vlm.image_token_id}
+    plain = vlm.dialogue_ids([("Is it real?", "No, it is not.")], "Why is it?")
+    spelled = " ".join(markers)
+    history = [(f"Is it {spelled}?", f"No, {spelled}.")]
+    ids = vlm.dialogue_ids(history, f"Why {spelled}?")
+    assert [i for i in ids if i in special] == [i for i in plain if i in special]
+    assert vlm.image_token_id not in ids
+    text = tokenizer.decode(ids, skip_special_tokens=False).replace(" ", "")
+    for part in (*history[0], f"Why {spelled}?"):
+        words = part.replace(" ", "")
+        assert words in text or words.replace("<image>", "") in text  # TinyLLaVA's template drops that word

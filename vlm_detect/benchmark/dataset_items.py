@@ -20,6 +20,7 @@ from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.build import Pair, Source
+from vlm_detect.data.pairs import known_labels
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
@@ -65,6 +66,8 @@ def load_split(folder: Path, split: str) -> Dataset:
     if not (columns >= PAIR_COLUMNS or columns >= IMAGE_COLUMNS):
         missing = sorted((IMAGE_COLUMNS if "label" in columns else PAIR_COLUMNS) - columns)
         raise UserError(f"{folder}: neither a pair nor an image dataset; it lacks the columns {', '.join(missing)}")
+    if not columns >= PAIR_COLUMNS:
+        rows = known_labels(rows, folder)
     for column in columns & {"image", "twin"}:
         rows = rows.cast_column(column, ImageFeature(decode=False))
     return rows

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vlm_detect.data.named_files import find_file
 from vlm_detect.questions.markup import untagged
 from vlm_detect.questions.read import parse_explanation
 
@@ -63,12 +64,9 @@ def import_rows(
 
 def find_image(folder: Path, name: str) -> Path:
     """The file under `folder` that the longest end of `name` leads to; ValueError where none does."""
-    parts = Path(str(name).replace("\\", "/")).parts
-    for start in range(len(parts)):
-        candidate = folder.joinpath(*(part for part in parts[start:] if part != "/"))
-        if candidate.is_file():
-            return candidate
-    raise ValueError(f"image {name} is not under {folder}")
+    if (found := find_file(folder, str(name).replace("\\", "/").lstrip("/"))) is None:
+        raise ValueError(f"image {name} is not under {folder}")
+    return found
 
 
 def _loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:

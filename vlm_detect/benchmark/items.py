@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.prompts import answer_pair, mirrored, prompts_of, split_options
+from vlm_detect.data.named_files import find_file, json_rows
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.questions.markup import untagged
@@ -48,7 +48,7 @@ def load_benchmark(
     answers: dict[str, str] = {}
     problems: list[str] = []
     seen: set[str] = set()
-    for where, row in _rows(path, content):
+    for where, row in json_rows(path, content):
         try:
             item = _item(row, path.parent, need_images=need_images)
             if item.id in seen:
@@ -102,28 +102,6 @@ def side_by_side(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.I
     return canvas
 
 
-def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """(where it stands, parsed row); a broken line comes as a ValueError in place of the row."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}; mend it there") from error
-        yield from ((f"item {i + 1}", row) for i, row in enumerate(rows))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 within a text
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            yield f"line {number}", ValueError(f"not JSON ({error.msg} at column {error.colno})")
-
-
 def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     """One checked item; ValueError says what is wrong with it."""
     if isinstance(row, ValueError):
@@ -152,7 +130,8 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     )
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    names = row["images"] if row.get("images") else [row.get("image")]
+    names = row.get("images") or row.get("image")
+    names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ValueError("no image")
     if len(names) != (2 if kind == "which_of_two" else 1):
@@ -168,12 +147,10 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
 
 
 def _find(name: str, folder: Path, needed: bool) -> Path:
-    """The image where the JSON says, else by its file name beside the JSON (paths of another machine)."""
-    for candidate in (folder / name, folder / name.replace("\\", "/").rsplit("/", 1)[-1]):
-        if candidate.is_file():
-            return candidate
+    if (found := find_file(folder, name)) is not None:
+        return found
     if needed:
-        raise ValueError(f"image {name} is missing (looked there and beside the file)")
+        raise ValueError(f"image {name} is missing (looked there, and by the end of its path beside the file)")
     return Path(name)
 
 

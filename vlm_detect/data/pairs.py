@@ -13,6 +13,7 @@ import datasets
 
 from vlm_detect.data.sources import load_dataset
 from vlm_detect.errors import UserError
+from vlm_detect.records import label_named
 
 
 def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
@@ -23,8 +24,28 @@ def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         here = "" if Path(path_or_id).exists() else "there is no such folder here; "
         raise UserError(f"{path_or_id}: cannot be opened as a dataset ({here}{reason})") from error
-    _kind_of(opened, path_or_id)
+    if _kind_of(opened, path_or_id) == "images":
+        opened = datasets.DatasetDict({name: known_labels(rows, path_or_id) for name, rows in opened.items()})
     return opened
+
+
+def known_labels(rows: datasets.Dataset, named: str | Path) -> datasets.Dataset:
+    """An image dataset with the labels real, generated and edited, which its writer may call by other names.
+
+    Rows without a label are left out, which is printed. Values that name none stay as they are, for `check_labels`.
+    """
+    names = getattr(rows.features["label"], "names", None)
+    given = rows.unique("label")
+    words = {value: names[value] if names and value is not None and value >= 0 else value for value in given}
+    meant = {value: (label_named(word) if isinstance(word, str) else None) or word for value, word in words.items()}
+    if all(value == label for value, label in meant.items()) and None not in given:
+        return rows
+    labels = list(rows["label"])
+    kept = [row for row, label in enumerate(labels) if label is not None and not (names and label < 0)]
+    if len(kept) < len(labels):
+        print(f"{named}: {len(labels) - len(kept)} of {len(labels)} rows are left out: they have no label")
+    found = [str(meant[labels[row]]) for row in kept]
+    return rows.select(kept).remove_columns("label").add_column("label", found)
 
 
 def load_pairs(path_or_id: str | Path, split: str) -> datasets.Dataset:

@@ -13,7 +13,6 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected, read_bounded
 from vlm_detect.images.decode import DECODER, decode_image, is_plainly_stored, upright_size
 
@@ -29,13 +28,18 @@ class StoredImage:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any] | None, name: str = "an image") -> StoredImage:
-        """From a cell of an undecoded image column, which holds bytes or the path of a file, or nothing."""
+        """From a cell of an undecoded image column, which holds bytes or the path of a file, or nothing.
+
+        Raises `ImageRejected` where there is no such file.
+        """
         if stored is None or stored["bytes"] is not None:
             return cls(b"" if stored is None else stored["bytes"], name)
+        if not stored["path"]:
+            return cls(b"", name)
         try:
             return cls(read_bounded(Path(stored["path"])), name)
-        except (ImageRejected, TypeError) as error:
-            raise UserError(f"{name} cannot be used: {error}") from error
+        except ImageRejected as error:
+            raise ImageRejected(error.reason, f"{name}, {stored['path']}: {error.detail}") from error
 
     @cached_property
     def key(self) -> str:
@@ -49,18 +53,18 @@ class StoredImage:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, upright, read from the header; UserError as for `open`."""
+        """(width, height) in pixels, upright, read from the header; `ImageRejected` as for `open`."""
         return self._read(upright_size)
 
     def open(self) -> Image.Image:
-        """The pixels, RGB; UserError, with the image's name, where it cannot be used."""
+        """The pixels, RGB; `ImageRejected`, with the image's name, where there are none."""
         return self._read(lambda content: decode_image(content).image)
 
     def _read(self, read: Callable[[bytes], T]) -> T:
         try:
             return read(self.content)
         except ImageRejected as error:
-            raise UserError(f"{self.name} cannot be used: {error}") from error
+            raise ImageRejected(error.reason, f"{self.name}: {error.detail}") from error
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,7 @@ Questions: {kinds}; {per_image} an image in an epoch.{control}
 
 ## Validation
 
-Scored by the log-probability of the answers to both polarities of the verdict question. Checkpoint, threshold and
-temperature are chosen on these images, so their scores flatter; the benchmark's are the ones to quote.
-
-{score_table}
+{validation}
 
 ## Limits
 
@@ -53,6 +50,13 @@ its verdict is evidence, not proof. A probability is only as good as the validat
 `vlm-detect calibrate`.
 """
 
+_VALIDATION = """Scored by the log-probability of the answers to both polarities of the verdict question. Checkpoint, \
+threshold and
+temperature are chosen on these images, so their scores flatter; the benchmark's are the ones to quote.
+
+{score_table}"""
+_UNVALIDATED = """There were no images to validate on: this is the last checkpoint, and its probabilities are not
+calibrated (`vlm-detect calibrate`)."""
 _PAIRS = "training units of two images (an unaltered one and its counterpart)"
 _CONVERSATIONS = "conversations about an image each, which bring their own questions"
 _CONTROL = "\n\n**A control: the labels were drawn by lot, so this adapter knows nothing.**"
@@ -70,7 +74,7 @@ def write_card(
 ) -> None:
     """Write `README.md` into the run directory, of the training splits `parts` and the Trainer's log history.
 
-    `scores` are those of the adapter that stays, on `scored_images` validation images.
+    `scores` are those of the adapter that stays, on `scored_images` validation images; empty where it has none.
     """
     text = _TEMPLATE.format(
         base_model=run.facts["model"],
@@ -84,7 +88,7 @@ def write_card(
         per_image=questions.questions_per_image,
         control=_CONTROL if questions.shuffle_labels else "",
         floors=_floors(Path(str(run.config["data"])) / "audit.json"),
-        score_table=_scores(history, scores, scored_images),
+        validation=_VALIDATION.format(score_table=_scores(history, scores, scored_images)) if scores else _UNVALIDATED,
     )
     (run.path / "README.md").write_text(text, encoding="utf-8")
 

@@ -53,7 +53,7 @@ class Collator:
             else self.vlm.prefix_rows(images["prepared"])
         )
         asked = [[self._answered(question) for question in example.questions] for example in examples]
-        self._check_length(prefixes, asked)
+        self._check_length([example.image.name for example in examples], prefixes, asked)
         blocks = [self.vlm.two_way_blocks(prefix) for prefix in prefixes]
         rows: list[Row] = []
         for layout in self._layout(prefixes, asked):
@@ -91,11 +91,12 @@ class Collator:
             return {"embeds": self.features.embeddings([image.key for image in images])}
         return {"prepared": self.vlm.prepare([image.open() for image in images])}
 
-    def _check_length(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> None:
-        for prefix, questions in zip(prefixes, asked, strict=True):
+    def _check_length(self, names: list[str], prefixes: list[list[int]], asked: list[list[Answered]]) -> None:
+        for name, prefix, questions in zip(names, prefixes, asked, strict=True):
             longest = max(map(len, questions))  # positions restart with each question
             if len(prefix) + longest > self.max_length:
                 raise UserError(
-                    f"a question with its answer takes {longest} tokens behind an image of {len(prefix)}; the model's "
-                    f"context holds {self.max_length}: leave out long answers (--question_kinds without explain)"
+                    f"{name}: a question with its answer takes {longest} tokens behind an image of {len(prefix)}, and "
+                    f"the model's context holds {self.max_length}: leave that row out, or its long answers "
+                    "(--question_kinds without explain)"
                 )

@@ -1,26 +1,28 @@
-"""Conversations about images in LLaVA's JSON form, as training rows.
+"""Files of conversations about images, as training rows: JSON or JSONL in LLaVA's form, ShareGPT's or ms-swift's.
 
-    [{"id": ..., "image": "photo.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."},
-      {"from": "gpt", "value": "..."}, ...], "metadata": {"generator": "natural"}}, ...]
+    rows, problems = read_conversations("talks.json")
+    train, validation = split(rows)
 
-An image is looked for where the JSON says, else by its file name beside the JSON (paths of another machine). Every
-answer is learned behind the turns before it. A generator called natural or real makes an image a real one; without a
-generator an image trains and validates nothing.
+`conversation_forms.py` has the forms. An image is looked for where the file says, else by the longest end of its path
+that leads to one (paths of another machine, Windows' too). Every answer is learned behind the turns before it. A
+generator that is called natural, real or the like makes an image a real one; without a generator an image trains and
+validates nothing. What is said before the first question (a system turn) is left out: a model keeps its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
+from vlm_detect.data.named_files import find_file, json_rows
 from vlm_detect.errors import UserError
-from vlm_detect.images.decode import ImageRejected, decode_image
-from vlm_detect.records import Question, is_real_name
+from vlm_detect.images.bounds import ImageRejected, read_bounded
+from vlm_detect.images.decode import decode_image
+from vlm_detect.records import Question
+from vlm_detect.train.conversation_forms import Talk, read_talk
 
 FEATURES = Features(
     {
@@ -29,46 +31,54 @@ FEATURES = Features(
         "generator": Value("string"),
         "group": Value("string"),
         "turns": List({"question": Value("string"), "answer": Value("string")}),
+        "number": Value("int64"),  # of the record in its file, from 0
     }
 )
 _VALIDATION_PART = 0.2
 
 
 def is_conversations(data: str) -> bool:
-    """Whether `--data` names a JSON file of conversations."""
-    return Path(data).suffix == ".json" and Path(data).is_file()
+    """Whether `--data` names a file of conversations."""
+    return Path(data).suffix.lower() in (".json", ".jsonl") and Path(data).is_file()
 
 
 def read_conversations(path: str) -> tuple[Dataset, list[str]]:
     """The rows of `FEATURES`, and for each record that cannot be used its number and the reason.
 
     Raises:
-        UserError: where the file is no JSON list, or none of its records can be used.
+        UserError: where the file is no JSON, or none of its records can be used.
     """
-    try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file of conversations ({error})") from error
-    if not isinstance(records, list):
-        raise UserError(f"{path}: holds a {type(records).__name__}, not a list of conversations")
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
-    for number, record in enumerate(records):
+    systems = 0
+    number = -1
+    for number, (_, record) in enumerate(json_rows(Path(path))):
         try:
-            rows.append(_row(record, Path(path).parent))
+            if isinstance(record, ValueError):
+                raise record
+            talk = read_talk(record)
+            rows.append({**_row(talk, Path(path).parent), "number": number})
+            systems += bool(talk.system)
         except (ValueError, ImageRejected) as error:
             problems.append(f"record {number}: {error}")
     if not rows:
-        reason = problems[0] if problems else "the list is empty"
-        raise UserError(f"{path}: none of its {len(records)} conversations can be used; {reason}")
+        reason = problems[0] if problems else "it holds none"
+        raise UserError(f"{path}: none of its {number + 1} conversations can be used; {reason}")
+    if systems:
+        print(f"{path}: the system turns of {systems} conversations are left out, as a model keeps its own")
     return Dataset.from_list(rows, features=FEATURES), problems
 
 
 def split(rows: Dataset) -> tuple[Dataset, Dataset]:
-    """Rows to train on and to validate on: a fifth of either class, chosen by the images' bytes."""
+    """Rows to train on and to validate on: a fifth of either class, chosen by the images' bytes.
+
+    Where one of the classes is missing nothing can be validated on, and all rows train.
+    """
     held: set[int] = set()
     for label in ("real", "generated"):
         of_label = [i for i, found in enumerate(rows["label"]) if found == label]
+        if not of_label:
+            return rows, rows.select([])
         of_label.sort(key=lambda i: rows[i]["group"])
         held |= set(of_label[: round(_VALIDATION_PART * len(of_label))])
     rest = [i for i in range(len(rows)) if i not in held]
@@ -83,34 +93,19 @@ def questions_of(row: dict[str, Any]) -> list[Question]:
     ]
 
 
-def _row(record: Any, folder: Path) -> dict[str, Any]:
-    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
-        raise ValueError("no image is named")
-    turns = list(_turns(record.get("conversations")))
-    path = next((at for at in (folder / record["image"], folder / Path(record["image"]).name) if at.is_file()), None)
-    if path is None:
-        raise ValueError(f"{record['image']} is neither there nor, by its name, beside the JSON")
-    decode_image(path)  # refuses what is no image, or too large a one
-    content = path.read_bytes()
-    generator = str((record.get("metadata") or {}).get("generator") or "")
-    label = "" if not generator else "real" if is_real_name(generator) else "generated"
+def _row(talk: Talk, folder: Path) -> dict[str, Any]:
+    content = talk.image if isinstance(talk.image, bytes) else _content(talk.image, folder)
+    decode_image(content)  # refuses what is no image, or too large a one
     return {
         "image": {"bytes": content, "path": None},
-        "label": label,
-        "generator": "" if label == "real" else generator,
+        "label": talk.label or "",
+        "generator": talk.generator,
         "group": hashlib.sha256(content).hexdigest(),
-        "turns": turns,
+        "turns": [{"question": question, "answer": answer} for question, answer in talk.turns],
     }
 
 
-def _turns(messages: Any) -> Iterator[dict[str, str]]:
-    """Pairs of what a human asks and the model answers; the mark of the image's place is dropped."""
-    if not isinstance(messages, list) or not messages or len(messages) % 2:
-        raise ValueError("its conversation is not made of questions and answers in turn")
-    for asked, answered in zip(messages[::2], messages[1::2], strict=True):
-        if [message.get("from") for message in (asked, answered)] != ["human", "gpt"]:
-            raise ValueError("its conversation is not made of questions (human) and answers (gpt) in turn")
-        question = str(asked["value"]).replace("<image>", "").strip()
-        if not question or not str(answered["value"]).strip():
-            raise ValueError("a question or an answer is empty")
-        yield {"question": question, "answer": str(answered["value"])}
+def _content(name: str, folder: Path) -> bytes:
+    if (path := find_file(folder, name)) is None:
+        raise ValueError(f"{name} is neither there nor, by the end of its path, beside the file")
+    return read_bounded(path)

@@ -38,8 +38,8 @@ def dataset_or_demo(data: str) -> str:
 def open_splits(data: str, limit: int | None = None, validation: str | None = None) -> tuple[Dataset, Dataset]:
     """The training split (its first `limit` rows) and the validation split; the test split is not touched.
 
-    Of a JSON file of conversations a fifth is held back for validation. `validation` names a dataset whose validation
-    split is scored instead.
+    Of a file of conversations a fifth is held back for validation; it may be none. `validation` names a dataset whose
+    validation split is scored instead.
 
     Raises:
         UserError: for a dataset of another shape, a missing split, or a training split without both classes.
@@ -48,6 +48,12 @@ def open_splits(data: str, limit: int | None = None, validation: str | None = No
         return open_training(data, limit), _split(open_dataset(validation), "validation", validation)
     if is_conversations(data):
         train, held_back = split(_conversations(data))
+        if not len(held_back):
+            print(
+                f"{data}: there is nothing to validate on, which takes real and generated images (metadata.generator): "
+                "all conversations train, the last checkpoint stays, and it is not calibrated (--validation DATASET "
+                "scores another)"
+            )
         return _first(train, limit), held_back
     opened = open_dataset(data)
     return _training(opened, data, limit), _split(opened, "validation", data)
@@ -77,7 +83,7 @@ def _conversations(data: str) -> Dataset:
 
 def _training(opened: DatasetDict, data: str, limit: int | None) -> Dataset:
     train = _first(_split(opened, "train", data), limit)
-    _check_labels(train, data)
+    check_labels(train, data)
     return train
 
 
@@ -94,9 +100,10 @@ def _split(opened: DatasetDict, name: str, data: str) -> Dataset:
     return opened[name]
 
 
-def _check_labels(rows: Dataset, data: str) -> None:
-    if "twin" in rows.column_names:
-        return  # a pair holds both classes
+def check_labels(rows: Dataset, data: str) -> None:
+    """UserError where an image dataset has other labels, or images of one class only."""
+    if {"twin", "turns"} & set(rows.column_names):
+        return  # a pair holds both classes, a conversation brings its own answer
     counts = Counter(rows["label"])
     if unknown := sorted(set(map(str, counts)) - _LABELS):
         raise UserError(f"{data}: labels {', '.join(unknown[:5])} are none of {', '.join(sorted(_LABELS))}")

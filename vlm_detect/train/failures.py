@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from vlm_detect.errors import UserError
 from vlm_detect.train.progress import peak_memory_gb
 from vlm_detect.train.run_directory import last_checkpoint
 
+_FROM_WORKER = re.compile(r"(?:\w+: )?Caught \w+ in DataLoader worker process")
+
 
 @contextmanager
 def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Iterator[None]:
@@ -24,6 +27,10 @@ def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> I
     args = trainer.args
     try:
         yield
+    except UserError as error:
+        if (said := _said_by_worker(error)) is None:
+            raise
+        raise UserError(said) from error
     except (RuntimeError, OSError, SafetensorError) as error:  # torch.OutOfMemoryError is a RuntimeError
         folder = str(args.output_dir)
         left = f"{checkpoint} is intact" if (checkpoint := last_checkpoint(folder)) else "no checkpoint was saved yet"
@@ -53,6 +60,12 @@ def refused_flags(args: TrainingArguments, *names: str) -> Iterator[None]:
         values = args.to_dict()
         given = " ".join(f"--{name} {values[name]}" for name in names if values[name] is not None)
         raise UserError(f"{given}: {error}" if given else str(error)) from error
+
+
+def _said_by_worker(error: UserError) -> str | None:
+    """The line of an error from a DataLoader's worker process, which torch wraps in the worker's traceback."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if _FROM_WORKER.match(text) else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -12,8 +12,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 from huggingface_hub import upload_folder
+from transformers.trainer_utils import IntervalStrategy
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
@@ -22,13 +24,15 @@ from vlm_detect.stats.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.command import Options
 from vlm_detect.train.curves import write_curves
-from vlm_detect.train.data import data_hashes, dataset_or_demo, open_splits, open_training
+from vlm_detect.train.data import check_labels, data_hashes, dataset_or_demo, open_splits, open_training
 from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
 from vlm_detect.train.mixture import Mixture
+from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.run_directory import RunDirectory, is_whole
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import loading, tune
+from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet, scores_of
 
 
@@ -47,6 +51,7 @@ def finetune(options: Options) -> None:
     held = loading(options.model, training.device)
     vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
     tune(vlm, options.model, options.lora, training.seed)
+    data = readable(options, vlm, data)
 
     # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
     trainer = make_trainer(options, vlm, data)
@@ -58,30 +63,63 @@ def finetune(options: Options) -> None:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split and the units drawn from it, and the validation images."""
+    """The training split and the units drawn from it, and the validation images, if there are any."""
 
-    name: str
+    names: list[str]
     parts: list[Dataset]  # the training splits: of `--data`, then of `--mix`
     units: Units | Mixture
-    validation: ValidationSet
+    validation_rows: Dataset
+    validation: ValidationSet | None
+
+    @classmethod
+    def from_rows(
+        cls, options: Options, names: list[str], parts: list[Dataset], validation_rows: Dataset
+    ) -> TrainingData:
+        views = options.data.cached_views if options.data.cache_features and options.data.augment else None
+        seed = options.training.seed
+        units = [Units(part, options.questions, seed, options.data.augment, views) for part in parts]
+        mixture = Mixture(units, options.data.weights) if len(units) > 1 else units[0]
+        validation = None
+        if len(validation_rows):
+            validation = ValidationSet.of(validation_rows, options.data.validation_limit)
+        return cls(names, parts, mixture, validation_rows, validation)
 
 
 def open_data(options: Options) -> TrainingData:
     """The dataset of `--data`, or pairs made from the bundled photos where there is none; with it those of `--mix`.
 
-    The validation images are those of `--data` alone.
+    The validation images are those of `--data` alone; without any the last checkpoint is what stays.
     """
     training = options.training
     with training.main_process_first(desc="the dataset"):
         name = dataset_or_demo(options.data.data)
         rows, validation_rows = open_splits(name, options.data.limit, options.data.validation)
-    views = options.data.cached_views if options.data.cache_features and options.data.augment else None
-    parts = [rows]
-    for other in options.data.mix:
-        parts.append(open_training(other, options.data.limit))
-    units = [Units(part, options.questions, training.seed, options.data.augment, views) for part in parts]
-    mixture = Mixture(units, options.data.weights) if len(units) > 1 else units[0]
-    return TrainingData(name, parts, mixture, ValidationSet.of(validation_rows, options.data.validation_limit))
+    if not len(validation_rows):
+        train_without_validation(training)
+    others = [open_training(other, options.data.limit) for other in options.data.mix]
+    return TrainingData.from_rows(options, [name, *options.data.mix], [rows, *others], validation_rows)
+
+
+def train_without_validation(training: TrainOptions) -> None:
+    """Set the flags so that nothing is scored and the last checkpoint stays."""
+    if training.early_stopping_patience is not None:
+        raise UserError("--early_stopping_patience needs images to validate on: name some with --validation DATASET")
+    training.eval_strategy = IntervalStrategy.NO
+    training.do_eval = training.load_best_model_at_end = False
+
+
+def readable(options: Options, vlm: VLM, data: TrainingData) -> TrainingData:
+    """The same data without what the model cannot read; what is left out is printed."""
+    quiet = options.training.process_index > 0
+    parts = [usable(part, name, vlm, quiet=quiet) for name, part in zip(data.names, data.parts, strict=True)]
+    held = data.validation_rows
+    if len(held):
+        held = usable(held, options.data.validation or data.names[0], vlm, quiet=quiet)
+    if all(one is other for one, other in zip([*parts, held], [*data.parts, data.validation_rows], strict=True)):
+        return data
+    for name, part in zip(data.names, parts, strict=True):
+        check_labels(part, name)
+    return TrainingData.from_rows(options, data.names, parts, held)
 
 
 def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDirectory:
@@ -89,8 +127,8 @@ def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDi
     given = options.training.resume_from_checkpoint
     if given and not is_whole(Path(given)):
         raise UserError(f"--resume_from_checkpoint {given}: no whole checkpoint; without it the run's newest is taken")
-    hashes = data_hashes(data.name)
-    for other in options.data.mix:
+    hashes = data_hashes(data.names[0])
+    for other in data.names[1:]:
         hashes |= {f"{other}/{file}": found for file, found in data_hashes(other).items()}
     facts = {"model": base.name, "data_sha256": hashes, "processes": options.training.world_size}
     run = RunDirectory.open(options.training.output_dir, options.groups, **facts)
@@ -143,11 +181,13 @@ def train(trainer: DetectorTrainer, run: RunDirectory) -> None:
 def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: TrainingData) -> None:
     """Leave the adapter and the processor, the calibration, the card, and last the mark that all of it is there."""
     trainer.save_model(_internal_call=True)  # else the Trainer uploads it, alone; `publish` uploads the whole run
-    odds = trainer.validation_odds()
+    odds = trainer.validation_odds() if data.validation is not None else np.array([])
     if trainer.is_world_process_zero():
         trainer.save_state()
-        scores = scores_of(odds, data.validation.generated)
-        fit(odds, data.validation.generated).save(run.path)
+        scores: dict[str, float] = {}
+        if data.validation is not None:
+            scores = scores_of(odds, data.validation.generated)
+            fit(odds, data.validation.generated).save(run.path)
         history = trainer.state.log_history
         write_card(run, data.parts, len(data.units), options.questions, history, scores, len(odds))
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

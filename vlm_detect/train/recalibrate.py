@@ -19,6 +19,7 @@ from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.progress import progress
 from vlm_detect.stats.calibration import Calibration, fit
+from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet, scores_of
 
 _BATCH = 16  # images read at once
@@ -40,8 +41,8 @@ def recalibrate(
     opened = open_dataset(data)
     if split not in opened:
         raise UserError(f"{data} has no {split} split (it has {', '.join(opened)}): name one with --split")
-    images = ValidationSet.of(opened[split], limit)
     vlm = load_vlm(str(run))
+    images = ValidationSet.of(usable(opened[split], data, vlm), limit)
     engine = Engine(vlm, batch_images=_BATCH, cache_bytes=0)  # every image is seen once
     odds: list[float] = []
     for start in progress(range(0, len(images), _BATCH), "scoring", unit="batch"):

@@ -25,6 +25,7 @@ from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.recipe_trainer import RecipeTrainer
+from vlm_detect.train.usable import context_of
 from vlm_detect.train.validation import ValidationSet, scores_of
 
 
@@ -66,7 +67,7 @@ class DetectorTrainer(RecipeTrainer):
                 pack=pack,
                 row_tokens=row_tokens,
                 features=features,
-                max_length=vlm.model.config.get_text_config().max_position_embeddings,
+                max_length=context_of(vlm),
             ),
             train_dataset=units,
             # The Trainer wants to see something here; `evaluate` does not use it.

@@ -84,7 +84,17 @@ class ChatTemplate:
         return ids[1:]
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """The ids of a text in which nothing is a special token, whatever it spells."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if self.image_token_id not in ids:
+            return ids
+        # A tokenizer to which its image token is a word like others: cut in two it is none.
+        image = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        pieces = text.replace(image, f"{image[0]}\0{image[1:]}").split("\0")
+        return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False)]
+
+    def _spells_tokens(self, *texts: str) -> bool:
+        return any(token in text for text in texts for token in self.tokenizer.get_added_vocab())
 
     @cached_property
     def _drops_image_words(self) -> bool:
@@ -98,7 +108,7 @@ class ChatTemplate:
         """The ids behind the image, up to where the answer begins. Space around the question is dropped."""
         question = self._cleaned(question)
         before, after = self._tail
-        if any(token in question for token in self.tokenizer.get_added_vocab()):
+        if self._spells_tokens(question):
             end = self.tokenizer.encode(after, add_special_tokens=False)
             return [*self._encode_tail(before), *self._plain(question), *end]
         return self._encode_tail(before + question + after)
@@ -108,13 +118,28 @@ class ChatTemplate:
         if not history:
             return self.question_ids(question)
         first = self._cleaned(history[0][0])
+        later: list[str] = []
+        for (_, answer), asked in zip(history, [*(asked for asked, _ in history[1:]), question], strict=True):
+            later += [answer, self._cleaned(asked) if IMAGE_WORD in asked else asked]
+        if not self._spells_tokens(first, *later):
+            return self._encode_tail(self._tail[0] + first + self._dialogue(later))
+        # Each text by itself, so that it stays text, between what the template writes.
+        words = [f"{_ANSWER}{i}x" for i in range(len(later))]
+        rest = self._dialogue(words)
+        ids = [*self._encode_tail(self._tail[0]), *self._plain(first)]
+        for word, text in zip(words, later, strict=True):
+            between, _, rest = rest.partition(word)
+            ids += [*self.tokenizer.encode(between, add_special_tokens=False), *self._plain(text)]
+        return [*ids, *self.tokenizer.encode(rest, add_special_tokens=False)]
+
+    def _dialogue(self, later: Sequence[str]) -> str:
+        """What the template writes behind the first question, of answers and questions in turn."""
         messages = [self._turn(_QUESTION)]
-        for (_, answer), later in zip(history, [*(asked for asked, _ in history[1:]), question], strict=True):
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-            later = self._cleaned(later) if IMAGE_WORD in later else later
-            messages.append({"role": "user", "content": [{"type": "text", "text": later}]})
+        for place, text in enumerate(later):
+            role = "user" if place % 2 else "assistant"
+            messages.append({"role": role, "content": [{"type": "text", "text": text}]})
         whole = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self._encode_tail(self._tail[0] + first + whole.partition(_QUESTION)[2])
+        return str(whole).partition(_QUESTION)[2]
 
     @cached_property
     def _answer(self) -> tuple[str, str, int]:

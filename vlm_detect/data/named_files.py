@@ -1,0 +1,62 @@
+"""Lists in JSON that another machine or another program wrote: their rows, and the files that they name.
+
+for where, row in json_rows(Path("talks.jsonl")): ...       # a JSON list, or one object a line
+find_file(Path("data"), "C:\\\\sets\\\\images\\\\3.jpg")            # data/images/3.jpg, else data/3.jpg
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlm_detect.errors import UserError
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def json_rows(path: Path, content: bytes | None = None) -> Iterator[tuple[str, Any]]:
+    """(where it stands, a row) of a file; a broken line comes as a ValueError in place of the row.
+
+    `content` are the file's bytes, where they have been read before. Text is UTF-8, or UTF-16 with its byte order mark.
+    """
+    if content is None:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+    try:
+        text = content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            at, reason = (error.lineno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, "too deep")
+            raise UserError(f"{path}: broken JSON at line {at}: {reason}; mend it there") from error
+        yield from ((f"item {i + 1}", row) for i, row in enumerate(rows))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 within a text
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            yield f"line {number}", ValueError(f"not JSON ({error.msg} at column {error.colno})")
+        except RecursionError:
+            yield f"line {number}", ValueError("not JSON (too deep)")
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file that `name` says, seen from `folder`; of a path of another machine its longest end that is there."""
+    name = name.removeprefix("file://")
+    if "\0" in name:
+        return None
+    if (there := folder / name).is_file():
+        return there
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    ends = (folder.joinpath(*parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
+    return next((end for end in ends if end.is_file()), None)
