@@ -21,7 +21,7 @@ from vlm_detect.infer.locate import needs_moondream
 from vlm_detect.infer.prefixes import Prefix, check_length
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream.configuration import MoondreamConfig
-from vlm_detect.models.moondream.processing import Reference
+from vlm_detect.models.moondream.prompts import Reference
 from vlm_detect.models.moondream.skills import Reasoning, Thoughts
 
 REASONING_TOKENS = 768  # of the thoughts, and of the answer, as in the official code

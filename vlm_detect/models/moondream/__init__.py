@@ -3,7 +3,7 @@
 Importing registers the model with transformers' Auto classes, so that the official `config.json` needs no remote code.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vlm_detect.models.moondream.checkpoint import register_layout
 from vlm_detect.models.moondream.configuration import (
@@ -19,6 +19,7 @@ from vlm_detect.models.moondream.processing import MoondreamProcessor
 
 AutoConfig.register(MODEL_TYPE, MoondreamConfig, exist_ok=True)
 AutoModelForImageTextToText.register(MoondreamConfig, MoondreamForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(MoondreamConfig, MoondreamProcessor, exist_ok=True)
 register_layout()
 
 __all__ = [

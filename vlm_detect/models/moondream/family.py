@@ -13,7 +13,8 @@ from PIL import Image
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.moondream.configuration import MODEL_TYPE
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
-from vlm_detect.models.moondream.processing import MoondreamProcessor, Reference
+from vlm_detect.models.moondream.processing import MoondreamProcessor
+from vlm_detect.models.moondream.prompts import Reference
 from vlm_detect.models.moondream.region import MoondreamRegion
 from vlm_detect.models.moondream.variant import save_variant
 from vlm_detect.models.untrusted import load_untrusted

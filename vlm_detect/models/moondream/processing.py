@@ -9,7 +9,7 @@ generation needs it (`padding_side="right"` for training).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +17,17 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_base import BatchFeature
-from transformers.processing_utils import PushToHubMixin
+from transformers.processing_utils import ProcessorMixin
 
-from vlm_detect.errors import UserError
-from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, RELEASES, MoondreamConfig
+from vlm_detect.models.moondream.chat import ChatWords
+from vlm_detect.models.moondream.configuration import MoondreamConfig
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
-from vlm_detect.models.prompt import Prompt, numbers_of, stack_numbers
+from vlm_detect.models.moondream.prompts import MoondreamPrompts
+from vlm_detect.models.prompt import numbers_of, stack_numbers
 from vlm_detect.models.untrusted import load_untrusted
 
-Reference = Sequence[float]
 
-
-class MoondreamProcessor(PushToHubMixin):
+class MoondreamProcessor(MoondreamPrompts, ProcessorMixin):
     """The image processor, the tokenizer (optional) and the prompt templates of one checkpoint."""
 
     model_input_names = ["input_ids", "attention_mask", "pixel_values", "tilings"]  # noqa: RUF012
@@ -39,6 +38,7 @@ class MoondreamProcessor(PushToHubMixin):
         image_processor: MoondreamImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        # Not the mixin's own: it takes no configuration, and no processor without a tokenizer.
         vision = config.vision_config
         self.config = config
         self.image_processor = image_processor or MoondreamImageProcessor(
@@ -49,16 +49,37 @@ class MoondreamProcessor(PushToHubMixin):
             pixel_dtype=config.pixel_dtype,
         )
         self._tokenizer = tokenizer
+        self._out_of_reach = False
+        self._chat_template: str | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer, fetched at first use where it lies in a Hub repository of its own; None where out of reach."""
-        if self._tokenizer is None and self.config.tokenizer_id:
+        if self._tokenizer is None and self.config.tokenizer_id and not self._out_of_reach:
             try:
                 self._tokenizer = load_untrusted(AutoTokenizer, self.config.tokenizer_id)
-            except (OSError, ValueError):
-                return None
+            except (OSError, ValueError):  # after retries of half a minute: once is enough
+                self._out_of_reach = True
         return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: PreTrainedTokenizerBase | None) -> None:
+        self._tokenizer = value
+
+    @property
+    def chat_template(self) -> str | None:
+        """One question and its answer as a Jinja template; None without a tokenizer."""
+        if self._chat_template is None and self.tokenizer is not None:
+            self._chat_template = ChatWords(self).template()
+        return self._chat_template
+
+    @chat_template.setter
+    def chat_template(self, value: str | None) -> None:
+        self._chat_template = value
+
+    def __repr__(self) -> str:
+        tokenizer = type(self._tokenizer).__name__ if self._tokenizer else self.config.tokenizer_id
+        return f"{type(self).__name__}(release={self.config.release}, tokenizer={tokenizer}, {self.image_processor})"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MoondreamProcessor:
@@ -77,8 +98,11 @@ class MoondreamProcessor(PushToHubMixin):
             return cls(config, image_processor, tokenizer)
         return cls(config)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write preprocessor_config.json, the tokenizer and config.json, from which `from_pretrained` reads."""
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write preprocessor_config.json, the tokenizer and config.json, from which `from_pretrained` reads.
+
+        `kwargs` are those of `push_to_hub`.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.image_processor.save_pretrained(folder)
@@ -86,108 +110,70 @@ class MoondreamProcessor(PushToHubMixin):
             self._tokenizer.save_pretrained(folder)
         if not (folder / "config.json").exists():
             self.config.save_pretrained(folder)
-
-    # Prompts
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text. Special tokens that the text spells out stay text: no input can forge a marker."""
-        if self.tokenizer is None:
-            raise UserError(
-                f"text needs the tokenizer {self.config.tokenizer_id}, which the official layout does not hold and the "
-                "Hub did not give: check the network, use a folder of `vlm-detect export --to merged`, which holds it, "
-                "or pass prompt_ids"
-            )
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-    def query_ids(self, question: str, references: Sequence[Reference] = ()) -> Prompt:
-        """The ids after the image prefix that the official query() decodes from.
-
-        `references` are places that the question is about, points (x, y) or boxes (x_min, y_min, x_max, y_max), in
-        parts of the image's width and height.
-        """
-        suffix = self.config.templates["query"]["suffix"] * self.config.query_suffix_repeats
-        return self._asked(question, references, suffix)
-
-    def reasoning_ids(self, question: str, references: Sequence[Reference] = ()) -> Prompt:
-        """The ids after the image prefix from which query(reasoning=True) starts to think."""
-        self.require_extras("reasoning mode")
-        suffix = [*self.config.templates["query"]["suffix"], self.config.thinking_token_id]
-        return self._asked(question, references, suffix)
-
-    def _asked(self, question: str, references: Sequence[Reference], suffix: Sequence[int]) -> Prompt:
-        if references:
-            self.require_extras("spatial references")
-        numbers = [number for reference in references for number in reference_numbers(reference)]
-        tokens = {1: self.config.coord_token_id, 2: self.config.size_token_id}
-        prefix = self.config.templates["query"]["prefix"]
-        encoded = self.encode(self.config.question_prefix + question)
-        ids = [*prefix, *(tokens[len(one)] for one in numbers), *encoded, *suffix]
-        return Prompt(ids, dict(enumerate(numbers, start=len(prefix))))
-
-    def require_extras(self, what: str) -> None:
-        """UserError where the release came before reasoning, spatial references and questions without an image."""
-        if not RELEASES[self.config.release].has_extras:
-            raise UserError(f"release {self.config.release} has no {what}: give the release {DEFAULT_RELEASE}")
-
-    def object_ids(self, skill: Literal["detect", "point"], phrase: str) -> list[int]:
-        """The ids after the image prefix from which detect() or point() finds what `phrase` names."""
-        template = self.config.templates[skill]
-        return [*template["prefix"], *self.encode(f" {phrase}"), *template["suffix"]]
-
-    def gaze_ids(self, eye: tuple[float, float]) -> Prompt:
-        """The ids after the image prefix from which detect_gaze() finds where the eye at (x, y) looks.
-
-        Text of the first releases' prompts, in every release; the eye is rounded to bfloat16, as in the official code.
-        """
-        before, after = self.encode("\n\nPoint:"), self.encode(" gaze\n\n")
-        x, y = torch.tensor(eye, dtype=torch.bfloat16).tolist()
-        ids = [*before, *[self.config.coord_token_id] * 2, *after]
-        return Prompt(ids, {len(before): (x,), len(before) + 1: (y,)})
-
-    def caption_ids(self, length: str = "normal") -> list[int]:
-        """The ids after the image prefix that the official caption() decodes from."""
-        templates = self.config.templates["caption"]
-        if length not in templates:
-            raise ValueError(f"caption length {length!r} is not one of {', '.join(templates)} of this release")
-        return list(templates[length])
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """An answer as it is learned and scored: its tokens and the end of text."""
-        return [*self.encode(answer), self.config.eos_token_id]
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(folder / "preprocessor_config.json")]
 
     # Inputs
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Image.Image | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,
+        videos: None = None,
+        audio: None = None,
+        *,
         prompt_ids: Sequence[Sequence[int]] | None = None,
-        return_tensors: str = "pt",
+        add_special_tokens: bool = True,
+        padding: Literal[True] = True,
         padding_side: Literal["left", "right"] = "left",
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Model inputs for a batch: `input_ids`, `attention_mask` (B, T), and with images `pixel_values`, `tilings`.
 
+        `images` are one a prompt, or lists of one. `text` are questions; with `add_special_tokens=False` they are what
+        `apply_chat_template` has rendered, or parts of it.
         `prompt_ids` that hold numbers (see `query_ids`) give `coordinates` (B, T) and `sizes` (B, T, 2) too.
         """
         if (text is None) == (prompt_ids is None):
             raise ValueError("give exactly one of text and prompt_ids")
-        if text is not None:
-            prompt_ids = [self.query_ids(question) for question in ([text] if isinstance(text, str) else text)]
-        assert prompt_ids is not None
+        if videos is not None or audio is not None:
+            raise ValueError("moondream2 reads images alone: give no videos and no audio")
+        pictures = None if images is None else one_each(images)
         prefix = [self.config.bos_token_id]
-        data: dict[str, Any] = {}
-        if images is not None:
-            images = [images] if isinstance(images, Image.Image) else list(images)
-            if len(images) != len(prompt_ids):
-                raise ValueError(f"{len(images)} images for {len(prompt_ids)} prompts: give one image a prompt")
+        if pictures is not None:
             prefix += [self.config.image_token_id] * self.config.vision_config.num_image_tokens
-            data |= self.image_processor(images, return_tensors="pt")
+        if prompt_ids is None:
+            assert text is not None
+            texts = [text] if isinstance(text, str) else text
+            if not add_special_tokens:
+                words = ChatWords(self)
+                return self._batch([words.ids(one) for one in texts], {}, pictures, padding_side, return_tensors)
+            prompt_ids = [self.query_ids(question) for question in texts]
         rows = [[*prefix, *ids] for ids in prompt_ids]
+        numbers = {
+            i: {len(prefix) + index: value for index, value in numbers_of(ids).items()}
+            for i, ids in enumerate(prompt_ids)
+        }
+        return self._batch(rows, numbers, pictures, padding_side, return_tensors)
+
+    def _batch(
+        self,
+        rows: Sequence[Sequence[int]],
+        numbers: Mapping[int, Mapping[int, tuple[float, ...]]],
+        images: list[Image.Image] | None,
+        padding_side: Literal["left", "right"],
+        return_tensors: str | None,
+    ) -> BatchFeature:
+        """Padded rows of ids, their images and their numbers (by row and index) as tensors."""
+        wanted = sum(self.config.image_token_id in row for row in rows)
+        if len(images or ()) != wanted or (images is not None and wanted != len(rows)):
+            raise ValueError(f"{len(images or ())} images for {len(rows)} prompts: give one image a prompt, or none")
         longest, limit = max(map(len, rows)), self.config.text_config.max_position_embeddings
         if longest > limit:
             raise ValueError(
-                f"a prompt of {longest - len(prefix)} tokens makes a sequence of {longest}, and the model's context is "
-                f"{limit}: shorten the question by {longest - limit} tokens"
+                f"the prompt makes a sequence of {longest} tokens, and the model's context is {limit}: shorten the "
+                f"question by {longest - limit} tokens"
             )
         input_ids = torch.full((len(rows), longest), self.config.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -195,15 +181,14 @@ class MoondreamProcessor(PushToHubMixin):
             place = slice(longest - len(row), None) if padding_side == "left" else slice(0, len(row))
             input_ids[i, place] = torch.tensor(row)
             attention_mask[i, place] = 1
-        starts = [(longest - len(row) if padding_side == "left" else 0) + len(prefix) for row in rows]
-        numbers = [
-            {start + index: value for index, value in numbers_of(ids).items()}
-            for start, ids in zip(starts, prompt_ids, strict=True)
+        starts = [longest - len(row) if padding_side == "left" else 0 for row in rows]
+        placed = [
+            {start + index: value for index, value in numbers.get(i, {}).items()} for i, start in enumerate(starts)
         ]
-        data |= stack_numbers(numbers, longest)
-        return BatchFeature(
-            {"input_ids": input_ids, "attention_mask": attention_mask, **data}, tensor_type=return_tensors
-        )
+        data = {"input_ids": input_ids, "attention_mask": attention_mask, **stack_numbers(placed, longest)}
+        if images is not None:
+            data |= self.image_processor(images, return_tensors="pt")
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """Text of generated ids, special tokens left out."""
@@ -215,16 +200,11 @@ class MoondreamProcessor(PushToHubMixin):
         return [self.decode(sequence, **kwargs) for sequence in sequences]
 
 
-def reference_numbers(reference: Reference) -> list[tuple[float, ...]]:
-    """What a point or box is encoded as: its place x and y, of a box the middle, and then its width and height."""
-    if len(reference) not in (2, 4) or not all(0 <= number <= 1 for number in reference):
-        raise UserError(
-            f"spatial reference {list(reference)}: give a point [x, y] or a box [x_min, y_min, x_max, y_max], in parts "
-            "of the image's width and height from 0 to 1"
-        )
-    if len(reference) == 2:
-        return [(reference[0],), (reference[1],)]
-    x_min, y_min, x_max, y_max = reference
-    if x_max < x_min or y_max < y_min:
-        raise UserError(f"spatial reference {list(reference)}: its maximum is below its minimum")
-    return [((x_min + x_max) / 2,), ((y_min + y_max) / 2,), (x_max - x_min, y_max - y_min)]
+def one_each(images: Image.Image | Sequence[Any]) -> list[Image.Image]:
+    """Images, or lists of one image each, as a list of images."""
+    if isinstance(images, Image.Image):
+        return [images]
+    found = [image if isinstance(image, Image.Image) else list(image) for image in images]
+    if any(isinstance(image, list) and len(image) != 1 for image in found):
+        raise ValueError("moondream2 reads one image a prompt: give lists of one")
+    return [image[0] if isinstance(image, list) else image for image in found]
