@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from datasets import Dataset, Features
 
 from vlm_detect.config import file_sha256
+from vlm_detect.data.image_sets import label_word
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
@@ -82,16 +83,19 @@ class Members:
         return [self._member(number, split, row, column) for column in self.columns]
 
     def _member(self, number: int, split: str, row: Mapping[str, Any], column: Column) -> Member:
-        edit = row.get("edit") if column == "twin" else None
         if column == "twin":
             label: Label | None = "edited" if row["kind"] == "edit" else "generated"
         else:
-            label = label_named(str(row.get("image_label") or row.get("label")))
+            names = getattr(self.features.get("label"), "names", None)  # of a ClassLabel
+            label = label_named(label_word(row["image_label" if "twin" in self.columns else "label"], names))
         if label is None:
-            raise UserError(f"row {number} has the label {row.get('label')!r}; give real, generated or edited")
-        name = row.get("pair_id") or row.get("id") or (row.get("source") or {}).get("path_or_id") or f"{split} {number}"
-        name = f"{name} {column}" if len(self.columns) > 1 else str(name)
-        return Member(number, column, name, split, label, row["group"], row[column], edit)
+            raise UserError(f"row {number} of {split}: its label is none of {', '.join(get_args(Label))}")
+        source = row.get("source")
+        path = source.get("path_or_id") if isinstance(source, Mapping) else source
+        name = str(row.get("pair_id") or row.get("id") or path or f"{split} {number}")
+        name = f"{name} {column}" if len(self.columns) > 1 else name
+        edit = row.get("edit") if column == "twin" else None
+        return Member(number, column, name, split, label, str(row["group"]), row[column], edit)
 
 
 @functools.lru_cache(maxsize=2)
