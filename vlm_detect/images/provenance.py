@@ -1,131 +1,168 @@
-"""What a file says about where it comes from: C2PA content credentials, and generator text in PNG, EXIF and XMP.
+"""What a file says about where it comes from: content credentials, and what programs write beside the pixels.
 
     for fact in provenance(path.read_bytes()): print(fact.source, fact.text, fact.claim)
 
 These are claims of the file, to be read beside a verdict and never part of one: text is written and removed by anyone,
-and most files say nothing. A C2PA signature proves that nobody changed the manifest since, not that it is true. Nothing
-is fetched: a manifest that lies elsewhere is not read.
+and most files say nothing. What people write (titles, captions, authors) claims nothing, whatever words it has;
+`generator_text.py` has the forms in which software speaks.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
-from PIL import ExifTags
+from PIL import ExifTags, Image, IptcImagePlugin
 
 from vlm_detect.images.bounds import ImageRejected, open_bounded
+from vlm_detect.images.claims import DIGITAL_SOURCE, MAX_TEXT, SOURCE_TYPE, Claim, Fact, one_line
+from vlm_detect.images.content_credentials import c2pa_facts
+from vlm_detect.images.generator_text import made_with, names_generator, states_settings
+from vlm_detect.images.png_text import png_texts
+from vlm_detect.images.strip_metadata import shown_chunks
 
-Claim = Literal["generated", "captured", "edited"]
-MAX_TEXT = 200
+__all__ = ["MAX_TEXT", "Claim", "Fact", "provenance"]
+
 _HEADER_BYTES = 4 << 20  # metadata further inside a file than this is not looked for by text search
-
-_GENERATORS = re.compile(
-    r"stable.?diffusion|sdxl|midjourney|dall.?e\b|firefly|\bflux\b|comfyui|invokeai|novelai|automatic1111|\bimagen\b|"
-    r"gpt-?4o|gpt-image|gemini|leonardo\.ai|ideogram|dreamstudio|negative prompt|\bsteps: \d+, sampler",
-    re.IGNORECASE,
+_XMP_KEY = "XML:com.adobe.xmp"
+# Keys of PNG texts. Those of generators alone are claims by themselves where they hold a record.
+_GENERATORS_OWN = {"sd-metadata", "invokeai_metadata", "invokeai_graph", "generation_data"}
+_PROGRAMS = {"software", "source"}
+_PNG_KEYS = (
+    _GENERATORS_OWN
+    | _PROGRAMS
+    | {
+        *("parameters", "prompt", "workflow", "dream", "comment", "description", "title", "author", "usercomment"),
+    }
 )
-_PNG_KEYS = frozenset(  # where generators and their front ends write
-    ["parameters", "prompt", "workflow", "sd-metadata", "invokeai_metadata", "dream", "generation_data"]
-)
-_PNG_TEXT_KEYS = _PNG_KEYS | {"software", "comment", "description", "source", "title", "author"}
-_EXIF_TAGS = ("Software", "Make", "Model", "ImageDescription", "Artist", "HostComputer")
-_DIGITAL_SOURCE: Mapping[str, Claim] = {  # https://cv.iptc.org/newscodes/digitalsourcetype/
-    "trainedAlgorithmicMedia": "generated",
-    "algorithmicMedia": "generated",
-    "compositeWithTrainedAlgorithmicMedia": "edited",
-    "compositeSynthetic": "edited",
-    "digitalCapture": "captured",
-    "computationalCapture": "captured",
-}
-_SOURCE_TYPE = re.compile(r"digitalsourcetype/(\w+)")
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One statement of the file; `claim` is what it comes to, None where it says nothing about real or generated."""
-
-    source: Literal["C2PA", "PNG text", "EXIF", "XMP"]
-    text: str
-    claim: Claim | None = None
+_EXIF_TAGS = ("Software", "ProcessingSoftware", "Make", "Model", "ImageDescription", "Artist", "HostComputer")
+_BY_PROGRAMS = {"Software", "ProcessingSoftware"}
+_BY_CAMERAS = {"Make", "Model"}
+_BY_PEOPLE = ("XPTitle", "XPComment", "XPSubject", "XPKeywords")  # of Windows; told where they hold settings alone
+_IPTC_CREDIT = (2, 110)
 
 
 def provenance(data: bytes) -> tuple[Fact, ...]:
     """What the bytes of an image file state about its origin; () where they state nothing or cannot be read."""
-    return tuple(dict.fromkeys([*_c2pa_facts(data), *_metadata_facts(data)]))
+    return tuple(dict.fromkeys([*c2pa_facts(data), *_png_facts(data), *_metadata_facts(data)]))
+
+
+def _png_facts(data: bytes) -> Iterator[Fact]:
+    for key, text in png_texts(data):
+        if key == _XMP_KEY:
+            yield from _xmp_facts(text)
+        elif key.lower() in _PNG_KEYS and text.strip():
+            yield Fact("PNG text", one_line(f"{key}: {text}"), _png_claim(key.lower(), text))
+
+
+def _png_claim(key: str, text: str) -> Claim | None:
+    own = key in _GENERATORS_OWN and text.lstrip().startswith("{")
+    settings = states_settings(text) or (key == "parameters" and "Negative prompt: " in text)
+    return "generated" if own or settings or (key in _PROGRAMS and names_generator(text)) else None
 
 
 def _metadata_facts(data: bytes) -> Iterator[Fact]:
+    found = None
+    for readable in (data, shown_chunks(data)):  # of a PNG also without its texts, which may keep Pillow from it
+        if found is None and readable is not None:
+            found = _read(readable)
+    if found is None:  # a file that cannot be read states nothing
+        return
+    info, exif, details, iptc = found
+    for name in _EXIF_TAGS:
+        if text := _as_text(exif.get(ExifTags.Base[name])):
+            yield Fact("EXIF", one_line(f"{name}: {text}"), _exif_claim(name, text))
+    for name in _BY_PEOPLE:
+        if isinstance(value := exif.get(ExifTags.Base[name]), bytes):
+            text = value[:_HEADER_BYTES].decode("utf-16-le", "replace").strip("\0")
+            if states_settings(text):
+                yield Fact("EXIF", one_line(f"{name}: {text}"), "generated")
+    if comment := _user_comment(details.get(ExifTags.Base.UserComment), big_endian=exif.endian == ">"):
+        yield Fact("EXIF", one_line(f"UserComment: {comment}"), "generated" if states_settings(comment) else None)
+    if text := _as_text(info.get("comment")):
+        claim = "generated" if states_settings(text) or names_generator(text) else made_with(text)
+        yield Fact("comment", one_line(text), claim)
+    if credit := _as_text(iptc.get(_IPTC_CREDIT)):
+        yield Fact("IPTC", one_line(f"Credit: {credit}"), made_with(credit))
+    if not data.startswith(b"\x89PNG"):  # whose packet is one of its texts
+        yield from _xmp_facts(_as_text(info.get("xmp")))
+
+
+_Read = tuple[dict[Any, Any], Image.Exif, Mapping[int, Any], Mapping[Any, Any]]
+
+
+def _read(data: bytes) -> _Read | None:
+    """(info, EXIF, its details, IPTC) of a file; None where it cannot be opened."""
     try:
         with open_bounded(data) as opened:
-            info, exif = dict(opened.info), opened.getexif()
-            details = exif.get_ifd(ExifTags.IFD.Exif)
-    except ImageRejected:  # a file that cannot be read states nothing
-        return
-    for key, value in info.items():
-        if isinstance(value, str) and str(key).lower() in _PNG_TEXT_KEYS:
-            named = str(key).lower() in _PNG_KEYS or _GENERATORS.search(value)
-            yield Fact("PNG text", _short(f"{key}: {value}"), "generated" if named else None)
-    for name in _EXIF_TAGS:
-        if value := exif.get(ExifTags.Base[name]):
-            captured: Claim | None = "captured" if name in ("Make", "Model") else None
-            yield Fact("EXIF", _short(f"{name}: {value}"), "generated" if _GENERATORS.search(str(value)) else captured)
-    if comment := _user_comment(details.get(ExifTags.Base.UserComment)):
-        yield Fact("EXIF", _short(f"UserComment: {comment}"), "generated" if _GENERATORS.search(comment) else None)
-    xmp = info.get("xmp", b"")
-    packet = xmp[:_HEADER_BYTES].decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp)[:_HEADER_BYTES]
-    for name in _SOURCE_TYPE.findall(packet):
-        yield Fact("XMP", _short(f"DigitalSourceType: {name}"), _DIGITAL_SOURCE.get(name))
-    if tool := re.search(r"CreatorTool(?:=\"|>)([^\"<]{1,200})", packet):
-        yield Fact("XMP", _short(f"CreatorTool: {tool[1]}"), "generated" if _GENERATORS.search(tool[1]) else None)
+            exif = Image.Exif()
+            details: Mapping[int, Any] = {}
+            iptc: Mapping[Any, Any] = {}
+            # Pillow's readers raise nearly any exception on a broken block, which is no reason to pass over the others.
+            with contextlib.suppress(Exception):
+                exif = opened.getexif()
+                details = exif.get_ifd(ExifTags.IFD.Exif)
+            with contextlib.suppress(Exception):
+                iptc = IptcImagePlugin.getiptcinfo(opened) or {}
+            return dict(opened.info), exif, details, iptc
+    except ImageRejected:
+        return None
 
 
-def _user_comment(value: Any) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then text."""
+def _exif_claim(name: str, text: str) -> Claim | None:
+    if states_settings(text):  # ComfyUI writes its workflow as the camera's maker, its prompt as the model
+        return "generated"
+    if name in _BY_PROGRAMS:
+        return "generated" if names_generator(text) else made_with(text)
+    return "captured" if name in _BY_CAMERAS else None
+
+
+def _xmp_facts(packet: str) -> Iterator[Fact]:
+    packet = packet[:_HEADER_BYTES]
+    for name in dict.fromkeys(SOURCE_TYPE.findall(packet)):
+        yield Fact("XMP", one_line(f"DigitalSourceType: {name}"), DIGITAL_SOURCE.get(name))
+    if tool := _property(packet, "CreatorTool"):
+        yield Fact("XMP", one_line(f"CreatorTool: {tool}"), "generated" if names_generator(tool) else made_with(tool))
+    if credit := _property(packet, "Credit"):
+        yield Fact("XMP", one_line(f"Credit: {credit}"), made_with(credit))
+    if states_settings(packet):
+        yield Fact("XMP", "A generator's settings", "generated")
+
+
+def _property(packet: str, name: str) -> str:
+    """The value of a property, written as an attribute or as an element."""
+    found = re.search(rf":{name}(?:\s*=\s*[\"']|(?:\s[^<>]*)?>)\s*([^\"'<]{{1,200}})", packet)
+    return found[1].strip() if found else ""
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    if isinstance(value, bytes):
+        value = value[:_HEADER_BYTES].decode("utf-8", "replace")
+    return str(value or "").strip("\0 \t\r\n")
+
+
+def _user_comment(value: Any, *, big_endian: bool) -> str:
+    """EXIF's UserComment: eight bytes that name the encoding, then text; some programs leave the eight out."""
     if not isinstance(value, bytes):
-        return str(value or "")
+        return _as_text(value)
     code, text = value[:8], value[8:]
-    if not code.startswith(b"UNICODE"):
-        return text.decode("utf-8", "replace").strip("\0 ")
-    # The standard leaves the byte order open; ASCII letters tell it.
-    return text.decode("utf-16-be" if text[:1] == b"\0" else "utf-16-le", "replace").strip("\0 ")
+    if code.startswith(b"UNICODE"):
+        return _utf16(text, big_endian=big_endian)
+    known = code.startswith((b"ASCII\0", b"JIS\0")) or code == bytes(8)
+    return _as_text(text if known else value)
 
 
-def _c2pa_facts(data: bytes) -> Iterator[Fact]:
-    if b"c2pa" not in data:  # the label of a manifest store; most files have none and spare the reader
-        return
-    if find_spec("c2pa") is None:
-        yield Fact("C2PA", "It has content credentials, unread: pip install 'vlm-detect[serve]'")
-        return
-    import c2pa
+def _utf16(text: bytes, *, big_endian: bool) -> str:
+    """Of the two byte orders, which the standard leaves open, the one with more letters, digits and spaces of Latin.
 
-    settings = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
-    try:
-        context = c2pa.Context(c2pa.Settings.from_dict(settings))
-        with c2pa.Reader(None, io.BytesIO(data), context=context) as reader:
-            store = json.loads(reader.json())
-            state = str(reader.get_validation_state() or "unknown")
-    except c2pa.C2paError as error:
-        if "ManifestNotFound" not in str(type(error).__name__) + str(error):
-            yield Fact("C2PA", _short(f"Content credentials that cannot be read: {error}"))
-        return
-    manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
-    generator = manifest.get("claim_generator") or next(
-        (entry.get("name") for entry in manifest.get("claim_generator_info", [])), "an unnamed tool"
-    )
-    issuer = (manifest.get("signature_info") or {}).get("issuer") or "an unnamed signer"
-    trust = {"Trusted": "signature valid and trusted", "Valid": "signature valid, signer not on a trust list"}
-    yield Fact("C2PA", _short(f"Made with {generator}, signed by {issuer}: {trust.get(state, 'signature NOT valid')}"))
-    for name in dict.fromkeys(_SOURCE_TYPE.findall(json.dumps(manifest.get("assertions", [])))):
-        yield Fact("C2PA", _short(f"Digital source type: {name}"), _DIGITAL_SOURCE.get(name))
-
-
-def _short(text: str) -> str:
-    """One printable line of at most `MAX_TEXT` characters: the file's text must not reach a terminal as commands."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_TEXT]).split())
-    return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"
+    Where they tie, as in text without any, it is the order of the EXIF block.
+    """
+    text = text[: _HEADER_BYTES & ~1]
+    orders = ("utf-16-be", "utf-16-le") if big_endian else ("utf-16-le", "utf-16-be")
+    decoded = [text.decode(order, "replace") for order in orders]
+    best = max(decoded, key=lambda one: sum(character < "\u0250" and character != "\0" for character in one))
+    return best.lstrip("\ufeff").strip("\0 \t\r\n")
