@@ -19,11 +19,12 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_detect.benchmark.build import BuiltItem, Sizes, Source, build, operate
+from vlm_detect.benchmark.build import build, opened, sizes_from
 from vlm_detect.benchmark.dataset_items import dataset_pairs
 from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
 from vlm_detect.benchmark.items import load_benchmark
@@ -32,8 +33,8 @@ from vlm_detect.benchmark.respondents import respondent_for
 from vlm_detect.benchmark.run import needed_keys
 from vlm_detect.config import check_at_least, parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.images.decode import decode_image
 from vlm_detect.progress import progress
+from vlm_detect.records import Item
 
 JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them before
 
@@ -50,6 +51,9 @@ class BuildConfig:
     n_attribution: int = field(default=200, metadata={"help": "Items on what made an image, at most."})
     n_which_of_two: int = field(default=200, metadata={"help": "Items on two images side by side, at most."})
     n_open: int = field(default=200, metadata={"help": "Items that ask for a verdict and its reason, at most."})
+    n_items: list[str] = field(
+        default_factory=list, metadata={"help": "Of another kind, as an installed package brings one: KIND=N, at most."}
+    )
     seed: int = field(default=0, metadata={"help": "Of every draw."})
     check: str | None = field(default=None, metadata={"help": "Print the floors of this benchmark instead."})
     json: bool = field(default=False, metadata={"help": "With --check: print them as JSON."})
@@ -71,9 +75,7 @@ def write(config: BuildConfig, dataset: Path) -> int:
     if not dataset.is_dir():
         raise UserError(f"{dataset}: no such dataset folder; make one with data_gen/make_pairs.py")
     pairs, data = dataset_pairs(dataset, config.split)
-    sizes = Sizes(
-        config.n_true_false, config.n_multiple_choice, config.n_attribution, config.n_which_of_two, config.n_open
-    )
+    sizes = sizes_from(config)
     items = build(pairs, sizes, config.seed)
     if not items:
         raise UserError(
@@ -84,12 +86,10 @@ def write(config: BuildConfig, dataset: Path) -> int:
     images = out.parent / f"{out.stem}_images"
     images.mkdir(parents=True, exist_ok=True)
 
-    def written(source: Source, operation: str) -> str:
-        """The image with `operation` done to it, in the common encoding; the name is a hash of the content."""
-        image = decode_image(data(source.ref)).image
-        image = operate(image, operation, random.Random(f"{config.seed}:{source.ref}:{operation}"))
+    def written(shown: str) -> str:
+        """The image in the common encoding, with what is to be done to it done; the name is a hash of the content."""
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        opened(shown, data, config.seed).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         path = images / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:20]}.jpg"
         path.write_bytes(buffer.getvalue())
         return str(path.relative_to(out.parent))
@@ -101,8 +101,8 @@ def write(config: BuildConfig, dataset: Path) -> int:
     counts = {kind: sum(item.kind == kind for item in items) for kind in sorted({item.kind for item in items})}
     write_run_json(images, config, dataset=str(dataset), items=counts)  # beside `out` may lie a dataset with its own
     print(f"{out}: " + ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items()))
-    asked = {"true_false": sizes.true_false, "multiple_choice": sizes.multiple_choice}
-    for kind, wanted in asked.items():
+    for kind in ("true_false", "multiple_choice"):
+        wanted = sizes[kind]
         if counts.get(kind, 0) < wanted:
             print(
                 f"  {wanted} {kind} items were asked for; {len(pairs)} pairs give {counts.get(kind, 0)} different ones"
@@ -110,8 +110,8 @@ def write(config: BuildConfig, dataset: Path) -> int:
     return 0
 
 
-def row_of(id_: str, item: BuiltItem, written: Any) -> dict[str, Any]:
-    names = [written(source, operation) for source, operation in item.shows]
+def row_of(id_: str, item: Item, written: Callable[[str], str]) -> dict[str, Any]:
+    names = [written(shown) for shown in item.images]
     row: dict[str, Any] = {"id": id_, "kind": item.kind}
     row |= {"image": names[0]} if len(names) == 1 else {"images": names}
     row["question"] = item.question

@@ -36,16 +36,11 @@ from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.registry import resolve_id
 from vlm_detect.progress import progress
-from vlm_detect.questions.ask import (
-    EDIT_EXPLAIN_QUESTION,
-    NOTHING,
-    OPERATION_QUESTION,
-    PLACE_QUESTION,
-    QuestionKind,
-    Subject,
-    Topic,
-    make_question,
-)
+from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION
+from vlm_detect.questions.draw import make_question
+from vlm_detect.questions.kinds.operation import NOTHING, OPERATION_QUESTION
+from vlm_detect.questions.kinds.place import PLACE_QUESTION
+from vlm_detect.records import Subject, Topic
 from vlm_detect.stats.intervals import Interval, bootstrap
 from vlm_detect.stats.metrics import Array
 
@@ -158,7 +153,7 @@ def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
 def true_words(edit: dict[str, Any], size: tuple[int, int]) -> dict[str, str]:
     """The answers to `WORDS` that training gives."""
     subject = Subject(label="edited", kind="edit", edit=edit, size=size)
-    kinds: tuple[QuestionKind, ...] = ("operation", "place", "explain")
+    kinds = ("operation", "place", "explain")
     asked = [make_question(subject, kind, "fake", Random(0), topic="edit") for kind in kinds]
     return {what: question.answer for what, question in zip(WORDS, asked, strict=True) if question}
 

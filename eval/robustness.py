@@ -25,7 +25,6 @@ from PIL import Image
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.perturb import CURVES, TIERS, Condition
-from vlm_detect.benchmark.prompts import is_fake
 from vlm_detect.benchmark.respondents import respondent_for
 from vlm_detect.benchmark.robustness import SIDES, Answered, curve_figures, robustness
 from vlm_detect.benchmark.run import answer_all, check_same_run, default_out
@@ -35,6 +34,7 @@ from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.models.registry import default_device, resolve_id
 from vlm_detect.pages.page import render, write_page
+from vlm_detect.questions.kind import KINDS, is_fake
 from vlm_detect.records import Item
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         print(f"error: --limit {config.limit}: at least 1 item is needed", file=sys.stderr)
         return 2
     loaded = load_benchmark(config.benchmark, split=config.split, skip_bad=config.skip_bad)
-    items = [item for item in loaded.items if item.kind == "true_false" and is_fake(item) is not None]
+    items = [item for item in loaded.items if KINDS[item.kind].is_verdict and is_fake(item) is not None]
     if not items:
         raise UserError(f"{config.benchmark}: has no item that asks for a verdict (yes/no, real or fake)")
     benchmark = replace(loaded, items=items[: config.limit])

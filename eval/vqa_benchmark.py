@@ -30,7 +30,6 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.explanations import explanations
 from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
 from vlm_detect.benchmark.items import column_of, load_benchmark
-from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.report import write_report
 from vlm_detect.benchmark.respondents import Respondent, endpoint_respondent, respondent_for
 from vlm_detect.benchmark.results import ResultWriter, read_results
@@ -48,6 +47,7 @@ from vlm_detect.benchmark.summary import summarise
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.models.registry import default_device, resolve_id
+from vlm_detect.questions.kind import prompts_of
 from vlm_detect.records import Result
 from vlm_detect.schema import with_schema
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 import vlm_detect
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.prompts import generator_of, is_fake, prompts_of
 from vlm_detect.data.image_sets import open_image_set
+from vlm_detect.questions.kind import generator_of, is_fake, prompts_of
 from vlm_detect.records import Item, is_real_name, label_named
 from vlm_detect.train.conversations import read_conversations
 

@@ -21,7 +21,7 @@ _KEPT_NAMES = {
     ("baselines", "benchmark"): "view",
     ("baselines", "models.cnn"): "architectures backbones configuration detector model networks views",
     ("bench", "benchmark"): "build classifier compare compare_report dataset_items demo_report explanations floors "
-    "importers items model_floors perturb prompts report respondents results robustness run score summary",
+    "importers items model_floors perturb report respondents results robustness run score summary",
     ("bench", "infer"): "endpoint",
     ("bench", "pages"): "page",
     ("bench", "stats"): "intervals metrics",
@@ -38,6 +38,7 @@ _KEPT_NAMES = {
 _NEW_NAMES = {
     "bench.parse": "questions.read",
     "bench.progress": "progress",
+    "bench.prompts": "questions.prompts",
     "data.bare": "images.strip_metadata",
     "data.extras": "extras",
     "data.questions": "questions.ask",
@@ -49,7 +50,11 @@ _NEW_NAMES = {
 _ELSEWHERE = {
     "baselines.pixels": "models.cnn.squares",
     "baselines.tasks": "models.cnn.verdicts",
+    "bench.build": "records questions.kinds.multiple_choice questions.kinds.which_of_two questions.kinds.attribution",
+    "bench.prompts": "questions.kind",
     "data.decode": "images.bounds",
+    "data.questions": "records places questions.draw questions.kinds.explain questions.kinds.operation "
+    "questions.kinds.place questions.kinds.attribution questions.kinds.multiple_choice",
     "data.edit_step": "generate.options",
     "data.hub": "generate.options",
     "data.render_step": "generate.options",
@@ -75,9 +80,9 @@ class _MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by whoever goes through sys.modules
             raise AttributeError(name)
-        elsewhere = _ELSEWHERE.get(self.__name__.removeprefix("vlm_detect."))
-        for place in (self._new, elsewhere and f"vlm_detect.{elsewhere}"):
-            if place and hasattr(module := importlib.import_module(place), name):
+        elsewhere = _ELSEWHERE.get(self.__name__.removeprefix("vlm_detect."), "").split()
+        for place in (self._new, *(f"vlm_detect.{name}" for name in elsewhere)):
+            if hasattr(module := importlib.import_module(place), name):
                 message = f"{self.__name__}.{name} is {place}.{name} now; the old path goes with version 0.3"
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
                 return getattr(module, name)

@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from vlm_detect.places import place_of
+
 Label = Literal["real", "generated", "edited"]
 TwinKind = Literal["caption", "vae", "edit"]
+Polarity = Literal["fake", "real"]  # which class "Yes." means
+Topic = Literal["generation", "edit"]
 EditOperation = Literal["blur", "copy_move", "splice", "smear", "warp", "recolour", "removal", "inpaint"]
 EDIT_OPERATIONS: tuple[EditOperation, ...] = get_args(EditOperation)
 FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
@@ -24,7 +28,6 @@ ReasonKind = MeasuredKind | SeenKind | EditKind
 REASON_KINDS: tuple[ReasonKind, ...] = (*get_args(MeasuredKind), *get_args(SeenKind), *get_args(EditKind))
 ReasonSource = Literal["measured", "edit", "teacher", "imported"]
 REASON_SOURCES: tuple[ReasonSource, ...] = get_args(ReasonSource)
-ItemKind = Literal["true_false", "multiple_choice", "attribution", "which_of_two", "open"]
 
 # What folders, columns and classes of data sets call the labels, in the form of `_plain`. No other list in the package.
 _NAMES: dict[Label, str] = {
@@ -93,16 +96,78 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is known about one image. `edit` is a row's `edit` column; `size` is (width, height) in pixels."""
+
+    label: Label
+    kind: TwinKind | None = None
+    generator: str = ""
+    caption: str = ""
+    edit: Mapping[str, Any] | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def place(self) -> str:
+        """Where a planted edit is, in a word; empty where that is not known."""
+        box = self.edit.get("box") if self.edit else None
+        return place_of(box, self.size) if box and self.size else ""
+
+    @property
+    def operation(self) -> str:
+        """What a planted edit did, in words; empty where that is not known."""
+        return str(self.edit.get("operation") or "").replace("_", " ") if self.edit else ""
+
+
+@dataclass(frozen=True)
 class Question:
     """What is asked about one image in training, and the answer that is learned."""
 
-    kind: Literal["yes_no", "true_false", "multiple_choice", "attribution", "operation", "place", "explain"]
+    kind: str  # a name of `questions.kind.KINDS`
     question: str
     answer: str
-    # Which answer means "not a real photo": only for questions whose answer is a verdict.
-    polarity: Literal["fake", "real"] | None = None
+    polarity: Polarity | None = None  # only of questions whose answer is a verdict
     # Questions and answers that came before it, of a conversation.
     history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image of a dataset that a benchmark is built from; `ref` opens it."""
+
+    ref: str
+    label: Label
+    generator: str
+    group: str
+    kind: TwinKind | None = None  # of a twin
+    caption: str = ""
+    object_class: str = ""
+    edit: Mapping[str, Any] | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.label, self.kind, self.generator, self.caption, self.edit, self.size)
+
+    @property
+    def edit_words(self) -> dict[str, str] | None:
+        """What a planted edit is and where, in words; None where either is not known."""
+        known = self.subject
+        return {"operation": known.operation, "place": known.place} if known.operation and known.place else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the metadata of an item about this image say."""
+        generator = self.generator or ("real" if self.label == "real" else "unknown")
+        about = {"label": self.label, "generator": generator, "group": self.group}
+        known = {"twin_kind": self.kind, "object_class": self.object_class, "edit": self.edit_words}
+        return about | {name: value for name, value in known.items() if value}
+
+    def changed(self, operation: str) -> str:
+        """What an item's `images` say where an operation is carried out on the image first; "" for none."""
+        return f"{self.ref}#{operation}" if operation else self.ref
+
+
+Pair = tuple[Source, Source]  # a photo and what was generated or edited from it
 
 
 @dataclass(frozen=True)
@@ -110,8 +175,8 @@ class Item:
     """One benchmark item; `DESIGN.md` (Benchmark) gives the JSON."""
 
     id: str
-    kind: ItemKind
-    images: tuple[str, ...]
+    kind: str  # a name of `questions.kind.KINDS`
+    images: tuple[str, ...]  # paths, or what `Source` calls them while a benchmark is built
     question: str
     ground_truth: str
     options: tuple[str, ...] = ()
@@ -150,7 +215,7 @@ class Result:
     group: str
     generator: str
     object_class: str = ""
-    topic: Literal["generation", "edit"] = "generation"  # edits have questions, and figures, of their own
+    topic: Topic = "generation"  # edits have questions, and figures, of their own
 
     @property
     def key(self) -> tuple[str, str, str, int]:

@@ -10,8 +10,8 @@ from datasets import Dataset
 from PIL import Image
 
 from vlm_detect.benchmark.items import load_benchmark, open_image, side_by_side
-from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.score import generated_result
+from vlm_detect.questions.kind import KINDS, makers_in, prompts_of
 from vlm_detect.records import Item
 
 
@@ -19,8 +19,8 @@ def documents(benchmark: str = "", skip_bad: bool = False, **_: Any) -> dict[str
     """The closed items of a benchmark file, which `--metadata '{"benchmark": FILE}'` names."""
     if not benchmark:
         raise ValueError("""name the benchmark: --metadata '{"benchmark": "data/vqa/benchmark.json"}'""")
-    items = [item for item in load_benchmark(benchmark, skip_bad=skip_bad).items if item.kind != "open"]
-    names = sorted({item.ground_truth for item in items if item.kind == "attribution" and not item.options})
+    items = [item for item in load_benchmark(benchmark, skip_bad=skip_bad).items if not KINDS[item.kind].is_open]
+    names = makers_in(items)
     rows = [
         {"id": item.id, "ground_truth": item.ground_truth, "item": json.dumps(asdict(item)), "names": names}
         for item in items

@@ -7,15 +7,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_detect.benchmark.build import OPERATIONS, Pair, Sizes, Source, build, operate
+from vlm_detect.benchmark.build import build, operate
 from vlm_detect.benchmark.floors import floors_by_kind
-from vlm_detect.benchmark.prompts import prompts_of, topic_of
 from vlm_detect.questions.ask import YES
-from vlm_detect.records import Item
+from vlm_detect.questions.kind import prompts_of
+from vlm_detect.questions.kinds.multiple_choice import OPERATIONS
+from vlm_detect.questions.prompts import topic_of
+from vlm_detect.records import Item, Pair, Source
 
+NAMES = ("true_false", "multiple_choice", "attribution", "which_of_two", "open")
 OPERATIONS_OF_EDITS = ("blur", "splice", "copy_move")
 CORNERS = ((0, 0, 20, 20), (80, 80, 99, 99), (80, 0, 99, 20), (0, 80, 9, 99))
 EDITS = list(itertools.product(OPERATIONS_OF_EDITS, CORNERS))
+
+
+def sizes(*counts: int) -> dict[str, int]:
+    """Of the kinds in the order of `NAMES`; those behind have their own."""
+    return dict(zip(NAMES, counts, strict=False))
 
 
 def pairs(
@@ -38,19 +46,22 @@ def pairs(
 
 def test_a_photo_with_several_twins_is_asked_nothing_twice() -> None:
     twins = pairs(40, kinds=("caption", "vae"))
-    built = build([(twins[i - i % 2][0], twin) for i, (_, twin) in enumerate(twins)], Sizes())
-    items = Counter((item.shows, item.question, item.options) for item in built)
+    built = build([(twins[i - i % 2][0], twin) for i, (_, twin) in enumerate(twins)])
+    items = Counter((item.images, item.question, item.options) for item in built)
     assert max(items.values()) == 1
     sides = Counter((item.kind, item.ground_truth) for item in built if item.kind == "true_false")
     assert len(set(sides.values())) == 1  # the blocks are whole
     assert sum(sides.values()) == 20 * 4 * 2  # four questions to each photo and to one of its twins
 
 
-def as_items(built) -> list[Item]:
-    return [
-        Item(str(i), b.kind, tuple(s.ref for s, _ in b.shows), b.question, b.ground_truth, b.options, b.metadata)
-        for i, b in enumerate(built)
-    ]
+def as_items(built: list[Item]) -> list[Item]:
+    return [replace(item, id=str(i)) for i, item in enumerate(built)]
+
+
+def shown(item: Item, dataset: list[Pair]) -> list[tuple[Source, str]]:
+    """The images of a built item, and what is to be done to each."""
+    sources = {source.ref: source for pair in dataset for source in pair}
+    return [(sources[name.partition("#")[0]], name.partition("#")[2]) for name in item.images]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +75,7 @@ def as_items(built) -> list[Item]:
     ids=["one maker", "two kinds, unequal", "three makers, unequal", "with edits"],
 )
 def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
-    items = as_items(build(dataset, Sizes()))
+    items = as_items(build(dataset))
     assert sum(item.kind == "multiple_choice" for item in items) == 1000
     for kind, floors in floors_by_kind(items).items():
         for name, value in floors.items():
@@ -73,7 +84,7 @@ def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
 
 def test_every_text_is_answered_in_every_way_equally_often() -> None:
     answers: dict[tuple, Counter] = defaultdict(Counter)
-    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(200, 200, 60, 60, 0)):
+    for item in build(pairs(60, kinds=("caption", "vae")), sizes(200, 200, 60, 60, 0)):
         answers[item.kind, item.question, item.options][item.ground_truth] += 1
     for (kind, _, options), counts in answers.items():
         assert len(set(counts.values())) == 1, counts
@@ -89,7 +100,7 @@ def test_an_image_dataset_with_makers() -> None:
         )
         for i in range(300)
     ]
-    items = as_items(build(dataset, Sizes()))
+    items = as_items(build(dataset))
     counts = Counter(item.kind for item in items)
     assert counts == {
         "true_false": 1000,
@@ -105,8 +116,9 @@ def test_an_image_dataset_with_makers() -> None:
 
 
 def test_reasons_are_what_was_truly_done() -> None:
-    for item in build(pairs(60, kinds=("caption", "vae")), Sizes(0, 200, 0, 0, 0)):
-        ((source, operation),) = item.shows
+    dataset = pairs(60, kinds=("caption", "vae"))
+    for item in build(dataset, sizes(0, 200, 0, 0, 0)):
+        ((source, operation),) = shown(item, dataset)
         right = item.options["ABCD".index(item.ground_truth)]
         assert operation in OPERATIONS  # of generated images too: it tells nothing about the class
         if source.label == "real":
@@ -124,12 +136,13 @@ def test_reasons_are_what_was_truly_done() -> None:
 
 
 def test_edits_are_asked_for_operation_and_place() -> None:
-    items = [i for i in build(pairs(0, edits=12), Sizes(40, 40, 40, 40)) if i.kind == "multiple_choice"]
+    dataset = pairs(0, edits=12)
+    items = [i for i in build(dataset, sizes(40, 40, 40, 40)) if i.kind == "multiple_choice"]
     assert len(items) >= 8
     for item in items:
-        ((source, operation),) = item.shows
+        ((source, operation),) = shown(item, dataset)
         assert operation == ""
-        told = source.told_edit
+        told = source.edit_words
         right = item.options["ABCD".index(item.ground_truth)]
         assert right.lower() == f"{told['operation']} at the {told['place']}."
         assert item.metadata["edit"] == told
@@ -141,7 +154,7 @@ def test_edits_are_asked_for_operation_and_place() -> None:
 
 def test_edits_of_generated_images_have_an_unaltered_original() -> None:
     dataset = [(replace(photo, label="generated"), twin) for photo, twin in pairs(0, edits=4)]
-    items = [item for item in build(dataset, Sizes(16, 0, 0, 0, 0)) if item.metadata["asked"] == "edited"]
+    items = [item for item in build(dataset, sizes(16, 0, 0, 0, 0)) if item.metadata["asked"] == "edited"]
     assert items
     for item in items:
         affirmed = item.ground_truth in ("Yes.", "True.")
@@ -150,35 +163,36 @@ def test_edits_of_generated_images_have_an_unaltered_original() -> None:
 
 
 def test_a_small_benchmark_has_edits_beside_the_others() -> None:
-    items = as_items(build(pairs(60, edits=60), Sizes(40, 40, 0, 0, 40)))
+    items = as_items(build(pairs(60, edits=60), sizes(40, 40, 0, 0, 40)))
     topics = Counter((item.kind, topic_of(item)) for item in items)
     for kind in ("true_false", "multiple_choice", "open"):
         assert topics[kind, "generation"] > topics[kind, "edit"] > 0, topics
 
 
 def test_unknown_makers_give_no_reason_and_are_not_real() -> None:
-    items = build(pairs(60, generators=("glide", "", "adm")), Sizes(40, 40, 20, 0, 0))
+    dataset = pairs(60, generators=("glide", "", "adm"))
+    items = build(dataset, sizes(40, 40, 20, 0, 0))
     for item in items:
-        (source, _), *_ = item.shows
+        (source, _), *_ = shown(item, dataset)
         unknown = source.label == "generated" and not source.generator
         assert (item.metadata["generator"] == "unknown") == unknown
         assert not (unknown and item.kind != "true_false")
         assert all(", and it" in option or " made it." in option for option in item.options if "It is" in option)
     # One known maker is none to choose among: the operations are.
-    alone = build(pairs(60, generators=("glide", "")), Sizes(0, 40, 0, 0, 0))
+    alone = build(pairs(60, generators=("glide", "")), sizes(0, 40, 0, 0, 0))
     assert {item.metadata["reason"] for item in alone} == set(OPERATIONS.values())
 
 
 def test_edits_without_a_box_are_asked_for_no_place() -> None:
     dataset = pairs(0, edits=8)
     boxless = [(photo, replace(twin, edit={"operation": "blur", "box": None})) for photo, twin in dataset]
-    items = build(boxless, Sizes(40, 40, 40, 40, 40))
+    items = build(boxless, sizes(40, 40, 40, 40, 40))
     assert {item.kind for item in items} == {"true_false", "open"}
     assert not any("edit" in item.metadata for item in items)
 
 
 def test_open_questions_are_put_to_photo_and_twin() -> None:
-    items = build(pairs(4, kinds=("caption", "vae"), edits=4), Sizes(0, 0, 0, 0, 100))
+    items = build(pairs(4, kinds=("caption", "vae"), edits=4), sizes(0, 0, 0, 0, 100))
     assert len(items) == 16
     assert Counter(item.metadata["label"] for item in items) == {"real": 8, "generated": 4, "edited": 4}
     references = {item.ground_truth for item in items if item.metadata["label"] == "edited"}
@@ -191,27 +205,28 @@ def test_open_questions_are_put_to_photo_and_twin() -> None:
 
 
 def test_which_of_two_in_both_orders() -> None:
-    items = build(pairs(5), Sizes(0, 0, 0, 100, 0))
+    dataset = pairs(5)
+    items = build(dataset, sizes(0, 0, 0, 100, 0))
     assert len(items) == 10
     for item in items:
-        left, right = (source.label for source, _ in item.shows)
+        left, right = (source.label for source, _ in shown(item, dataset))
         assert (left, right)["AB".index(item.ground_truth)] == "generated"
     assert Counter(item.ground_truth for item in items) == {"A": 5, "B": 5}
 
 
 def test_the_seed_decides_and_nothing_repeats() -> None:
     dataset = pairs(40)
-    first, second = build(dataset, Sizes(100, 100, 50, 50), 1), build(dataset, Sizes(100, 100, 50, 50), 1)
+    first, second = build(dataset, sizes(100, 100, 50, 50), 1), build(dataset, sizes(100, 100, 50, 50), 1)
     assert first == second
-    assert first != build(dataset, Sizes(100, 100, 50, 50), 2)
-    keys = [(i.kind, i.question, i.options, i.shows) for i in first]
+    assert first != build(dataset, sizes(100, 100, 50, 50), 2)
+    keys = [(i.kind, i.question, i.options, i.images) for i in first]
     assert len(set(keys)) == len(keys)
 
 
 def test_sizes_are_upper_bounds_in_whole_blocks() -> None:
-    counts = Counter(item.kind for item in build(pairs(3), Sizes(7, 7, 7, 7)))
+    counts = Counter(item.kind for item in build(pairs(3), sizes(7, 7, 7, 7)))
     assert counts == {"true_false": 6, "multiple_choice": 4, "attribution": 6, "which_of_two": 6, "open": 6}
-    assert build([], Sizes()) == []
+    assert build([]) == []
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

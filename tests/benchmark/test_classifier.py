@@ -6,12 +6,14 @@ import pytest
 
 from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark, write_image
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.build import SIDES, WHICH_QUESTION
 from vlm_detect.benchmark.classifier import Belief, candidate_probabilities, classify
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.summary import summarise
-from vlm_detect.questions.ask import ATTRIBUTION_QUESTION, CAMERA, EDIT_CHOICE_QUESTION, EDIT_QUESTION
+from vlm_detect.questions.ask import CAMERA, EDIT_QUESTION
+from vlm_detect.questions.kind import prompts_of
+from vlm_detect.questions.kinds.attribution import ATTRIBUTION_QUESTION
+from vlm_detect.questions.kinds.multiple_choice import EDIT_CHOICE_QUESTION
+from vlm_detect.questions.kinds.which_of_two import SIDES, WHICH_QUESTION
 from vlm_detect.records import Item
 
 

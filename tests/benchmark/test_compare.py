@@ -8,12 +8,12 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.compare import compare, load_run, read_csv
 from vlm_detect.benchmark.compare_report import write_compare_report
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.results import ResultWriter
 from vlm_detect.benchmark.score import generated_result, score
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
 from vlm_detect.questions.ask import EDIT_QUESTION
+from vlm_detect.questions.kind import prompts_of
 from vlm_detect.stats.calibration import Calibration
 
 

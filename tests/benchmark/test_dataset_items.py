@@ -7,10 +7,10 @@ from PIL import Image
 
 from vlm_detect.benchmark.dataset_items import dataset_pairs
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.prompts import generator_of, is_fake, prompts_of
 from vlm_detect.columns import IMAGE_FEATURES, PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION
+from vlm_detect.questions.kind import generator_of, is_fake, prompts_of
 
 
 def png(colour: str) -> dict:

@@ -2,12 +2,13 @@ import pytest
 
 from vlm_detect.benchmark.explanations import _OPERATIONS as OPERATIONS
 from vlm_detect.benchmark.explanations import claimed_faults, contradicts_itself, explanations, names, rouge_l
-from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.score import generated_result, scored_result
 from vlm_detect.places import PLACE_PATTERNS, PLACES
-from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION, EXPLAIN_QUESTION, Subject, explanation
+from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION, EXPLAIN_QUESTION
+from vlm_detect.questions.kind import prompts_of
+from vlm_detect.questions.kinds.explain import explanation
 from vlm_detect.questions.read import parse_explanation
-from vlm_detect.records import EDIT_OPERATIONS, Item
+from vlm_detect.records import EDIT_OPERATIONS, Item, Subject
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from PIL import Image
 
 from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark, write_image
 from vlm_detect.benchmark.items import load_benchmark, side_by_side
-from vlm_detect.benchmark.prompts import generator_of, is_fake, prompts_of
 from vlm_detect.errors import UserError
 from vlm_detect.questions.ask import FAKE_QUESTION
+from vlm_detect.questions.kind import generator_of, is_fake, prompts_of
 
 
 @pytest.mark.parametrize("name", ["benchmark.json", "benchmark.jsonl"])

@@ -9,10 +9,10 @@ import pytest
 from tests.benchmark.fakes import write_benchmark
 from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.prompts import prompts_of
 from vlm_detect.benchmark.score import generated_result
 from vlm_detect.benchmark.summary import summarise
 from vlm_detect.config import REPOSITORY
+from vlm_detect.questions.kind import prompts_of
 
 DATA = Path(os.environ.get("VLM_DETECT_DATA", "")) / "custom_vqa"
 RECORDED = json.loads((REPOSITORY / "eval" / "results" / "published" / "teoscardov_tinyllava.json").read_text())

@@ -15,7 +15,9 @@ from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.evidence import evidence_map
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.places import place_of
-from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION, OPERATION_QUESTION, PLACE_QUESTION
+from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION
+from vlm_detect.questions.kinds.operation import OPERATION_QUESTION
+from vlm_detect.questions.kinds.place import PLACE_QUESTION
 
 BOXES = [(0, 0, 16, 12), (16, 12, 32, 24), (4, 4, 30, 22), (0, 12, 16, 24), (2, 2, 10, 9), (16, 0, 32, 12)]
 

@@ -11,7 +11,7 @@ from tests.factories import tiny_vlm
 from tests.train.toys import stored, toy_image, toy_pairs
 from vlm_detect.errors import UserError
 from vlm_detect.models.rows import IGNORE, Answered, Row, attention_mask, fill_rows, may_look, stack_rows
-from vlm_detect.questions.ask import QUESTION_KINDS
+from vlm_detect.questions.kind import training_kinds
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
@@ -31,7 +31,7 @@ def vlm():
 
 @pytest.fixture
 def units():
-    questions = QuestionOptions(question_kinds=list(QUESTION_KINDS), questions_per_image=6)
+    questions = QuestionOptions(question_kinds=training_kinds(), questions_per_image=6)
     units = Units(toy_pairs(5), questions)
     return [units[0, index] for index in range(2)]
 

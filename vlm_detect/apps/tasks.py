@@ -18,7 +18,7 @@ from vlm_detect.infer.prefixes import equal_lengths
 from vlm_detect.infer.text_stream import TextStream
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.moondream.skills import Reasoning
-from vlm_detect.questions.ask import Topic
+from vlm_detect.records import Topic
 
 
 @dataclass

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.prompts import Prompt, plain_name, topic_of
 from vlm_detect.benchmark.results import Key
 from vlm_detect.benchmark.score import left_to_do, plan, scored_result
+from vlm_detect.questions.kind import KINDS
+from vlm_detect.questions.prompts import Prompt, plain_name, topic_of
 from vlm_detect.records import Item, Result
 
 _LEAST = 1e-12
@@ -104,7 +105,7 @@ def candidate_probabilities(prompt: Prompt, belief: Belief) -> np.ndarray:
         return np.array([p_first, 1 - p_first])
     if belief.p_generated is None or not {True, False} <= set(prompt.fake):
         return np.full(n, 1 / n)
-    if prompt.item.kind == "attribution":
+    if KINDS[prompt.item.kind].names_makers:
         makers = zip(prompt.options, prompt.fake, strict=True)
         names = ["real" if fake is False else plain_name(name) for name, fake in makers]
         if set(names) <= belief.by_generator.keys():
@@ -115,7 +116,7 @@ def candidate_probabilities(prompt: Prompt, belief: Belief) -> np.ndarray:
 
 def _answered(prompts: Sequence[Prompt], beliefs: Sequence[Belief]) -> Iterator[Result]:
     for prompt in prompts:
-        if prompt.item.kind == "which_of_two":
+        if KINDS[prompt.item.kind].n_images == 2:
             p = _which(prompt, beliefs)
         else:
             p = candidate_probabilities(prompt, beliefs[0])

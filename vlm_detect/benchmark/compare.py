@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.prompts import generator_of, is_fake
 from vlm_detect.benchmark.results import RESULTS, read_results
 from vlm_detect.benchmark.summary import (
     ItemScore,
@@ -31,6 +30,7 @@ from vlm_detect.benchmark.summary import (
 )
 from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.questions.kind import KINDS, generator_of, is_fake
 from vlm_detect.records import is_real_name, label_named
 from vlm_detect.schema import Kind, check_schema
 from vlm_detect.stats.calibration import Calibration
@@ -91,7 +91,7 @@ def read_csv(path: Path, benchmark: Benchmark | None) -> list[ItemScore]:
     taken: dict[str, str] = {}  # row -> the image whose score it is
     for item in benchmark.items:
         truth = is_fake(item)
-        if item.kind != "true_false" or truth is None:
+        if not KINDS[item.kind].is_verdict or truth is None:
             continue
         # An image inside a dataset has no file name: there the item's id stands for it.
         ends = [item.id] if item.id in p_fake else _ends(item.images[0])

@@ -29,6 +29,7 @@ from vlm_detect.pages.page import (
     roc_figure,
     write_page,
 )
+from vlm_detect.questions.kind import KINDS
 
 _CALIBRATED = ("accuracy", "balanced_accuracy", "ece", "brier")
 
@@ -160,7 +161,8 @@ def _cards(
     wrong: list[tuple[int, float, ItemScore]] = []
     near: list[ItemScore] = []
     for id_ in _shared(runs):
-        scores = [run.scores[id_] for run in runs if run.scores[id_].results and run.scores[id_].kind != "open"]
+        answered = [run.scores[id_] for run in runs if run.scores[id_].results]
+        scores = [score for score in answered if not KINDS[score.kind].is_open]
         errors = [score for score in scores if score.correct < 0.5]
         if errors:
             surest = max(errors, key=confidence)

@@ -19,12 +19,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.build import Pair, Source
 from vlm_detect.data.pairs import known_labels
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
-from vlm_detect.records import Item
+from vlm_detect.records import Item, Pair, Source
 from vlm_detect.schema import check_folder
 
 PAIR_COLUMNS = {"pair_id", "group", "image", "image_label", "twin", "kind", "generator"}

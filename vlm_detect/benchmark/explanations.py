@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm_detect.benchmark.prompts import topic_of
 from vlm_detect.benchmark.summary import item_scores, rounded
 from vlm_detect.places import PLACE_PATTERNS
+from vlm_detect.questions.kind import KINDS
+from vlm_detect.questions.prompts import topic_of
 from vlm_detect.questions.read import parse_explanation, sentences
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
@@ -143,8 +144,8 @@ def _is_told(item: Item) -> bool:
 
 
 def _explained(items: Sequence[Item], results: Sequence[Result]) -> list[Explained]:
-    by_id = {item.id: item for item in items if item.kind == "open"}
-    scores = {score.id: score for score in item_scores([r for r in results if r.kind == "open"], "logprob")}
+    by_id = {item.id: item for item in items if KINDS[item.kind].is_open}
+    scores = {score.id: score for score in item_scores([r for r in results if KINDS[r.kind].is_open], "logprob")}
     rows = []
     for result in results:
         if result.scoring != "generate" or result.id not in by_id:

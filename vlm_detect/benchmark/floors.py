@@ -17,7 +17,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from vlm_detect.benchmark.prompts import Prompt, prompts_of, topic_of
+from vlm_detect.questions.kind import KINDS, makers_in, prompts_of
+from vlm_detect.questions.prompts import Prompt, topic_of
 from vlm_detect.records import Item
 
 _FOLDS = 5
@@ -25,8 +26,8 @@ _FOLDS = 5
 
 def text_floors(items: Sequence[Item]) -> dict[str, float]:
     """Every floor that applies to `items`, each an accuracy."""
-    attributions = sorted({item.ground_truth for item in items if item.kind == "attribution" and not item.options})
-    prompts = [prompts_of(item, attributions)[0] for item in items]
+    makers = makers_in(items)
+    prompts = [prompts_of(item, makers)[0] for item in items]
     prompts = [prompt for prompt in prompts if prompt.right is not None]
     choices = [prompt for prompt in prompts if prompt.lettered]
     others = [prompt for prompt in prompts if not prompt.lettered]
@@ -46,7 +47,7 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
 
 def chief_floors(items: Sequence[Item]) -> dict[str, float]:
     """The floors beside a summary's figures at the top: of the closed items about generation, where there are any."""
-    closed = [item for item in items if item.kind != "open"] or list(items)
+    closed = [item for item in items if not KINDS[item.kind].is_open] or list(items)
     return text_floors([item for item in closed if topic_of(item) == "generation"] or closed)
 
 

@@ -12,19 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.prompts import answer_pair, mirrored, prompts_of, split_options
 from vlm_detect.data.named_files import find_file, json_rows
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
+from vlm_detect.questions.kind import KINDS, prompts_of
 from vlm_detect.questions.markup import untagged
-from vlm_detect.records import Item, ItemKind
+from vlm_detect.questions.prompts import answer_pair, mirrored, split_options
+from vlm_detect.records import Item
 
-KINDS = get_args(ItemKind)
 _LISTED_IN_ERROR = 20
 
 
@@ -128,14 +128,15 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     kind: Any = row.get("kind") or (
         "multiple_choice" if options else "true_false" if answer_pair(ground_truth) or mirrored(question) else "open"
     )
-    if kind not in KINDS:
-        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if kind not in KINDS or not KINDS[kind].in_benchmark:
+        known = [name for name in KINDS.own if KINDS[name].in_benchmark]
+        raise ValueError(f"kind {kind!r} is none of {', '.join(known)}, nor of a package that is installed")
     names = row.get("images") or row.get("image")
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ValueError("no image")
-    if len(names) != (2 if kind == "which_of_two" else 1):
-        raise ValueError(f"{len(names)} images for kind {kind}; which_of_two has two, the others one")
+    if len(names) != KINDS[kind].n_images:
+        raise ValueError(f"{len(names)} images for kind {kind}, which has {KINDS[kind].n_images}")
     paths = [_find(name, folder, need_images) for name in names]
     if need_images:
         hashes = [_checked_sha256(path) for path in paths]

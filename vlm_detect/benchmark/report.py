@@ -21,6 +21,7 @@ from vlm_detect.pages.page import (
     roc_figure,
     write_page,
 )
+from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
 from vlm_detect.stats.metrics import Array
 
@@ -45,7 +46,7 @@ _FEW_GROUPS = 30
 def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Result], benchmark: Benchmark) -> None:
     """Write the page; images that cannot be opened any more (recorded answers) are left out of the cards."""
     # Open questions have figures of their own, and no right answer to show on a card.
-    closed = [result for result in results if result.kind != "open"] or results
+    closed = [result for result in results if not KINDS[result.kind].is_open] or results
     scored, generated = item_scores(closed, "logprob"), item_scores(closed, "generate")
     generate, calibrated = summary.get("generate"), summary.get("calibrated")
     columns = {"By log-probability" if scored else "Recorded answers": summary}
@@ -174,9 +175,10 @@ def confidence(score: ItemScore) -> float:
     """The probability that the item's answer was given: of the verdict, or of the option chosen."""
     if score.results[0].logprobs is None:
         return 0.0
-    if score.p_fake is not None and score.kind == "true_false":
+    kind = KINDS[score.kind]
+    if score.p_fake is not None and kind.is_verdict:
         return max(score.p_fake, 1 - score.p_fake)
-    return float(option_probabilities(score.results).max()) if score.kind == "multiple_choice" else 0.5
+    return float(option_probabilities(score.results).max()) if kind.chooses else 0.5
 
 
 def _biases(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.items import side_by_side
-from vlm_detect.benchmark.prompts import Prompt, generator_of, is_fake, prompts_of, topic_of
 from vlm_detect.benchmark.results import Key
 from vlm_detect.errors import UserError
-from vlm_detect.questions.read import parse_answer, parse_choice, parse_explanation
+from vlm_detect.questions.kind import KINDS, generator_of, is_fake, makers_in, prompts_of
+from vlm_detect.questions.prompts import Prompt, topic_of
 from vlm_detect.records import Item, Result
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class _Ask(Protocol):
 
 def plan(benchmark: Benchmark, *, logprob: bool = True, generate: bool = True) -> list[_Asked]:
     """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images)."""
-    attributions = {item.ground_truth for item in benchmark.items if item.kind == "attribution" and not item.options}
+    makers = makers_in(benchmark.items)
     by_image: dict[tuple[str, ...], _Asked] = defaultdict(list)
     for item in benchmark.items:
-        prompts = prompts_of(item, sorted(attributions))
+        prompts = prompts_of(item, makers)
         if logprob:
             by_image[item.images] += [(prompt, "logprob") for prompt in prompts if prompt.candidates]
         if generate:
@@ -122,7 +122,9 @@ def _scored(
 def _generated(
     engine: ScoringEngine, images: Sequence[Image.Image], batch: Sequence[_Asked], max_new_tokens: int, *, is_open: bool
 ) -> Iterator[Result]:
-    chosen = _chosen(images, batch, lambda prompt, how: how == "generate" and is_open == (prompt.item.kind == "open"))
+    chosen = _chosen(
+        images, batch, lambda prompt, how: how == "generate" and is_open == KINDS[prompt.item.kind].is_open
+    )
     if not chosen:
         return
     questions = [[prompt.question for prompt in prompts] for _, prompts in chosen]
@@ -167,26 +169,9 @@ def scored_result(prompt: Prompt, logprobs: Sequence[float], n_tokens: Sequence[
 
 
 def generated_result(prompt: Prompt, text: str) -> Result:
-    """A free answer, parsed strictly: unparsed is wrong."""
-    if prompt.lettered:
-        parsed = parse_choice(text, prompt.candidates, prompt.options)
-    elif prompt.candidates:
-        index = parse_answer(text, prompt.candidates)
-        parsed = None if index is None else prompt.candidates[index]
-    else:
-        return _explained_result(prompt, text)
-    correct = parsed is not None and parsed == _ground_truth(prompt)
-    return _result(prompt, "generate", answer=text, parsed=parsed, correct=correct)
-
-
-def _explained_result(prompt: Prompt, text: str) -> Result:
-    """Of an answer to an open question only the verdict is judged here; `explanations` looks at its reasons."""
-    topic = topic_of(prompt.item)
-    verdict = parse_explanation(text, topic)
-    truth = prompt.item.metadata.get("label") == "edited" if topic == "edit" else is_fake(prompt.item)
-    yes, no = ("Altered", "Unaltered") if topic == "edit" else ("Fake", "Real")
-    parsed = None if verdict is None else yes if verdict else no
-    return _result(prompt, "generate", answer=text, parsed=parsed, correct=verdict is not None and verdict == truth)
+    """A free answer as its kind reads it: unparsed is wrong."""
+    found = KINDS[prompt.item.kind].read(prompt, text)
+    return _result(prompt, "generate", answer=text, parsed=found.parsed, correct=found.correct)
 
 
 def fake_probability(logprobs: Sequence[float], fake: Sequence[bool | None]) -> float | None:
@@ -204,10 +189,6 @@ def fake_probability(logprobs: Sequence[float], fake: Sequence[bool | None]) -> 
 def softmax(values: Sequence[float]) -> np.ndarray:
     shifted = np.exp(np.asarray(values, dtype=float) - np.max(values))
     return shifted / shifted.sum()
-
-
-def _ground_truth(prompt: Prompt) -> str:
-    return prompt.item.ground_truth if prompt.right is None else prompt.candidates[prompt.right]
 
 
 def _result(
@@ -230,7 +211,7 @@ def _result(
         rotation=prompt.rotation,
         question=prompt.question,
         options=list(prompt.options),
-        ground_truth=_ground_truth(prompt),
+        ground_truth=prompt.ground_truth,
         answer=answer,
         parsed=parsed,
         correct=correct,

@@ -23,8 +23,8 @@ import numpy as np
 
 from vlm_detect.benchmark.score import softmax
 from vlm_detect.questions.ask import LETTERS
-from vlm_detect.questions.read import first_verdict
-from vlm_detect.records import Result, is_real_name
+from vlm_detect.questions.kind import KINDS
+from vlm_detect.records import Result
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
 from vlm_detect.stats.metrics import ALL_FIGURES, DECISION_FIGURES, Array, figures, weighted_figures
@@ -106,13 +106,13 @@ def every_figure(
 
 def chief_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
     """Those that the figures at the top are about: closed questions about generation, where there are any."""
-    closed = [score for score in scores if score.kind != "open"] or list(scores)
+    closed = [score for score in scores if not KINDS[score.kind].is_open] or list(scores)
     return [score for score in closed if score.topic == "generation"] or closed
 
 
 def edit_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
     """The closed questions about edits."""
-    return [score for score in scores if score.topic == "edit" and score.kind != "open"]
+    return [score for score in scores if score.topic == "edit" and not KINDS[score.kind].is_open]
 
 
 def item_scores(results: Iterable[Result], scoring: str) -> list[ItemScore]:
@@ -139,14 +139,11 @@ def says_fake(result: Result, answer: str | None) -> bool | None:
     """The verdict that `answer` (a letter, or a candidate) amounts to; None where it states none."""
     if answer is None:
         return None
-    if result.kind in ("multiple_choice", "attribution") and answer in LETTERS[: len(result.options)]:
-        answer = result.options[LETTERS.index(answer)]
-    if result.kind == "attribution":
-        return not is_real_name(answer)
-    if result.kind in ("multiple_choice", "open"):
-        return first_verdict(answer)
-    truth = truth_of(result)
-    return None if truth is None else truth == (answer == result.ground_truth)
+    truth, kind = truth_of(result), KINDS[result.kind]
+    if kind.is_verdict or not kind.states_verdicts:  # right is what the image is, wrong the other
+        return None if truth is None else truth == (answer == result.ground_truth)
+    lettered = kind.chooses and answer in LETTERS[: len(result.options)]
+    return kind.says_fake(result.options[LETTERS.index(answer)] if lettered else answer)
 
 
 def rounded(value: Any) -> Any:
@@ -165,7 +162,8 @@ def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
     p_yes = [p for row in rows if (p := _p_positive(row)) is not None]
     p_fake = float(np.mean(p_yes)) if p_yes else None
     truth = truth_of(first)
-    if first.kind in ("multiple_choice", "attribution", "which_of_two"):
+    kind = KINDS[first.kind]
+    if kind.chooses:
         reference = next((row for row in rows if row.rotation == 0), first)
         probabilities = np.roll(option_probabilities(rows), -reference.rotation)  # in the reference's order
         best = [reference.options[i] for i in np.flatnonzero(probabilities >= probabilities.max() - 1e-12)]
@@ -174,7 +172,7 @@ def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
         correct = (right in best) / len(best)
         said_all = {says_fake(reference, option) for option in best}
         said = said_all.pop() if len(said_all) == 1 else None
-    elif p_fake is not None and (truth is not None or first.kind == "open"):
+    elif p_fake is not None and (truth is not None or kind.is_open):
         said = p_fake >= 0.5
         correct = float(said == truth)
     else:
@@ -249,7 +247,7 @@ def figures_of(
             "share": float(unsure.mean()),
             "accuracy_outside": float(outside.mean()) if len(outside) else None,
         }
-    choices = [s for s in scores if s.kind == "multiple_choice" and s.is_fake is not None]
+    choices = [s for s in scores if KINDS[s.kind].gives_reasons and s.is_fake is not None]
     if choices:
         verdict_right = [s.said_fake == s.is_fake for s in choices]
         found["choice_verdict_accuracy"] = float(np.mean(verdict_right))
@@ -271,7 +269,7 @@ def calibrated_figures(
 
     It was fitted on the log-odds averaged over both polarities, and is applied to those.
     """
-    asked = [score for score in chief_scores(scores) if score.kind == "true_false"]
+    asked = [score for score in chief_scores(scores) if KINDS[score.kind].is_verdict]
     known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
     if not known:
         return None
@@ -312,7 +310,7 @@ def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool
     An unparsed answer counts as the wrong verdict.
     """
     known = [s for s in chief_scores(scores) if s.is_fake is not None]
-    known = [s for s in known if s.kind == "true_false"] or known
+    known = [s for s in known if KINDS[s.kind].is_verdict] or known
     ranked = [s for s in known if s.p_fake is not None]
     if ranked:
         y = np.array([s.is_fake for s in ranked], float)
@@ -335,11 +333,11 @@ def _biases(scores: Sequence[ItemScore]) -> dict[str, Any]:
     turned = [score for score in scores if len({row.rotation for row in score.results}) > 1]
     found["rotation_consistency"] = _share([len({_option(row) for row in s.results}) == 1 for s in turned])
     affirming = [
-        row for row in rows if row.kind == "true_false" and row.options[0].strip(".").lower() in ("yes", "true")
+        row for row in rows if KINDS[row.kind].is_verdict and row.options[0].strip(".").lower() in ("yes", "true")
     ]
     found["yes_rate"] = _share([row.answer == row.options[0] for row in affirming])
     found["p_yes"] = _share([float(softmax(row.logprobs or [0.0])[0]) for row in affirming])
-    chosen = Counter(row.answer for row in rows if row.kind != "true_false" and row.answer in LETTERS)
+    chosen = Counter(row.answer for row in rows if not KINDS[row.kind].is_verdict and row.answer in LETTERS)
     found["letter_rates"] = {letter: n / sum(chosen.values()) for letter, n in sorted(chosen.items())}
     return found
 
@@ -356,7 +354,7 @@ def _normalised_right(score: ItemScore) -> float:
         assert row.n_tokens is not None
         lengths = np.maximum(row.n_tokens, 1)
         turned.append(replace(row, logprobs=list(np.asarray(row.logprobs) / lengths), p_fake=None))
-    if score.kind in ("multiple_choice", "attribution", "which_of_two"):
+    if KINDS[score.kind].chooses:
         return _by_probability(tuple(turned)).correct
     return float(np.mean([_p_right(row) for row in turned])) > 0.5
 

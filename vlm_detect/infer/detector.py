@@ -38,7 +38,8 @@ from vlm_detect.infer.verdict import BEGINNINGS, Label, Odds, contradictions, re
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
 from vlm_detect.models.registry import load_vlm
-from vlm_detect.questions.ask import EXPLAIN_QUESTION, Topic
+from vlm_detect.questions.ask import EXPLAIN_QUESTION
+from vlm_detect.records import Topic
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.version import __version__
 

@@ -26,7 +26,7 @@ from PIL import Image, ImageStat
 
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.verdict import TOPIC_ASKS, mean_odds
-from vlm_detect.questions.ask import Topic
+from vlm_detect.records import Topic
 
 PIXEL_GRID = (8, 8)  # of a map whose regions are hidden in the image
 GENERATED_RGB, REAL_RGB = (230, 97, 1), (0, 92, 184)  # orange and blue: told apart by colour-blind eyes too

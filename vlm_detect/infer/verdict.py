@@ -21,9 +21,9 @@ from vlm_detect.questions.ask import (
     REAL_QUESTION,
     VERDICT_QUESTIONS,
     YES,
-    Topic,
 )
 from vlm_detect.questions.read import parse_verdict
+from vlm_detect.records import Topic
 
 Label = Literal["real", "generated", "unsure"]
 

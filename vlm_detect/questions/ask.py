@@ -1,33 +1,15 @@
-"""What is asked about an image, and the true answer: the questions of training, and those that the verdict rests on.
+"""The words of the questions that several parts share: the two-way questions in both polarities, and letters.
 
-    subject = Subject(label="generated", kind="caption", generator="sd3.5-large", caption="a dog on a beach")
-    draw_questions(subject, rng, kinds=["yes_no", "multiple_choice"], per_image=2, other_captions=["a red barn"])
-
-The Bi-LoRA pair, "Is this image AI-generated?" with "Yes." or "No.", is asked in both polarities; beside it stand
-true/false statements, multiple choice, the generator's name and an open explanation. Every answer, reasons included,
-follows from what was really done to the image. "AI-generated?" is asked of real and generated images only (topic
-"generation"); topic "edit" asks edited images, and the untouched ones beside them, what was changed and where: its own
-kinds are "operation" and "place", and each topic passes over the kinds of the other.
-
-A multiple choice has two options of each verdict, so that a verdict alone does not give the letter. Options of one
-question are made of the same phrases, and the false caption is the one nearest in length to the true one, so that
-neither does the text.
+The Bi-LoRA pair, "Is this image AI-generated?" with "Yes." or "No.", is asked in both polarities, in training, in the
+benchmark and for the verdict. "AI-generated?" is asked of real and generated images only (topic "generation"); topic
+"edit" asks edited images, and the untouched ones that they were made of, what was changed and where.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
 
-from vlm_detect.places import PLACES, place_of
-from vlm_detect.records import EDIT_OPERATIONS, Label, Question, TwinKind
-
-QuestionKind = Literal["yes_no", "true_false", "multiple_choice", "attribution", "operation", "place", "explain"]
-QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
-Polarity = Literal["fake", "real"]
-Topic = Literal["generation", "edit"]
+from vlm_detect.records import Label, Polarity, Topic
 
 YES, NO = "Yes.", "No."
 TRUE, FALSE = "True.", "False."
@@ -43,194 +25,26 @@ EDIT_STATEMENTS: dict[Polarity, str] = {
     "fake": "A part of this image was altered.",
     "real": "No part of this image was altered.",
 }
-
-CHOICE_QUESTION = "Is this image real or AI-generated, and what does it show?"
-EDIT_CHOICE_QUESTION = "A part of this image was altered. What was done, and where?"
-CHOICE_INSTRUCTION = "Answer with the letter of the right option."
-ATTRIBUTION_QUESTION = "What made this image?"
-CAMERA = "A camera."
 EXPLAIN_QUESTION = "Is this image real or AI-generated? Explain your answer."
 EDIT_EXPLAIN_QUESTION = "Was a part of this image altered? Explain your answer."
-OPERATION_QUESTION = "What was done to a part of this image?"
-PLACE_QUESTION = "Where was this image altered?"
-NOTHING, NOWHERE = "Nothing.", "Nowhere."
-UNALTERED = "Not altered. No part of it was changed afterwards."
+CHOICE_INSTRUCTION = "Answer with the letter of the right option."
+CAMERA = "A camera."
 
 LETTERS = "ABCDEFGH"
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is known about one image. `edit` is a row's `edit` column; `size` is (width, height) in pixels."""
-
-    label: Label
-    kind: TwinKind | None = None
-    generator: str = ""
-    caption: str = ""
-    edit: Mapping[str, Any] | None = None
-    size: tuple[int, int] | None = None
+def agrees(label: Label, polarity: Polarity, topic: Topic = "generation") -> bool:
+    """Whether what a two-way question of this polarity asks is true of an image with this label."""
+    positive = label == "edited" if topic == "edit" else label != "real"
+    return positive == (polarity == "fake")
 
 
 def verdict_answer(label: Label, polarity: Polarity) -> str:
     """The true answer to `VERDICT_QUESTIONS[polarity]`; `label` is real or generated."""
-    return YES if (label == "real") == (polarity == "real") else NO
+    return YES if agrees(label, polarity) else NO
 
 
 def lettered(question: str, options: Sequence[str]) -> str:
     """The text of a multiple choice: the question, one line an option, and how to answer."""
     lines = [f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, CHOICE_INSTRUCTION])
-
-
-def draw_questions(
-    subject: Subject,
-    rng: random.Random,
-    *,
-    kinds: Sequence[QuestionKind] = ("yes_no",),
-    per_image: int = 1,
-    topic: Topic = "generation",
-    other_captions: Sequence[str] = (),
-) -> list[Question]:
-    """Draw `per_image` different questions about `subject`.
-
-    The kinds are gone through in turn from a drawn start; where a kind cannot be asked (no caption, no known
-    generator) or comes round again, the next is taken, so fewer questions than asked for may come back. The draws of
-    `rng` depend on the arguments and not on the label: both members of a pair, given equal generators, get the same
-    kinds and polarities.
-    """
-    start, flip, seed = rng.randrange(len(kinds)), rng.random() < 0.5, rng.random()
-    polarities: tuple[Polarity, Polarity] = ("real", "fake") if flip else ("fake", "real")
-    drawn: list[Question] = []
-    for lap, polarity in enumerate(polarities):
-        for i in range(len(kinds)):
-            kind = kinds[(start + i) % len(kinds)]
-            if lap and kind in ("attribution", "operation", "place", "explain"):  # these have no opposite polarity
-                continue
-            own_rng = random.Random(f"{seed}:{lap}:{kind}")
-            question = make_question(subject, kind, polarity, own_rng, topic=topic, other_captions=other_captions)
-            if question and len(drawn) < per_image:
-                drawn.append(question)
-    return drawn
-
-
-def make_question(
-    subject: Subject,
-    kind: QuestionKind,
-    polarity: Polarity,
-    rng: random.Random,
-    *,
-    topic: Topic = "generation",
-    other_captions: Sequence[str] = (),
-) -> Question | None:
-    """One question of `kind` about `subject`, or None where what is known about the image does not answer it."""
-    if topic == "edit":
-        return _edit_question(subject, kind, polarity, rng)
-    if subject.label == "edited":
-        return None
-    if kind == "yes_no":
-        return Question(kind, VERDICT_QUESTIONS[polarity], verdict_answer(subject.label, polarity), polarity)
-    if kind == "true_false":
-        statement = STATEMENT_QUESTION.format(statement=STATEMENTS[polarity])
-        return Question(kind, statement, TRUE if (subject.label == "real") == (polarity == "real") else FALSE, polarity)
-    if kind == "multiple_choice":
-        return _content_choice(subject, rng, other_captions)
-    if kind == "attribution":
-        if subject.label == "real":
-            return Question(kind, ATTRIBUTION_QUESTION, CAMERA)
-        return Question(kind, ATTRIBUTION_QUESTION, f"{subject.generator}.") if subject.generator else None
-    if kind == "explain":
-        return Question(kind, EXPLAIN_QUESTION, explanation(subject))
-    return None
-
-
-def explanation(subject: Subject, topic: Topic = "generation") -> str:
-    """A verdict and its reason in one or two sentences, saying only what is known to have been done."""
-    if topic == "edit":
-        if subject.label != "edited":
-            return UNALTERED
-        if not subject.edit or not subject.edit.get("operation"):
-            return "Altered. A part of it was changed afterwards."
-        place = _place(subject)
-        return f"Altered. {_capital(_words(subject.edit['operation']))}{f' at the {place}' if place else ''}."
-    if subject.label == "real":
-        return "Real. A camera took this photo, and nothing in it was generated."
-    by = f" by {subject.generator}" if subject.generator else ""
-    if subject.kind == "vae":
-        return f"AI-generated. It is a photo that was encoded and painted anew{by}."
-    if subject.caption:
-        return f"AI-generated. It was drawn{by} from the words: {subject.caption.rstrip('.')}."
-    return f"AI-generated. It was drawn{by}."
-
-
-def _edit_question(subject: Subject, kind: QuestionKind, polarity: Polarity, rng: random.Random) -> Question | None:
-    agrees = (subject.label == "edited") == (polarity == "fake")
-    if kind == "yes_no":
-        return Question(kind, EDIT_QUESTIONS[polarity], YES if agrees else NO)
-    if kind == "true_false":
-        statement = STATEMENT_QUESTION.format(statement=EDIT_STATEMENTS[polarity])
-        return Question(kind, statement, TRUE if agrees else FALSE)
-    if kind == "multiple_choice":
-        return _edit_choice(subject, rng)
-    if kind == "operation":
-        told = subject.edit.get("operation") if subject.edit else None
-        answer = NOTHING if subject.label != "edited" else f"{_capital(_words(told))}." if told else None
-        return Question(kind, OPERATION_QUESTION, answer) if answer else None
-    if kind == "place":
-        place = _place(subject)
-        answer = NOWHERE if subject.label != "edited" else f"At the {place}." if place else None
-        return Question(kind, PLACE_QUESTION, answer) if answer else None
-    if kind == "explain":
-        return Question(kind, EDIT_EXPLAIN_QUESTION, explanation(subject, "edit"))
-    return None
-
-
-def _content_choice(subject: Subject, rng: random.Random, other_captions: Sequence[str]) -> Question | None:
-    """Both verdicts with the true and with a false caption: verdict and content have to be right."""
-    others = [caption for caption in other_captions if caption and caption != subject.caption]
-    if not subject.caption or not others:
-        return None
-    sample = rng.sample(others, min(8, len(others)))
-    false_caption = min(sample, key=lambda caption: abs(len(caption) - len(subject.caption)))
-    verdicts = {"real": "It is a real photo", "generated": "It is AI-generated"}
-    options = [
-        (f"{words}: {caption.rstrip('.')}.", label == subject.label and caption == subject.caption)
-        for label, words in verdicts.items()
-        for caption in (subject.caption, false_caption)
-    ]
-    return _choice(CHOICE_QUESTION, options, rng)
-
-
-def _edit_choice(subject: Subject, rng: random.Random) -> Question | None:
-    """Two operations at two places, one pair of them true."""
-    place = _place(subject)
-    if subject.label != "edited" or not subject.edit or not place:
-        return None
-    operation = subject.edit["operation"]
-    wrong_operation = rng.choice([name for name in EDIT_OPERATIONS if name != operation])
-    wrong_place = rng.choice([name for name in PLACES if name != place])
-    options = [
-        (f"{_capital(_words(op))} at the {where}.", op == operation and where == place)
-        for op in (operation, wrong_operation)
-        for where in (place, wrong_place)
-    ]
-    return _choice(EDIT_CHOICE_QUESTION, options, rng)
-
-
-def _choice(question: str, options: list[tuple[str, bool]], rng: random.Random) -> Question:
-    rng.shuffle(options)
-    letter = LETTERS[[right for _, right in options].index(True)]
-    return Question("multiple_choice", lettered(question, [text for text, _ in options]), letter)
-
-
-def _place(subject: Subject) -> str:
-    """Where the edit is, in a word; empty where that is not known."""
-    box = subject.edit.get("box") if subject.edit else None
-    return place_of(box, subject.size) if box and subject.size else ""
-
-
-def _words(operation: str) -> str:
-    return operation.replace("_", " ")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

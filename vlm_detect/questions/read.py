@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from vlm_detect.questions.ask import Topic
 from vlm_detect.questions.markup import bare, marked
+from vlm_detect.records import Topic
 
 # Whole phrases that state a verdict: True says generated, False says real. Negated ones are read as wholes.
 _VERDICTS = {

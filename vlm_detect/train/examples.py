@@ -22,8 +22,9 @@ from torch.utils.data import Sampler
 from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, cell_name, undecoded
-from vlm_detect.questions.ask import QUESTION_KINDS, QuestionKind, Subject, Topic, draw_questions
-from vlm_detect.records import Label, Question
+from vlm_detect.questions.draw import draw_questions
+from vlm_detect.questions.kind import KINDS, training_kinds
+from vlm_detect.records import Label, Question, Subject, Topic
 from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
 from vlm_detect.train.conversations import questions_of
 
@@ -33,7 +34,7 @@ class QuestionOptions:
     """What is asked about each image in an epoch."""
 
     question_kinds: list[str] = field(
-        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to draw from: {', '.join(QUESTION_KINDS)}."}
+        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to draw from: {', '.join(training_kinds())}."}
     )
     questions_per_image: int = field(default=1, metadata={"help": "Questions asked about an image in an epoch."})
     shuffle_labels: bool = field(
@@ -73,8 +74,12 @@ class Units(TorchDataset[list[Example]]):
         views: int | None = None,
     ) -> None:
         check_augmentations(augment)
-        if unknown := [kind for kind in options.question_kinds if kind not in QUESTION_KINDS]:
-            raise UserError(f"--question_kinds {' '.join(unknown)}: unknown; choose from {', '.join(QUESTION_KINDS)}")
+        KINDS.check(*options.question_kinds, flag="--question_kinds")
+        if untrained := [kind for kind in options.question_kinds if not KINDS[kind].trains]:
+            raise UserError(
+                f"--question_kinds {' '.join(untrained)}: asked in benchmarks only; choose from "
+                f"{', '.join(training_kinds())}"
+            )
         self.rows, self.options, self.seed, self.augment = undecoded(rows), options, seed, tuple(augment)
         self.source: _PairUnits | _ImageUnits | None = None  # None: conversations, which bring their own questions
         if "turns" not in rows.column_names:
@@ -134,8 +139,8 @@ class Units(TorchDataset[list[Example]]):
         return Views(cells, [*self.views, ()]) if self.views else cells
 
     @property
-    def _kinds(self) -> Sequence[QuestionKind]:
-        return [kind for kind in QUESTION_KINDS if kind in self.options.question_kinds]
+    def _kinds(self) -> Sequence[str]:
+        return [kind for kind in KINDS if kind in self.options.question_kinds]
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -1,6 +1,5 @@
 import pytest
 
-from vlm_detect.benchmark.prompts import generator_of, is_fake, mirrored, prompts_of, split_options, with_options
 from vlm_detect.questions.ask import (
     EDIT_QUESTION,
     EDIT_QUESTIONS,
@@ -9,6 +8,8 @@ from vlm_detect.questions.ask import (
     STATEMENT_QUESTION,
     STATEMENTS,
 )
+from vlm_detect.questions.kind import generator_of, is_fake, prompts_of
+from vlm_detect.questions.prompts import mirrored, split_options, with_options
 from vlm_detect.records import Item
 
 TEOSCARDOV = (

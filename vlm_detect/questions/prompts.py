@@ -1,15 +1,16 @@
-"""From an item to its prompts: both polarities of a verdict, all rotations of the options.
+"""The forms of a benchmark's prompts: both polarities of a verdict, all rotations of the options.
 
-    for prompt in prompts_of(item): ...      # what is asked, the answers to choose from, and what each would mean
+    polarities(item)          # the item as it is written, then the same thing asked the other way round
+    rotations(item, says)     # every option once under every letter
 
-An item is asked first as it is written; that prompt is the one that free generation answers, as published scripts do.
-The others say the same thing the other way round, so that a model that always says "Yes." or "B" gains nothing.
+The first prompt is the item as it is written, and the one that free generation answers, as published scripts do. With
+the others a model that always says "Yes." or "B" gains nothing. Which form an item has is up to its kind (`kind.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlm_detect.questions.ask import (
@@ -23,11 +24,8 @@ from vlm_detect.questions.ask import (
     STATEMENTS,
     VERDICT_QUESTIONS,
     YES,
-    Polarity,
-    Topic,
 )
-from vlm_detect.questions.read import first_verdict
-from vlm_detect.records import Item, Label, is_real_name, label_named
+from vlm_detect.records import Item, Label, Polarity, Topic, is_real_name, label_named
 
 _OPTION_LINE = re.compile(r"^[ \t]*\(?([A-H])\)?[:.)][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 _WORD_PAIRS = (("yes", "no"), ("true", "false"), ("real", "fake"))  # in the order in which they are scored
@@ -68,31 +66,9 @@ class Prompt:
     def lettered(self) -> bool:
         return bool(self.item.options)
 
-
-def prompts_of(item: Item, attributions: Sequence[str] = ()) -> list[Prompt]:
-    """Every prompt of `item`, first the item as it is written.
-
-    An attribution without options chooses among `attributions`, the names that occur in the whole benchmark.
-    """
-    if item.options:
-        return _rotations(item)
-    if item.kind == "open":
-        return [Prompt(item, "", 0, item.question, (), (), None, ()), *_verdict_prompts(item)]
-    if item.kind == "attribution":
-        names = tuple(sorted({*attributions, item.ground_truth}))
-        fake = tuple(not is_real_name(name) for name in names)
-        return [Prompt(item, "", 0, item.question, names, names, names.index(item.ground_truth), fake)]
-    return _polarities(item)
-
-
-def is_fake(item: Item) -> bool | None:
-    """What the item's image really is: True generated, False real, None where the question is not about that."""
-    if item.kind == "which_of_two" or topic_of(item) == "edit":
-        return None
-    if item.kind == "open":
-        return _labelled(item)
-    first = prompts_of(item)[0]
-    return None if first.right is None else first.fake[first.right]
+    @property
+    def ground_truth(self) -> str:
+        return self.item.ground_truth if self.right is None else self.candidates[self.right]
 
 
 def topic_of(item: Item) -> Topic:
@@ -100,14 +76,6 @@ def topic_of(item: Item) -> Topic:
     about_edits = item.metadata.get("asked") == "edited" or _label_of(item) == "edited"
     asks_for_edits = item.question == EDIT_EXPLAIN_QUESTION or _known_pair(item.question)[0] in _EDIT_PAIRS
     return "edit" if about_edits or asks_for_edits else "generation"
-
-
-def generator_of(item: Item) -> str:
-    """One spelling a generator ("big gan" and "big_gan" are one; "natural" is "real")."""
-    name = plain_name(str(item.metadata.get("generator") or ""))
-    if is_real_name(name):
-        return "unknown" if is_fake(item) else "real"
-    return name
 
 
 def plain_name(name: str) -> str:
@@ -142,7 +110,12 @@ def mirrored(question: str) -> str | None:
     return swapped if swapped != question else None
 
 
-def _rotations(item: Item) -> list[Prompt]:
+def rotations(item: Item, says_fake: Callable[[str], bool | None]) -> list[Prompt]:
+    """One prompt an option; `says_fake` tells the verdict that an option states.
+
+    Raises:
+        ValueError: where the ground truth is none of the options.
+    """
     n = len(item.options)
     letters = tuple(LETTERS[:n])
     truth = right_option(item)
@@ -150,7 +123,7 @@ def _rotations(item: Item) -> list[Prompt]:
     for rotation in range(n):
         order = [(position + rotation) % n for position in range(n)]
         options = tuple(item.options[i] for i in order)
-        fake = tuple(_option_says_fake(option, item) for option in options)
+        fake = tuple(says_fake(option) for option in options)
         question = with_options(item.question, options)
         prompts.append(Prompt(item, "", rotation, question, options, letters, order.index(truth), fake))
     return prompts
@@ -167,10 +140,10 @@ def right_option(item: Item) -> int:
     raise ValueError(f"ground_truth {answer!r} is none of the {len(item.options)} options")
 
 
-def _verdict_prompts(item: Item) -> list[Prompt]:
+def verdict_prompts(item: Item) -> list[Prompt]:
     """The verdict questions about an open item's image: what its free answer is held against."""
     questions = EDIT_QUESTIONS if topic_of(item) == "edit" else VERDICT_QUESTIONS
-    fake = item.metadata.get("label") == "edited" if topic_of(item) == "edit" else _labelled(item)
+    fake = item.metadata.get("label") == "edited" if topic_of(item) == "edit" else labelled_fake(item)
     prompts = []
     for polarity, question in questions.items():
         right = None if fake is None else int(fake != (polarity == "fake"))
@@ -179,7 +152,12 @@ def _verdict_prompts(item: Item) -> list[Prompt]:
     return prompts
 
 
-def _polarities(item: Item) -> list[Prompt]:
+def polarities(item: Item) -> list[Prompt]:
+    """The two-way question of an item, and its mirror image where that is known.
+
+    Raises:
+        ValueError: where the ground truth is no answer to a two-way question.
+    """
     candidates = answer_pair(item.ground_truth)
     if candidates is None:
         raise ValueError(f"ground_truth {item.ground_truth!r} is none of Yes/No, True/False, Real/Fake")
@@ -192,7 +170,7 @@ def _polarities(item: Item) -> list[Prompt]:
         turned = (right, fake)  # the words keep their meaning, only their order changes
     else:
         pair, polarity = _known_pair(item.question)
-        if pair is None and (labelled := _labelled(item)) is not None:
+        if pair is None and (labelled := labelled_fake(item)) is not None:
             polarity = "fake" if labelled == (right == 0) else "real"
         # The first candidate affirms the question: "Yes." to "is it AI-generated?" says fake.
         verdict = None if pair in _EDIT_PAIRS or polarity is None else polarity == "fake"
@@ -224,7 +202,7 @@ def _known_pair(question: str) -> tuple[Mapping[Polarity, str] | None, Polarity 
     return None, None
 
 
-def _labelled(item: Item) -> bool | None:
+def labelled_fake(item: Item) -> bool | None:
     """Whether the item's own label, or else its generator, says that the image is generated."""
     if item.metadata.get("label"):
         return {"real": False, "generated": True}.get(str(_label_of(item)))
@@ -233,12 +211,6 @@ def _labelled(item: Item) -> bool | None:
 
 def _label_of(item: Item) -> Label | None:
     return label_named(str(item.metadata.get("label", "")))
-
-
-def _option_says_fake(option: str, item: Item) -> bool | None:
-    if item.kind == "attribution":
-        return not is_real_name(option)
-    return first_verdict(option) if item.kind == "multiple_choice" else None
 
 
 def _plain(text: str) -> str:

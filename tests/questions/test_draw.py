@@ -7,19 +7,11 @@ from collections import Counter
 
 import pytest
 
-from vlm_detect.questions.ask import (
-    FAKE_QUESTION,
-    NO,
-    QUESTION_KINDS,
-    REAL_QUESTION,
-    VERDICT_QUESTIONS,
-    YES,
-    Subject,
-    draw_questions,
-    explanation,
-    make_question,
-    verdict_answer,
-)
+from vlm_detect.questions.ask import FAKE_QUESTION, NO, REAL_QUESTION, VERDICT_QUESTIONS, YES, verdict_answer
+from vlm_detect.questions.draw import draw_questions, make_question
+from vlm_detect.questions.kind import training_kinds
+from vlm_detect.questions.kinds.explain import explanation
+from vlm_detect.records import Subject
 
 REAL = Subject(label="real", caption="a dog on a beach")
 FAKE = Subject(label="generated", kind="caption", generator="sd3.5-large", caption="a dog on a beach")
@@ -50,7 +42,7 @@ def test_every_kind_has_another_answer_for_either_class(topic, kind):
 def test_members_of_a_pair_draw_the_same_kinds_and_polarities():
     for seed in range(20):
         drawn = [
-            draw_questions(s, random.Random(seed), kinds=QUESTION_KINDS, per_image=5, other_captions=OTHERS)
+            draw_questions(s, random.Random(seed), kinds=training_kinds(), per_image=5, other_captions=OTHERS)
             for s in (REAL, FAKE)
         ]
         assert [(q.kind, q.polarity) for q in drawn[0]] == [(q.kind, q.polarity) for q in drawn[1]]
@@ -82,7 +74,7 @@ def test_multiple_choice_has_two_options_a_verdict_and_any_letter_right():
 
 def test_edits_have_questions_of_their_own():
     for seed in range(10):
-        for question in draw_questions(EDITED, random.Random(seed), kinds=QUESTION_KINDS, per_image=5, topic="edit"):
+        for question in draw_questions(EDITED, random.Random(seed), kinds=training_kinds(), per_image=5, topic="edit"):
             assert question.question not in VERDICT_QUESTIONS.values()
             assert question.polarity is None
     assert draw_questions(EDITED, random.Random(0), kinds=["yes_no"]) == []

@@ -1,0 +1,165 @@
+"""A kind of question: asked in training, put into a benchmark, read and decided. One file a kind, in `kinds/`.
+
+    @question("fingers")
+    class Fingers(QuestionKind):
+        def ask(self, subject, polarity, rng, *, topic, other_captions): ...      # in training
+        def blocks(self, made, edits, rng): ...                                   # in a benchmark that is built
+
+    KINDS["yes_no"].ask(subject, "fake", rng, topic="generation", other_captions=())
+
+A kind overrides what it does differently: one that is only trained on has no `blocks`, one that only tests no `ask`.
+How an item is asked, read and scored follows from its options and its ground truth unless the kind says otherwise.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, NamedTuple, TypeVar
+
+from vlm_detect.plugins import Registry
+from vlm_detect.questions.prompts import Prompt, plain_name, polarities, rotations, topic_of
+from vlm_detect.questions.read import parse_answer, parse_choice
+from vlm_detect.records import Item, Pair, Polarity, Question, Subject, Topic, is_real_name
+
+Block = list[Item]  # of one text: each of its answers is right for one of its images
+
+
+class Reading(NamedTuple):
+    """What a free answer says, in the form of the prompt's candidates (None: unreadable), and whether it is right."""
+
+    parsed: str | None
+    correct: bool
+
+
+class QuestionKind:
+    """One way to ask about an image."""
+
+    name: ClassVar[str] = ""  # set when it is registered
+
+    # Training
+    varies: ClassVar[bool] = False  # a second question about an image differs: the other polarity, other options
+
+    # Benchmark
+    in_benchmark: ClassVar[bool] = False  # whether an item can be of this kind
+    default_size: ClassVar[int] = 0  # items of this kind in a benchmark that is built, at most
+    n_images: ClassVar[int] = 1  # that an item shows
+    is_open: ClassVar[bool] = False  # answered in free words
+    is_verdict: ClassVar[bool] = False  # the answer itself says real or generated (altered or not)
+    chooses: ClassVar[bool] = False  # decided by the option of the greatest mean probability over all prompts
+    names_makers: ClassVar[bool] = False  # the options are generators and the camera
+    states_verdicts: ClassVar[bool] = False  # whether `says_fake` tells the verdict of an answer or an option
+    gives_reasons: ClassVar[bool] = False  # an option is a verdict and its reason: either can be right by itself
+
+    @property
+    def trains(self) -> bool:
+        """Whether it can be asked in training."""
+        return type(self).ask is not QuestionKind.ask
+
+    def ask(
+        self,
+        subject: Subject,
+        polarity: Polarity,
+        rng: random.Random,
+        *,
+        topic: Topic,
+        other_captions: Sequence[str],
+    ) -> Question | None:
+        """A question of training about `subject`, or None where what is known about the image does not answer it.
+
+        Of topic "generation" no edited image is asked.
+        """
+        return None
+
+    def blocks(self, made: Sequence[Pair], edits: Sequence[Pair], rng: random.Random) -> Iterator[Block]:
+        """Items of a benchmark from pairs with a generated and with an edited twin, block by block.
+
+        Every answer to the text of a block must be right for equally many of its items: then nothing but the images can
+        tell them apart. An item's id is left empty, its images are `Source.ref` or `Source.changed(...)`.
+        """
+        return iter(())
+
+    def prompts(self, item: Item, makers: Sequence[str] = ()) -> list[Prompt]:
+        """Every prompt of `item`, first the item as it is written; `makers` are those that the whole benchmark names.
+
+        Raises:
+            ValueError: where the ground truth is no answer to the question.
+        """
+        return rotations(item, self.says_fake) if item.options else polarities(item)
+
+    def is_fake(self, item: Item) -> bool | None:
+        """What the image really is: True generated, False real, None where the question is not about that."""
+        if topic_of(item) == "edit":
+            return None
+        first = self.prompts(item)[0]
+        return None if first.right is None else first.fake[first.right]
+
+    def says_fake(self, answer: str) -> bool | None:
+        """The verdict that the text of an option, or of an answer, states; None where it states none."""
+        return None
+
+    def read(self, prompt: Prompt, text: str) -> Reading:
+        """A free answer by the strict parser."""
+        parsed: str | None
+        if prompt.lettered:
+            parsed = parse_choice(text, prompt.candidates, prompt.options)
+        else:
+            place = parse_answer(text, prompt.candidates)
+            parsed = None if place is None else prompt.candidates[place]
+        return Reading(parsed, parsed is not None and parsed == prompt.ground_truth)
+
+
+KINDS: Registry[QuestionKind] = Registry(
+    "question",
+    [
+        "vlm_detect.questions.kinds.yes_no",
+        "vlm_detect.questions.kinds.true_false",
+        "vlm_detect.questions.kinds.multiple_choice",
+        "vlm_detect.questions.kinds.attribution",
+        "vlm_detect.questions.kinds.operation",
+        "vlm_detect.questions.kinds.place",
+        "vlm_detect.questions.kinds.explain",
+        "vlm_detect.questions.kinds.which_of_two",
+        "vlm_detect.questions.kinds.open",
+    ],
+)
+Kind = TypeVar("Kind", bound=type[QuestionKind])
+
+
+def question(name: str) -> Callable[[Kind], Kind]:
+    """Register a kind of question."""
+
+    def register(cls: Kind) -> Kind:
+        cls.name = name
+        KINDS.add(name, cls(), cls)
+        return cls
+
+    return register
+
+
+def training_kinds() -> list[str]:
+    """The kinds of this package that training can ask, in the order in which they are gone through."""
+    return [name for name in KINDS.own if KINDS[name].trains]
+
+
+def prompts_of(item: Item, makers: Sequence[str] = ()) -> list[Prompt]:
+    """See `QuestionKind.prompts`."""
+    return KINDS[item.kind].prompts(item, makers)
+
+
+def is_fake(item: Item) -> bool | None:
+    """See `QuestionKind.is_fake`."""
+    return KINDS[item.kind].is_fake(item)
+
+
+def generator_of(item: Item) -> str:
+    """One spelling a generator ("big gan" and "big_gan" are one; "natural" is "real")."""
+    name = plain_name(str(item.metadata.get("generator") or ""))
+    if is_real_name(name):
+        return "unknown" if is_fake(item) else "real"
+    return name
+
+
+def makers_in(items: Sequence[Item]) -> list[str]:
+    """What items that name makers without giving options have for answers: the others choose among all of them."""
+    return sorted({item.ground_truth for item in items if KINDS[item.kind].names_makers and not item.options})
