@@ -8,6 +8,7 @@ import sys
 from functools import partial, partialmethod
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,8 @@ from vlm_detect.apps.session import Session
 from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
+from vlm_detect.measures.calibration import fit_calibration
+from vlm_detect.measures.registry import measure_image
 
 
 @pytest.fixture
@@ -156,3 +159,17 @@ def test_images_are_shown_where_the_terminal_can() -> None:
     assert parts[-1].startswith("\x1b_Gm=0;")
     assert all(len(part.split(";")[1]) <= 4096 for part in parts)
     assert escape_sequence(make_photo(0), "iterm").startswith("\x1b]1337;File=inline=1")
+
+
+def test_each_sentence_of_an_explanation_says_whether_it_was_measured(detector, image, capsys, monkeypatch) -> None:
+    arrays = [np.random.default_rng(i).normal(128, 20 if i < 30 else 3, (20, 30, 3)).clip(0, 255) for i in range(60)]
+    measured = [measure_image(array.astype(np.uint8)) for array in arrays]
+    measures = fit_calibration(measured, np.arange(60) >= 30, [str(i) for i in range(60)])
+    said = ["AI-generated. Its noise is weaker than in ", "nine of ten photos of this size. A dog."]
+    monkeypatch.setattr(detector, "measures", measures)
+    monkeypatch.setattr(Detector, "stream_explanation", lambda self, *_: iter(said))
+    session = Session(detector, image)
+    terminal._guarded(session, "/verdict", interactive=True)
+    shown = capsys.readouterr().out.splitlines()
+    assert any("by measurement" in line and line.endswith("photos of this size.") for line in shown)
+    assert "  the model's word: A dog." in shown

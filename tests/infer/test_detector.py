@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
 from vlm_detect.errors import UserError
+from vlm_detect.infer.detector import Verdict
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
+from vlm_detect.measures.calibration import fit_calibration
+from vlm_detect.measures.registry import measure_image
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.regions import Box
 from vlm_detect.questions.ask import EXPLAIN_QUESTION, FAKE_QUESTION, REAL_QUESTION
@@ -161,3 +165,25 @@ def test_provenance_stands_beside_the_verdict_and_changes_nothing(
     assert silent.provenance == ()
     assert said.p_fake == silent.p_fake
     assert json.loads(json.dumps(said.to_json()))["provenance"][0]["source"] == "PNG text"
+
+
+def test_an_explanation_is_held_against_the_runs_measures(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def noisy(deviation: float, seed: int) -> np.ndarray:
+        grey = np.full((32, 32, 3), 128.0)
+        return np.clip(grey + np.random.default_rng(seed).normal(0, deviation, grey.shape), 0, 255).astype(np.uint8)
+
+    arrays = [noisy(20, i) for i in range(40)] + [noisy(3, 100 + i) for i in range(40)]
+    measured = [measure_image(array) for array in arrays]
+    folder = tmp_path / "run"
+    shutil.copytree(model_folder, folder)
+    fit_calibration(measured, np.arange(80) >= 40, [str(i) for i in range(80)]).save(folder)
+    said = "AI-generated. Its noise is weaker than in nine of ten photos of this size. It is a dog."
+    monkeypatch.setattr(Verdict, "explain", lambda self, *_: said)
+
+    detector = Detector(str(folder))
+    quiet, loud = (detector(Image.fromarray(noisy(deviation, 7))) for deviation in (3, 40))
+    assert [reason.status for reason in quiet.explanation().reasons[:2]] == ["confirmed", "unchecked"]
+    assert [reason.status for reason in loud.explanation().reasons[:2]] == ["contradicted", "unchecked"]
+    assert {reason.status for reason in quiet.explanation(only_confirmed=True).reasons} == {"confirmed"}
+    (alone, _) = Detector(str(model_folder))(Image.fromarray(noisy(3, 7))).explanation().reasons[:2]
+    assert alone.status == "unchecked", "a run without measures confirms nothing"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture, Verdict, open_picture
+from vlm_detect.infer.explanation import CheckedReason
 from vlm_detect.infer.verdict import contradicts
 
 
@@ -63,6 +64,11 @@ class Session:
             self.explanation += piece
             yield piece
 
+    @property
+    def reasons(self) -> tuple[CheckedReason, ...]:
+        """The sentences of the explanation, each held against a measurement; empty without a run that has measures."""
+        return self.verdict.check(self.explanation).reasons if self.detector.measures else ()
+
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece; a turn of the conversation even where it is stopped halfway."""
         answer, whole = "", False
@@ -82,12 +88,14 @@ class Session:
     def save(self, path: Path) -> None:
         """The conversation as JSON (`.json`) or as text."""
         lines = [describe(self.verdict, self.name), *details(self.verdict, self.contradictions), self.explanation]
+        lines += reason_lines(self.reasons)
         for turn in self.turns:
             lines += ["", f"> {turn.question}", turn.answer + (" [stopped]" if turn.stopped else "")]
         record = {
             "image": self.name,
             "verdict": self.verdict.to_json() | {"contradictions": list(self.contradictions)},
             "explanation": self.explanation,
+            "reasons": [reason.to_json() for reason in self.reasons],
             "turns": [vars(turn) for turn in self.turns],
         }
         as_json = path.suffix.lower() == ".json"
@@ -112,3 +120,10 @@ def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
     lines += [f"  contradiction: {sentence}" for sentence in contradictions]
     lines += [f"  the file says (no part of the verdict): {fact.source}, {fact.text}" for fact in verdict.provenance]
     return lines
+
+
+def reason_lines(reasons: Sequence[CheckedReason]) -> list[str]:
+    """One line per sentence: what measurement says of it, then the sentence."""
+    return [
+        f"  {reason.note}{f', for {reason.supports}' if reason.supports else ''}: {reason.text}" for reason in reasons
+    ]

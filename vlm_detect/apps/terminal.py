@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from vlm_detect.apps.session import Session, describe, details
+from vlm_detect.apps.session import Session, describe, details, reason_lines
 from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
@@ -117,6 +117,8 @@ def _show_verdict(session: Session) -> None:
     print(describe(verdict, session.name))
     print("\n".join(details(verdict, verdict.contradictions)))
     _stream(session.explain())
+    for line in reason_lines(session.reasons):
+        print(line)
     for sentence in session.contradictions[len(verdict.contradictions) :]:
         print(f"  contradiction: {sentence}")
 

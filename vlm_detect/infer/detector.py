@@ -5,6 +5,8 @@
     verdict = Detector("runs/moondream_lora")("photo.jpg")
     verdict.p_fake, verdict.label          # 0.93, "generated"
     verdict.explain()
+    for reason in verdict.explanation().reasons:
+        print(reason.text, reason.note)    # confirmed or contradicted by measurement, or the model's word
     verdict.ask("What is in the picture?")
     verdict.map().overlay(verdict.image).save("where.png")
     for box in verdict.detect("hand"):     # of a moondream2; the crop is judged by itself
@@ -31,10 +33,12 @@ from vlm_detect.images.decode import decode_image, shown_pixels
 from vlm_detect.images.provenance import Fact, provenance
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import EvidenceMap, evidence_map
+from vlm_detect.infer.explanation import Explanation, check_explanation, either_side
 from vlm_detect.infer.locate import MAX_OBJECTS, needs_moondream
 from vlm_detect.infer.reasoning import REASONING_TOKENS, ReasonedAnswer
 from vlm_detect.infer.text_stream import TextStream
 from vlm_detect.infer.verdict import BEGINNINGS, Label, Odds, contradictions, read_odds
+from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
 from vlm_detect.models.registry import load_vlm
@@ -53,6 +57,7 @@ class Picture:
     image: Image.Image
     provenance: tuple[Fact, ...] = ()
     notes: tuple[str, ...] = ()
+    jpeg_quality: int | None = None  # 1 to 100 of a JPEG file, as measures compare like with like
 
 
 Openable = Image.Image | np.ndarray | Picture | bytes | str | Path
@@ -78,6 +83,7 @@ class Verdict:
     notes: tuple[str, ...]
     model: str
     version: str
+    jpeg_quality: int | None  # of the file; None where it is no JPEG
     image: Image.Image = field(repr=False, compare=False)
     _detector: Detector = field(repr=False, compare=False)
 
@@ -114,6 +120,23 @@ class Verdict:
         """The model's reasons in its own words, given under this verdict; freely where it is unsure."""
         return "".join(self._detector.stream_explanation(self.image, self.label, max_new_tokens))
 
+    def explanation(self, max_new_tokens: int = ANSWER_TOKENS, *, only_confirmed: bool = False) -> Explanation:
+        """The same sentence by sentence, each confirmed or contradicted by a measurement, or the model's word.
+
+        Where the verdict is "unsure", what the measurements say for either side follows.
+        """
+        found = self.check(self.explain(max_new_tokens))
+        return found.only_confirmed() if only_confirmed else found
+
+    def check(self, text: str) -> Explanation:
+        """Hold each sentence of an explanation of this image against its measurements."""
+        calibration = self._detector.measures
+        found = check_explanation(text, self.image, calibration, jpeg_quality=self.jpeg_quality)
+        if self.label == "unsure":
+            sides = either_side(self.image, calibration, jpeg_quality=self.jpeg_quality, seed=text)
+            found = replace(found, reasons=found.reasons + sides)
+        return found
+
     def map(self, topic: Topic = "generation") -> EvidenceMap:
         """Where in the image the verdict comes from."""
         return evidence_map(self._detector.engine, self.image, topic=topic)
@@ -147,6 +170,7 @@ class Detector:
         run = Path(adapter or model)
         self.name = adapter or (model if run.is_dir() else self.engine.vlm.name)
         self.calibration = Calibration.load(run)
+        self.measures = MeasureCalibration.load(run)
 
     def __call__(self, image: Openable) -> Verdict:
         return self.judge([image])[0]
@@ -181,6 +205,7 @@ class Detector:
             notes=picture.notes,
             model=self.name,
             version=__version__,
+            jpeg_quality=picture.jpeg_quality,
             image=picture.image,
             _detector=self,
         )
@@ -284,4 +309,5 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """The bytes of an image file; `ImageRejected` where they cannot be used."""
     decoded = decode_image(data, max_pixels=max_pixels)
-    return Picture(decoded.image, provenance(data), decoded.notes)
+    quality = decoded.jpeg.quality if decoded.jpeg else None
+    return Picture(decoded.image, provenance(data), decoded.notes, quality)

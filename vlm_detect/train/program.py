@@ -18,6 +18,7 @@ from huggingface_hub import upload_folder
 from transformers.trainer_utils import IntervalStrategy
 
 from vlm_detect.errors import UserError
+from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
 from vlm_detect.stats.calibration import fit
@@ -188,6 +189,8 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         if data.validation is not None:
             scores = scores_of(odds, data.validation.generated)
             fit(odds, data.validation.generated).save(run.path)
+        if measures := MeasureCalibration.load(Path(data.name)):
+            measures.save(run.path)  # explanations are held against it wherever the run is asked
         history = trainer.state.log_history
         write_card(run, data.parts, len(data.units), options.questions, history, scores, len(odds))
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

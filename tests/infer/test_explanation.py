@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_detect.infer.explanation import check_explanation, either_side, summary
+from vlm_detect.measures.calibration import MeasureCalibration, fit_calibration
+from vlm_detect.measures.registry import measure_image
+
+
+def picture(noise: float, seed: int) -> Image.Image:
+    """A smooth ramp of 48 pixels with as much noise."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(40, 200, 48)[None, :, None] + np.linspace(-20, 20, 48)[:, None, None]
+    return Image.fromarray(np.clip(ramp + rng.normal(0, noise, (48, 48, 3)), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def calibration() -> MeasureCalibration:
+    """Photos have noise, generated images have little."""
+    pictures = [picture(8 + seed % 5, seed) for seed in range(60)] + [picture(2.0, 100 + seed) for seed in range(60)]
+    measured = [measure_image(np.asarray(one)) for one in pictures]
+    generated = np.arange(120) >= 60
+    return fit_calibration(measured, generated, [str(i) for i in range(120)])
+
+
+QUIET = "Its noise is weaker than in nine of ten photos of this size."
+LOUD = "Its noise is stronger than in nine of ten photos of this size."
+
+
+def test_a_sentence_is_held_against_the_image_that_it_is_about(calibration):
+    for image, right, wrong in ((picture(2.0, 500), QUIET, LOUD), (picture(30.0, 501), LOUD, QUIET)):
+        found = check_explanation(f"AI-generated. {right} {wrong}", image, calibration).reasons
+        assert [reason.status for reason in found] == ["confirmed", "contradicted"]
+        assert found[0].kind == "noise"
+        assert found[0].value is not None
+        assert "percentile" in found[0].note
+
+
+def test_what_no_measure_speaks_of_is_the_models_word(calibration):
+    (reason,) = check_explanation("AI-generated. The hand has six fingers.", picture(2.0, 1), calibration).reasons
+    assert (reason.status, reason.kind, reason.percentile) == ("unchecked", None, None)
+    assert reason.note == "the model's word"
+
+
+def test_without_a_calibration_nothing_is_confirmed():
+    (reason,) = check_explanation(f"Real. {LOUD}", picture(30.0, 1), None).reasons
+    assert reason.status == "unchecked"
+
+
+@pytest.mark.parametrize("verdict", ["AI-generated.", "Real.", "Yes.", "This is a real photo."])
+def test_the_verdict_is_no_reason(verdict, calibration):
+    assert check_explanation(verdict, picture(2.0, 1), calibration).reasons == ()
+
+
+def test_only_confirmed_leaves_the_rest_out(calibration):
+    found = check_explanation(f"{QUIET} {LOUD} A dog sits there.", picture(2.0, 500), calibration)
+    assert [reason.text for reason in found.only_confirmed().reasons] == [QUIET]
+    assert found.only_confirmed().text == QUIET
+    assert summary(found.reasons) == {"confirmed": 1, "contradicted": 1, "unchecked": 1}
+
+
+def test_a_named_place_is_a_box_that_is_drawn(calibration):
+    image = Image.new("RGB", (90, 60), "white")
+    found = check_explanation("Something is odd at the upper left.", image, calibration)
+    assert found.reasons[0].box == (0, 0, 30, 20)
+    drawn = np.asarray(found.draw(image))
+    assert (drawn[0, 5] != 255).any()
+    assert (drawn[40, 70] == 255).all()
+    assert (np.asarray(image) == 255).all(), "the image itself stays as it is"
+
+
+def test_an_unsure_verdict_has_what_speaks_for_either_side(calibration):
+    for image, side in ((picture(2.0, 7), "generated"), (picture(13.0, 8), "real")):
+        found = either_side(image, calibration, seed="x")
+        assert side in {reason.supports for reason in found}
+        assert all(reason.status == "confirmed" for reason in found)
+    assert either_side(picture(2.0, 7), None) == ()
