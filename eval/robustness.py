@@ -32,7 +32,8 @@ from vlm_detect.benchmark.score import item_image
 from vlm_detect.benchmark.summary import item_scores
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.models.registry import default_device, resolve_id
+from vlm_detect.machine import best_device
+from vlm_detect.models.registry import resolve_id
 from vlm_detect.pages.page import render, write_page
 from vlm_detect.questions.kind import KINDS, is_fake
 from vlm_detect.records import Item
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     if config.model == "auto":
         config = replace(config, model=resolve_id(config.model).name)
     out = Path(config.out) if config.out else default_out(config.model, None) / "robustness"
-    state = PartialState(cpu=default_device().type == "cpu")
+    state = PartialState(cpu=best_device().type == "cpu")
     respondent = respondent_for(config.model, adapter=config.adapter, generate=False, batch_size=config.batch_size)
     respondent = replace(respondent, start=functools.cache(respondent.start))  # loaded once for all conditions
     identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}

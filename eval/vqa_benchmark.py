@@ -46,7 +46,8 @@ from vlm_detect.benchmark.score import generated_result
 from vlm_detect.benchmark.summary import summarise
 from vlm_detect.config import parse_config, write_json, write_run_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.models.registry import default_device, resolve_id
+from vlm_detect.machine import best_device
+from vlm_detect.models.registry import resolve_id
 from vlm_detect.questions.kind import prompts_of
 from vlm_detect.records import Result
 from vlm_detect.schema import with_schema
@@ -105,7 +106,7 @@ def score_model(config: BenchmarkConfig, out: Path) -> int:
     for column in config.by:
         column_of(benchmark, column, needed=True)
     # Told so, accelerate lets several processes meet on a CPU as well.
-    state = PartialState(cpu=default_device().type == "cpu")
+    state = PartialState(cpu=best_device().type == "cpu")
     respondent = respondent_of(config, out)
     lengths = {name: getattr(config, name) for name in ("max_new_tokens", "explanation_tokens")}
     identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}

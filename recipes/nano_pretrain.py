@@ -25,11 +25,11 @@ from transformers import AutoTokenizer
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.machine import best_device
 from vlm_detect.models import nano
 from vlm_detect.models.generic import LlavaVLM
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
-from vlm_detect.models.registry import default_device
 from vlm_detect.models.tinyllava.processing import SYSTEM
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.nano.autoencoder import VaeConfig, psnr_db, train_autoencoder
@@ -229,7 +229,7 @@ def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
 
 
 def place(config: NanoConfig) -> torch.device:
-    return torch.device(config.device) if config.device else default_device()
+    return torch.device(config.device) if config.device else best_device()
 
 
 def figures_folder(config: NanoConfig) -> Path:

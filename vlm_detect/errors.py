@@ -29,6 +29,11 @@ class UsageError(UserError):
     """The command line alone shows that the request cannot be met: exit status 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as far as it fits in a line; where it says nothing, its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit: 0 done, 1 failed (one line on stderr), 2 wrong arguments, 130 interrupted."""
     given = sys.argv[1:]

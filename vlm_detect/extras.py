@@ -7,7 +7,13 @@ from importlib.util import find_spec
 from vlm_detect.errors import UserError
 
 
-def require(extra: str, *modules: str) -> None:
-    """`UserError` where one of `modules` is not installed; `extra` is the extra of pyproject.toml that brings it."""
+def how_to_install(extra: str) -> str:
+    """The command for an extra of pyproject.toml."""
+    return f"pip install 'vlm-detect[{extra}]'"
+
+
+def require(extra: str, *modules: str, wanted_by: str = "") -> None:
+    """UserError where one of `modules` of this extra is not installed; `wanted_by` is the flag that needs it."""
     if missing := [module for module in modules if find_spec(module) is None]:
-        raise UserError(f"{', '.join(missing)} not installed; run: pip install 'vlm-detect[{extra}]'")
+        needed = f"{wanted_by} needs {', '.join(missing)}" if wanted_by else f"{', '.join(missing)} not installed"
+        raise UserError(f"{needed}; run: {how_to_install(extra)}")

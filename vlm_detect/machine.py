@@ -11,7 +11,7 @@ import torch
 from vlm_detect.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def use_cpu_cores(threads: int | None = None) -> None:
@@ -20,9 +20,27 @@ def use_cpu_cores(threads: int | None = None) -> None:
     `accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said, which on a CPU idles every other core.
     """
     if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, threads))
+
+
+def cpu_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def best_device() -> torch.device:
+    """The CUDA device of this process, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32: the released weights overflow in float16."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
 
 
 def machine_name(device_type: str) -> str:
@@ -36,9 +54,9 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     """The torch dtype of a flag's value; None stays None, which leaves the choice to the device."""
     if name is None:
         return None
-    if name not in _DTYPES:
-        raise UserError(f"--dtype {name}: choose from {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name}: choose from {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def keep_freed_memory() -> None:

@@ -10,11 +10,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.errors import UserError
 from vlm_detect.models.nano import nano_path
 from vlm_detect.nano.autoencoder import VaeConfig, encode_all, psnr_db, train_autoencoder
 from vlm_detect.nano.captions import named_class
-from vlm_detect.nano.photos import CLASSES, Photos
+from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.renderer import RendererConfig, draw_caption, export, render, train_renderer
 from vlm_detect.nano.training import Optimisation
 
@@ -96,7 +97,7 @@ def test_training_goes_on_from_exported_weights(
 
 def test_prompts_differ_in_the_encoders(trained: tuple[StableDiffusion3Pipeline, Path]) -> None:
     pipeline, _ = trained
-    prompts = [f"A {colour} {name}." for colour in ("red", "green") for name in CLASSES]
+    prompts = [f"A {colour} {name}." for colour in ("red", "green") for name in CIFAR_CLASSES]
     tokens, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, max_sequence_length=12)
     assert tokens.shape == (20, pipeline.tokenizer.model_max_length + 12, 64)
     assert torch.pdist(pooled).min() > 1e-4

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.data.factories import photo
 from tests.scripts.here import run_here
 from vlm_detect.columns import IMAGE_FEATURES
-from vlm_detect.data.image_sets import CIFAKE_CLASSES, cifake_class, open_image_set
+from vlm_detect.data.image_sets import CIFAR_CLASSES, cifake_class, open_image_set
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.selection import Selection
 from vlm_detect.errors import UserError
@@ -62,7 +62,7 @@ def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_class_is_read_from_the_name():
-    assert [cifake_class(f"0012 ({n}).jpg") for n in range(2, 11)] == list(CIFAKE_CLASSES[1:])
+    assert [cifake_class(f"0012 ({n}).jpg") for n in range(2, 11)] == list(CIFAR_CLASSES[1:])
     assert cifake_class("0012.jpg") == "airplane"
 
 

@@ -12,6 +12,7 @@ from tests.factories import tiny_vlm
 from tests.train.toys import stored, toy_images, toy_pair, toy_pairs
 from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
+from vlm_detect.images.encode import through_jpeg
 from vlm_detect.train import augment
 from vlm_detect.train.augment import AUGMENTATIONS, AugmentedImage, draw_augmentation
 from vlm_detect.train.examples import QuestionOptions, Units
@@ -47,7 +48,7 @@ def test_what_they_do():
     assert augment.rescale(image, 0.5).size == (20, 15)
     assert np.abs(np.diff(augment.blur(image, 1.5), axis=1)).max() <= np.abs(np.diff(pixels, axis=1)).max()
     assert 2 < (np.asarray(augment.noise(image, 3.0, 1), dtype=int) - pixels)[pixels < 240].std() < 4
-    assert np.abs(np.asarray(augment.jpeg(image, 95), dtype=int) - pixels).mean() < 3
+    assert np.abs(np.asarray(through_jpeg(image, 95), dtype=int) - pixels).mean() < 3
     grey = Image.new("RGB", (4, 4), (90, 90, 90))
     assert np.array_equal(augment.invert_saturate(grey), ImageOps.invert(grey))  # grey has no colour to drive
     vivid = np.asarray(augment.invert_saturate(Image.new("RGB", (4, 4), (155, 120, 100))))

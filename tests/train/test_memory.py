@@ -90,7 +90,7 @@ def tiny_skeleton():
     ("model", "config", "message"),
     [
         ("someone/else", str(CONFIGS[0]), "estimated for vikhyatk/moondream2"),
-        (None, "nowhere.yaml", "cannot be read"),
+        (None, "nowhere.yaml", "no such file"),
         (None, str(REPOSITORY / "recipes" / "configs" / "cnn_mai.yaml"), "unknown keys arch;"),
     ],
 )

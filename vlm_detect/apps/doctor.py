@@ -9,7 +9,6 @@ or loaded. Estimates exist for moondream and the LLaVA family.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -24,11 +23,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.errors import UserError
-from vlm_detect.machine import dtype_of
+from vlm_detect.extras import how_to_install
+from vlm_detect.machine import cpu_cores, default_dtype, dtype_of
 from vlm_detect.models.base import FAMILIES
 from vlm_detect.models.moondream import MoondreamConfig
 from vlm_detect.models.moondream.configuration import HUB_ID
-from vlm_detect.models.registry import default_dtype, resolve_id
+from vlm_detect.models.registry import resolve_id
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava import TinyLlavaConfig
 from vlm_detect.models.tinyllava.configuration import RELEASE
@@ -135,8 +135,7 @@ def _verdict(estimate: Estimate) -> str:
 
 def _machine() -> Iterator[str]:
     yield ", ".join(f"{name} {found}" for name, found in versions().items())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"CPU: {cores} cores; disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in {Path.cwd()}"
+    yield f"CPU: {cpu_cores()} cores; disk: {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in {Path.cwd()}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
@@ -145,7 +144,7 @@ def _machine() -> Iterator[str]:
         yield f"GPU: none; models run on the CPU in {default_dtype(torch.device('cpu'))}, and `auto` means nano"
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if find_spec(package) is None]
-        remedy = f"missing {', '.join(missing)}: pip install 'vlm-detect[{extra}]'" if missing else "complete"
+        remedy = f"missing {', '.join(missing)}: {how_to_install(extra)}" if missing else "complete"
         yield f"extra {extra}: {remedy}"
     for name in MODELS:
         yield f"{name}: {'in the local cache' if _is_cached(name) else 'not cached, fetched when it is first used'}"

@@ -11,7 +11,6 @@ each kind of question (`questions/kinds/`).
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
+from vlm_detect.images.encode import through_jpeg
 from vlm_detect.questions.kind import KINDS, Block
 from vlm_detect.records import Item, Pair
 
@@ -91,7 +91,5 @@ def operate(image: Image.Image, operation: str, rng: random.Random) -> Image.Ima
         size = max(1, round(width * share)), max(1, round(height * share))
         return image.resize(size, Image.Resampling.LANCZOS)
     if operation == "jpeg":
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=rng.randint(20, 45))
-        return Image.open(buffer).convert("RGB")
+        return through_jpeg(image, rng.randint(20, 45))
     return image

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
+from scipy.special import expit
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.results import Key
@@ -23,6 +24,7 @@ from vlm_detect.benchmark.score import left_to_do, plan, scored_result
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.questions.prompts import Prompt, plain_name, topic_of
 from vlm_detect.records import Item, Result
+from vlm_detect.stats.metrics import logit
 
 _LEAST = 1e-12
 _VERDICT = "verdict"
@@ -85,7 +87,7 @@ def believe(classifier: Classifier, images: Sequence[Image.Image]) -> list[Belie
     beliefs = []
     for odds, probabilities in zip(found.odds, found.heads[_VERDICT], strict=True):
         p = dict(zip(classes, map(float, probabilities), strict=True))
-        p_suspected = float(1 / (1 + np.exp(-odds)))
+        p_suspected = float(expit(odds))
         p_generated = p_suspected if classifier.suspects == "generated" else None
         p_edited = p_suspected if classifier.suspects == "edited" else None
         if p_edited is None and "edited" in p:
@@ -129,15 +131,10 @@ def _which(prompt: Prompt, beliefs: Sequence[Belief]) -> np.ndarray:
     n = len(prompt.candidates)
     if left is None or right is None or n != 2:
         return np.full(n, 1 / n)
-    odds = _log_odds(left) - _log_odds(right)
-    p_left = 1 / (1 + np.exp(odds if prompt.item.metadata.get("seeks") == "real" else -odds))
+    odds = logit(left) - logit(right)
+    p_left = expit(-odds if prompt.item.metadata.get("seeks") == "real" else odds)
     sides = np.array([p_left, 1 - p_left])
     return sides if prompt.rotation == 0 else sides[::-1]
-
-
-def _log_odds(p: float) -> float:
-    p = min(max(p, _LEAST), 1 - _LEAST)
-    return float(np.log(p / (1 - p)))
 
 
 def _images(benchmark: Benchmark, item: Item, image_of: Callable[[Item], Image.Image] | None) -> list[Image.Image]:

@@ -22,6 +22,7 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.data.pairs import known_labels
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
 from vlm_detect.records import Item, Pair, Source
 from vlm_detect.schema import check_folder
@@ -45,7 +46,7 @@ def dataset_benchmark(folder: Path, *, split: str = "test") -> Benchmark:
 
     def image(ref: str) -> Image.Image:
         index, _, column = ref.partition(":")
-        return decode_image(_bytes(rows[int(index)][column])).image
+        return decode_image(StoredImage.of(rows[int(index)][column]).content).image
 
     return Benchmark(f"{folder.name} ({split})", list(items.values()), image, digest.hexdigest())
 
@@ -79,13 +80,13 @@ def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
         shared |= {"made_from": made_from} if edited else {}
         yield (
             _item(f"{row['pair_id']}/image", f"{index}:image", made_from, _maker(row), edited, shared),
-            _bytes(row["image"]),
+            StoredImage.of(row["image"]).content,
         )
         label = "edited" if edited else "generated"
         about = {**shared, "twin_kind": row["kind"]}
         yield (
             _item(f"{row['pair_id']}/twin", f"{index}:twin", label, row["generator"], edited, about),
-            _bytes(row["twin"]),
+            StoredImage.of(row["twin"]).content,
         )
 
 
@@ -99,7 +100,7 @@ def _image_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
     photos = [index for index, label in enumerate(labels) if label == "real"]
     unaltered = set(random.Random(0).sample(photos, min(len(photos), sum(label == "edited" for label in labels))))
     for index, row in enumerate(rows):
-        label, data = row["label"], _bytes(row["image"])
+        label, data = row["label"], StoredImage.of(row["image"]).content
         about = {"group": row["group"], "object_class": row.get("object_class") or ""}
         generator = row.get("generator") or ""
         yield _item(f"{index}", f"{index}:image", label, generator, label == "edited", about), data
@@ -115,12 +116,6 @@ def _item(id_: str, ref: str, label: str, generator: str, about_edits: bool, met
     return Item(id_, "true_false", (ref,), question, YES if yes else NO, (), facts)
 
 
-def _bytes(cell: dict[str, Any]) -> bytes:
-    if cell.get("bytes"):
-        return bytes(cell["bytes"])
-    return Path(cell["path"]).read_bytes()
-
-
 def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str], bytes]]:
     """(photo, twin) of every row of `split`, and how to get the file of each; what `build.build` takes.
 
@@ -131,7 +126,7 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
 
     def data(ref: str) -> bytes:
         index, _, column = ref.partition(":")
-        return _bytes(rows[int(index)][column])
+        return StoredImage.of(rows[int(index)][column]).content
 
     if not set(rows.column_names) >= PAIR_COLUMNS:
         return _matched(rows), data
@@ -149,9 +144,9 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
             row["kind"],
             caption=row.get("caption") or "",
             edit=row.get("edit"),
-            size=decode_image(_bytes(row["twin"])).image.size if edited else None,
+            size=decode_image(StoredImage.of(row["twin"]).content).image.size if edited else None,
         )
-        ref = first.setdefault(hashlib.sha256(_bytes(row["image"])).hexdigest(), f"{index}:image")
+        ref = first.setdefault(StoredImage.of(row["image"]).sha256, f"{index}:image")
         pairs.append((Source(ref, row["image_label"], _maker(row), row["group"]), twin))
     return pairs, data
 

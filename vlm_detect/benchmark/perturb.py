@@ -11,13 +11,14 @@ own size where they left it. The seed decides what is random; equal seeds give e
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from vlm_detect.images.encode import through_jpeg
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -39,12 +40,6 @@ class Condition:
         return self.change(image.convert("RGB"), np.random.default_rng(int.from_bytes(digest[:8], "little")))
 
 
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
-
-
 def fit(image: Image.Image, long_side: int) -> Image.Image:
     """Scaled down so that the long side is at most `long_side` pixels; never up."""
     scale = long_side / max(image.size)
@@ -58,7 +53,7 @@ def resized(image: Image.Image, scale: float) -> Image.Image:
 
 def _tier(image: Image.Image, rng: np.random.Generator, long_side: int, quality: int | None) -> Image.Image:
     small = fit(image, long_side)
-    return small if quality is None else jpeg(small, quality)
+    return small if quality is None else through_jpeg(small, quality)
 
 
 def _same(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -66,7 +61,7 @@ def _same(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _jpeg(image: Image.Image, rng: np.random.Generator, quality: int) -> Image.Image:
-    return jpeg(image, quality)
+    return through_jpeg(image, quality)
 
 
 def _scale(image: Image.Image, rng: np.random.Generator, share: float) -> Image.Image:
@@ -92,7 +87,7 @@ def _crop(image: Image.Image, rng: np.random.Generator, share: float) -> Image.I
 def _screenshot(image: Image.Image, rng: np.random.Generator, times: int) -> Image.Image:
     """Shown at another size, captured and uploaded, `times` over: resampled off the grid, then JPEG 75."""
     for _ in range(times):
-        image = jpeg(resized(image, float(rng.uniform(0.8, 1.1))), 75)
+        image = through_jpeg(resized(image, float(rng.uniform(0.8, 1.1))), 75)
     return image
 
 

@@ -26,10 +26,11 @@ from vlm_detect.config import file_sha256
 from vlm_detect.errors import UserError
 from vlm_detect.infer.endpoint import Endpoint
 from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.machine import best_device
 from vlm_detect.models.cnn.configuration import is_cnn_run
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.nano import nano_path
-from vlm_detect.models.registry import default_device, load_vlm
+from vlm_detect.models.registry import load_vlm
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.calibration import Calibration
 
@@ -73,7 +74,7 @@ def respondent_for(
     calibration = Calibration.load(Path(adapter or model))
     if is_cnn_run(model):
         return Respondent(
-            lambda: partial(classify, classifier=CnnDetector.load(model, default_device()), batch_size=64),
+            lambda: partial(classify, classifier=CnnDetector.load(model, best_device()), batch_size=64),
             identity,
             generate=False,
             note="An image classifier: it reads no question. Multiple choice is answered by the class that it finds "

@@ -27,7 +27,7 @@ from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
-from vlm_detect.stats.metrics import ALL_FIGURES, DECISION_FIGURES, Array, figures, weighted_figures
+from vlm_detect.stats.metrics import ALL_FIGURES, DECISION_FIGURES, Array, figures, logit, weighted_figures
 
 UNSURE_BAND = (0.4, 0.6)
 
@@ -273,7 +273,7 @@ def calibrated_figures(
     known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
     if not known:
         return None
-    odds = [np.mean([_log_odds(row.p_fake) for row in s.results if row.p_fake is not None]) for s in known]
+    odds = [np.mean([logit(row.p_fake) for row in s.results if row.p_fake is not None]) for s in known]
     p, y = calibration.p_fake(np.array(odds)), np.array([s.is_fake for s in known], float)
     right = ((p > calibration.threshold) == (y > 0)).astype(float)
     above = float(np.nextafter(calibration.threshold, 2))  # what exceeds the threshold, not what reaches it
@@ -297,11 +297,6 @@ def calibrated_figures(
             "accuracy_outside": float(right[~unsure].mean()) if not unsure.all() else None,
         },
     }
-
-
-def _log_odds(p: float) -> float:
-    p = min(max(p, 1e-12), 1 - 1e-12)
-    return float(np.log(p / (1 - p)))
 
 
 def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool]:

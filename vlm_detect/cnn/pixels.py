@@ -30,6 +30,7 @@ from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import DECODER, ImageRejected, decode_image
 from vlm_detect.images.stored import StoredImage, undecoded
+from vlm_detect.machine import cpu_cores
 from vlm_detect.models.cnn.squares import Fit, to_square
 from vlm_detect.progress import progress
 
@@ -130,8 +131,7 @@ def _decode(rows: Dataset, stem: Path, size: int, fit: Fit, name: str) -> None:
         with os.fdopen(handle, "wb") as file:
             shape = (2 * len(rows), size, size, 3)  # as many as there may be; the header is written again at the end
             _write_header(file, shape)
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            with ThreadPoolExecutor(threads) as pool, progress(desc=f"decode {name}", unit="img") as bar:
+            with ThreadPoolExecutor(cpu_cores()) as pool, progress(desc=f"decode {name}", unit="img") as bar:
                 cells = _cells(rows)
                 while chunk := list(islice(cells, 1024)):  # bounds what waits in memory
                     for entry, found in pool.map(pixels, chunk):

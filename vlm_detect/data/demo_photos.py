@@ -21,6 +21,7 @@ from PIL import Image, ImageStat
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.extras import how_to_install
 from vlm_detect.images.decode import decode_image
 
 _GRID = 16  # pixels: a block of JPEG's chroma at half resolution
@@ -124,9 +125,7 @@ def photograph_path(photograph: Photograph) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / photograph.path).is_file():
             return path
-    raise UserError(
-        f"{photograph.package} is not installed here with its pictures; run: pip install 'vlm-detect[demo]'"
-    )
+    raise UserError(f"{photograph.package} is not installed here with its pictures; run: {how_to_install('demo')}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ stretch of a set is all one class; a Hub dataset of which only a part is wanted 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -22,14 +21,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_detect.data.selection import Entry, Layout, Selection, select
-from vlm_detect.data.sources import DatasetRows, look_into, open_all_splits
+from vlm_detect.data.sources import DatasetRows, look_into, open_all_splits, text_digest
 from vlm_detect.data.splits import Split
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.extras import require
 from vlm_detect.images.decode import ImageRejected, read_bounded
 from vlm_detect.records import LABEL_NAMES, Label, label_named
 
-CIFAKE_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAKE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
 CIFAKE_GENERATOR = "stable-diffusion-1.4"
 
@@ -82,7 +81,7 @@ def open_image_set(layout: Layout, src: str, selection: Selection | None = None)
     if layout == "genimage":
         entries = _with_synsets(entries)
     # hashes of the paths within the folder, so that a copy elsewhere has the same order
-    entries.sort(key=lambda entry: _digest([Path(entry.where).relative_to(folder).as_posix()]))
+    entries.sort(key=lambda entry: text_digest([Path(entry.where).relative_to(folder).as_posix()]))
     return _FileSet(select(entries, selection), found.skipped)
 
 
@@ -94,7 +93,7 @@ def fetch_from_kaggle(handle: str) -> str:
     try:
         return str(kagglehub.dataset_download(handle))
     except Exception as error:  # kagglehub passes on the errors of its HTTP library
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"kaggle:{handle}: Kaggle does not give it ({reason}); check the name and the network"
         ) from error
@@ -104,9 +103,9 @@ def cifake_class(file_name: str) -> str:
     """The class that a CIFAKE file name tells: "0000.jpg" is of CIFAR-10's first, "0000 (7).jpg" of its seventh."""
     found = re.search(r"\((\d+)\)\.\w+$", file_name)
     number = int(found.group(1)) if found else 1
-    if not 1 <= number <= len(CIFAKE_CLASSES):
-        raise UserError(f"{file_name}: ends in ({number}), where CIFAKE has classes 1 to {len(CIFAKE_CLASSES)}")
-    return CIFAKE_CLASSES[number - 1]
+    if not 1 <= number <= len(CIFAR_CLASSES):
+        raise UserError(f"{file_name}: ends in ({number}), where CIFAKE has classes 1 to {len(CIFAR_CLASSES)}")
+    return CIFAR_CLASSES[number - 1]
 
 
 def _cifake_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
@@ -222,12 +221,12 @@ def _cifake_rows(folder: Path, selection: Selection) -> _RowSet:
                     label=label,
                     generator=CIFAKE_GENERATOR if label == "generated" else "",
                     object_class=cifake_class(path),
-                    group=_digest(["cifake", original, Path(path).name])[:16],
+                    group=text_digest(["cifake", original, Path(path).name])[:16],
                     split=SPLIT_WORDS.get(name),
                     place=(len(parts) - 1, index),
                 )
             )
-    entries.sort(key=lambda entry: _digest([entry.where]))
+    entries.sort(key=lambda entry: text_digest([entry.where]))
     return _RowSet(parts, select(entries, selection), str(folder))
 
 
@@ -257,7 +256,7 @@ def _hub_rows(spec: str, selection: Selection) -> _RowSet:
             )
             entries.append(entry)
     if selection.limit is None:
-        entries.sort(key=lambda entry: _digest([entry.where]))
+        entries.sort(key=lambda entry: text_digest([entry.where]))
     if len(splits) == 1:  # a lone split, often named train for want of another name, is ours to divide
         entries = [replace(entry, split=None) for entry in entries]
     return _RowSet(list(splits.values()), select(entries, selection), spec)
@@ -303,8 +302,4 @@ def _text(facts: Mapping[str, Any], *columns: str) -> str:
 
 
 def _fingerprint(entries: Iterable[Entry]) -> str:
-    return _digest(f"{entry.where}|{entry.label}|{entry.split}" for entry in entries)
-
-
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return text_digest(f"{entry.where}|{entry.label}|{entry.split}" for entry in entries)

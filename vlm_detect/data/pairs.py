@@ -12,7 +12,7 @@ from typing import Literal
 import datasets
 
 from vlm_detect.data.sources import load_dataset
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.records import label_named
 
 
@@ -21,7 +21,7 @@ def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
     try:
         opened = load_dataset(str(path_or_id))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         here = "" if Path(path_or_id).exists() else "there is no such folder here; "
         raise UserError(f"{path_or_id}: cannot be opened as a dataset ({here}{reason})") from error
     if _kind_of(opened, path_or_id) == "images":

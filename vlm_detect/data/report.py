@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from vlm_detect.data.audit import FAULT, Audit, audit_dataset, read_audit
 from vlm_detect.data.splits import SPLITS
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.images.decode import decode_image
 from vlm_detect.pages.page import Picture, areas_figure, histogram_figure, photo, render, write_page
 
@@ -43,7 +43,7 @@ def write_report(dataset: Path, out: Path, *, n: int = 24) -> int:
     try:
         names = set(pq.read_schema(files[0]).names) if files else set()
     except pa.ArrowInvalid as error:
-        raise UserError(f"{files[0]}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{files[0]}: cannot be read as parquet ({first_line(error)})") from error
     if not {"image", "group", "source"} <= names:
         raise UserError(
             f"{dataset}: no dataset folder of ours (no data/*.parquet with image, group and source in it); vlm-detect "

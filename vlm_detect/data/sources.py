@@ -26,12 +26,12 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
 from vlm_detect.schema import check_folder
 
@@ -179,7 +179,7 @@ class FileSource:
     def fingerprint(self) -> str:
         """Of the paths and of what the metadata say: other captions are another list."""
         told = (json.dumps(self._facts(path), sort_keys=True) for path in self.paths)
-        return _digest(
+        return text_digest(
             f"{path} {facts}" if facts != "{}" else str(path) for path, facts in zip(self.paths, told, strict=True)
         )
 
@@ -232,7 +232,7 @@ class DatasetSource:
         self._length = length if limit is None else min(limit, length)
         if not self._length:
             raise UserError(f"{spec}: this dataset has no rows")
-        self.fingerprint = _digest([spec, str(self._length)])
+        self.fingerprint = text_digest([spec, str(self._length)])
 
     def __len__(self) -> int:
         return self._length
@@ -322,7 +322,7 @@ def open_all_splits(spec: str, *, streaming: bool) -> dict[str, DatasetRows]:
         else:
             opened = load_dataset(name, config or None, streaming=streaming and not is_local)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name}: cannot be read as a dataset: {_first_line(error)}") from error
+        raise UserError(f"{name}: cannot be read as a dataset: {first_line(error)}") from error
     splits = opened if isinstance(opened, dict) else {"train": opened}
     if split and split not in splits:
         raise UserError(f"{spec}: has no split {split} (has {', '.join(splits)})")
@@ -346,7 +346,7 @@ def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> 
         rows = load_dataset(name, config, split=split, streaming=True)
         known = rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name}: cannot be read as a dataset: {_first_line(error)}") from error
+        raise UserError(f"{name}: cannot be read as a dataset: {first_line(error)}") from error
     if not known and limit is None:
         raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
     return rows, known or limit or 0
@@ -383,7 +383,7 @@ def _ask_hub(name: str) -> None:
         huggingface_hub.dataset_info(name, timeout=20)
     except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
         raise UserError(
-            f"{name}: neither a folder here nor a dataset that the Hub gives ({_first_line(error)}); check the name, "
+            f"{name}: neither a folder here nor a dataset that the Hub gives ({first_line(error)}); check the name, "
             "the network, and `hf auth login` where it is gated"
         ) from error
 
@@ -436,14 +436,11 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_colum
     )
 
 
-def _digest(parts: Iterator[str] | Sequence[str]) -> str:
+def text_digest(parts: Iterable[str]) -> str:
+    """One SHA-256 of texts in their order."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def spelled(name: str) -> str:
     """A file's name as text: its bytes that are no UTF-8, which no table takes, are spelled out."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

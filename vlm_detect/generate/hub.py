@@ -7,7 +7,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 
 
 def push_dataset(folder: Path, name: str, *, private: bool = True) -> str:
@@ -22,7 +22,7 @@ def push_dataset(folder: Path, name: str, *, private: bool = True) -> str:
             folder_path=folder, repo_id=name, repo_type="dataset", commit_message="Upload a dataset of vlm-detect"
         )
     except (HfHubHTTPError, OSError) as error:  # OSError: no network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{name}: the Hub did not take the dataset ({reason}); log in with `hf auth login`, then run the same "
             f"command again ({folder} is complete)"

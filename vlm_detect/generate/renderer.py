@@ -24,10 +24,9 @@ from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.generate.edits import Place
 from vlm_detect.generate.options import Sampling
+from vlm_detect.machine import DTYPES, best_device
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
 from vlm_detect.models.untrusted import load_untrusted
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Renderer:
@@ -35,14 +34,14 @@ class Renderer:
 
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
         diffusers = _import_diffusers()
-        self.device = torch.device(device or _best_device())
+        self.device = torch.device(device or best_device())
         name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
         if sampling.quantization == "nf4" and self.device.type != "cuda":
             raise UserError("--quantization nf4: diffusers quantises on a CUDA device only; leave it out here")
-        options: dict[str, Any] = {"revision": model.revision, "dtype": _DTYPES[name]}
+        options: dict[str, Any] = {"revision": model.revision, "dtype": DTYPES[name]}
         try:
             if sampling.quantization == "nf4":
-                options["quantization_config"] = _nf4(diffusers, model, _DTYPES[name])
+                options["quantization_config"] = _nf4(diffusers, model, DTYPES[name])
             pipeline: Any = load_untrusted(diffusers.DiffusionPipeline, model.path_or_id, **options)
         except (OSError, ValueError) as error:
             raise UserError(explain_load_error(model, error)) from error
@@ -52,8 +51,8 @@ class Renderer:
     def of(cls, pipeline: Any, sampling: Sampling, device: str | None = None) -> Renderer:
         """A renderer of a pipeline that is already in memory; its dtype is the denoiser's."""
         renderer = cls.__new__(cls)
-        renderer.device = torch.device(device or _best_device())
-        dtype = next(name for name, value in _DTYPES.items() if value == _denoiser(pipeline).dtype)
+        renderer.device = torch.device(device or best_device())
+        dtype = next(name for name, value in DTYPES.items() if value == _denoiser(pipeline).dtype)
         renderer._take(pipeline, sampling, dtype)
         return renderer
 
@@ -267,9 +266,3 @@ def _import_diffusers() -> Any:
     for library in (transformers, diffusers):
         library.utils.logging.disable_progress_bar()
     return diffusers
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

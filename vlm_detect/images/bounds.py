@@ -29,6 +29,7 @@ from pathlib import Path
 from PIL import Image, ImageFile
 
 from vlm_detect.errors import UserError
+from vlm_detect.extras import how_to_install
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 256 * 1024**2
@@ -41,7 +42,7 @@ _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "HEIF"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
-_READERS = {"HEIF": "pip install 'vlm-detect[heif]'", "AVIF": "install a Pillow with AVIF, as its own wheels are"}
+_READERS = {"HEIF": how_to_install("heif"), "AVIF": "install a Pillow with AVIF, as its own wheels are"}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from vlm_detect.extras import how_to_install
 from vlm_detect.images.claims import DIGITAL_SOURCE, SOURCE_TYPE, Claim, Fact, one_line
 
 _MAX_MANIFESTS = 64
@@ -23,7 +24,7 @@ def c2pa_facts(data: bytes) -> Iterator[Fact]:
     if b"c2pa" not in data:  # the label of a manifest store; most files have none and spare the reader
         return
     if find_spec("c2pa") is None:
-        yield Fact("C2PA", "It has content credentials, unread: pip install 'vlm-detect[serve]'")
+        yield Fact("C2PA", f"It has content credentials, unread: {how_to_install('serve')}")
         return
     import c2pa
 

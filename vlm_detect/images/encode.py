@@ -67,12 +67,16 @@ def like_source(
 
 def recompress(image: Image.Image, jpeg: JpegEncoding) -> Image.Image:
     """`image` once through JPEG with the given tables; a one-table (grey) source compresses luminance only."""
-    buffer = io.BytesIO()
     if len(jpeg.tables) == 1:
-        ImageOps.grayscale(image).save(buffer, "JPEG", qtables=[list(jpeg.tables[0])])
-    else:
-        options = {"subsampling": jpeg.subsampling} if jpeg.subsampling >= 0 else {}
-        image.save(buffer, "JPEG", qtables=[list(table) for table in jpeg.tables], **options)
+        return through_jpeg(ImageOps.grayscale(image), qtables=[list(jpeg.tables[0])])
+    options = {"subsampling": jpeg.subsampling} if jpeg.subsampling >= 0 else {}
+    return through_jpeg(image, qtables=[list(table) for table in jpeg.tables], **options)
+
+
+def through_jpeg(image: Image.Image, quality: int = 75, **options: Any) -> Image.Image:
+    """The pixels, RGB, that are left of `image` when Pillow has written it as JPEG with these options."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, **options)
     return Image.open(buffer).convert("RGB")
 
 

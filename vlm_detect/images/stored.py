@@ -32,9 +32,9 @@ class StoredImage:
 
         Raises `ImageRejected` where there is no such file.
         """
-        if stored is None or stored["bytes"] is not None:
+        if stored is None or stored.get("bytes") is not None:
             return cls(b"" if stored is None else stored["bytes"], name)
-        if not stored["path"]:
+        if not stored.get("path"):
             return cls(b"", name)
         try:
             return cls(read_bounded(Path(stored["path"])), name)

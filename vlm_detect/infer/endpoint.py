@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_detect.errors import UserError
+from vlm_detect.extras import require
 from vlm_detect.infer.asks import Ask, CandidateScore
 from vlm_detect.infer.prefixes import image_key
 
@@ -58,10 +59,9 @@ class Endpoint:
         max_new_tokens: int = 16,
         options: dict[str, Any] | None = None,
     ) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError('--endpoint needs the package openai: pip install -e ".[eval]"') from error
+        require("eval", "openai", wanted_by="--endpoint")
+        import openai
+
         if not url.startswith(("http://", "https://")):
             raise UserError(f"--endpoint {url}: not a URL; it begins with http:// or https:// and mostly ends with /v1")
         self._openai = openai

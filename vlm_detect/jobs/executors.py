@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.extras import require
 from vlm_detect.jobs import shards
 from vlm_detect.jobs.launch import Launch
@@ -171,7 +171,7 @@ def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, 
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:  # no worker could be started
-        raise UserError(f"--executor ray: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--executor ray: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
+from vlm_detect.machine import best_device, default_dtype
 from vlm_detect.models.base import FAMILIES, VLM
 from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
@@ -99,19 +100,6 @@ def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -
     return ResolvedModel(model_id, model_id, revision or PINNED_REVISIONS.get(model_id))
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32: the released weights overflow in float16."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
-def default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def load_vlm(
     model_id: str = "auto",
     *,
@@ -133,7 +121,7 @@ def load_vlm(
         if folder is not None:
             check_folder(folder)
     resolved = resolve_id(model_id, revision=revision)
-    device = torch.device(device) if device is not None else default_device()
+    device = torch.device(device) if device is not None else best_device()
     options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
     if "quantization_config" in options:
         options["device_map"] = {"": device}
@@ -244,8 +232,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     except SafetensorError as error:
         raise UserError(f"adapter {adapter} is damaged ({error}): take another checkpoint of the run") from error
     except (RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"adapter {adapter} does not fit this model: {first_line}") from error
+        raise UserError(f"adapter {adapter} does not fit this model: {first_line(error)}") from error
 
 
 def without_adapter(vlm: VLM) -> VLM | None:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
@@ -39,7 +40,7 @@ from vlm_detect.nano.captions import (
     undecidable_question,
 )
 from vlm_detect.nano.judge import Judge, augment
-from vlm_detect.nano.photos import CLASSES, Photos
+from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.tokenizer import prompt_templates
 from vlm_detect.nano.training import Optimisation, train
 from vlm_detect.train.loss import row_inputs
@@ -146,7 +147,9 @@ class TowerHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.vision, self.see, self.project = vision, see, project
-        self.heads = nn.ModuleList(nn.Linear(width, count) for count in (len(CLASSES), len(COLOURS), len(COLOURS)))
+        self.heads = nn.ModuleList(
+            nn.Linear(width, count) for count in (len(CIFAR_CLASSES), len(COLOURS), len(COLOURS))
+        )
         self.places = nn.Linear(width, judge.head.in_features)
 
     def forward(self, features: Tensor) -> list[Tensor]:
@@ -189,7 +192,7 @@ class Teaching:
         with torch.no_grad():
             soft, places = self.judge.teach(crops, self.grid)
         labels, colours = self.labels[rows].to(self.device), self.colours[rows].to(self.device)
-        shares = torch.lerp(F.one_hot(labels, len(CLASSES)).float(), soft, self.distillation)
+        shares = torch.lerp(F.one_hot(labels, len(CIFAR_CLASSES)).float(), soft, self.distillation)
         return rows, crops, Targets(shares, colours, places)
 
 
@@ -320,4 +323,4 @@ def _enlarged(crops: Tensor, side: int) -> list[Image.Image]:
 
 def facts_of(photos: Photos) -> list[Facts]:
     """What the caption rules read from every photograph."""
-    return [read_facts(image, CLASSES[label]) for image, label in zip(photos.images, photos.labels, strict=True)]
+    return [read_facts(image, CIFAR_CLASSES[label]) for image, label in zip(photos.images, photos.labels, strict=True)]

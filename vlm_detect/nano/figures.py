@@ -14,12 +14,13 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from vlm_detect.config import git_commit, write_json
+from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.infer.engine import Engine
 from vlm_detect.machine import machine_name
 from vlm_detect.models.base import VLM
 from vlm_detect.nano.captions import UNDECIDABLE, Facts, caption, factual_question, named_class
 from vlm_detect.nano.judge import Judge, frechet_distance, look
-from vlm_detect.nano.photos import CLASSES, SPLIT_RULE, Photos
+from vlm_detect.nano.photos import SPLIT_RULE, Photos
 from vlm_detect.nano.renderer import render
 
 
@@ -51,7 +52,7 @@ def judge_renders(
     predicted, features = look(judge, images)
     _, photo_features = look(judge, held_out.images)
     right = predicted == held_out.labels[:renders]
-    by_class = {name: float(right[held_out.labels[:renders] == i].mean()) for i, name in enumerate(CLASSES)}
+    by_class = {name: float(right[held_out.labels[:renders] == i].mean()) for i, name in enumerate(CIFAR_CLASSES)}
     figures = {
         "n": renders,
         "accuracy": float(right.mean()),

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
+from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.nano.autoencoder import to_pixels
-from vlm_detect.nano.photos import CLASSES, Photos
+from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.training import Optimisation, train
 
 
@@ -43,7 +44,7 @@ class Judge(nn.Module):
                 layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(True)]
                 channels = out
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, len(CLASSES))
+        self.head = nn.Linear(channels, len(CIFAR_CLASSES))
 
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 4 * width)."""

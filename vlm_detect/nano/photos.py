@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
 
 HELD_OUT = 5000
 SPLIT_RULE = f"byte-identical files dropped, files ordered by SHA-256 of their bytes, the first {HELD_OUT:,} held out"
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs in memory: ``images`` (N, H, W, 3) uint8 RGB and ``labels`` (N,) indices into ``CLASSES``."""
+    """Photographs in memory: ``images`` (N, H, W, 3) uint8 RGB and ``labels`` (N,) indices into ``CIFAR_CLASSES``."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -55,7 +55,7 @@ def load_photos(source: str, cache: Path) -> Photos:
     by_hash = {hashlib.sha256(data).digest(): (data, label) for data, label in _real_files(source)}
     files = [by_hash[digest] for digest in sorted(by_hash)]
     images = np.stack([np.asarray(decode_image(data).image) for data, _ in files])
-    photos = Photos(images, np.array([CLASSES.index(label) for _, label in files]))
+    photos = Photos(images, np.array([CIFAR_CLASSES.index(label) for _, label in files]))
     cache.parent.mkdir(parents=True, exist_ok=True)
     np.savez(cache, images=photos.images, labels=photos.labels)
     return photos

@@ -18,9 +18,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.nano.autoencoder import encode_all
 from vlm_detect.nano.captions import LENGTHS, Facts, caption, read_facts
-from vlm_detect.nano.photos import CLASSES, Photos
+from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.prompt_encoders import build_clip, build_t5, train_clip_tokenizer, train_t5_tokenizer
 from vlm_detect.nano.training import Optimisation, train
 from vlm_detect.nano.weights import forget_paths, halve
@@ -135,7 +136,9 @@ def train_renderer(
     ``start`` is an autoencoder, around which everything else begins untrained, or a whole pipeline to go on from.
     """
     rng = Random(seed)
-    facts = [read_facts(image, CLASSES[label]) for image, label in zip(training.images, training.labels, strict=True)]
+    facts = [
+        read_facts(image, CIFAR_CLASSES[label]) for image, label in zip(training.images, training.labels, strict=True)
+    ]
     torch.manual_seed(seed)
     if isinstance(start, AutoencoderKL):
         pipeline = build_pipeline(config, start, [draw_caption(f, rng) for f in facts[:20000]])

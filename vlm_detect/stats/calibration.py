@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
@@ -49,7 +50,7 @@ class Calibration:
 
     def p_fake(self, odds: np.ndarray | float) -> np.ndarray:
         """Calibrated probability that an image is generated, of its log-odds in nats."""
-        return _sigmoid((np.asarray(odds) - self.bias) / self.temperature)
+        return expit((np.asarray(odds) - self.bias) / self.temperature)
 
     def label(self, p_fake: float) -> Literal["real", "generated", "unsure"]:
         if self.unsure_low < p_fake < self.unsure_high:
@@ -92,7 +93,7 @@ def fit(odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None) -
     temperature, bias = _fit_scale(odds, generated)
     cut = _best_cut(odds, generated) if max_fpr is None else _cut_at_fpr(odds[~generated], max_fpr)
     half = _unsure_half_width(odds - cut, generated)
-    edges = _sigmoid((np.array([cut, cut - half, cut + half]) - bias) / temperature)
+    edges = expit((np.array([cut, cut - half, cut + half]) - bias) / temperature)
     threshold, low, high = edges.tolist()
     return Calibration(temperature, bias, threshold, low, high, len(odds), DECODER)
 
@@ -138,7 +139,3 @@ def _unsure_half_width(margin: np.ndarray, generated: np.ndarray) -> float:
     distances = np.abs(margin)[order]
     outer = distances[last] if len(sure) else 2 * distances[0] + 1
     return float((outer + distances[last + 1]) / 2)
-
-
-def _sigmoid(x: np.ndarray | float) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(np.asarray(x) / 2))

@@ -14,6 +14,7 @@ equal bins of p: sum over bins of (share of items) * |mean p - share of generate
 from __future__ import annotations
 
 import numpy as np
+import scipy.special
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
@@ -24,6 +25,11 @@ DECISION_FIGURES = ("balanced_accuracy", "tpr", "tnr", "f1")
 RANKING_FIGURES = ("auroc", "ap", "fpr_at_95_tpr", "tpr_at_1_fpr", "tpr_at_01_fpr")
 CALIBRATION_FIGURES = ("ece", "brier")
 ALL_FIGURES = (*DECISION_FIGURES, *RANKING_FIGURES, *CALIBRATION_FIGURES)
+
+
+def logit(p: float, least: float = 1e-12) -> float:
+    """The log-odds of a probability, which is taken to be `least` away from 0 and 1 at least."""
+    return float(scipy.special.logit(min(max(p, least), 1 - least)))
 
 
 def figures(y: Array, p: Array, *, threshold: float = THRESHOLD) -> dict[str, float]:

@@ -10,7 +10,6 @@ way, and cost the traces that do not survive it. Strengths are drawn relative to
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vlm_detect.errors import UserError
+from vlm_detect.images.encode import through_jpeg
 from vlm_detect.images.stored import StoredImage
 
 Transpose = Image.Transpose
@@ -59,12 +59,6 @@ def noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
-
-
 def invert_saturate(image: Image.Image) -> Image.Image:
     """The view of the colour-space method: the negative, its colours driven to their ends."""
     return ImageEnhance.Color(ImageOps.invert(image)).enhance(_SATURATION)
@@ -77,7 +71,7 @@ _APPLY: dict[str, Callable[..., Image.Image]] = {
     "rescale": rescale,
     "blur": blur,
     "noise": noise,
-    "jpeg": jpeg,
+    "jpeg": through_jpeg,
     "invert_saturate": invert_saturate,
 }
 AUGMENTATIONS = tuple(_APPLY)  # in the order in which they are applied: JPEG behind everything that a camera knows

@@ -9,7 +9,6 @@ those of the unquantised model, so a feature cache serves both.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_detect.errors import UserError
-from vlm_detect.machine import dtype_of
+from vlm_detect.extras import require
+from vlm_detect.machine import default_dtype, dtype_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import NEVER, VISION, is_vision
-from vlm_detect.models.registry import default_dtype
 from vlm_detect.train.lora import LoraOptions, add_lora
 from vlm_detect.train.options import ModelOptions
 
@@ -53,8 +52,7 @@ def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
 
 def quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with quantised scales (QLoRA, arXiv 2305.14314), or LLM.int8()."""
-    if find_spec("bitsandbytes") is None:
-        raise UserError(f"--quantize {name} needs bitsandbytes: pip install 'vlm-detect[quant]'")
+    require("quant", "bitsandbytes", wanted_by=f"--quantize {name}")
     return BitsAndBytesConfig(
         load_in_4bit=name == "nf4",
         load_in_8bit=name == "int8",

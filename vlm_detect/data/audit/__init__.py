@@ -15,7 +15,6 @@ The facts are those of `data_rules`' twelfth rule. What an audit cannot see: a l
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from vlm_detect.data.audit.samples import Sample, Samples, read_samples
 from vlm_detect.data.audit.words import finding, floor
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
+from vlm_detect.machine import cpu_cores
 from vlm_detect.progress import progress
 from vlm_detect.records import Label
 from vlm_detect.stats.areas import auc, auc_interval, make_folds
@@ -214,7 +214,7 @@ def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter
 
     unread = read.unread.copy()
     kept, measured = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpu_cores()) as pool:
         bar = progress(pool.map(facts, read.samples), "audit", total=len(read.samples), unit="img")
         for sample, found in zip(read.samples, bar, strict=True):
             if found is None:

@@ -24,9 +24,9 @@ from datasets import Features
 from fsspec import AbstractFileSystem
 
 from vlm_detect.data.image_sets import LABEL_COLUMNS, label_word, open_image_set
-from vlm_detect.data.sources import FileSource
-from vlm_detect.errors import UserError
-from vlm_detect.images.decode import ImageRejected, read_bounded
+from vlm_detect.data.sources import FileSource, text_digest
+from vlm_detect.errors import UserError, first_line
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.records import LABEL_NAMES, Label, label_named
 from vlm_detect.schema import check_folder
 
@@ -77,7 +77,7 @@ def _hub_files(name: str) -> tuple[AbstractFileSystem, list[str]]:
     try:
         found = sorted(files.glob(f"datasets/{name}/**/*.parquet"))
     except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{name}: neither a folder here nor a dataset that the Hub gives ({reason})") from error
     if not found:
         raise UserError(f"{name}: the Hub has no parquet files of this dataset; download it and give the folder")
@@ -96,7 +96,7 @@ def _from_files(folder: Path, max_images: int) -> Samples:
     # the same name in both classes, for most images: a photo and its twin
     paired = sum(len(found) > 1 for found in labels.values()) > len(labels) / 2
     groups = stems if paired else [PurePath(entry.where).relative_to(folder).as_posix() for entry in entries]
-    order = sorted(range(len(entries)), key=lambda i: (_digest(groups[i]), entries[i].where))
+    order = sorted(range(len(entries)), key=lambda i: (text_digest([groups[i]]), entries[i].where))
     room = dict.fromkeys({entry.label for entry in entries}, 0)
     shares = _shares(Counter(entry.label for entry in entries), max_images)
     chosen = []
@@ -139,7 +139,7 @@ def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, m
             f"(one of {', '.join(LABEL_COLUMNS)}), these have {columns}"
         )
     pieces = [
-        (_digest(f"{number}/{group}"), file, group, reader)
+        (text_digest([f"{number}/{group}"]), file, group, reader)
         for number, (file, reader) in enumerate(readers)
         for group in range(file.num_row_groups)
     ]
@@ -174,7 +174,7 @@ def _open_parquet(files: AbstractFileSystem, path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(files.open(path, "rb"))
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _reader(schema: pa.Schema) -> _Reader | None:
     def samples(row: Mapping[str, Any]) -> Iterator[Sample]:
         data = _bytes(row["image"])
         (label,) = label_of(row)
-        group = str(row.get("group") or _digest(data))
+        group = str(row.get("group") or hashlib.sha256(data).hexdigest())
         yield Sample(data, label, group, name=str((row["image"] or {}).get("path") or ""), caption=_caption(row))
 
     columns = [c for c in ("image", column, "group", "caption") if c in names]
@@ -248,15 +248,7 @@ def _caption(row: Mapping[str, Any]) -> str:
 
 def _bytes(cell: Mapping[str, Any] | None) -> bytes:
     """An image's bytes; none where there are none, which is counted and not passed over."""
-    if not isinstance(cell, Mapping):
-        return b""
-    if cell.get("bytes"):
-        return bytes(cell["bytes"])
     try:
-        return read_bounded(Path(cell["path"]))
-    except (ImageRejected, TypeError):
+        return StoredImage.of(cell if isinstance(cell, Mapping) else None).content
+    except UserError:
         return b""
-
-
-def _digest(text: str | bytes) -> str:
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()

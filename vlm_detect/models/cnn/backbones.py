@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, ResNetConfig, ResNetModel
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.models.cnn.networks import Trunk, pooled
 from vlm_detect.models.untrusted import build_untrusted, load_untrusted
 
@@ -88,10 +88,6 @@ def backbone_config(id_: str) -> dict[str, Any]:
     try:
         config = load_untrusted(AutoConfig, id_)
     except (OSError, ValueError) as error:
-        raise UserError(f"--weights {id_}: no model that transformers knows ({_first_line(error)})") from error
+        raise UserError(f"--weights {id_}: no model that transformers knows ({first_line(error)})") from error
     vision = config.to_dict().get("vision_config")
     return dict(vision) if vision else config.to_dict()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

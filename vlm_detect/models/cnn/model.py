@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.models.cnn.architectures import ARCHITECTURES
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.views import show
@@ -94,7 +94,7 @@ def new_model(config: CnnConfig, weights: str | None = None) -> CnnForDetection:
     try:
         pretrained = load_untrusted(AutoModel, weights, config=backbone.config)
     except (OSError, ValueError) as error:
-        raise UserError(f"--weights {weights}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--weights {weights}: {first_line(error)}") from error
     state, own = pretrained.state_dict(), backbone.state_dict()
     # A stem for small images has other shapes than ImageNet's and learns from scratch.
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}

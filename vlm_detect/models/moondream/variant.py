@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.models.moondream.configuration import MoondreamConfig
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
 from vlm_detect.models.moondream.text import MoondreamTextAttention
@@ -132,7 +132,7 @@ def _read_variant(file: Path) -> dict[str, torch.Tensor]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler and zip reader do
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"adapter {file} cannot be read safely: {reason}") from error
     if not isinstance(stored, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
         raise UserError(f"adapter {file} is no official variant: it holds other things than tensors")

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm_detect.config import write_json
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.models.stored import LazyTensor, StoredTensor, dtype_of, fetch, read_safetensors
 from vlm_detect.models.tinyllava.configuration import is_official, to_official
 
@@ -100,7 +100,7 @@ def _read_torch(file: Path, prefix: str) -> dict[str, LazyTensor]:
     try:
         stored = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler and zip reader do
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{file.parent.name}/{file.name} cannot be read safely: {reason}") from error
     return {to_llava_name(prefix + name.replace(".base_layer", "")): tensor for name, tensor in stored.items()}
 
