@@ -167,7 +167,7 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         warm = train_tower(tower, teaching, tower_config, held_out, out, seed)
         figures |= {"tower_accuracy": warm["accuracy"], "seconds_tower": warm["seconds"]}
     vlm = MoondreamVLM(model, processor, "moondream-nano")
-    trained = train_captioner("captioner", vlm, tower, teaching, facts, sizes, out, seed)
+    trained = train_captioner("captioner", vlm, tower, teaching, facts, config=sizes, folder=out, seed=seed)
     model.save_pretrained(out / "moondream")
     processor.save_pretrained(out / "moondream")
     halve(out / "moondream")
@@ -210,7 +210,7 @@ def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     vlm, tower = LlavaVLM(model, processor, "tinyllava-nano"), tinyllava_tower(model, teacher).to(place(config))
     grid = NanoTinyLlava.image_size // NanoTinyLlava.patch_size
     teaching = Teaching(training, facts, teacher, TowerConfig.distillation, grid)
-    trained = train_captioner("tinyllava", vlm, tower, teaching, facts, sizes, out, seed)
+    trained = train_captioner("tinyllava", vlm, tower, teaching, facts, config=sizes, folder=out, seed=seed)
     save_tinyllava(model, processor, out / "tinyllava")
     halve(out / "tinyllava")
     figures = question_captioner(vlm, held_out, facts_of(held_out), n=1000, seed=seed)

@@ -10,6 +10,7 @@ parts of the mapped file untouched.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration
-from vlm_detect.models.moondream.checkpoint import to_legacy_name
 
 LIMIT = 1.2
+LEGACY_NAMES = Path(__file__).parents[1] / "golden" / "moondream2_legacy_keys.json"
 
 _CHILD = """
 import sys, torch
@@ -108,11 +109,13 @@ def generate(folder: Path, size_gb: float, layout: str) -> None:
         torch.nn.init.normal_(parameter, std=0.02)
     model.save_official(folder)
     if layout == "legacy":
+        legacy_names = json.loads(LEGACY_NAMES.read_text(encoding="utf-8"))["map"]
         tensors = load_file(folder / "model.safetensors")
-        renamed = {}
-        for name, tensor in tensors.items():
-            legacy, transpose = to_legacy_name(name)
-            renamed[legacy] = tensor.T.contiguous() if transpose else tensor
+        renamed = {
+            legacy: tensors[facts["to"]].T.contiguous() if facts["transpose"] else tensors[facts["to"]]
+            for legacy, facts in legacy_names.items()
+            if facts["to"] in tensors
+        }
         save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 

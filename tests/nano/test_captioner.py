@@ -139,7 +139,7 @@ def test_training_exports_what_from_pretrained_loads(
     warm = train_tower(tower, teaching, TowerConfig(TINY.optimisation, places=1.0), photos, tmp_path, seed=0)
     assert 0 <= warm["accuracy"] <= 1
     vlm = MoondreamVLM(model, processor, "moondream")
-    assert train_captioner("words", vlm, tower, teaching, facts, TINY, tmp_path, seed=0)["steps"] == 4
+    assert train_captioner("words", vlm, tower, teaching, facts, config=TINY, folder=tmp_path, seed=0)["steps"] == 4
     model.save_pretrained(tmp_path / "moondream")
     processor.save_pretrained(tmp_path / "moondream")
     halve(tmp_path / "moondream")

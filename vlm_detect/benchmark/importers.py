@@ -18,14 +18,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vlm_detect.data.named_files import find_file
 from vlm_detect.questions.markup import untagged
 from vlm_detect.questions.read import parse_explanation
 
 Layout = Literal["loki", "fakebench", "fakeclue"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # Appended by LOKI's own scripts.
 _YES_OR_NO, _LETTER = "Answer with yes or no.", "Answer with the option letter."
 

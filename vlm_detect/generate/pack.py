@@ -47,13 +47,24 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
         why = sum_up(rejects) if rejects else "(nothing was rendered)"
         raise UserError(f"none of the {plan.items} photos could be made a pair of {why}")
     with written_whole(out) as partial:
-        return _write(renders, partial, plan.shards, splits, rejects, config, encode, settings, is_paired)
+        return _write(
+            partial,
+            renders,
+            plan.shards,
+            splits=splits,
+            rejects=rejects,
+            config=config,
+            encode=encode,
+            settings=settings,
+            is_paired=is_paired,
+        )
 
 
 def _write(
-    renders: Path,
     partial: Path,
+    renders: Path,
     shards: int,
+    *,
     splits: dict[str, tuple[Split, str] | None],
     rejects: list[Reject],
     config: PackConfig,

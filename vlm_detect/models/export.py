@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -28,7 +28,6 @@ from vlm_detect.models.registry import load_vlm
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
-TARGETS: tuple[Target, ...] = get_args(Target)
 
 # What makes an adapter: PEFT's files, the processor's, and what the detector reads beside them.
 _ADAPTER_FILES = (

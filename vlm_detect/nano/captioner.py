@@ -267,6 +267,7 @@ def train_captioner(
     tower: TowerHeads,
     teaching: Teaching,
     facts: list[Facts],
+    *,
     config: CaptionerConfig,
     folder: Path,
     seed: int,

@@ -69,6 +69,7 @@ def write_card(
     units: int,
     questions: QuestionOptions,
     history: Sequence[Mapping[str, Any]],
+    *,
     scores: Mapping[str, float],
     scored_images: int,
 ) -> None:

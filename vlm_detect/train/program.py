@@ -189,10 +189,10 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         if data.validation is not None:
             scores = scores_of(odds, data.validation.generated)
             fit(odds, data.validation.generated).save(run.path)
-        if measures := MeasureCalibration.load(Path(data.name)):
+        if measures := MeasureCalibration.load(Path(data.names[0])):
             measures.save(run.path)  # explanations are held against it wherever the run is asked
         history = trainer.state.log_history
-        write_card(run, data.parts, len(data.units), options.questions, history, scores, len(odds))
+        write_card(run, data.parts, len(data.units), options.questions, history, scores=scores, scored_images=len(odds))
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         write_curves(run.path, history, title=f"Training: {run.path.name}", command=command)
         run.write("finished", validation=scores)

@@ -71,19 +71,6 @@ def to_official_name(stored: str) -> tuple[str, bool]:
     return name.replace("text.wte.weight", "text.wte"), False  # as the Trainer's checkpoints have it
 
 
-def to_legacy_name(official: str) -> tuple[str, bool]:
-    """The inverse of `to_official_name` for the legacy layout."""
-    name = official
-    for block, parts in _LEGACY_PARTS.items():
-        if name.startswith(block):
-            for theirs, ours in parts:
-                name = name.replace(ours, theirs)
-    for legacy, prefix in _LEGACY_PREFIXES:
-        if name.startswith(prefix):
-            return legacy + name.removeprefix(prefix), official in _TRANSPOSED
-    raise ValueError(f"{official} is no tensor of moondream2")
-
-
 def open_weights(files: list[Path], dtype: torch.dtype | None) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint under its official name, none of them read yet; they will be cast to `dtype`."""
     found: dict[str, StoredTensor] = {}
