@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from vlm_detect.places import place_of
@@ -94,10 +94,19 @@ class Reason:
     def from_row(cls, row: Mapping[str, Any]) -> Reason:
         return cls(**{**row, "box": tuple(row["box"]) if row["box"] else None})
 
+    def mirrored(self, width: int) -> Reason:
+        """The same of the mirrored image, `width` pixels wide: left and right are swapped in the words and the box."""
+        text = re.sub(r"\b(left|right)\b", lambda found: {"left": "right", "right": "left"}[found[0]], self.text)
+        box = self.box and (width - self.box[2], self.box[1], width - self.box[0], self.box[3])
+        return replace(self, text=text, box=box)
+
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known about one image. `edit` is a row's `edit` column; `size` is (width, height) in pixels."""
+    """What is known about one image. `edit` is a row's `edit` column; `size` is (width, height) in pixels.
+
+    `reasons` are those of the row, the strongest first; None of a dataset that has no column of them.
+    """
 
     label: Label
     kind: TwinKind | None = None
@@ -105,6 +114,13 @@ class Subject:
     caption: str = ""
     edit: Mapping[str, Any] | None = None
     size: tuple[int, int] | None = None
+    reasons: tuple[Reason, ...] | None = None
+
+    def mirrored(self) -> Subject:
+        """The same of the mirrored image."""
+        if not self.reasons or not self.size:
+            return self
+        return replace(self, reasons=tuple(reason.mirrored(self.size[0]) for reason in self.reasons))
 
     @property
     def place(self) -> str:

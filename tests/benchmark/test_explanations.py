@@ -14,8 +14,8 @@ from vlm_detect.records import EDIT_OPERATIONS, Item, Subject
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [
-        ("Real. A camera took this photo, and nothing in it was generated.", False),
-        ("AI-generated. It was drawn from the words: a real cat.", True),
+        ("Real. Origin: a camera.", False),
+        ("AI-generated. Origin: rendered from the words: a real cat.", True),
         ("The fur looks soft.\nVerdict: fake", True),
         ("Descriptions: a fake-looking sky. Judgement: real.", False),
         ("This image is not AI-generated.", False),

@@ -142,10 +142,10 @@ def test_contradictions_are_named() -> None:
 @pytest.mark.parametrize(
     ("label", "explanation", "expected"),
     [
-        ("generated", "AI-generated. It was drawn.", False),
+        ("generated", "AI-generated. Origin: rendered.", False),
         ("generated", "AI-generated. The light is real.", True),
         ("real", "Real. It is fake.", True),
-        ("real", "Real. A camera took this photo.", False),
+        ("real", "Real. Origin: a camera.", False),
         ("unsure", "It is fake.", False),
     ],
 )

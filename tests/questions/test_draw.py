@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from vlm_detect.questions.ask import FAKE_QUESTION, NO, REAL_QUESTION, VERDICT_QUESTIONS, YES, verdict_answer
+from vlm_detect.questions.ask import (
+    EXPLAIN_QUESTION,
+    FAKE_QUESTION,
+    NO,
+    REAL_QUESTION,
+    VERDICT_QUESTIONS,
+    YES,
+    verdict_answer,
+)
 from vlm_detect.questions.draw import draw_questions, make_question
 from vlm_detect.questions.kind import training_kinds
-from vlm_detect.questions.kinds.explain import explanation
-from vlm_detect.records import Subject
+from vlm_detect.questions.kinds.explain import origin
+from vlm_detect.records import Reason, Subject
 
 REAL = Subject(label="real", caption="a dog on a beach")
 FAKE = Subject(label="generated", kind="caption", generator="sd3.5-large", caption="a dog on a beach")
@@ -84,10 +94,34 @@ def test_edits_have_questions_of_their_own():
     assert {unaltered.answer, altered.answer} == {YES, NO}
 
 
-def test_reasons_say_what_was_done():
-    assert explanation(EDITED, "edit") == "Altered. Blur at the upper left."
-    assert explanation(FAKE) == "AI-generated. It was drawn by sd3.5-large from the words: a dog on a beach."
-    assert "encoded" in explanation(Subject(label="generated", kind="vae", generator="sd3.5"))
+def test_without_reasons_an_explanation_says_the_origin_and_calls_it_so():
+    assert origin(EDITED, "edit") == "Altered. Blur at the upper left."
+    assert origin(FAKE) == "AI-generated. Origin: rendered by sd3.5-large from the words: a dog on a beach."
+    assert "encoded" in origin(Subject(label="generated", kind="vae", generator="sd3.5"))
+    for seed in range(5):
+        assert make_question(FAKE, "explain", "fake", random.Random(seed)).answer == origin(FAKE)
+
+
+def test_an_explanation_is_the_verdict_and_one_to_three_reasons_by_the_length_that_is_asked():
+    texts = ["Its noise is weaker.", "Its edges are soft.", "Its colours are pale.", "Its detail is low."]
+    reasons = [Reason(text, "noise", "generated", "measured") for text in texts]
+    other = Reason("Its noise is stronger.", "noise", "real", "measured")
+    subject = replace(FAKE, reasons=(other, *reasons))
+    lengths = {}
+    for seed in range(40):
+        asked = make_question(subject, "explain", "fake", random.Random(seed))
+        verdict, *said = re.split(r"(?<=\.) ", asked.answer)
+        assert verdict == "AI-generated."
+        assert said == texts[: len(said)], "the strongest first, and none for the other label"
+        lengths[asked.question] = len(said)
+    assert sorted(lengths.values()) == [1, 2, 3]
+    assert lengths[EXPLAIN_QUESTION] == 2
+
+
+def test_an_ordinary_image_says_that_nothing_stands_out():
+    assert make_question(replace(REAL, reasons=()), "explain", "fake", random.Random(0)).answer.startswith(
+        "Real. Nothing that is measured stands out"
+    )
 
 
 def test_an_edit_is_told_in_words():

@@ -114,8 +114,8 @@ def test_yes_and_no(text: str, candidate: int | None) -> None:
 
 
 def test_verdict_of_a_sentence() -> None:
-    assert parse_verdict("AI-generated. It was drawn from the words: a dog.") is True
-    assert parse_verdict("Real. A camera took this photo.") is False
+    assert parse_verdict("AI-generated. Origin: rendered from the words: a dog.") is True
+    assert parse_verdict("Real. Origin: a camera.") is False
     assert parse_verdict("Real. Nothing in it was generated.") is None  # strict: both sides are named
 
 

@@ -9,6 +9,7 @@ from tests.train.toys import toy_images, toy_pair, toy_pairs
 from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.questions.ask import FAKE_QUESTION, REAL_QUESTION
+from vlm_detect.records import Reason
 from vlm_detect.train.examples import EpochSampler, QuestionOptions, Units
 
 
@@ -80,6 +81,45 @@ def test_the_sampler_shuffles_anew_each_epoch():
     assert list(sampler) == first
     sampler.set_epoch(1)
     assert [i for _, i in sampler] != [i for _, i in first]
+
+
+def with_reasons(rows):
+    """Every image with one reason at its upper left."""
+    reasons = [
+        [Reason("Its noise is odd at the upper left.", "noise", label, "measured", (0, 0, 5, 5)).to_row()]
+        for label in rows["label"]
+    ]
+    return rows.add_column("reasons", reasons)
+
+
+def test_reasons_go_with_the_mirrored_image():
+    rows = with_reasons(toy_images(["real", "generated"] * 10))
+    units = Units(rows, QuestionOptions(question_kinds=["explain"]), augment=["flip"])
+    seen = set()
+    for epoch in range(4):
+        for index in range(10):
+            for example in units[epoch, index]:
+                flipped = bool(getattr(example.image, "draw", ()))
+                place = "upper right" if flipped else "upper left"
+                assert place in example.questions[0].answer
+                seen.add(flipped)
+    assert seen == {True, False}
+
+
+def test_an_image_that_is_explained_keeps_the_pixels_that_were_measured():
+    rows = with_reasons(toy_images(["real", "generated"] * 10))
+    options = QuestionOptions(question_kinds=["explain", "yes_no"])
+    augmented = set()
+    for index in range(10):
+        for epoch in range(6):
+            unit = Units(rows, options, augment=["jpeg", "noise", "flip"])[epoch, index]
+            kinds = {question.kind for example in unit for question in example.questions}
+            names = {name for example in unit for name, _ in getattr(example.image, "draw", ())}
+            if "explain" in kinds:
+                assert names <= {"flip"}
+            else:
+                augmented |= names
+    assert augmented == {"jpeg", "noise", "flip"}
 
 
 def test_unknown_kind():

@@ -11,7 +11,7 @@ units are read change nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, cell_name, undecoded
 from vlm_detect.questions.draw import draw_questions
 from vlm_detect.questions.kind import KINDS, training_kinds
-from vlm_detect.records import Label, Question, Subject, Topic
+from vlm_detect.records import Label, Question, Reason, Subject, Topic
 from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
 from vlm_detect.train.conversations import questions_of
 
@@ -101,25 +101,33 @@ class Units(TorchDataset[list[Example]]):
         if self.source is None:
             return [self._conversation(epoch, index)]
         members, topic = self.source.unit(epoch, index)
-        subjects = [subject for _, subject in members]
-        if index in self.swapped:
-            subjects.reverse()
         # The answers about an edit name its place.
         draw = () if topic == "edit" else self._draw(epoch, index)
-        examples = []
-        for (image, _), subject in zip(members, subjects, strict=True):
-            questions = draw_questions(
-                subject,
-                random.Random(f"questions:{self.seed}:{epoch}:{index}"),  # equal for both members
-                kinds=self._kinds,
-                per_image=self.options.questions_per_image,
-                topic=topic,
-                other_captions=self.source.captions,
-            )
-            if not questions:  # none of the kinds can be asked of this image; the verdict always can
-                questions = draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
-            examples.append(Example(AugmentedImage.of_draw(image, draw), questions, subject.label))
-        return examples
+        only_flipped = [name for name, _ in draw] == ["flip"]
+        subjects = [subject.mirrored() if only_flipped else subject for _, subject in members]
+        if index in self.swapped:
+            subjects.reverse()
+        asked = [self._questions(subject, topic, epoch, index) for subject in subjects]
+        explains = has_reasons(self.rows) and any(one.kind == "explain" for some in asked for one in some)
+        if explains and not only_flipped:
+            draw = ()  # reasons were measured in the stored pixels: another noise or sharpness would make them false
+        return [
+            Example(AugmentedImage.of_draw(image, draw), questions, subject.label)
+            for (image, _), questions, subject in zip(members, asked, subjects, strict=True)
+        ]
+
+    def _questions(self, subject: Subject, topic: Topic, epoch: int, index: int) -> list[Question]:
+        assert self.source is not None
+        questions = draw_questions(
+            subject,
+            random.Random(f"questions:{self.seed}:{epoch}:{index}"),  # equal for both members
+            kinds=self._kinds,
+            per_image=self.options.questions_per_image,
+            topic=topic,
+            other_captions=self.source.captions,
+        )
+        # Where none of the kinds can be asked of this image the verdict always can.
+        return questions or draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
 
     def _conversation(self, epoch: int, index: int) -> Example:
         row, draw = self.rows[index], self._draw(epoch, index)
@@ -141,6 +149,11 @@ class Units(TorchDataset[list[Example]]):
     @property
     def _kinds(self) -> Sequence[str]:
         return [kind for kind in KINDS if kind in self.options.question_kinds]
+
+
+def has_reasons(rows: Dataset) -> bool:
+    """Whether `add-reasons` gave the rows of a pair or image dataset their reasons."""
+    return bool({"reasons", "twin_reasons"} & set(rows.column_names))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -183,7 +196,12 @@ class _PairUnits:
         row = self.rows[place]
         edit = row["kind"] == "edit"
         image, twin = (StoredImage.of(row[column], cell_name(place, column)) for column in ("image", "twin"))
-        before = Subject(label=row["image_label"], caption=row["caption"] or "", size=image.size)
+        before = Subject(
+            label=row["image_label"],
+            caption=row["caption"] or "",
+            size=image.size,
+            reasons=_reasons(row, "image_reasons"),
+        )
         after = Subject(
             label="edited" if edit else "generated",
             kind=row["kind"],
@@ -191,6 +209,7 @@ class _PairUnits:
             caption=row["caption"] or "",
             edit=row["edit"],
             size=twin.size,
+            reasons=_reasons(row, "twin_reasons"),
         )
         return [(image, before), (twin, after)], "edit" if edit else "generation"
 
@@ -228,7 +247,8 @@ class _ImageUnits:
         image = StoredImage.of(row["image"], cell_name(index, "image"))
         generator = (row.get("generator") or "") if label != "real" else ""
         caption = _photo_of(row["object_class"]) if row.get("object_class") else ""
-        return image, Subject(label=label, generator=generator, caption=caption, size=image.size)
+        reasons = _reasons(row, "reasons")
+        return image, Subject(label=label, generator=generator, caption=caption, size=image.size, reasons=reasons)
 
     def _drawn(self, label: Label, epoch: int) -> list[int]:
         """The class's rows in an order of this epoch's own; those of the last few stay (a mixture reads several)."""
@@ -238,6 +258,10 @@ class _ImageUnits:
             random.Random(f"class:{self.seed}:{epoch}:{label}").shuffle(order)
             self._orders[label, epoch] = order
         return self._orders[label, epoch]
+
+
+def _reasons(row: Mapping[str, Any], column: str) -> tuple[Reason, ...] | None:
+    return None if column not in row else tuple(Reason.from_row(reason) for reason in row[column] or ())
 
 
 def _photo_of(object_class: str) -> str:

@@ -26,7 +26,7 @@ from vlm_detect.train.card import write_card
 from vlm_detect.train.command import Options
 from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import check_labels, data_hashes, dataset_or_demo, open_splits, open_training
-from vlm_detect.train.examples import Units
+from vlm_detect.train.examples import Units, has_reasons
 from vlm_detect.train.features import Features
 from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
@@ -97,6 +97,11 @@ def open_data(options: Options) -> TrainingData:
         rows, validation_rows = open_splits(name, options.data.limit, options.data.validation)
     if not len(validation_rows):
         train_without_validation(training)
+    if "explain" in options.questions.question_kinds and not has_reasons(rows) and training.process_index == 0:
+        print(
+            f"{name}: has no reasons, so explanations learn only an image's origin, which follows from its label; "
+            f"add reasons with vlm-detect add-reasons {name} --out {name.rstrip('/')}_reasons"
+        )
     others = [open_training(other, options.data.limit) for other in options.data.mix]
     return TrainingData.from_rows(options, [name, *options.data.mix], [rows, *others], validation_rows)
 

@@ -1,4 +1,8 @@
-"""A verdict and its reason in free words, which say only what is known to have been done. For training.
+"""A verdict and what speaks for it, in free words. For training.
+
+An answer is the verdict and then one to three of the image's reasons (`vlm-detect add-reasons`), the strongest first.
+A dataset without reasons leaves only the origin to tell: what made the image follows from its label and is marked as
+"Origin", for nothing in the pixels has to show it.
 
 In a benchmark these questions are items of kind `open`.
 """
@@ -10,9 +14,14 @@ from collections.abc import Sequence
 
 from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION, EXPLAIN_QUESTION
 from vlm_detect.questions.kind import QuestionKind, question
-from vlm_detect.records import Polarity, Question, Subject, Topic
+from vlm_detect.records import Label, Polarity, Question, Subject, Topic
 
 UNALTERED = "Not altered. No part of it was changed afterwards."
+VERDICTS: dict[Label, str] = {"real": "Real.", "generated": "AI-generated.", "edited": "Altered."}
+NOTHING_STANDS_OUT = "Nothing that is measured stands out among photos of this size."
+
+# How many reasons an answer has, by what is added to the question.
+LENGTHS = {"in one sentence": 1, "": 2, "in detail": 3}
 
 
 @question("explain")
@@ -21,11 +30,28 @@ class Explain(QuestionKind):
         self, subject: Subject, polarity: Polarity, rng: random.Random, *, topic: Topic, other_captions: Sequence[str]
     ) -> Question:
         text = EDIT_EXPLAIN_QUESTION if topic == "edit" else EXPLAIN_QUESTION
-        return Question(self.name, text, explanation(subject, topic))
+        if not _has_reasons(subject, topic):
+            return Question(self.name, text, origin(subject, topic))
+        length = rng.choice(list(LENGTHS))
+        asked = f"{text[:-1]} {length}." if length else text
+        return Question(self.name, asked, explanation(subject, topic, LENGTHS[length]))
 
 
-def explanation(subject: Subject, topic: Topic = "generation") -> str:
-    """A verdict and its reason in one or two sentences."""
+def _has_reasons(subject: Subject, topic: Topic) -> bool:
+    """Whether reasons can answer: of an untouched image there are none for its not having been edited."""
+    return subject.reasons is not None and (topic == "generation" or subject.label == "edited")
+
+
+def explanation(subject: Subject, topic: Topic = "generation", most: int = LENGTHS[""]) -> str:
+    """The verdict, then at most `most` of the reasons that support it; the origin where the dataset has no reasons."""
+    if not _has_reasons(subject, topic):
+        return origin(subject, topic)
+    reasons = [reason.text for reason in subject.reasons or () if reason.supports == subject.label][:most]
+    return " ".join([VERDICTS[subject.label], *(reasons or [NOTHING_STANDS_OUT])])
+
+
+def origin(subject: Subject, topic: Topic = "generation") -> str:
+    """The verdict, then what is known to have made the image, marked as its origin."""
     if topic == "edit":
         if subject.label != "edited":
             return UNALTERED
@@ -34,10 +60,10 @@ def explanation(subject: Subject, topic: Topic = "generation") -> str:
             return "Altered. A part of it was changed afterwards."
         return f"Altered. {done[0].upper()}{done[1:]}{f' at the {subject.place}' if subject.place else ''}."
     if subject.label == "real":
-        return "Real. A camera took this photo, and nothing in it was generated."
+        return "Real. Origin: a camera."
     by = f" by {subject.generator}" if subject.generator else ""
     if subject.kind == "vae":
-        return f"AI-generated. It is a photo that was encoded and painted anew{by}."
+        return f"AI-generated. Origin: a photo, encoded and decoded{by}."
     if subject.caption:
-        return f"AI-generated. It was drawn{by} from the words: {subject.caption.rstrip('.')}."
-    return f"AI-generated. It was drawn{by}."
+        return f"AI-generated. Origin: rendered{by} from the words: {subject.caption.rstrip('.')}."
+    return f"AI-generated. Origin: rendered{by}."
