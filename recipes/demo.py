@@ -24,12 +24,12 @@ from rich.table import Table
 
 from vlm_detect.benchmark.demo_report import demo_report
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.report import FIGURE_NAMES
 from vlm_detect.benchmark.results import read_results
 from vlm_detect.config import REPOSITORY, parse_config, write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.questions.ask import FAKE_QUESTION
+from vlm_detect.stats.metrics import figure_labels
 
 BIN = Path(sys.executable).parent
 LAUNCH = [
@@ -159,7 +159,7 @@ def some_answers(pairs: Path, evaluation: Path, rng: random.Random) -> list[tupl
 
 def print_table(summaries: dict[str, dict[str, Any]]) -> None:
     table = Table("", *summaries, title="On photographs that training never saw, with 95 % intervals")
-    for name, label in FIGURE_NAMES.items():
+    for name, label in figure_labels().items():
         cells = []
         for summary in summaries.values():
             value, interval = summary.get(name), (summary.get("ci95") or {}).get(name)

@@ -1,7 +1,9 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from vlm_detect.stats.metrics import ALL_FIGURES, figures, reliability, weighted_figures
+from vlm_detect.stats.metrics import METRICS, Sample, figure_names, figures, metric, reliability, weighted_figures
 
 Y = np.array([0, 0, 1, 1, 1], float)
 P = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
@@ -58,7 +60,7 @@ def test_vectorised_equals_scikit_learn(seed: int) -> None:
     got = weighted_figures(y, p, weights)
     for b, row in enumerate(weights.astype(int)):
         plain = figures(np.repeat(y, row), np.repeat(p, row))
-        for name in ALL_FIGURES:
+        for name in figure_names():
             assert got[name][b] == pytest.approx(plain[name], nan_ok=True), name
 
 
@@ -68,3 +70,24 @@ def test_resample_of_one_class_is_nan_and_not_a_crash() -> None:
     assert got["auroc"][2] == pytest.approx(5 / 6)
     assert np.isnan(got["tpr"][0])
     assert np.isnan(got["tnr"][1])
+
+
+@pytest.fixture
+def youden() -> Iterator[None]:
+    @metric("youden", "Youden's J")
+    def youden(sample: Sample) -> np.ndarray:
+        return sample.tpr + sample.tnr - 1
+
+    yield
+    del METRICS._things["youden"], METRICS._makers["youden"]
+
+
+@pytest.mark.usefixtures("youden")
+def test_a_metric_of_ones_own_is_a_figure_like_any_other() -> None:
+    assert figure_names(scores=False)[-1] == "youden"
+    assert figures(Y, P)["youden"] == pytest.approx(2 / 3 + 1 / 2 - 1)
+    weights = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], float)
+    got = weighted_figures(Y, P, weights)["youden"]
+    assert got[0] == pytest.approx(1 / 6)
+    assert np.isnan(got[1])
+    assert np.isnan(figures(np.empty(0), np.empty(0))["youden"])

@@ -11,7 +11,6 @@ from vlm_detect.benchmark.compare import Run
 from vlm_detect.benchmark.perturb import UNITS
 from vlm_detect.benchmark.report import (
     CARDS,
-    FIGURE_NAMES,
     card_maker,
     confidence,
     confusion_counts,
@@ -30,6 +29,7 @@ from vlm_detect.pages.page import (
     write_page,
 )
 from vlm_detect.questions.kind import KINDS
+from vlm_detect.stats.metrics import figure_labels
 
 _CALIBRATED = ("accuracy", "balanced_accuracy", "ece", "brier")
 
@@ -76,13 +76,14 @@ def write_compare_report(
 
 def _score_rows(figures: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Every figure that some run has; those by a run's own calibration below."""
-    tables = [("", {name: figures[name] for name in names}, tuple(FIGURE_NAMES))]
+    labels = figure_labels()
+    tables = [("", {name: figures[name] for name in names}, tuple(labels))]
     tables += [(", calibrated", {name: figures[name].get("calibrated") or {} for name in names}, _CALIBRATED)]
     edits = {name: figures[name].get("edits") or {} for name in names}
     tables += [(", questions about edits", edits, ("accuracy", "auroc"))]
     return [
         {
-            "name": FIGURE_NAMES[figure] + suffix,
+            "name": labels[figure] + suffix,
             "cells": [(table[name].get(figure), (table[name].get("ci95") or {}).get(figure)) for name in names],
         }
         for suffix, table, wanted in tables

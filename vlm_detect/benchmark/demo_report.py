@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_detect.benchmark.report import FIGURE_NAMES
 from vlm_detect.benchmark.summary import item_scores, verdicts
 from vlm_detect.pages.page import loss_figure, photo, render, roc_figure, write_page
 from vlm_detect.records import Result
+from vlm_detect.stats.metrics import figure_labels
 
 
 def demo_report(
@@ -43,7 +43,7 @@ def demo_report(
         names=list(summaries),
         rows=[
             {"name": label, "cells": [(s.get(name), (s.get("ci95") or {}).get(name)) for s in summaries.values()]}
-            for name, label in FIGURE_NAMES.items()
+            for name, label in figure_labels().items()
             if any(summary.get(name) is not None for summary in summaries.values())
         ],
         floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()) or "none",

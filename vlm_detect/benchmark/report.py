@@ -23,23 +23,9 @@ from vlm_detect.pages.page import (
 )
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
-from vlm_detect.stats.metrics import Array
+from vlm_detect.stats.metrics import Array, figure_labels
 
 CARDS = 12
-FIGURE_NAMES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "tpr": "Generated images found (TPR)",
-    "tnr": "Photos left alone (TNR)",
-    "f1": "F1",
-    "auroc": "AUROC",
-    "ap": "Average precision",
-    "fpr_at_95_tpr": "FPR at 95 % TPR",
-    "tpr_at_1_fpr": "TPR at 1 % FPR",
-    "tpr_at_01_fpr": "TPR at 0.1 % FPR",
-    "ece": "Calibration error (ECE)",
-    "brier": "Brier score",
-}
 _FEW_GROUPS = 30
 
 
@@ -61,7 +47,7 @@ def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Re
         columns=list(columns),
         rows=[
             {"name": label, "cells": [(c.get(name), (c.get("ci95") or {}).get(name)) for c in columns.values()]}
-            for name, label in FIGURE_NAMES.items()
+            for name, label in figure_labels().items()
             if any(column.get(name) is not None for column in columns.values())
         ],
         calibrated=calibrated,

@@ -27,7 +27,7 @@ from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
-from vlm_detect.stats.metrics import ALL_FIGURES, DECISION_FIGURES, Array, figures, logit, weighted_figures
+from vlm_detect.stats.metrics import Array, biased_points, figure_names, figures, logit, weighted_figures
 
 UNSURE_BAND = (0.4, 0.6)
 
@@ -231,13 +231,14 @@ def figures_of(
     ci95: dict[str, Any] = bootstrap([s.group for s in scores], _mean(right, "accuracy"), resamples=resamples)
     y, p, groups, ranked = verdicts(scores)
     found["n_verdicts"] = len(y)
-    names = ALL_FIGURES if ranked else DECISION_FIGURES
-    found |= dict.fromkeys(ALL_FIGURES)
+    names = figure_names(scores=ranked)
+    found |= dict.fromkeys(figure_names())
     if len(y):
         points = figures(y, p)
         found |= {name: points[name] for name in names}
-        biased = {"ece": points["ece"]}
-        drawn = bootstrap(groups, lambda w: weighted_figures(y, p, w), biased=biased, resamples=resamples)
+        drawn = bootstrap(
+            groups, lambda w: weighted_figures(y, p, w), biased=biased_points(points), resamples=resamples
+        )
         ci95 |= {name: drawn[name] for name in names}
     if ranked:
         unsure = (p > band[0]) & (p < band[1])
@@ -290,7 +291,7 @@ def calibrated_figures(
         "threshold": calibration.threshold,
         "accuracy": float(right.mean()),
         **points,
-        "ci95": bootstrap(groups, drawn, biased={"ece": points["ece"]}, resamples=resamples),
+        "ci95": bootstrap(groups, drawn, biased=biased_points(points), resamples=resamples),
         "unsure": {
             "band": [calibration.unsure_low, calibration.unsure_high],
             "share": float(unsure.mean()),

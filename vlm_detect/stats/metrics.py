@@ -3,6 +3,9 @@
     figures(y, p)                    # {"auroc": ..., "ece": ...}: the points, by scikit-learn where it has them
     weighted_figures(y, p, weights)  # the same for each row of weights (B, n): what the bootstrap needs, vectorised
 
+    @metric("youden", "Youden's J")  # a figure of one's own: a function of a `Sample`
+    def youden(sample: Sample) -> Array: return sample.tpr + sample.tnr - 1
+
 `y` is 1 for generated, `p` the probability of that in [0, 1]. A weight is how often an item was drawn. Where a figure
 is not defined (one class only) it is NaN here and null in files. The two functions agree for weights of one: a test.
 
@@ -13,18 +16,199 @@ equal bins of p: sum over bins of (share of items) * |mean p - share of generate
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
 import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from vlm_detect.plugins import Registry
+
 Array = NDArray[np.float64]
 THRESHOLD = 0.5
 ECE_BINS = 10
-DECISION_FIGURES = ("balanced_accuracy", "tpr", "tnr", "f1")
-RANKING_FIGURES = ("auroc", "ap", "fpr_at_95_tpr", "tpr_at_1_fpr", "tpr_at_01_fpr")
-CALIBRATION_FIGURES = ("ece", "brier")
-ALL_FIGURES = (*DECISION_FIGURES, *RANKING_FIGURES, *CALIBRATION_FIGURES)
+
+
+class Curves(NamedTuple):
+    """Points of the ROC and precision-recall curves, one a distinct score, highest first: ties share a point."""
+
+    pos_bu: Array  # (B, U): generated at each score
+    neg_bu: Array
+    tp: Array  # (B, U): generated at this score and above
+    fp: Array
+    pos: Array  # (B,): all generated
+    neg: Array
+    tpr: Array  # (B, U)
+    fpr: Array
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labels and scores (n,), and B resamples of them as `weights` (B, n); whatever is derived is (B,)."""
+
+    y: Array
+    p: Array
+    weights: Array
+    threshold: float = THRESHOLD
+
+    @cached_property
+    def said(self) -> Array:
+        """(n,): 1 where the decision is generated."""
+        return (self.p >= self.threshold).astype(float)
+
+    @cached_property
+    def pos(self) -> Array:
+        return self.weights @ self.y
+
+    @cached_property
+    def neg(self) -> Array:
+        return self.weights @ (1 - self.y)
+
+    @cached_property
+    def tp(self) -> Array:
+        return self.weights @ (self.y * self.said)
+
+    @cached_property
+    def fp(self) -> Array:
+        return self.weights @ ((1 - self.y) * self.said)
+
+    @property
+    def tpr(self) -> Array:
+        return self.tp / self.pos
+
+    @property
+    def tnr(self) -> Array:
+        return (self.neg - self.fp) / self.neg
+
+    @cached_property
+    def curves(self) -> Curves:
+        order = np.argsort(-self.p, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(self.p[order]) != 0])
+        weights, y = self.weights[:, order], self.y[order]
+        pos_bu = np.add.reduceat(weights * y, starts, axis=1)
+        neg_bu = np.add.reduceat(weights * (1 - y), starts, axis=1)
+        tp, fp = pos_bu.cumsum(axis=1), neg_bu.cumsum(axis=1)
+        pos, neg = tp[:, -1], fp[:, -1]
+        return Curves(pos_bu, neg_bu, tp, fp, pos, neg, tp / pos[:, None], fp / neg[:, None])
+
+    def where_both(self, values: Array) -> Array:
+        """`values` (B,), NaN in resamples of one class."""
+        return np.where((self.curves.pos > 0) & (self.curves.neg > 0), values, np.nan)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure.
+
+    Args:
+        compute: of a `Sample`, (B,); NaN where the figure is not defined.
+        label: what reports call it.
+        needs_scores: it needs probabilities; the others can be had from decisions alone.
+        biased: it comes out higher in a resample than in the sample, which its interval allows for.
+    """
+
+    compute: Callable[[Sample], Array]
+    label: str
+    needs_scores: bool = False
+    biased: bool = False
+
+
+METRICS: Registry[Metric] = Registry("metric", [])
+
+
+def metric(
+    name: str, label: str, *, needs_scores: bool = False, biased: bool = False
+) -> Callable[[Callable[[Sample], Array]], Callable[[Sample], Array]]:
+    """Register a function of a `Sample` as a figure; the arguments are those of `Metric`."""
+
+    def register(compute: Callable[[Sample], Array]) -> Callable[[Sample], Array]:
+        METRICS.add(name, Metric(compute, label, needs_scores, biased), compute)
+        return compute
+
+    return register
+
+
+@metric("balanced_accuracy", "Balanced accuracy")
+def balanced_accuracy(sample: Sample) -> Array:
+    return (sample.tpr + sample.tnr) / 2
+
+
+@metric("tpr", "Generated images found (TPR)")
+def tpr(sample: Sample) -> Array:
+    return sample.tpr
+
+
+@metric("tnr", "Photos left alone (TNR)")
+def tnr(sample: Sample) -> Array:
+    return sample.tnr
+
+
+@metric("f1", "F1")
+def f1(sample: Sample) -> Array:
+    return np.where(sample.pos > 0, 2 * sample.tp / (sample.pos + sample.tp + sample.fp), np.nan)
+
+
+@metric("auroc", "AUROC", needs_scores=True)
+def auroc(sample: Sample) -> Array:
+    c = sample.curves
+    return sample.where_both((c.neg_bu * (c.tp - c.pos_bu / 2)).sum(axis=1) / (c.pos * c.neg))
+
+
+@metric("ap", "Average precision", needs_scores=True)
+def ap(sample: Sample) -> Array:
+    c = sample.curves
+    precision = np.where(c.tp + c.fp > 0, c.tp / np.maximum(c.tp + c.fp, 1e-300), 0.0)
+    return sample.where_both((precision * c.pos_bu).sum(axis=1) / c.pos)
+
+
+@metric("fpr_at_95_tpr", "FPR at 95 % TPR", needs_scores=True)
+def fpr_at_95_tpr(sample: Sample) -> Array:
+    c = sample.curves
+    return sample.where_both(np.where(c.tpr >= 0.95, c.fpr, 1.0).min(axis=1))
+
+
+# A ROC curve starts at (0, 0), a threshold above every score: hence the least TPR of 0.
+@metric("tpr_at_1_fpr", "TPR at 1 % FPR", needs_scores=True)
+def tpr_at_1_fpr(sample: Sample) -> Array:
+    c = sample.curves
+    return sample.where_both(np.where(c.fpr <= 0.01, c.tpr, 0.0).max(axis=1))
+
+
+@metric("tpr_at_01_fpr", "TPR at 0.1 % FPR", needs_scores=True)
+def tpr_at_01_fpr(sample: Sample) -> Array:
+    c = sample.curves
+    return sample.where_both(np.where(c.fpr <= 0.001, c.tpr, 0.0).max(axis=1))
+
+
+@metric("ece", "Calibration error (ECE)", needs_scores=True, biased=True)
+def ece(sample: Sample) -> Array:
+    in_bin = np.eye(ECE_BINS)[_bins(sample.p, ECE_BINS)]  # (n, bins)
+    gap = np.abs(sample.weights @ (in_bin * (sample.p - sample.y)[:, None]))  # (B, bins): weight * |mean p - share|
+    return gap.sum(axis=1) / sample.weights.sum(axis=1)
+
+
+@metric("brier", "Brier score", needs_scores=True)
+def brier(sample: Sample) -> Array:
+    return sample.weights @ ((sample.p - sample.y) ** 2) / sample.weights.sum(axis=1)
+
+
+def figure_names(*, scores: bool = True) -> list[str]:
+    """Every figure's name; without `scores` those that bare decisions have."""
+    return [name for name, one in METRICS.items() if scores or not one.needs_scores]
+
+
+def figure_labels() -> dict[str, str]:
+    """{name: what reports call it} of every figure, the accuracy of all items first."""
+    return {"accuracy": "Accuracy", **{name: one.label for name, one in METRICS.items()}}
+
+
+def biased_points(points: Mapping[str, float]) -> dict[str, float]:
+    """Those of the `points` whose intervals have to allow for a bias of resamples (`stats.intervals.bootstrap`)."""
+    return {name: points[name] for name, one in METRICS.items() if one.biased}
 
 
 def logit(p: float, least: float = 1e-12) -> float:
@@ -33,10 +217,10 @@ def logit(p: float, least: float = 1e-12) -> float:
 
 
 def figures(y: Array, p: Array, *, threshold: float = THRESHOLD) -> dict[str, float]:
-    """Every figure of `ALL_FIGURES` for one sample; NaN where it is not defined."""
+    """Every figure for one sample; NaN where it is not defined."""
     y = np.asarray(y, dtype=float)
     p = np.asarray(p, dtype=float)
-    found = dict.fromkeys(ALL_FIGURES, np.nan)
+    found = dict.fromkeys(figure_names(), np.nan)
     if not len(y):
         return found
     said = p >= threshold
@@ -52,15 +236,16 @@ def figures(y: Array, p: Array, *, threshold: float = THRESHOLD) -> dict[str, fl
         found["balanced_accuracy"] = float(sk.balanced_accuracy_score(y, said))
         found["auroc"] = float(sk.roc_auc_score(y, p))
         found["ap"] = float(sk.average_precision_score(y, p))
-        fpr, tpr, _ = sk.roc_curve(y, p, drop_intermediate=False)
-        found["fpr_at_95_tpr"] = float(fpr[tpr >= 0.95].min())
-        found["tpr_at_1_fpr"] = float(tpr[fpr <= 0.01].max())
-        found["tpr_at_01_fpr"] = float(tpr[fpr <= 0.001].max())
-    return found
+        false, true, _ = sk.roc_curve(y, p, drop_intermediate=False)
+        found["fpr_at_95_tpr"] = float(false[true >= 0.95].min())
+        found["tpr_at_1_fpr"] = float(true[false <= 0.01].max())
+        found["tpr_at_01_fpr"] = float(true[false <= 0.001].max())
+    others = weighted_figures(y, p, np.ones((1, len(y))), threshold=threshold, names=set(METRICS) - set(METRICS.own))
+    return found | {name: float(value) for name, (value,) in others.items()}
 
 
 def expected_calibration_error(y: Array, p: Array) -> float:
-    return float(_weighted_ece(np.asarray(y, float), np.asarray(p, float), np.ones((1, len(y))))[0])
+    return float(ece(Sample(np.asarray(y, float), np.asarray(p, float), np.ones((1, len(y)))))[0])
 
 
 def reliability(y: Array, p: Array, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
@@ -74,55 +259,13 @@ def reliability(y: Array, p: Array, bins: int = ECE_BINS) -> list[tuple[float, f
     return rows
 
 
-def weighted_figures(y: Array, p: Array, weights: Array, *, threshold: float = THRESHOLD) -> dict[str, Array]:
-    """Every figure for each row of `weights` (B, n); values are (B,), NaN where a row has one class only."""
-    y, p = np.asarray(y, float), np.asarray(p, float)
-    said = (p >= threshold).astype(float)
+def weighted_figures(
+    y: Array, p: Array, weights: Array, *, threshold: float = THRESHOLD, names: Collection[str] | None = None
+) -> dict[str, Array]:
+    """Every figure (or those of `names`) for each row of `weights` (B, n): (B,), NaN where it is not defined."""
+    sample = Sample(np.asarray(y, float), np.asarray(p, float), weights, threshold)
     with np.errstate(divide="ignore", invalid="ignore"):
-        pos, neg = weights @ y, weights @ (1 - y)
-        tp, fp = weights @ (y * said), weights @ ((1 - y) * said)
-        tpr, tnr = tp / pos, (neg - fp) / neg
-        found = {
-            "balanced_accuracy": (tpr + tnr) / 2,
-            "tpr": tpr,
-            "tnr": tnr,
-            "f1": np.where(pos > 0, 2 * tp / (pos + tp + fp), np.nan),
-        }
-        found |= _weighted_ranking(y, p, weights)
-        found["ece"] = _weighted_ece(y, p, weights)
-        found["brier"] = weights @ ((p - y) ** 2) / weights.sum(axis=1)
-    return found
-
-
-def _weighted_ranking(y: Array, p: Array, weights: Array) -> dict[str, Array]:
-    """The ROC and precision-recall figures; a step of the curves is one distinct score, so ties share a step."""
-    order = np.argsort(-p, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(p[order]) != 0])
-    weights, y = weights[:, order], y[order]
-    pos_bu = np.add.reduceat(weights * y, starts, axis=1)  # (B, U): generated at each distinct score, highest first
-    neg_bu = np.add.reduceat(weights * (1 - y), starts, axis=1)
-    tp, fp = pos_bu.cumsum(axis=1), neg_bu.cumsum(axis=1)
-    pos, neg = tp[:, -1:], fp[:, -1:]
-    tpr, fpr = tp / pos, fp / neg
-    defined = ((pos > 0) & (neg > 0))[:, 0]
-    auroc = (neg_bu * (tp - pos_bu / 2)).sum(axis=1) / (pos * neg)[:, 0]
-    precision = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1e-300), 0.0)
-    ap = (precision * pos_bu).sum(axis=1) / pos[:, 0]
-    # The curve starts at (0, 0), a threshold above every score: hence the floors of 0 for TPR.
-    found = {
-        "auroc": auroc,
-        "ap": ap,
-        "fpr_at_95_tpr": np.where(tpr >= 0.95, fpr, 1.0).min(axis=1),
-        "tpr_at_1_fpr": np.where(fpr <= 0.01, tpr, 0.0).max(axis=1),
-        "tpr_at_01_fpr": np.where(fpr <= 0.001, tpr, 0.0).max(axis=1),
-    }
-    return {name: np.where(defined, values, np.nan) for name, values in found.items()}
-
-
-def _weighted_ece(y: Array, p: Array, weights: Array) -> Array:
-    in_bin = np.eye(ECE_BINS)[_bins(p, ECE_BINS)]  # (n, bins)
-    gap = np.abs(weights @ (in_bin * (p - y)[:, None]))  # (B, bins): bin weight times |mean p - share of generated|
-    return gap.sum(axis=1) / weights.sum(axis=1)
+        return {name: METRICS[name].compute(sample) for name in (figure_names() if names is None else names)}
 
 
 def _bins(p: Array, bins: int) -> NDArray[np.intp]:

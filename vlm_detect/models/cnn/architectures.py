@@ -1,4 +1,7 @@
-"""The registry: every architecture by its name, the size it is meant for, and the smallest that it takes.
+"""Every CNN by its name: how it is built, the size that it is meant for, and the smallest that it takes.
+
+@architecture("tiny", size=32, smallest=8, summary="two convolutions")
+def tiny(config: CnnConfig) -> Trunk: ...
 
 ARCHITECTURES["flux"].build(config)        # -> Trunk
 """
@@ -7,46 +10,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vlm_detect.models.cnn import backbones, networks
 from vlm_detect.models.cnn.configuration import CnnConfig
-from vlm_detect.models.cnn.networks import Trunk
+from vlm_detect.plugins import Registry
+
+if TYPE_CHECKING:
+    from vlm_detect.models.cnn.networks import Trunk
+
+Build = Callable[[CnnConfig], "Trunk"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`size` is the side in pixels that it was designed for, `smallest` the least at which its maps are not empty."""
+    """A way to build a network.
 
-    build: Callable[[CnnConfig], Trunk]
+    Args:
+        size: the side in pixels that it was designed for.
+        smallest: the least at which its maps are not empty.
+        summary: what it is, in a few words.
+        backbone: a network of transformers, which takes --weights.
+    """
+
+    build: Build
     size: int
     smallest: int
     summary: str
-    backbone: bool = False  # a network of transformers: takes --weights
+    backbone: bool = False
 
 
-def _small(make: Callable[[int], Trunk]) -> Callable[[CnnConfig], Trunk]:
-    return lambda config: make(config.image_size)
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "cnn", ["vlm_detect.models.cnn.networks", "vlm_detect.models.cnn.backbones"]
+)
 
 
-def _resnet(config: CnnConfig) -> Trunk:
-    return backbones.resnet(config.arch, config.backbone_config or {}, config.stem)
+def architecture(
+    name: str, *, size: int, smallest: int, summary: str, backbone: bool = False
+) -> Callable[[Build], Build]:
+    """Register a function that builds a network; the arguments are those of `Architecture`."""
 
+    def register(build: Build) -> Build:
+        made = Architecture(build, size, smallest, summary, backbone)
+        ARCHITECTURES.add(name, made, build)
+        return build
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "mai": Architecture(_small(networks.mai), 200, 8, "three convolutions, 40,000-120-30 units at 200 px"),
-    "flux": Architecture(_small(networks.flux), 512, 33, "five convolutions of 32 to 512 channels, for large images"),
-    "flux_small": Architecture(_small(networks.flux_small), 32, 8, "the same widths for images of 32 px"),
-    "fakenet": Architecture(_small(networks.fakenet), 224, 8, "five strided convolutions, 3x3 and 5x5 in turn"),
-    "fakenet2": Architecture(_small(networks.fakenet2), 32, 8, "three blocks of convolution, ReLU, batch norm, pool"),
-    "fakenet3": Architecture(_small(networks.fakenet3), 32, 8, "the same, deeper: two convolutions before each pool"),
-    "resnet18": Architecture(_resnet, 224, 16, "ResNet-18", backbone=True),
-    "resnet50": Architecture(_resnet, 224, 16, "ResNet-50", backbone=True),
-    "npr": Architecture(_resnet, 224, 8, "a small ResNet on neighbouring-pixel residuals", backbone=True),
-    "frozen": Architecture(
-        lambda config: backbones.frozen(config.backbone_config or {}),
-        224,
-        16,
-        "a frozen vision model (SigLIP, DINOv2, DINOv3) with linear heads",
-        backbone=True,
-    ),
-}
+    return register

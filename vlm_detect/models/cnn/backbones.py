@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModel, ResNetConfig, ResNetModel
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
 from vlm_detect.errors import UserError, first_line
+from vlm_detect.models.cnn.architectures import architecture
+from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.networks import Trunk, pooled
 from vlm_detect.models.untrusted import build_untrusted, load_untrusted
 
@@ -52,10 +54,13 @@ def neighbour_residual(pixels: Tensor) -> Tensor:
     return (even - first) * (2 / 3)
 
 
-def resnet(arch: str, config: dict[str, Any], stem: str) -> Trunk:
-    """`config` is that of transformers' ResNet; its own defaults where empty."""
-    made = ResNetConfig(**(config or {"embedding_size": 64, **RESNETS[arch]}))
-    return Trunk(ResNetMaps(made, stem, residual=arch == "npr"), pooled(), made.hidden_sizes[-1])
+@architecture("npr", size=224, smallest=8, summary="a small ResNet on neighbouring-pixel residuals", backbone=True)
+@architecture("resnet50", size=224, smallest=16, summary="ResNet-50", backbone=True)
+@architecture("resnet18", size=224, smallest=16, summary="ResNet-18", backbone=True)
+def resnet(config: CnnConfig) -> Trunk:
+    """The configuration's `backbone_config` is that of transformers' ResNet; where it is empty, the architecture's."""
+    made = ResNetConfig(**(config.backbone_config or {"embedding_size": 64, **RESNETS[config.arch]}))
+    return Trunk(ResNetMaps(made, config.stem, residual=config.arch == "npr"), pooled(), made.hidden_sizes[-1])
 
 
 # These fit their position embeddings to another image size only when told to.
@@ -79,8 +84,16 @@ class PatchTokens(nn.Module):
         return patches.transpose(1, 2).unflatten(2, (height, width))
 
 
-def frozen(config: dict[str, Any]) -> Trunk:
-    return Trunk(PatchTokens(config), pooled(), config["hidden_size"])
+@architecture(
+    "frozen",
+    size=224,
+    smallest=16,
+    summary="a frozen vision model (SigLIP, DINOv2, DINOv3) with linear heads",
+    backbone=True,
+)
+def frozen(config: CnnConfig) -> Trunk:
+    backbone = config.backbone_config or {}
+    return Trunk(PatchTokens(backbone), pooled(), backbone["hidden_size"])
 
 
 def backbone_config(id_: str) -> dict[str, Any]:
