@@ -29,7 +29,7 @@ class Outside:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         lines = "".join(f"{point} = {module}\n" for point, module in points.items())
         (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{lines}")
-        self._monkeypatch.setattr(sys, "path", [*sys.path, str(self.folder)])  # another path: looked through anew
+        self._monkeypatch.setattr(sys, "path", [*sys.path, str(self.folder)])  # another path: looked through again
 
 
 REGISTRIES: tuple[plugins.Registry, ...] = (FAMILIES,)

@@ -78,7 +78,7 @@ class _MovedModule(ModuleType):
         self._new = new
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by whoever goes through sys.modules
+        if name.startswith("__"):  # asked by code that walks through sys.modules
             raise AttributeError(name)
         elsewhere = _ELSEWHERE.get(self.__name__.removeprefix("vlm_detect."), "").split()
         for place in (self._new, *(f"vlm_detect.{name}" for name in elsewhere)):

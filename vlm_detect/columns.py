@@ -85,7 +85,7 @@ IMAGE_FEATURES = Features(
     }
 )
 
-# The same for images that were drawn from prompts, beside photos: a drawn one can be drawn again by its id.
+# The same for images that were rendered from prompts, next to photos: a generated one can be rendered again by its id.
 PROMPTED_FEATURES = Features(
     {
         "id": Value("string"),

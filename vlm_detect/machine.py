@@ -60,7 +60,7 @@ def dtype_of(name: str | None) -> torch.dtype | None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, instead of giving it back and faulting it in anew at the next step.
+    """Have glibc keep what is freed, instead of giving it back and faulting it in again at the next step.
 
     Training a CNN on a CPU, a third more images a second; a moondream with large batches, a sixth more questions.
     Elsewhere than on Linux with glibc, nothing happens.

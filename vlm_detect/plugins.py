@@ -67,7 +67,7 @@ class Registry(Generic[T]):
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The names of this package's own, whatever is installed beside it."""
+        """The names of this package's own, whatever else is installed."""
         self._load_own()
         return tuple(self._own)
 

@@ -20,7 +20,7 @@ Kind = Literal["run", "results", "summary", "calibration", "features", "fusion",
 
 SCHEMAS: dict[Kind, int] = {
     "run": 1,  # run.json of runs, datasets and results
-    "results": 1,  # settings.json beside results.jsonl, and with it those lines
+    "results": 1,  # settings.json next to results.jsonl, and with it those lines
     "summary": 1,
     "calibration": 1,
     "fusion": 1,

@@ -7,7 +7,7 @@ Both train the same network on the same images with the same flips, one thread, 
 - plain: a Dataset that opens each JPEG with PIL, flips it by Pillow and makes a float tensor; a DataLoader that stacks
   them; a float32 step. What a tutorial does.
 - ours: pixels decoded once, gathered and flipped in batches of uint8 in channels-last order, normalised with the batch;
-  a bfloat16 step where the CPU has it; freed memory kept. Decoding once is not in the epoch's time, but stands beside.
+  a bfloat16 step where the CPU has it; freed memory kept. The time of decoding once is given separately.
 
 "batches alone" leaves the network out. The ceiling is the ratio if our batches cost nothing. CPU seconds are compared.
 """

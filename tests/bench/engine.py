@@ -4,7 +4,7 @@
 
 Three ways to get the same greedy answers, batch of one image, one thread, CPU time taken in turn in one process:
 
-- fresh: each question reads the image anew (the official query() on an image);
+- fresh: every question reads the image again (the official query() on an image);
 - encoded: the image is read and prefilled once, each question then decodes on a copy of the cache (the official
   encode_image() once, then query() on that, whose cache has 2048 places and is attended to whole);
 - engine: `Engine.generate` on all questions.

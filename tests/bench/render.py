@@ -5,7 +5,7 @@
 
 Both draw the same prompts; the shard is the one that `data_gen/render.py` runs, its reading, writing and rejects
 included. They are timed in turn in one process and medians are compared. There is no ceiling to state: both do the same
-FLOPs, but for the empty prompt that the plain loop encodes anew each time; what is saved are calls and waiting.
+FLOPs, but for the empty prompt that the plain loop encodes again each time; what is saved are calls and waiting.
 """
 
 from __future__ import annotations

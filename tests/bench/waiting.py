@@ -1,4 +1,4 @@
-"""Training on every core of a CPU beside other work: threads that spin shortly, as ours do, against OpenMP's default.
+"""Training on every core of a CPU while other work runs: threads that spin briefly against OpenMP's default.
 
     PYTHONPATH=. python tests/bench/waiting.py [--steps 30] [--out eval/results/bench/waiting.json]
 

@@ -85,7 +85,7 @@ def test_the_page_shows_what_lies_beside_a_run(benchmark: Benchmark, tmp_path: P
 
 
 def test_curves_of_another_model_are_not_shown(benchmark: Benchmark, tmp_path: Path) -> None:
-    """`runs/robustness` lies beside every run whose results are in `runs/NAME` itself."""
+    """`runs/robustness` lies next to every run whose results are in `runs/NAME` itself."""
     write_json(tmp_path / "robustness" / "robustness.json", {"conditions": {}, "model": "a"})
     write_json(tmp_path / "robustness" / "run.json", {"model": "a", "adapter": None, "weights_sha256": {}})
     for name, shown in (("a", True), ("b", False)):

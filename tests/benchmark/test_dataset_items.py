@@ -122,7 +122,7 @@ def test_images_are_matched_within_their_class_and_label(tmp_path: Path) -> None
     assert {photo.label for photo, _ in pairs} == {"real"}
     made = [pair for pair in pairs if pair[1].label == "generated"]
     edits = [pair for pair in pairs if pair[1].label == "edited"]
-    assert (len(made), len(edits)) == (3, 2)  # a photo stands beside a generated and beside an edited image
+    assert (len(made), len(edits)) == (3, 2)  # a photo stands next to a generated and next to an edited image
     assert [sum(a.object_class == b.object_class for a, b in some) for some in (made, edits)] == [2, 2]
     assert len({photo.ref for photo, _ in made}) == 3
     assert data(pairs[0][0].ref) != data(pairs[0][1].ref)

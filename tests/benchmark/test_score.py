@@ -137,7 +137,7 @@ def test_shards_and_resuming_leave_no_gap_and_no_double(benchmark: Benchmark, tm
     done = {result.key for result in merge(out, order)}
     assert 0 < len(done) < len(whole)
     assert not list(out.glob("*.part-*"))
-    # It goes on as three processes, one of which answers something again.
+    # It continues as three processes, one of which answers something again.
     for process in range(3):
         with ResultWriter(out, process) as writer:
             writer.write(run(benchmark, FakeEngine(oracle), shard=(process, 3), done=done if process else ()))

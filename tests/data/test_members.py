@@ -1,4 +1,4 @@
-"""Every image of a dataset in one order, whoever wrote the dataset."""
+"""Every image of a dataset in one order, for datasets of any origin."""
 
 from __future__ import annotations
 

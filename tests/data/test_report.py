@@ -1,4 +1,4 @@
-"""The page of a dataset: self-contained, with everything that is told of it."""
+"""The page of a dataset: self-contained, with everything that is known of it."""
 
 from __future__ import annotations
 

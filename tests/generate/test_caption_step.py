@@ -1,4 +1,4 @@
-"""Captions: from the engine in batches, or from the source's own column; the photo's bytes go on untouched."""
+"""Captions: from the engine in batches, or from the source's own column; the photo's bytes pass through untouched."""
 
 from __future__ import annotations
 

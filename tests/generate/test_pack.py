@@ -206,7 +206,7 @@ def test_what_is_of_a_left_out_photos_group_stays_with_the_one_that_it_repeats(t
 
 
 def test_near_copies_among_drawn_images_share_a_group(tmp_path: Path) -> None:
-    """Photos that are unlike, beside which a prompt twice drew nearly the same."""
+    """Unlike photos whose twins, of one prompt, came out nearly the same."""
     rows = []
     for i, drawn in enumerate((100, 101, 100, 103)):
         source = {"path_or_id": f"{i}", "sha256": f"{i:064x}", "phash": perceptual_hash(photo(i)), "width": 48}

@@ -1,4 +1,4 @@
-"""Prompts drawn from a base and modifiers."""
+"""Prompts sampled from a base and modifiers."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from vlm_detect.measures.registry import measure_image
 from vlm_detect.records import Reason
 
 PROGRAM = "data_gen/reasons.py"
-SPLITS = {"train": 60, "validation": 6, "test": 14}  # photos, each with a generated image beside it
+SPLITS = {"train": 60, "validation": 6, "test": 14}  # photos, each with a generated image next to it
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -193,7 +193,7 @@ def test_pairs_have_reasons_for_both_members(pairs: Path, tmp_path: Path) -> Non
         sources |= {one.source for one in [*image, *twin]}
     assert sources == {"measured", "edit"}
     of_photo = {}
-    for row in opened:  # a photo has the same reasons beside each of its twins
+    for row in opened:  # a photo has the same reasons next to each of its twins
         assert of_photo.setdefault(row["group"], row["image_reasons"]) == row["image_reasons"]
     assert MeasureCalibration.load(tmp_path / "out").images == {"real": 60, "generated": 60}  # each photo once
 

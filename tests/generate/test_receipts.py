@@ -25,7 +25,7 @@ from vlm_detect.images.encode import describe_jpeg, encode_image, read_jpeg
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight photos with caption and VAE twins, drawn in batches of three, and edits; half of the photos are JPEGs."""
+    """Eight photos with caption and VAE twins, in batches of three, and edits; half of the photos are JPEGs."""
     folder = tmp_path_factory.mktemp("receipts")
     write_captioned(folder / "photos")
     return make(folder, "pairs", "--captioner", "column", "--twins", "caption,vae,edit", "--size", 40)

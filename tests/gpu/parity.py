@@ -107,7 +107,7 @@ def golden(machine: Machine, dtype: torch.dtype, attention: str) -> Iterator[Che
         yield f"golden logits, bfloat16, {attention}", logits_difference(), 1e-1
         return
     yield f"golden logits, float32, {attention}", logits_difference(), 1e-3
-    if attention != "flex_attention":  # which compiles anew for each length
+    if attention != "flex_attention":  # which recompiles for each length
         yield f"golden greedy ids, float32, {attention}: wrong sequences", float(wrong_ids()), 0.0
 
 

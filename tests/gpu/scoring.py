@@ -4,7 +4,7 @@
     python tests/gpu/scoring.py --device cpu --size small --repeats 1         # the same code in seconds
 
 The benchmark's shape is six prompts an image: one question in two polarities and a multiple choice in four rotations.
-The plain way reads the image anew for each prompt and generates an answer, batch of one. Captions have the same
+The plain way reads the image again for each prompt and generates an answer, batch of one. Captions have the same
 length on both sides, since random weights end none.
 """
 

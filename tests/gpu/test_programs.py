@@ -57,7 +57,7 @@ def test_without_cuda_the_line_says_so() -> None:
 
 
 def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
-    """Else a training whose time is up would go on beside the programs that are timed after it."""
+    """Else a training whose time is up would run on while later programs are timed."""
     status_of = runpy.run_path(str(HERE / "all.py"))["status_of"]
     mark = tmp_path / "child"
     child = f"import os, time; open({str(mark)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(600)"

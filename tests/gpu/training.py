@@ -5,7 +5,7 @@
     python tests/gpu/training.py --device cpu --size small --repeats 1        # the same code in seconds
 
 Samples are an image's prefix and a question with its answer in 50 tokens; moondream's make 780 together. The plain loop
-beside it is the order of work of the upstream finetuning script: one sample a step, the tower in every step, a dense
+compared with it is the upstream finetuning script: one sample a step, the tower in every step, a dense
 mask, logits at all positions. Model FLOPs are the arithmetic that a step needs (tests/bench/flops.py); what
 checkpointing computes again counts as nothing. Each record names the kernels that took the most time.
 """

@@ -38,7 +38,7 @@ def released(folder: Path, mode: str) -> Path:
 
 
 def factory_run(folder: Path, adapter: bool, components: tuple[str, ...]) -> Path:
-    """The output folder of a Factory run: its parts as torch files, and with `adapter` the LoRA beside them."""
+    """The output folder of a Factory run: its parts as torch files, and with `adapter` the LoRA next to them."""
     folder.mkdir()
     shutil.copy(TINY / "config.json", folder)
     shutil.copytree(TINY / "tokenizer", folder, dirs_exist_ok=True)
@@ -157,7 +157,7 @@ def test_without_the_bias_of_the_head_nothing_would_agree(vlms, outputs, meta) -
 
 @pytest.mark.parametrize("components", [("language_model", "vision_tower", "connector"), ("connector",)])
 def test_an_adapter_of_the_factory(components, checkpoints, outputs, meta, tmp_path: Path) -> None:
-    """With the whole base beside it, or with the tuned connector alone and the base model's name."""
+    """With the whole base next to it, or with the tuned connector alone and the base model's name."""
     folder = factory_run(tmp_path / "run", True, components)
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(checkpoints["square"])

@@ -1,4 +1,4 @@
-"""Questions tell the truth, give nothing away by their text, and are drawn alike for both members of a pair."""
+"""Questions tell the truth, give nothing away by their text, and are the same for both members of a pair."""
 
 from __future__ import annotations
 

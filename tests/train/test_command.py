@@ -1,4 +1,4 @@
-"""A flag's wrong value is one line before anything is loaded, whoever refuses it: argparse, transformers or we."""
+"""A flag's wrong value is one line before anything is loaded, whether argparse, transformers or we refuse it."""
 
 from __future__ import annotations
 

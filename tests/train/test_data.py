@@ -1,4 +1,4 @@
-"""Which splits of a dataset a run opens: what is learned beside --data needs no validation split, and loses none."""
+"""Which splits of a dataset a run opens: what --mix adds needs no validation split, and loses none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a run is told in one line, and the last whole checkpoint is what the next one goes on from."""
+"""What ends a run is reported in one line, and the next run continues from the last complete checkpoint."""
 
 from __future__ import annotations
 

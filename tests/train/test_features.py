@@ -1,4 +1,4 @@
-"""Cached embeddings: the live path's losses, files that a stopped pass goes on with, another name for another tower."""
+"""Cached embeddings: the losses of the live path, a pass that resumes, another name for another tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""It learns: on a separable set the loss falls and verdicts turn right; on labels drawn by lot nothing is learned."""
+"""It learns: on a separable set the loss falls and verdicts become right; on shuffled labels nothing is learned."""
 
 from __future__ import annotations
 

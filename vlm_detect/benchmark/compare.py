@@ -38,7 +38,7 @@ from vlm_detect.stats.intervals import RESAMPLES, mcnemar, paired_bootstrap
 from vlm_detect.stats.metrics import Array, weighted_figures
 
 PAIRED = ("accuracy", "balanced_accuracy", "auroc")
-_ROBUSTNESS = Path("robustness") / "robustness.json"  # beside a run's results, or in its folder
+_ROBUSTNESS = Path("robustness") / "robustness.json"  # next to a run's results, or in its folder
 
 
 @dataclass(frozen=True)

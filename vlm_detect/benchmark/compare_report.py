@@ -43,7 +43,7 @@ def write_compare_report(
     columns: Sequence[str],
     benchmark: Benchmark | None = None,
 ) -> None:
-    """`columns` name the slices of `comparison` ("by_<column>") that are shown beside those by generator.
+    """`columns` name the slices of `comparison` ("by_<column>") that are shown next to those by generator.
 
     With the `benchmark`, items that most runs get wrong, and those that they are unsure of, are shown as images.
     """

@@ -119,8 +119,8 @@ def _item(id_: str, ref: str, label: str, generator: str, about_edits: bool, met
 def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str], bytes]]:
     """(photo, twin) of every row of `split`, and how to get the file of each; what `build.build` takes.
 
-    An image dataset has no pairs: its photos and its other images are matched by lot, within an object class as far as
-    both have some of it, then across classes.
+    An image dataset has no pairs: its photos and its other images are paired at random, within an object class while
+    both have images of it, then across classes.
     """
     rows = load_split(folder, split)
 

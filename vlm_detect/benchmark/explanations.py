@@ -7,7 +7,7 @@ edits, for the operation and the place. Claims are found by the word lists below
 out: that misses what is said in other words, equally for every model, and never credits what was not said. An answer
 that names several places or operations names none.
 
-Reference scores (ROUGE-L) need the package rouge-score (the extra `eval`) and stand beside, not instead.
+Reference scores (ROUGE-L) need the package rouge-score (the extra `eval`) and come in addition, not instead.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
 
 
 def chief_floors(items: Sequence[Item]) -> dict[str, float]:
-    """The floors beside a summary's figures at the top: of the closed items about generation, where there are any."""
+    """The blind baselines of a summary's top figures: of the closed items about generation, where there are any."""
     closed = [item for item in items if not KINDS[item.kind].is_open] or list(items)
     return text_floors([item for item in closed if topic_of(item) == "generation"] or closed)
 

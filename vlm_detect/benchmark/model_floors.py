@@ -42,7 +42,7 @@ def _blank(item: Item) -> Image.Image:
 
 
 def _others(benchmark: Benchmark, seed: int) -> Callable[[Item], Image.Image]:
-    """Every item gets the image of another one in a drawn order: the next, of as many images and of another group."""
+    """Each item gets another one's image: in a random order the next with as many images and another group."""
     order = random.Random(seed).sample(benchmark.items, len(benchmark.items))
     places = {item.id: place for place, item in enumerate(order)}
 

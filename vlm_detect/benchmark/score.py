@@ -5,7 +5,7 @@
 
 All prompts about an image go to the engine together, so that it is encoded and prefilled once. By log-probability an
 item is asked in both polarities and all rotations; by generation once, as it is written. An open question is answered
-by generation, and the verdict question about its image is scored beside it.
+by generation, and the verdict question about its image is scored next to it.
 """
 
 from __future__ import annotations

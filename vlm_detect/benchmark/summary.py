@@ -69,7 +69,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}.
 
-    With a `calibration` that was fitted, `calibrated` holds the verdicts' figures by it, beside those at a raw 0.5.
+    With a `calibration` that was fitted, `calibrated` holds the verdicts' figures by it, next to those at a raw 0.5.
     """
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")

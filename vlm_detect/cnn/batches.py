@@ -3,7 +3,7 @@
     batches = Batches(shots, targets, augment=("flip",), seed=0)
     pixels, targets = batches.batch(index, epoch)       # (B, 3, S, S) uint8 in channels-last order, {head: (B,)}
 
-Moves change the place of pixels and compute none anew: traces of a generator survive. What is drawn depends on (seed,
+Moves change the place of pixels and recompute none, so traces of a generator survive. Draws depend on (seed,
 epoch, group) alone, so that a photo and its twins are moved alike, and resuming changes nothing. `reference_batch` does
 the same image by image.
 """

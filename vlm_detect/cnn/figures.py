@@ -47,7 +47,7 @@ def line_of(summary: Mapping[str, Any]) -> str:
 def write_figures(
     path: Path, run: RunDirectory, config: CnnConfig, summaries: Mapping[str, Mapping[str, Any]], facts: dict[str, Any]
 ) -> None:
-    """One record a scored split; accuracy and interval are those of the verdict head, the others' stand beside them."""
+    """One record per scored split; accuracy and interval are those of the verdict head; other heads have their own."""
     records = []
     for name, summary in summaries.items():
         data, _, split = name.rpartition(" (")

@@ -1,4 +1,4 @@
-"""What a CNN's training can be told, beside the flags of transformers' TrainingArguments."""
+"""The options of a CNN's training, in addition to the flags of transformers' TrainingArguments."""
 
 from __future__ import annotations
 

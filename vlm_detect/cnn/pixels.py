@@ -1,4 +1,4 @@
-"""Images decoded once: one uint8 array in a file that is mapped into memory, and beside it what is known of each image.
+"""Images decoded once: one memory-mapped uint8 array, and in a file next to it what is known of each image.
 
     shots = decode_split("data/cifake", "train", size=32)     # the second time in a second
     shots.images                                              # (N, S, S, 3) uint8, memory-mapped
@@ -35,7 +35,7 @@ from vlm_detect.models.cnn.squares import Fit, to_square
 from vlm_detect.progress import progress
 
 DEFAULT_CACHE = "runs/pixels"
-_FORM = 1  # of the files below; another number makes older ones be written anew
+_FORM = 1  # of the files below; another number has older ones rewritten
 _PROBED = 500  # images whose header is read to find out the common size
 
 

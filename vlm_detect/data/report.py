@@ -29,7 +29,7 @@ _FACTS = ("pair_id", "group", "kind", "label", "generator", "source")
 
 @dataclass
 class _Facts:
-    """What stands in the columns beside the images."""
+    """What stands in the columns next to the images."""
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, kind or label)
     groups: dict[str, set[str]] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def _read_facts(files: Sequence[Path]) -> _Facts:
             facts.groups.setdefault(split, set()).add(row["group"])
             source = row["source"] or {}
             name = row.get("label") or "source photos"
-            if not source.get("sha256"):  # drawn from a prompt
+            if not source.get("sha256"):  # rendered from a prompt
                 continue
             key = f"{name}/{source['sha256']}"  # a photo of several pairs counts once
             if source["width"] and key not in seen:

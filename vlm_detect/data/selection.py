@@ -39,7 +39,7 @@ class Selection:
     limit: int | None = None
     hold_out: tuple[str, ...] = ()  # generator=NAME, source=GLOB
     labels: tuple[tuple[str, Label], ...] = ()  # words of the set's own, and the labels that they mean
-    edited: bool = False  # of CIFAKE's parquet: the edits that lie beside it
+    edited: bool = False  # of CIFAKE's parquet: the edits that lie next to it
 
 
 def select(entries: Sequence[Entry], selection: Selection) -> list[Entry]:
@@ -83,7 +83,7 @@ def is_held_out(rules: Sequence[str], generator: str, where: str) -> bool:
 
 
 def hold_out(entries: Sequence[Entry], rules: Sequence[str]) -> list[Entry]:
-    """The entries with those that a rule names in the unseen split, and real images beside them there.
+    """The entries with those that a rule names in the unseen split, and real images next to them there.
 
     Where a held-out generator has no real images of its own (a folder of its name may hold some), as many are moved as
     it has fakes, though no more than a fifth of those that are not published for training.

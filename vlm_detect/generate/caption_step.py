@@ -1,7 +1,7 @@
 """The first step: photos in, the same photos with captions out (`data_gen/caption.py`).
 
-Each photo is decoded once to learn whether it can be used; what goes on are its own bytes, untouched, with the facts of
-its source, so that no later step has to reach back to the source.
+Each photo is decoded once to learn whether it can be used. Its own bytes are passed on untouched, with the facts of its
+source, so that no later step has to reach back to the source.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ instead of content. The rule, in this order:
 3. a part between commas that holds a camera, style or quality term goes, where another part stays;
 4. such terms that are left go as words.
 
-The captioner's own words are kept beside the cleaned ones, so nothing is lost.
+The captioner's own words are kept with the cleaned ones, so nothing is lost.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def pair_card(
     generators: Sequence[str],
     encoder: str,
 ) -> str:
-    """Of pairs; or, where `packed` counts images, of images drawn from prompts beside photos.
+    """Of pairs; or, where `packed` counts images, of images rendered from prompts next to photos.
 
     `kinds` and `licences` count pairs; `captioners` are none where others captioned; `encoder` wrote both members.
     """

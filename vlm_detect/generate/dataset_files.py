@@ -108,7 +108,7 @@ def finish_folder(
     settings: dict[str, Any],
     card: Callable[[Packed], str],
 ) -> Packed:
-    """What stands beside the rows: rejects, card and `run.json`."""
+    """What stands next to the rows: rejects, card and `run.json`."""
     files = writer.close()
     write_rows(folder / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
     rows: dict[str, int] = {split: writer.rows[split] for split in SPLITS if writer.rows[split]}

@@ -1,4 +1,4 @@
-"""Edits as a part of the render step: one of each photo and one of its first twin, drawn by `edits.py`.
+"""Edits as a part of the render step: one of each photo and one of its first twin, made by `edits.py`.
 
 A photo's edit makes a pair of real against edited, a twin's one of generated against edited. A splice takes from
 another photo of the shard; its id is recorded, so that the two photos can be kept in one split.

@@ -4,9 +4,9 @@
     edited = draw_edit(photo, seed=7, operations=("blur",))
 
 An edit lies within a box, under a soft mask that is zero along the box's border, so no seam gives it away and no pixel
-outside changes. Everything is drawn from the seed: operation, one of nine places, size, and settings. What came out too
-weak to be seen, or so strong that the box is a patch of its own, is drawn anew with the next number of the same seed:
-the first that lies within the bounds is taken, never the best of several.
+outside changes. The seed decides operation, one of nine places, size and settings. An edit that is too weak to
+be seen, or so strong that the box is a patch of its own, is sampled again with the next number of the same seed: the
+first within the bounds is taken, never the best of several.
 
 Photos keep their own compression: the edit is put into decoded pixels before the common encoder. `inpaint` is not done
 here: it takes a diffusion pipeline (`renderer.py`), which is given the same box and mask.
@@ -55,7 +55,7 @@ class Place:
         return Image.fromarray(pixels)
 
 
-Paint = Callable[[Image.Image, Place, int], Image.Image]  # the image with that place painted anew, from a seed
+Paint = Callable[[Image.Image, Place, int], Image.Image]  # the image with that place repainted, from a seed
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def draw_edit(
     donor: Image.Image | None = None,
     paint: Paint | None = None,
 ) -> Edited:
-    """One edit of an RGB image, all of it drawn from `seed`.
+    """One edit of an RGB image, all of it sampled from `seed`.
 
     Args:
         operations: to draw from; those that need a `donor` (another photo) or `paint` are passed over without it.
@@ -97,7 +97,7 @@ def draw_edit(
         raise ImageRejected("no_operation", f"{', '.join(operations)} need another photo or a pipeline")
     first = np.random.default_rng(seed).integers(len(possible))
     for attempt in range(_ATTEMPTS):
-        # The operation stays as drawn while it can; a plain sky shows no blur, whatever its place.
+        # The operation is kept while it can be; a plain sky shows no blur, whatever its place.
         operation = possible[(first + attempt // (_ATTEMPTS // 2)) % len(possible)]
         edited = edit_once(image, seed, attempt, operation, donor=donor, paint=paint)
         if MIN_STRENGTH <= edited.strength <= MAX_STRENGTH:
@@ -225,7 +225,7 @@ def _splice(pixels: np.ndarray, place: Place, rng: np.random.Generator, donor: I
 
 
 def _removal(pixels: np.ndarray, place: Place, rng: np.random.Generator, donor: Image.Image | None) -> np.ndarray:
-    """What the box shows gives way to its surroundings: the border's colours carried inwards, with texture from beside.
+    """What the box shows gives way to its surroundings: the border's colours carried inwards, with adjacent texture.
 
     The colours solve Laplace's equation between the borders, found on a small copy of the box; being smooth, it can be
     enlarged. The texture is what another place of the image has besides its own such colours.

@@ -35,7 +35,7 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
     """
     plan = read_plan(renders)
     rejects = [reject for shard in range(plan.shards) for reject in read_rejects(renders, shard)]
-    # what was drawn from prompts is no photo's twin: then a row is an image
+    # what was rendered from prompts is no photo's twin: then a row is an image
     is_paired = not any(
         row["captioner"] == FROM_PROMPTS
         for shard in range(plan.shards)
@@ -103,7 +103,7 @@ def _write(
 
 
 def _drawn_hashes(renders: Path, shards: int) -> dict[str, str]:
-    """photo's id -> the perceptual hash of what was drawn beside it."""
+    """photo's id -> the perceptual hash of its twin."""
     rows = (row for shard in range(shards) for row in read_rows(renders, shard, ["id", "twins"]))
     return {row["id"]: perceptual_hash(twin_image(row["twins"][0])) for row in rows}
 

@@ -28,7 +28,7 @@ from vlm_detect.images.jpeg import standard_encoding
 def pair_rows(
     photo: Mapping[str, Any], group: str, *, size: int | None, encode: EncodeConfig
 ) -> Iterator[dict[str, Any]]:
-    """Each twin of a photo beside what it was made from; `size` is as in `output_size`."""
+    """Each twin of a photo next to what it was made from; `size` is as in `output_size`."""
     decoded = decode_image(photo["image"]["bytes"])
     jpeg = decoded.jpeg
     if jpeg is None and photo["source"]["jpeg_quality"]:
@@ -90,7 +90,7 @@ def pair_rows(
 def prompted_rows(row: Mapping[str, Any], object_class: str | None) -> list[dict[str, Any]]:
     """The members of a pair as rows of their own, where a prompt and no photo was what the one was made from.
 
-    Which of the two comes first is drawn by the row's id, so that no place in the dataset tells a label.
+    Which of the two comes first is decided by the row's id, so that no place in the dataset tells a label.
     """
     drawn = Image.open(io.BytesIO(row["twin"]["bytes"]))
     about = {
@@ -126,14 +126,14 @@ def prompted_rows(row: Mapping[str, Any], object_class: str | None) -> list[dict
 
 
 def twin_image(twin: Mapping[str, Any]) -> Image.Image:
-    """A twin as it was drawn, from a row of the render step."""
+    """A twin as it was rendered, from a row of the render step."""
     return Image.open(io.BytesIO(twin["image"]["bytes"])).convert("RGB")
 
 
 def with_edit(before: Image.Image, before_edit: Image.Image, edited: Image.Image) -> Image.Image:
     """`before` with what was changed between `before_edit` and `edited`, which may be of another size.
 
-    Only the difference is added, which is zero outside the box: where sizes agree the edit is as it was drawn, and a
+    Only the difference is added, which is zero outside the box: where sizes agree the edit is as it was rendered, and a
     resized one takes nothing with it but its own resizing.
     """
     was, is_now = (np.asarray(resize(image, before.size), dtype=np.int16) for image in (before_edit, edited))

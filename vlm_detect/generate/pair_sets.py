@@ -1,4 +1,4 @@
-"""Pairs that were rendered elsewhere, as if the render step had drawn them: `pack_pairs` does the rest.
+"""Pairs that were rendered elsewhere, in the form that the render step writes: `pack_pairs` does the rest.
 
     entries = list_pairs(["photos/", "twins/"], PairSetConfig())     # matched by name, whatever the suffix
     entries = list_pairs(["pairs.csv"], PairSetConfig())             # real,twin and, if known, caption, generator, ...

@@ -1,4 +1,4 @@
-"""Prompts drawn from a YAML of a base text and modifiers, for fakes that are no photo's twin.
+"""Prompts sampled from a YAML of a base text and modifiers, for images that are no photo's twin.
 
     base: "a photo of {subject} {place}, {light}"
     modifiers:
@@ -9,7 +9,8 @@
     book = PromptBook.read(Path("prompts.yaml"))
     book.draw(seed=7)            # the same seed, the same prompt
 
-`base` may be a list, of which one is drawn. What is not named in the base is not used, and an unknown name is an error.
+`base` may be a list, from which one is sampled. Modifiers that the base does not name are unused, and
+an unknown name is an error.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     render_row(Path("data/pairs"), "0f3a...", Path("twin.jpg"))      # data_gen/render.py --row ID
 
 The row gives prompt, seed, batch, sizes and encoding, `run.json` the generator's settings. A matrix product's last bits
-depend on how many rows it has and which of them an image is, but not on what the others hold: so a twin is drawn in a
-batch of its copies, as large as the one in the receipt and at the same place. With the same number of threads that
+depend on how many rows it has and which of them an image is, but not on what the others hold: so a twin is rendered in
+a batch of its copies, as large as the one in the receipt and at the same place. With the same number of threads that
 gives the same file on a CPU.
 
 What was made of a photo needs that photo again, found by its path and known by its SHA-256: a VAE twin, an edit of a
-photo, and a splice the photo that it takes from. An edit of a twin is put into that twin, which is drawn first.
+photo, and a splice the photo that it takes from. An edit of a twin is put into that twin, which is rendered first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vlm_detect.models.registry import resolve_id
 
 
 def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = None, donor: str | None = None) -> str:
-    """Make the twin of a pair, or the image that was drawn from a prompt, and say how like the dataset's own it is.
+    """Make the twin of a pair, or the image that was rendered from a prompt, and say how like the dataset's own it is.
 
     It is written to `out` as the dataset has it. `photo` and `donor` are the files of the source photo and of the one
     that a splice takes from, where they are no longer where they were.

@@ -1,6 +1,6 @@
 """The second step: captioned photos in, the same photos with their twins out (`data_gen/render.py`).
 
-Each kind of twin leaks something else, so a dataset has several: `caption` twins are drawn from the caption alone and
+Each kind of twin leaks something else, so a dataset has several: `caption` twins, rendered from the caption alone,
 leak photographic style (arXiv 2602.12381), `vae` twins are the photo itself through the generator's autoencoder and say
 little of other generators (arXiv 2605.14486).
 """
@@ -111,7 +111,7 @@ class _Photo:
 
     row: dict[str, Any]
     size: tuple[int, int]  # width, height of its twins
-    pixels: Future[PILImage.Image]  # the photo at that size, decoded beside the drawing
+    pixels: Future[PILImage.Image]  # the photo at that size, decoded while others are rendered
     prompt: str
     arguments: dict[str, Any] = field(default_factory=dict)  # what stands for the prompt in the pipeline's call
     drawn: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
@@ -194,7 +194,7 @@ class RenderShard:
             photo.drawn.append((twin | {"edit": None}, finished))
 
     def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
-        """What was drawn of a photo: twins, or rejects with their reason."""
+        """What was rendered of a photo: twins, or rejects with their reason."""
         where = photo.row["source"]["path_or_id"]
         for twin, drawn in photo.drawn:
             if isinstance(drawn, Exception):
@@ -246,7 +246,7 @@ def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
 def _draw_or_split(
     draw: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
 ) -> Iterator[tuple[PILImage.Image | Exception, str]]:
-    """(image, "place/size" of its batch) for each place; a batch that fails is drawn again one by one."""
+    """(image, "place/size" of its batch) for each place; a batch that fails is rendered again one by one."""
     try:
         images = draw(places)
     except torch.OutOfMemoryError as error:

@@ -1,9 +1,9 @@
 """A diffusers text-to-image pipeline as this toolkit uses it: captions to twins, and photos through its autoencoder.
 
 Any pipeline that `DiffusionPipeline.from_pretrained` opens will do; Stable Diffusion 3 and XL and FLUX have their
-prompts encoded ahead, so that their text encoders leave before anything is drawn. Each image has a generator of its
-own, seeded by its own seed: neither the order of work nor the neighbours in a batch decide what is drawn. The size of
-the batch and the place in it do, in the last bits of a matrix product, which is why receipts tell them.
+prompts encoded ahead, so that their text encoders are freed before anything is rendered. Each image has its own random
+generator and seed: neither the order of work nor the other images of a batch change a result. The size of the batch and
+the place in it do, in the last bits of a matrix product, so receipts hold them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Renderer:
 
     @property
     def _encodes_apart(self) -> bool:
-        """Whether prompts can be encoded before anything is drawn, so that the encoders need not stay."""
+        """Whether prompts can be encoded before anything is rendered, so that the encoders need not stay."""
         return type(self.pipeline).__name__ in _ENCODE_OPTIONS
 
     @property
@@ -169,7 +169,7 @@ class Renderer:
 
     @torch.inference_mode()
     def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
-        """`image` with what lies under the mask of `place` drawn anew after the prompt of `arguments`."""
+        """`image` with what lies under the mask of `place` inpainted after the prompt of `arguments`."""
         mask = np.zeros((image.height, image.width), np.uint8)
         x0, y0, x1, y1 = place.box
         mask[y0:y1, x0:x1] = 255 * (place.mask > 0)

@@ -5,7 +5,7 @@
     engine.generate([photo], [["What is in the picture?"]])                            # greedy text
     engine.caption([photo])
 
-Images are encoded in one batch of the tower and laid into the decoder's cache once; the prefix stays in memory (bounded
+Images are encoded in one batch of the tower and prefilled once into the KV cache; the prefix stays in memory (bounded
 in bytes, oldest out first) for later calls. All questions and candidate answers of an image then ride behind it in one
 packed row. `vlm_detect.infer.reference` is the plain path that this one must agree with; models whose image prefix
 depends on what follows it take it instead.
@@ -59,7 +59,7 @@ class Engine:
         return self.memory.prefixes(images)
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Image embeddings (B, N, D), read anew."""
+        """Image embeddings (B, N, D), read again."""
         return encode(self.vlm, images)
 
     def prefill(self, embeds: torch.Tensor) -> list[Prefix]:

@@ -58,7 +58,7 @@ class EvidenceMap:
         return Image.fromarray(np.concatenate([colour, alpha], axis=-1).astype(np.uint8), "RGBA")
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """The map laid over the image it was made of, RGB."""
+        """The map overlaid on the image it was made of, RGB."""
         return Image.alpha_composite(image.convert("RGBA"), self.layer(image.size)).convert("RGB")
 
     def png(self, size: tuple[int, int]) -> bytes:

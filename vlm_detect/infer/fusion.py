@@ -2,11 +2,11 @@
 
     fusion = Fusion.fit({"language_model": odds, "head": odds}, generated)
     fusion.log_odds({"language_model": 1.2, "head": 0.4})     # fused, in nats
-    fusion.save(run); Fusion.load(run)                         # fusion.json beside the adapter
+    fusion.save(run); Fusion.load(run)                         # fusion.json next to the adapter
 
 Stacking (Wolpert 1992, "Stacked generalization") by logistic regression on images that no witness was trained on. The
 fused log-odds are an intercept and a weighted sum, so a reader sees who carries a verdict: a weight of 0 is a witness
-that adds nothing, and a weight of 1 beside zeros is a copy of one.
+that adds nothing, and a weight of 1 among zeros is a copy of one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     head = Head.fit(features, generated, about={"features": "tower"})     # (N, F) floats, (N,) bools
     head.log_odds(features)                 # of "generated", in nats: linear discriminant analysis
     head.distance(features)                 # Mahalanobis distance to the nearest class mean: how strange an image is
-    head.save(run); Head.load(run)          # head.safetensors beside the adapter
+    head.save(run); Head.load(run)          # head.safetensors next to the adapter
     head.combined(other, weight=3.0)        # the same head after new images were added, old ones kept
 
 The sums behind means and covariance are kept, so that images can be added without the ones before. The covariance is

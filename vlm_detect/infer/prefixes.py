@@ -1,9 +1,9 @@
-"""An image as it lies in the decoder's cache, read once; those last used stay in memory, bounded in bytes.
+"""An image's KV cache, prefilled once; the last used ones stay in memory, bounded in bytes.
 
     memory = PrefixMemory(vlm, max_bytes=2 << 30)
     memory.prefixes([photo, other])      # what is not held is encoded in one batch and prefilled in one
 
-`stack_prefixes` makes of several the cache of a batch that goes on behind them.
+`stack_prefixes` joins several into the KV cache of a batch that continues from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vlm_detect.models.base import VLM
 
 @dataclass(frozen=True)
 class Prefix:
-    """An image in the decoder's cache; text behind it starts at position `len(prefix) + shift`."""
+    """An image in the decoder's KV cache; text behind it starts at position `len(prefix) + shift`."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, (1, H, P, D)
     shift: int = 0
@@ -84,7 +84,7 @@ def encode(vlm: VLM, images: Sequence[Image.Image]) -> torch.Tensor:
 
 @torch.inference_mode()
 def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
-    """The prefix of each of (B, N, D) image embeddings, laid into the decoder together."""
+    """The prefix of each of (B, N, D) image embeddings, prefilled together."""
     found: dict[int, Prefix] = {}
     for alike in vlm.alike(embeds):
         cache = DynamicCache()

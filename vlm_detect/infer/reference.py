@@ -1,4 +1,4 @@
-"""The plain path: everything is read anew for every answer, nothing cached, nothing packed, batch one.
+"""The plain path: everything is read again for every answer, nothing cached, nothing packed, batch one.
 
 Right for every model, and slow. The engine takes it for models whose image prefix depends on what follows it, and is
 tested against it for all others.

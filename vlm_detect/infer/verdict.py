@@ -1,7 +1,7 @@
 """From scores to a verdict: the log-odds that an image is generated, asked in both polarities and asked freely.
 
 The verdict rests on the two polarities alone. The free question, "Is this image real or AI-generated? Explain your
-answer.", is scored beside them by how its answer would begin: a model whose explanations lean the other way than its
+answer.", is scored as well, by how its answer would begin: a model whose explanations lean the other way than its
 verdicts is caught by it.
 """
 

@@ -3,7 +3,7 @@
     job = run_shards(task, plan, folder, Launch(executor="local", workers=4))      # task(shard) for what is missing
 
 A worker takes the next shard when it is free, and keeps what it has loaded from shard to shard. A worker that dies ends
-the run at once, with the shard that it had; what is finished stays, and the same command goes on from there.
+the run at once, with the shard that it had; what is finished stays, and the same command continues from there.
 
 Slurm is only handed the work: `run_shards` returns when the array is queued, and the same call again, when the job is
 done, finds nothing missing.

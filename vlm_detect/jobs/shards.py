@@ -5,7 +5,7 @@
     FOLDER/shards/00000/rejects.parquet
     FOLDER/logs/                       of Slurm: its scripts and what they print
 
-A shard that exists is complete and is never written again, so a killed run goes on where it stopped.
+A shard that exists is complete and is never written again, so a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def is_done(folder: Path, shard: int) -> bool:
 def write_shard(
     folder: Path, shard: int, rows: Sequence[dict[str, Any]], features: Features, rejects: Sequence[Reject]
 ) -> None:
-    """Write a shard beside its place, then rename it there."""
+    """Write a shard next to its place, then rename it there."""
     final = _shard_folder(folder, shard)
     partial = final.with_name(f".{final.name}.partial")
     with told_when_full(folder):
@@ -169,7 +169,7 @@ def counted(items: Iterable[Any]) -> Iterator[Any]:
 
 @contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """A disk without room, or a place that may not be written, is told in one line; what was finished before stays."""
+    """Report a full disk, or a folder that may not be written, in one line; finished shards stay."""
     try:
         yield
     except OSError as error:

@@ -94,7 +94,7 @@ class VLM(ABC):
 
     @abstractmethod
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Arguments of the model's forward that lay the image prefix of (B, N, D) embeddings into an empty cache."""
+        """Arguments of the model's forward that prefill (B, N, D) image embeddings into an empty KV cache."""
 
     def is_unused(self, name: str) -> bool:
         """Whether the module of this name changes nothing of what the model gives, so that it cannot be trained."""
@@ -117,7 +117,7 @@ class VLM(ABC):
         return [list(range(len(embeds)))]
 
     def shifts(self, count: int) -> list[int]:
-        """By how much positions run ahead of the token count behind each of the prefixes that were just laid."""
+        """By how much positions run ahead of the token count behind each of the prefixes that were just prefilled."""
         return [0] * count
 
     def position_ids(self, positions: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
 
-# What makes an adapter: PEFT's files, the processor's, and what the detector reads beside them.
+# What makes an adapter: PEFT's files, the processor's, and what the detector reads next to them.
 _ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",

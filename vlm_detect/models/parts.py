@@ -25,7 +25,7 @@ def hold_in_float32(module: ModulesToSaveWrapper) -> None:
 
 
 def is_never_wrapped(name: str) -> bool:
-    """Whether no LoRA goes on a module of this name."""
+    """Whether a module of this name never gets a LoRA."""
     return bool(_NEVER.search(name))
 
 

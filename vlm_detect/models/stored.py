@@ -65,7 +65,7 @@ def read_safetensors(file: Path, dtype: torch.dtype | None = None) -> Iterator[t
     """(name, shape, stored dtype, handle) of every tensor in a file, none of them read yet.
 
     Where the dtype stays, tensors are views of the memory-mapped file. A cast to `dtype` reads each tensor on its own
-    instead: touched pages of a mapping count as memory beside the cast copy until the file is closed.
+    instead: touched pages of a mapping count as memory next to the cast copy until the file is closed.
     """
     try:
         handle = safe_open(file, framework="pt", backend="mmap")

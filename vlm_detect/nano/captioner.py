@@ -71,11 +71,11 @@ class CaptionerConfig:
     text_heads: int = 2
     """the official code wants heads of 64"""
     questions: int = 2
-    """factual questions an image, beside its caption"""
+    """factual questions per image, in addition to its caption"""
     undecidable: float = 0.5
     """part of the images that are asked an undecidable question too"""
     heads_weight: float = 0.5
-    """weight of the tower's class head, which goes on beside the words"""
+    """weight of the tower's class head, which is trained along with the words"""
     enlarged: float = 0.1
     """part of the batches that show enlarged photographs, which the processor cuts into several crops"""
 
@@ -217,7 +217,7 @@ def train_tower(
 
 
 def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
-    """A batch of `vlm_detect.models.rows`, one image with its texts a row, with `weights` (B, S) beside the labels.
+    """A batch of `vlm_detect.models.rows`, one image with its texts a row, with `weights` (B, S) next to the labels.
 
     The weights make every text count alike: an answer's one word must not drown in a caption's thirty.
     """

@@ -1,6 +1,6 @@
 """The nano models' cards: what each is, what made it, what it scores, and that it is no detector.
 
-A card stands as README.md beside the weights, with the figures and the configuration of the run that made them.
+A card stands as README.md next to the weights, with the figures and the configuration of the run that made them.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ _HEADING = "## Making it\n"
 def write_card(folder: Path, name: str, *, config: dict[str, Any], before: str = "", **facts: Any) -> None:
     """Write ``folder/README.md`` for ``name``, a key of ``_CARDS``; ``config`` has the dataclass of each stage.
 
-    ``before`` is the card of the weights that training went on from: how those were made is told as well.
+    ``before`` is the card of the weights that training started from: how those were made is stated as well.
     """
     plain = {name: dataclasses.asdict(value) for name, value in config.items()}
     before = before.partition(_HEADING)[2]

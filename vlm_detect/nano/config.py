@@ -63,7 +63,7 @@ def section(config: NanoConfig, name: str, section_type: type[T]) -> T:
 
 
 def from_mapping(cls: type[T], values: dict[str, Any], name: str) -> T:
-    """Build the frozen dataclass `cls`; the keys that belong to its `optimisation` stand beside its own."""
+    """Build the frozen dataclass `cls`; the keys of its `optimisation` stand among its own."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "optimisation" in fields:

@@ -133,7 +133,7 @@ def train_renderer(
 ) -> tuple[StableDiffusion3Pipeline, dict[str, float]]:
     """Train (or finish training) the pipeline and export it in fp16 to ``folder/sd35``; returns it with its figures.
 
-    ``start`` is an autoencoder, around which everything else begins untrained, or a whole pipeline to go on from.
+    ``start`` is an autoencoder, around which everything else begins untrained, or a whole pipeline to continue from.
     """
     rng = Random(seed)
     facts = [

@@ -141,7 +141,7 @@ def _computing_in(precision: str, device: torch.device) -> Iterator[None]:
 def _optimizers(model: nn.Module, recipe: Optimisation) -> list[torch.optim.Optimizer]:
     """AdamW, which decays neither biases nor gains of norms; before it Muon, where it is asked for."""
     by_muon = set()
-    if recipe.muon:  # a vocabulary's rows are too many, and most of them too seldom used, to be made orthogonal
+    if recipe.muon:  # a vocabulary's rows are too many, and most of them too rarely used, to be made orthogonal
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         by_muon = {id(linear.weight) for name, linear in linears.items() if not name.endswith("lm_head")}
     weights = [p for p in model.parameters() if p.requires_grad]

@@ -23,7 +23,7 @@ def item_about(
     operation: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> Item:
-    """An item about one image, on which `operation` is carried out first; `metadata` beside what is known of it."""
+    """An item about one image, on which `operation` is carried out first; `metadata` next to what is known of it."""
     facts = source.facts | dict(metadata or {})
     return Item("", kind, (source.changed(operation),), question, ground_truth, options, facts)
 

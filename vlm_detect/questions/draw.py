@@ -26,7 +26,7 @@ def draw_questions(
 ) -> list[Question]:
     """Draw `per_image` different questions about `subject`.
 
-    The kinds are gone through in turn from a drawn start; where a kind cannot be asked (no caption, no known
+    The kinds are taken in turn from a random start; where a kind cannot be asked (no caption, no known
     generator) or comes round again, the next is taken, so fewer questions than asked for may come back. The draws of
     `rng` depend on the arguments and not on the label: both members of a pair, given equal generators, get the same
     kinds and polarities.

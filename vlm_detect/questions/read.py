@@ -192,7 +192,7 @@ _CHOOSE = (
     r"\b(?i:choose|chose|select|pick|go with|going with|opt for|it is|it's|it must be)\s+"
     r"(?i:option\s+|letter\s+|answer\s+)?[(\[]?"
 )
-# Behind a letter A: a sentence goes on in which it was an article.
+# After a letter A: the rest of a sentence in which it was an article.
 _GOES_ON = r"[ \t]+(?!(?:and|as|because|for|is|or|since)\b)\w"
 # In the clause before an answer: it is not the one, or nobody says that it is.
 _DENIED = re.compile(
@@ -261,7 +261,7 @@ def _chosen(text: str, letters: Sequence[str], texts: Sequence[str]) -> set[str]
 
 
 def _named(text: str, letters: Sequence[str], nouns: str, *, article: str) -> set[str]:
-    """The letters that are named as `nouns`; one that matches `article` and goes on as a sentence does is no letter."""
+    """The letters that are named as `nouns`; one that matches `article` and begins a sentence is none."""
     letter = f"[{''.join(letters)}{''.join(letters).lower()}]"
     return _stating(rf"\b(?i:{nouns}){_IS_LETTER}(?!{article}{_GOES_ON})({letter})\b(?!['’]|-\w)", text)
 

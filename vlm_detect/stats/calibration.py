@@ -1,7 +1,7 @@
 """From a model's log-odds to a probability, a verdict and an honest "unsure": fitted on validation, never on test.
 
     calibration = fit(odds, generated)              # odds of "generated" in nats, and the truth
-    calibration.save(run); Calibration.load(run)    # calibration.json beside the adapter
+    calibration.save(run); Calibration.load(run)    # calibration.json next to the adapter
     p = calibration.p_fake(odds); calibration.label(p)
 
 p_fake = sigmoid((log-odds - bias) / temperature): Platt's scaling with his softened targets (Platt 1999; Guo et al.
@@ -62,7 +62,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
-        """The calibration beside an adapter, or one that changes nothing where there is none."""
+        """The calibration next to an adapter, or one that changes nothing where there is none."""
         path = folder / FILE
         if not path.is_file():
             return cls()

@@ -2,8 +2,8 @@
 
     bootstrap(groups, lambda w: weighted_figures(y, p, w))        # {"auroc": (low, high), ...}
 
-Whole groups are drawn, never single images: a photo's twins, tiles and rotations are not independent evidence.
-Percentile intervals, 1000 resamples; a resample in which a figure is not defined (no generated image drawn) is left
+Whole groups are sampled, never single images: a photo's twins, tiles and rotations are not independent evidence.
+Percentile intervals, 1000 resamples; a resample in which a figure is not defined (no generated image sampled) is left
 out of that figure's interval, and a figure that most resamples leave undefined has none.
 """
 
@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from vlm_detect.stats.metrics import Array
 
 RESAMPLES = 1000
-_CELLS = 4_000_000  # weights held at once: 32 MB, and a few arrays of that size beside it
+_CELLS = 4_000_000  # weights held at once: 32 MB, and a few arrays of that size next to it
 
 Interval = tuple[float, float] | None
 

@@ -6,7 +6,7 @@
     @metric("youden", "Youden's J")  # a figure of one's own: a function of a `Sample`
     def youden(sample: Sample) -> Array: return sample.tpr + sample.tnr - 1
 
-`y` is 1 for generated, `p` the probability of that in [0, 1]. A weight is how often an item was drawn. Where a figure
+`y` is 1 for generated, `p` the probability of that in [0, 1]. A weight is how often an item was sampled. Where a figure
 is not defined (one class only) it is NaN here and null in files. The two functions agree for weights of one: a test.
 
 Definitions: FPR at 95 % TPR is the least false-positive rate among the thresholds that reach a true-positive rate of

@@ -5,7 +5,7 @@
 
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
 rotate move pixels and leave every trace of a generator as it is; the others imitate what happens to images on their
-way, and cost the traces that do not survive it. Strengths are drawn relative to an image's size.
+way, and cost the traces that do not survive it. Strengths are sampled relative to an image's size.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def check_augmentations(names: Sequence[str]) -> None:
 def draw_augmentation(names: Sequence[str], rng: random.Random) -> Draw:
     """What happens to one unit, each of `names` with even odds.
 
-    Everything is drawn whatever is used, so that one choice does not shift another.
+    Everything is sampled whatever is used, so that one choice does not shift another.
     """
     arguments: dict[str, tuple[float, ...]] = {
         "flip": (),

@@ -1,4 +1,4 @@
-"""A recipe's command line: everything that a run can be told, and the same run for each of several seeds.
+"""A recipe's command line: all options of a run, and the same run for each of several seeds.
 
 options = Options.parse(argv, doc=__doc__, training=MyDefaults)     # flags, and YAML below them
 each_seed(options, finetune)                                        # once, or for each of --seeds
@@ -25,7 +25,7 @@ from vlm_detect.train.validation import SCORES
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that a run can be told; `role` is what `auto` and `nano` mean to the recipe."""
+    """All options of a run; `role` is what `auto` and `nano` mean to the recipe."""
 
     model: ModelOptions
     data: DataOptions
@@ -72,7 +72,7 @@ class Options:
 
     def with_seed(self, seed: int) -> Options:
         """The same for one of several seeds: a run of its own, in a folder of the run directory."""
-        training = copy.copy(self.training)  # `replace` would derive anew what is derived already
+        training = copy.copy(self.training)  # `replace` would run the derivation a second time
         training.seed, training.seeds = seed, []
         folder = Path(str(training.output_dir))
         training.output_dir = str(folder / f"seed_{seed}")

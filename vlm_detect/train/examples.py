@@ -4,7 +4,7 @@ A `Unit` is the item of the training set: an unaltered image and its counterpart
 questions and go into the same batch. A pair dataset's units are its rows; from an image dataset, which has no pairs,
 each epoch draws one image of either class for a unit. So the classes are balanced in every batch.
 
-What is drawn for a unit depends on (seed, epoch, index) alone: worker processes, resuming and the order in which
+A unit's draws depend on (seed, epoch, index) alone: worker processes, resuming and the order in which
 units are read change nothing.
 """
 

@@ -1,4 +1,4 @@
-"""What stops a run from outside: memory, disk and refused flags, each told in one line with what to do."""
+"""What stops a run from outside: memory, disk and refused flags, each reported in one line with what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FROM_WORKER = re.compile(r"(?:\w+: )?Caught \w+ in DataLoader worker process")
 def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Iterator[None]:
     """Turns a step out of memory and a full disk into a `UserError`; whatever else passes through.
 
-    `memory_remedies` are flags that save memory, to be named beside a smaller batch.
+    `memory_remedies` are flags that save memory, to be named with a smaller batch.
     """
     args = trainer.args
     try:

@@ -8,7 +8,7 @@ image's embeddings never change. A cache lies in a folder named by everything th
 preprocessing, the dtype and the images as they are decoded. A stale or foreign cache therefore has another name and is
 never read.
 
-Files of `CHUNK` images appear by one rename each, so a stopped pass goes on with the first that is missing; process p
+Files of `CHUNK` images appear by one rename each, so a stopped pass continues with the first that is missing; process p
 of n makes every n-th.
 """
 

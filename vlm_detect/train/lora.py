@@ -5,7 +5,7 @@
     select_targets(model, "all-linear+vision")     # attention and MLP, of the vision tower and connector as well
     select_targets(model, "all-linear+head")       # and the vocabulary head, for words that the model never said
 
-Modules are told apart by the words of their path, so the same choice works for every architecture here. The
+Modules are distinguished by the words of their path, so the same choice works for every architecture here. The
 embeddings and moondream's region heads (detection and pointing) are never wrapped.
 """
 
@@ -101,7 +101,7 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
 
 
 def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """peft's model; what it trains beside the LoRA is held in float32."""
+    """peft's model; what it trains next to the LoRA is held in float32."""
     with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         wrapped = get_peft_model(model, config)

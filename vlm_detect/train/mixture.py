@@ -2,8 +2,8 @@
 
     mixture = Mixture([units_a, units_b], weights=[2, 1])      # two thirds of an epoch's units from a, one from b
 
-An epoch has as many units as the datasets together. A dataset that gives fewer units than it has goes on in the next
-epoch where it stopped; one that gives more begins anew, with other draws. Without weights every unit comes once an
+An epoch has as many units as the datasets together. A dataset that gives fewer units than it has continues in the next
+epoch where it stopped; one that gives more begins again, with other draws. Without weights every unit comes once an
 epoch.
 """
 

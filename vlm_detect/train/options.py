@@ -1,4 +1,4 @@
-"""What a training run can be told, beside the LoRA and the questions: the model, the data, and the Trainer's flags."""
+"""The options of a training run but for the LoRA and the questions: model, data, and the Trainer's flags."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def finetune(options: Options) -> None:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split and the units drawn from it, and the validation images, if there are any."""
+    """The training split and the units sampled from it, and the validation images, if there are any."""
 
     names: list[str]
     parts: list[Dataset]  # the training splits: of `--data`, then of `--mix`

@@ -1,4 +1,4 @@
-"""Fit a run's calibration anew, on one's own labelled images.
+"""Fit a run's calibration again, on one's own labelled images.
 
     vlm-detect calibrate runs/moondream_lora --data data/mine [--max_fpr 0.01]
 

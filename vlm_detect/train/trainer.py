@@ -148,7 +148,7 @@ class DetectorTrainer(RecipeTrainer):
         if isinstance(model, FSDPModule):
             model.unshard()  # what belongs to no layer, and is read before the model's own forward
             # Every forward gathers weights from all processes. So that each makes as many, those with one image less
-            # score one twice, and prefixes that may differ in length are not laid in one batch here and in two there.
+            # score one twice, and prefixes that may differ in length do not share a batch here and in two there.
             rounds = -(-n_images // args.world_size)
             mine = [(args.process_index + i * args.world_size) % n_images for i in range(rounds)]
             at_once = at_once if self.vlm.has_fixed_prefix else 1

@@ -99,7 +99,7 @@ def compile_layers(model: nn.Module, backend: str) -> None:
 
 
 def keep_weights_in_scoring(model: nn.Module) -> None:
-    """On some CPUs bitsandbytes repacks a layer when it is first scored, with rounded scales: training goes on with
+    """On some CPUs bitsandbytes repacks a layer when it is first scored, with rounded scales: training continues with
     other weights, and DoRA, which reads them, fails."""
     from bitsandbytes.nn import Linear4bit
 

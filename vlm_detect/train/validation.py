@@ -68,7 +68,7 @@ def scores_of(odds: np.ndarray, generated: np.ndarray) -> dict[str, float]:
     thousandth of the log loss decides between them.
 
     Raises:
-        UserError: where a score is no number, as those of weights that have diverged are.
+        UserError: where a score is non-finite, as those of weights that have diverged are.
     """
     if lost := int((~np.isfinite(odds)).sum()):
         raise UserError(

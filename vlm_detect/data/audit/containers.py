@@ -34,7 +34,7 @@ _STANDARD_HUFFMAN = 420  # bytes of payload of libjpeg's four tables, when it do
 
 @dataclass
 class Container:
-    """`encoding` is how the picture was written, `metadata` what stands beside it, `outside` that in bytes."""
+    """`encoding` is how the picture was written, `metadata` what is embedded with it, `outside` that in bytes."""
 
     format: str
     size: tuple[int, int]  # width, height, as stored

@@ -76,7 +76,7 @@ def _padded(lines: NDArray[np.float32]) -> int:
     half = lines[: max(1, len(lines) // 2)]
     colours = half.mean(axis=1)  # (lines, RGB)
     alike = np.abs(colours - colours[0]).max(axis=1) < 6
-    even = half.std(axis=1).max(axis=1) < 6  # compression leaves a little of the picture beside it
+    even = half.std(axis=1).max(axis=1) < 6  # compression leaves a little of the picture next to it
     flat = alike & even
     width = len(flat) if flat.all() else int(np.argmin(flat))
     if not width or width == len(half):

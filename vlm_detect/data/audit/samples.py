@@ -161,7 +161,7 @@ def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, m
                     digest = hashlib.sha256(sample.data).digest()
                     if not sample.data:
                         unread[sample.label] += 1
-                    elif digest in seen:  # a photo stands beside each of its twins
+                    elif digest in seen:  # a photo stands next to each of its twins
                         repeats += 1
                     else:
                         seen.add(digest)

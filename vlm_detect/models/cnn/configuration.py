@@ -17,7 +17,7 @@ class CnnConfig(PreTrainedConfig):
     Attributes:
         arch: a name of `architectures.ARCHITECTURES`.
         image_size: side of the square that it reads, in pixels.
-        fit: how an image becomes that square: "crop" (its middle, no pixel computed anew) or "resize".
+        fit: how an image becomes that square: "crop" (its middle, no pixel recomputed) or "resize".
         view: see `views.py`.
         saturation: of the inverted view.
         heads: {head: class names}; "verdict" decides, "object" is the class of what is seen.

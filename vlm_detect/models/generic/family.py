@@ -1,6 +1,6 @@
 """Any image-text model of transformers as a `VLM`, from its processor and chat template.
 
-The processor's tensors go to the model's own forward, one question a row, in which the tower reads the image anew. That
+The processor's tensors go to the model's own forward, one question a row, and the tower reads the image each time. That
 is right for any architecture. The subclasses (`architectures.py`, `qwen.py`, `llava.py`) are for those in which an
 image is read without regard to what follows, so that questions share its prefix: packed into rows in training, cached
 at inference.

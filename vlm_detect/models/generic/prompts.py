@@ -165,6 +165,6 @@ class ChatTemplate:
         word, lead, eos = self._answer
         context = self._plain(word)
         ids = self._plain(word + lead + answer)
-        if lead and ids[: len(context)] == context:  # some tokenizers begin a text otherwise than they go on
+        if lead and ids[: len(context)] == context:  # some tokenizers encode the start of a text differently
             return [*ids[len(context) :], eos]
         return [*self._plain(lead + answer), eos]

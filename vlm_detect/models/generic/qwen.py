@@ -32,7 +32,7 @@ class QwenVLM(ChatVLM):
         return positions if self.inner.rope_deltas is None else positions.expand(3, *positions.shape)
 
     def row_positions(self, images: list[dict[str, torch.Tensor]], rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(3, B, S): prefixes count an image's rows and columns, and text goes on behind them."""
+        """(3, B, S): prefixes count an image's rows and columns, and text continues behind them."""
         positions = rows["position_ids"].expand(3, -1, -1).clone()
         counts = (rows["image"].amax(dim=1) + 1).tolist()
         places = [(row, number) for row, count in enumerate(counts) for number in range(count)]

@@ -2,7 +2,7 @@
 
     released    language_model.model.layers.N..., vision_tower._vision_tower.vision_model..., connector._connector.0...
     run, full   the same, or one `pytorch_model.bin` each in language_model/, vision_tower/ and connector/
-    run, LoRA   adapter_model.safetensors beside those three, or beside the tuned connector alone
+    run, LoRA   adapter_model.safetensors next to those three, or next to the tuned connector alone
     ours        the names of transformers' LLaVA
 
 A LoRA is merged into the tensors as they are read, in float32 and rounded once. Torch files are read with

@@ -1,4 +1,4 @@
-"""The configuration of a TinyLLaVA: transformers' `LlavaConfig` and what TinyLLaVA_Factory's own says beside it.
+"""The configuration of a TinyLLaVA: transformers' `LlavaConfig` and what TinyLLaVA_Factory's own says next to it.
 
 Source: TinyLLaVA_Factory `configuration_tinyllava.py`. In its `config.json` the language model's and the tower's sizes
 are those that differ from their classes' defaults, so that `text_config` and `vision_config` can be read as they are.

@@ -49,7 +49,7 @@ _TEMPLATE = """\
 
 
 def load_processor(path_or_id: str | Path, config: TinyLlavaConfig, **hub_options: Any) -> LlavaProcessor:
-    """The processor of a checkpoint, whose tokenizer lies beside its weights in every layout."""
+    """The processor of a checkpoint, whose tokenizer lies next to its weights in every layout."""
     tokenizer = load_untrusted(AutoTokenizer, path_or_id, **hub_options)
     return make_processor(config, tokenizer)
 

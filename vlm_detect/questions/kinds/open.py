@@ -1,6 +1,6 @@
 """Verdict and reason in free words, of a photo and of its twin; the reference says what was done. For the benchmark.
 
-The verdict question about the image is scored beside the answer; `benchmark.explanations` looks at the reasons.
+The verdict question about the image is scored next to the answer; `benchmark.explanations` looks at the reasons.
 """
 
 from __future__ import annotations
