@@ -127,8 +127,8 @@ def check(config: BuildConfig) -> int:
     if config.model:
         respondent = respondent_for(config.model, generate=False)
         with progress(desc="floors", total=2 * len(needed_keys(benchmark, respondent)), unit="prompts") as bar:
-            found = model_floors(benchmark, respondent.start(), seed=config.seed, count=bar.update)
-        for row, more in found.items():
+            with_model = model_floors(benchmark, respondent.start(), seed=config.seed, count=bar.update)
+        for row, more in with_model.items():
             (floors if row == "all" else by_kind[row]).update(more)
     if config.json:
         print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))

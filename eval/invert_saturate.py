@@ -13,6 +13,7 @@ import io
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
         print(f"{name}: " + ", ".join(f"{view} {value} bits a pixel" for view, value in values.items()))
     draw(Path(config.out), [full[list(photos).index(name)] for name in SHOWN], bits)
     if config.figures:
-        record = {"task": "bits a pixel of PNG by view", "data": list(sets), "bits_per_pixel": bits}
+        record: dict[str, Any] = {"task": "bits a pixel of PNG by view", "data": list(sets), "bits_per_pixel": bits}
         record |= {"command": " ".join(["python eval/invert_saturate.py", *sys.argv[1:]]), "commit": git_commit()}
         write_json(config.figures, record)
 

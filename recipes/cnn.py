@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     # The network, and its training set where the steps find it fastest.
     set_seed(training.seed)
     model = new_model(config, network.weights)
-    targets = targets_of(data.train, config.heads, config.task)
+    targets = targets_of(data.train, config.heads or {}, config.task)
     device = place_for(data.train, data_options.resident, training.device)
     batches = Batches(data.train, targets, augment=data_options.augment, seed=training.seed, device=device)
     # A last batch of one image would have no variance for a batch norm to divide by.

@@ -77,25 +77,26 @@ def main(argv: list[str]) -> None:
         run[stage](config, training, held_out)
 
 
-def vae(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, float]:
+def vae(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, Any]:
     """Photographs to latents and back."""
     out = Path(config.output_dir)
     sizes, device = section(config, "vae", VaeConfig), place(config)
-    _, figures = train_autoencoder(sizes, training, held_out, out, config.seed, device)
-    made = {"seed": config.seed, "device": device}
+    _, found = train_autoencoder(sizes, training, held_out, out, config.seed, device)
+    figures: dict[str, Any] = {**found}
+    made: dict[str, Any] = {"seed": config.seed, "device": device}
     record(figures_folder(config) / "vae.json", model="sd35-nano", task="autoencoding", **made, **figures)
     return figures
 
 
-def judge(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, float]:
+def judge(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, Any]:
     """The classifier that the renders are shown to, and that the captioner's tower learns from."""
     _, figures = trained_judge(config, training, held_out)
-    made = {"seed": config.seed, "device": place(config)}
+    made: dict[str, Any] = {"seed": config.seed, "device": place(config)}
     record(figures_folder(config) / "judge.json", model="nano judge", task="ten classes", **made, **figures)
     return figures
 
 
-def trained_judge(config: NanoConfig, training: Photos, held_out: Photos) -> tuple[Judge, dict[str, float]]:
+def trained_judge(config: NanoConfig, training: Photos, held_out: Photos) -> tuple[Judge, dict[str, Any]]:
     """The judge, trained now or before in the same output_dir, with its figures."""
     sizes = section(config, "judge", JudgeConfig)
     return train_judge(sizes, training, held_out, Path(config.output_dir), config.seed, place(config))
@@ -125,7 +126,7 @@ def renderer(config: NanoConfig, training: Photos, held_out: Photos) -> None:
         "judge_accuracy": judged["accuracy"],
         "psnr_db": round(psnr_db(pipeline.vae, held_out.images[:1000]), 2),
     }
-    made = {"seed": config.seed, "device": place(config)}
+    made: dict[str, Any] = {"seed": config.seed, "device": place(config)}
     path = figures_folder(config) / "renderer.json"
     figures = record(path, model="sd35-nano", task="text to image", **made, **figures)
     stages = {"renderer": sizes} if start else {"vae": section(config, "vae", VaeConfig), "renderer": sizes}
@@ -159,7 +160,8 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
     tower, grid = moondream_tower(model, teacher).to(place(config)), model.config.vision_config.grid_size
     figures: dict[str, Any] = {"judge_accuracy": judged["accuracy"]}
     if start:
-        teaching, stages = Teaching(training, facts, teacher, TowerConfig.distillation, grid), {"captioner": sizes}
+        teaching = Teaching(training, facts, teacher, TowerConfig.distillation, grid)
+        stages: dict[str, Any] = {"captioner": sizes}
     else:
         tower_config = section(config, "tower", TowerConfig)
         teaching = Teaching(training, facts, teacher, tower_config.distillation, grid)

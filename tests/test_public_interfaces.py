@@ -54,7 +54,7 @@ def defined_names(tree: ast.Module) -> Iterator[str]:
 
 def imported(tree: ast.Module) -> dict[str, str]:
     """Names of this file that stand for something of another package, by the dotted name of what they stand for."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {
@@ -85,8 +85,8 @@ def uses(tree: ast.Module, ours: set[str]) -> Iterator[tuple[int, str]]:
                 yield node.lineno, ".".join(filter(None, (theirs[root], rest, node.attr)))
             elif owner == "super()" or node.attr not in ours:
                 yield node.lineno, f"{owner}.{node.attr}"
-        elif isinstance(node, ast.Call) and (name := _name_in_string(node)) and name not in ours:
-            yield node.lineno, name
+        elif isinstance(node, ast.Call) and (said := _name_in_string(node)) and said not in ours:
+            yield node.lineno, said
 
 
 def _name_in_string(call: ast.Call) -> str | None:

@@ -76,7 +76,7 @@ class Running:
 
 @contextmanager
 def serving(*detectors: Detector, cnn: CnnDetector | None = None, **settings: object) -> Iterator[Running]:
-    options = ServerSettings(**{"max_new_tokens": 12, **settings})  # type: ignore[arg-type]
+    options = ServerSettings(**{"max_new_tokens": 12, **settings})
     app = create_app({d.name: d for d in detectors}, options, cnn)
     with open_socket("127.0.0.1", 0) as bound:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=20))

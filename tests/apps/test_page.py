@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ if CHROMIUM is None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
+def browser() -> Iterator[Any]:
     # Chromium's sandbox cannot be set up by root, as which containers run.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_api.sync_playwright() as playwright:
@@ -33,13 +34,13 @@ def browser() -> Iterator[sync_api.Browser]:
 
 
 @pytest.fixture
-def page(browser: sync_api.Browser, server: Running) -> Iterator[sync_api.Page]:
+def page(browser: Any, server: Running) -> Iterator[Any]:
     yield from open_page(browser, server.url)
 
 
-def open_page(browser: sync_api.Browser, url: str, **options: object) -> Iterator[sync_api.Page]:
+def open_page(browser: Any, url: str, **options: object) -> Iterator[Any]:
     """A page that asks for nothing but its server and whose console stays free of errors."""
-    page = browser.new_page(**options)  # type: ignore[arg-type]
+    page = browser.new_page(**options)
     page.set_default_timeout(60_000)
     foreign: list[str] = []
     errors: list[str] = []

@@ -198,11 +198,11 @@ def test_what_is_of_a_left_out_photos_group_stays_with_the_one_that_it_repeats(t
     write_shard(tmp_path / "renders", 0, rows, RENDER_FEATURES, [])
     pack_pairs(tmp_path / "renders", tmp_path / "out", PackConfig(), ENCODE, {})
     packed = pq.read_table(tmp_path / "out" / "data").to_pylist()
-    group = {row["source"]["path_or_id"]: row["group"] for row in packed}
-    assert set(group) == {"0", "2", "3", "5", "6"}
-    assert group["0"] == group["2"]  # frame 1 repeats frame 0, and its film has frame 2 as well
-    assert group["3"] == group["5"]  # frame 4 is frame 3, byte for byte
-    assert len(set(group.values())) == 3
+    groups = {row["source"]["path_or_id"]: row["group"] for row in packed}
+    assert set(groups) == {"0", "2", "3", "5", "6"}
+    assert groups["0"] == groups["2"]  # frame 1 repeats frame 0, and its film has frame 2 as well
+    assert groups["3"] == groups["5"]  # frame 4 is frame 3, byte for byte
+    assert len(set(groups.values())) == 3
 
 
 def test_near_copies_among_drawn_images_share_a_group(tmp_path: Path) -> None:

@@ -202,11 +202,11 @@ def test_shards_and_workers_change_nothing(images: Path, with_reasons: Path, tmp
     for name, options in {"large": ["--shard_size", 500], "two": ["--workers", 2], "other": ["--seed", 1]}.items():
         add(images, tmp_path / name, *options)
     for split in SPLITS:
-        first, *others = (
+        first_bytes, *others = (
             next(folder.glob(f"data/{split}-*")).read_bytes()
             for folder in (with_reasons, tmp_path / "large", tmp_path / "two", tmp_path / "other")
         )
-        assert [first == other for other in others] == [True, True, False]
+        assert [first_bytes == other for other in others] == [True, True, False]
     first, other = (
         [one for some in reasons_of(folder, "train") for one in some] for folder in (with_reasons, tmp_path / "other")
     )

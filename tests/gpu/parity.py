@@ -163,7 +163,9 @@ def fast_paths(machine: Machine) -> Iterator[Check]:
 def losses(vlm: Any, units: list[list[Example]], *, pack: bool, cached: bool = False) -> tuple[float, torch.Tensor]:
     """The loss and its gradient at the last layer's attention."""
     batch = Collator(vlm, pack=pack)(units)
-    moved = {name: value.to(vlm.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(vlm.device) for name, value in batch.items() if isinstance(value, torch.Tensor)
+    }
     moved["prepared"] = {
         name: value if name == "tilings" else value.to(vlm.device) for name, value in batch["prepared"].items()
     }

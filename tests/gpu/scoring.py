@@ -51,13 +51,13 @@ def main(argv: list[str]) -> None:
     ):
         with parts.part(bench):
             reset_peak(machine)
-            seconds = seconds_of(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
+            seconds = seconds_of(lambda run=ours: run(vlm, images), machine)
             peak = peak_gb(machine)
-            plain_seconds = seconds_of(lambda run=plain: run(vlm, images[:plain_count]), machine)  # type: ignore[misc]
+            plain_seconds = seconds_of(lambda run=plain: run(vlm, images[:plain_count]), machine)
             rate, plain_rate = per_image * count / seconds, per_image * plain_count / plain_seconds
             figures = {"bench": bench, unit: round(rate, 2), f"plain_{unit}": round(plain_rate, 3), "peak_gb": peak}
             about = {"ratio": round(rate / plain_rate, 2), "images": count}
-            where = hottest(lambda run=ours: run(vlm, images), machine)  # type: ignore[misc]
+            where = hottest(lambda run=ours: run(vlm, images), machine)
             records.append(record(machine, "scoring", argv, **figures, **about, hottest=where))
             print(f"{bench}: {figures}, {rate / plain_rate:.1f}x of one by one")
             write(machine, records)

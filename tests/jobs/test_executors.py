@@ -94,7 +94,7 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
 
 def wait_until(true: object, seconds: float = 500) -> None:
     end = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
+    while not true():
         assert time.monotonic() < end
         time.sleep(0.1)
 

@@ -84,4 +84,4 @@ def test_a_launch_is_checked_before_anything_runs() -> None:
         ({"slurm_args": ["account=me", "exclusive"]}, "--slurm_args exclusive: give each as NAME=VALUE"),
     ):
         with pytest.raises(UserError, match=message):
-            Launch(**wrong)  # type: ignore[arg-type]
+            Launch(**wrong)

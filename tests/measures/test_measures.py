@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -188,7 +190,7 @@ def test_every_map_is_tried():
 @pytest.mark.parametrize("filling", ["black", "white", "grey", "ramp", "noise", "stripes"])
 def test_no_image_breaks_a_measure(shape, filling):
     height, width = shape
-    image = np.zeros((height, width, 3), np.uint8)
+    image: Any = np.zeros((height, width, 3), np.uint8)
     if filling == "noise":
         image = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)
     elif filling == "ramp":

@@ -67,7 +67,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def vlms(checkpoints: dict[str, Path]) -> dict[str, LlavaVLM]:
-    return {mode: load_vlm(str(folder)) for mode, folder in checkpoints.items()}  # type: ignore[misc]
+    return {mode: load_vlm(str(folder)) for mode, folder in checkpoints.items()}
 
 
 @pytest.fixture(scope="module")

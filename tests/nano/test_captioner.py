@@ -75,7 +75,7 @@ def test_tokenizer_has_the_official_ids_and_encodes_anything(
         ids = untrained[1].encode(text)
         assert tokenizer.decode(ids) == text
         assert min(ids) >= len(SPECIAL_TOKENS)  # not even a spelled-out marker becomes one
-    templates = prompt_templates(tokenizer)  # type: ignore[arg-type]
+    templates = prompt_templates(tokenizer)
     assert len(templates["query"]["prefix"]) == 3
     assert len(templates["detect"]["prefix"]) == 4
     assert all(len(ids) == 5 for ids in templates["caption"].values())
@@ -88,7 +88,7 @@ def test_packed_texts_are_scored_as_if_alone(
 ) -> None:
     vlm: VLM = MoondreamVLM(*untrained, "moondream")
     if family == "tinyllava":
-        model, processor = build_tinyllava(NanoTinyLlava(), copy.deepcopy(untrained[1].tokenizer))  # type: ignore[arg-type]
+        model, processor = build_tinyllava(NanoTinyLlava(), copy.deepcopy(untrained[1].tokenizer))
         vlm = LlavaVLM(model.eval(), processor, "tinyllava")
     texts = [Answered(vlm.question_ids("Is there a ship?"), vlm.answer_ids("No."))]
     texts.append(Answered(vlm.caption_ids("long"), vlm.answer_ids("A grey cat on a plain green background.")))
@@ -103,9 +103,9 @@ def test_tinyllava_starts_with_what_moondream_knows(
     untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
 ) -> None:
     torch.manual_seed(0)
-    moondream, processor = build_captioner(CaptionerConfig(TINY.optimisation), untrained[1].tokenizer)  # type: ignore[arg-type]
-    model, _ = build_tinyllava(NanoTinyLlava(), copy.deepcopy(processor.tokenizer))  # type: ignore[arg-type]
-    missing = start_from_moondream(model.eval(), processor.tokenizer, moondream.eval(), processor.tokenizer)  # type: ignore[arg-type]
+    moondream, processor = build_captioner(CaptionerConfig(TINY.optimisation), untrained[1].tokenizer)
+    model, _ = build_tinyllava(NanoTinyLlava(), copy.deepcopy(processor.tokenizer))
+    missing = start_from_moondream(model.eval(), processor.tokenizer, moondream.eval(), processor.tokenizer)
     assert not [name for name in missing if "language_model" in name or "lm_head" in name]
     crops = to_pixels(photos.images[:2])
     words = torch.tensor([[0, 40, 41, 42]])
@@ -114,7 +114,7 @@ def test_tinyllava_starts_with_what_moondream_knows(
         torch.testing.assert_close(
             moondream.model.vision.post_ln(seen), moondream.model.vision.encode_crops(crops), rtol=0.01, atol=0.01
         )  # the norms' epsilons differ
-        said = model(input_ids=words).logits[..., : len(processor.tokenizer)]  # type: ignore[arg-type]
+        said = model(input_ids=words).logits[..., : len(processor.tokenizer)]
         torch.testing.assert_close(said, moondream(input_ids=words).logits, rtol=1e-4, atol=1e-4)
 
 

@@ -115,4 +115,4 @@ def test_a_missing_model_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(UserError, match=r"nano_pretrain\.py"):
         nano_path("sd35")
     with pytest.raises(UserError, match="choose from"):
-        nano_path("flux")  # type: ignore[arg-type]
+        nano_path("flux")

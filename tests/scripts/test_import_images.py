@@ -365,7 +365,7 @@ def test_published_files_keep_the_traces_that_an_audit_is_to_find(tmp_path):
             Image.open(file) for file in (row["source"]["path_or_id"], io.BytesIO(row["image"]["bytes"]))
         )
         np.testing.assert_array_equal(np.asarray(published), np.asarray(kept))
-        assert published.quantization == kept.quantization
+        assert published.quantization == kept.quantization  # type: ignore[attr-defined]
         assert not {"icc_profile", "exif"} & set(kept.info)
 
 

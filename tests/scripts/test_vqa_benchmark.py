@@ -231,12 +231,12 @@ def test_a_model_behind_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         args = ("--endpoint", server.url, "--model", "fake-vlm", "--benchmark", path, "--out", tmp_path / "out")
         refused = here(*args)
         assert (refused.returncode, "refuses the key" in refused.stderr) == (1, True)
-        args = (*args, "--api_key_env", "SOME_KEY")
-        first = here(*args, "--limit", 2)
+        with_key = (*args, "--api_key_env", "SOME_KEY")
+        first = here(*with_key, "--limit", 2)
         assert first.returncode == 0, first.stderr
         asked = len(server.requests)
         # More of the same: what is answered is not asked again, nor what the endpoint takes.
-        done = here(*args)
+        done = here(*with_key)
         assert done.returncode == 0, done.stderr
         assert len(server.requests) == asked + 2 * 2 + 4
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

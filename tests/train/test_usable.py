@@ -159,7 +159,7 @@ def test_what_is_not_of_a_worker_passes_as_it_is() -> None:
     class Trainer:
         args = None
 
-    with pytest.raises(UserError, match=r"^plain$"), told_in_one_line(Trainer()):  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^plain$"), told_in_one_line(Trainer()):
         raise UserError("plain")
 
 

@@ -92,7 +92,7 @@ def open_image(path: str | Path) -> Image.Image:
     return decode_image(Path(path)).image
 
 
-def side_by_side(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:
+def side_by_side(left: Image.Image, right: Image.Image, *, gap: int = 8) -> Image.Image:
     """Two images as one, equal heights, a white gap between: how models that see one image compare two."""
     height = min(left.height, right.height)
     scaled = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in (left, right)]

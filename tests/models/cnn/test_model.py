@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,7 +46,7 @@ def test_flux_really_takes_no_less_than_it_says():
 
 
 def test_mai_at_200_pixels_has_the_published_layers():
-    trunk = make("mai", 200).trunk
+    trunk: Any = make("mai", 200).trunk
     linear = [module for module in trunk.neck if isinstance(module, torch.nn.Linear)]
     assert [layer.in_features for layer in linear] == [40_000, 120]
     assert trunk.width == 30

@@ -12,7 +12,7 @@ from vlm_detect.errors import UserError
 NanoName = Literal["moondream", "sd35", "tinyllava"]
 
 
-def nano_path(name: NanoName) -> Path:
+def nano_path(name: str) -> Path:
     """The folder of one nano model's weights inside the package."""
     if name not in get_args(NanoName):
         raise UserError(f"nano model {name!r}: there is none of that name; choose from {', '.join(get_args(NanoName))}")

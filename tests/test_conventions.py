@@ -1,0 +1,67 @@
+"""Rules of the code that no linter here knows."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.python_files import ROOT, trees
+
+MOST_POSITIONAL = 6
+# Parameters in the order in which transformers calls them.
+THEIR_SIGNATURES = {"eager_attention", "forward"}
+# Folders of tests that mirror no room: whole programs, timings, what needs a GPU or stands in for one, recorded files.
+NO_ROOM = {"scripts", "bench", "gpu", "standin", "golden"}
+
+
+def long_lists(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, name) of each function with too many positional parameters; those of tests are fixtures."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("test_"):
+            given = [*node.args.posonlyargs, *node.args.args]
+            count = sum(argument.arg not in ("self", "cls") for argument in given)
+            if count > MOST_POSITIONAL and node.name not in THEIR_SIGNATURES:
+                yield node.lineno, node.name
+
+
+def loads_of_pickles(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, call) of each `torch.load` that does not say `weights_only=True`: else a file may run code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if said.get("weights_only") != "True":
+                yield node.lineno, ast.unparse(node)
+
+
+RULES = (long_lists, loads_of_pickles)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rule_holds(rule) -> None:
+    assert [f"{path}:{line}: {what}" for path, tree in trees().items() for line, what in rule(tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (long_lists, "def f(a, b, c, d, e, f, g): ..."),
+        (long_lists, "class A:\n def f(self, a, b, c, d, e, /, f, g): ..."),
+        (loads_of_pickles, "torch.load(file)"),
+        (loads_of_pickles, "torch.load(file, weights_only=False)"),
+    ],
+)
+def test_what_breaks_the_rule_is_found(rule, code: str) -> None:
+    assert len(list(rule(ast.parse(code)))) == 1
+
+
+def rooms(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and any(path.rglob("*.py"))} - {"__pycache__"}
+
+
+def test_tests_mirror_the_package() -> None:
+    package, tests = rooms(ROOT / "vlm_detect"), rooms(ROOT / "tests")
+    assert tests - NO_ROOM - package == set()
+    assert package - tests == set()
