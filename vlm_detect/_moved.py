@@ -55,6 +55,7 @@ _ELSEWHERE = {
     "data.decode": "images.bounds",
     "data.questions": "records places questions.draw questions.kinds.explain questions.kinds.operation "
     "questions.kinds.place questions.kinds.attribution questions.kinds.multiple_choice",
+    "data.edits": "images.edits",
     "data.edit_step": "generate.options",
     "data.hub": "generate.options",
     "data.render_step": "generate.options",

@@ -17,8 +17,6 @@ Label = Literal["real", "generated", "edited"]
 TwinKind = Literal["caption", "vae", "edit"]
 Polarity = Literal["fake", "real"]  # which class "Yes." means
 Topic = Literal["generation", "edit"]
-EditOperation = Literal["blur", "copy_move", "splice", "smear", "warp", "recolour", "removal", "inpaint"]
-EDIT_OPERATIONS: tuple[EditOperation, ...] = get_args(EditOperation)
 FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
 # What a reason is about; docs/explanations.md says of each what belongs to it.
 MeasuredKind = Literal["fine_detail", "noise", "spectrum", "edges", "texture", "colour", "repetition", "compression"]

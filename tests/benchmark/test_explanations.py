@@ -1,14 +1,21 @@
 import pytest
 
-from vlm_detect.benchmark.explanations import _OPERATIONS as OPERATIONS
-from vlm_detect.benchmark.explanations import claimed_faults, contradicts_itself, explanations, names, rouge_l
+from vlm_detect.benchmark.explanations import (
+    claimed_faults,
+    contradicts_itself,
+    explanations,
+    names,
+    operation_words,
+    rouge_l,
+)
 from vlm_detect.benchmark.score import generated_result, scored_result
+from vlm_detect.images.edits import EDITS
 from vlm_detect.places import PLACE_PATTERNS, PLACES
 from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION, EXPLAIN_QUESTION
 from vlm_detect.questions.kind import prompts_of
 from vlm_detect.questions.kinds.explain import explanation
 from vlm_detect.questions.read import parse_explanation
-from vlm_detect.records import EDIT_OPERATIONS, Item, Subject
+from vlm_detect.records import Item, Subject
 
 
 @pytest.mark.parametrize(
@@ -55,18 +62,18 @@ def test_what_we_train_is_read_back() -> None:
     edit = Subject("edited", edit={"operation": "copy_move", "box": [0, 0, 9, 9]}, size=(90, 90))
     text = explanation(edit, "edit")
     assert parse_explanation(text, "edit") is True
-    assert names(text, "copy move", OPERATIONS)
+    assert names(text, "copy move", operation_words())
     assert names(text, "upper left", PLACE_PATTERNS)
     assert parse_explanation(explanation(Subject("real"), "edit"), "edit") is False
 
 
 def test_every_edit_that_we_explain_is_read_back() -> None:
-    for operation in EDIT_OPERATIONS:
+    for operation in EDITS.own:
         for i, place in enumerate(PLACES):
             x, y = 30 * (i % 3), 30 * (i // 3)
             edit = {"operation": operation, "box": [x, y, x + 30, y + 30]}
             text = explanation(Subject("edited", edit=edit, size=(90, 90)), "edit")
-            assert names(text, operation.replace("_", " "), OPERATIONS)
+            assert names(text, operation.replace("_", " "), operation_words())
             assert [name for name in PLACES if names(text, name, PLACE_PATTERNS)] == [place]
     assert names("It was altered at the top centre.", "top", PLACE_PATTERNS)
     assert names("Something in the middle was blurred.", "centre", PLACE_PATTERNS)
@@ -88,12 +95,12 @@ def test_claimed_faults(text: str, faults: int) -> None:
 
 
 def test_naming_everything_names_nothing() -> None:
-    assert names("Something was blurred in the top-left corner.", "blur", OPERATIONS)
+    assert names("Something was blurred in the top-left corner.", "blur", operation_words())
     assert names("Something was blurred in the top-left corner.", "upper left", PLACE_PATTERNS)
-    assert not names("Blurred, spliced or removed.", "blur", OPERATIONS)
+    assert not names("Blurred, spliced or removed.", "blur", operation_words())
     assert not names("At the upper left, the upper right or the middle.", "upper left", PLACE_PATTERNS)
-    assert not names("It was not blurred.", "blur", OPERATIONS)
-    assert names("A mosaic was laid over it.", "mosaic", OPERATIONS)  # an operation without a word list
+    assert not names("It was not blurred.", "blur", operation_words())
+    assert names("A mosaic was laid over it.", "mosaic", operation_words())  # an operation without a word list
 
 
 def test_contradictions() -> None:

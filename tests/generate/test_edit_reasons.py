@@ -2,23 +2,22 @@
 
 import pytest
 
-from vlm_detect.benchmark.explanations import _OPERATIONS as OPERATIONS
-from vlm_detect.benchmark.explanations import claimed_faults, names
+from vlm_detect.benchmark.explanations import claimed_faults, names, operation_words
 from vlm_detect.generate.edit_reasons import edit_reasons, operation_wordings, place_wordings
+from vlm_detect.images.edits import EDITS
 from vlm_detect.places import PLACES, box_of, places_in
-from vlm_detect.records import EDIT_OPERATIONS
 
 
 def edit(operation: str | None, box: list[int] | None) -> dict[str, object]:
     return {"of": "photo", "operation": operation, "box": box, "strength": 0.1, "donor": None, "attempt": 0}
 
 
-@pytest.mark.parametrize("operation", EDIT_OPERATIONS)
+@pytest.mark.parametrize("operation", EDITS.own)
 def test_every_wording_names_its_operation_alone(operation):
     written = operation_wordings(operation)
     assert len(set(written)) == len(written) >= 12
     for sentence in written:
-        assert names(sentence, operation.replace("_", " "), OPERATIONS), sentence
+        assert names(sentence, operation.replace("_", " "), operation_words()), sentence
         assert places_in(sentence) == []
 
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.data.factories import photo
-from vlm_detect.generate.edits import MAX_STRENGTH, MIN_STRENGTH, Place, draw_edit, draw_place, strength_of
+from vlm_detect.generate.edits import MAX_STRENGTH, MIN_STRENGTH, draw_edit, draw_place, strength_of
 from vlm_detect.images.decode import ImageRejected
+from vlm_detect.images.edits import EDITS, Place
 from vlm_detect.places import PLACES, place_of
-from vlm_detect.records import EDIT_OPERATIONS, EditOperation
 
 
 def textured(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
@@ -25,9 +25,9 @@ def painted(image: Image.Image, place: Place, seed: int) -> Image.Image:
     return textured(seed % 1000, image.size)
 
 
-@pytest.mark.parametrize("operation", EDIT_OPERATIONS)
+@pytest.mark.parametrize("operation", EDITS.own)
 @pytest.mark.parametrize("size", [(96, 64), (32, 32), (33, 47)])
-def test_only_the_box_changes_and_visibly(operation: EditOperation, size: tuple[int, int]) -> None:
+def test_only_the_box_changes_and_visibly(operation: str, size: tuple[int, int]) -> None:
     for seed in range(4):
         image = textured(seed, size)
         edited = draw_edit(image, seed, operations=[operation], donor=textured(90 + seed, (24, 50)), paint=painted)
@@ -54,7 +54,7 @@ def test_operations_and_places_come_equally_often() -> None:
     drawn = [draw_edit(image, seed, donor=donor, paint=painted) for seed in range(240)]
     operations = Counter(edited.operation for edited in drawn)
     places = Counter(place_of(edited.box, image.size) for edited in drawn)
-    assert set(operations) == set(EDIT_OPERATIONS)
+    assert set(operations) == set(EDITS.own)
     assert set(places) == set(PLACES)
     assert min(operations.values()) > 240 / 8 / 2
     assert min(places.values()) > 240 / 9 / 2

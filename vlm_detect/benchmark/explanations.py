@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vlm_detect.benchmark.summary import item_scores, rounded
+from vlm_detect.images.edits import EDITS
 from vlm_detect.places import PLACE_PATTERNS
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.questions.prompts import topic_of
@@ -44,16 +45,6 @@ _FAULTS = (
     r"plastic-?(?:like|looking)|waxy",
     r"glitch\w*|flaws?|defects?",
 )
-_OPERATIONS = {
-    "copy move": r"cop(?:y|ied)(?:[ -]move)?|clon(?:e|ed|ing)|duplicat\w+",
-    "splice": r"splic\w+|pasted|composit\w+|inserted",
-    "inpaint": r"inpaint\w*|painted (?:in|over|anew)|filled in|repainted",
-    "blur": r"blur\w*|smoothed",
-    "removal": r"remov\w+|eras\w+|deleted",
-    "smear": r"smear\w*|smudg\w*",
-    "warp": r"warp\w*|twist\w*|swirl\w*",
-    "recolour": r"recolou?r\w*|colou?r (?:was |is )?(?:changed|shifted|altered)|tinted",
-}
 _NOT = re.compile(r"\b(?:no|not|never|nothing|none|without|free of|free from|lacks?|absence of|\w+n't)\b")
 _CLAUSE = re.compile(r"[,;:]|\b(?:but|although|however|while)\b")
 
@@ -96,7 +87,9 @@ def explanations(
         found[name] = shares and {**shares, "mean": float(np.mean([row.faults for row in some]))}
     if edits:
         told = [row.item.metadata["edit"] for row in edits]
-        operation = [names(row.answer, edit["operation"], _OPERATIONS) for row, edit in zip(edits, told, strict=True)]
+        operation = [
+            names(row.answer, edit["operation"], operation_words()) for row, edit in zip(edits, told, strict=True)
+        ]
         place = [names(row.answer, edit["place"], PLACE_PATTERNS) for row, edit in zip(edits, told, strict=True)]
         found["edits"] = {
             "operation_named": _share(edits, operation, resamples),
@@ -110,6 +103,11 @@ def explanations(
 def claimed_faults(text: str) -> int:
     """How many different faults `text` claims to see."""
     return sum(any(_claims(text, pattern)) for pattern in _FAULTS)
+
+
+def operation_words() -> dict[str, str]:
+    """{edit in words: how an answer names it}."""
+    return {one.spoken: one.words for one in EDITS.values()}
 
 
 def names(text: str, truth: str, words: Mapping[str, str]) -> bool:

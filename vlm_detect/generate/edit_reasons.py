@@ -10,19 +10,10 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+from vlm_detect.images.edits import EDITS
 from vlm_detect.places import PLACES, place_of
-from vlm_detect.records import EditOperation, Reason
+from vlm_detect.records import Reason
 
-_DONE: dict[EditOperation, tuple[str, ...]] = {
-    "blur": ("was blurred", "has been blurred", "is blurred"),
-    "copy_move": ("was copied from elsewhere in it", "was cloned from another spot", "is a copy of another spot"),
-    "splice": ("was pasted in from another photo", "was spliced in from another photo", "was inserted from elsewhere"),
-    "smear": ("was smeared", "has been smeared", "was smudged"),
-    "warp": ("was warped", "was twisted out of shape", "has been warped"),
-    "recolour": ("was recoloured", "was tinted", "has been recoloured"),
-    "removal": ("was removed and covered up", "was erased and covered up", "has been removed"),
-    "inpaint": ("was repainted by a generator", "was inpainted by a generator", "was painted over by a generator"),
-}
 _SUBJECTS = ("a part of it", "one area", "a region of it", "something in it")
 _LIES = (
     "{subject} lies at the {place}.",
@@ -38,7 +29,7 @@ def edit_reasons(edit: Mapping[str, Any] | None, size: tuple[int, int], *, seed:
     if not edit:
         return []
     rng, found = random.Random(f"{seed}:edit"), []
-    if edit.get("operation") in _DONE:
+    if edit.get("operation") in EDITS:
         text = rng.choice(operation_wordings(edit["operation"]))
         found.append(Reason(text, "operation", "edited", "edit", checked_by="edit"))
     if edit.get("box"):
@@ -48,8 +39,8 @@ def edit_reasons(edit: Mapping[str, Any] | None, size: tuple[int, int], *, seed:
     return found
 
 
-def operation_wordings(operation: EditOperation) -> list[str]:
-    return [_sentence(f"{subject} {done}.") for subject, done in product(_SUBJECTS, _DONE[operation])]
+def operation_wordings(operation: str) -> list[str]:
+    return [_sentence(f"{subject} {done}.") for subject, done in product(_SUBJECTS, EDITS[operation].done)]
 
 
 def place_wordings(place: str) -> list[str]:

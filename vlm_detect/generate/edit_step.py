@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_detect.generate.edits import Paint, draw_edit
+from vlm_detect.generate.edits import draw_edit
 from vlm_detect.images.decode import ImageRejected
-from vlm_detect.records import EditOperation
+from vlm_detect.images.edits import EDITS, Paint
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def donor_groups(groups: Iterable[str]) -> dict[str, str]:
 
 
 def draw_edits(
-    subjects: Sequence[EditSubject], operations: Sequence[EditOperation]
+    subjects: Sequence[EditSubject], operations: Sequence[str]
 ) -> Iterator[tuple[EditSubject, dict[str, Any], Image.Image | ImageRejected]]:
     """(subject, what the column `edit` says, the edited image or why there is none) for each."""
     for subject in subjects:
@@ -64,7 +64,7 @@ def draw_edits(
             "operation": edited.operation,
             "box": list(edited.box),
             "strength": edited.strength,
-            "donor": subject.donor[0] if subject.donor and edited.operation == "splice" else None,
+            "donor": subject.donor[0] if subject.donor and EDITS[edited.operation].needs_donor else None,
             "attempt": edited.attempt,
         }
         yield subject, facts, edited.image

@@ -10,7 +10,7 @@ from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.selection import Layout, Selection, check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
-from vlm_detect.records import EDIT_OPERATIONS, EditOperation, Label, ReasonSource, TwinKind
+from vlm_detect.records import Label, ReasonSource, TwinKind
 
 FROM_COLUMN = "column"
 
@@ -93,14 +93,25 @@ class TwinKinds(str):
 class EditOperations(str):
     """Operations with commas between, checked where the command line is parsed."""
 
-    def __new__(cls, text: str) -> EditOperations:
-        if unknown := [name for name in text.split(",") if name not in EDIT_OPERATIONS]:
-            raise ArgumentTypeError(f"known edits are {', '.join(EDIT_OPERATIONS)}, not {', '.join(unknown)}")
-        return super().__new__(cls, ",".join(name for name in EDIT_OPERATIONS if name in text.split(",")))
+    def __new__(cls, text: str = "") -> EditOperations:
+        if not text:  # asks for no import
+            return super().__new__(cls)
+        from vlm_detect.images.edits import EDITS  # late: with NumPy and SciPy, which --help does without
+
+        if unknown := [name for name in text.split(",") if name not in EDITS]:
+            raise ArgumentTypeError(f"known edits are {', '.join(EDITS)}, not {', '.join(unknown)}")
+        return super().__new__(cls, ",".join(name for name in EDITS if name in text.split(",")))
+
+    @classmethod
+    def all_own(cls) -> EditOperations:
+        """Every one of this package."""
+        from vlm_detect.images.edits import EDITS
+
+        return cls(",".join(EDITS.own))
 
     @property
-    def operations(self) -> list[EditOperation]:
-        return [cast(EditOperation, name) for name in self.split(",")]
+    def operations(self) -> list[str]:
+        return (self or self.all_own()).split(",")
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,8 @@ class RenderConfig:
     prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
     allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
     edit_operations: EditOperations = field(
-        default=EditOperations(",".join(EDIT_OPERATIONS)),
-        metadata={"help": f"Edits to draw from: {','.join(EDIT_OPERATIONS)}; the last takes a Stable Diffusion 3."},
+        default=EditOperations(),
+        metadata={"help": "Edits to draw from, as in blur,splice; default all of this package (docs/data.md)."},
     )
     edits_on: Literal["photos", "twins", "both"] = field(
         default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}

@@ -28,11 +28,12 @@ from PIL import Image
 
 from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.errors import UserError
-from vlm_detect.generate.edits import Place, edit_once
+from vlm_detect.generate.edits import edit_once
 from vlm_detect.generate.options import RenderConfig, TwinKinds
 from vlm_detect.generate.pair_rows import with_edit
 from vlm_detect.generate.renderer import Renderer, bucket
 from vlm_detect.images.decode import decode_image
+from vlm_detect.images.edits import Place
 from vlm_detect.images.encode import crop_to_aspect, encode_image, fit, like_source, read_jpeg, resize
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import told_when_full

@@ -25,7 +25,7 @@ from vlm_detect.columns import EDIT_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, draw_edits
-from vlm_detect.generate.options import RenderConfig, Sampling
+from vlm_detect.generate.options import EditOperations, RenderConfig, Sampling
 from vlm_detect.generate.renderer import Renderer, bucket, check_pipeline
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.images.encode import crop_size, fit, is_blank
@@ -64,6 +64,7 @@ RENDER_FEATURES = Features(
 
 def complete(config: RenderConfig, presets: Path) -> RenderConfig:
     """The configuration with nothing left open: the generator that `auto` means here, and its own settings."""
+    config = replace(config, edit_operations=config.edit_operations or EditOperations.all_own())
     return with_preset(replace(config, generator=resolve_id(config.generator, "renderer").name), presets)
 
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
-from vlm_detect.generate.edits import Place
 from vlm_detect.generate.options import Sampling
+from vlm_detect.images.edits import Place
 from vlm_detect.machine import DTYPES, best_device
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
 from vlm_detect.models.untrusted import load_untrusted

@@ -17,12 +17,13 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
+from vlm_detect.images.edits import EDITS
 from vlm_detect.places import PLACES
 from vlm_detect.questions.ask import LETTERS, lettered
 from vlm_detect.questions.blocks import ABOUT_EDITS, endless, item_about, with_edits
 from vlm_detect.questions.kind import Block, QuestionKind, question
 from vlm_detect.questions.read import first_verdict
-from vlm_detect.records import EDIT_OPERATIONS, Pair, Polarity, Question, Source, Subject, Topic
+from vlm_detect.records import Pair, Polarity, Question, Source, Subject, Topic
 
 CONTENT_QUESTION = "Is this image real or AI-generated, and what does it show?"
 REASON_QUESTION = "Is this image real or AI-generated, and what was done to it?"
@@ -135,7 +136,7 @@ def _edit_options(subject: Subject, rng: random.Random) -> list[tuple[str, bool]
     operation, place = subject.operation, subject.place
     if subject.label != "edited" or not operation or not place:
         return []
-    known = [name.replace("_", " ") for name in EDIT_OPERATIONS]
+    known = [name.replace("_", " ") for name in EDITS]
     wrong_operation = rng.choice([name for name in known if name != operation])
     wrong_place = rng.choice([name for name in PLACES if name != place])
     return [

@@ -1,0 +1,119 @@
+r"""What a local edit is: pixels for a place, and the words for it. Every edit by its name.
+
+    @edit("posterise", words=r"posteri[sz]\w*|banded", done=("was posterised", "has few colours left"))
+    def posterise(scene: Scene) -> np.ndarray:
+        return (scene.patch // 64) * 64
+
+    EDITS["blur"].make(scene)          # what is to stand in the box of `scene.place`, (height, width, 3)
+
+`generate/edits.py` samples where an edit goes and puts it into the image; `edit_operations.py` has this package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from vlm_detect.errors import UserError
+from vlm_detect.plugins import Registry
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an edit goes: its box, and how far each of the box's pixels is exchanged, (height, width) in 0 to 1."""
+
+    box: Box
+    mask: np.ndarray
+
+    def of(self, pixels: np.ndarray) -> np.ndarray:
+        """The box's part of an image (H, W, 3)."""
+        x0, y0, x1, y1 = self.box
+        return pixels[y0:y1, x0:x1]
+
+    def put(self, image: Image.Image, patch: np.ndarray) -> Image.Image:
+        """`image` with `patch` (height, width, 3; 0 to 255) under the mask; other pixels stay as they are."""
+        pixels = np.asarray(image).copy()
+        mixed = self.of(pixels) * (1 - self.mask[..., None]) + patch * self.mask[..., None]
+        self.of(pixels)[:] = mixed.round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(pixels)
+
+
+Paint = Callable[[Image.Image, Place, int], Image.Image]  # the image with that place repainted, from a seed
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an edit has to work with. Everything random comes from `rng`."""
+
+    image: Image.Image  # RGB
+    place: Place
+    rng: np.random.Generator
+    donor: Image.Image | None = None  # another photo, for edits that need one
+    paint: Paint | None = None  # a generator, for edits that need one
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """The image, (H, W, 3) of floats from 0 to 255."""
+        return np.asarray(self.image, dtype=float)
+
+    @property
+    def patch(self) -> np.ndarray:
+        """The box's part of it, (height, width, 3)."""
+        return self.place.of(self.pixels)
+
+
+Make = Callable[[Scene], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit operation.
+
+    Args:
+        name: in data sets, with "_" between words.
+        function: gives the pixels for the box, (height, width, 3) from 0 to 255; it is mixed in under the soft mask.
+        words: a regular expression of how an answer in free words names it; no other edit's may match the same.
+        done: what reasons say of the place: "was blurred".
+        needs_donor: it takes from another photo.
+        needs_paint: it takes a generator that can inpaint.
+    """
+
+    name: str
+    function: Make
+    words: str
+    done: tuple[str, ...]
+    needs_donor: bool = False
+    needs_paint: bool = False
+
+    @property
+    def spoken(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
+
+    def make(self, scene: Scene) -> np.ndarray:
+        """The pixels for the box; UserError where the function gives something else."""
+        patch = np.asarray(self.function(scene), dtype=float)
+        if patch.shape != scene.patch.shape:
+            raise UserError(f"edit {self.name!r} gives pixels of shape {patch.shape} for a box of {scene.patch.shape}")
+        return patch
+
+
+EDITS: Registry[Edit] = Registry("edit", ["vlm_detect.images.edit_operations"])
+
+
+def edit(
+    name: str, *, words: str, done: tuple[str, ...], needs_donor: bool = False, needs_paint: bool = False
+) -> Callable[[Make], Make]:
+    """Register a function as an edit; the arguments are those of `Edit`."""
+
+    def register(function: Make) -> Make:
+        EDITS.add(name, Edit(name, function, words, done, needs_donor, needs_paint), function)
+        return function
+
+    return register
