@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,30 @@ def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path:
 def test_an_error_of_a_worker_is_the_runs_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this shard cannot be made"):
         run_shards(Work(tmp_path, 1, "refused"), PLAN, tmp_path, Launch(workers=2))
+
+
+@cache
+def load_model(folder: Path) -> None:
+    with (folder / "loads").open("a") as loads:
+        loads.write(f"{os.getpid()}\n")
+
+
+@dataclass(frozen=True)
+class Modelled(Work):
+    def __call__(self, shard: int) -> None:
+        load_model(self.folder)
+        super().__call__(shard)
+
+
+def test_a_worker_loads_once_and_counts_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.0)
+    run_shards(Modelled(tmp_path), PLAN, tmp_path, Launch(workers=2))
+    loads = (tmp_path / "loads").read_text().split()
+    assert 1 <= len(loads) == len(set(loads)) <= 2
+    assert str(os.getpid()) not in loads
+    assert capsys.readouterr().err.splitlines()[-1].startswith("count: 12 of 12 img")
 
 
 def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
@@ -177,6 +202,7 @@ def test_a_queued_slurm_job_is_not_handed_over_twice(cluster: Path) -> None:
     (cluster / "queue").write_text("")
     run_shards(Work(work), PLAN, work, launch)
     assert len((cluster / "sbatch_calls").read_text().splitlines()) == 2
+    assert "gpu" not in (cluster / "sbatch_script").read_text()  # none was asked for
 
 
 def test_what_sbatch_refuses_is_one_line(cluster: Path) -> None:

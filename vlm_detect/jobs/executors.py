@@ -193,8 +193,8 @@ def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch
     import submitit
     from submitit.core.utils import FailedJobError
 
-    if shutil.which("sbatch") is None:
-        raise UserError("--executor slurm: no sbatch on this machine; run it where jobs are submitted")
+    if lacking := [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]:
+        raise UserError(f"--executor slurm: no {lacking[0]} on this machine; run it where jobs are submitted")
     logs = folder.absolute() / "logs"
     ticket = logs / "slurm_job.json"
     if ticket.is_file() and _is_queued(job := str(json.loads(ticket.read_text(encoding="utf-8"))["job"])):
@@ -205,7 +205,7 @@ def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch
         name=f"vlm-detect-{plan.step}",
         cpus_per_task=launch.cpus,
         mem_gb=launch.memory_gb,
-        gpus_per_node=launch.gpus,
+        gpus_per_node=launch.gpus or None,  # not 0: a cluster without GPUs may know no such resource
         slurm_partition=launch.slurm_partition,
         slurm_array_parallelism=workers,
         slurm_dependency=f"afterok:{after}" if after else None,
