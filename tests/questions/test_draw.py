@@ -16,7 +16,7 @@ from vlm_detect.questions.ask import (
     REAL_QUESTION,
     VERDICT_QUESTIONS,
     YES,
-    verdict_answer,
+    agrees,
 )
 from vlm_detect.questions.draw import draw_questions, make_question
 from vlm_detect.questions.kind import training_kinds
@@ -36,8 +36,8 @@ OTHERS = ["a red barn in fields", "two cats on a bed", "a bowl of ripe fruit"]
 def test_the_bi_lora_pair():
     assert VERDICT_QUESTIONS == {"fake": FAKE_QUESTION, "real": REAL_QUESTION}
     assert (FAKE_QUESTION, YES, NO) == ("Is this image AI-generated?", "Yes.", "No.")
-    assert [verdict_answer("generated", p) for p in ("fake", "real")] == [YES, NO]
-    assert [verdict_answer("real", p) for p in ("fake", "real")] == [NO, YES]
+    assert [agrees("generated", p) for p in ("fake", "real")] == [True, False]
+    assert [agrees("real", p) for p in ("fake", "real")] == [False, True]
 
 
 @pytest.mark.parametrize(("topic", "kind"), [*(("generation", k) for k in GENERATION), *(("edit", k) for k in EDIT)])

@@ -103,7 +103,7 @@ def recolour(scene: Scene) -> np.ndarray:
     done=("was removed and covered up", "was erased and covered up", "has been removed"),
 )
 def removal(scene: Scene) -> np.ndarray:
-    """What the box shows gives way to its surroundings: the border's colours carried inwards, with the texture of another place.
+    """What the box shows gives way to its surroundings: the colours of its border, with the texture of another place.
 
     The colours solve Laplace's equation between the borders, found on a small copy of the box; being smooth, it can be
     enlarged. The texture is what another place of the image has besides its own such colours.

@@ -39,11 +39,6 @@ def agrees(label: Label, polarity: Polarity, topic: Topic = "generation") -> boo
     return positive == (polarity == "fake")
 
 
-def verdict_answer(label: Label, polarity: Polarity) -> str:
-    """The true answer to `VERDICT_QUESTIONS[polarity]`; `label` is real or generated."""
-    return YES if agrees(label, polarity) else NO
-
-
 def lettered(question: str, options: Sequence[str]) -> str:
     """The text of a multiple choice: the question, one line an option, and how to answer."""
     lines = [f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False)]
