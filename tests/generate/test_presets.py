@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import pytest
 import yaml
 
 from vlm_detect.config import CONFIGS
+from vlm_detect.errors import UserError
 from vlm_detect.generate.options import RenderConfig
-from vlm_detect.generate.render_step import with_preset
+from vlm_detect.generate.presets import read_preset, with_preset
+from vlm_detect.generate.render_step import complete
 
 GENERATORS = CONFIGS / "generators"
 PRESETS = sorted(path for path in GENERATORS.glob("*.yaml") if "generator" in yaml.safe_load(path.read_text()))
@@ -38,3 +41,49 @@ def test_the_generators_that_are_told_of_have_presets() -> None:
     }
     assert {name: (settings[name]["steps"], settings[name]["guidance"]) for name in expected} == expected
     assert all(settings[name]["render_size"] == 1024 for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("generator: a/b\nstepz: 4\nguidence: 1.0\n", "stepz is no setting of a generator; did you mean steps?"),
+        ("generator: a/b\nguidence: 1.0\n", "guidence is no setting of a generator; did you mean guidance?"),
+        (
+            "generator: a/b\nquantization: nf4\n",
+            "quantization is no setting of a generator; known are generator",
+        ),
+        ("generator: a/b\nsteps: four\n", "steps: 'four' is not a whole number"),
+        ("generator: a/b\nsteps: 4.5\n", "steps: 4.5 is not a whole number"),
+        ("generator: a/b\nsteps: true\n", "steps: True is not a whole number"),
+        ("generator: a/b\naspect: wide\n", "aspect: 'wide' is not one of photo, square"),
+        ("generatr: a/b\n", "generatr is no setting of a generator; did you mean generator?"),
+        ("steps: 4\n", "names no generator"),
+        ("- 4\n", "holds a list, not settings"),
+        ("steps: [\n", "cannot be read as YAML"),
+    ],
+)
+def test_a_preset_that_says_what_nothing_reads_is_refused(tmp_path, text, said) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_preset(path)
+    with pytest.raises(UserError, match=re.escape(said)):
+        complete(RenderConfig(generator=str(path)), GENERATORS)
+
+
+def test_a_preset_of_the_folder_is_held_to_the_same(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("generator: a/b\nstepz: 4\nguidence: 1.0\n")
+    (tmp_path / "other.yaml").write_text("base: [a dog]\n")  # no generator's
+    with pytest.raises(UserError, match="did you mean steps"):
+        with_preset(RenderConfig(generator="a/b"), tmp_path)
+    assert with_preset(RenderConfig(generator="a/c"), tmp_path) == RenderConfig(generator="a/c")
+
+
+def test_a_generator_is_one_file(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("generator: a/b\nsteps: 4\nguidance: 1\nrender_size: 512\n")
+    completed = complete(RenderConfig(generator=str(path), render_size=64), GENERATORS)
+    assert (completed.generator, completed.steps, completed.guidance) == ("a/b", 4, 1)
+    assert completed.render_size == 64  # what is given stays
+    with pytest.raises(UserError, match="no such file"):
+        complete(RenderConfig(generator=str(tmp_path / "other.yaml")), GENERATORS)

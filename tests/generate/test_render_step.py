@@ -21,7 +21,8 @@ from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
-from vlm_detect.generate.render_step import RenderShard, _draw_or_split, derive_seed, with_preset
+from vlm_detect.generate.presets import with_preset
+from vlm_detect.generate.render_step import RenderShard, _draw_or_split, derive_seed
 from vlm_detect.generate.renderer import Renderer, bucket, check_pipeline
 from vlm_detect.images.encode import is_blank
 from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard

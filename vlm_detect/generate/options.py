@@ -119,7 +119,8 @@ class RenderConfig:
     """Who draws the twins, and how. What is not given is the generator's own, from vlm_detect/configs/generators."""
 
     generator: str = field(
-        default="auto", metadata={"help": "A text-to-image pipeline: auto, nano, a folder or a Hub id."}
+        default="auto",
+        metadata={"help": "A text-to-image pipeline: auto, nano, a folder, a Hub id, or a YAML with its settings."},
     )
     twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
     steps: int | None = field(default=None, metadata={"help": "Denoising steps."})

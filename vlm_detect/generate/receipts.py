@@ -29,15 +29,15 @@ from PIL import Image
 from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.generate.edits import edit_once
+from vlm_detect.generate.generator import Generator
 from vlm_detect.generate.options import RenderConfig, TwinKinds
 from vlm_detect.generate.pair_rows import with_edit
-from vlm_detect.generate.renderer import Renderer, bucket
+from vlm_detect.generate.renderer import bucket, find_generator
 from vlm_detect.images.decode import decode_image
 from vlm_detect.images.edits import Place
 from vlm_detect.images.encode import crop_to_aspect, encode_image, fit, like_source, read_jpeg, resize
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import told_when_full
-from vlm_detect.models.registry import resolve_id
 
 
 def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = None, donor: str | None = None) -> str:
@@ -139,9 +139,9 @@ class _Again:
         return with_edit(before, before_edit, edited.image)
 
     @functools.cached_property
-    def _renderer(self) -> Renderer:
-        model = resolve_id(self._config.generator, "renderer", self._row["receipt"]["generator_revision"])
-        return Renderer(model, self._config.sampling)
+    def _renderer(self) -> Generator:
+        cls, model = find_generator(self._config.generator, self._row["receipt"]["generator_revision"])
+        return cls(model, self._config.sampling)
 
     def _drawn(self, row: Mapping[str, Any]) -> Image.Image:
         """A caption or VAE twin of this photo as the pipeline gives it."""

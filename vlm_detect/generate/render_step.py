@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
@@ -25,14 +24,16 @@ from vlm_detect.columns import EDIT_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, draw_edits
+from vlm_detect.generate.generator import Generator
 from vlm_detect.generate.options import EditOperations, RenderConfig, Sampling
-from vlm_detect.generate.renderer import Renderer, bucket, check_pipeline
+from vlm_detect.generate.presets import with_given_file, with_preset
+from vlm_detect.generate.renderer import bucket, find_generator
 from vlm_detect.images.decode import ImageRejected, decode_image
+from vlm_detect.images.edits import EDITS
 from vlm_detect.images.encode import crop_size, fit, is_blank
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write_shard
-from vlm_detect.models.registry import resolve_id
 from vlm_detect.records import Reject, TwinKind
 
 _BESIDE = 2  # threads that decode and encode while the device draws
@@ -64,23 +65,16 @@ RENDER_FEATURES = Features(
 
 def complete(config: RenderConfig, presets: Path) -> RenderConfig:
     """The configuration with nothing left open: the generator that `auto` means here, and its own settings."""
-    config = replace(config, edit_operations=config.edit_operations or EditOperations.all_own())
-    return with_preset(replace(config, generator=resolve_id(config.generator, "renderer").name), presets)
+    config = replace(with_given_file(config), edit_operations=config.edit_operations or EditOperations.all_own())
+    return with_preset(replace(config, generator=find_generator(config.generator)[1].name), presets)
 
 
 def check_generator(config: RenderConfig) -> None:
-    """`UserError` where there is no such pipeline: found out before hours go into captions for it."""
-    check_pipeline(resolve_id(config.generator, "renderer"))
-
-
-def with_preset(config: RenderConfig, presets: Path) -> RenderConfig:
-    """`config` with what it leaves open taken from the YAML in `presets` that is for the same generator."""
-    for path in sorted(presets.glob("*.yaml")):
-        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if preset.get("generator") == config.generator:
-            names = {name for name, value in asdict(config).items() if value is None}
-            config = replace(config, **{name: preset[name] for name in names & preset.keys()})
-    return config
+    """`UserError` where there is no such generator: found out before hours go into captions for it."""
+    cls, model = find_generator(config.generator)
+    if "vae" in config.twins.kinds and not cls.can_reconstruct:
+        raise UserError(f"--twins vae: {model.name} has no autoencoder to encode photos with; give --twins caption")
+    cls.check(model)
 
 
 def derive_seed(seed: int, photo_id: str, kind: str) -> int:
@@ -139,7 +133,8 @@ class RenderShard:
         # Photos are decoded ahead of the drawing and twins encoded behind it: PIL does both outside of Python's lock.
         with ThreadPoolExecutor(_BESIDE, thread_name_prefix="beside") as beside:
             photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, beside))
-            paints = "edit" in kinds and "inpaint" in self.config.edit_operations.operations and renderer.can_inpaint
+            edits = [EDITS[name] for name in self.config.edit_operations.operations] if "edit" in kinds else []
+            paints = renderer.can_inpaint and any(one.needs_paint for one in edits)
             if "caption" in kinds or paints:
                 for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
                     photo.arguments = arguments
@@ -164,7 +159,7 @@ class RenderShard:
         write_shard(self.folder, shard, rows, RENDER_FEATURES, rejects)
 
     def _photos(
-        self, rows: Iterable[dict[str, Any]], renderer: Renderer, rejects: list[Reject], beside: ThreadPoolExecutor
+        self, rows: Iterable[dict[str, Any]], renderer: Generator, rejects: list[Reject], beside: ThreadPoolExecutor
     ) -> Iterator[_Photo]:
         side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
         for row in rows:
@@ -178,7 +173,7 @@ class RenderShard:
                 prompt = f"{row['caption']} {self.config.prompt_suffix}".strip()
                 yield _Photo(row, size, beside.submit(_fitted, row["image"]["bytes"], size), prompt)
 
-    def _draw(self, renderer: Renderer, kind: TwinKind, batch: Sequence[_Photo], beside: ThreadPoolExecutor) -> None:
+    def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], beside: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
 
         def draw(places: Sequence[int]) -> list[PILImage.Image]:
@@ -206,7 +201,7 @@ class RenderShard:
             else:
                 photo.twins.append(twin | {"image": {"bytes": data, "path": None}})
 
-    def _edit(self, painter: Renderer | None, photos: Sequence[_Photo], rejects: list[Reject]) -> None:
+    def _edit(self, painter: Generator | None, photos: Sequence[_Photo], rejects: list[Reject]) -> None:
         """An edit of each photo and of its first twin."""
         partners = donor_groups(photo.row["group"] for photo in photos)
         for photo in photos:
@@ -278,7 +273,7 @@ def _png(image: PILImage.Image) -> bytes:
 
 
 @functools.cache
-def _load_renderer(generator: str, sampling: Sampling) -> tuple[str, str | None, Renderer]:
+def _load_renderer(generator: str, sampling: Sampling) -> tuple[str, str | None, Generator]:
     """Once a process, whatever the number of its shards."""
-    resolved = resolve_id(generator, "renderer")
-    return resolved.name, resolved.revision, Renderer(resolved, sampling)
+    cls, model = find_generator(generator)
+    return model.name, model.revision, cls(model, sampling)

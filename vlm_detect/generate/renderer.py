@@ -22,15 +22,26 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
+from vlm_detect.generate.generator import GENERATORS, Generator
 from vlm_detect.generate.options import Sampling
 from vlm_detect.images.edits import Place
 from vlm_detect.machine import DTYPES, best_device
-from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error
+from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error, resolve_id
 from vlm_detect.models.untrusted import load_untrusted
 
 
-class Renderer:
+class Renderer(Generator):
     """A loaded pipeline."""
+
+    can_reconstruct = True
+
+    @classmethod
+    def resolve(cls, name: str, revision: str | None = None) -> ResolvedModel:
+        return resolve_id(name, "renderer", revision)
+
+    @classmethod
+    def check(cls, model: ResolvedModel) -> None:
+        check_pipeline(model)
 
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
         diffusers = _import_diffusers()
@@ -60,7 +71,7 @@ class Renderer:
         pipeline.set_progress_bar_config(disable=True)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's invisible mark would tell every twin
-        self.pipeline, self.sampling, self.dtype = pipeline, sampling, dtype
+        self.pipeline, self.sampling, self._dtype = pipeline, sampling, dtype
         modules = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         self._encoders = [part for key, part in modules.items() if key.startswith("text_encoder")]
         self._others = [part for key, part in modules.items() if not key.startswith("text_encoder")]
@@ -82,6 +93,10 @@ class Renderer:
     def _encodes_apart(self) -> bool:
         """Whether prompts can be encoded before anything is rendered, so that the encoders need not stay."""
         return type(self.pipeline).__name__ in _ENCODE_OPTIONS
+
+    @property
+    def dtype(self) -> str:
+        return self._dtype
 
     @property
     def scheduler(self) -> str:
@@ -225,6 +240,13 @@ def _nf4(diffusers: Any, model: ResolvedModel, dtype: torch.dtype) -> Any:
         quant_kwargs={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype},
         components_to_quantize=large,
     )
+
+
+def find_generator(name: str, revision: str | None = None) -> tuple[type[Generator], ResolvedModel]:
+    """The class that renders with `--generator name`, and what it is loaded from: diffusers' unless it has its own."""
+    if name in GENERATORS and not isinstance(cls := GENERATORS[name], Path):
+        return cls, cls.resolve(name, revision)
+    return Renderer, Renderer.resolve(name, revision)
 
 
 def check_pipeline(model: ResolvedModel) -> None:

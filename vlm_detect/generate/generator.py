@@ -1,0 +1,117 @@
+"""What renders twins: a class that turns prompts into images, and perhaps photos into their reconstructions.
+
+    @generator("my_gan")
+    class MyGan(Generator):
+        native_side = 256
+        def render(self, prompts, seeds, size): ...
+
+    make_pairs --generator my_gan
+
+Any pipeline of diffusers needs no class (`renderer.Renderer` is for them), at most a YAML with its settings
+(`presets.py`); `generator_yaml` gives such a file a name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from PIL import Image
+
+from vlm_detect.errors import UserError
+from vlm_detect.generate.options import Sampling
+from vlm_detect.images.edits import Place
+from vlm_detect.models.registry import ResolvedModel
+from vlm_detect.plugins import Registry
+
+
+class Generator(ABC):
+    """A loaded generator. Equal prompts, seeds and sizes must give equal images.
+
+    Args:
+        model: its name, where it is loaded from, and its revision, which receipts hold.
+        sampling: the settings of the run; what does not apply to it is ignored.
+        device: where it runs; default the best there is.
+    """
+
+    revision: ClassVar[str | None] = None  # which version of it this is, for the receipts
+    can_reconstruct: ClassVar[bool] = False  # VAE twins
+
+    def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
+        self.model, self.sampling = model, sampling
+
+    @classmethod
+    def resolve(cls, name: str, revision: str | None = None) -> ResolvedModel:
+        """What `--generator name` stands for."""
+        return ResolvedModel(name, name, cls.revision)
+
+    @classmethod
+    def check(cls, model: ResolvedModel) -> None:
+        """UserError where it cannot be had; asked before hours go into captions, so it loads nothing."""
+        return None
+
+    @property
+    @abstractmethod
+    def native_side(self) -> int:
+        """Side in pixels of the square that it renders by default."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height must be multiples of this."""
+        return 1
+
+    @property
+    def scheduler(self) -> str:
+        """The sampler's name, for the receipts."""
+        return ""
+
+    @property
+    def dtype(self) -> str:
+        """Of its weights, for the receipts."""
+        return "float32"
+
+    @property
+    def can_inpaint(self) -> bool:
+        return False
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """For each prompt what `render` is given of it; a pipeline may encode its texts here, once for all images."""
+        return [{"prompt": prompt} for prompt in prompts]
+
+    @abstractmethod
+    def render(
+        self, prompts: Sequence[dict[str, Any]], seeds: Sequence[int], size: tuple[int, int]
+    ) -> list[Image.Image]:
+        """RGB images of `size` (width, height), one for each of `encode_prompts`' results, in one batch."""
+
+    def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
+        """Photos of one size through its autoencoder and back."""
+        raise NotImplementedError
+
+    def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
+        """`image` with what lies under the mask of `place` inpainted; `arguments` are a result of `encode_prompts`."""
+        raise NotImplementedError
+
+
+# Classes, and YAMLs that say which generator they are of.
+GENERATORS: Registry[type[Generator] | Path] = Registry("generator", [])
+Class = TypeVar("Class", bound=type[Generator])
+
+
+def generator(name: str) -> Callable[[Class], Class]:
+    """Register a class as `--generator name`."""
+
+    def register(cls: Class) -> Class:
+        GENERATORS.add(name, cls)
+        return cls
+
+    return register
+
+
+def generator_yaml(name: str, path: Path) -> None:
+    """Register the YAML of a generator (`presets.read_preset`) as `--generator name`."""
+    if not path.is_file():
+        raise UserError(f"generator {name!r}: there is no file {path}")
+    GENERATORS.add(name, path)
