@@ -4,7 +4,8 @@
     python data_gen/import_images.py --from cifake kaggle --out data/cifake     # fetched by kagglehub
     python data_gen/import_images.py --from genimage GenImage/ --out data/genimage --hold_out generator=ADM
     python data_gen/import_images.py --from folders set/ --out data/set         # 0_real, 1_fake, REAL, FAKE, EDITED
-    python data_gen/import_images.py --from hub owner/name:config:split --out data/name --labels synthetic=generated
+    python data_gen/import_images.py --from folders labels.csv --out data/set   # or a folder with such a table in it
+    python data_gen/import_images.py --from hub owner/name:config:split --out data/name --labels 0=real 1=generated
 
 GenImage is <generator>/{train,val}/{ai,nature}. In `folders` the innermost folder that names a label decides; of those
 above it that name neither a label nor a split, the first is the generator and the next the class. A published test set

@@ -10,9 +10,10 @@ import datasets
 import pytest
 
 from tests.data.factories import write_photos
-from vlm_detect.data import image_sets
+from vlm_detect.data import image_sets, labelled_rows
+from vlm_detect.data.dataset_rows import DatasetRows
 from vlm_detect.data.selection import Selection
-from vlm_detect.data.sources import DatasetRows, SourcePhoto, find_images, open_source
+from vlm_detect.data.sources import SourcePhoto, find_images, open_source
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 
@@ -238,11 +239,11 @@ def test_a_hub_set_is_streamed_as_far_as_it_takes(tmp_path: Path, monkeypatch: p
     rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
     asked: list[Any] = []
 
-    def splits(spec: str, *, streaming: bool) -> dict[str, DatasetRows]:
+    def splits(spec: str, *, streaming: bool, **columns: str) -> dict[str, DatasetRows]:
         asked.append((spec, streaming))
         return {"train": DatasetRows(rows.to_iterable_dataset(), spec)}
 
-    monkeypatch.setattr(image_sets, "open_all_splits", splits)
+    monkeypatch.setattr(labelled_rows, "open_all_splits", splits)
     found = image_sets.open_image_set("hub", "owner/name", Selection(limit=4))
     assert asked == [("owner/name", True)]
     assert [entry.label for entry in found.entries] == ["real", "real", "generated", "generated"]

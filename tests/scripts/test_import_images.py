@@ -318,19 +318,27 @@ def test_the_folder_of_one_generator_may_be_the_one_that_we_are_in(tmp_path: Pat
 
 
 def test_labels_that_are_given_go_before_what_a_column_seems_to_say(tmp_path: Path) -> None:
-    """True may well stand for a real photo; and in a ClassLabel -1 is none."""
+    """True may well stand for a real photo, so that it has to be said; and in a ClassLabel -1 is none."""
     about = {"image": datasets.Image(), "label": datasets.Value("bool")}
     cells = [photo(i, (32, 32)) for i in range(4)]
     rows = datasets.Dataset.from_dict({"image": cells, "label": [True, False] * 2}, datasets.Features(about))
     rows.save_to_disk(tmp_path / "set")
-    given = Selection(labels=(("True", "real"), ("False", "generated")))
-    for selection, expected in ((given, "real"), (Selection(), "generated")):
+    for word, expected in (("real", "real"), ("generated", "generated")):
+        other = "generated" if word == "real" else "real"
+        selection = Selection(labels=(("True", word), ("False", other)))
         entries = open_image_set("hub", str(tmp_path / "set"), selection).entries
         assert {entry.label for entry in entries if int(entry.where.partition("#")[2]) % 2 == 0} == {expected}
+    with pytest.raises(UserError, match="label true does not say"):
+        open_image_set("hub", str(tmp_path / "set"))
     unlabelled = rows.remove_columns("label").add_column("label", [0, 1, -1, -1])
     unlabelled.cast_column("label", datasets.ClassLabel(names=["real", "fake"])).save_to_disk(tmp_path / "test")
-    with pytest.raises(UserError, match="label -1 is no label known here"):
-        open_image_set("hub", str(tmp_path / "test"))
+    entries = open_image_set("hub", str(tmp_path / "test")).entries
+    assert {entry.where.partition("#")[2]: entry.label for entry in entries} == {
+        "0": "real",
+        "1": "generated",
+        "2": None,
+        "3": None,
+    }
 
 
 def test_genimage_file_names_tell_the_class():

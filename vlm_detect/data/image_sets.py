@@ -4,6 +4,7 @@
     images = open_image_set("cifake", "kaggle")                # fetched by kagglehub
     images = open_image_set("genimage", "GenImage/")           # <generator>/{train,val}/{ai,nature}
     images = open_image_set("folders", "set/")                 # 0_real and 1_fake, REAL, FAKE, EDITED, ...
+    images = open_image_set("folders", "labels.csv")           # or a folder with such a table beside its images
     images = open_image_set("hub", "owner/set:config:split")   # a Hub dataset or `datasets` folder with a label column
 
 It lists and reads bytes; `import_step.py` decodes. The order of images is that of hashes of their names, so that no
@@ -15,39 +16,36 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from vlm_detect.data.dataset_rows import DatasetRows
+from vlm_detect.data.label_reading import GENERATOR_COLUMNS
+from vlm_detect.data.label_tables import find_tables, read_tables
+from vlm_detect.data.labelled_rows import RowSet, fingerprint, hub_rows, read_as, text_of, word_of
 from vlm_detect.data.selection import Entry, Layout, Selection, select
-from vlm_detect.data.sources import DatasetRows, look_into, open_all_splits, text_digest
-from vlm_detect.data.splits import Split
+from vlm_detect.data.sources import look_into, text_digest
+from vlm_detect.data.splits import SPLIT_WORDS, Split
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.extras import require
 from vlm_detect.images.decode import ImageRejected, read_bounded
-from vlm_detect.records import LABEL_NAMES, Label, label_named
+from vlm_detect.records import LABEL_NAMES, Label
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAKE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
 CIFAKE_GENERATOR = "stable-diffusion-1.4"
 
-SPLIT_WORDS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-LABEL_COLUMNS = ("label", "labels", "is_fake", "is_ai", "is_generated", "fake", "target", "class")
-
 
 class ImageSet(Protocol):
-    """Labelled images in a fixed order. `fingerprint` changes when the list does; `skipped` as of a `Source`."""
+    """Labelled images in a fixed order. `fingerprint` changes when the list does; `skipped` as of a `Source`.
+
+    `reading` says how the labels were read, in a line.
+    """
 
     skipped: Counter[str]
+    reading: str
     entries: Sequence[Entry]
     fingerprint: str
 
@@ -61,28 +59,67 @@ def open_image_set(layout: Layout, src: str, selection: Selection | None = None)
     if src == "kaggle" or src.startswith("kaggle:"):
         src = fetch_from_kaggle(src.partition(":")[2] or CIFAKE_HANDLE)
     if layout == "hub":
-        return _hub_rows(src, selection)
+        return hub_rows(src, selection)
     folder = Path(src).expanduser()
+    if layout == "folders" and folder.is_file():
+        return _tables(folder, [], selection)
     if not folder.is_dir():
         raise UserError(f"{src}: no such folder; give the one that holds the images")
     if layout == "cifake" and any(folder.glob("train-*.parquet")):
         return _cifake_rows(folder, selection)
     entry_of: Callable[[Path, Sequence[str], Mapping[str, Label]], Entry | None]
     entry_of = {"cifake": _cifake_entry, "genimage": _genimage_entry, "folders": _folder_entry}[layout]
-    words = LABEL_NAMES | {_word(name): label for name, label in selection.labels}
+    words = LABEL_NAMES | {word_of(name): label for name, label in selection.labels}
     found = look_into(folder)
     images = found.images
-    entries = [entry for path in images if (entry := entry_of(path, path.relative_to(folder).parts[:-1], words))]
+    by_entry = {path: entry_of(path, path.relative_to(folder).parts[:-1], words) for path in images}
+    entries = [entry for entry in by_entry.values() if entry is not None]
+    if not entries and layout == "folders" and find_tables(folder):
+        return _tables(folder, images, selection)
     if not entries:
         raise UserError(
-            f"{folder}: none of its {len(images)} images lies in folders as --from {layout} has them; "
-            "python data_gen/import_images.py --help shows the layouts"
+            f"{folder}: none of its {len(images)} images lies in folders as --from {layout} has them"
+            + (" or stands in a table with its label" if layout == "folders" else "")
+            + "; python data_gen/import_images.py --help shows the layouts"
         )
     if layout == "genimage":
         entries = _with_synsets(entries)
+    if outside := len(images) - len(entries):
+        found.skipped["image in a folder that names no label"] += outside
     # hashes of the paths within the folder, so that a copy elsewhere has the same order
     entries.sort(key=lambda entry: text_digest([Path(entry.where).relative_to(folder).as_posix()]))
     return _FileSet(select(entries, selection), found.skipped)
+
+
+def _tables(place: Path, images: Sequence[Path], selection: Selection) -> _FileSet:
+    """Images that tables list with their labels; `images` are those that are there."""
+    columns = {"file_column": selection.image_column, "label_column": selection.label_column}
+    rows = read_tables(place, given=dict(selection.labels), **columns)
+    folder = place.parent if place.is_file() else place
+    if not rows:
+        tables = ", ".join(table.name for table in find_tables(folder))
+        raise UserError(f"{place}: neither a folder nor a table in it ({tables}) tells labels; name --label_column")
+    entries = []
+    for listed in rows:
+        label = listed.reader(listed.row)
+        parts = listed.path.relative_to(folder).parts[:-1] if listed.path.is_relative_to(folder) else ()
+        splits = [text_of(listed.row, "split"), *reversed(parts)]
+        entries.append(
+            Entry(
+                str(listed.path),
+                label,
+                text_of(listed.row, *GENERATOR_COLUMNS) if label != "real" else "",
+                text_of(listed.row, "object_class", "class_name", "category"),
+                group=text_of(listed.row, "group") or None,
+                split=next((SPLIT_WORDS[word_of(name)] for name in splits if word_of(name) in SPLIT_WORDS), None),
+                licence=text_of(listed.row, "licence", "license") or None,
+            )
+        )
+    entries.sort(key=lambda entry: text_digest([entry.where]))
+    unlisted = len(set(images) - {row.path for row in rows})
+    skipped = Counter({"image that no table lists": unlisted} if unlisted else {})
+    readers = {id(row.reader): row.reader for row in rows}
+    return _FileSet(select(entries, selection), skipped, "; ".join(reader.told() for reader in readers.values()))
 
 
 def fetch_from_kaggle(handle: str) -> str:
@@ -110,7 +147,7 @@ def cifake_class(file_name: str) -> str:
 
 def _cifake_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
     """{train,test}/{REAL,FAKE}, whatever folders lie above."""
-    names = [_word(part) for part in parts[-2:]]
+    names = [word_of(part) for part in parts[-2:]]
     if len(names) < 2 or names[0] not in ("train", "test") or names[1] not in ("real", "fake"):
         return None
     label = words[names[1]]
@@ -123,7 +160,7 @@ def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]
 
     Unpacked archives may put a folder of their own (imagenet_ai_0419_biggan) between; the outermost is the generator.
     """
-    names = [_word(part) for part in parts[-2:]]
+    names = [word_of(part) for part in parts[-2:]]
     if len(names) < 2 or names[0] not in ("train", "val") or names[1] not in ("ai", "nature"):
         return None
     # The folder may have been given as "." or "..", and as a link, whose own name is the one that counts.
@@ -151,7 +188,7 @@ def _with_synsets(entries: Sequence[Entry]) -> list[Entry]:
 
 def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
     """The innermost folder that names a label decides; of the others the first is the generator, the next the class."""
-    names = [_word(part) for part in parts]
+    names = [word_of(part) for part in parts]
     labels = [words[name] for name in names if name in words]
     if not labels:
         return None
@@ -164,11 +201,12 @@ def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) 
 
 
 class _FileSet:
-    """Files in folders that name the label."""
+    """Files in folders that name the label, or that a table lists."""
 
-    def __init__(self, entries: Sequence[Entry], skipped: Counter[str]) -> None:
+    def __init__(self, entries: Sequence[Entry], skipped: Counter[str], reading: str = "") -> None:
         self.entries, self.skipped = entries, skipped
-        self.fingerprint = _fingerprint(entries)
+        self.reading = reading or f"folders: {read_as(entries)}"
+        self.fingerprint = fingerprint(entries)
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
         for entry in self.entries[start:stop]:
@@ -178,26 +216,7 @@ class _FileSet:
                 yield entry, rejected
 
 
-class _RowSet:
-    """Rows of a dataset that has a label column; a part is a split or a file of it."""
-
-    def __init__(self, parts: Sequence[DatasetRows], entries: Sequence[Entry], named: str) -> None:
-        if not entries:
-            raise UserError(f"{named}: this dataset has no rows")
-        self.entries, self.skipped = entries, Counter[str]()
-        self.fingerprint = _fingerprint(entries)
-        self._parts = parts
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
-        entries = self.entries[start:stop]
-        found: dict[tuple[int, int], bytes | ImageRejected] = {}
-        for part, rows in enumerate(self._parts):
-            wanted = sorted(entry.place[1] for entry in entries if entry.place[0] == part)
-            found |= {(part, index): data for index, data in rows.images(wanted)}
-        yield from ((entry, found[entry.place]) for entry in entries)
-
-
-def _cifake_rows(folder: Path, selection: Selection) -> _RowSet:
+def _cifake_rows(folder: Path, selection: Selection) -> RowSet:
     """CIFAKE as `train-*.parquet` and `test-*.parquet` (image, label real/fake), and, where asked for, edits beside it.
 
     An edit keeps its original's name and gets its group: those made from real images come from the training images,
@@ -227,79 +246,4 @@ def _cifake_rows(folder: Path, selection: Selection) -> _RowSet:
                 )
             )
     entries.sort(key=lambda entry: text_digest([entry.where]))
-    return _RowSet(parts, select(entries, selection), str(folder))
-
-
-def _hub_rows(spec: str, selection: Selection) -> _RowSet:
-    """Every split of a Hub dataset or `datasets` folder, or the one that `id:config:split` names."""
-    splits = open_all_splits(spec, streaming=selection.limit is not None)
-    entries: list[Entry] = []
-    for part, (name, rows) in enumerate(splits.items()):
-        label_of = _label_reader(rows, dict(selection.labels), spec)
-        taken: Counter[Label] = Counter()
-        for index, facts in enumerate(rows.facts()):
-            label = label_of(facts)
-            taken[label] += 1
-            if selection.limit and taken[label] > selection.limit:
-                if min(taken["real"], taken["generated"]) > selection.limit:
-                    break  # no more of a streamed set has to be fetched
-                continue
-            entry = Entry(
-                where=f"{spec.split(':')[0]}:{name}#{index}",
-                label=label,
-                generator=_text(facts, "generator", "model") if label != "real" else "",
-                object_class=_text(facts, "object_class", "class_name", "category"),
-                group=_text(facts, "group") or None,
-                split=SPLIT_WORDS.get(_word(name)),
-                licence=_text(facts, "licence", "license") or None,
-                place=(part, index),
-            )
-            entries.append(entry)
-    if selection.limit is None:
-        entries.sort(key=lambda entry: text_digest([entry.where]))
-    if len(splits) == 1:  # a lone split, often named train for want of another name, is ours to divide
-        entries = [replace(entry, split=None) for entry in entries]
-    return _RowSet(list(splits.values()), select(entries, selection), spec)
-
-
-def _label_reader(rows: DatasetRows, given: Mapping[str, Label], spec: str) -> Callable[[Mapping[str, Any]], Label]:
-    """What tells a row's label; `UserError` where there is no such column, or a value in it that is not known."""
-    column = next((name for name in LABEL_COLUMNS if name in rows.features), None)
-    if column is None:
-        raise UserError(
-            f"{spec}: no label column (one of {', '.join(LABEL_COLUMNS)}); it has {', '.join(rows.features)}"
-        )
-    names = getattr(rows.features[column], "names", None)
-
-    def label_of(facts: Mapping[str, Any]) -> Label:
-        word = label_word(facts[column], names)
-        label = given.get(word) or given.get(str(facts[column])) or label_named(word)
-        if label is None:
-            raise UserError(
-                f"{spec}: {column} {word} is no label known here; say which it is with --labels {word}=real or "
-                f"--labels {word}=generated"
-            )
-        return label
-
-    return label_of
-
-
-def label_word(value: Any, names: Sequence[str] | None) -> str:
-    """What a label column says, in a word; `names` are those of a ClassLabel, in which -1 stands for no label."""
-    if isinstance(value, bool):
-        return "generated" if value else "real"  # such as is_fake
-    if names and isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
-    return str(value)
-
-
-def _word(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
-
-
-def _text(facts: Mapping[str, Any], *columns: str) -> str:
-    return next((str(facts[name]) for name in columns if facts.get(name) not in (None, "")), "")
-
-
-def _fingerprint(entries: Iterable[Entry]) -> str:
-    return text_digest(f"{entry.where}|{entry.label}|{entry.split}" for entry in entries)
+    return RowSet(parts, select(entries, selection), str(folder))

@@ -20,7 +20,6 @@ from typing import Any, Literal, get_args
 from datasets import Dataset, Features
 
 from vlm_detect.config import file_sha256
-from vlm_detect.data.image_sets import label_word
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
@@ -86,15 +85,14 @@ class Members:
         if column == "twin":
             label: Label | None = "edited" if row["kind"] == "edit" else "generated"
         else:
-            names = getattr(self.features.get("label"), "names", None)  # of a ClassLabel
-            label = label_named(label_word(row["image_label" if "twin" in self.columns else "label"], names))
+            label = label_named(str(row["image_label" if "twin" in self.columns else "label"]))
         if label is None:
             raise UserError(f"row {number} of {split}: its label is none of {', '.join(get_args(Label))}")
         source = row.get("source")
         path = source.get("path_or_id") if isinstance(source, Mapping) else source
         name = str(row.get("pair_id") or row.get("id") or path or f"{split} {number}")
         name = f"{name} {column}" if len(self.columns) > 1 else name
-        edit = row.get("edit") if column == "twin" else None
+        edit = row.get("edit") if column == self.columns[-1] else None
         return Member(number, column, name, split, label, str(row["group"]), row[column], edit)
 
 

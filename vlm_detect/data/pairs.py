@@ -11,7 +11,7 @@ from typing import Literal
 
 import datasets
 
-from vlm_detect.data.sources import load_dataset
+from vlm_detect.data.dataset_rows import load_dataset
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.records import label_named
 

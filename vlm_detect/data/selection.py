@@ -20,16 +20,17 @@ Layout = Literal["cifake", "genimage", "folders", "hub"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a set; `where` is its path or its place in a dataset."""
+    """One image of a set; `where` is its path or its place in a dataset. Without a label it is left out."""
 
     where: str
-    label: Label
+    label: Label | None
     generator: str = ""  # of a real image: empty
     object_class: str = ""
     group: str | None = None  # None: the image is a group of its own
     split: Split | None = None  # as published
     licence: str | None = None
     place: tuple[int, int] = (0, 0)  # in a set of rows: (which part, which row of it)
+    mask: bytes | None = None  # the file of the mask of its edit, where the set has some; known once it is read
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Selection:
     hold_out: tuple[str, ...] = ()  # generator=NAME, source=GLOB
     labels: tuple[tuple[str, Label], ...] = ()  # words of the set's own, and the labels that they mean
     edited: bool = False  # of CIFAKE's parquet: the edits that lie next to it
+    image_column: str = ""
+    label_column: str = ""
+    mask_column: str = ""
 
 
 def select(entries: Sequence[Entry], selection: Selection) -> list[Entry]:
@@ -53,7 +57,8 @@ def balanced(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
         return list(entries)
     strata: dict[str, dict[tuple[Split | None, str], list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, entry in enumerate(entries):
-        strata[entry.label][entry.split, entry.generator].append(i)
+        if entry.label is not None:
+            strata[entry.label][entry.split, entry.generator].append(i)
     by_label = [list(_in_turns(list(by_kind.values()))) for by_kind in strata.values()]
     return [entries[i] for i in sorted(itertools.islice(_in_turns(by_label), limit))]
 

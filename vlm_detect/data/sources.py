@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
-from vlm_detect.errors import UserError, first_line
+from vlm_detect.data.dataset_rows import is_dataset, open_split, split_spec
+from vlm_detect.errors import UserError
 from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
-from vlm_detect.schema import check_folder
 
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -76,7 +76,7 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
         found = look_into(path)
         if found.images:
             return FileSource(found.images[:limit], spec, caption_column, found.skipped)
-        if (path / "state.json").exists() or any(path.rglob("*.parquet")):
+        if is_dataset(path):
             return DatasetSource(spec, limit, caption_column)
         there = f"; it holds {listed(found.skipped)}" if found.skipped else ""
         raise UserError(f"{spec}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))}{there})")
@@ -226,8 +226,7 @@ class DatasetSource:
     def __init__(self, spec: str, limit: int | None, caption_column: str = "caption") -> None:
         name, config, split, column = split_spec(spec)
         self.name, self.skipped = name, Counter[str]()
-        rows, length = _open_rows(name, config or None, split or "train", limit)
-        self._rows = DatasetRows(rows, name, column)
+        self._rows, length = open_split(name, config or None, split or "train", limit, column)
         self._caption_column = caption_column
         self._length = length if limit is None else min(limit, length)
         if not self._length:
@@ -245,166 +244,6 @@ class DatasetSource:
                 yield path_or_id, data
             else:
                 yield _photo(path_or_id, data, row, self._caption_column)
-
-
-class DatasetRows:
-    """The rows of one split, whole or streamed, with images as bytes: nothing is decoded."""
-
-    def __init__(self, rows: Any, name: str, column: str = "") -> None:
-        import datasets
-
-        self._rows, self._column = _undecoded(rows, column, name)
-        self.features: dict[str, Any] = dict(rows.features)
-        self._streamed = isinstance(rows, datasets.IterableDataset)
-
-    @classmethod
-    def of_parquet(cls, paths: Sequence[Path]) -> DatasetRows:
-        files = [str(path) for path in paths]
-        return cls(load_dataset("parquet", data_files=files, split="train"), str(paths[0].parent))
-
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows of these indices, which ascend."""
-        if not indices:
-            return
-        if not self._streamed:
-            yield from zip(indices, self._rows.select(indices), strict=True)
-            return
-        wanted = set(indices)
-        first, last = indices[0], indices[-1]
-        for index, row in enumerate(self._rows.skip(first).take(last - first + 1), first):
-            if index in wanted:
-                yield index, row
-
-    def images(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | ImageRejected]]:
-        yield from ((index, self.image_of(row)) for index, row in self.read(indices))
-
-    def image_of(self, row: Mapping[str, Any]) -> bytes | ImageRejected:
-        """A row's image, or why there is none."""
-        image = row[self._column]
-        try:
-            return bytes(image.get("bytes") or read_bounded(Path(image["path"])))
-        except (ImageRejected, TypeError, AttributeError) as error:
-            return error if isinstance(error, ImageRejected) else ImageRejected("empty", "no image")
-
-    def facts(self) -> Iterator[dict[str, Any]]:
-        """What stands beside the images, row by row, without fetching them."""
-        import datasets
-
-        images = [name for name, feature in self._rows.features.items() if isinstance(feature, datasets.Image | dict)]
-        yield from self._rows.remove_columns(images)
-
-    def column(self, name: str) -> list[Any]:
-        return list(self._rows[name])
-
-    def paths(self) -> list[str]:
-        """The file names that the images bear within the dataset."""
-        images = self._rows.data.table.column(self._column).combine_chunks()
-        return [str(path) for path in images.field("path").to_pylist()]
-
-
-def split_spec(spec: str) -> tuple[str, str, str, str]:
-    """(id, config, split, column) of `id:config:split:column`; what is left out is empty."""
-    name, config, split, column = (*spec.split(":", 3), "", "", "")[:4]
-    return name, config, split, column
-
-
-def open_all_splits(spec: str, *, streaming: bool) -> dict[str, DatasetRows]:
-    """Each split of a Hub dataset (streamed or fetched whole) or of a `datasets` folder; one, where `spec` names it."""
-    import datasets
-
-    name, config, split, column = split_spec(spec)
-    is_local = Path(name).is_dir()
-    if not is_local:
-        _ask_hub(name)
-    try:
-        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
-            opened = datasets.load_from_disk(name)
-        else:
-            opened = load_dataset(name, config or None, streaming=streaming and not is_local)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name}: cannot be read as a dataset: {first_line(error)}") from error
-    splits = opened if isinstance(opened, dict) else {"train": opened}
-    if split and split not in splits:
-        raise UserError(f"{spec}: has no split {split} (has {', '.join(splits)})")
-    return {key: DatasetRows(rows, name, column) for key, rows in splits.items() if split in ("", key)}
-
-
-def _open_rows(name: str, config: str | None, split: str, limit: int | None) -> tuple[Any, int]:
-    """(an iterable dataset of the split, its length)."""
-    import datasets
-
-    is_local = Path(name).is_dir()
-    if not is_local:
-        _ask_hub(name)
-    try:
-        if (Path(name) / "state.json").exists():
-            rows = datasets.load_from_disk(name)
-            return rows, len(rows)
-        if is_local:
-            rows = load_dataset(name, config, split=split)
-            return rows, len(rows)
-        rows = load_dataset(name, config, split=split, streaming=True)
-        known = rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name}: cannot be read as a dataset: {first_line(error)}") from error
-    if not known and limit is None:
-        raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
-    return rows, known or limit or 0
-
-
-def load_dataset(*arguments: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, without its progress bars where stderr is no terminal, and with fresh rows of a folder.
-
-    datasets 5.2 knows a cached folder by its name alone: another folder of that name, or what stood in this one before,
-    would come back. A cache of its own for each state of the folder keeps them apart.
-    """
-    import datasets
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    if (folder := Path(arguments[0])).is_dir():
-        check_folder(folder)
-        options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / _state_of(folder))
-    return datasets.load_dataset(*arguments, **options)
-
-
-def _state_of(folder: Path) -> str:
-    """A digest of where a folder is and of the names, sizes and times of its files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:32]
-
-
-def _ask_hub(name: str) -> None:
-    """`UserError` where the Hub does not give this dataset; at once, where `load_dataset` would retry for long."""
-    import huggingface_hub
-
-    try:
-        huggingface_hub.dataset_info(name, timeout=20)
-    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
-        raise UserError(
-            f"{name}: neither a folder here nor a dataset that the Hub gives ({first_line(error)}); check the name, "
-            "the network, and `hf auth login` where it is gated"
-        ) from error
-
-
-def _undecoded(rows: Any, column: str, name: str) -> tuple[Any, str]:
-    """(rows with images as {bytes, path} instead of pixels, the column asked for or else the first with images)."""
-    import datasets
-
-    features = rows.features or {}
-    # parquet that was not written by `datasets` has the same {bytes, path} without being called Image
-    images = [
-        key
-        for key, feature in features.items()
-        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature))
-    ]
-    if not images or (column and column not in images):
-        raise UserError(f"{name}: no image column {column or ''} (images: {images or 'none'}; all: {list(features)})")
-    chosen = column or images[0]
-    if isinstance(features[chosen], datasets.Image):
-        rows = rows.cast_column(chosen, datasets.Image(decode=False))
-    return rows, chosen
 
 
 def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_column: str) -> SourcePhoto:

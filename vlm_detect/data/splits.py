@@ -12,6 +12,16 @@ from vlm_detect.errors import UserError
 Split = Literal["train", "validation", "test", "unseen"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "unseen")
 
+# How folders, columns and splits of others name them, in lower case with "_" between words.
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 _BITS = 64
 
 

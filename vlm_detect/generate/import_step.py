@@ -20,7 +20,7 @@ from typing import Any
 
 from datasets import Features, Value
 
-from vlm_detect.columns import IMAGE_FEATURES
+from vlm_detect.columns import EDIT_FEATURES, IMAGE_FEATURES
 from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.selection import Entry
 from vlm_detect.data.sources import tell_skipped
@@ -28,6 +28,7 @@ from vlm_detect.data.splits import Split, merge_groups, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import image_card
 from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
+from vlm_detect.generate.masks import edit_of_mask, label_with_edit
 from vlm_detect.generate.options import ImportConfig
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
@@ -39,13 +40,14 @@ from vlm_detect.progress import progress
 from vlm_detect.records import Reject
 
 # One row an image, before it is known which split it goes to.
-IMPORT_FEATURES = Features({**IMAGE_FEATURES, "split": Value("string")})
+IMPORT_FEATURES = Features({**IMAGE_FEATURES, "edit": EDIT_FEATURES, "split": Value("string")})
 
 
 def plan_import(src: str, config: ImportConfig) -> Plan:
     images = _image_set(config.layout, src, config.selection)
     tell_skipped(src, images.skipped)
-    labels = {entry.label for entry in images.entries}
+    print(f"{src}: {images.reading}")
+    labels = {entry.label for entry in images.entries if entry.label is not None}
     if len(labels) < 2:
         raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; a detector needs two labels")
     return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
@@ -70,25 +72,28 @@ class ImportShard:
         images = _image_set(self.config.layout, self.src, self.config.selection).read(*self.plan.span(shard))
         for entry, data in counted(images):
             try:
-                if isinstance(data, ImageRejected):
-                    raise data
-                decoded = decode_image(data)
-                check_usable(decoded, self.config.min_side)
+                rows.append(_row(entry, data, self.config))
             except ImageRejected as error:
                 rejects.append(Reject(entry.where, "decode", error.reason, error.detail))
-            else:
-                rows.append(_row(entry, data, decoded, self.config))
         write_shard(self.folder, shard, rows, IMPORT_FEATURES, rejects)
 
 
-def _row(entry: Entry, data: bytes, decoded: DecodedImage, config: ImportConfig) -> dict[str, Any]:
+def _row(entry: Entry, data: bytes | ImageRejected, config: ImportConfig) -> dict[str, Any]:
+    if entry.label is None:
+        raise ImageRejected("no_label", "the set says nothing of it")
+    if isinstance(data, ImageRejected):
+        raise data
+    decoded = decode_image(data)
+    check_usable(decoded, config.min_side)
+    edit = edit_of_mask(entry.mask, decoded.image.size) if entry.mask else None
     return {
         "image": {"bytes": stored_bytes(data, decoded), "path": None},
-        "label": entry.label,
+        "label": label_with_edit(entry.label, edit),
         "generator": entry.generator,
         "object_class": entry.object_class,
         "group": entry.group or decoded.sha256[:16],
         "split": entry.split,
+        "edit": edit,
         "source": source_facts(entry.where, decoded, entry.licence or config.licence),
     }
 
@@ -110,20 +115,23 @@ def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[st
     """Write the image dataset `out` from the finished import step in `shards`."""
     plan = read_plan(shards)
     rejects = [reject for shard in range(plan.shards) for reject in read_rejects(shards, shard)]
-    columns = ["group", "split", "label", "source"]
+    columns = ["group", "split", "label", "source", "edit"]
     facts = [row for shard in range(plan.shards) for row in read_rows(shards, shard, columns)]
     places = assign_splits(facts, config, rejects)
     if not any(places):
         raise UserError(f"none of the {plan.items} images is of use {sum_up(rejects)}")
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("label", "generator", "licence")}
     with written_whole(out) as partial:
-        writer = SplitWriter(partial / "data", IMAGE_FEATURES, config.images_per_file)
+        features = IMAGE_FEATURES
+        if any(row["edit"] for row in facts):  # a column of its own where the set has masks
+            features = Features({**IMAGE_FEATURES, "edit": EDIT_FEATURES})
+        writer = SplitWriter(partial / "data", features, config.images_per_file)
         rows = (row for shard in range(plan.shards) for row in read_rows(shards, shard))
         for row, place in progress(zip(rows, places, strict=True), "pack", total=len(places), unit="img"):
             if place is None:
                 continue
             split, group = place
-            writer.write(split, {name: row[name] for name in IMAGE_FEATURES} | {"group": group})
+            writer.write(split, {name: row[name] for name in features} | {"group": group})
             counts["label"][row["label"]] += 1
             counts["generator"][row["generator"] or "none"] += 1
             counts["licence"][row["source"]["licence"] or "not stated"] += 1

@@ -201,6 +201,11 @@ class ImportConfig:
         default_factory=list,
         metadata={"help": "What the set's own names mean: NAME=real, NAME=generated, NAME=edited."},
     )
+    image_column: str = field(
+        default="", metadata={"help": "hub, tables: the column of images or files. Default: found."}
+    )
+    label_column: str = field(default="", metadata={"help": "hub, tables: the column of labels. Default: found."})
+    mask_column: str = field(default="", metadata={"help": "hub: the column of masks of edits. Default: mask."})
     hold_out: list[str] = field(
         default_factory=list,
         metadata={"help": "generator=NAME or source=GLOB, which go to a split of their own, unseen."},
@@ -230,7 +235,8 @@ class ImportConfig:
             if not name or label not in get_args(Label):
                 raise UserError(f"--labels {pair}: give NAME={', NAME='.join(get_args(Label))}")
             labels.append((name, cast(Label, label)))
-        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited)
+        columns = {name: getattr(self, name) for name in ("image_column", "label_column", "mask_column")}
+        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited, **columns)
 
 
 @dataclass(frozen=True)

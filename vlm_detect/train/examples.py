@@ -247,8 +247,15 @@ class _ImageUnits:
         image = StoredImage.of(row["image"], cell_name(index, "image"))
         generator = (row.get("generator") or "") if label != "real" else ""
         caption = _photo_of(row["object_class"]) if row.get("object_class") else ""
-        reasons = _reasons(row, "reasons")
-        return image, Subject(label=label, generator=generator, caption=caption, size=image.size, reasons=reasons)
+        edit = row.get("edit") if label == "edited" else None
+        return image, Subject(
+            label=label,
+            generator=generator,
+            caption=caption,
+            edit=edit,
+            size=image.size,
+            reasons=_reasons(row, "reasons"),
+        )
 
     def _drawn(self, label: Label, epoch: int) -> list[int]:
         """The class's rows in an order of this epoch's own; those of the last few stay (a mixture reads several)."""

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 from datasets import Features
 from fsspec import AbstractFileSystem
 
-from vlm_detect.data.image_sets import LABEL_COLUMNS, label_word, open_image_set
+from vlm_detect.data.image_sets import open_image_set
+from vlm_detect.data.label_reading import LABEL_COLUMNS, LabelReader
 from vlm_detect.data.sources import FileSource, text_digest
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.records import LABEL_NAMES, Label, label_named
+from vlm_detect.records import Label
 from vlm_detect.schema import check_folder
 
 
@@ -88,31 +89,33 @@ def _hub_files(name: str) -> tuple[AbstractFileSystem, list[str]]:
 
 
 def _from_files(folder: Path, max_images: int) -> Samples:
-    entries = open_image_set("folders", str(folder)).entries
-    stems = [PurePath(entry.where).stem for entry in entries]
+    listed = open_image_set("folders", str(folder)).entries
+    entries = [(entry, entry.label) for entry in listed if entry.label is not None]
+    stems = [PurePath(entry.where).stem for entry, _ in entries]
     labels: dict[str, set[str]] = {}
-    for entry, stem in zip(entries, stems, strict=True):
-        labels.setdefault(stem, set()).add(entry.label)
+    for (_, label), stem in zip(entries, stems, strict=True):
+        labels.setdefault(stem, set()).add(label)
     # the same name in both classes, for most images: a photo and its twin
     paired = sum(len(found) > 1 for found in labels.values()) > len(labels) / 2
-    groups = stems if paired else [PurePath(entry.where).relative_to(folder).as_posix() for entry in entries]
-    order = sorted(range(len(entries)), key=lambda i: (text_digest([groups[i]]), entries[i].where))
-    room = dict.fromkeys({entry.label for entry in entries}, 0)
-    shares = _shares(Counter(entry.label for entry in entries), max_images)
+    groups = stems if paired else [PurePath(entry.where).relative_to(folder).as_posix() for entry, _ in entries]
+    order = sorted(range(len(entries)), key=lambda i: (text_digest([groups[i]]), entries[i][0].where))
+    room: Counter[str] = Counter()
+    shares = _shares(Counter(label for _, label in entries), max_images)
     chosen = []
     for i in order:
-        if room[entries[i].label] < shares[entries[i].label]:
-            room[entries[i].label] += 1
+        label = entries[i][1]
+        if room[label] < shares[label]:
+            room[label] += 1
             chosen.append(i)
     samples, unread = [], Counter[str]()
-    source = FileSource([Path(entries[i].where) for i in chosen], named=str(folder))
+    source = FileSource([Path(entries[i][0].where) for i in chosen], named=str(folder))
     for i, found in zip(chosen, source.read(0, len(chosen)), strict=True):
-        entry = entries[i]
+        entry, label = entries[i]
         if isinstance(found, tuple):
-            unread[entry.label] += 1
+            unread[label] += 1
             continue
         name, caption = PurePath(entry.where).name, found.caption or ""
-        samples.append(Sample(found.data, entry.label, found.group or groups[i], name=name, caption=caption))
+        samples.append(Sample(found.data, label, found.group or groups[i], name=name, caption=caption))
     return Samples(samples, len(entries), unread)
 
 
@@ -196,24 +199,25 @@ def _reader(schema: pa.Schema) -> _Reader | None:
     if {"image", "image_label", "twin", "kind"} <= names:
         columns = [c for c in ("image", "image_label", "twin", "kind", "group", "caption", "receipt") if c in names]
         return _Reader(columns, ["image_label", "kind"], _pair_labels, _pair_samples)
-    column = next((name for name in LABEL_COLUMNS if name in names), None)
-    if column is None or "image" not in names or not pa.types.is_struct(schema.field("image").type):
+    if "image" not in names or not pa.types.is_struct(schema.field("image").type):
         return None
     features = Features.from_arrow_schema(schema)
-    classes = getattr(features[column], "names", None)
+    classes = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
+    try:
+        reader = LabelReader.choose(schema.names, names=classes, remedy="import it with --labels, then audit that")
+    except UserError:
+        return None
+    column = reader.column
 
     def label_of(row: Mapping[str, Any]) -> Iterator[Label]:
-        word = label_word(row[column], classes)
-        if (label := label_named(word)) is not None:
+        if (label := reader(row)) is not None:  # a row without a label is of no class
             yield label
-        else:
-            raise UserError(f"{column} {word!r} is no label known here (known: {', '.join(LABEL_NAMES)})")
 
     def samples(row: Mapping[str, Any]) -> Iterator[Sample]:
         data = _bytes(row["image"])
-        (label,) = label_of(row)
-        group = str(row.get("group") or hashlib.sha256(data).hexdigest())
-        yield Sample(data, label, group, name=str((row["image"] or {}).get("path") or ""), caption=_caption(row))
+        for label in label_of(row):
+            group = str(row.get("group") or hashlib.sha256(data).hexdigest())
+            yield Sample(data, label, group, name=str((row["image"] or {}).get("path") or ""), caption=_caption(row))
 
     columns = [c for c in ("image", column, "group", "caption") if c in names]
     return _Reader(columns, [column], label_of, samples)

@@ -1,0 +1,266 @@
+"""The rows of a `datasets` folder, of a saved dataset, or of a Hub dataset, with images as bytes: nothing is decoded.
+
+    splits = open_all_splits("owner/set:config:split:column", streaming=True)
+    for index, data in splits["train"].images([0, 1, 2]): ...      # bytes, or why there are none
+
+Images may stand in a column of `datasets.Image`, in structs of bytes and path, as raw bytes, in lists of one, or in the
+columns jpg, png, ... of WebDataset's tars. With HF_HUB_OFFLINE=1 what the local cache holds is read, and nothing asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_detect.errors import UserError, first_line
+from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
+from vlm_detect.schema import check_folder
+
+Kind = Literal["image", "list", "bytes"]
+MASK_COLUMNS = ("mask", "masks", "edit_mask", "tamper_mask", "gt_mask", "ground_truth_mask")
+_IMAGE_WORDS = re.compile(r"image|img|picture|photo|jpe?g|png", re.IGNORECASE)
+_DATASET_FILES = ("state.json", "dataset_dict.json")
+_DATA_SUFFIXES = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+
+
+class DatasetRows:
+    """The rows of one split, whole or streamed.
+
+    `column` names the images, where it is not the first that holds some; `mask_column` their masks, if there are any.
+    """
+
+    def __init__(self, rows: Any, name: str, column: str = "", mask_column: str = "") -> None:
+        import datasets
+
+        features = dict(rows.features or {})
+        kinds = {key: kind for key, feature in features.items() if (kind := _kind(feature)) is not None}
+        self._columns = _choose(kinds, list(features), column, name)
+        masks = [key for key in kinds if (key.lower() == mask_column.lower() if mask_column else key in MASK_COLUMNS)]
+        if mask_column and not masks:
+            raise UserError(f"{name}: no mask column {mask_column} (columns with images: {', '.join(kinds)})")
+        self.mask = masks[0] if masks and masks[0] not in self._columns else None
+        undecoded = datasets.Image(decode=False)
+        for key in [*self._columns, *([self.mask] if self.mask else [])]:
+            if isinstance(features[key], datasets.Image):
+                rows = rows.cast_column(key, undecoded)
+            elif kinds[key] == "list" and isinstance(features[key].feature, datasets.Image):
+                rows = rows.cast_column(key, datasets.List(undecoded))
+        self._rows, self._kinds = rows, kinds
+        self.features: dict[str, Any] = features
+        self._streamed = isinstance(rows, datasets.IterableDataset)
+
+    @classmethod
+    def of_parquet(cls, paths: Sequence[Path]) -> DatasetRows:
+        files = [str(path) for path in paths]
+        return cls(load_dataset("parquet", data_files=files, split="train"), str(paths[0].parent))
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of these indices, which ascend."""
+        if not indices:
+            return
+        if not self._streamed:
+            yield from zip(indices, self._rows.select(indices), strict=True)
+            return
+        wanted = set(indices)
+        first, last = indices[0], indices[-1]
+        for index, row in enumerate(self._rows.skip(first).take(last - first + 1), first):
+            if index in wanted:
+                yield index, row
+
+    def images(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | ImageRejected]]:
+        yield from ((index, self.image_of(row)) for index, row in self.read(indices))
+
+    def image_of(self, row: Mapping[str, Any]) -> bytes | ImageRejected:
+        """A row's image, or why there is none."""
+        found = next((row[name] for name in self._columns if row[name] is not None), None)
+        return _bytes(found)
+
+    def mask_of(self, row: Mapping[str, Any]) -> bytes | None:
+        """The mask of a row's image; None where it has none."""
+        found = _bytes(row[self.mask]) if self.mask else None
+        return found if isinstance(found, bytes) else None
+
+    def facts(self) -> Iterator[dict[str, Any]]:
+        """What stands beside the images, row by row, without fetching them."""
+        yield from self._rows.remove_columns(list(self._kinds))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that `facts` gives; the fields of a struct as "column.field"."""
+        found = []
+        for name, feature in self.features.items():
+            if name not in self._kinds:
+                found += [f"{name}.{key}" for key in feature] if isinstance(feature, dict) else [name]
+        return found
+
+    def class_names(self) -> dict[str, list[str]]:
+        """The names of the classes of columns that have some."""
+        return {name: list(feature.names) for name, feature in self.features.items() if hasattr(feature, "names")}
+
+    def column(self, name: str) -> list[Any]:
+        return list(self._rows[name])
+
+    def paths(self) -> list[str]:
+        """The file names that the images bear within the dataset."""
+        images = self._rows.data.table.column(self._columns[0]).combine_chunks()
+        return [str(path) for path in images.field("path").to_pylist()]
+
+
+def _kind(feature: Any) -> Kind | None:
+    """In which form a column may hold images; None where it holds none."""
+    import datasets
+
+    # parquet that was not written by `datasets` has the same {bytes, path} without being called Image
+    if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature)):
+        return "image"
+    if isinstance(feature, datasets.List) and _kind(feature.feature) == "image":
+        return "list"
+    is_bytes = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+    return "bytes" if is_bytes else None
+
+
+def _choose(kinds: Mapping[str, Kind], columns: Sequence[str], column: str, name: str) -> list[str]:
+    """The column of the images; several where a file's suffix names the column, of which a row fills one."""
+    if column:
+        chosen = [key for key in kinds if key.lower() == column.lower()]
+    else:
+        images = [key for key in kinds if kinds[key] != "bytes" and key not in MASK_COLUMNS]
+        raw = [key for key in kinds if kinds[key] == "bytes" and key not in MASK_COLUMNS]
+        by_suffix = [key for key in images if f".{key.lower()}" in SUFFIXES]
+        named = [key for key in (*images, *raw) if key.lower() in ("image", "images")]
+        called = [key for key in raw if _IMAGE_WORDS.search(key)]
+        chosen = by_suffix or named[:1] or images[:1] or called[:1] or (raw if len(raw) == 1 else [])
+    if not chosen:
+        have = ", ".join(kinds) or "none"
+        raise UserError(
+            f"{name}: no image column {column or 'that is told by its form or name'} (with images: {have}; all: "
+            f"{', '.join(columns)}): name one with --image_column, or as ID:CONFIG:SPLIT:COLUMN"
+        )
+    return chosen
+
+
+def _bytes(cell: Any) -> bytes | ImageRejected:
+    if isinstance(cell, list | tuple):
+        several = [one for one in cell if one is not None]
+        if len(several) > 1:
+            return ImageRejected("several_images", f"{len(several)} images in one row")
+        cell = several[0] if several else None
+    if isinstance(cell, Mapping):
+        if not cell.get("bytes") and cell.get("path"):
+            try:
+                return read_bounded(Path(cell["path"]))
+            except ImageRejected as rejected:
+                return rejected
+        cell = cell.get("bytes")
+    return bytes(cell) if cell else ImageRejected("empty", "no image")
+
+
+def split_spec(spec: str) -> tuple[str, str, str, str]:
+    """(id, config, split, column) of `id:config:split:column`; what is left out is empty."""
+    name, config, split, column = (*spec.split(":", 3), "", "", "")[:4]
+    return name, config, split, column
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds a dataset: one that `datasets` saved, or files of rows."""
+    saved = any((folder / name).exists() for name in _DATASET_FILES)
+    return saved or any(path.suffix in _DATA_SUFFIXES for path in folder.rglob("*"))
+
+
+def open_all_splits(spec: str, *, streaming: bool, **columns: str) -> dict[str, DatasetRows]:
+    """Each split of a Hub dataset (streamed or fetched whole) or of a local one; one, where `spec` names it.
+
+    `columns` are those of `DatasetRows`.
+    """
+    name, config, split, column = split_spec(spec)
+    opened = _open(name, config or None, streaming=streaming)
+    splits = opened if isinstance(opened, dict) else {"train": opened}
+    if split and split not in splits:
+        raise UserError(f"{spec}: has no split {split} (has {', '.join(splits)})")
+    columns["column"] = columns.get("column") or column
+    return {key: DatasetRows(rows, name, **columns) for key, rows in splits.items() if split in ("", key)}
+
+
+def open_split(name: str, config: str | None, split: str, limit: int | None, column: str) -> tuple[DatasetRows, int]:
+    """(the rows of one split, how many they are); a Hub dataset is streamed."""
+    opened = _open(name, config, streaming=True)
+    splits = opened if isinstance(opened, dict) else {"train": opened}
+    if split not in splits:
+        raise UserError(f"{name}: cannot be read as a dataset: no split {split} (it has {', '.join(splits)})")
+    rows = splits[split]
+    known = len(rows) if hasattr(rows, "__len__") else _stated_length(rows, split)
+    if not known and limit is None and not hasattr(rows, "__len__"):
+        raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
+    return DatasetRows(rows, name, column), known or limit or 0
+
+
+def _stated_length(rows: Any, split: str) -> int:
+    return rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
+
+
+def _open(name: str, config: str | None, *, streaming: bool) -> Any:
+    """A DatasetDict, or a single dataset; a Hub dataset comes as an iterable one where `streaming`."""
+    import datasets
+
+    path = Path(name).expanduser()
+    is_here = path.exists()
+    if not is_here and not is_offline():
+        _ask_hub(name)
+    try:
+        if any((path / saved).exists() for saved in _DATASET_FILES):
+            return datasets.load_from_disk(str(path))
+        if path.is_file():
+            if (builder := _DATA_SUFFIXES.get(path.suffix.lower())) is None:
+                raise UserError(f"{name}: rows are read of files named {', '.join(_DATA_SUFFIXES)}, and of folders")
+            return load_dataset(builder, data_files=str(path))
+        return load_dataset(name, config, streaming=streaming and not is_here and not is_offline())
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        offline = "; HF_HUB_OFFLINE is set, so that only what the local cache holds is read" if is_offline() else ""
+        raise UserError(f"{name}: cannot be read as a dataset: {first_line(error)}{offline}") from error
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the Hub."""
+    import datasets
+
+    return bool(datasets.config.HF_HUB_OFFLINE)
+
+
+def load_dataset(*arguments: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`, without its progress bars where stderr is no terminal, and with fresh rows of a folder.
+
+    datasets 5.2 knows a cached folder by its name alone: another folder of that name, or what stood in this one before,
+    would come back. A cache of its own for each state of the folder keeps them apart.
+    """
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    if (folder := Path(arguments[0])).is_dir():
+        check_folder(folder)
+        options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / _state_of(folder))
+    return datasets.load_dataset(*arguments, **options)
+
+
+def _state_of(folder: Path) -> str:
+    """A digest of where a folder is and of the names, sizes and times of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:32]
+
+
+def _ask_hub(name: str) -> None:
+    """`UserError` where the Hub does not give this dataset; at once, where `load_dataset` would retry for long."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.dataset_info(name, timeout=20)
+    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+        raise UserError(
+            f"{name}: neither a folder here nor a dataset that the Hub gives ({first_line(error)}); check the name, "
+            "the network (HF_HUB_OFFLINE=1 takes what the local cache holds), and `hf auth login` where it is gated"
+        ) from error

@@ -1,0 +1,106 @@
+"""Labelled rows of `datasets`: each row's place and label are listed, its image is read when it is wanted.
+
+images = hub_rows("owner/set:config:split", Selection())
+images.reading                                     # 'label: 0 = real (12), 1 = generated (12)'
+for entry, data in images.read(0, 10): ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vlm_detect.data.dataset_rows import DatasetRows, open_all_splits
+from vlm_detect.data.label_reading import GENERATOR_COLUMNS, LabelReader
+from vlm_detect.data.selection import Entry, Selection, select
+from vlm_detect.data.sources import text_digest
+from vlm_detect.data.splits import SPLIT_WORDS
+from vlm_detect.errors import UserError
+from vlm_detect.images.decode import ImageRejected
+
+
+class RowSet:
+    """Rows of a dataset that has a label column; a part is a split or a file of it."""
+
+    def __init__(self, parts: Sequence[DatasetRows], entries: Sequence[Entry], named: str, reading: str = "") -> None:
+        if not entries:
+            raise UserError(f"{named}: this dataset has no rows")
+        self.entries, self.skipped = entries, Counter[str]()
+        self.reading = reading or f"rows: {read_as(entries)}"
+        self.fingerprint = fingerprint(entries)
+        self._parts = parts
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
+        entries = self.entries[start:stop]
+        found: dict[tuple[int, int], tuple[bytes | ImageRejected, bytes | None]] = {}
+        for part, rows in enumerate(self._parts):
+            wanted = sorted(entry.place[1] for entry in entries if entry.place[0] == part)
+            for index, row in rows.read(wanted):
+                found[part, index] = rows.image_of(row), rows.mask_of(row)
+        for entry in entries:
+            data, mask = found[entry.place]
+            yield replace(entry, mask=mask), data
+
+
+def hub_rows(spec: str, selection: Selection) -> RowSet:
+    """Every split of a Hub dataset or of a local one, or the one that `id:config:split` names."""
+    columns = {"column": selection.image_column, "mask_column": selection.mask_column}
+    splits = open_all_splits(spec, streaming=selection.limit is not None, **columns)
+    entries: list[Entry] = []
+    readings = []
+    for part, (name, rows) in enumerate(splits.items()):
+        label_of = LabelReader.choose(
+            rows.columns,
+            column=selection.label_column,
+            names=rows.class_names(),
+            given=dict(selection.labels),
+            named=spec,
+        )
+        taken: Counter[str] = Counter()
+        for index, facts in enumerate(rows.facts()):
+            label = label_of(facts)
+            taken[str(label)] += 1
+            if selection.limit and (label is None or taken[label] > selection.limit):
+                if min(taken["real"], taken["generated"]) > selection.limit:
+                    break  # no more of a streamed set has to be fetched
+                continue
+            entry = Entry(
+                where=f"{spec.split(':')[0]}:{name}#{index}",
+                label=label,
+                generator=text_of(facts, *GENERATOR_COLUMNS) if label != "real" else "",
+                object_class=text_of(facts, "object_class", "class_name", "category"),
+                group=text_of(facts, "group") or None,
+                split=SPLIT_WORDS.get(word_of(name)),
+                licence=text_of(facts, "licence", "license") or None,
+                place=(part, index),
+            )
+            entries.append(entry)
+        readings.append(f"{name}: {label_of.told()}" if len(splits) > 1 else label_of.told())
+    if selection.limit is None:
+        entries.sort(key=lambda entry: text_digest([entry.where]))
+    if len(splits) == 1:  # a lone split, often named train for want of another name, is ours to divide
+        entries = [replace(entry, split=None) for entry in entries]
+    return RowSet(list(splits.values()), select(entries, selection), spec, "; ".join(readings))
+
+
+def read_as(entries: Iterable[Entry]) -> str:
+    """Such as "12 real, 12 generated"."""
+    counts = Counter(entry.label or "without a label" for entry in entries)
+    return ", ".join(f"{count} {label}" for label, count in counts.most_common())
+
+
+def text_of(row: Mapping[str, Any], *columns: str) -> str:
+    """The first of these columns that says something."""
+    return next((str(row[name]) for name in columns if row.get(name) not in (None, "")), "")
+
+
+def word_of(name: str) -> str:
+    """A name in lower case with "_" between words."""
+    return re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
+    return text_digest(f"{entry.where}|{entry.label}|{entry.split}" for entry in entries)
