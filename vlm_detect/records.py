@@ -68,7 +68,7 @@ class Reject:
 class Reason:
     """One sentence that speaks for a label of its image, and what it rests on.
 
-    `box` (x0, y0, x1, y1, the last two outside) is where the text says that it is, None where the text names no place.
+    `box` (x0, y0, x1, y1, the last two outside) is where it is, None where no place is given.
     A measured reason has the measure's `value`, its `percentile` among photos of its size (0 to 100) and the name of
     the measure in `checked_by`; other sources name there what checked them. `margin` says in nats by how much likelier
     it is of an image of the label that it supports.

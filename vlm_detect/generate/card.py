@@ -29,8 +29,8 @@ Near copies share a group.
 
 _REASONS = """\
 Each reason is a sentence that speaks for the label of its image, with what it rests on: a measurement of the pixels
-held against photos of the same size, or what is known to have been done to the image. `docs/explanations.md` has the
-columns and the kinds.
+held against photos of the same size, what is known to have been done to the image, or what a teacher saw in it and a
+judge bore out. `docs/explanations.md` has the columns and the kinds.
 """
 
 
@@ -75,8 +75,12 @@ def reasons_section(
     without: Mapping[str, int],
     reasons: Mapping[tuple[str, str, str], int],
     calibration: MeasureCalibration | None,
+    teacher: Mapping[str, str],
 ) -> str:
-    """What reasons the rows have: `images` and those `without` any by label, `reasons` by (source, kind, supports)."""
+    """What reasons the rows have: `images` and those `without` any by label, `reasons` by (source, kind, supports).
+
+    `teacher` are facts of a teacher's step, by name.
+    """
     by_source, by_kind = Counter[str](), Counter[str]()
     for (source, kind, _), count in reasons.items():
         by_source[source] += count
@@ -96,7 +100,7 @@ def reasons_section(
         counts = f"{_counts(calibration.images)} images of the training split (`measures.json`)"
         facts["Calibrated on"] = counts
         facts["Measures that tell the labels apart, by area under the ROC curve"] = "; ".join(telling) or "none"
-    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    listed = "\n".join(f"- {name}: {value}" for name, value in {**facts, **teacher}.items())
     return f"## Reasons\n\n{_REASONS}\n{listed}"
 
 

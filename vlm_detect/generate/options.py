@@ -273,7 +273,7 @@ class Upload:
             raise UserError(f"--push_to_hub {self.push_to_hub}: no Hub name like owner/name") from error
 
 
-ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit")  # that add-reasons can find
+ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit", "teacher")  # that add-reasons can find
 
 
 class ReasonSources(str):
@@ -306,3 +306,35 @@ class ReasonsConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "measured_reasons", "rows_per_file", "shard_size")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Who says what it sees, and who judges that (for --reasons teacher)."""
+
+    teacher: str | None = field(
+        default=None, metadata={"help": "A vision-language model: its name at --teacher_endpoint, else an ID to load."}
+    )
+    teacher_endpoint: str | None = field(
+        default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1): images are sent there."}
+    )
+    judge: str | None = field(
+        default=None, metadata={"help": "Who is asked whether a sentence is true, without the label; the teacher."}
+    )
+    judge_endpoint: str | None = field(default=None, metadata={"help": "URL of the judge's endpoint."})
+    api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoints' key."}
+    )
+    min_margin: float = field(
+        default=1.0, metadata={"help": "Nats by which a sentence has to be likelier of its image than of the other."}
+    )
+    teacher_limit: int | None = field(default=None, metadata={"help": "Show the teacher the first N rows only."})
+    teacher_shard_size: int = field(default=16, metadata={"help": "Rows in a shard of the teacher."})
+    parallel: int = field(default=8, metadata={"help": "Requests to an endpoint at a time."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "teacher_limit", "teacher_shard_size", "parallel")
+        check_at_least(self, 0, "min_margin")
+        for endpoint, model in (("teacher_endpoint", "teacher"), ("judge_endpoint", "judge")):
+            if getattr(self, endpoint) and not getattr(self, model):
+                raise UserError(f"--{endpoint} {getattr(self, endpoint)}: name the --{model} that it has")

@@ -3,6 +3,7 @@
     WORK/measures/       shards: every image's numbers
     WORK/measures.json   what the training split's photos measure, and which measures tell its classes apart
     WORK/measured/       shards: measured reasons
+    WORK/teacher/        shards: what a teacher saw and a judge bore out
 
 An image dataset gains the column `reasons`, a pair dataset `image_reasons` and `twin_reasons`. A dataset that has
 reasons already keeps those of other sources than are asked for. All else is copied: rows, splits, card and rejects.
@@ -24,12 +25,13 @@ from datasets import Features, List
 from vlm_detect.columns import REASON_COLUMNS, REASON_FEATURES
 from vlm_detect.config import read_run_json
 from vlm_detect.data.members import Member, Members, open_members
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UsageError, UserError
 from vlm_detect.generate.card import reasons_section
 from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
 from vlm_detect.generate.edit_reasons import edit_reasons
 from vlm_detect.generate.measure_step import MeasureShard, SpeakShard, calibrate, plan_measures, plan_speaking
-from vlm_detect.generate.options import ReasonsConfig
+from vlm_detect.generate.options import ReasonsConfig, TeacherConfig
+from vlm_detect.generate.teacher_step import TeacherShard, cost, facts, judge_of, plan_teacher, teacher_of
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, begin, read_plan, read_rejects, read_rows
@@ -46,10 +48,15 @@ class ReasonsPlan:
     sources: tuple[ReasonSource, ...]
     measures: Plan
     settings: dict[str, Any]  # those of the dataset, and these
+    teacher: Plan | None = None
 
 
-def plan_reasons(dataset: str, out: Path, config: ReasonsConfig) -> ReasonsPlan:
+def plan_reasons(dataset: str, out: Path, config: ReasonsConfig, teacher: TeacherConfig | None = None) -> ReasonsPlan:
     """UserError where `dataset` is none, is `out`, or has no edits where reasons of edits are asked for."""
+    teacher = teacher or TeacherConfig()
+    wants_teacher = config.reasons is not None and "teacher" in config.reasons.sources
+    if wants_teacher != (teacher.teacher is not None):
+        raise UsageError("--reasons teacher and --teacher MODEL go together: give both, or neither")
     if Path(dataset).resolve() == out.resolve():
         raise UserError(f"--out {out}: is the dataset itself; give another folder")
     members = open_members(dataset)
@@ -63,7 +70,10 @@ def plan_reasons(dataset: str, out: Path, config: ReasonsConfig) -> ReasonsPlan:
     measures = plan_measures(members, dataset, config.shard_size)
     before = (read_run_json(dataset) or {}).get("config", {})
     own = {"dataset": dataset, "inputs": members.fingerprint, **asdict(config), "reasons": ",".join(sources)}
-    return ReasonsPlan(dataset, sources, measures, {**before, "reasons": own})
+    if not wants_teacher:
+        return ReasonsPlan(dataset, sources, measures, {**before, "reasons": own})
+    asking = plan_teacher(members, dataset, teacher)
+    return ReasonsPlan(dataset, sources, measures, {**before, "reasons": own | asking.settings}, asking)
 
 
 def _has_edits(members: Members) -> bool:
@@ -72,10 +82,36 @@ def _has_edits(members: Members) -> bool:
     return any(edit and edit.get("operation") for rows in members.splits.values() for edit in rows["edit"])
 
 
-def find_reasons(plan: ReasonsPlan, config: ReasonsConfig, work: Path, launch: Launch | None = None) -> str | None:
+def announce(plan: ReasonsPlan, teacher: TeacherConfig) -> list[str]:
+    """What a run does and costs, and to whom images go, in a line each."""
+    members = open_members(plan.dataset)
+    lines = [f"{plan.dataset}: {members.rows} rows, reasons: {', '.join(plan.sources)}"]
+    if plan.teacher is not None:
+        lines.append(f"at most {cost(members, plan.teacher)}")
+        for role, model in (("teacher", teacher_of(teacher)), ("judge", judge_of(teacher))):
+            if model.leaves_this_machine:
+                lines.append(f"images leave this machine: they are sent to {model.endpoint} (the {role}, {model.name})")
+    return lines
+
+
+def find_reasons(
+    plan: ReasonsPlan,
+    config: ReasonsConfig,
+    work: Path,
+    launch: Launch | None = None,
+    teacher: TeacherConfig | None = None,
+) -> str | None:
     """All that takes time; the id of the job where a cluster was only handed the work, None when all is done."""
-    if "measured" not in plan.sources:
+    if "measured" in plan.sources and (job := _find_measured(plan, config, work, launch)):
+        return job
+    if plan.teacher is None or teacher is None:
         return None
+    folder = work / "teacher"
+    begin(folder, plan.teacher)
+    return run_shards(TeacherShard(plan.dataset, teacher, plan.teacher, folder), plan.teacher, folder, launch)
+
+
+def _find_measured(plan: ReasonsPlan, config: ReasonsConfig, work: Path, launch: Launch | None) -> str | None:
     measures, measured = work / "measures", work / "measured"
     begin(measures, plan.measures)
     if job := run_shards(MeasureShard(plan.dataset, plan.measures, measures), plan.measures, measures, launch):
@@ -101,7 +137,9 @@ class Tally:
         self.reasons.update((reason["source"], reason["kind"], reason["supports"]) for reason in reasons)
 
 
-def pack_reasons(plan: ReasonsPlan, config: ReasonsConfig, work: Path, out: Path) -> Packed:
+def pack_reasons(
+    plan: ReasonsPlan, config: ReasonsConfig, work: Path, out: Path, teacher: TeacherConfig | None = None
+) -> Packed:
     """Write the dataset `out`: the rows of the old one with what was found beside them."""
     members, source = open_members(plan.dataset), Path(plan.dataset)
     unit = "pairs" if "twin" in members.columns else "images"
@@ -114,7 +152,8 @@ def pack_reasons(plan: ReasonsPlan, config: ReasonsConfig, work: Path, out: Path
             writer.write(split, row)
         calibration = _copy_files(source, work, partial)
         rejects = _rejects(source, work)
-        section = reasons_section(tally.images, tally.without, tally.reasons, calibration)
+        taught = facts(teacher, work / "teacher") if teacher is not None and plan.teacher is not None else {}
+        section = reasons_section(tally.images, tally.without, tally.reasons, calibration, taught)
         card = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").is_file() else "# Dataset"
         return finish_folder(
             partial, writer, unit, rejects, plan.settings, functools.partial(_card, before=card, section=section)
@@ -130,22 +169,32 @@ def _with_reasons(
     tally: Tally,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(split, row) of every row, with all of its reasons: measured, of edits, and those that it had."""
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    bar = progress(desc="pack", total=members.rows, unit="row")
-    for shard in range(plan.measures.shards):
-        start, stop = plan.measures.span(shard)
-        if "measured" in plan.sources:
-            found = {(row["row"], row["column"]): row["reasons"] for row in read_rows(work / "measured", shard)}
-        for number, split, row in members.numbered(start, stop):
-            for member in members.of_row(number, split, row):
-                name = columns[member.column]
-                kept = [reason for reason in row.get(name) or [] if reason["source"] not in plan.sources]
-                edits = _of_edit(member, config.seed) if "edit" in plan.sources else []
-                row[name] = [*found.get((number, member.column), []), *edits, *kept]
-                tally.count(member.label, row[name])
-            bar.update()
-            yield split, row
-    bar.close()
+    measured, taught = (Spoken(work / name) for name in ("measured", "teacher"))
+    for number, split, row in progress(members.numbered(0, members.rows), "pack", total=members.rows, unit="row"):
+        for member in members.of_row(number, split, row):
+            name = columns[member.column]
+            kept = [reason for reason in row.get(name) or [] if reason["source"] not in plan.sources]
+            edits = _of_edit(member, config.seed) if "edit" in plan.sources else []
+            found = [*measured.of(number, member.column), *edits, *taught.of(number, member.column)]
+            row[name] = [*found, *kept]
+            tally.count(member.label, row[name])
+        yield split, row
+
+
+class Spoken:
+    """The reasons that a finished step found, asked for in the order of the rows; none where the step was not run."""
+
+    def __init__(self, folder: Path) -> None:
+        plan = read_plan(folder) if (folder / "plan.json").is_file() else None
+        self._rows = (row for shard in range(plan.shards if plan else 0) for row in read_rows(folder, shard))
+        self._ahead = next(self._rows, None)
+        self._found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+
+    def of(self, number: int, column: str) -> list[dict[str, Any]]:
+        while self._ahead is not None and self._ahead["row"] <= number:
+            self._found[self._ahead["row"], self._ahead["column"]] = self._ahead["reasons"]
+            self._ahead = next(self._rows, None)
+        return self._found.pop((number, column), [])
 
 
 def _of_edit(member: Member, seed: int) -> list[dict[str, Any]]:
@@ -173,7 +222,7 @@ def _copy_files(source: Path, work: Path, partial: Path) -> MeasureCalibration |
 def _rejects(source: Path, work: Path) -> list[Reject]:
     old = source / "rejects.parquet"
     rejects = [Reject(**row) for row in pq.read_table(old).to_pylist()] if old.is_file() else []
-    for step in ("measures", "measured"):
+    for step in ("measures", "measured", "teacher"):
         if (work / step / "plan.json").is_file():
             plan = read_plan(work / step)
             rejects += [reject for shard in range(plan.shards) for reject in read_rejects(work / step, shard)]

@@ -3,6 +3,7 @@
     endpoint = Endpoint("http://localhost:8000/v1", "qwen2.5-vl", api_key=os.environ["OPENAI_API_KEY"])
     endpoint.generate([photo], [["Is this image AI-generated?"]])      # free answers, greedy where that can be asked
     endpoint.score([photo], [[Ask("Is this ...?", ("Yes.", "No."))]])  # where the endpoint gives log-probabilities
+    endpoint.answer([Prompt((photo, twin), "How do they differ?", schema={...}, temperature=0.7)], 512)
 
 Images travel as PNG data URLs, pixel for pixel. Rate limits, timeouts and server errors are tried again with growing
 pauses; a request that the server refuses for good (content filters) is an unreadable answer that says so.
@@ -17,10 +18,11 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -38,6 +40,26 @@ class Reply:
 
     text: str
     top: tuple[tuple[str, float], ...] = ()
+    failure: Literal["", "refused", "timed_out"] = ""  # what is wrong with this one request
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request: images, in order, and a text behind them.
+
+    `schema` is a JSON schema that the answer has to follow; where the endpoint takes none, the text alone asks for it.
+    `temperature` and `seed` are for answers that may differ from draw to draw; the endpoint may pass them over.
+    """
+
+    images: tuple[Image.Image, ...]
+    text: str
+    schema: Mapping[str, Any] | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+
+class TimedOut(UserError):
+    """A request was not answered in time, however often it was tried."""
 
 
 class Endpoint:
@@ -71,6 +93,7 @@ class Endpoint:
         self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", max_retries=retries, timeout=timeout_s)
         self.options = options if options is not None else self._find_options()
         self._said: dict[tuple[bytes, str, int], str] = {}
+        self._forms = deque(("json_schema", "json_object", ""))  # of a schema, the best that is not refused first
 
     @property
     def gives_logprobs(self) -> bool:
@@ -102,6 +125,46 @@ class Endpoint:
             for i, some in enumerate(asks)
         ]
 
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]:
+        """A reply to each prompt; what one prompt alone failed by stands in its reply.
+
+        UserError where the endpoint answers none of them, or limits the rate for longer than it is worth waiting.
+        """
+        with ThreadPoolExecutor(self.parallel) as pool:
+            try:
+                replies = list(pool.map(lambda prompt: self._answer(prompt, max_new_tokens), prompts))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        if replies and all(reply.failure == "timed_out" for reply in replies):
+            raise TimedOut(replies[0].text)
+        return replies
+
+    def _answer(self, prompt: Prompt, max_new_tokens: int) -> Reply:
+        openai = self._openai
+        urls = [data_url(image) for image in prompt.images]
+        options = {name: value for name, value in self.options.items() if "logprobs" not in name}
+        options[self._length_option] = max_new_tokens
+        if prompt.temperature is not None and "temperature" in options:
+            options["temperature"] = prompt.temperature
+        if prompt.seed is not None:
+            options["seed"] = prompt.seed
+        while True:
+            form = self._forms[0] if prompt.schema else ""
+            try:
+                return self._request(urls, prompt.text, {**options, **_json_form(form, prompt.schema)})
+            except TimedOut as error:
+                return Reply(str(error), failure="timed_out")
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                message = _message(error)
+                if form and any(word in message for word in ("response_format", "json", "schema", "guided")):
+                    if self._forms[0] == form:  # another request may have found it out already
+                        self._forms.popleft()
+                elif "seed" in options and "seed" in message:
+                    del options["seed"]
+                else:
+                    return Reply(f"(refused: {message})", failure="refused")
+
     def _all(self, images: Sequence[Image.Image], wanted: Sequence[tuple[int, str]], max_tokens: int) -> list[Reply]:
         urls = {i: data_url(images[i]) for i in {i for i, _ in wanted}}
         with ThreadPoolExecutor(self.parallel) as pool:
@@ -114,18 +177,19 @@ class Endpoint:
     def _ask(self, url: str, question: str, max_tokens: int) -> Reply:
         openai = self._openai
         try:
-            return self._request(url, question, {**self.options, self._length_option: max_tokens})
+            return self._request([url], question, {**self.options, self._length_option: max_tokens})
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Reply(f"(refused: {_message(error)})")
+            return Reply(f"(refused: {_message(error)})", failure="refused")
 
     @property
     def _length_option(self) -> str:
         return "max_completion_tokens" if "max_completion_tokens" in self.options else "max_tokens"
 
-    def _request(self, url: str, question: str, options: dict[str, Any]) -> Reply:
+    def _request(self, urls: Sequence[str], question: str, options: dict[str, Any]) -> Reply:
         """One request. Raises UserError for what no other question would change, the client's error for the rest."""
         openai = self._openai
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        content = [*pictures, {"type": "text", "text": question}]
         messages: Any = [{"role": "user", "content": content}]
         try:
             choice = self._client.chat.completions.create(model=self.model, messages=messages, **options).choices[0]
@@ -136,7 +200,8 @@ class Endpoint:
         except openai.NotFoundError as error:
             raise UserError(f"{self.url} has no model {self.model!r} ({_message(error)}); see its /models") from error
         except (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError) as error:
-            raise UserError(
+            failed = TimedOut if isinstance(error, openai.APITimeoutError) else UserError
+            raise failed(
                 f"{self.url} does not answer ({_message(error)}): look to the URL and its server, then run the same "
                 "command again to go on, with a smaller --parallel where it limits the rate"
             ) from error
@@ -150,7 +215,7 @@ class Endpoint:
         picture = data_url(Image.new("RGB", (64, 64), "gray"))
         while True:
             try:
-                reply = self._request(picture, "Is this image gray?", options)
+                reply = self._request([picture], "Is this image gray?", options)
             except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
                 found = without_refused(options, _message(error))
                 if found is None:
@@ -162,6 +227,14 @@ class Endpoint:
             if not reply.top:  # taken, and passed over
                 options = {name: value for name, value in options.items() if "logprobs" not in name}
             return options
+
+
+def _json_form(form: str, schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The option that asks for JSON: by its schema, as any object, or not at all."""
+    if form == "json_schema":
+        named = {"name": "answer", "schema": schema, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    return {"response_format": {"type": "json_object"}} if form else {}
 
 
 def without_refused(options: dict[str, Any], message: str) -> dict[str, Any] | None:

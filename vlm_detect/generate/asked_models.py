@@ -1,0 +1,108 @@
+"""Teachers and judges of reasons: a model behind an endpoint, or one that is loaded here, asked alike.
+
+    asked = open_model(AskedModel("qwen2.5-vl", "http://localhost:8000/v1"))       # or AskedModel("nano"), loaded here
+    asked.answer([Prompt((photo, twin), "How do they differ?")], 512)         # one Reply a prompt
+    asked.score([photo], [[Ask("Is this true: ...?", ("Yes.", "No."))]])       # where `gives_logprobs`
+
+A model that is loaded here reads one image at a time, so the images of a prompt are put side by side.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from vlm_detect.errors import UserError
+from vlm_detect.infer.asks import Ask, CandidateScore
+from vlm_detect.infer.endpoint import Endpoint, Prompt, Reply
+
+_GAP = 8  # pixels between images that stand side by side
+_HERE = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """Which model, and where it is: without an endpoint it is loaded here."""
+
+    name: str
+    endpoint: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    parallel: int = 8
+
+    @property
+    def leaves_this_machine(self) -> bool:
+        """Whether images that it is shown go elsewhere."""
+        return self.endpoint is not None and urlsplit(self.endpoint).hostname not in _HERE
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.endpoint}" if self.endpoint else self.name
+
+
+class Asked(Protocol):
+    @property
+    def gives_logprobs(self) -> bool: ...
+
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]: ...
+
+    def score(
+        self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]
+    ) -> list[list[list[CandidateScore]]]: ...
+
+
+@functools.lru_cache(maxsize=2)
+def open_model(model: AskedModel) -> Asked:
+    """Connected or loaded once a process."""
+    if model.endpoint:
+        key = os.environ.get(model.api_key_env)
+        return Endpoint(model.endpoint, model.name, api_key=key, parallel=model.parallel)
+    return LocalModel(model.name)
+
+
+class LocalModel:
+    """A vision-language model of the registry."""
+
+    gives_logprobs = True
+
+    def __init__(self, name: str) -> None:
+        from vlm_detect.infer.engine import Engine
+        from vlm_detect.models.registry import load_vlm
+
+        self.name = name
+        self.engine = Engine(load_vlm(name))
+
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]:
+        images = [side_by_side(prompt.images) for prompt in prompts]
+        vlm = self.engine.vlm
+        room = min(
+            vlm.context - vlm.prefix_length(image.size) - len(vlm.question_ids(prompt.text))
+            for image, prompt in zip(images, prompts, strict=True)
+        )
+        if room < 1:
+            raise UserError(
+                f"{self.name}: a question of the teacher's does not fit its context of {vlm.context} tokens; "
+                "give a --teacher with a longer one"
+            )
+        said = self.engine.generate(images, [[prompt.text] for prompt in prompts], min(max_new_tokens, room))
+        return [Reply(texts[0]) for texts in said]
+
+    def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
+        return self.engine.score(images, asks)
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """One image of all, from left to right, on white."""
+    if len(images) == 1:
+        return images[0]
+    width = sum(image.width for image in images) + _GAP * (len(images) - 1)
+    joined = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width + _GAP
+    return joined

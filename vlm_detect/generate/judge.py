@@ -1,0 +1,99 @@
+"""A judge that is not told the label: is a statement likelier true of its own image than of the other one?
+
+    judged = judge(asked, [Statement("The hand has six fingers.", twin, photo, place="left")])
+    judged[0].margin         # nats, or None where the model gives no log-probabilities
+    judged[0].holds(1.0)
+
+A statement is put as a yes/no question about one image at a time. Its margin is the log-odds of yes for its own image,
+less those for the counterpart; where there is no counterpart, the log-odds for its own alone. A model that gives no
+log-probabilities is asked for its answer: yes to the one, and no to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from vlm_detect.generate.asked_models import Asked
+from vlm_detect.infer.asks import Ask
+from vlm_detect.infer.endpoint import Prompt
+from vlm_detect.questions.ask import NO, YES
+from vlm_detect.questions.read import parse_answer
+
+_QUESTION = "Is this true of the image? {statement} Answer with yes or no."
+_PLACED = "Look at the {place} of the image. Is this true of it? {statement} Answer with yes or no."
+_TOKENS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A sentence about `image`; `other` is the counterpart, of which it should not be true."""
+
+    text: str
+    image: Image.Image
+    other: Image.Image | None = None
+    place: str | None = None
+
+    @property
+    def question(self) -> str:
+        return (_PLACED if self.place else _QUESTION).format(statement=self.text, place=self.place)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`margin` in nats, where log-probabilities were given; `own` and `other` are the answers where they were not."""
+
+    margin: float | None = None
+    own: bool | None = None
+    other: bool | None = None
+    alone: bool = False  # there was no counterpart
+
+    def holds(self, least: float) -> bool:
+        """Whether the statement may be kept, with `least` nats."""
+        if self.margin is not None:
+            return self.margin >= least
+        return self.own is True and (self.alone or self.other is False)
+
+    def __str__(self) -> str:
+        if self.margin is not None:
+            return f"{self.margin:.2f} nats"
+        said = {True: "yes", False: "no", None: "no plain answer"}
+        return said[self.own] if self.alone else f"{said[self.own]} of its image, {said[self.other]} of the other"
+
+
+def judge(asked: Asked, statements: Sequence[Statement]) -> list[Judgement]:
+    """What `asked` says of each statement."""
+    questions = [
+        (image, statement.question)
+        for statement in statements
+        for image in (statement.image, statement.other)
+        if image is not None
+    ]
+    answers = iter(_log_odds(asked, questions) if asked.gives_logprobs else _answers(asked, questions))
+    judged = []
+    for statement in statements:
+        own = next(answers)
+        other = next(answers) if statement.other is not None else None
+        alone = statement.other is None
+        if asked.gives_logprobs:
+            judged.append(Judgement(float(own or 0) - float(other or 0), alone=alone))
+        else:
+            judged.append(
+                Judgement(own=None if own is None else own > 0, other=None if other is None else other > 0, alone=alone)
+            )
+    return judged
+
+
+def _log_odds(asked: Asked, questions: Sequence[tuple[Image.Image, str]]) -> list[float | None]:
+    """Of yes against no, in nats."""
+    scores = asked.score([image for image, _ in questions], [[Ask(question, (YES, NO))] for _, question in questions])
+    return [yes.logprob - no.logprob for ((yes, no),) in scores]
+
+
+def _answers(asked: Asked, questions: Sequence[tuple[Image.Image, str]]) -> list[float | None]:
+    """1 for yes, -1 for no, None for what is neither."""
+    replies = asked.answer([Prompt((image,), question) for image, question in questions], _TOKENS)
+    said = [parse_answer(reply.text, (YES, NO)) if not reply.failure else None for reply in replies]
+    return [None if index is None else 1.0 - 2.0 * index for index in said]
