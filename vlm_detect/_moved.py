@@ -52,6 +52,7 @@ _ELSEWHERE = {
     "baselines.tasks": "models.cnn.verdicts",
     "bench.build": "records questions.kinds.multiple_choice questions.kinds.which_of_two questions.kinds.attribution",
     "bench.prompts": "questions.kind",
+    "bench.report": "benchmark.report_parts benchmark.report_sections",
     "data.decode": "images.bounds",
     "data.questions": "records places questions.draw questions.kinds.explain questions.kinds.operation "
     "questions.kinds.place questions.kinds.attribution questions.kinds.multiple_choice",

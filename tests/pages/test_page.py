@@ -130,7 +130,7 @@ def test_figures_are_reproducible_svg_with_numbers_in_the_alt_text() -> None:
     assert loss_figure([{"train_runtime": 1.0}]) is None
 
 
-@pytest.mark.parametrize("name", ["report.html.j2", "demo.html.j2"])
+@pytest.mark.parametrize("name", ["report_sections.html.j2", "demo.html.j2"])
 def test_pages_fit_a_phone(name: str) -> None:
     folder = Path(__file__).parents[2] / "vlm_detect" / "pages" / "templates"
     base = (folder / "base.html.j2").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.compare import Run
 from vlm_detect.benchmark.perturb import UNITS
-from vlm_detect.benchmark.report import (
+from vlm_detect.benchmark.report_parts import (
     CARDS,
     card_maker,
     confidence,

@@ -12,11 +12,13 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -41,6 +43,16 @@ class Picture:
 
 def render(template: str, **values: Any) -> str:
     """A template of `vlm_detect/pages/templates`, filled in; everything but markup of ours is escaped."""
+    return _environment().get_template(template).render(**values)
+
+
+def fragment(template: str, macro: str, **values: Any) -> Markup:
+    """A macro of a template, filled in: part of a page."""
+    return getattr(_environment().get_template(template).module, macro)(**values)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("vlm_detect.pages"),
         autoescape=True,
@@ -50,7 +62,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["figure3"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def write_page(path: str | Path, html: str) -> None:
