@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 from vlm_detect.errors import UserError
 
 GROUP = "vlm_detect"
-KINDS = ("family", "generator", "cnn", "edit", "importer", "vqa_importer", "question", "metric", "section")
+KINDS = ("family", "generator", "cnn", "edit", "importer", "vqa_importer", "question", "metric", "measure", "section")
 
 T = TypeVar("T")
 

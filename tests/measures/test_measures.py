@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.measures.factories import jpeg, natural, noisy, resized
+from vlm_detect.errors import UserError
 from vlm_detect.measures.pixels import Pixels, ninths, patches
 from vlm_detect.measures.registry import MEASURES, Words, measure, measure_image
 from vlm_detect.places import PLACES
@@ -239,9 +240,11 @@ def test_too_small_an_image_has_no_such_number():
 
 def test_a_name_is_registered_once():
     words = Words(("its width",), ("is smaller",), ("is larger",))
-    for name in ("saturation", "Not a name", ""):
-        with pytest.raises(ValueError, match="no other measure"):
+    for name in ("Not a name", "", "a-b"):
+        with pytest.raises(ValueError, match="give a name"):
             measure(name, "colour", words)
+    with pytest.raises(UserError, match="has that name; take another"):
+        measure("saturation", "colour", words)(lambda pixels: 0.0)
 
 
 def test_ninths_and_patches_of_any_shape():

@@ -1,14 +1,8 @@
 """Numbers from pixels that photos and generated images differ in, sentences about them, and checks of sentences.
 
-    measured = measure_image(image)                         # registry.py: every measure, from an array
-    calibration = MeasureCalibration.load(folder)                  # calibration.py: what photos measure, what tells
-    measured_reasons(measured, calibration, "generated", seed="an id")        # reasons.py
-    claim = read_claim("Its noise is less even than in 90 % of photos of this size.")    # claims.py
-    check_claim(claim, measured, calibration)               # confirmed, contradicted or unchecked
-
-Importing the package registers its measures.
+measured = measure_image(image)                         # registry.py: every measure, from an array
+calibration = MeasureCalibration.load(folder)           # calibration.py: what photos measure, what tells
+measured_reasons(measured, calibration, "generated", seed="an id")        # reasons.py
+claim = read_claim("Its noise is less even than in 90 % of photos of this size.")    # claims.py
+check_claim(claim, measured, calibration)               # confirmed, contradicted or unchecked
 """
-
-from vlm_detect.measures import colour, compression, edges, frequency, noise, texture
-
-__all__ = ["colour", "compression", "edges", "frequency", "noise", "texture"]

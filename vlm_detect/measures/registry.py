@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_detect.measures.pixels import Pixels
+from vlm_detect.plugins import Registry
 from vlm_detect.records import ReasonKind
 
 Grid = NDArray[np.float64]  # (3, 3), by rows
@@ -63,7 +64,8 @@ class Measure:
         return min(pixels.size) >= self.min_side
 
 
-MEASURES: dict[str, Measure] = {}
+_OURS = ("frequency", "noise", "edges", "texture", "colour", "compression")
+MEASURES: Registry[Measure] = Registry("measure", [f"vlm_detect.measures.{name}" for name in _OURS])
 
 
 def measure(
@@ -74,12 +76,12 @@ def measure(
     map: Callable[[Pixels], Grid] | None = None,
     min_side: int = 16,
 ) -> Callable[[Callable[[Pixels], float]], Callable[[Pixels], float]]:
-    """Register the decorated function as the measure `name`."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in MEASURES:
-        raise ValueError(f"measure {name!r}: give a name of lower case letters that no other measure has")
+    """Register the decorated function as the measure `name`, which is also a column of files: a_z, 0_9 and _."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"measure {name!r}: give a name of lower case letters, digits and underscores")
 
     def register(value: Callable[[Pixels], float]) -> Callable[[Pixels], float]:
-        MEASURES[name] = Measure(name, kind, words, value, map, min_side)
+        MEASURES.add(name, Measure(name, kind, words, value, map, min_side), value)
         return value
 
     return register
