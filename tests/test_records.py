@@ -77,4 +77,4 @@ def test_no_other_list():
                 texts = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
                 if {"natural", "nature", "pristine"} & {word for text in texts for word in text.split()}:
                     found.add(path.relative_to(package).as_posix())
-    assert found == {"records.py", "data/image_sets.py"}  # the latter knows how GenImage calls its own folders
+    assert found == {"records.py", "data/layouts.py"}  # the latter knows how GenImage calls its own folders

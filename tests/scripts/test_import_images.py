@@ -18,7 +18,8 @@ from PIL import Image
 from tests.data.factories import photo
 from tests.scripts.here import run_here
 from vlm_detect.columns import IMAGE_FEATURES
-from vlm_detect.data.image_sets import CIFAR_CLASSES, cifake_class, open_image_set
+from vlm_detect.data.image_sets import CIFAR_CLASSES, open_image_set
+from vlm_detect.data.layouts import cifake_class
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.selection import Selection
 from vlm_detect.errors import UserError
@@ -186,7 +187,7 @@ def test_genimage_and_a_generator_held_out(tmp_path):
     ],
 )
 def test_folders_tell_what_an_image_is(path, label, generator, object_class, split):
-    from vlm_detect.data.image_sets import _folder_entry
+    from vlm_detect.data.layouts import _folder_entry
     from vlm_detect.records import LABEL_NAMES
 
     entry = _folder_entry(Path("/set") / path, Path(path).parts[:-1], LABEL_NAMES)
@@ -273,7 +274,7 @@ def test_a_dataset_with_a_label_column(tmp_path):
     [
         (["--from", "cifake", "{empty}"], 1, "none of its 0 images"),
         (["--from", "cifake", "{absent}"], 1, "no such folder"),
-        (["--from", "nobody", "{empty}"], 2, "invalid choice"),
+        (["--from", "nobody", "{empty}"], 2, "known layouts are cifake, genimage, folders, hub"),
         (["--from", "folders", "{reals}"], 1, "all real; a detector needs two labels"),
         (["--from", "folders", "{reals}", "--labels", "x"], 1, "--labels x: give NAME=real"),
         (["--from", "folders", "{reals}", "--hold_out", "model=x"], 2, "--hold_out model=x: give generator=NAME"),
@@ -342,7 +343,7 @@ def test_labels_that_are_given_go_before_what_a_column_seems_to_say(tmp_path: Pa
 
 
 def test_genimage_file_names_tell_the_class():
-    from vlm_detect.data.image_sets import _genimage_entry, _with_synsets
+    from vlm_detect.data.layouts import _genimage_entry, _with_synsets
     from vlm_detect.records import LABEL_NAMES
 
     def entry(label: str, name: str):

@@ -15,16 +15,20 @@ Questions stay as they were written, image tags aside.
 from __future__ import annotations
 
 import os
+from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlm_detect.data.named_files import find_file
+from vlm_detect.plugins import Registry
 from vlm_detect.questions.markup import untagged
 from vlm_detect.questions.read import parse_explanation
 
-Layout = Literal["loki", "fakebench", "fakeclue"]
+# The items (as in a benchmark file, images as the set names them) of one row and its number.
+Reader = Callable[[Mapping[str, Any], str], Iterator[dict[str, Any]]]
+VQA_IMPORTERS: Registry[Reader] = Registry("vqa_importer", [])
 # Appended by LOKI's own scripts.
 _YES_OR_NO, _LETTER = "Answer with yes or no.", "Answer with the option letter."
 
@@ -33,8 +37,27 @@ class LeftOut(Exception):
     """A row that is sound but not of images; the message says what it is of."""
 
 
+class Layout(str):
+    """The name of one of `VQA_IMPORTERS`, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> Layout:
+        if text not in VQA_IMPORTERS:
+            raise ArgumentTypeError(f"known layouts are {', '.join(VQA_IMPORTERS)}, not {text}")
+        return super().__new__(cls, text)
+
+
+def vqa_importer(name: str) -> Callable[[Reader], Reader]:
+    """Register a function as the layout `--from name` of a set of questions."""
+
+    def register(reader: Reader) -> Reader:
+        VQA_IMPORTERS.add(name, reader)
+        return reader
+
+    return register
+
+
 def import_rows(
-    layout: Layout, rows: Sequence[Any], images: Path, *, relative_to: Path
+    layout: str, rows: Sequence[Any], images: Path, *, relative_to: Path
 ) -> tuple[list[dict[str, Any]], Counter[str], list[str]]:
     """(items for a benchmark file, how many rows were left out by reason, what is wrong with the bad ones).
 
@@ -48,7 +71,7 @@ def import_rows(
         try:
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__}, not an object")
-            for item in _READERS[layout](row, str(number)):
+            for item in VQA_IMPORTERS[layout](row, str(number)):
                 key = "images" if "images" in item else "image"
                 names = item[key] if key == "images" else [item[key]]
                 found = [_relative(find_image(images, name), relative_to) for name in names]
@@ -68,7 +91,8 @@ def find_image(folder: Path, name: str) -> Path:
     return found
 
 
-def _loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
+@vqa_importer("loki")
+def loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
     if row.get("modality") != "image-text":
         raise LeftOut(f"{row.get('modality', 'no modality')}")
     kind_of_question = str(row.get("question_type", ""))
@@ -101,7 +125,8 @@ def _loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
         raise LeftOut(f"metric {metric}")
 
 
-def _fakebench(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
+@vqa_importer("fakebench")
+def fakebench(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
     name = row["image_id"]
     answer = {"answer": row["answer"]} if row.get("answer") else {}
     if "authenticity" not in row:
@@ -121,7 +146,8 @@ def _fakebench(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
     yield {"id": f"{number}:{name}"} | _item("true_false", [name], question, truth, about) | answer
 
 
-def _fakeclue(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
+@vqa_importer("fakeclue")
+def fakeclue(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
     turns = {turn["from"]: turn["value"] for turn in row["conversations"][:2]}
     question, reference = untagged(turns["human"]), turns["gpt"].strip()
     fake = _label(row["label"], fake=0)
@@ -132,13 +158,6 @@ def _fakeclue(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
     name = row["image"]
     yield {"id": f"{number}/verdict"} | _item("true_false", [name], question, "Fake" if fake else "Real", about)
     yield {"id": f"{number}/reason"} | _item("open", [name], question, reference, about)
-
-
-_READERS: dict[Layout, Callable[[Mapping[str, Any], str], Iterator[dict[str, Any]]]] = {
-    "loki": _loki,
-    "fakebench": _fakebench,
-    "fakeclue": _fakeclue,
-}
 
 
 def _item(

@@ -9,13 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import PurePath
-from typing import Literal
 
 from vlm_detect.data.splits import Split
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label
-
-Layout = Literal["cifake", "genimage", "folders", "hub"]
 
 
 @dataclass(frozen=True)

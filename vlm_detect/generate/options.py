@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from vlm_detect.config import check_at_least, check_between
-from vlm_detect.data.selection import Layout, Selection, check_hold_out
+from vlm_detect.data.selection import Selection, check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
 from vlm_detect.records import Label, ReasonSource, TwinKind
@@ -187,12 +187,26 @@ class PackConfig:
         check_hold_out(self.hold_out)
 
 
+class Layout(str):
+    """The name of an importer, checked where the command line is parsed."""
+
+    def __new__(cls, text: str) -> Layout:
+        from vlm_detect.data.image_sets import IMPORTERS  # late: with `datasets`, which --help does without
+
+        if text not in IMPORTERS:
+            raise ArgumentTypeError(f"known layouts are {', '.join(IMPORTERS)}, not {text}")
+        return super().__new__(cls, text)
+
+
 @dataclass(frozen=True)
 class ImportConfig:
     """What is read, and what of it."""
 
     layout: Layout = field(
-        metadata={"help": "Layout of SRC.", "aliases": ["--from"]},
+        metadata={
+            "help": "Layout of SRC: cifake, genimage, folders, hub, or one of an installed package.",
+            "aliases": ["--from"],
+        },
     )
     limit: int | None = field(
         default=None, metadata={"help": "Take N images: labels alike as far as they go, then splits and generators."}
