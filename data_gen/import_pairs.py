@@ -1,56 +1,12 @@
 """Pairs that were rendered elsewhere in, a pair dataset out, with the checks that our own go through. Resumes.
 
-    python data_gen/import_pairs.py photos/ twins/ --out data/pairs --generator midjourney-6     # matched by name
-    python data_gen/import_pairs.py pairs.csv --out data/pairs
+    python data_gen/import_pairs.py photos/ twins/ --out data/pairs --generator midjourney-6
 
-The CSV has the columns real and twin (paths relative to it) and may have kind (caption or vae), generator, caption,
-prompt, seed, group and licence.
+The program is vlm_detect/generate/import_pairs.py; `--help` says more.
 """
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.extras import require
-
-
-@dataclass(frozen=True)
-class Config:
-    sources: list[str] = field(metadata={"positional": True, "metavar": "SRC", "help": "Two folders, or a CSV."})
-    out: str = field(metadata={"help": "Folder of the pair dataset."})
-
-
-def main(argv: list[str]) -> None:
-    require("data", "imagehash")
-    from vlm_detect.generate.build import build_dataset
-    from vlm_detect.generate.options import PackConfig, PairSetConfig, Upload
-    from vlm_detect.generate.pack import pack_pairs
-    from vlm_detect.generate.pair_sets import plan_pairs, take_pairs
-    from vlm_detect.images.encode_config import EncodeConfig
-    from vlm_detect.jobs.launch import Launch
-    from vlm_detect.jobs.shards import begin
-
-    stages = [Config, Launch, Upload, PairSetConfig, PackConfig, EncodeConfig]
-    config, launch, upload, pairs, pack, encode = parse_config(stages, argv, doc=__doc__)
-    out = Path(config.out)
-    plan = plan_pairs(config.sources, pairs)
-    settings = {"pairs": asdict(plan), "pack": asdict(pack), "encode": asdict(encode)}
-
-    def steps(work: Path) -> str | None:
-        begin(work, plan)
-        return take_pairs(config.sources, pairs, plan, work, launch)
-
-    build_dataset(
-        out,
-        settings,
-        steps=steps,
-        pack=lambda work: pack_pairs(work, out, pack, encode, settings),
-        push_to_hub=upload.push_to_hub,
-    )
-
+from vlm_detect.generate.import_pairs import main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,79 +1,12 @@
 """Photos in, a pair dataset out: caption, render and pack in a row. The same command resumes.
 
     python data_gen/make_pairs.py --images photos/ --out data/pairs
-    python data_gen/make_pairs.py --images photos/ --generator stabilityai/stable-diffusion-3.5-medium --twins vae
-    python data_gen/make_pairs.py --images owner/dataset::train:image --limit 1000 --workers 4
-    python data_gen/make_pairs.py --images photos/ --config 24gb --dry_run
-    python data_gen/make_pairs.py --images photos/ --prompts data_gen/configs/prompts.yaml      # images without pairs
-    python data_gen/make_pairs.py --images photos/ --executor slurm --workers 16 --gpus 1 --slurm_partition gpu
 
-Unfinished work lies in OUT.work and is removed when OUT stands. What is not given of the generator's settings is taken
-from the file in vlm_detect/configs/generators that is for it. Slurm jobs are queued and left alone: run the same
-command again when they are done. The audit's findings end the run; `vlm-detect report OUT` shows the dataset.
+The program is vlm_detect/generate/make_pairs.py; `--help` says more.
 """
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-
-from vlm_detect.config import CONFIGS, parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.extras import require
-
-
-@dataclass(frozen=True)
-class Config:
-    out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
-    keep_work: bool = field(default=False, metadata={"help": "Keep OUT.work with the captions and raw twins."})
-    dry_run: bool = field(default=False, metadata={"help": "Print the plan and its cost, and stop."})
-
-
-def main(argv: list[str]) -> None:
-    require("data", "diffusers", "imagehash")
-    from vlm_detect.generate.build import build_dataset, finished, work_folder
-    from vlm_detect.generate.caption_step import caption_photos, name_captioner, plan_captions
-    from vlm_detect.generate.cost import describe_plan
-    from vlm_detect.generate.dataset_files import is_finished
-    from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig, TwinKinds, Upload
-    from vlm_detect.generate.pack import pack_pairs
-    from vlm_detect.generate.render_step import check_generator, complete, plan_renders, render_twins
-    from vlm_detect.images.encode_config import EncodeConfig
-    from vlm_detect.jobs.launch import Launch
-    from vlm_detect.jobs.shards import begin
-
-    stages = [Config, Launch, Upload, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
-    config, launch, upload, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
-    out = Path(config.out)
-    caption = replace(caption, captioner=name_captioner(caption.captioner, caption.prompts))
-    captions_plan = plan_captions(source, caption)
-    render = complete(render, CONFIGS / "generators")
-    if caption.prompts:
-        render = replace(render, twins=TwinKinds("caption"))  # nothing else comes from a text alone
-    renders_plan = plan_renders(captions_plan, render)
-    settings = {"caption": asdict(captions_plan), "render": asdict(renders_plan)}
-    settings |= {"pack": asdict(pack), "encode": asdict(encode)}
-    if config.dry_run:
-        plan = describe_plan(captions_plan, renders_plan, render, pack, encode, work_folder(out))
-        print(finished(out) if is_finished(out, settings) else plan)
-        return
-
-    def steps(work: Path) -> str | None:
-        check_generator(render)
-        begin(work / "captions", captions_plan)
-        begin(work / "renders", renders_plan)
-        captioning = caption_photos(source, caption, captions_plan, work / "captions", launch)
-        return render_twins(work / "captions", render, renders_plan, work / "renders", launch, after=captioning)
-
-    build_dataset(
-        out,
-        settings,
-        steps=steps,
-        pack=lambda work: pack_pairs(work / "renders", out, pack, encode, settings),
-        push_to_hub=upload.push_to_hub,
-        keep_work=config.keep_work,
-    )
-
+from vlm_detect.generate.make_pairs import main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,49 +1,12 @@
 """Step 3 of 3: pack photos and twins alike into a pair dataset that `datasets.load_dataset` opens.
 
-python data_gen/pack.py --renders work/renders --out data/pairs --size 1024
-python data_gen/pack.py --renders work/renders --out data/pairs --size 1024 --push_to_hub owner/name
+    python data_gen/pack.py --renders work/renders --out data/pairs
+
+The program is vlm_detect/generate/pack_pairs.py; `--help` says more.
 """
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.extras import require
-
-
-@dataclass(frozen=True)
-class Config:
-    renders: str = field(metadata={"help": "Output of data_gen/render.py."})
-    out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
-
-
-def main(argv: list[str]) -> None:
-    require("data", "imagehash")
-    from vlm_detect.generate.build import build_dataset
-    from vlm_detect.generate.options import PackConfig, Upload
-    from vlm_detect.generate.pack import pack_pairs
-    from vlm_detect.images.encode_config import EncodeConfig
-    from vlm_detect.jobs.shards import check_finished
-
-    config, upload, pack, encode = parse_config([Config, Upload, PackConfig, EncodeConfig], argv, doc=__doc__)
-    renders, out = Path(config.renders), Path(config.out)
-    settings = {
-        "render": asdict(check_finished(renders, "render", "pairs")),
-        "pack": asdict(pack),
-        "encode": asdict(encode),
-    }
-    build_dataset(
-        out,
-        settings,
-        steps=lambda work: None,  # they are done
-        pack=lambda work: pack_pairs(renders, out, pack, encode, settings),
-        push_to_hub=upload.push_to_hub,
-        keep_work=True,  # another command's
-    )
-
+from vlm_detect.generate.pack_pairs import main
 
 if __name__ == "__main__":
     run_main(main)

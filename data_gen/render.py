@@ -1,61 +1,12 @@
 """Step 2 of 3: make the twins. Captioned photos in, photos with twins out; the same command resumes.
 
-    python data_gen/render.py --captions work/captions --out work/renders \\
-        --generator stabilityai/stable-diffusion-3.5-large --twins caption,vae
-    python data_gen/render.py --row ID --pairs data/pairs --out twin.jpg    # one twin or edit again, from its receipt
+    python data_gen/render.py --captions work/captions --out work/renders
 
-What is not given (steps, guidance, size, ...) is taken from the generator's file in vlm_detect/configs/generators.
+The program is vlm_detect/generate/render.py; `--help` says more.
 """
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from vlm_detect.config import CONFIGS, parse_config, write_run_json
-from vlm_detect.errors import UserError, run_main
-from vlm_detect.extras import require
-
-
-@dataclass(frozen=True)
-class Config:
-    out: str = field(metadata={"help": "Folder of the rendered twins; of one row: the image file."})
-    captions: str | None = field(default=None, metadata={"help": "Output of data_gen/caption.py."})
-    row: str | None = field(default=None, metadata={"help": "Make only the image of this row (pair_id or id) again."})
-    pairs: str = field(default="data/pairs", metadata={"help": "The dataset that has --row."})
-    photo: str | None = field(default=None, metadata={"help": "The source photo of --row, where it has moved."})
-    donor: str | None = field(default=None, metadata={"help": "The photo that --row, a splice, takes from."})
-
-
-def main(argv: list[str]) -> None:
-    require("data", "diffusers", "imagehash")
-    from vlm_detect.generate.build import queued
-    from vlm_detect.generate.options import RenderConfig
-    from vlm_detect.generate.render_step import check_generator, complete, plan_renders, render_twins
-    from vlm_detect.jobs.launch import Launch
-    from vlm_detect.jobs.shards import begin, check_finished
-
-    config, launch, render = parse_config([Config, Launch, RenderConfig], argv, doc=__doc__)
-    out = Path(config.out)
-    if config.row:
-        from vlm_detect.generate.receipts import render_row
-
-        print(f"{out}: {render_row(Path(config.pairs), config.row, out, photo=config.photo, donor=config.donor)}")
-        return
-    if config.captions is None:
-        raise UserError("--captions FOLDER is missing: the output of data_gen/caption.py (or --row PAIR_ID)")
-    captions = Path(config.captions)
-    before = check_finished(captions, "caption")
-    render = complete(render, CONFIGS / "generators")
-    plan = plan_renders(before, render)
-    check_generator(render)
-    begin(out, plan)
-    if job := render_twins(captions, render, plan, out, launch):
-        print(queued(out, job))
-        return
-    write_run_json(out, {"caption": before.settings, "render": asdict(render)})
-    print(f"{out}: twins of {plan.items} photos in {plan.shards} shards")
-
+from vlm_detect.errors import run_main
+from vlm_detect.generate.render import main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,33 +1,12 @@
 """Finetune moondream2 with LoRA to tell AI images from photos.
 
-    accelerate launch recipes/moondream_lora.py                                   # whatever this machine can do
     accelerate launch recipes/moondream_lora.py --config moondream_lora --data data/pairs
-    accelerate launch recipes/moondream_lora.py --config moondream_nano
 
-With no dataset in data/pairs and no --data, pairs are made from the bundled photos first. What comes out in
---output_dir: the adapter in PEFT's layout, the processor, calibration.json, run.json, trainer_state.json, checkpoints
-and a model card. The same command again resumes a run that was stopped, or says that nothing is left to do.
+The program is vlm_detect/train/moondream.py; `--help` says more.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-
 from vlm_detect.errors import run_main
-from vlm_detect.train.command import Options, each_seed
-from vlm_detect.train.options import TrainOptions
-from vlm_detect.train.program import finetune
-
-
-@dataclass
-class MoondreamOptions(TrainOptions):
-    output_dir: str | None = field(default="runs/moondream_lora", metadata={"help": "The run directory."})
-
-
-def main(argv: list[str]) -> None:
-    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano")
-    each_seed(options, finetune)
-
+from vlm_detect.train.moondream import main
 
 if __name__ == "__main__":
     run_main(main)

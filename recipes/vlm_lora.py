@@ -1,42 +1,12 @@
 """Finetune any image-text-to-text model of transformers with LoRA to tell AI images from photos.
 
     accelerate launch recipes/vlm_lora.py --model Qwen/Qwen2.5-VL-3B-Instruct --data data/pairs
-    accelerate launch recipes/vlm_lora.py --config vlm_lora --model google/gemma-3-4b-it
-    accelerate launch recipes/vlm_lora.py --config vlm_qlora --model HuggingFaceTB/SmolVLM-Instruct
 
-The model needs a processor with a chat template; questions and answers take its form. --data and what comes out in
---output_dir are those of recipes/moondream_lora.py. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of
-an image share its prefix; in PaliGemma, whose image and question see each other, and in what has not been tried, each
-is a row of its own in which the tower reads the image anew: there --questions_per_image 1 is the cheaper way.
+The program is vlm_detect/train/vlm.py; `--help` says more.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-
-from vlm_detect.errors import UserError, run_main
-from vlm_detect.train.command import Options, each_seed
-from vlm_detect.train.options import ModelOptions, TrainOptions
-from vlm_detect.train.program import finetune
-
-
-@dataclass(frozen=True)
-class VlmOptions(ModelOptions):
-    model: str = field(default="", metadata={"help": "Hub id or folder of an image-text-to-text model. Needed."})
-
-
-@dataclass
-class VlmTraining(TrainOptions):
-    output_dir: str | None = field(default="runs/vlm_lora", metadata={"help": "The run directory."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-
-
-def main(argv: list[str]) -> None:
-    options = Options.parse(argv, doc=__doc__, training=VlmTraining, model=VlmOptions)
-    if not options.model.model:
-        raise UserError("--model is missing: give the Hub id or folder of an image-text-to-text model of transformers")
-    each_seed(options, finetune)
-
+from vlm_detect.errors import run_main
+from vlm_detect.train.vlm import main
 
 if __name__ == "__main__":
     run_main(main)

@@ -52,7 +52,9 @@ def test_every_config_that_is_named_exists():
 def test_every_verb_that_is_named_exists():
     named = found(r"(?:^|`|\s)vlm-detect ([a-z][a-z-]*)")
     assert len(named) > 20
-    missing = [f"{page}: vlm-detect {verb}" for page, verb in named if verb not in VERBS]
+    missing = [
+        f"{page}: vlm-detect {verb}" for page, verb in named if verb not in {known.split()[0] for known in VERBS}
+    ]
     assert not missing, "\n".join(missing)
 
 

@@ -61,6 +61,8 @@ def room_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1:
         return "root"
+    if parts[1] == "__main__":
+        return "cli"
     return parts[1] if parts[1] in ROOMS else "root"
 
 

@@ -32,8 +32,9 @@ from vlm_detect.stats.calibration import Calibration
 from vlm_detect.train import recalibrate as recalibrate_module
 from vlm_detect.train.augment import AugmentedImage
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
+from vlm_detect.train.options import QuestionOptions
 from vlm_detect.train.validation import ValidationSet
 
 SIZE = (24, 32)

@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from vlm_detect.errors import UsageError, UserError
-from vlm_detect.flags import Deferred, as_flags, build, check_keys, flags_of, make_parser, parse_flags
+from vlm_detect.flags import Deferred, as_flags, build, check_keys, defaults_of, flags_of, make_parser, parse_flags
 from vlm_detect.schema import check_schema, with_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -40,22 +40,24 @@ CONFIGS = Path(__file__).parent / "configs"  # of recipes, generators and cards,
 _RECORDED_PACKAGES = ("vlm-detect", "torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "pillow")
 
 
-def parse_config(config_types: Sequence[type], argv: Sequence[str], *, doc: str | None = None) -> tuple[Any, ...]:
+def parse_config(
+    config_types: Sequence[type | Deferred], argv: Sequence[str], *, doc: str | None = None
+) -> tuple[Any, ...]:
     """Fill the dataclasses of `config_types` from `--config FILE.yaml` and `argv`; the command line wins.
 
     `--help` and `--version` are answered, and what is wrong with the arguments is said in one line (exit status 2).
     `vlm_detect.flags` says what a field's metadata may hold.
     """
     helping = "-h" in argv or "--help" in argv
-    types = [t.whole() if issubclass(t, Deferred) and not helping else t for t in config_types]
-    flags = [flag for t in types for flag in flags_of(t)]
+    deferred = [one for one in config_types if isinstance(one, Deferred)]
+    types = [_type_of(one, helping) for one in config_types]
+    flags = [flag for one in types for flag in flags_of(one)]
     if helping:
         known = {flag.name for flag in flags}
-        deferred = [t for t in config_types if issubclass(t, Deferred)]
-        flags += [flag for t in deferred for flag in t.listed() if flag.name not in known]
+        flags += [flag for one in deferred for flag in one.listed() if flag.name not in known]
     own_config = any(flag.name == "config" for flag in flags)
     flags += [] if own_config else flags_of(_ConfigFile)
-    replaced = {name: said for t in config_types if issubclass(t, Deferred) for name, said in t.replaced.items()}
+    replaced = {name: said for one in deferred for name, said in one.replaced.items()}
     parser = make_parser(flags, doc, help_only=helping)
     try:
         given = parse_flags(parser, flags, argv, replaced)
@@ -65,9 +67,16 @@ def parse_config(config_types: Sequence[type], argv: Sequence[str], *, doc: str 
             check_keys(list(values), flags[:-1], str(path), replaced)
             # Through the parser, so that YAML values are checked and converted exactly as flags are.
             given = parse_flags(parser, flags, as_flags(values)) | given
-        return tuple(build(config_type, given) for config_type in config_types)
+        given = {name: value for one in deferred for name, value in defaults_of(one.defaults).items()} | given
+        return tuple(build(one, given) for one in types)
     except (UserError, ValueError, TypeError, ImportError) as error:  # a dataclass refuses a value, in its own words
         parser.error(str(error))
+
+
+def _type_of(one: type | Deferred, helping: bool) -> type:
+    if isinstance(one, Deferred):
+        return one.defaults if helping else one.whole()
+    return one
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,14 @@ def check_at_least(options: Any, least: float, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: give {least:g} or more")
+
+
+def check_known(options: Any, known: Sequence[str], *names: str) -> None:
+    """UserError where one of these settings, a word or a list of words, is none of `known`."""
+    for name in names:
+        value = getattr(options, name)
+        if unknown := [word for word in (value if isinstance(value, list) else [value]) if word not in known]:
+            raise UserError(f"--{name} {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
 
 
 def check_between(options: Any, least: float, most: float, *names: str) -> None:
@@ -145,6 +162,13 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def command_line() -> list[str]:
+    """The command that runs, as records have it: a verb, or a program by its path in the source tree."""
+    program = Path(sys.argv[0])
+    inside = program.is_absolute() and program.is_relative_to(REPOSITORY)
+    return [str(program.relative_to(REPOSITORY) if inside else program), *sys.argv[1:]]
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages on which a result depends."""
     found = {"python": platform.python_version()}
@@ -184,7 +208,7 @@ def make_readable(*paths: Path) -> None:
 def write_run_json(out: str | Path, config: Any, **facts: Any) -> dict[str, Any]:
     """Write `out/run.json`: the full configuration, command, commit, versions and whatever else `facts` holds."""
     record = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command_line(),
         "commit": git_commit(),
         "versions": versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

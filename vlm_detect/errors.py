@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the one way every program ends.
+"""Errors that are the user's to mend, and the one way every program begins and ends.
 
 A `UserError` says in one line what was given, what the limit is and what to do. Programs run their `main` through
 `run_main`, which turns it into that line on stderr and exit status 1, or 2 of a `UsageError` (`--debug` shows the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,7 +36,11 @@ def first_line(error: BaseException) -> str:
 
 
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Call `main(argv)` and exit: 0 done, 1 failed (one line on stderr), 2 wrong arguments, 130 interrupted."""
+    """Call `main(argv)` and exit: 0 done, 1 failed (one line on stderr), 2 wrong arguments, 130 interrupted.
+
+    `main` imports torch itself: what is set up here comes before it.
+    """
+    set_up_process()
     given = sys.argv[1:]
     argv = [arg for arg, after in pairwise([*given, ""]) if arg != "--debug" or after in _DEBUG_VALUES]
     debug = len(argv) < len(given)
@@ -63,6 +68,17 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     if status == 0:
         _leave_process_group()
     sys.exit(status)
+
+
+def set_up_process() -> None:
+    """What a program and its workers settle for their process; no import settles it for a program of others."""
+    # Torch's CPU threads wait for each other by spinning, by default long enough that, where anything else runs on the
+    # machine, they keep the one they wait for off its core. A short spin costs little alone and saves much in company
+    # (tests/bench/waiting.py). OpenMP reads this when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Where peft imports bitsandbytes on some CPUs, it recommends a package on stderr, which is for our own one line.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _reader_has_gone() -> bool:

@@ -11,15 +11,17 @@ costs nothing, so a program lists its flags in a fraction of a second.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import types
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from inspect import cleandoc
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from vlm_detect.errors import UsageError
 from vlm_detect.version import __version__
@@ -45,11 +47,16 @@ class Flag:
 
     @property
     def many(self) -> bool:
-        return get_origin(_without_none(self.hint)) is list
+        return get_origin(_without_none(self.hint)) in (list, tuple)
 
     @property
     def is_bool(self) -> bool:
         return _without_none(self.hint) is bool
+
+    @property
+    def choices(self) -> list[Any]:
+        """The values that there are; empty: no list of them."""
+        return list(self.metadata.get("choices", ())) or _choices(self.value_type)
 
     @property
     def value_type(self) -> Any:
@@ -69,27 +76,22 @@ class Flag:
         return f"{text} (default: {shown})" if shown else text
 
 
+@dataclass(frozen=True)
 class Deferred:
-    """Base of a dataclass that takes a library's flags as well: `--help` lists them without importing the library."""
+    """A dataclass that is completed by a library's flags, which `--help` lists without importing the library."""
 
-    replaced: ClassVar[Mapping[str, str]] = {}  # flags of old that users still know, and what stands in their place
-
-    @classmethod
-    def whole(cls) -> type:
-        """The dataclass with all flags; the defaults of `cls` win over its own."""
-        raise NotImplementedError
-
-    @classmethod
-    def listed(cls) -> Iterator[Flag]:
-        """The library's flags, for `--help` alone."""
-        raise NotImplementedError
+    defaults: type  # its fields and their defaults win over those of `whole`
+    whole: Callable[[], type]  # imports the library; a dataclass with all fields of `defaults`
+    listed: Callable[[], Iterable[Flag]]
+    replaced: Mapping[str, str] = dataclasses.field(default_factory=dict)  # old flags, and what stands in their place
 
 
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are one line: a usage of a hundred and more flags would bury it."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {' '.join(message.split())} (--help lists the flags)", file=sys.stderr)
+        said = " ".join(message.removeprefix("argument ").split())
+        print(f"error: {said} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -113,7 +115,7 @@ def make_parser(flags: Sequence[Flag], doc: str | None, *, help_only: bool) -> P
     positional = " ".join(_metavar(flag) for flag in flags if flag.positional)
     parser = Parser(
         usage=f"%(prog)s [--FLAG VALUE ...] {positional}".strip(),
-        description=doc and doc.replace("%", "%%"),
+        description=doc and cleandoc(doc).replace("%", "%%"),
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -122,7 +124,7 @@ def make_parser(flags: Sequence[Flag], doc: str | None, *, help_only: bool) -> P
     for flag in flags:
         group = groups.get(flag.group) or groups.setdefault(flag.group, parser.add_argument_group(flag.group))
         options: dict[str, Any] = {"help": flag.help.replace("%", "%%"), "default": SUPPRESS}
-        options |= {key: flag.metadata[key] for key in ("choices", "metavar") if key in flag.metadata}
+        options |= {key: flag.metadata[key] for key in ("metavar",) if key in flag.metadata}
         if flag.positional:
             if help_only:
                 group.add_argument(flag.name, **options | {"metavar": _metavar(flag), "nargs": "?"})
@@ -130,12 +132,9 @@ def make_parser(flags: Sequence[Flag], doc: str | None, *, help_only: bool) -> P
         if flag.is_bool:
             options |= {"type": _as_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
         else:
-            options |= {"type": _converter(flag.value_type), "nargs": "*" if flag.many else None}
-            choices = _choices(flag.value_type)
-            options |= {"choices": choices} if choices and "choices" not in options else {}
-            options |= {key: flag.metadata[key] for key in ("nargs", "const") if key in flag.metadata}
-            if "choices" not in options:
-                options.setdefault("metavar", _metavar(flag))
+            options |= {"type": _converter(flag.value_type, flag.choices), "nargs": "*" if flag.many else None}
+            options |= {key: flag.metadata[key] for key in ("nargs", "const", "action") if key in flag.metadata}
+            options.setdefault("metavar", _metavar(flag))
         group.add_argument(f"--{flag.name}", *flag.metadata.get("aliases", ()), dest=flag.name, **options)
         if flag.is_bool and flag.default is True:
             group.add_argument(
@@ -176,9 +175,6 @@ def check_keys(
 
 def build(cls: type, given: Mapping[str, Any], prefix: str = "") -> Any:
     """The dataclass `cls` of the values in `given`; UsageError where one without a default is not there."""
-    if issubclass(cls, Deferred):
-        given = {**defaults_of(cls), **given}
-        cls = cls.whole()
     hints = get_type_hints(cls)
     values = {}
     for field in dataclasses.fields(cls):
@@ -187,9 +183,9 @@ def build(cls: type, given: Mapping[str, Any], prefix: str = "") -> Any:
             if any(key.startswith(f"{name}.") for key in given):
                 values[field.name] = build(hint, given, f"{name}.")  # type: ignore[arg-type]
         elif name in given:
-            values[field.name] = given[name]
+            values[field.name] = tuple(given[name]) if get_origin(hint) is tuple else given[name]
         elif field.init and field.default is MISSING and field.default_factory is MISSING:
-            shown = name.upper() if field.metadata.get("positional") else f"--{name}"
+            shown = field.metadata.get("metavar", name.upper()) if field.metadata.get("positional") else f"--{name}"
             told = str(field.metadata.get("help", "")).rstrip(".")
             raise UsageError(f"{shown} is missing" + (f": {told}" if told else ""))
     return cls(**values)
@@ -219,13 +215,17 @@ def _as_text(value: Any) -> str:
 
 
 def _title(cls: type) -> str:
-    """The first line of a class's docstring; nothing of the one that `dataclass` makes."""
-    doc = cls.__doc__ or ""
-    return "" if doc.startswith(f"{cls.__name__}(") else doc.partition("\n")[0].rstrip(".")
+    """The first line of a class's docstring, or of its base's; nothing of the one that `dataclass` makes."""
+    docs = [one.__doc__ or "" for one in cls.__mro__[:-1] if not (one.__doc__ or "").startswith(f"{one.__name__}(")]
+    return next((doc.partition("\n")[0].rstrip(".") for doc in docs if doc), "")
 
 
 def _metavar(flag: Flag) -> str:
-    shown = str(flag.metadata.get("metavar") or flag.name.rpartition(".")[2].upper())
+    numbers = {int: "N", float: "X"}
+    name = flag.name.rpartition(".")[2] if flag.positional else flag.name.rpartition("_")[2]
+    shown = str(flag.metadata.get("metavar") or numbers.get(flag.value_type) or name.upper())
+    if flag.choices:
+        shown = "{" + ",".join(map(str, flag.choices)) + "}"
     if not flag.positional:
         return shown
     shown = f"{shown} ..." if flag.many else shown
@@ -262,9 +262,8 @@ def _positional_values(flags: Sequence[Flag], given: Sequence[str]) -> dict[str,
         if not left:
             break
         take = len(left) - (len(flags) - place - 1) if flag.many else 1
-        taken, left = [_converter(flag.value_type)(text) for text in left[:take]], left[take:]
-        if (choices := _choices(flag.value_type)) and (wrong := [one for one in taken if one not in choices]):
-            raise ValueError(f"{wrong[0]}: choose from {', '.join(map(str, choices))}")
+        convert = _converter(flag.value_type, flag.choices)
+        taken, left = [convert(text) for text in left[:take]], left[take:]
         values[flag.name] = taken if flag.many else taken[0]
     if left:
         raise ValueError(f"{' '.join(left)}: no argument is left for it")
@@ -290,26 +289,32 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _choices(hint: Any) -> list[Any] | None:
+def _choices(hint: Any) -> list[Any]:
+    """Of a Literal, an Enum, or a union that has an Enum."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
-        return next((found for one in get_args(hint) if isinstance(one, type) and (found := _choices(one))), None)
-    return [one.value for one in hint] if isinstance(hint, type) and issubclass(hint, Enum) else None
+        return next((found for one in get_args(hint) if isinstance(one, type) and (found := _choices(one))), [])
+    return [one.value for one in hint] if isinstance(hint, type) and issubclass(hint, Enum) else []
 
 
-def _converter(hint: Any) -> Any:
+def _converter(hint: Any, choices: Sequence[Any]) -> Callable[[str], Any]:
     """A function from a string to a value of the type `hint`."""
-    if choices := _choices(hint):
-        by_text = {str(choice): choice for choice in choices}
-        return lambda text: by_text.get(text, text)  # argparse refuses what is no choice
+    if choices:
+        return functools.partial(_as_choice, {str(choice): choice for choice in choices})
     if get_origin(hint) in (Union, types.UnionType):
-        return str if str in get_args(hint) else _converter(get_args(hint)[0])
+        return str if str in get_args(hint) else _converter(get_args(hint)[0], ())
     if hint is bool:
         return _as_bool
     if get_origin(hint) is dict:
         return _as_json
     return hint
+
+
+def _as_choice(choices: Mapping[str, Any], text: str) -> Any:
+    if text not in choices:
+        raise ArgumentTypeError(f"{text}: choose from {', '.join(choices)}")
+    return choices[text]
 
 
 def _as_json(text: str) -> Any:

@@ -34,6 +34,8 @@ _NAMES: dict[Label, str] = {
     "edited": "edited 2_edited tampered manipulated altered forged doctored",
 }
 LABEL_NAMES: dict[str, Label] = {name: label for label, names in _NAMES.items() for name in names.split()}
+# In a name of several words these say what is depicted: an "ai_human" is generated.
+DEPICTED = {"photo", "photos", "photograph", "photographs", "human", "nature", "natural", "original"}
 # What stands where a generator is named and none was at work. "camera" alone names an object in many sets' folders.
 _NO_GENERATOR = {"", "none", "null", "nan", "n_a", "camera"}
 

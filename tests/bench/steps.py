@@ -27,8 +27,9 @@ from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
-from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.options import LoraOptions
 
 # Width and height that give so many crops where allowed. Two are the whole and its one tile, the same pixels, which the
 # tower reads once.

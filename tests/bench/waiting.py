@@ -58,7 +58,7 @@ def training_seconds(pairs: Path, out: Path, steps: int, way: dict[str, str]) ->
         "--data",
         str(pairs),
     ]
-    command += ["--config", str(REPOSITORY / "recipes" / "configs" / "moondream_nano.yaml"), "--output_dir", str(out)]
+    command += ["--config", "moondream_nano", "--output_dir", str(out)]
     command += ["--max_steps", str(steps), "--eval_strategy", "no", "--load_best_model_at_end", "False"]
     command += ["--save_strategy", "no", "--report_to", "none", "--use_cpu", "True"]
     subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from vlm_detect.nano.autoencoder import build_autoencoder
-from vlm_detect.nano.renderer import RendererConfig, build_pipeline
-from vlm_detect.nano.training import Optimisation
+from vlm_detect.nano.config import RendererConfig
+from vlm_detect.nano.renderer import build_pipeline
 
 
 def photo(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -35,9 +35,7 @@ def save_tiny_pipeline(folder: Path) -> Path:
         vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
         # random weights draw nearly grey pictures, which would be rejected as blank
         vae.decoder.conv_out.weight.data.mul_(8)
-        config = RendererConfig(
-            Optimisation(steps=1, batch=1, lr=1e-3), layers=1, heads=1, clip_width=32, clip_layers=1
-        )
+        config = RendererConfig(steps=1, batch=1, lr=1e-3, layers=1, heads=1, clip_width=32, clip_layers=1)
         pipeline = build_pipeline(config, vae, ["a cat on a green field", "a red car"])
     pipeline.save_pretrained(folder)
     return folder

@@ -82,13 +82,13 @@ def pretraining(machine: Nano, part: str, run: Path) -> list[Any]:
     command: list[Any] = ["recipes/nano_pretrain.py", "--config", config, "--output_dir", run]
     command += ["--figures_dir", run / "figures", "--device", machine.device, *init]
     command += ["--data", machine.photos] if machine.photos else []
-    settings = []
+    settings: list[Any] = []
     for section in sections:
         steps, batch = STEPS[section]
-        settings += [f"{section}.steps={steps_of(machine, steps)}"]
-        settings += [f"{section}.batch={batch}"] if machine.size == "full" else []
-    settings += ["judge.renders=100"] if machine.size == "small" else []
-    return [*command, "--set", *settings]
+        settings += [f"--{section}.steps", steps_of(machine, steps)]
+        settings += [f"--{section}.batch", batch] if machine.size == "full" else []
+    settings += ["--judge.renders", 100] if machine.size == "small" else []
+    return [*command, *settings]
 
 
 def finetuning(machine: Nano, part: str, run: Path) -> list[Any]:

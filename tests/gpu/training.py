@@ -44,8 +44,9 @@ from vlm_detect.models.base import VLM
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
-from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.options import LoraOptions
 
 ASKED_TOKENS = 50  # a question with its answer and the template
 ANSWER = "Yes."

@@ -24,10 +24,10 @@ from vlm_detect.models.export import export
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import Example, QuestionOptions, Units
-from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.examples import Example, Units
+from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import answer_loss, row_inputs
-from vlm_detect.train.options import ModelOptions
+from vlm_detect.train.options import LoraOptions, ModelOptions, QuestionOptions
 from vlm_detect.train.tuning import loading, tune
 
 # transformers' PaliGemmaProcessor makes arrays of tensors in a way that NumPy 2 warns about.

@@ -1,4 +1,4 @@
-"""Our models in transformers' Auto classes, whatever is imported first."""
+"""`import vlm_detect.models` puts our models into transformers' Auto classes, whatever is imported first."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ for name, family in (("moondream", "Moondream"), ("tinyllava", "TinyLlava")):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import vlm_detect; from diffusers import StableDiffusion3Pipeline",
-        "from diffusers import StableDiffusion3Pipeline; import vlm_detect",
-        "from transformers import AutoModelForImageTextToText; import vlm_detect",
-        "import vlm_detect; from transformers.modeling_layers import GradientCheckpointingLayer",
+        "import vlm_detect.models; from diffusers import StableDiffusion3Pipeline",
+        "from diffusers import StableDiffusion3Pipeline; import vlm_detect.models",
+        "from transformers import AutoModelForImageTextToText; import vlm_detect.models",
+        "import vlm_detect.models.nano",
     ],
 )
 def test_either_order_of_imports(imports: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 from tests.models.tiny_chat import save_tiny
-from vlm_detect.apps.doctor import estimate_config
+from vlm_detect.apps.estimates import estimate_config
 from vlm_detect.config import REPOSITORY
 from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.backbones import backbone_config

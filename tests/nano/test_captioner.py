@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,7 @@ from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.rows import Answered
 from vlm_detect.nano.autoencoder import to_pixels
 from vlm_detect.nano.captioner import (
-    CaptionerConfig,
     Teaching,
-    TowerConfig,
     build_captioner,
     facts_of,
     language_loss,
@@ -29,17 +28,18 @@ from vlm_detect.nano.captioner import (
     train_tower,
 )
 from vlm_detect.nano.captions import sample_texts
+from vlm_detect.nano.config import CaptionerConfig, TowerConfig
 from vlm_detect.nano.figures import question_captioner
 from vlm_detect.nano.judge import Judge
 from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.tinyllava import NanoTinyLlava, build_tinyllava, start_from_moondream, tinyllava_tower
 from vlm_detect.nano.tokenizer import SPECIAL_TOKENS, TASK_WORDS, prompt_templates, train_tokenizer
-from vlm_detect.nano.training import Optimisation
 from vlm_detect.nano.weights import halve
 from vlm_detect.train.loss import answer_loss
 
+OPTIMISATION: dict[str, Any] = {"steps": 4, "batch": 5, "lr": 1e-3, "warmup": 1}
 TINY = CaptionerConfig(
-    Optimisation(steps=4, batch=5, lr=1e-3, warmup=1),
+    **OPTIMISATION,
     vision_width=32,
     vision_layers=1,
     vision_heads=1,
@@ -103,7 +103,7 @@ def test_tinyllava_starts_with_what_moondream_knows(
     untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
 ) -> None:
     torch.manual_seed(0)
-    moondream, processor = build_captioner(CaptionerConfig(TINY.optimisation), untrained[1].tokenizer)
+    moondream, processor = build_captioner(CaptionerConfig(**OPTIMISATION), untrained[1].tokenizer)
     model, _ = build_tinyllava(NanoTinyLlava(), copy.deepcopy(processor.tokenizer))
     missing = start_from_moondream(model.eval(), processor.tokenizer, moondream.eval(), processor.tokenizer)
     assert not [name for name in missing if "language_model" in name or "lm_head" in name]
@@ -136,7 +136,7 @@ def test_training_exports_what_from_pretrained_loads(
     facts = facts_of(photos)
     judge = Judge(4)
     tower, teaching = moondream_tower(model, judge), Teaching(photos, facts, judge, distillation=0.5, grid=8)
-    warm = train_tower(tower, teaching, TowerConfig(TINY.optimisation, places=1.0), photos, tmp_path, seed=0)
+    warm = train_tower(tower, teaching, TowerConfig(**OPTIMISATION, places=1.0), photos, tmp_path, seed=0)
     assert 0 <= warm["accuracy"] <= 1
     vlm = MoondreamVLM(model, processor, "moondream")
     assert train_captioner("words", vlm, tower, teaching, facts, config=TINY, folder=tmp_path, seed=0)["steps"] == 4

@@ -1,8 +1,8 @@
 """The nano SD 3.5: untrained but whole, it trains, exports, and loads and renders as the real one does."""
 
-from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.errors import UserError
 from vlm_detect.models.nano import nano_path
-from vlm_detect.nano.autoencoder import VaeConfig, encode_all, psnr_db, train_autoencoder
+from vlm_detect.nano.autoencoder import encode_all, psnr_db, train_autoencoder
 from vlm_detect.nano.captions import named_class
+from vlm_detect.nano.config import RendererConfig, VaeConfig
 from vlm_detect.nano.photos import Photos
-from vlm_detect.nano.renderer import RendererConfig, draw_caption, export, render, train_renderer
-from vlm_detect.nano.training import Optimisation
+from vlm_detect.nano.renderer import draw_caption, export, render, train_renderer
 
 FIRST_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-TINY = Optimisation(steps=3, batch=4, lr=1e-3, warmup=1, save_every=2)
+TINY: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 1e-3, "warmup": 1, "save_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def photos() -> Photos:
 @pytest.fixture(scope="module")
 def trained(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> tuple[StableDiffusion3Pipeline, Path]:
     folder = tmp_path_factory.mktemp("nano")
-    vae, figures = train_autoencoder(VaeConfig((8, 8, 16), TINY), photos, photos, folder, seed=0)
+    vae, figures = train_autoencoder(VaeConfig(channels=(8, 8, 16), **TINY), photos, photos, folder, seed=0)
     assert figures["psnr_db"] == pytest.approx(psnr_db(vae, photos.images), abs=0.01)
-    config = RendererConfig(TINY, layers=2, heads=1, clip_width=32, clip_layers=1)
+    config = RendererConfig(**TINY, layers=2, heads=1, clip_width=32, clip_layers=1)
     pipeline, _ = train_renderer(config, vae, photos, folder, seed=0)
     return pipeline, folder
 
@@ -84,12 +84,12 @@ def test_training_goes_on_from_exported_weights(
 ) -> None:
     pipeline, folder = trained
     start = StableDiffusion3Pipeline.from_pretrained(folder / "sd35")
-    untouched = train_renderer(RendererConfig(replace(TINY, steps=0)), start, photos, tmp_path / "none", seed=0)[0]
+    untouched = train_renderer(RendererConfig(**TINY | {"steps": 0}), start, photos, tmp_path / "none", seed=0)[0]
     options = {"seed": 3, "num_inference_steps": 2, "guidance_scale": 2.0}
     same = render(untouched, ["A cat."], **options).astype(int) - render(pipeline, ["A cat."], **options)
     assert np.abs(same).max() <= 2  # weights in fp16
-    more, figures = train_renderer(RendererConfig(TINY), start, photos, tmp_path / "more", seed=0)
-    assert figures["steps"] == TINY.steps
+    more, figures = train_renderer(RendererConfig(**TINY), start, photos, tmp_path / "more", seed=0)
+    assert figures["steps"] == TINY["steps"]
     before, after = (load_file(where / "sd35" / FIRST_WEIGHTS) for where in (folder, tmp_path / "more"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert more.vae.config.scaling_factor == pipeline.vae.config.scaling_factor

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_detect.errors import UserError
-from vlm_detect.nano.config import NanoConfig, section
-from vlm_detect.nano.judge import JudgeConfig, frechet_distance
+from vlm_detect.config import CONFIGS, parse_config
+from vlm_detect.errors import UsageError, UserError
+from vlm_detect.nano.config import JudgeConfig, NanoConfig, Optimisation, section
+from vlm_detect.nano.judge import frechet_distance
 from vlm_detect.nano.photos import HELD_OUT, Photos, load_photos
-from vlm_detect.nano.training import Optimisation, _optimizers, learning_rate, train
+from vlm_detect.nano.training import _optimizers, learning_rate, train
 
 RECIPE = Optimisation(steps=12, batch=4, lr=0.05, warmup=2, ema=0.9, log_every=3, save_every=6)
 
@@ -55,16 +56,29 @@ def test_learning_rate_rises_holds_and_falls() -> None:
     assert [round(learning_rate(step, recipe), 2) for step in (0, 9, 50, 80, 90, 99)] == [0.1, 1, 1, 1, 0.5, 0.05]
 
 
-def test_sections_name_what_is_wrong() -> None:
-    good = json.dumps({"steps": 3, "batch": 2, "lr": 0.1})
-    read = section(NanoConfig(judge=good, set=["judge.steps=7", "judge.width=8"]), "judge", JudgeConfig)
-    assert (read.optimisation.steps, read.width) == (7, 8)
-    with pytest.raises(UserError, match="unknown keys stepz"):
-        section(NanoConfig(judge=good, set=["judge.stepz=7"]), "judge", JudgeConfig)
-    with pytest.raises(UserError, match="missing keys lr"):
-        section(NanoConfig(judge=json.dumps({"steps": 3, "batch": 2})), "judge", JudgeConfig)
-    with pytest.raises(UserError, match=r"expected section\.key=value"):
-        section(NanoConfig(judge=good, set=["steps"]), "judge", JudgeConfig)
+def test_sections_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text("stages: [judge]\njudge: {steps: 3, batch: 2, lr: 0.1, betas: [0.8, 0.9]}")
+    (config,) = parse_config([NanoConfig], ["--config", str(good), "--judge.steps=7", "--judge.width", "8"])
+    assert section(config, "judge") == JudgeConfig(steps=7, batch=2, lr=0.1, betas=(0.8, 0.9), width=8)
+    with pytest.raises(UsageError, match="section vae is missing"):
+        section(config, "vae")
+    for arguments, said in (
+        (["--judge.stepz", "7"], "--judge.stepz: no such flag"),
+        (["--judge.lr", "0.1"], "--judge.steps is missing"),
+        (["--stages", "cook"], "--stages: cook: choose from vae, judge"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parse_config([NanoConfig], arguments)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "recipes").glob("nano_*.yaml")), ids=lambda path: path.stem)
+def test_every_config_names_its_stages_sections(path: Path) -> None:
+    (config,) = parse_config([NanoConfig], ["--config", str(path)])
+    needed = {"tokenizer": "captioner"}
+    assert all(section(config, needed.get(stage, stage)) for stage in config.stages)
 
 
 def test_split_is_the_first_of_the_order() -> None:

@@ -113,7 +113,7 @@ def test_a_dataset_without_edits_is_refused(model: Path, tmp_path: Path) -> None
     data = write_edits(tmp_path / "twins", kind="caption")
     done = run_here("eval/evidence.py", "--model", model, "--data", data)
     assert (done.returncode, done.stderr.count("error:")) == (1, 1)
-    assert "make_pairs --twins edit" in done.stderr
+    assert "make-pairs --twins edit" in done.stderr
 
 
 def test_bad_input(model: Path, tmp_path: Path) -> None:

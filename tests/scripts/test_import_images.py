@@ -276,7 +276,7 @@ def test_a_dataset_with_a_label_column(tmp_path):
         (["--from", "cifake", "{absent}"], 1, "no such folder"),
         (["--from", "nobody", "{empty}"], 2, "known layouts are cifake, genimage, folders, hub"),
         (["--from", "folders", "{reals}"], 1, "all real; a detector needs two labels"),
-        (["--from", "folders", "{reals}", "--labels", "x"], 1, "--labels x: give NAME=real"),
+        (["--from", "folders", "{reals}", "--labels", "x"], 2, "--labels x: give NAME=real"),
         (["--from", "folders", "{reals}", "--hold_out", "model=x"], 2, "--hold_out model=x: give generator=NAME"),
         (["--from", "folders", "{reals}", "--hold_out", "generator=x"], 1, "no image is by that generator"),
     ],

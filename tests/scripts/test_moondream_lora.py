@@ -124,7 +124,7 @@ def test_stopped_and_resumed_is_undisturbed(home, undisturbed, sent, status, las
         (["--data", "no_validation"], 1, "no validation split"),
         (["--data", "other_columns"], 1, "text"),
         (["--model", "nowhere/else"], 1, "nowhere/else"),
-        (["--lora_targets", "brain"], 1, "brain"),
+        (["--lora_targets", "brain"], 2, "brain"),
         (["--resume_from_checkpoint", "nowhere"], 1, "--resume_from_checkpoint nowhere: no whole checkpoint"),
     ],
 )

@@ -42,15 +42,15 @@ def test_what_is_wrong_is_one_line_before_any_model_is_loaded(monkeypatch: pytes
     monkeypatch.delenv("VLM_DETECT_API_KEY", raising=False)
     with open_socket("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
-        for arguments, message in [
-            (["--port", port], f"port {port} on 127.0.0.1 is in use by another program: give another with --port"),
-            (["--queue", 0], "--queue 0: give a number above 0"),
-            (["--deadline_s", "nan"], "--deadline_s nan: give a number above 0"),
-            (["--port", 99999], "--port 99999: give 0 to 65535"),
-            (["--host", "0.0.0.0"], "opens the server to the network: give --api_key"),
-            (["--port", 0, "--model", "no/such/model"], "no/such/model"),
+        for arguments, status, message in [
+            (["--port", port], 1, f"port {port} on 127.0.0.1 is in use by another program: give another with --port"),
+            (["--queue", 0], 2, "--queue 0: give a number above 0"),
+            (["--deadline_s", "nan"], 2, "--deadline_s nan: give a number above 0"),
+            (["--port", 99999], 2, "--port 99999: give 0 to 65535"),
+            (["--host", "0.0.0.0"], 2, "opens the server to the network: give --api_key"),
+            (["--port", 0, "--model", "no/such/model"], 1, "no/such/model"),
         ]:
             done = run_verb("serve", "--model", "nano", *arguments)
-            assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+            assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
             assert message in done.stderr
     assert os.environ.get("VLM_DETECT_API_KEY") is None

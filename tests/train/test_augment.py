@@ -14,9 +14,10 @@ from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.images.encode import through_jpeg
 from vlm_detect.train import augment
-from vlm_detect.train.augment import AUGMENTATIONS, AugmentedImage, draw_augmentation
-from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.augment import AugmentedImage, draw_augmentation
+from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
+from vlm_detect.train.options import AUGMENTATIONS, QuestionOptions
 
 
 def gradient(width=40, height=30):
@@ -89,6 +90,10 @@ def test_every_view_that_training_draws_is_cached(rows, tmp_path):
     assert seen <= set(features.places)
     assert len(seen) > len(rows) * 2
     assert all(first == second for i in range(len(units)) for first, second in [draws_of(units[1, i])])
+
+
+def test_every_augmentation_that_has_a_flag_is_made():
+    assert tuple(augment._APPLY) == AUGMENTATIONS
 
 
 def test_unknown_augmentation():

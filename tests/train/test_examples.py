@@ -10,7 +10,8 @@ from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.questions.ask import FAKE_QUESTION, REAL_QUESTION
 from vlm_detect.records import Reason
-from vlm_detect.train.examples import EpochSampler, QuestionOptions, Units
+from vlm_detect.train.examples import EpochSampler, Units
+from vlm_detect.train.options import QuestionOptions
 
 
 def brightness(image):

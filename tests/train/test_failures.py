@@ -20,15 +20,16 @@ from tests.train.toys import save_tiny_model, toy_pairs
 from vlm_detect.errors import UserError
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.train import trainer as trainer_module
-from vlm_detect.train.examples import QuestionOptions, Units
-from vlm_detect.train.lora import LoraOptions, add_lora
-from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.arguments import TrainArguments
+from vlm_detect.train.examples import Units
+from vlm_detect.train.lora import add_lora
+from vlm_detect.train.options import SCORES, LoraOptions, QuestionOptions
 from vlm_detect.train.program import publish
 from vlm_detect.train.run_directory import RunDirectory, last_checkpoint
 from vlm_detect.train.termination import SaveOnTermination
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import train_language_model
-from vlm_detect.train.validation import SCORES, ValidationSet, scores_of
+from vlm_detect.train.validation import ValidationSet, scores_of
 
 
 def make_trainer(folder, validation=None, **changes):
@@ -36,7 +37,7 @@ def make_trainer(folder, validation=None, **changes):
     add_lora(vlm, LoraOptions())
     settings = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
     settings |= {"load_best_model_at_end": False, "max_steps": 6, "report_to": "none", "use_cpu": True}
-    return DetectorTrainer(vlm, TrainOptions(output_dir=str(folder), **settings | changes), units(), validation)
+    return DetectorTrainer(vlm, TrainArguments(output_dir=str(folder), **settings | changes), units(), validation)
 
 
 def units():
@@ -206,7 +207,7 @@ def test_a_termination_during_the_last_validation_is_known_to_all(monkeypatch):
 def test_one_process_alone_writes_a_checkpoint(tmp_path, monkeypatch):
     """Several would write the same files at once, and with FSDP all but one have no weights to write."""
     trainer = make_trainer(tmp_path)
-    monkeypatch.setattr(TrainOptions, "should_save", False)
+    monkeypatch.setattr(TrainArguments, "should_save", False)
     trainer.save_model(str(tmp_path / "checkpoint-2"), _internal_call=True)
     assert not (tmp_path / "checkpoint-2").exists()
 
@@ -228,7 +229,7 @@ def test_full_tuning_goes_on_with_every_weight_of_its_checkpoint(tmp_path, name)
     for checkpoint in (None, tmp_path / "run" / "checkpoint-2"):
         vlm = load_vlm(str(model), device="cpu")
         train_language_model(vlm)
-        trainer = DetectorTrainer(vlm, TrainOptions(output_dir=str(tmp_path / "run"), **settings), units())
+        trainer = DetectorTrainer(vlm, TrainArguments(output_dir=str(tmp_path / "run"), **settings), units())
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trained.append(vlm.model.state_dict())
     base = load_vlm(str(model), device="cpu").model.state_dict()

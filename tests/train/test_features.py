@@ -11,10 +11,11 @@ from tests.train.toys import toy_pairs
 from vlm_detect.errors import UserError
 from vlm_detect.train import features as features_module
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
-from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.options import LoraOptions, QuestionOptions
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ import pytest
 from tests.factories import tiny_vlm
 from tests.train.toys import toy_images, toy_pairs
 from vlm_detect.errors import UserError
-from vlm_detect.train.examples import QuestionOptions, Units
-from vlm_detect.train.lora import LoraOptions, add_lora
-from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.arguments import TrainArguments
+from vlm_detect.train.examples import Units
+from vlm_detect.train.lora import add_lora
+from vlm_detect.train.options import LoraOptions, QuestionOptions
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.validation import ValidationSet, scores_of
 
@@ -20,7 +21,7 @@ def trained(tmp_path, *, shuffle_labels=False, **changes):
     vlm = tiny_vlm()
     add_lora(vlm, LoraOptions())
     settings = {"num_train_epochs": 8, "learning_rate": 5e-3, "save_strategy": "no", "load_best_model_at_end": False}
-    args = TrainOptions(output_dir=str(tmp_path), report_to="none", use_cpu=True, **(settings | changes))
+    args = TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **(settings | changes))
     questions = QuestionOptions(questions_per_image=2, shuffle_labels=shuffle_labels)
     trainer = DetectorTrainer(vlm, args, Units(toy_pairs(32), questions), ValidationSet.of(toy_pairs(12, seed=1)))
     trainer.train()

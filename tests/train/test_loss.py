@@ -14,9 +14,10 @@ from vlm_detect.models.rows import IGNORE, Answered, Row, attention_mask, fill_r
 from vlm_detect.questions.kind import training_kinds
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import Example, QuestionOptions, Units
-from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.examples import Example, Units
+from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import CHUNK, answer_loss, row_inputs
+from vlm_detect.train.options import LoraOptions, QuestionOptions
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 
 from tests.train.toys import toy_images, toy_pairs
 from vlm_detect.errors import UserError
-from vlm_detect.train.examples import QuestionOptions, Units
+from vlm_detect.train.examples import Units
 from vlm_detect.train.mixture import Mixture
+from vlm_detect.train.options import QuestionOptions
 
 
 def parts():

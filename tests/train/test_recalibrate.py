@@ -11,7 +11,8 @@ from tests.train.toys import save_tiny_model, save_toy_pairs
 from vlm_detect import cli
 from vlm_detect.errors import UserError
 from vlm_detect.stats.calibration import Calibration
-from vlm_detect.train.lora import LoraOptions, add_lora
+from vlm_detect.train.lora import add_lora
+from vlm_detect.train.options import LoraOptions
 
 
 @pytest.fixture(scope="module")

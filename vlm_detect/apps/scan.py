@@ -24,8 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
+from vlm_detect.apps.options import Format, form_of
 from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled, tell_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
@@ -33,9 +34,6 @@ from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
 from vlm_detect.progress import progress
 from vlm_detect.version import __version__
 
-Format = Literal["table", "csv", "jsonl"]
-FORMS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}  # by the suffix of --out
-FAIL_ON = ("generated", "unsure", "unreadable")
 _DECODERS = 4
 
 
@@ -114,14 +112,6 @@ def scan(
         print(f"error: {spelled(str(missing))}", file=sys.stderr)
         labels["missing"] += 1
     return labels
-
-
-def form_of(out: Path) -> Format:
-    """The format that a file's name asks for; `UserError` for any other name."""
-    suffix = out.suffix.lower()
-    if suffix not in FORMS:
-        raise UserError(f"--out {out}: rows are written as {', '.join(FORMS)}; give a file of such a name")
-    return FORMS[suffix]
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from vlm_detect.apps.api import router
 from vlm_detect.apps.errors import ApiError, as_api_error
 from vlm_detect.apps.guard import Guard
 from vlm_detect.apps.service import Metrics, Service
-from vlm_detect.apps.settings import ServerSettings
+from vlm_detect.apps.settings import ServerSettings, check_settings
 from vlm_detect.apps.worker import Busy, Expired, Stopped
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
@@ -169,24 +169,8 @@ class Counted:
             metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
 
-def check_settings(settings: ServerSettings) -> None:
-    """`UserError` where the server would be open to the network without a key."""
-    key = settings.api_key
-    if key is not None and not key.strip():
-        raise UserError("--api_key is empty: give a long random text, or leave the flag out")
-    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-        raise UserError("--api_key holds what no header can carry: give ASCII characters without spaces at the ends")
-    if key is None and not settings.is_loopback and not settings.without_key:
-        raise UserError(
-            f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), or "
-            "--without_key where something in front of it lets nobody else in"
-        )
-
-
 def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot, before any model is loaded."""
-    if not 0 <= port <= 65535:  # some systems take what is left of a larger one
-        raise UserError(f"--port {port}: give 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from vlm_detect.config import check_between
+from vlm_detect.errors import UserError
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -38,3 +41,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_settings(settings: ServerSettings) -> None:
+    """`UserError` where there is no such port, or the server would be open to the network without a key."""
+    check_between(settings, 0, 65535, "port")
+    key = settings.api_key
+    if key is not None and not key.strip():
+        raise UserError("--api_key is empty: give a long random text, or leave the flag out")
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError("--api_key holds what no header can carry: give ASCII characters without spaces at the ends")
+    if key is None and not settings.is_loopback and not settings.without_key:
+        raise UserError(
+            f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), or "
+            "--without_key where something in front of it lets nobody else in"
+        )

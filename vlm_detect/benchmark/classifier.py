@@ -1,4 +1,4 @@
-"""An image classifier (a run of `recipes/cnn.py`) answers a benchmark: it reads no question, it gives probabilities.
+"""An image classifier (a run of `vlm-detect train cnn`) answers a benchmark: it reads no question, it gives odds.
 
     for results in classify(benchmark, CnnDetector.load("runs/cnn"), done=set()): writer.write(results)
 

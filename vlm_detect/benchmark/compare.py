@@ -1,4 +1,4 @@
-"""Several runs over the same items in one table, with paired tests: what `eval/compare.py` prints and shows.
+"""Several runs over the same items in one table, with paired tests: what `vlm-detect compare` prints and shows.
 
 A run is a folder with `results.jsonl`, or a CSV of any detector with the columns `image, p_fake` (and `label`,
 `generator`, `group`, where no benchmark is given that knows them). Only items that every run answered are compared.
@@ -49,7 +49,7 @@ class Run:
     how: str
     scores: dict[str, ItemScore]
     calibration: Calibration | None = None  # of the run itself
-    robustness: dict[str, Any] | None = None  # what eval/robustness.py found for the same model
+    robustness: dict[str, Any] | None = None  # what vlm-detect robustness found for the same model
     note: str = ""
 
 
@@ -58,7 +58,7 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
         results = read_results(path / RESULTS)
         if not results:
             raise UserError(
-                f"{path}: no {RESULTS} with answers there; give the --out of eval/vqa_benchmark.py, or a CSV"
+                f"{path}: no {RESULTS} with answers there; give the --out of vlm-detect benchmark, or a CSV"
             )
         how = "logprob" if any(result.scoring == "logprob" for result in results) else "generate"
         scores = {score.id: score for score in item_scores(results, how)}
@@ -242,7 +242,7 @@ def _score(id_: str, group: str, generator: str, object_class: str, truth: bool,
 
 
 def _curves(run: Path, folder: Path) -> dict[str, Any] | None:
-    """What `eval/robustness.py` left in `folder`, unless its record and the run's name different models."""
+    """What `vlm-detect robustness` left in `folder`, unless its record and the run's name different models."""
     record, of_run = (read_run_json(place) for place in ((folder / _ROBUSTNESS).parent, run))
     if record and of_run and _model(record) != _model(of_run):
         return None

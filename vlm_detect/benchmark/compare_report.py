@@ -1,4 +1,4 @@
-"""The page of `eval/compare.py`: several runs side by side."""
+"""The page of `vlm-detect compare`: several runs side by side."""
 
 from __future__ import annotations
 

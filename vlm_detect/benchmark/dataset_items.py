@@ -55,9 +55,7 @@ def load_split(folder: Path, split: str) -> Dataset:
     """The rows of one split, images as undecoded bytes; `UserError` where the folder is no dataset of ours."""
     if not list(folder.glob(f"data/{split}-*.parquet")):
         found = sorted({file.name.split("-")[0] for file in folder.glob("data/*.parquet")})
-        have = (
-            f"it has {', '.join(found)}" if found else "it has no data/*.parquet: make it with data_gen/make_pairs.py"
-        )
+        have = f"it has {', '.join(found)}" if found else "it has no data/*.parquet: make it with vlm-detect make-pairs"
         raise UserError(f"{folder}: no split named {split}; {have}")
     check_folder(folder)
     files = sorted(str(file) for file in folder.glob(f"data/{split}-*.parquet"))

@@ -14,36 +14,27 @@ Questions stay as they were written, image tags aside.
 
 from __future__ import annotations
 
+import json
 import os
-from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_detect.benchmark.items import bad_items_message
+from vlm_detect.benchmark.options import VQA_IMPORTERS, ImportOptions, Reader
+from vlm_detect.config import write_json
 from vlm_detect.data.named_files import find_file
-from vlm_detect.plugins import Registry
+from vlm_detect.errors import UserError
 from vlm_detect.questions.markup import untagged
 from vlm_detect.questions.read import parse_explanation
 
-# The items (as in a benchmark file, images as the set names them) of one row and its number.
-Reader = Callable[[Mapping[str, Any], str], Iterator[dict[str, Any]]]
-VQA_IMPORTERS: Registry[Reader] = Registry("vqa_importer", [])
 # Appended by LOKI's own scripts.
 _YES_OR_NO, _LETTER = "Answer with yes or no.", "Answer with the option letter."
 
 
 class LeftOut(Exception):
     """A row that is sound but not of images; the message says what it is of."""
-
-
-class Layout(str):
-    """The name of one of `VQA_IMPORTERS`, checked where the command line is parsed."""
-
-    def __new__(cls, text: str) -> Layout:
-        if text not in VQA_IMPORTERS:
-            raise ArgumentTypeError(f"known layouts are {', '.join(VQA_IMPORTERS)}, not {text}")
-        return super().__new__(cls, text)
 
 
 def vqa_importer(name: str) -> Callable[[Reader], Reader]:
@@ -186,3 +177,35 @@ def _lettered(options: Sequence[str]) -> str:
 
 def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def import_file(options: ImportOptions) -> None:
+    """The benchmark file of a published one."""
+    source, out = Path(options.questions), Path(options.out)
+    images = Path(options.images) if options.images else source.parent
+    if not images.is_dir():
+        raise UserError(f"--images {images}: no such folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    items, left_out, problems = import_rows(options.layout, read(source), images, relative_to=out.parent)
+    if problems and not options.skip_bad:
+        raise UserError(bad_items_message(source, problems, len(items) + len(problems)))
+    if not items:
+        raise UserError(f"{source}: no row of it is about images" + (f"; such as {problems[0]}" if problems else ""))
+    write_json(out, items)
+    kinds = sorted({item["kind"] for item in items})
+    counts = [f"{sum(item['kind'] == kind for item in items)} {kind.replace('_', ' ')}" for kind in kinds]
+    counts += [f"{n} left out ({reason})" for reason, n in left_out.items()]
+    counts += [f"{len(problems)} bad"] if problems else []
+    print(f"{out}: " + ", ".join(counts))
+
+
+def read(path: Path) -> list:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path}: not a list of questions, or an empty one")
+    return rows

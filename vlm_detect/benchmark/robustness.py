@@ -1,16 +1,33 @@
-"""Figures under each condition, on both classes and on each alone, from one set of answers a condition."""
+"""A model's verdicts under each condition, on both classes and on each alone: what `vlm-detect robustness` does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from matplotlib.figure import Figure
+from PIL import Image
 
-from vlm_detect.benchmark.perturb import UNITS, Condition
-from vlm_detect.benchmark.summary import ItemScore, figures_of, rounded
-from vlm_detect.pages.page import PALETTE, Picture, svg
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.items import load_benchmark
+from vlm_detect.benchmark.options import RobustnessOptions
+from vlm_detect.benchmark.perturb import CURVES, TIERS, UNITS, Condition
+from vlm_detect.benchmark.respondents import respondent_for
+from vlm_detect.benchmark.run import answer_all, check_same_run, default_out
+from vlm_detect.benchmark.score import item_image
+from vlm_detect.benchmark.summary import ItemScore, figures_of, item_scores, rounded
+from vlm_detect.config import write_json, write_run_json
+from vlm_detect.errors import UserError
+from vlm_detect.machine import best_device
+from vlm_detect.models.registry import resolve_id
+from vlm_detect.pages.page import PALETTE, Picture, render, svg, write_page
+from vlm_detect.questions.kind import KINDS, is_fake
+from vlm_detect.records import Item
 from vlm_detect.stats.intervals import RESAMPLES
 
 SIDES = ("both", "real_only", "generated_only")
@@ -81,3 +98,68 @@ def _mixed(changed: Mapping[str, ItemScore], clean: Mapping[str, ItemScore], *, 
 
 def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
+
+
+def answer_conditions(options: RobustnessOptions) -> None:
+    """Answers under every condition, their figures and a page in `--out`."""
+    loaded = load_benchmark(options.benchmark, split=options.split, skip_bad=options.skip_bad)
+    items = [item for item in loaded.items if KINDS[item.kind].is_verdict and is_fake(item) is not None]
+    if not items:
+        raise UserError(f"{options.benchmark}: has no item that asks for a verdict (yes/no, real or fake)")
+    benchmark = replace(loaded, items=items[: options.limit])
+    if options.model == "auto":
+        options = replace(options, model=resolve_id(options.model).name)
+    out = Path(options.out) if options.out else default_out(options.model, None) / "robustness"
+    state = PartialState(cpu=best_device().type == "cpu")
+    respondent = respondent_for(options.model, adapter=options.adapter, generate=False, batch_size=options.batch_size)
+    respondent = replace(respondent, start=functools.cache(respondent.start))  # loaded once for all conditions
+    identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}
+    check_same_run(out, identity, write=state.is_main_process)
+    answered = []
+    for condition in chosen(options.conditions):
+        if state.is_main_process:
+            print(f"{condition.name}: {len(benchmark.items)} items", file=sys.stderr)
+        results = answer_all(
+            benchmark,
+            out / "conditions" / condition.name,
+            state,
+            respondent,
+            image_of=changed(benchmark, condition),
+        )
+        answered.append(Answered(condition, {score.id: score for score in item_scores(results, "logprob")}))
+    if state.is_main_process:
+        finish(options, benchmark, answered, out, identity)
+    state.wait_for_everyone()
+
+
+def chosen(which: str) -> list[Condition]:
+    """The clean tier is always asked: everything else is measured against it."""
+    return [TIERS[0], *(TIERS[1:] if which != "curves" else ()), *(CURVES if which != "tiers" else ())]
+
+
+def changed(benchmark: Benchmark, condition: Condition) -> Callable[[Item], Image.Image]:
+    # By the name alone: from another folder the same noise comes out.
+    return lambda item: condition.apply(item_image(benchmark, item), seed=Path(item.images[0]).name)
+
+
+def finish(
+    options: RobustnessOptions, benchmark: Benchmark, answered: list[Answered], out: Path, identity: dict
+) -> None:
+    found = robustness(answered)
+    write_json(out / "robustness.json", {"model": options.model, "items": len(benchmark.items), "conditions": found})
+    page = render(
+        "robustness.html.j2",
+        title=f"{benchmark.name}: robustness",
+        n=len(benchmark.items),
+        model=options.model,
+        conditions=found,
+        charts=curve_figures(found),
+    )
+    write_page(out / "report.html", page)
+    write_run_json(out, options, **identity, items=len(benchmark.items), skipped=benchmark.skipped)
+    print(f"{'':<16}{'AUROC':>8}{'balanced':>10}{'photos only':>13}{'generated only':>16}")
+    for name, row in found.items():
+        cells = [row["both"]["auroc"], *(row[side]["balanced_accuracy"] for side in SIDES)]
+        shown = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
+        print(f"{name:<16}{shown[0]:>8}{shown[1]:>10}{shown[2]:>13}{shown[3]:>16}")
+    print(out / "report.html")

@@ -3,7 +3,7 @@
     evaluate_split(shots, logits, config, out, data="data/cifake", split="validation", model="runs/cnn_fakenet2")
 
 `results.jsonl` has one verdict an image, `summary.json` its figures with intervals and, under "heads", the accuracy of
-every head by class; `report.html` shows both. So `eval/compare.py` sets a CNN next to a VLM.
+every head by class; `report.html` shows both. So `vlm-detect compare` sets a CNN next to a VLM.
 """
 
 from __future__ import annotations

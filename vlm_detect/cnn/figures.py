@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_detect.cnn.trainer import CnnTrainer
-from vlm_detect.config import read_run_json, write_json
+from vlm_detect.config import command_line, read_run_json, write_json
 from vlm_detect.machine import machine_name
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.train.run_directory import RunDirectory
@@ -25,7 +24,7 @@ def facts_of(trainer: CnnTrainer, run: RunDirectory) -> dict[str, Any]:
         "seconds": round(sum(entry.get("train_seconds", 0.0) for entry in history), 1),
         "cpu_seconds": round(sum(entry.get("train_cpu_seconds", 0.0) for entry in history), 1),
         "images_trained": round((trainer.state.epoch or 0) * len(trainer.batches)),
-        "command": ["python", "recipes/cnn.py", *sys.argv[1:]],
+        "command": command_line(),
         "begun_at": record.get("commit"),
         "device": machine_name(trainer.args.device.type),
         "processes": trainer.args.world_size,

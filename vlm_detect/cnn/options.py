@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from vlm_detect.cnn.pixels import DEFAULT_CACHE
-from vlm_detect.cnn.tasks import TASKS
+from vlm_detect.config import check_at_least, check_known
 from vlm_detect.errors import UserError
-from vlm_detect.models.cnn.architectures import ARCHITECTURES
-from vlm_detect.models.cnn.backbones import STEMS
 from vlm_detect.train.options import TrainOptions
+
+DEFAULT_CACHE = "runs/pixels"
+Task = Literal["real_fake", "generator", "real_edited", "fake_edited", "three_way"]
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
     """The network and what it is shown."""
 
-    arch: str = field(default="fakenet2", metadata={"help": f"One of {', '.join(ARCHITECTURES)}."})
+    arch: str = field(
+        default="fakenet2",
+        metadata={
+            "help": "mai, flux, flux_small, fakenet, fakenet2, fakenet3, resnet18, resnet50, npr, or frozen: a vision "
+            "model of transformers with linear heads."
+        },
+    )
     weights: str | None = field(
         default=None,
         metadata={"help": "Folder or Hub id of a backbone's weights (resnet18, resnet50, frozen). Default: scratch."},
     )
-    tune: str = field(default="all", metadata={"help": "all, or head: the features stay as they are."})
-    stem: str | None = field(
-        default=None,
-        metadata={"help": f"Of a ResNet: {', '.join(STEMS)}. Default: small below 64 pixels, else imagenet."},
+    tune: Literal["all", "head"] = field(default="all", metadata={"help": "head: the features stay as they are."})
+    stem: Literal["imagenet", "small", "small_stride2"] | None = field(
+        default=None, metadata={"help": "Of a ResNet. Default: small below 64 pixels, else imagenet."}
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side in pixels. Default: the images' own, at most the architecture's."}
     )
-    fit: str = field(default="crop", metadata={"help": "crop: the middle, no pixel is computed anew; resize."})
-    view: str = field(default="plain", metadata={"help": "plain, or invert_saturate."})
+    fit: Literal["crop", "resize"] = field(
+        default="crop", metadata={"help": "crop takes the middle, and computes no pixel anew."}
+    )
+    view: Literal["plain", "invert_saturate"] = field(
+        default="plain", metadata={"help": "What the network is shown of an image."}
+    )
     saturation: float = field(default=8.0, metadata={"help": "Factor of the second view; published: 8 and 500."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "image_size")
+        from vlm_detect.models.cnn.architectures import ARCHITECTURES  # late: with torch, which --help does without
+
+        check_known(self, list(ARCHITECTURES), "arch")
+        if self.arch == "frozen" and self.weights is None:
+            raise UserError("--arch frozen needs --weights: the id of a vision model, such as facebook/dinov2-small")
+        if self.weights and not ARCHITECTURES[self.arch].backbone:
+            raise UserError(f"--weights: {self.arch} has none to load; it learns from scratch")
 
 
 @dataclass(frozen=True)
@@ -39,11 +62,11 @@ class CnnDataOptions:
     """The images and what is asked about them."""
 
     data: str = field(default="data/pairs", metadata={"help": "A pair or image dataset (folder or Hub id)."})
-    task: str = field(default="real_fake", metadata={"help": f"One of {', '.join(TASKS)}."})
+    task: Task = field(default="real_fake", metadata={"help": "What the network decides."})
     object_head: bool = field(default=False, metadata={"help": "A second head for the class of what is seen."})
     object_weight: float = field(default=1.0, metadata={"help": "Weight of its loss."})
-    augment: list[str] = field(
-        default_factory=lambda: ["flip"], metadata={"help": "flip, rotate, shift: pixels are moved, none computed."}
+    augment: list[Literal["flip", "rotate", "shift"]] = field(
+        default_factory=lambda: ["flip"], metadata={"help": "Pixels are moved, none computed."}
     )
     limit: int | None = field(default=None, metadata={"help": "Use at most this many rows of the training split."})
     test_data: list[str] = field(
@@ -56,6 +79,16 @@ class CnnDataOptions:
         default=None, metadata={"help": "Keep all pixels on the accelerator. Default: where they take half its memory."}
     )
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads on a CPU. Default: all cores."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "cpu_threads")
+        check_at_least(self, 0, "object_weight")
+        names = Counter(f"{Path(folder).name}:{split}" for folder, split in splits_of(self))
+        if shared := [name for name, count in names.items() if count > 1]:
+            raise UserError(
+                f"--test_data: {', '.join(shared)} is given more than once, and scores are kept by name: rename a "
+                "folder"
+            )
 
 
 @dataclass
@@ -75,7 +108,18 @@ class CnnTrainOptions(TrainOptions):
         default="score", metadata={"help": "score (mean accuracy of the heads), accuracy, auroc, log_loss, ..."}
     )
 
+    metrics: ClassVar[Sequence[str]] = ()
+
     def __post_init__(self) -> None:
         if self.seeds:
             raise UserError("--seeds: a CNN's run has one; repeat the command with --seed N and another --output_dir")
         super().__post_init__()
+
+
+def splits_of(options: CnnDataOptions) -> Iterator[tuple[str, str]]:
+    """(dataset, split): the validation split, and every `--test_data DATASET[:SPLIT]`."""
+    yield options.data, "validation"
+    for given in options.test_data:
+        folder, _, split = (given, "", "") if Path(given).exists() else given.rpartition(":")
+        folder, split = (folder, split) if folder else (split, "test")
+        yield folder, split or "test"

@@ -25,6 +25,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import generate_fingerprint
 
+from vlm_detect.cnn.options import DEFAULT_CACHE
 from vlm_detect.config import make_readable, write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
@@ -34,7 +35,6 @@ from vlm_detect.machine import cpu_cores
 from vlm_detect.models.cnn.squares import Fit, to_square
 from vlm_detect.progress import progress
 
-DEFAULT_CACHE = "runs/pixels"
 _FORM = 1  # of the files below; another number has older ones rewritten
 _PROBED = 500  # images whose header is read to find out the common size
 

@@ -1,8 +1,10 @@
-"""The parts of `recipes/cnn.py`: what a network is made for, how it is made, and what a run leaves behind."""
+"""The training program of the CNNs: `train_network`, from the images to the network and the scores that stay.
+
+It reads from top to bottom; the steps that it names follow it, in its order.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +12,89 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 
-from vlm_detect.cnn.options import CnnDataOptions, NetworkOptions
+from vlm_detect.cnn.batches import Batches
+from vlm_detect.cnn.card import write_card
+from vlm_detect.cnn.evaluation import evaluate_split
+from vlm_detect.cnn.figures import facts_of, line_of, write_figures
+from vlm_detect.cnn.options import CnnDataOptions, CnnTrainOptions, NetworkOptions, splits_of
 from vlm_detect.cnn.pixels import Shots, common_side, decode_split
-from vlm_detect.cnn.tasks import heads_of
+from vlm_detect.cnn.tasks import heads_of, targets_of
+from vlm_detect.cnn.trainer import CnnTrainer
 from vlm_detect.errors import UserError
+from vlm_detect.machine import keep_freed_memory, use_cpu_cores
 from vlm_detect.models.cnn.architectures import ARCHITECTURES
-from vlm_detect.models.cnn.backbones import STEMS, backbone_config
+from vlm_detect.models.cnn.backbones import backbone_config
 from vlm_detect.models.cnn.configuration import IMAGENET_MEAN, IMAGENET_STD, CnnConfig
-from vlm_detect.models.cnn.squares import FITS, Fit
+from vlm_detect.models.cnn.model import new_model
+from vlm_detect.models.cnn.squares import Fit
 from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
-from vlm_detect.models.cnn.views import VIEWS
+from vlm_detect.quiet import no_bars
 from vlm_detect.stats.calibration import Calibration, fit
+from vlm_detect.train.data import data_hashes
+from vlm_detect.train.run_directory import RunDirectory
 
 _SMALL = 64  # pixels: below this ImageNet's stem would leave a ResNet next to nothing to look at
+
+
+@no_bars("transformers")  # of files that are written in a tenth of a second
+def train_network(network: NetworkOptions, data_options: CnnDataOptions, training: CnnTrainOptions) -> None:
+    """One run of `vlm-detect train cnn`."""
+    use_cpu_cores(data_options.cpu_threads)
+    keep_freed_memory()
+    training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
+
+    # The images, decoded once, and whether this run was begun or finished before.
+    with training.main_process_first(desc="the images"):
+        data = open_shots(network, data_options)
+    config = make_config(network, data_options, data)
+    run = RunDirectory.open(
+        training.output_dir, [network, data_options, training], data_sha256=data_hashes(data_options.data)
+    )
+    if run.finished:
+        print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
+        return
+
+    # The network, and its training set where the steps find it fastest.
+    set_seed(training.seed)
+    model = new_model(config, network.weights)
+    targets = targets_of(data.train, config.heads or {}, config.task)
+    device = place_for(data.train, data_options.resident, training.device)
+    batches = Batches(data.train, targets, augment=data_options.augment, seed=training.seed, device=device)
+    # A last batch of one image would have no variance for a batch norm to divide by.
+    training.dataloader_drop_last = len(batches) > training.train_batch_size
+
+    # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
+    trainer = CnnTrainer(model, training, batches, data.validation, head_weights={"object": data_options.object_weight})
+    is_main = trainer.is_world_process_zero()
+    if is_main:
+        run.write("running")
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or run.checkpoint)
+
+    # What stays: the network, the calibration, the scores of each split, and last the mark that all of it is there.
+    trainer.save_model()
+    summaries = {}
+    for source, split, shots in scored_splits(data, data_options, config):
+        logits = trainer.logits(shots)
+        if not is_main:
+            continue
+        own = source == data_options.data and split == "validation"
+        if own:
+            calibration_of(shots, logits, config).save(run.path)
+        folder = run.path / ("validation" if own else f"tests/{Path(source).name}-{split}")
+        summary = evaluate_split(shots, logits, config, folder, data=source, split=split, model=str(run.path))
+        summaries[summary["benchmark"]] = summary
+        print(line_of(summary), flush=True)
+    if is_main:
+        trainer.save_state()
+        facts = facts_of(trainer, run)
+        write_card(run, config, data.train, summaries, parameters=facts["parameters"], command=facts["command"])
+        if data_options.figures:
+            write_figures(Path(data_options.figures), run, config, summaries, facts)
+        run.write("finished", validation=next(iter(summaries.values()))["heads"], **facts)
+        print(f"{run.path}: done. Look where it looked: vlm-detect explain --model {run.path} IMAGES --out PAGE.html")
 
 
 @dataclass(frozen=True)
@@ -33,28 +103,6 @@ class CnnData:
 
     train: Shots
     validation: Shots
-
-
-def check_choices(network: NetworkOptions, data: CnnDataOptions) -> None:
-    """UserError for a word that no flag knows, or splits that would share a folder; before any image is decoded."""
-    for flag, value, known in (
-        ("arch", network.arch, list(ARCHITECTURES)),
-        ("tune", network.tune, ["all", "head"]),
-        ("stem", network.stem or "small", list(STEMS)),
-        ("fit", network.fit, list(FITS)),
-        ("view", network.view, list(VIEWS)),
-    ):
-        if value not in known:
-            raise UserError(f"--{flag} {value}: unknown; choose from {', '.join(known)}")
-    if network.arch == "frozen" and network.weights is None:
-        raise UserError("--arch frozen needs --weights: the id of a vision model, such as facebook/dinov2-small")
-    if network.weights and not ARCHITECTURES[network.arch].backbone:
-        raise UserError(f"--weights: {network.arch} has none to load; it learns from scratch")
-    names = Counter(f"{Path(folder).name}:{split}" for folder, split in splits_of(data))
-    if shared := [name for name, count in names.items() if count > 1]:
-        raise UserError(
-            f"--test_data: {', '.join(shared)} is given more than once, and scores are kept by name: rename a folder"
-        )
 
 
 def image_size(network: NetworkOptions, data: CnnDataOptions) -> int:
@@ -110,15 +158,6 @@ def place_for(shots: Shots, resident: bool | None, device: torch.device) -> torc
     if resident is None:
         resident = shots.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
     return device if resident else torch.device("cpu")
-
-
-def splits_of(options: CnnDataOptions) -> Iterator[tuple[str, str]]:
-    """(dataset, split): the validation split, and every `--test_data DATASET[:SPLIT]`."""
-    yield options.data, "validation"
-    for given in options.test_data:
-        folder, _, split = (given, "", "") if Path(given).exists() else given.rpartition(":")
-        folder, split = (folder, split) if folder else (split, "test")
-        yield folder, split or "test"
 
 
 def scored_splits(data: CnnData, options: CnnDataOptions, config: CnnConfig) -> Iterator[tuple[str, str, Shots]]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
+from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
 
 Kind = Literal["image", "list", "bytes"]
@@ -238,12 +238,11 @@ def load_dataset(*arguments: Any, **options: Any) -> Any:
     """
     import datasets
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     if (folder := Path(arguments[0])).is_dir():
         check_folder(folder)
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / _state_of(folder))
-    return datasets.load_dataset(*arguments, **options)
+    with no_bars_in_logs("datasets"):
+        return datasets.load_dataset(*arguments, **options)
 
 
 def _state_of(folder: Path) -> str:

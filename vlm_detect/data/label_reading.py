@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_detect.errors import UserError
-from vlm_detect.records import Label, label_named
+from vlm_detect.records import DEPICTED, Label, label_named
 
 # Columns that ask a question, and the label of those that say yes.
 _QUESTIONS: dict[str, Label] = {
@@ -46,8 +46,6 @@ LABEL_COLUMNS = (
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _PAIRS = (("0", "1"), ("false", "true"), ("no", "yes"))
 _NEGATION = {"not", "non", "no", "without"}
-# In a name of several words these say what is shown: an "ai_human" is generated.
-_SHOWN = {"photo", "photos", "photograph", "photographs", "human", "nature", "natural", "original"}
 
 
 @dataclass
@@ -145,7 +143,7 @@ def label_within(name: str) -> Label | None:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     if len(words) < 2 or _NEGATION & set(words):
         return None
-    labels = {label_named(word) for word in words if word not in _SHOWN} - {None}
+    labels = {label_named(word) for word in words if word not in DEPICTED} - {None}
     return labels.pop() if len(labels) == 1 else None
 
 

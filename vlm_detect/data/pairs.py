@@ -52,9 +52,7 @@ def load_pairs(path_or_id: str | Path, split: str) -> datasets.Dataset:
     """One split of a pair dataset."""
     opened = open_dataset(path_or_id)
     if _kind_of(opened, path_or_id) != "pairs":
-        raise UserError(
-            f"{path_or_id}: one row an image, where pairs are needed; make some with data_gen/make_pairs.py"
-        )
+        raise UserError(f"{path_or_id}: one row an image, where pairs are needed; make some with vlm-detect make-pairs")
     if split not in opened:
         raise UserError(f"{path_or_id}: has no split {split} (has {', '.join(opened)})")
     return opened[split]
@@ -71,5 +69,5 @@ def _kind_of(opened: datasets.DatasetDict, path_or_id: str | Path) -> Literal["p
             return kind
     raise UserError(
         f"{path_or_id}: neither a pair dataset nor an image dataset: its columns are {', '.join(sorted(columns))}; "
-        "make one with data_gen/make_pairs.py"
+        "make one with vlm-detect make-pairs"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_detect.data.audit import read_audit
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UsageError
 from vlm_detect.generate.dataset_files import Packed, is_finished
 from vlm_detect.generate.hub import push_dataset
 
@@ -51,7 +51,7 @@ def build_dataset(
 
 def work_folder(out: Path) -> Path:
     if out.name in ("", ".."):
-        raise UserError(f"--out {out}: name the folder itself; it is written beside its place and renamed")
+        raise UsageError(f"--out {out}: name the folder itself; it is written beside its place and renamed")
     return out.with_name(f"{out.name}.work")
 
 

@@ -1,4 +1,4 @@
-"""The first step: photos in, the same photos with captions out (`data_gen/caption.py`).
+"""The first step: photos in, the same photos with captions out (`vlm-detect caption`).
 
 Each photo is decoded once to learn whether it can be used. Its own bytes are passed on untouched, with the facts of its
 source, so that no later step has to reach back to the source.

@@ -1,4 +1,4 @@
-"""Images that others labelled become an image dataset (`data_gen/import_images.py`): read in shards, then packed.
+"""Images that others labelled become an image dataset (`vlm-detect import-images`): read in shards, then packed.
 
 An image keeps its pixels, bit for bit. Where a file holds no more than pixels its bytes stay as well, without their
 metadata; a file that has to be turned, brought to sRGB or laid over white is written anew: a JPEG with its own tables,

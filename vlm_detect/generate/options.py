@@ -240,6 +240,7 @@ class ImportConfig:
         check_between(self, 0, 32, "duplicate_bits")
         check_shares(self.validation, self.test)
         check_hold_out(self.hold_out)
+        _ = self.selection  # whose labels are checked
 
     @property
     def selection(self) -> Selection:

@@ -1,4 +1,4 @@
-"""The last step that makes a pair dataset (`data_gen/pack.py`): renders and photos in, the folder out.
+"""The last step that makes a pair dataset (`vlm-detect pack`): renders and photos in, the folder out.
 
 The folder appears complete or not at all: it is written under another name and renamed. `pair_rows.py` makes the rows,
 `vlm_detect.data.splits` assigns photos to splits, `card.py` describes the result to a reader.

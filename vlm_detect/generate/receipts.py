@@ -1,6 +1,6 @@
 """One image again, from what its row says: the proof that a receipt holds all that is needed.
 
-    render_row(Path("data/pairs"), "0f3a...", Path("twin.jpg"))      # data_gen/render.py --row ID
+    render_row(Path("data/pairs"), "0f3a...", Path("twin.jpg"))      # vlm-detect render --row ID
 
 The row gives prompt, seed, batch, sizes and encoding, `run.json` the generator's settings. A matrix product's last bits
 depend on how many rows it has and which of them an image is, but not on what the others hold: so a twin is rendered in

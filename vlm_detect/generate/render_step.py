@@ -1,4 +1,4 @@
-"""The second step: captioned photos in, the same photos with their twins out (`data_gen/render.py`).
+"""The second step: captioned photos in, the same photos with their twins out (`vlm-detect render`).
 
 Each kind of twin leaks something else, so a dataset has several: `caption` twins, rendered from the caption alone,
 leak photographic style (arXiv 2602.12381), `vae` twins are the photo itself through the generator's autoencoder and say

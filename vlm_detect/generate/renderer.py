@@ -28,6 +28,11 @@ from vlm_detect.images.edits import Place
 from vlm_detect.machine import DTYPES, best_device
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error, resolve_id
 from vlm_detect.models.untrusted import load_untrusted
+from vlm_detect.quiet import quiet
+
+# Their warnings tell, on every call, of prompts cut at 77 tokens and of image processors that are not used here; their
+# bars show the loading of each part.
+QUIET = quiet("transformers", "diffusers")
 
 
 class Renderer(Generator):
@@ -43,8 +48,10 @@ class Renderer(Generator):
     def check(cls, model: ResolvedModel) -> None:
         check_pipeline(model)
 
+    @QUIET
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
-        diffusers = _import_diffusers()
+        import diffusers  # late, for it takes seconds that a run with nothing left to do should not spend
+
         self.device = torch.device(device or best_device())
         name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
         if sampling.quantization == "nf4" and self.device.type != "cuda":
@@ -113,6 +120,7 @@ class Renderer(Generator):
         """Width and height must be multiples of this: the autoencoder's factor times the transformer's patch."""
         return int(self.pipeline.vae_scale_factor * (getattr(self.pipeline, "patch_size", None) or 2))
 
+    @QUIET
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """For each prompt the arguments of the pipeline's call that stand for it.
@@ -148,6 +156,7 @@ class Renderer(Generator):
         values = self.pipeline.encode_prompt(**options)
         return {name: value for name, value in zip(names, values, strict=False) if value is not None}
 
+    @QUIET
     @torch.inference_mode()
     def render(
         self, prompts: Sequence[dict[str, Any]], seeds: Sequence[int], size: tuple[int, int]
@@ -170,6 +179,7 @@ class Renderer(Generator):
         )
         return _to_images(drawn.images)
 
+    @QUIET
     @torch.inference_mode()
     def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
         """Photos of one size through the autoencoder and back: the latents' mode, so that no seed is needed."""
@@ -182,6 +192,7 @@ class Renderer(Generator):
     def can_inpaint(self) -> bool:
         return type(self.pipeline).__name__ == "StableDiffusion3Pipeline"
 
+    @QUIET
     @torch.inference_mode()
     def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
         """`image` with what lies under the mask of `place` inpainted after the prompt of `arguments`."""
@@ -206,7 +217,9 @@ class Renderer(Generator):
     @functools.cached_property
     def _inpainter(self) -> Any:
         """The same weights in diffusers' inpainting pipeline."""
-        inpainter = _import_diffusers().StableDiffusion3InpaintPipeline(**self.pipeline.components)
+        from diffusers import StableDiffusion3InpaintPipeline
+
+        inpainter = StableDiffusion3InpaintPipeline(**self.pipeline.components)
         inpainter.set_progress_bar_config(disable=True)
         return inpainter
 
@@ -271,20 +284,3 @@ def bucket(photo_size: tuple[int, int], side: int, multiple: int, *, square: boo
     aspect = 1.0 if square else min(2.0, max(0.5, photo_size[0] / photo_size[1]))
     width, height = side * math.sqrt(aspect), side / math.sqrt(aspect)
     return max(1, round(width / multiple)) * multiple, max(1, round(height / multiple)) * multiple
-
-
-def _import_diffusers() -> Any:
-    """Late, for it takes seconds that a run with nothing left to do should not spend; and quiet.
-
-    Its warnings tell, on every call, of prompts cut at 77 tokens and of image processors that are not used here; its
-    bars show the loading of each part.
-    """
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    import diffusers
-
-    diffusers.utils.logging.set_verbosity_error()
-    for library in (transformers, diffusers):
-        library.utils.logging.disable_progress_bar()
-    return diffusers

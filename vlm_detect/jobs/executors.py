@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlm_detect.errors import UserError, first_line
+from vlm_detect.errors import UserError, first_line, set_up_process
 from vlm_detect.extras import require
 from vlm_detect.jobs import shards
 from vlm_detect.jobs.launch import Launch
@@ -108,7 +108,8 @@ def _run_in_processes(task: Task, missing: Sequence[int], workers: int, bar: tqd
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload([type(task).__module__])  # torch is imported once, not once a worker
+        # Torch is imported once, not once a worker, and what a process of ours settles comes before it.
+        context.set_forkserver_preload(["vlm_detect.jobs.worker", type(task).__module__])
     counts = context.RawArray("q", workers)  # images that each worker has finished
     start = bar.n
     reader, writer = context.Pipe(duplex=False)  # nothing is written: who reads an end of file has lost its parent
@@ -126,6 +127,7 @@ def _run_in_processes(task: Task, missing: Sequence[int], workers: int, bar: tqd
 
 
 def _start_worker(number: int, counts: Any, parent: Any) -> None:
+    set_up_process()
     import torch
 
     def leave_with_parent() -> None:
@@ -147,6 +149,9 @@ def _start_worker(number: int, counts: Any, parent: Any) -> None:
 
 
 class _Actor:
+    def __init__(self) -> None:
+        set_up_process()
+
     def run(self, task: Task, shard: int) -> None:
         task(shard)
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
@@ -35,6 +34,7 @@ from vlm_detect.models.nano import NanoName, nano_path
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 from vlm_detect.models.untrusted import load_untrusted
+from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
 
 Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
@@ -125,11 +125,10 @@ def load_vlm(
     options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
     if "quantization_config" in options:
         options["device_map"] = {"": device}
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
     try:
         check_reachable(resolved)
-        family, model, processor = _load(resolved, options)
+        with no_bars_in_logs("transformers"):
+            family, model, processor = _load(resolved, options)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder of others can be wrong in any way, and transformers raises as it comes

@@ -7,7 +7,6 @@ differences to the right and below, which punishes blur, and a KL term.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from vlm_detect.nano.config import VaeConfig
 from vlm_detect.nano.photos import Photos
-from vlm_detect.nano.training import Optimisation, train
-
-
-@dataclass(frozen=True)
-class VaeConfig:
-    """`channels` has one width a resolution, so three widths make the factor 4."""
-
-    channels: tuple[int, ...]
-    optimisation: Optimisation
-    edge_weight: float = 0.5
-    kl_weight: float = 0.005
+from vlm_detect.nano.training import train
 
 
 def build_autoencoder(channels: tuple[int, ...], sample_size: int = 32) -> AutoencoderKL:
@@ -103,11 +93,11 @@ def train_autoencoder(
     vae = build_autoencoder(config.channels, training.images.shape[1]).to(device)
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(training), (config.optimisation.batch,), generator=generator)
+        rows = torch.randint(len(training), (config.batch,), generator=generator)
         pixels = to_pixels(training.images[rows.numpy()]).to(device)
         return autoencoder_loss(vae, pixels, generator, edge_weight=config.edge_weight, kl_weight=config.kl_weight)
 
-    figures = train("vae", vae, loss_of, config.optimisation, folder=folder, seed=seed)
+    figures = train("vae", vae, loss_of, config, folder=folder, seed=seed)
     set_latent_scale(vae, encode_all(vae, training.images[:5000]))
     figures["psnr_db"] = round(psnr_db(vae, held_out.images[:1000]), 2)
     vae.save_pretrained(folder / "vae")

@@ -12,7 +12,6 @@ built here, the TinyLLaVA in `tinyllava.py`, which can start from what a moondre
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -39,45 +38,12 @@ from vlm_detect.nano.captions import (
     read_facts,
     undecidable_question,
 )
+from vlm_detect.nano.config import CaptionerConfig, TowerConfig
 from vlm_detect.nano.judge import Judge, augment
 from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.tokenizer import prompt_templates
-from vlm_detect.nano.training import Optimisation, train
+from vlm_detect.nano.training import train
 from vlm_detect.train.loss import row_inputs
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """The image tower's warm-up."""
-
-    optimisation: Optimisation
-    distillation: float = 0.5
-    """weight of the judge's answer against the label"""
-    places: float = 0.0
-    """weight of telling, from each patch, what the judge sees there"""
-
-
-@dataclass(frozen=True)
-class CaptionerConfig:
-    """Sizes of the model, and its training on words."""
-
-    optimisation: Optimisation
-    vocabulary: int = 1300
-    vision_width: int = 128
-    vision_layers: int = 5
-    vision_heads: int = 4
-    text_width: int = 128
-    text_layers: int = 4
-    text_heads: int = 2
-    """the official code wants heads of 64"""
-    questions: int = 2
-    """factual questions per image, in addition to its caption"""
-    undecidable: float = 0.5
-    """part of the images that are asked an undecidable question too"""
-    heads_weight: float = 0.5
-    """weight of the tower's class head, which is trained along with the words"""
-    enlarged: float = 0.1
-    """part of the batches that show enlarged photographs, which the processor cuts into several crops"""
 
 
 def build_captioner(
@@ -200,7 +166,7 @@ def train_tower(
     tower: TowerHeads, teaching: Teaching, config: TowerConfig, held_out: Photos, folder: Path, seed: int
 ) -> dict[str, float]:
     """Train (or finish training) the tower; returns its figures with the class head's accuracy."""
-    recipe = config.optimisation
+    recipe = config
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         _, crops, targets = teaching.draw(recipe.batch, generator)
@@ -278,7 +244,7 @@ def train_captioner(
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
         enlarge = rng.random() < config.enlarged
-        batch = config.optimisation.batch // (5 if enlarge else 1)  # an enlarged image has five crops
+        batch = config.batch // (5 if enlarge else 1)  # an enlarged image has five crops
         rows, crops, targets = teaching.draw(batch, generator)
         features = tower.see(crops)
         losses = heads_loss(tower, features, targets)
@@ -287,7 +253,7 @@ def train_captioner(
         return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
     both = nn.ModuleDict({"model": vlm.model, "tower": tower})
-    figures = train(name, both, loss_of, config.optimisation, folder=folder, seed=seed)
+    figures = train(name, both, loss_of, config, folder=folder, seed=seed)
     spread_other_words(vlm, words_of(texts_of, facts, seed))
     return figures
 

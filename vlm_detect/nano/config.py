@@ -1,29 +1,134 @@
 """Configuration of `recipes/nano_pretrain.py`: one frozen dataclass a stage, each a section of the YAML file.
 
-The command line is flat, so sections pass through it as JSON; `section` turns each into its dataclass,
-where an unknown key is an error. `--set renderer.steps=9000` changes one value of one section.
+renderer: {steps: 9000, ...}          # in the YAML
+--renderer.steps 9000                 # over it
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-import yaml
+from vlm_detect.errors import UsageError
 
-from vlm_detect.errors import UserError
-from vlm_detect.nano.training import Optimisation
+Stage = Literal["vae", "judge", "renderer", "tokenizer", "captioner", "tinyllava"]
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How long and how fast a stage learns."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = field(default=100, metadata={"help": "Steps until the full learning rate."})
+    decay: float = field(
+        default=0.25, metadata={"help": "Part of the run, at its end, over which the learning rate falls to zero."}
+    )
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = field(default=1.0, metadata={"help": "Largest norm of the gradient."})
+    muon: bool = field(
+        default=False,
+        metadata={
+            "help": "Update the matrices of linear layers by Muon, everything else by AdamW, all at the rate `lr`."
+        },
+    )
+    precision: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "What the layers compute in."}
+    )
+    ema: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of the weights' moving average, which is what the stage returns; 0 keeps the last weights."
+        },
+    )
+    log_every: int = 50
+    save_every: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(Optimisation):
+    """The autoencoder: `channels` has one width a resolution, so three widths make the factor 4."""
+
+    channels: tuple[int, ...]
+    edge_weight: float = 0.5
+    kl_weight: float = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class RendererConfig(Optimisation):
+    """Sizes of the transformer and the text encoders, and the sampler's defaults that the card states."""
+
+    layers: int = 5
+    heads: int = 5
+    head_dim: int = 32
+    patch_size: int = 2
+    clip_width: int = 64
+    clip_layers: int = 2
+    clip_tokens: int = 16
+    t5_layers: int = 1
+    t5_tokens: int = 12
+    unconditional: float = field(default=0.1, metadata={"help": "Part of the samples whose caption is left out."})
+    shift: float = field(
+        default=1.0,
+        metadata={
+            "help": "The scheduler's shift of its times towards noise: SD 3 uses 3 at 1024 px, where noise hides less."
+        },
+    )
+    sampling_steps: int = 20
+    guidance_scale: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(Optimisation):
+    """The judge: width of its first layer, and how many renders it is shown."""
+
+    width: int = 32
+    renders: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(Optimisation):
+    """The image tower's warm-up."""
+
+    distillation: float = field(default=0.5, metadata={"help": "Weight of the judge's answer against the label."})
+    places: float = field(
+        default=0.0, metadata={"help": "Weight of telling, from each patch, what the judge sees there."}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig(Optimisation):
+    """Sizes of the model, and its training on words."""
+
+    vocabulary: int = 1300
+    vision_width: int = 128
+    vision_layers: int = 5
+    vision_heads: int = 4
+    text_width: int = 128
+    text_layers: int = 4
+    text_heads: int = field(default=2, metadata={"help": "The official code wants heads of 64."})
+    questions: int = field(default=2, metadata={"help": "Factual questions an image, beside its caption."})
+    undecidable: float = field(
+        default=0.5, metadata={"help": "Part of the images that are asked an undecidable question too."}
+    )
+    heads_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the tower's class head, which goes on beside the words."}
+    )
+    enlarged: float = field(
+        default=0.1,
+        metadata={
+            "help": "Part of the batches that show enlarged photographs, which the processor cuts into several crops."
+        },
+    )
 
 
 @dataclass(frozen=True)
 class NanoConfig:
     """What to train, from what, and where to put it."""
 
-    stages: list[str] = field(default_factory=list, metadata={"help": "Stages to run, in this order."})
+    stages: list[Stage] = field(default_factory=list, metadata={"help": "Stages to run, in this order."})
     data: str | None = field(
         default=None,
         metadata={"help": "CIFAKE folder or CIFAR-10 Hub id. Default: $VLM_DETECT_DATA/cifake, else the Hub."},
@@ -41,38 +146,17 @@ class NanoConfig:
     seed: int = field(default=0, metadata={"help": "Seeds weights, batches and captions."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ... Default: a GPU where there is one."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads. Default: torch's choice."})
-    vae: str = field(default="{}", metadata={"help": "JSON; see VaeConfig."})
-    renderer: str = field(default="{}", metadata={"help": "JSON; see RendererConfig."})
-    judge: str = field(default="{}", metadata={"help": "JSON; see JudgeConfig."})
-    tower: str = field(default="{}", metadata={"help": "JSON; see TowerConfig."})
-    captioner: str = field(default="{}", metadata={"help": "JSON; see CaptionerConfig."})
-    tinyllava: str = field(default="{}", metadata={"help": "JSON; see CaptionerConfig."})
-    set: list[str] = field(default_factory=list, metadata={"help": "section.key=value ..., over the YAML's sections."})
+    vae: VaeConfig | None = None
+    renderer: RendererConfig | None = None
+    judge: JudgeConfig | None = None
+    tower: TowerConfig | None = None
+    captioner: CaptionerConfig | None = None
+    tinyllava: CaptionerConfig | None = None
 
 
-def section(config: NanoConfig, name: str, section_type: type[T]) -> T:
-    """The YAML section `name`, with `--set name.key=value` over it, as its dataclass."""
-    values = json.loads(getattr(config, name))
-    for assignment in config.set:
-        key, equals, value = assignment.partition("=")
-        if not equals or "." not in key:
-            raise UserError(f"--set {assignment}: expected section.key=value")
-        if key.split(".")[0] == name:
-            values[key.split(".", 1)[1]] = yaml.safe_load(value)
-    return from_mapping(section_type, values, name)
-
-
-def from_mapping(cls: type[T], values: dict[str, Any], name: str) -> T:
-    """Build the frozen dataclass `cls`; the keys of its `optimisation` stand among its own."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    if "optimisation" in fields:
-        inner = {f.name for f in dataclasses.fields(Optimisation)}
-        shared = {key: values.pop(key) for key in list(values) if key in inner}
-        values["optimisation"] = from_mapping(Optimisation, shared, name)
-    if unknown := sorted(set(values) - set(fields)):
-        raise UserError(f"{name}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
-    required = {f.name for f in fields.values() if f.default is dataclasses.MISSING}
-    if missing := sorted(required - set(values)):
-        raise UserError(f"{name}: missing keys {', '.join(missing)}; add them to the YAML's section")
-    return cls(**values)
+def section(config: NanoConfig, name: str) -> Any:
+    """The settings of a stage; UsageError where no section of the YAML has them."""
+    found = getattr(config, name)
+    if found is None:
+        raise UsageError(f"section {name} is missing: give --config NAME (nano_sd35, ...), or --{name}.steps and so on")
+    return found

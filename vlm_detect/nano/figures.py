@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from scipy.stats import binomtest
 
-from vlm_detect.config import git_commit, write_json
+from vlm_detect.config import command_line, git_commit, write_json
 from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.infer.engine import Engine
 from vlm_detect.machine import machine_name
@@ -110,7 +109,7 @@ def record(path: Path, *, model: str, task: str, seed: int, device: torch.device
         "split": f"held out: {SPLIT_RULE}",
         **figures,
         "seed": seed,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(command_line()),
         "commit": git_commit(),
         "device": machine_name(device.type),
     }

@@ -7,7 +7,6 @@ this network's features, so it compares nano renderers with each other and with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,9 @@ from torch import Tensor, nn
 
 from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.nano.autoencoder import to_pixels
+from vlm_detect.nano.config import JudgeConfig
 from vlm_detect.nano.photos import Photos
-from vlm_detect.nano.training import Optimisation, train
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """Width of the judge's first layer, and how many renders it is shown."""
-
-    optimisation: Optimisation
-    width: int = 32
-    renders: int = 1000
+from vlm_detect.nano.training import train
 
 
 class Judge(nn.Module):
@@ -80,12 +71,12 @@ def train_judge(
     judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(training), (config.optimisation.batch,), generator=generator).numpy()
+        rows = torch.randint(len(training), (config.batch,), generator=generator).numpy()
         pixels = augment(to_pixels(training.images[rows]), generator).to(device)
         labels = torch.from_numpy(training.labels[rows]).to(device)
         return {"loss": F.cross_entropy(judge(pixels), labels, label_smoothing=0.1)}
 
-    figures = train("judge", judge, loss_of, config.optimisation, folder=folder, seed=seed)
+    figures = train("judge", judge, loss_of, config, folder=folder, seed=seed)
     predicted, _ = look(judge, held_out.images)
     figures["accuracy"] = float((predicted == held_out.labels).mean())
     return judge, figures

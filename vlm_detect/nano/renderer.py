@@ -8,7 +8,6 @@ autoencoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,34 +20,13 @@ from torch import Tensor, nn
 from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.nano.autoencoder import encode_all
 from vlm_detect.nano.captions import LENGTHS, Facts, caption, read_facts
+from vlm_detect.nano.config import RendererConfig
 from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.prompt_encoders import build_clip, build_t5, train_clip_tokenizer, train_t5_tokenizer
-from vlm_detect.nano.training import Optimisation, train
+from vlm_detect.nano.training import train
 from vlm_detect.nano.weights import forget_paths, halve
 
 TRAINED_PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
-
-
-@dataclass(frozen=True)
-class RendererConfig:
-    """Sizes of the transformer and the text encoders, and the sampler's defaults that the card states."""
-
-    optimisation: Optimisation
-    layers: int = 5
-    heads: int = 5
-    head_dim: int = 32
-    patch_size: int = 2
-    clip_width: int = 64
-    clip_layers: int = 2
-    clip_tokens: int = 16
-    t5_layers: int = 1
-    t5_tokens: int = 12
-    unconditional: float = 0.1
-    """part of the samples whose caption is left out"""
-    shift: float = 1.0
-    """the scheduler's shift of its times towards noise: SD 3 uses 3 at 1024 px, where noise hides less"""
-    sampling_steps: int = 20
-    guidance_scale: float = 3.0
 
 
 def build_pipeline(config: RendererConfig, vae: AutoencoderKL, captions: list[str]) -> StableDiffusion3Pipeline:
@@ -150,7 +128,7 @@ def train_renderer(
     latents = _scaled_latents(vae, training.images, folder / "latents.pt")
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(latents), (config.optimisation.batch,), generator=generator)
+        rows = torch.randint(len(latents), (config.batch,), generator=generator)
         words = Random(int(torch.randint(2**62, (1,), generator=generator)))
         captions = [
             "" if words.random() < config.unconditional else draw_caption(facts[row % len(facts)], words)
@@ -159,7 +137,7 @@ def train_renderer(
         return {"loss": flow_matching_loss(pipeline, latents[rows].to(device), captions, generator)}
 
     parts = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
-    figures = train("renderer", parts, loss_of, config.optimisation, folder=folder, seed=seed)
+    figures = train("renderer", parts, loss_of, config, folder=folder, seed=seed)
     export(pipeline, folder / "sd35")
     return pipeline, figures
 

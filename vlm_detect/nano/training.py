@@ -16,39 +16,15 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How long and how fast a stage learns."""
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 100
-    """steps until the full learning rate"""
-    decay: float = 0.25
-    """part of the run, at its end, over which the learning rate falls to zero"""
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0
-    """largest norm of the gradient"""
-    muon: bool = False
-    """update the matrices of linear layers by Muon, everything else by AdamW, all at the learning rate `lr`"""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """what the layers compute in"""
-    ema: float = 0.0
-    """decay of the weights' moving average, which is what the stage returns; 0 keeps the last weights"""
-    log_every: int = 50
-    save_every: int = 500
+from vlm_detect.nano.config import Optimisation
 
 
 def learning_rate(step: int, recipe: Optimisation) -> float:

@@ -21,6 +21,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vlm_detect.errors import UserError
 from vlm_detect.images.encode import through_jpeg
 from vlm_detect.images.stored import StoredImage
+from vlm_detect.train.options import AUGMENTATIONS
 
 Transpose = Image.Transpose
 _TURNS = (Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)
@@ -74,7 +75,6 @@ _APPLY: dict[str, Callable[..., Image.Image]] = {
     "jpeg": through_jpeg,
     "invert_saturate": invert_saturate,
 }
-AUGMENTATIONS = tuple(_APPLY)  # in the order in which they are applied: JPEG behind everything that a camera knows
 Draw = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the order of application
 
 

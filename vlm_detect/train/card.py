@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from vlm_detect.train.examples import QuestionOptions
+from vlm_detect.config import command_line
+from vlm_detect.train.options import QuestionOptions
 from vlm_detect.train.run_directory import RunDirectory
 
 _TEMPLATE = """---
@@ -79,7 +79,7 @@ def write_card(
     """
     text = _TEMPLATE.format(
         base_model=run.facts["model"],
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=" ".join(command_line()),
         folder=run.path,
         data=", ".join([str(run.config["data"]), *run.config["mix"]]),
         units=units,

@@ -11,16 +11,15 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_detect.config import parse_config, read_run_json, write_json
-from vlm_detect.errors import UserError
-from vlm_detect.machine import keep_freed_memory, use_cpu_cores
-from vlm_detect.models.registry import NANO_NAMES, Role, resolve_id
-from vlm_detect.train.examples import QuestionOptions
-from vlm_detect.train.lora import LoraOptions
-from vlm_detect.train.options import DataOptions, ModelOptions, TrainOptions
-from vlm_detect.train.validation import SCORES
+from vlm_detect.flags import Deferred
+from vlm_detect.train.options import DataOptions, LoraOptions, ModelOptions, QuestionOptions, TrainOptions
+from vlm_detect.train.trainer_flags import trainer_flags
+
+if TYPE_CHECKING:
+    from vlm_detect.models.registry import Role
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,17 @@ class Options:
         Where no config is given and the model turns out to be nano, the package's `nano_config` is read: what suits a
         real model teaches one of that size nothing.
         """
-        groups = [model, DataOptions, QuestionOptions, lora, training]
+        trainer = Deferred(training, _arguments, trainer_flags, training.replaced)
+        groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, trainer]
         parsed = parse_config(groups, argv, doc=doc)
+        from vlm_detect.machine import keep_freed_memory, use_cpu_cores  # late: with torch, which --help does without
+        from vlm_detect.models.registry import NANO_NAMES, resolve_id
+
         named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
         if nano_config and not named and resolve_id(parsed[0].model, role).name in NANO_NAMES:
             print(f"the model is nano: config {nano_config} gives what no flag does")
             parsed = parse_config(groups, ["--config", nano_config, *argv], doc=doc)
         options = replace(cls(*parsed), role=role)
-        metric = str(options.training.metric_for_best_model).removeprefix("eval_")
-        if options.training.load_best_model_at_end and metric not in SCORES:
-            raise UserError(f"--metric_for_best_model {metric}: choose from {', '.join(SCORES)}")
         use_cpu_cores(options.data.cpu_threads)
         if options.training.device.type == "cpu":
             keep_freed_memory()
@@ -78,6 +78,12 @@ class Options:
         training.output_dir = str(folder / f"seed_{seed}")
         training.hub_model_id = f"{training.hub_model_id or folder.name}-seed_{seed}"  # nor do they share a repository
         return replace(self, training=training)
+
+
+def _arguments() -> type:
+    from vlm_detect.train.arguments import TrainArguments
+
+    return TrainArguments
 
 
 def each_seed(options: Options, finetune: Callable[[Options], None]) -> None:

@@ -10,7 +10,7 @@ from typing import get_args
 
 from datasets import Dataset, DatasetDict
 
-from vlm_detect.config import REPOSITORY, file_sha256
+from vlm_detect.config import file_sha256
 from vlm_detect.data.demo_photos import write_demo_photos
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
@@ -28,8 +28,9 @@ def dataset_or_demo(data: str) -> str:
     photos = Path(data).with_name("demo_photos")
     print(f"no dataset in {data}: making pairs from the bundled photos, which rehearse the pipeline and teach little")
     write_demo_photos(photos)
-    program = REPOSITORY / "data_gen" / "make_pairs.py"
-    made = subprocess.run([sys.executable, str(program), "--images", str(photos), "--out", data], check=False)
+    # In a process of its own, whose end frees the captioner and the renderer.
+    program = [sys.executable, "-m", "vlm_detect.generate.make_pairs"]
+    made = subprocess.run([*program, "--images", str(photos), "--out", data], check=False)
     if made.returncode:
         raise UserError(f"pairs could not be made from the bundled photos (exit status {made.returncode}, see above)")
     return data
@@ -95,7 +96,7 @@ def _split(opened: DatasetDict, name: str, data: str) -> Dataset:
     if name not in opened or not len(opened[name]):
         raise UserError(
             f"{data} has no {name} split (it has {', '.join(opened)}): the best checkpoint is chosen on a validation "
-            "split, never on test; make both with data_gen/make_pairs.py or data_gen/import_images.py"
+            "split, never on test; make both with vlm-detect make-pairs or vlm-detect import-images"
         )
     return opened[name]
 

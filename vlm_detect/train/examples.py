@@ -12,38 +12,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, cell_name, undecoded
 from vlm_detect.questions.draw import draw_questions
-from vlm_detect.questions.kind import KINDS, training_kinds
+from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Label, Question, Reason, Subject, Topic
 from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
 from vlm_detect.train.conversations import questions_of
-
-
-@dataclass(frozen=True)
-class QuestionOptions:
-    """What is asked about each image in an epoch."""
-
-    question_kinds: list[str] = field(
-        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to draw from: {', '.join(training_kinds())}."}
-    )
-    questions_per_image: int = field(default=1, metadata={"help": "Questions asked about an image in an epoch."})
-    shuffle_labels: bool = field(
-        default=False,
-        metadata={"help": "Train on labels drawn by lot: the control that a real result has to leave behind."},
-    )
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "questions_per_image")
+from vlm_detect.train.options import QuestionOptions
 
 
 @dataclass(frozen=True)
@@ -74,12 +57,6 @@ class Units(TorchDataset[list[Example]]):
         views: int | None = None,
     ) -> None:
         check_augmentations(augment)
-        KINDS.check(*options.question_kinds, flag="--question_kinds")
-        if untrained := [kind for kind in options.question_kinds if not KINDS[kind].trains]:
-            raise UserError(
-                f"--question_kinds {' '.join(untrained)}: asked in benchmarks only; choose from "
-                f"{', '.join(training_kinds())}"
-            )
         self.rows, self.options, self.seed, self.augment = undecoded(rows), options, seed, tuple(augment)
         self.source: _PairUnits | _ImageUnits | None = None  # None: conversations, which bring their own questions
         if "turns" not in rows.column_names:

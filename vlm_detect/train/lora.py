@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -21,52 +20,13 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlm_detect.config import check_at_least
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import hold_in_float32, is_never_wrapped, is_vision
+from vlm_detect.train.options import LoraOptions
 
-WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 _LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
 _ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """The adapter. Effective weight: W + (alpha / r) B A; the two variants can be combined."""
-
-    lora_targets: str = field(
-        default="all-linear",
-        metadata={
-            "help": "Layers to adapt: attention, mlp, all-linear, each with +vision for the tower and connector, "
-            "and +head for the vocabulary head."
-        },
-    )
-    lora_last_layers: int | None = field(
-        default=None, metadata={"help": "Adapt only the last N layers of the language model. Default: all."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale; the update is multiplied by alpha / r."})
-    train_connector: bool = field(
-        default=False,
-        metadata={"help": "Train the connector between tower and language model in full beside the LoRA."},
-    )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
-    use_rslora: bool = field(
-        default=False,
-        metadata={
-            "help": "Scale by alpha / sqrt(r): keeps the update's size at high ranks (rsLoRA, arXiv 2312.03732)."
-        },
-    )
-    use_dora: bool = field(
-        default=False,
-        metadata={"help": "Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353); slower."},
-    )
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "lora_r", "lora_alpha", "lora_last_layers")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout {self.lora_dropout}: give a part from 0 to below 1")
 
 
 def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
@@ -115,11 +75,9 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
     """Full names of the linear layers that `targets` chooses, in the model's order.
 
     Raises:
-        UserError: for an unknown word, or a choice that selects nothing.
+        UserError: for a choice that selects nothing.
     """
     words = targets.split("+")
-    if unknown := [word for word in words if word not in WORDS]:
-        raise UserError(f"--lora_targets {targets}: unknown {', '.join(unknown)}; choose from {', '.join(WORDS)}")
     everything = "all-linear" in words or words == ["vision"]
     attention, mlp = everything or "attention" in words, everything or "mlp" in words
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

@@ -26,8 +26,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from vlm_detect.models.base import FAMILIES
 from vlm_detect.models.parts import is_vision
-from vlm_detect.train.lora import LoraOptions, select_targets, wrap
+from vlm_detect.train.lora import select_targets, wrap
 from vlm_detect.train.loss import CHUNK
+from vlm_detect.train.options import LoraOptions
 
 OVERHEAD_GB = 1.0
 QUESTION_TOKENS = 50  # of a question with its answer and template

@@ -1,22 +1,30 @@
-"""The options of a training run but for the LoRA and the questions: model, data, and the Trainer's flags."""
+"""What a training run can be told: the model, the data, the questions, the LoRA, and the Trainer's flags.
+
+Nothing heavy is imported here, so that a recipe lists its flags at once; `arguments.py` has the whole of the Trainer's.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from huggingface_hub import get_token
-from transformers import SchedulerType, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-
-from vlm_detect.config import check_at_least
+from vlm_detect.config import check_at_least, check_known
 from vlm_detect.errors import UserError
-from vlm_detect.train.augment import AUGMENTATIONS
+from vlm_detect.questions.kind import KINDS, training_kinds
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments as _Base
+else:
+    _Base = object
 
 DEFAULT_DATA = "data/pairs"
+# In the order in which they are applied: JPEG behind everything that a camera knows.
+AUGMENTATIONS = ("flip", "rotate", "crop", "rescale", "blur", "noise", "jpeg", "invert_saturate")
+LORA_WORDS = ("attention", "mlp", "all-linear", "vision", "head")
+SCORES = ("score", "auroc", "balanced_accuracy", "log_loss")  # of the validation split
 
 
 @dataclass(frozen=True)
@@ -31,24 +39,28 @@ class ModelOptions:
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of a Hub id. Default: a pinned one."})
-    dtype: str | None = field(
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
         default=None, metadata={"help": "float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU."}
     )
-    quantize: str | None = field(
+    quantize: Literal["nf4", "int8"] | None = field(
         default=None,
         metadata={"help": "nf4 or int8: hold the language model's frozen weights so (QLoRA; needs bitsandbytes)."},
     )
-    attention: str | None = field(
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = field(
         default=None,
         metadata={"help": "sdpa (default), eager, flash_attention_2, or flex_attention (a GPU; skips masked blocks)."},
     )
-    tune: str = field(
+    tune: Literal["lora", "full"] = field(
         default="lora", metadata={"help": "lora, or full: every weight of the language model, the tower frozen."}
     )
     compile_layers: str | None = field(
         default=None,
         metadata={"help": "Compile each decoder layer with this torch backend, for example inductor. Default: not."},
     )
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.tune == "full":
+            raise UserError(f"--tune full cannot train weights held in {self.quantize}: leave out --quantize")
 
 
 @dataclass(frozen=True)
@@ -110,16 +122,100 @@ class DataOptions:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit", "pack_tokens", "cached_views", "cpu_threads")
         check_at_least(self, 2, "validation_limit")
+        check_known(self, AUGMENTATIONS, "augment")
         if self.weights and not self.mix:
             raise UserError("--weights are parts of an epoch: name the other datasets by --mix, or leave them out")
 
 
-@dataclass
-class TrainOptions(TrainingArguments):
-    """transformers' TrainingArguments, every flag of them, with other defaults.
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What is asked about each image in an epoch."""
 
-    A unit of `per_device_train_batch_size` is two images: an unaltered one and its counterpart.
+    question_kinds: list[str] = field(
+        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to draw from: {', '.join(training_kinds())}."}
+    )
+    questions_per_image: int = field(default=1, metadata={"help": "Questions asked about an image in an epoch."})
+    shuffle_labels: bool = field(
+        default=False,
+        metadata={"help": "Train on labels drawn by lot: the control that a real result has to leave behind."},
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "questions_per_image")
+        KINDS.check(*self.question_kinds, flag="--question_kinds")
+        if untrained := [kind for kind in self.question_kinds if not KINDS[kind].trains]:
+            raise UserError(
+                f"--question_kinds {' '.join(untrained)}: asked in benchmarks only; choose from "
+                f"{', '.join(training_kinds())}"
+            )
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The adapter. Effective weight: W + (alpha / r) B A; the two variants can be combined."""
+
+    lora_targets: str = field(
+        default="all-linear",
+        metadata={
+            "help": "Layers to adapt: attention, mlp, all-linear, each with +vision for the tower and connector, "
+            "and +head for the vocabulary head."
+        },
+    )
+    lora_last_layers: int | None = field(
+        default=None, metadata={"help": "Adapt only the last N layers of the language model. Default: all."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale; the update is multiplied by alpha / r."})
+    train_connector: bool = field(
+        default=False,
+        metadata={"help": "Train the connector between tower and language model in full beside the LoRA."},
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    use_rslora: bool = field(
+        default=False,
+        metadata={
+            "help": "Scale by alpha / sqrt(r): keeps the update's size at high ranks (rsLoRA, arXiv 2312.03732)."
+        },
+    )
+    use_dora: bool = field(
+        default=False,
+        metadata={"help": "Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353); slower."},
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := [word for word in self.lora_targets.split("+") if word not in LORA_WORDS]:
+            raise UserError(
+                f"--lora_targets {self.lora_targets}: unknown {', '.join(unknown)}; choose from {', '.join(LORA_WORDS)}"
+            )
+        check_at_least(self, 1, "lora_r", "lora_alpha", "lora_last_layers")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout}: give a part from 0 to below 1")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@dataclass
+class TrainOptions(_Base):
+    """The Trainer: other defaults than transformers' TrainingArguments, of which it takes every flag.
+
+    A unit of `per_device_train_batch_size` is two images: an unaltered one and its counterpart. What a run is given is
+    a `TrainArguments`, which has the fields of both.
     """
+
+    replaced: ClassVar[Mapping[str, str]] = {
+        "evaluation_strategy": "it is --eval_strategy in transformers 5",
+        "gpus": "the launcher has it: accelerate launch --num_processes N",
+        "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR has it in transformers 5",
+        "lr": "it is --learning_rate",
+        "no_cuda": "it is --use_cpu in transformers 5",
+        "overwrite_output_dir": "nothing is overwritten: give another --output_dir, or remove the folder",
+        "warmup_ratio": "it is --warmup_steps in transformers 5, which below 1 is a part of all steps",
+    }
+    metrics: ClassVar[Sequence[str]] = SCORES  # what --metric_for_best_model may be; empty: anything
 
     output_dir: str | None = field(default=None, metadata={"help": "The run directory. Default: runs/RECIPE."})
     per_device_train_batch_size: int = field(
@@ -127,9 +223,7 @@ class TrainOptions(TrainingArguments):
     )
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images scored at once, per device."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: SchedulerType = field(
-        default=SchedulerType.COSINE, metadata={"help": "How the learning rate falls."}
-    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or below 1 a part of all steps."})
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs."})
@@ -138,10 +232,12 @@ class TrainOptions(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave NaN and infinite losses out of the log."}
     )
-    eval_strategy: IntervalStrategy = field(
-        default=IntervalStrategy.EPOCH, metadata={"help": "When to score the validation split."}
+    eval_strategy: Literal["no", "steps", "epoch"] = field(
+        default="epoch", metadata={"help": "When to score the validation split."}
     )
-    save_strategy: SaveStrategy = field(default=SaveStrategy.EPOCH, metadata={"help": "When to write a checkpoint."})
+    save_strategy: Literal["no", "steps", "epoch", "best"] = field(
+        default="epoch", metadata={"help": "When to write a checkpoint."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best is always kept."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(
@@ -153,12 +249,12 @@ class TrainOptions(TrainingArguments):
     )
     # Every adapter takes part in every step, and looking for those that do not costs time.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
-    report_to: None | str | list[str] = field(  # noqa: RUF036  the order that HfArgumentParser needs
+    report_to: str | list[str] | None = field(
         default_factory=lambda: "tensorboard" if find_spec("tensorboard") else "none",
         metadata={"help": "tensorboard (the default where it is installed), wandb, ..., or none."},
     )
     dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory. Default: where CUDA is."}
+        default_factory=_has_cuda, metadata={"help": "Pin batches in memory. Default: where CUDA is."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: examples have no columns."})
     seed: int = field(default=0, metadata={"help": "Seed of every draw."})
@@ -198,8 +294,16 @@ class TrainOptions(TrainingArguments):
         # The flag has a new name from transformers 5.20 on, which says so in a warning; both names do.
         if "activation_checkpointing" in flags and flags["activation_checkpointing"] is None:
             flags["activation_checkpointing"] = flags["gradient_checkpointing"]
-        if self.push_to_hub and not (self.hub_token or get_token()):
-            raise UserError(
-                "--push_to_hub needs a token of the Hugging Face Hub: run `hf auth login`, or give --hub_token"
-            )
+        metric = str(self.metric_for_best_model).removeprefix("eval_")
+        if self.load_best_model_at_end and self.metrics and metric not in self.metrics:
+            raise UserError(f"--metric_for_best_model {metric}: choose from {', '.join(self.metrics)}")
+        if self.push_to_hub and not self.hub_token:
+            _check_token()
         super().__post_init__()
+
+
+def _check_token() -> None:
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise UserError("--push_to_hub needs a token of the Hugging Face Hub: run `hf auth login`, or give --hub_token")

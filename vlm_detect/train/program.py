@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from datasets import Dataset
 from huggingface_hub import upload_folder
 from transformers.trainer_utils import IntervalStrategy
 
+from vlm_detect.config import command_line
 from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
@@ -198,7 +198,7 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
             measures.save(run.path)  # explanations are held against it wherever the run is asked
         history = trainer.state.log_history
         write_card(run, data.parts, len(data.units), options.questions, history, scores=scores, scored_images=len(odds))
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = " ".join(command_line())
         write_curves(run.path, history, title=f"Training: {run.path.name}", command=command)
         run.write("finished", validation=scores)
         if options.training.push_to_hub:

@@ -21,27 +21,18 @@ from vlm_detect.extras import require
 from vlm_detect.machine import default_dtype, dtype_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import NEVER, VISION, is_vision
-from vlm_detect.train.lora import LoraOptions, add_lora
-from vlm_detect.train.options import ModelOptions
-
-QUANTIZATIONS = ("nf4", "int8")
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
-TUNINGS = ("lora", "full")
+from vlm_detect.train.lora import add_lora
+from vlm_detect.train.options import LoraOptions, ModelOptions
 
 
 def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
     """Arguments of the model's loader.
 
     Raises:
-        UserError: for an unknown word, and for what this machine or these options cannot do together.
+        UserError: for what this machine cannot do.
     """
-    _one_of("quantize", options.quantize, QUANTIZATIONS)
-    _one_of("attention", options.attention, ATTENTIONS)
-    _one_of("tune", options.tune, TUNINGS)
     if options.attention == "flex_attention" and device.type != "cuda":
         raise UserError(f"--attention flex_attention trains on CUDA alone, not on {device.type}: leave it out (sdpa)")
-    if options.quantize and options.tune == "full":
-        raise UserError(f"--tune full cannot train weights held in {options.quantize}: leave out --quantize")
     arguments: dict[str, Any] = {"dtype": dtype_of(options.dtype)}
     if options.quantize:
         arguments["quantization_config"] = quantization(options.quantize, arguments["dtype"] or default_dtype(device))
@@ -106,8 +97,3 @@ def keep_weights_in_scoring(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def _one_of(flag: str, value: str | None, known: tuple[str, ...]) -> None:
-    if value is not None and value not in known:
-        raise UserError(f"--{flag} {value}: choose from {', '.join(known)}")

@@ -14,9 +14,6 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, undecoded
 
-# What `scores_of` gives.
-SCORES = ("score", "auroc", "balanced_accuracy", "log_loss")
-
 
 @dataclass(frozen=True)
 class ValidationSet:

@@ -7,14 +7,12 @@ scores.p_fake, scores.heads["object"], detector.heads["object"]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 
 from vlm_detect.errors import UserError
@@ -23,6 +21,7 @@ from vlm_detect.models.cnn.model import CnnForDetection, logits_of
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
 from vlm_detect.models.untrusted import load_untrusted
+from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
 from vlm_detect.stats.calibration import Calibration
 
@@ -51,13 +50,12 @@ class CnnDetector:
 
     @classmethod
     def load(cls, run: str | Path, device: torch.device | str = "cpu") -> CnnDetector:
-        """From the run directory of `recipes/cnn.py`; UserError for any other folder."""
+        """From the run directory of `vlm-detect train cnn`; UserError for any other folder."""
         if not is_cnn_run(run):
-            raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with recipes/cnn.py")
+            raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with vlm-detect train cnn")
         check_folder(run)
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
-        model = load_untrusted(CnnForDetection, run).eval().to(device)
+        with no_bars_in_logs("transformers"):
+            model = load_untrusted(CnnForDetection, run).eval().to(device)
         return cls(model, Calibration.load(Path(run)), str(run))
 
     @property

@@ -9,7 +9,6 @@ from PIL import Image
 from vlm_detect.images.decode import ImageRejected
 
 Fit = Literal["crop", "resize"]
-FITS: tuple[Fit, ...] = ("crop", "resize")
 
 
 def to_square(image: Image.Image, size: int, fit: Fit) -> Image.Image:

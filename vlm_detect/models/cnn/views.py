@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 View = Literal["plain", "invert_saturate"]
-VIEWS: tuple[View, ...] = ("plain", "invert_saturate")
 
 
 def show(pixels: Tensor, view: View, saturation: float) -> Tensor:

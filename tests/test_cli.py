@@ -1,0 +1,166 @@
+"""Every verb and program: what it imports to answer `--help`, and the exit status of what its arguments alone show."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.here import run_here, run_verb
+from vlm_detect.cli import VERBS, overview
+from vlm_detect.config import REPOSITORY
+from vlm_detect.version import __version__
+
+PROGRAMS = sorted(
+    str(path.relative_to(REPOSITORY))
+    for folder in ("recipes", "eval", "data_gen")
+    for path in (REPOSITORY / folder).glob("*.py")
+)
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "diffusers", "sklearn", "matplotlib", "pyarrow"}
+# Runs programs in one process, each up to the end of its --help, and prints what each said and what is imported.
+HELPS = """
+import contextlib, io, json, runpy, sys
+from vlm_detect.cli import VERBS, run
+found = {}
+for program in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        if program in VERBS:
+            run([*program.split(), "--help"])
+        else:
+            sys.argv = [program, "--help"]
+            runpy.run_path(program, run_name="__main__")
+    found[program] = [out.getvalue(), sorted(name for name in sys.modules if "." not in name)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[str, list[str]]]:
+    command = [sys.executable, "-c", HELPS, json.dumps([*VERBS, *PROGRAMS])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("program", [*VERBS, *PROGRAMS])
+def test_help_imports_nothing_heavy(program, helps):
+    text, modules = helps[program]
+    assert text.startswith("usage: ")
+    assert "--config" in text
+    assert not HEAVY & set(modules)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.startswith("train")])
+def test_the_help_of_training_lists_the_trainers_flags(verb, helps):
+    for flag in ("--max_grad_norm", "--gradient_checkpointing", "--push_to_hub", "--num_train_epochs"):
+        assert f"  {flag} " in helps[verb][0]
+
+
+def test_every_verb_is_in_the_overview_and_has_its_program():
+    for verb, (target, summary) in VERBS.items():
+        assert f"  {verb} " in overview()
+        assert summary in overview()
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("train",)])
+def test_the_overview(arguments):
+    done = run_verb(*arguments)
+    assert done.returncode == 0
+    assert "train moondream" in done.stdout
+
+
+def test_the_version():
+    for arguments in (("--version",), ("scan", "--version")):
+        assert run_verb(*arguments).stdout == f"vlm-detect {__version__}\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_are_calls_of_functions_of_the_package(program):
+    """They define no options and read no files of the clone: whoever has the package has all of it."""
+    tree = ast.parse((REPOSITORY / program).read_text(encoding="utf-8"))
+    assert {type(node).__name__ for node in tree.body} <= {"Expr", "ImportFrom", "If"}
+
+
+WRONG = [
+    ("scna", "did you mean scan?"),
+    ("train moondraem", "did you mean train moondream?"),
+    ("add-reasons set", "--out is missing"),
+    ("audit set --max_images 0", "--max_images 0: give 1 or more"),
+    ("calibrate run", "--data is missing"),
+    ("calibrate run --data set --split test", "--split test"),
+    ("calibrate run --data set --max_fpr 1", "--max_fpr 1.0"),
+    ("caption --out work", "--images is missing"),
+    ("chat", "IMAGE is missing"),
+    ("chat a.jpg why not", "no argument is left"),
+    ("configs moondream_lorra", "did you mean --config moondream_lora?"),
+    ("demo --steps 3", "--steps: no such flag"),
+    ("doctor --config moondream_lorra", "did you mean --config moondream_lora?"),
+    ("explain a.jpg --model run", "--out is missing"),
+    ("export run out", "--to is missing"),
+    ("export run out --to onnx", "--to: onnx: choose from adapter, merged, official, variant"),
+    ("report set --n 0", "--n 0: give 1 or more"),
+    ("scan a.jpg --batch_size 0", "--batch_size 0: give 1 or more"),
+    ("scan a.jpg --fail_on fake", "--fail_on fake: give any of generated,unsure,unreadable"),
+    ("scan a.jpg --out rows.xlsx", "rows.xlsx"),
+    ("scan a.jpg --json --csv", "give one of them"),
+    ("serve --port 99999", "--port 99999: give 0 to 65535"),
+    ("serve --host 0.0.0.0", "--host 0.0.0.0"),
+    ("serve --queue 0", "--queue 0: give a number above 0"),
+    ("view set --n 0", "--n 0: give 1 or more"),
+    ("train vlm", "--model is missing"),
+    ("train moondream --epochs 3", "--epochs: no such flag; did you mean --num_train_epochs?"),
+    ("train moondream --warmup_ratio 0.1", "it is --warmup_steps in transformers 5"),
+    ("train tinyllava --lora_r 0", "--lora_r 0: give 1 or more"),
+    ("train cnn --arch resnet99", "--arch resnet99"),
+    ("make-pairs", "--images is missing"),
+    ("make-pairs --images p --twins cloned", "cloned"),
+    ("make-pairs --images p --workers 0", "--workers 0: give 1 or more"),
+    ("make-pairs --images p --validation 0.7 --test 0.3", "together below 1"),
+    ("pack", "--renders is missing"),
+    ("render --out r", "--captions FOLDER is missing"),
+    ("import-images src --from cifake --out set --labels cat", "--labels cat"),
+    ("import-images src --out set", "--layout is missing"),
+    ("import-pairs --out set", "SRC is missing"),
+    ("benchmark", "give either --benchmark"),
+    ("benchmark --benchmark b --limit 0", "--limit 0: give 1 or more"),
+    ("benchmark --benchmark b --batch_size 0", "--batch_size 0: give 1 or more"),
+    ("benchmark --benchmark b --endpoint http://x", "--endpoint needs the --model"),
+    ("robustness --benchmark b --limit 0", "--limit 0: give 1 or more"),
+    ("robustness --benchmark b --conditions some", "--conditions: some: choose from tiers, curves, all"),
+    ("compare", "RUNS is missing"),
+    ("compare a --by class", "--by needs --benchmark"),
+    ("build-vqa", "give a DATASET with --out FILE, or --check FILE"),
+    ("build-vqa set --out f --n_open -1", "--n_open -1: give 0 or more"),
+    ("import-vqa q.json --from other --out f", "known layouts are"),
+    ("evidence --data set --limit 0", "--limit 0: give 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), WRONG)
+def test_what_the_arguments_alone_show_wrong_is_one_line_and_status_2(command, message):
+    done = run_verb(*command.split())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_every_verb_has_a_wrong_command_here():
+    assert not [verb for verb in VERBS if not any(command.startswith(verb) for command, _ in WRONG)]
+
+
+def test_a_program_of_a_clone_is_the_verb():
+    by_verb, by_program = run_verb("compare", "--help"), run_here("eval/compare.py", "--help")
+    assert by_verb.stdout.partition("\n")[2] == by_program.stdout.partition("\n")[2]
+
+
+def test_the_configs_of_the_package():
+    assert "moondream_lora_24gb " in run_verb("configs").stdout
+    assert run_verb("configs", "moondream_nano").stdout.startswith("# The embedded nano moondream")
+    assert Path(run_verb("configs", "accelerate_ddp", "--path").stdout.strip()).is_file()

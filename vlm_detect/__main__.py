@@ -1,0 +1,6 @@
+"""`python -m vlm_detect VERB`, and `accelerate launch -m vlm_detect VERB`."""
+
+from vlm_detect.cli import main
+
+if __name__ == "__main__":
+    main()

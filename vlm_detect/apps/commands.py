@@ -1,0 +1,186 @@
+"""The verbs that use a model or look through files: flags in, one call out.
+
+Nothing heavy is imported before the flags are read, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vlm_detect.apps.options import (
+    AuditOptions,
+    CalibrateOptions,
+    ChatOptions,
+    ConfigsOptions,
+    DoctorOptions,
+    ExplainOptions,
+    ExportOptions,
+    Format,
+    Judge,
+    ReportOptions,
+    ScanOptions,
+    ServeOptions,
+    ViewOptions,
+)
+from vlm_detect.config import CONFIGS, find_config, parse_config
+from vlm_detect.extras import require
+
+
+def chat(argv: list[str]) -> None:
+    """Ask a model about an image.
+
+    vlm-detect chat --model runs/moondream_lora photo.jpg "Is this image AI-generated?"
+    vlm-detect chat photo.jpg                                     # a conversation
+    """
+    judge, options = parse_config([Judge, ChatOptions], argv, doc=chat.__doc__)
+    from vlm_detect.apps.terminal import answer_once, converse
+    from vlm_detect.infer.detector import Detector, open_picture
+
+    open_picture(options.image)  # before the model, which takes longer to load than a wrong path to notice
+    detector = Detector(judge.model, adapter=judge.adapter)
+    if options.question is None:
+        converse(detector, options.image)
+    else:
+        answer_once(detector, options.image, options.question)
+
+
+def scan(argv: list[str]) -> int:
+    """Verdicts on many images.
+
+    vlm-detect scan --model runs/moondream_lora photos/ more/*.png
+    vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv   # again: only what is new or changed
+    vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
+    """
+    judge, options = parse_config([Judge, ScanOptions], argv, doc=scan.__doc__)
+    from vlm_detect.apps.scan import scan as scan_images
+    from vlm_detect.apps.scan import summary
+    from vlm_detect.infer.detector import Detector
+
+    out = Path(options.out) if options.out else None
+    form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
+    detector = Detector(judge.model, adapter=judge.adapter)
+    labels = scan_images(detector, options.images, form=form, out=out, batch_size=options.batch_size)
+    print(summary(labels), file=sys.stderr)
+    judged = labels["generated"] + labels["unsure"] + labels["real"]
+    failed = labels["missing"] or (labels["unreadable"] and not judged)
+    return int(failed or any(labels[label] for label in options.labels))
+
+
+def serve(argv: list[str]) -> None:
+    """A page and an API on this machine.
+
+    vlm-detect serve --model runs/moondream_lora --port 8000
+    """
+    judge, options = parse_config([Judge, ServeOptions], argv, doc=serve.__doc__)
+    require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
+    from vlm_detect.apps.server import serve as serve_models
+
+    models = [(judge.model, judge.adapter), *((model, None) for model in options.compare)]
+    serve_models(models, options.settings, options.cnn)
+
+
+def doctor(argv: list[str]) -> None:
+    """What this machine has, what is missing, what is cached, and which training configs fit.
+
+    vlm-detect doctor
+    vlm-detect doctor --model vikhyatk/moondream2 --config moondream_qlora_8gb
+    """
+    (options,) = parse_config([DoctorOptions], argv, doc=doctor.__doc__)
+    from vlm_detect.apps.doctor import examine
+
+    for line in examine(options.model, options.config):
+        print(line)
+
+
+def configs(argv: list[str]) -> None:
+    """List the configs of the package, or print one.
+
+    vlm-detect configs
+    vlm-detect configs moondream_lora > mine.yaml
+    accelerate launch --config_file "$(vlm-detect configs accelerate_fsdp2 --path)" -m vlm_detect train moondream
+    """
+    (options,) = parse_config([ConfigsOptions], argv, doc=configs.__doc__)
+    if options.name:
+        path = find_config(options.name)
+        print(path if options.path else path.read_text(encoding="utf-8"), end="\n" if options.path else "")
+        return
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        print(f"{path.stem:<28} {path if options.path else title}")
+
+
+def export(argv: list[str]) -> None:
+    """Write a finetuned model in the form that other tools read.
+
+    vlm-detect export runs/moondream_lora exported/ --to merged
+    """
+    (options,) = parse_config([ExportOptions], argv, doc=export.__doc__)
+    from vlm_detect.models.export import export as export_run
+
+    export_run(options.run, options.to, Path(options.out))
+    print(f"{options.out}: written ({options.to})")
+
+
+def audit(argv: list[str]) -> None:
+    """What gives the label of a dataset away without looking at content.
+
+    vlm-detect audit data/pairs --json
+    """
+    (options,) = parse_config([AuditOptions], argv, doc=audit.__doc__)
+    from vlm_detect.data.audit import print_audit
+
+    print_audit(options.dataset, as_json=options.json, max_images=options.max_images)
+
+
+def explain(argv: list[str]) -> None:
+    """Show where a CNN looks, image by image.
+
+    vlm-detect explain --model runs/cnn_fakenet2 photos/ --out page.html
+    """
+    (options,) = parse_config([ExplainOptions], argv, doc=explain.__doc__)
+    from vlm_detect.cnn.explain import explain as explain_images
+    from vlm_detect.models.cnn.detector import CnnDetector
+
+    shown = explain_images(CnnDetector.load(options.model), options.images, Path(options.out))
+    print(f"{options.out}: {shown} images with heat maps")
+
+
+def report(argv: list[str]) -> None:
+    """A page that shows a dataset: images, audit, sources, rejects.
+
+    vlm-detect report data/pairs
+    """
+    (options,) = parse_config([ReportOptions], argv, doc=report.__doc__)
+    from vlm_detect.data.report import write_report
+
+    out = Path(options.out or Path(options.dataset) / "report.html")
+    print(f"{out}: {write_report(Path(options.dataset), out, n=options.n)} rows shown")
+
+
+def view(argv: list[str]) -> None:
+    """Look through a dataset, or through a run's errors.
+
+    vlm-detect view runs/moondream_lora/eval --out errors.html
+    """
+    (options,) = parse_config([ViewOptions], argv, doc=view.__doc__)
+    from vlm_detect.benchmark.view import view as view_rows
+
+    shown = view_rows(options.source, Path(options.out), split=options.split, n=options.n, seed=options.seed)
+    print(f"{options.out}: {shown} shown")
+
+
+def calibrate(argv: list[str]) -> None:
+    """Refit a run's probabilities and threshold on your own images.
+
+    vlm-detect calibrate runs/moondream_lora --data data/mine --max_fpr 0.01
+    """
+    (options,) = parse_config([CalibrateOptions], argv, doc=calibrate.__doc__)
+    from vlm_detect.train.recalibrate import recalibrate
+
+    run, limit, max_fpr = Path(options.run), options.limit, options.max_fpr
+    found, scores = recalibrate(run, options.data, split=options.split, limit=limit, max_fpr=max_fpr)
+    print(
+        f"{run}: calibrated on {found.n} images (AUROC {scores['auroc']:.3f}): temperature {found.temperature:.2f}, "
+        f"threshold {found.threshold:.3f}, unsure from {found.unsure_low:.3f} to {found.unsure_high:.3f}"
+    )

@@ -1,0 +1,139 @@
+"""The steps of `vlm-detect demo`, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vlm_detect.benchmark.demo_report import demo_report
+from vlm_detect.benchmark.items import load_benchmark
+from vlm_detect.benchmark.results import read_results
+from vlm_detect.config import write_json
+from vlm_detect.data.pairs import open_dataset
+from vlm_detect.errors import UserError
+from vlm_detect.questions.ask import FAKE_QUESTION
+from vlm_detect.stats.metrics import figure_labels
+
+VERB = [sys.executable, "-m", "vlm_detect"]
+NOTES = [
+    "The test images are tiles of {groups} photographs that training never saw: an interval over so few photographs "
+    "means little, however many tiles they give.",
+    "The nano models are a few megabytes that judge images of 32 pixels. They rehearse the pipeline and detect nothing "
+    "in the wild.",
+]
+PAIRS_SHOWN = 12
+ANSWERS_SHOWN = 8
+
+
+def run_demo(out: Path) -> None:
+    """Every step into `out`, then a table and out/report.html."""
+    started = time.monotonic()
+    photos, pairs, run = out / "photos", out / "pairs", out / "moondream_lora"
+    evals = {"base": out / "eval" / "base", "finetuned": out / "eval" / "finetuned"}
+    cnn = out / "cnn"
+    models = {"base": "nano", "finetuned": str(run)}
+
+    step(photos / "metadata.jsonl", [sys.executable, "-m", "vlm_detect.data.demo_photos", photos])
+    nano = ["--captioner", "nano", "--generator", "nano", "--twins", "caption"]
+    step(pairs / "run.json", [*VERB, "make-pairs", "--images", photos, "--out", pairs, *nano])
+    training: list[object] = ["--config", "moondream_nano", "--data", pairs, "--output_dir", run]
+    step(run / "README.md", [*VERB, "train", "moondream", *training])
+    for name, folder in evals.items():
+        command: list[object] = [*VERB, "benchmark", "--model", models[name], "--benchmark", pairs, "--out", folder]
+        step(folder / "run.json", command)
+
+    training = ["--config", "cnn_demo", "--data", pairs, "--test_data", pairs]
+    training += ["--pixels_dir", out / "pixels", "--output_dir", cnn]
+    step(cnn / "README.md", [*VERB, "train", "cnn", *training])
+    evals["cnn"] = cnn / "tests" / f"{pairs.name}-test"
+
+    example = out / "example.png"
+    test = open_dataset(pairs)["test"]
+    test[0]["twin"].save(example)
+    answered = out / "chat.txt"
+    if not answered.exists():
+        command = [*VERB, "chat", "--model", run, example, FAKE_QUESTION]
+        answered.write_text(call(command, stdout=subprocess.PIPE), encoding="utf-8")
+    print(f"\n{example.name}: {FAKE_QUESTION} -> {answered.read_text(encoding='utf-8').strip()}")
+
+    summaries = {name: json.loads((folder / "summary.json").read_text()) for name, folder in evals.items()}
+    write_json(out / "summary.json", summaries)
+    report = out / "report.html"
+    write_report(report, pairs, run, evals, summaries)
+    print_table(summaries)
+    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    print(f"{time.monotonic() - started:.0f} s, largest process {peak_gb:.1f} GB\nreport: {report.resolve().as_uri()}")
+
+
+def step(product: Path, command: Sequence[object]) -> None:
+    """Run a command, unless what it leaves at its very end is there."""
+    if product.exists():
+        print(f"{product.parent}: done before")
+        return
+    call(command)
+
+
+def call(command: Sequence[object], **options: Any) -> str:
+    arguments = list(map(str, command))
+    print(f"\n$ {shlex.join(arguments).replace(shlex.join(VERB), 'vlm-detect')}", flush=True)
+    done = subprocess.run(arguments, text=True, check=False, **options)
+    if done.returncode:
+        raise UserError(f"this step ended with exit status {done.returncode}; mend what it says and run the demo again")
+    return done.stdout or ""
+
+
+def write_report(
+    out: Path, pairs: Path, run: Path, evals: dict[str, Path], summaries: dict[str, dict[str, Any]]
+) -> None:
+    rng = random.Random(0)
+    shown = []
+    for split, rows in open_dataset(pairs).items():
+        for i in sorted(rng.sample(range(len(rows)), min(PAIRS_SHOWN // 3, len(rows)))):
+            shown.append((rows[i]["image"], rows[i]["twin"], rows[i]["caption"], split))
+    history = json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    demo_report(
+        out,
+        pairs=shown,
+        log_history=history,
+        summaries=summaries,
+        results={name: read_results(folder / "results.jsonl") for name, folder in evals.items()},
+        answers=some_answers(pairs, evals["finetuned"], rng),
+        notes=[note.format(groups=summaries["finetuned"]["groups"]) for note in NOTES],
+    )
+
+
+def some_answers(pairs: Path, evaluation: Path, rng: random.Random) -> list[tuple[Any, str, str, str, float | None]]:
+    """(image, question, answer, truth, p_fake) of a few test images, as the finetuned model gave them."""
+    benchmark = load_benchmark(str(pairs), split="test")
+    results = read_results(evaluation / "results.jsonl")
+    p_fake = {result.id: result.p_fake for result in results if result.scoring == "logprob"}
+    free = {result.id: result for result in results if result.scoring == "generate"}
+    chosen = rng.sample([item for item in benchmark.items if item.id in free], min(ANSWERS_SHOWN, len(free)))
+    return [
+        (benchmark.image(item.images[0]), given.question, given.answer, item.ground_truth, p_fake[item.id])
+        for item in chosen
+        for given in [free[item.id]]
+    ]
+
+
+def print_table(summaries: dict[str, dict[str, Any]]) -> None:
+    table = Table("", *summaries, title="On photographs that training never saw, with 95 % intervals")
+    for name, label in figure_labels().items():
+        cells = []
+        for summary in summaries.values():
+            value, interval = summary.get(name), (summary.get("ci95") or {}).get(name)
+            cell = "-" if value is None else f"{value:.3f}"
+            cells.append(f"{cell} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else cell)
+        table.add_row(label, *cells)
+    Console().print(table)

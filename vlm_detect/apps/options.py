@@ -1,0 +1,228 @@
+"""The flags of the verbs that use a model or look through files; without the imports that they take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Literal
+
+from vlm_detect.apps.settings import ServerSettings, check_settings
+from vlm_detect.config import check_at_least
+from vlm_detect.errors import UserError
+
+Format = Literal["table", "csv", "jsonl"]
+FORMS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}  # by the suffix of --out
+FAIL_ON = ("generated", "unsure", "unreadable")
+
+
+def form_of(out: Path) -> Format:
+    """The format that a file's name asks for; `UserError` for any other name."""
+    suffix = out.suffix.lower()
+    if suffix not in FORMS:
+        raise UserError(f"--out {out}: rows are written as {', '.join(FORMS)}; give a file of such a name")
+    return FORMS[suffix]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The model."""
+
+    model: str = field(default="auto", metadata={"help": "Run directory, model folder, Hub id, nano or auto."})
+    adapter: str | None = field(default=None, metadata={"metavar": "RUN", "help": "A LoRA to put on --model."})
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    image: str = field(metadata={"positional": True, "help": "An image file."})
+    question: str | None = field(
+        default=None, metadata={"positional": True, "help": "Ask this once and exit; without it, a conversation."}
+    )
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    images: list[str] = field(metadata={"positional": True, "help": "Files, folders, globs, lists of paths, datasets."})
+    json: bool = field(default=False, metadata={"help": "JSON Lines on stdout."})
+    csv: bool = field(default=False, metadata={"help": "CSV on stdout."})
+    out: str | None = field(
+        default=None,
+        metadata={"metavar": "FILE", "help": "Write FILE.csv or FILE.jsonl; what it holds is not judged again."},
+    )
+    batch_size: int = field(default=16, metadata={"help": "Images judged at a time."})
+    fail_on: str = field(
+        default="",
+        metadata={"metavar": "LABELS", "help": "Exit with 1 where an image is any of generated,unsure,unreadable."},
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "batch_size")
+        if self.json + self.csv + (self.out is not None) > 1:
+            raise UserError("--json, --csv and --out: give one of them")
+        if self.out is not None:
+            form_of(Path(self.out))
+        if unknown := [label for label in self.labels if label not in FAIL_ON]:
+            raise UserError(f"--fail_on {','.join(unknown)}: give any of {','.join(FAIL_ON)}")
+
+    @property
+    def labels(self) -> list[str]:
+        """Those of --fail_on."""
+        return [label for label in self.fail_on.split(",") if label]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"metavar": "RUN_OR_ID", "action": "extend", "help": "Serve these models too."},
+    )
+    cnn: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "RUN",
+            "help": "Run of `vlm-detect train cnn`: its Grad-CAM stands with the evidence maps.",
+        },
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; by default this machine alone."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on; 0: any that is free."})
+    api_key: str | None = field(
+        default_factory=lambda: os.environ.get("VLM_DETECT_API_KEY"),
+        metadata={
+            "help": "Ask every request for this key. By default that of the environment variable VLM_DETECT_API_KEY, "
+            "where other users of the machine cannot read it."
+        },
+    )
+    without_key: bool = field(
+        default=False, metadata={"help": "Listen beyond this machine without a key: anyone there may ask."}
+    )
+    max_body_mb: float = field(default=32, metadata={"metavar": "MB", "help": "Size of one request."})
+    max_megapixels: float = field(default=50, metadata={"metavar": "MP", "help": "Size of one image."})
+    max_images: int = field(default=32, metadata={"help": "Images of one request."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Tokens of one answer."})
+    queue: int = field(default=64, metadata={"help": "Images that may wait and run."})
+    max_batch: int = field(default=16, metadata={"help": "Images computed together."})
+    deadline_s: float = field(default=120, metadata={"metavar": "S", "help": "Time until an answer is given up."})
+    drain_s: float = field(default=30, metadata={"metavar": "S", "help": "Time to finish in after SIGTERM."})
+
+    def __post_init__(self) -> None:
+        limits = "max_body_mb max_megapixels max_images max_new_tokens queue max_batch deadline_s drain_s"
+        for name in limits.split():
+            if not 0 < (limit := getattr(self, name)) < inf:
+                raise UserError(f"--{name} {limit}: give a number above 0")
+        check_settings(self.settings)
+
+    @property
+    def settings(self) -> ServerSettings:
+        return ServerSettings(
+            host=self.host,
+            port=self.port,
+            api_key=self.api_key,
+            without_key=self.without_key,
+            max_body_bytes=int(self.max_body_mb * 2**20),
+            max_pixels=int(self.max_megapixels * 1e6),
+            max_images=self.max_images,
+            max_new_tokens=self.max_new_tokens,
+            max_jobs=self.queue,
+            max_batch=self.max_batch,
+            deadline_s=self.deadline_s,
+            drain_s=self.drain_s,
+        )
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    model: str | None = field(
+        default=None, metadata={"metavar": "ID", "help": "Estimate for this model. Default: that of the config."}
+    )
+    config: list[str] = field(
+        default_factory=list,
+        metadata={"metavar": "YAML", "help": "Recipe configs to estimate: files, or names of the package's."},
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    run: str = field(metadata={"positional": True, "help": "Run directory of a recipe."})
+    out: str = field(metadata={"positional": True, "help": "A new folder."})
+    to: Literal["adapter", "merged", "official", "variant"] = field(metadata={"help": "The form."})
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    dataset: str = field(
+        metadata={
+            "positional": True,
+            "help": "Pair or image dataset, folder with real/ and fake/ in it, or Hub dataset id.",
+        }
+    )
+    json: bool = field(default=False, metadata={"help": "The audit as JSON on stdout."})
+    max_images: int = field(default=2000, metadata={"help": "Images that are read."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "max_images")
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    images: list[str] = field(metadata={"positional": True, "help": "Image files and folders."})
+    model: str = field(metadata={"metavar": "RUN", "help": "Run directory of a CNN (`vlm-detect train cnn`)."})
+    out: str = field(metadata={"metavar": "PAGE", "help": "The HTML page to write."})
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    dataset: str = field(metadata={"positional": True, "help": "A pair or image dataset folder."})
+    out: str | None = field(
+        default=None, metadata={"metavar": "PAGE", "help": "The HTML page to write. Default: DATASET/report.html."}
+    )
+    n: int = field(default=24, metadata={"help": "Rows that are shown."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "n")
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    source: str = field(
+        metadata={
+            "positional": True,
+            "metavar": "DATASET_OR_RESULTS",
+            "help": "A dataset, or a folder with results.jsonl.",
+        }
+    )
+    out: str = field(default="view.html", metadata={"metavar": "PAGE", "help": "The HTML page to write."})
+    split: str | None = field(default=None, metadata={"help": "Split of a dataset. Default: the first there is."})
+    n: int = field(default=200, metadata={"help": "Images or errors that are shown, at most."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sample from a dataset."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "n")
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    run: str = field(
+        metadata={"positional": True, "help": "Run directory of a recipe; its calibration.json is written anew."}
+    )
+    data: str = field(metadata={"metavar": "DATASET", "help": "Pair or image dataset with your own images."})
+    split: str = field(default="validation", metadata={"help": "The split that is read, never test."})
+    max_fpr: float | None = field(
+        default=None, metadata={"help": "At most this part of real images is called generated."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Read at most so many images."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit")
+        if self.max_fpr is not None and not 0 <= self.max_fpr < 1:
+            raise UserError(f"--max_fpr {self.max_fpr}: a part of the real images, at least 0 and below 1")
+        if self.split == "test":
+            raise UserError("--split test: a threshold chosen on the test images is not measured by them")
+
+
+@dataclass(frozen=True)
+class ConfigsOptions:
+    name: str | None = field(
+        default=None, metadata={"positional": True, "help": "Print this one, as a start for your own."}
+    )
+    path: bool = field(default=False, metadata={"help": "Print where it is instead."})

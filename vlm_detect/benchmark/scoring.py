@@ -1,0 +1,146 @@
+"""Score a model, or recorded answers, on a VQA benchmark: what `vlm-detect benchmark` does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.explanations import explanations
+from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
+from vlm_detect.benchmark.items import column_of, load_benchmark
+from vlm_detect.benchmark.options import BenchmarkOptions
+from vlm_detect.benchmark.report import write_report
+from vlm_detect.benchmark.respondents import Respondent, endpoint_respondent, respondent_for
+from vlm_detect.benchmark.results import ResultWriter, read_results
+from vlm_detect.benchmark.run import (
+    answer_all,
+    check_same_run,
+    default_out,
+    finished,
+    needed_keys,
+    print_table,
+    settings_of,
+)
+from vlm_detect.benchmark.score import generated_result
+from vlm_detect.benchmark.summary import summarise
+from vlm_detect.config import write_json, write_run_json
+from vlm_detect.errors import UserError
+from vlm_detect.machine import best_device
+from vlm_detect.models.registry import resolve_id
+from vlm_detect.questions.kind import prompts_of
+from vlm_detect.records import Result
+from vlm_detect.schema import with_schema
+
+
+def score(options: BenchmarkOptions) -> None:
+    """Answers, figures and a page in `--out`; says so where all of it is there."""
+    if options.model == "auto" and not options.answers:
+        options = replace(options, model=resolve_id(options.model).name)
+    out = Path(options.out or default_out(options.model, options.answers))
+    if options.answers:
+        score_answers(options, out)
+    else:
+        score_model(options, out)
+
+
+def score_model(options: BenchmarkOptions, out: Path) -> None:
+    started = time.monotonic()
+    assert options.benchmark is not None
+    benchmark = limited(
+        load_benchmark(options.benchmark, split=options.split, skip_bad=options.skip_bad), options.limit
+    )
+    for column in options.by:
+        column_of(benchmark, column, needed=True)
+    # Told so, accelerate lets several processes meet on a CPU as well.
+    state = PartialState(cpu=best_device().type == "cpu")
+    respondent = respondent_of(options, out)
+    lengths = {name: getattr(options, name) for name in ("max_new_tokens", "explanation_tokens")}
+    identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}
+    check_same_run(out, identity, write=state.is_main_process)
+    needed = needed_keys(benchmark, respondent)
+    calibration = {"calibration": asdict(respondent.calibration) if respondent.calibration else None}
+    answered = {result.key for result in read_results(out / "results.jsonl")}
+    if needed <= answered and finished(out, options, benchmark, calibration):
+        if state.is_main_process:
+            print(f"{out}: all {len(needed)} prompts are answered, nothing is left to do")
+        return
+    results = answer_all(benchmark, out, state, respondent)
+    if state.is_main_process:
+        facts = {**identity, **calibration, "processes": state.num_processes, "device": str(state.device)}
+        seconds = time.monotonic() - started
+        finish(options, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent)
+    state.wait_for_everyone()
+
+
+def respondent_of(options: BenchmarkOptions, out: Path) -> Respondent:
+    shared = {
+        name: getattr(options, name) for name in ("generate", "batch_size", "max_new_tokens", "explanation_tokens")
+    }
+    if not options.endpoint:
+        return respondent_for(options.model, adapter=options.adapter, **shared)
+    return endpoint_respondent(
+        options.endpoint,
+        options.model,
+        key_variable=options.api_key_env,
+        parallel=options.parallel,
+        options=settings_of(out).get("options"),
+        **shared,
+    )
+
+
+def score_answers(options: BenchmarkOptions, out: Path) -> None:
+    """Answers that were recorded elsewhere: the question file with `answer` filled in."""
+    assert options.answers is not None
+    benchmark = limited(load_benchmark(options.answers, skip_bad=options.skip_bad, need_images=False), options.limit)
+    missing = [item.id for item in benchmark.items if not benchmark.answers.get(item.id, "").strip()]
+    if len(missing) == len(benchmark.items):
+        raise UserError(f"{options.answers}: no item has an answer; it is the question file with `answer` filled in")
+    check_same_run(out, {"answers": options.answers}, write=True)
+    # A blank answer is an unparsed one: wrong, and counted.
+    results = [generated_result(prompts_of(item)[0], benchmark.answers.get(item.id, "")) for item in benchmark.items]
+    (out / "results.jsonl").unlink(missing_ok=True)
+    with ResultWriter(out) as writer:
+        writer.write(results)
+    finish(options, benchmark, results, out, seconds=0.0, facts={"answers": options.answers})
+
+
+def finish(
+    options: BenchmarkOptions,
+    benchmark: Benchmark,
+    results: list[Result],
+    out: Path,
+    *,
+    seconds: float,
+    facts: dict[str, Any],
+    respondent: Respondent | None = None,
+) -> None:
+    """summary.json, report.html and, last, run.json."""
+    slices = {column: column_of(benchmark, column) for column in ("twin_kind", *options.by)}
+    calibration = respondent.calibration if respondent else None
+    summary = summarise(results, floors=chief_floors(benchmark.items), slices=slices, calibration=calibration)
+    if len(summary["by_kind"]) > 1:  # a mixture's chance is nobody's
+        for kind, floors in floors_by_kind(benchmark.items).items():
+            summary["by_kind"].setdefault(kind, {})["floors"] = floors
+    if explained := explanations(benchmark.items, results):
+        summary["explanations"] = explained
+    summary |= {
+        "benchmark": benchmark.name,
+        "model": options.answers or options.model,
+        "skipped": len(benchmark.skipped),
+    }
+    summary["note"] = respondent.note if respondent else ""
+    write_json(out / "summary.json", with_schema("summary", summary))
+    write_report(out / "report.html", summary, results, benchmark)
+    write_run_json(
+        out, asdict(options), **facts, items=len(benchmark.items), skipped=benchmark.skipped, seconds=round(seconds, 3)
+    )
+    print_table(summary, out)
+
+
+def limited(benchmark: Benchmark, limit: int | None) -> Benchmark:
+    return replace(benchmark, items=benchmark.items[:limit]) if limit else benchmark

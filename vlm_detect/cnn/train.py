@@ -1,0 +1,41 @@
+"""Train a CNN baseline to tell generated images from photos, on a dataset of pairs or of single images.
+
+    vlm-detect train cnn --arch fakenet2 --data data/cifake
+    vlm-detect train cnn --config cnn_flux_small --view invert_saturate
+    vlm-detect train cnn --arch resnet18 --object_head True --data data/cifake     # two heads
+    vlm-detect train cnn --arch frozen --weights facebook/dinov2-small --data data/pairs
+    vlm-detect train cnn --arch fakenet2 --data data/cifake --test_data data/other # another generator
+
+Images are decoded once into --pixels_dir; augmentation is batched and moves pixels without computing any anew. What
+comes out in --output_dir: model.safetensors and config.json, calibration.json, run.json, checkpoints, a model card, and
+for the validation split and each --test_data a folder with results.jsonl, summary.json and report.html, as the VLMs'
+benchmark writes them. The same command again resumes a run that was stopped, or says that nothing is left to do.
+
+On all GPUs: accelerate launch -m vlm_detect.cnn.train (in a clone: recipes/cnn.py) with the same flags.
+"""
+
+from __future__ import annotations
+
+from vlm_detect.cnn.options import CnnDataOptions, CnnTrainOptions, NetworkOptions
+from vlm_detect.config import parse_config
+from vlm_detect.errors import run_main
+from vlm_detect.flags import Deferred
+from vlm_detect.train.trainer_flags import trainer_flags
+
+
+def main(argv: list[str]) -> None:
+    trainer = Deferred(CnnTrainOptions, _arguments, trainer_flags, CnnTrainOptions.replaced)
+    options = parse_config([NetworkOptions, CnnDataOptions, trainer], argv, doc=__doc__)
+    from vlm_detect.cnn.program import train_network  # late: with torch, which --help does without
+
+    train_network(*options)
+
+
+def _arguments() -> type:
+    from vlm_detect.cnn.arguments import CnnTrainArguments
+
+    return CnnTrainArguments
+
+
+if __name__ == "__main__":
+    run_main(main)

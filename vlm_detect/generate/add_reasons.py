@@ -1,0 +1,55 @@
+"""A finished dataset in, the same dataset with reasons for its labels out. The same command resumes.
+
+    vlm-detect add-reasons data/cifake --out data/cifake_reasons
+    vlm-detect add-reasons data/pairs --out data/pairs_reasons --reasons measured,edit --workers 4
+    vlm-detect add-reasons data/pairs --out data/pairs_reasons --reasons measured,edit,teacher \\
+        --teacher_endpoint http://localhost:8000/v1 --teacher qwen2.5-vl --judge nano --dry_run
+
+A measured reason says by how much an image's pixels differ from those of photos of its size; only measures speak that
+tell the classes of the training split apart. A reason of an edit says what was done, and where. A teacher is any
+vision-language model that is shown photo and twin with the truth told; what it says is kept where two draws agree and
+a judge that is not told the label denies it of the other image. docs/explanations.md has the kinds and the columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.errors import run_main
+from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, Upload
+from vlm_detect.jobs.launch import Launch
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str = field(metadata={"positional": True, "help": "A pair or image dataset: a folder, or a Hub id."})
+    out: str = field(metadata={"help": "Folder of the new dataset."})
+    dry_run: bool = field(default=False, metadata={"help": "Say what would be asked of whom, and stop."})
+
+
+def main(argv: list[str]) -> None:
+    stages = [Config, Launch, Upload, ReasonsConfig, TeacherConfig]
+    config, launch, upload, reasons, teacher = parse_config(stages, argv, doc=__doc__)
+    from vlm_detect.generate.build import build_dataset
+    from vlm_detect.generate.reasons import announce, find_reasons, pack_reasons, plan_reasons
+
+    out = Path(config.out)
+    plan = plan_reasons(config.dataset, out, reasons, teacher)
+    for line in announce(plan, teacher):
+        print(line, file=sys.stdout if config.dry_run else sys.stderr)
+    if config.dry_run:
+        return
+    build_dataset(
+        out,
+        plan.settings,
+        steps=lambda work: find_reasons(plan, reasons, work, launch, teacher),
+        pack=lambda work: pack_reasons(plan, reasons, work, out, teacher),
+        push_to_hub=upload.push_to_hub,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,59 @@
+"""Images that others labelled in, an image dataset out. The same command resumes.
+
+    vlm-detect import-images --from cifake archive/ --out data/cifake   # {train,test}/{REAL,FAKE}, or parquet
+    vlm-detect import-images --from cifake kaggle --out data/cifake     # fetched by kagglehub
+    vlm-detect import-images --from genimage GenImage/ --out data/genimage --hold_out generator=ADM
+    vlm-detect import-images --from folders set/ --out data/set         # 0_real, 1_fake, REAL, FAKE, EDITED
+    vlm-detect import-images --from folders labels.csv --out data/set   # or a folder with such a table in it
+    vlm-detect import-images --from hub owner/name:config:split --out data/name --labels 0=real 1=generated
+
+GenImage is <generator>/{train,val}/{ai,nature}. In `folders` the innermost folder that names a label decides; of those
+above it that name neither a label nor a split, the first is the generator and the next the class. A published test set
+stays the test split. Pixels stay as they are, metadata go; `vlm-detect audit OUT` tells what gives the labels away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.errors import run_main
+from vlm_detect.extras import require
+from vlm_detect.generate.options import ImportConfig, Upload
+from vlm_detect.jobs.launch import Launch
+
+
+@dataclass(frozen=True)
+class Config:
+    src: str = field(metadata={"positional": True, "help": "A folder, a Hub dataset id, or kaggle[:HANDLE]."})
+    out: str = field(metadata={"help": "Folder of the image dataset."})
+
+
+def main(argv: list[str]) -> None:
+    stages = [Config, Launch, Upload, ImportConfig]
+    config, launch, upload, images = parse_config(stages, argv, doc=__doc__)
+    require("data", "imagehash")
+    from vlm_detect.generate.build import build_dataset
+    from vlm_detect.generate.import_step import import_images, pack_images, plan_import
+    from vlm_detect.jobs.shards import begin
+
+    out = Path(config.out)
+    plan = plan_import(config.src, images)
+    settings = asdict(plan)
+
+    def steps(work: Path) -> str | None:
+        begin(work, plan)
+        return import_images(config.src, images, plan, work, launch)
+
+    build_dataset(
+        out,
+        settings,
+        steps=steps,
+        pack=lambda work: pack_images(work, out, images, settings),
+        push_to_hub=upload.push_to_hub,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

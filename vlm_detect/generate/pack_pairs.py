@@ -1,0 +1,49 @@
+"""Step 3 of 3: pack photos and twins alike into a pair dataset that `datasets.load_dataset` opens.
+
+vlm-detect pack --renders work/renders --out data/pairs --size 1024
+vlm-detect pack --renders work/renders --out data/pairs --size 1024 --push_to_hub owner/name
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlm_detect.config import parse_config
+from vlm_detect.errors import run_main
+from vlm_detect.extras import require
+from vlm_detect.generate.options import PackConfig, Upload
+from vlm_detect.images.encode_config import EncodeConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    renders: str = field(metadata={"help": "Output of vlm-detect render."})
+    out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
+
+
+def main(argv: list[str]) -> None:
+    config, upload, pack, encode = parse_config([Config, Upload, PackConfig, EncodeConfig], argv, doc=__doc__)
+    require("data", "imagehash")
+    from vlm_detect.generate.build import build_dataset
+    from vlm_detect.generate.pack import pack_pairs
+    from vlm_detect.jobs.shards import check_finished
+
+    renders, out = Path(config.renders), Path(config.out)
+    settings = {
+        "render": asdict(check_finished(renders, "render", "pairs")),
+        "pack": asdict(pack),
+        "encode": asdict(encode),
+    }
+    build_dataset(
+        out,
+        settings,
+        steps=lambda work: None,  # they are done
+        pack=lambda work: pack_pairs(renders, out, pack, encode, settings),
+        push_to_hub=upload.push_to_hub,
+        keep_work=True,  # another command's
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

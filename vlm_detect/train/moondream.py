@@ -1,0 +1,36 @@
+"""Finetune moondream2 with LoRA to tell AI images from photos.
+
+    vlm-detect train moondream                                   # whatever this machine can do
+    vlm-detect train moondream --config moondream_lora --data data/pairs
+    vlm-detect train moondream --config moondream_nano
+
+With no dataset in data/pairs and no --data, pairs are made from the bundled photos first. What comes out in
+--output_dir: the adapter in PEFT's layout, the processor, calibration.json, run.json, trainer_state.json, checkpoints
+and a model card. The same command again resumes a run that was stopped, or says that nothing is left to do.
+
+On all GPUs: accelerate launch -m vlm_detect.train.moondream (in a clone: recipes/moondream_lora.py), same flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm_detect.errors import run_main
+from vlm_detect.train.command import Options, each_seed
+from vlm_detect.train.options import TrainOptions
+
+
+@dataclass
+class MoondreamOptions(TrainOptions):
+    output_dir: str | None = field(default="runs/moondream_lora", metadata={"help": "The run directory."})
+
+
+def main(argv: list[str]) -> None:
+    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano")
+    from vlm_detect.train.program import finetune  # late: with torch, which --help does without
+
+    each_seed(options, finetune)
+
+
+if __name__ == "__main__":
+    run_main(main)

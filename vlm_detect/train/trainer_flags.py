@@ -1,0 +1,46 @@
+"""The flags of transformers' TrainingArguments without importing them, which takes seconds: read from their source.
+
+For `--help` alone. Parsing imports the class itself, so that what is accepted never depends on this file.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vlm_detect.flags import Flag
+
+_GROUP = "transformers' TrainingArguments"
+
+
+def trainer_flags() -> Iterator[Flag]:
+    """Name, default and help of each field; nothing where transformers is not installed or looks different."""
+    found = find_spec("transformers")
+    for folder in found.submodule_search_locations or [] if found else []:
+        tree = ast.parse((Path(folder) / "training_args.py").read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+                yield from filter(None, map(_flag, node.body))
+
+
+def _flag(statement: ast.stmt) -> Flag | None:
+    """The flag of `name: type = field(default=..., metadata={"help": ...})`."""
+    if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.value, ast.Call):
+        return None
+    options = {keyword.arg: _literal(keyword.value) for keyword in statement.value.keywords}
+    if options.get("init") is False:
+        return None
+    name, metadata = ast.unparse(statement.target), options.get("metadata") or {}
+    hint = bool if ast.unparse(statement.annotation).startswith("bool") else str
+    return Flag(name, hint, options.get("default"), {"help": metadata.get("help", "")}, _GROUP)
+
+
+def _literal(value: ast.expr) -> Any:
+    """The value where the source says it outright, else None."""
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None

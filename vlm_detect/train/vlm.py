@@ -1,0 +1,43 @@
+"""Finetune any image-text-to-text model of transformers with LoRA to tell AI images from photos.
+
+    vlm-detect train vlm --model Qwen/Qwen2.5-VL-3B-Instruct --data data/pairs
+    vlm-detect train vlm --config vlm_lora --model google/gemma-3-4b-it
+    vlm-detect train vlm --config vlm_qlora --model HuggingFaceTB/SmolVLM-Instruct
+
+The model needs a processor with a chat template; questions and answers take its form. --data and what comes out in
+--output_dir are those of vlm-detect train moondream. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of
+an image share its prefix; in PaliGemma, whose image and question see each other, and in what has not been tried, each
+is a row of its own in which the tower reads the image anew: there --questions_per_image 1 is the cheaper way.
+
+On all GPUs: accelerate launch -m vlm_detect.train.vlm (in a clone: recipes/vlm_lora.py) with the same flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm_detect.errors import run_main
+from vlm_detect.train.command import Options, each_seed
+from vlm_detect.train.options import ModelOptions, TrainOptions
+
+
+@dataclass(frozen=True)
+class VlmOptions(ModelOptions):
+    model: str = field(metadata={"help": "Hub id or folder of an image-text-to-text model of transformers."})
+
+
+@dataclass
+class VlmTraining(TrainOptions):
+    output_dir: str | None = field(default="runs/vlm_lora", metadata={"help": "The run directory."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+
+
+def main(argv: list[str]) -> None:
+    options = Options.parse(argv, doc=__doc__, training=VlmTraining, model=VlmOptions)
+    from vlm_detect.train.program import finetune  # late: with torch, which --help does without
+
+    each_seed(options, finetune)
+
+
+if __name__ == "__main__":
+    run_main(main)
