@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.apps.conftest import make_photo
 from vlm_detect.apps import terminal
-from vlm_detect.apps.session import Session
+from vlm_detect.apps.session import Session, details
 from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
@@ -173,3 +173,10 @@ def test_each_sentence_of_an_explanation_says_whether_it_was_measured(detector, 
     shown = capsys.readouterr().out.splitlines()
     assert any("by measurement" in line and line.endswith("photos of this size.") for line in shown)
     assert "  the model's word: A dog." in shown
+
+
+def test_what_is_odd_about_the_file_is_told_under_the_verdict(detector: Detector, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "navy")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    session = Session(detector, str(tmp_path / "moving.gif"))
+    assert any("the file: an animation" in line for line in details(session.verdict, ()))

@@ -11,6 +11,7 @@ from vlm_detect.benchmark.results import ResultWriter, merge, read_results
 from vlm_detect.benchmark.score import fake_probability, key_of, plan, score
 from vlm_detect.benchmark.summary import calibrated_figures, item_scores, summarise
 from vlm_detect.errors import UserError
+from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.stats.calibration import Calibration
 
 
@@ -172,3 +173,15 @@ def test_only_what_is_left_is_asked(benchmark: Benchmark) -> None:
     assert [result.key for result in results] == needed[-2:]
     assert engine.images_seen == 1
     assert run(benchmark, engine, done=needed) == []
+
+
+def test_an_image_that_the_model_does_not_read_is_named(benchmark: Benchmark) -> None:
+    first = benchmark.items[0]
+    size = benchmark.image(first.images[0]).size
+
+    class Refusing(FakeEngine):
+        def score(self, images, asks):
+            raise ImageRejected("shape", f"{size[0]}x{size[1]} pixels, which x does not read: too tall")
+
+    with pytest.raises(UserError, match=rf"item .*{first.id}.*: {size[0]}x{size[1]} pixels, .*; leave it out"):
+        run(benchmark, Refusing(always_first, lambda image, question: "Yes."), batch_size=1)

@@ -113,11 +113,12 @@ def describe(verdict: Verdict, name: str) -> str:
 
 
 def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
-    """What else has to be known to read the verdict: its operating point, its contradictions, the file's claims."""
+    """What else has to be known to read the verdict: its operating point, its contradictions, what the file is like."""
     low, high = verdict.unsure_band
     band = f", unsure between {low:.2f} and {high:.2f}" if high > low else ""
     lines = [f"  generated above {verdict.threshold:.2f}{band}"]
     lines += [f"  contradiction: {sentence}" for sentence in contradictions]
+    lines += [f"  the file: {note}" for note in verdict.notes]
     lines += [f"  the file says (no part of the verdict): {fact.source}, {fact.text}" for fact in verdict.provenance]
     return lines
 

@@ -21,6 +21,7 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.items import side_by_side
 from vlm_detect.benchmark.results import Key
 from vlm_detect.errors import UserError
+from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.questions.kind import KINDS, generator_of, is_fake, makers_in, prompts_of
 from vlm_detect.questions.prompts import Prompt, topic_of
 from vlm_detect.records import Item, Result
@@ -94,9 +95,18 @@ def score(
     for start in range(0, len(work), batch_size):
         batch = work[start : start + batch_size]
         images = [open_item(prompts[0][0].item) for prompts in batch]
-        results = [*_scored(engine, ask, images, batch)]
-        for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
-            results += _generated(engine, images, batch, tokens, is_open=is_open)
+        try:
+            results = [*_scored(engine, ask, images, batch)]
+            for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
+                results += _generated(engine, images, batch, tokens, is_open=is_open)
+        except ImageRejected as rejected:  # of a shape that the model does not read
+            of_size = (
+                prompts[0][0].item.id
+                for image, prompts in zip(images, batch, strict=True)
+                if f"{image.width}x{image.height} " in rejected.detail
+            )
+            named = f"item {', '.join(of_size)}: {rejected.detail}; leave it out of the benchmark"
+            raise ImageRejected(rejected.reason, named) from rejected
         yield results
 
 

@@ -24,6 +24,7 @@ export function renderVerdict(place, verdict) {
     warnings.replaceChildren(...sentences.map((sentence) => element("p", "warning", `Contradiction: ${sentence}.`)));
   warn(verdict.contradictions);
   card.append(word, scale(verdict), facts, element("h2", "", "Why"), explanation, warnings);
+  for (const note of verdict.notes) card.append(element("p", "note", `The file: ${note}.`));
   if (verdict.provenance.length) card.append(...claims(verdict.provenance));
   place.replaceChildren(card);
   return { explanation, warn };
