@@ -117,7 +117,7 @@ def test_comments_of_files(file_format: str) -> None:
         "CREATOR: gd-jpeg v1.0 (using IJG JPEG v62), quality = 90": None,
         "Solar flux at noon": None,
     }.items():
-        assert claims(encoded(file_format, comment=text.encode())) == [("comment", claim)]
+        assert claims(encoded(file_format, comment=text.encode())) == ([("comment", claim)] if claim else [])
 
 
 def test_credits_of_xmp_and_iptc() -> None:

@@ -81,8 +81,9 @@ def _metadata_facts(data: bytes) -> Iterator[Fact]:
                 yield Fact("EXIF", one_line(f"{name}: {text}"), "generated")
     if comment := _user_comment(details.get(ExifTags.Base.UserComment), big_endian=exif.endian == ">"):
         yield Fact("EXIF", one_line(f"UserComment: {comment}"), "generated" if states_settings(comment) else None)
-    if text := _as_text(info.get("comment")):
-        claim = "generated" if states_settings(text) or names_generator(text) else made_with(text)
+    # A comment without a claim is its encoder's signature, most often.
+    text = _as_text(info.get("comment"))
+    if claim := "generated" if states_settings(text) or names_generator(text) else made_with(text):
         yield Fact("comment", one_line(text), claim)
     if credit := _as_text(iptc.get(_IPTC_CREDIT)):
         yield Fact("IPTC", one_line(f"Credit: {credit}"), made_with(credit))
