@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.label_reading import LabelReader, label_within
 from vlm_detect.errors import UserError
 
@@ -85,6 +87,15 @@ def test_the_reading_is_told() -> None:
     for value in (0, 1, 1, None):
         reader({"label": value})
     assert reader.told() == "label: 0 = real (1), 1 = generated (2); 1 without a label"
+
+
+def test_the_reading_of_folders_is_told(tmp_path: Path) -> None:
+    """Also of an object's folder that is called like a label, which decides where it lies further inside."""
+    for place in ("REAL", "FAKE/dogs", "FAKE/human"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.jpg").touch()
+    reading = open_image_set("folders", str(tmp_path)).reading
+    assert reading == "folders: FAKE = generated (1), REAL = real (1), human = real (1)"
 
 
 @pytest.mark.parametrize(

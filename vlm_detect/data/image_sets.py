@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from vlm_detect.data.label_reading import told
 from vlm_detect.data.labelled_rows import fingerprint, read_as, word_of
 from vlm_detect.data.selection import Entry, Selection, select
 from vlm_detect.data.sources import look_into, text_digest
@@ -112,8 +113,15 @@ def in_folders(
     """
     words = LABEL_NAMES | {word_of(name): label for name, label in selection.labels}
     found = look_into(folder)
-    by_entry = [entry_of(path, path.relative_to(folder).parts[:-1], words) for path in found.images]
-    entries = list(finish([entry for entry in by_entry if entry is not None]))
+    listed: list[Entry] = []
+    readings: Counter[tuple[str, Label]] = Counter()  # (the folder that names the label, the label)
+    for path in found.images:
+        parts = path.relative_to(folder).parts[:-1]
+        if (entry := entry_of(path, parts, words)) is not None and entry.label is not None:
+            listed.append(entry)
+            naming = (part for part in reversed(parts) if words.get(word_of(part)) == entry.label)
+            readings[next(naming, "."), entry.label] += 1
+    entries = list(finish(listed))
     if not entries:
         raise UserError(
             f"{folder}: none of its {len(found.images)} images {where} as --from {layout} has them; "
@@ -123,7 +131,7 @@ def in_folders(
         found.skipped["image in a folder that names no label"] += outside
     # hashes of the paths within the folder, so that a copy elsewhere has the same order
     entries.sort(key=lambda entry: text_digest([Path(entry.where).relative_to(folder).as_posix()]))
-    return FileSet(select(entries, selection), found.skipped)
+    return FileSet(select(entries, selection), found.skipped, f"folders: {told(readings)}")
 
 
 class FileSet:

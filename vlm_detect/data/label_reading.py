@@ -122,11 +122,15 @@ class LabelReader:
 
     def told(self) -> str:
         """Such as "label: 0 = real (12), 1 = generated (12); 1 without a label"."""
-        read = ", ".join(f"{word} = {label} ({count})" for (word, label), count in sorted(self.counts.items()))
-        return f"{self.column}: {read}" + (f"; {self.without} without a label" if self.without else "")
+        return f"{self.column}: {told(self.counts)}" + (f"; {self.without} without a label" if self.without else "")
 
 
 GENERATOR_COLUMNS = ("generator", "model", "model_name", "source_model", "generator_name")
+
+
+def told(counts: Mapping[tuple[str, Label], int]) -> str:
+    """How words were read, and how often: "FAKE = generated (12), REAL = real (12)"."""
+    return ", ".join(f"{word} = {label} ({count})" for (word, label), count in sorted(counts.items()))
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:
