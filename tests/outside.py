@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from vlm_detect import plugins
+from vlm_detect.benchmark.importers import VQA_IMPORTERS
+from vlm_detect.benchmark.report import SECTIONS
+from vlm_detect.data.image_sets import IMPORTERS
+from vlm_detect.generate.generator import GENERATORS
+from vlm_detect.images.edits import EDITS
+from vlm_detect.measures.registry import MEASURES
 from vlm_detect.models.base import FAMILIES
+from vlm_detect.models.cnn.architectures import ARCHITECTURES
+from vlm_detect.questions.kind import KINDS
+from vlm_detect.stats.metrics import METRICS
 
 
 class Outside:
@@ -18,12 +27,12 @@ class Outside:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._monkeypatch = folder, monkeypatch
 
-    def install(self, name: str, modules: Mapping[str, str], points: Mapping[str, str], version: str = "1.0") -> None:
-        """`modules` {dotted module: source}, `points` {KIND.NAME: module}."""
-        for module, source in modules.items():
-            path = self.folder.joinpath(*module.split(".")).with_suffix(".py")
+    def install(self, name: str, files: Mapping[str, str], points: Mapping[str, str], version: str = "1.0") -> None:
+        """`files` {path: content}, `points` {KIND.NAME: module}."""
+        for file, content in files.items():
+            path = self.folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source, encoding="utf-8")
+            path.write_text(content, encoding="utf-8")
         info = self.folder / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -32,7 +41,10 @@ class Outside:
         self._monkeypatch.setattr(sys, "path", [*sys.path, str(self.folder)])  # another path: looked through again
 
 
-REGISTRIES: tuple[plugins.Registry, ...] = (FAMILIES,)
+REGISTRIES: tuple[plugins.Registry, ...] = (
+    *(FAMILIES, GENERATORS, ARCHITECTURES, EDITS, IMPORTERS, VQA_IMPORTERS),
+    *(KINDS, METRICS, MEASURES, SECTIONS),
+)
 
 
 @pytest.fixture

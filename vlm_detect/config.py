@@ -33,6 +33,7 @@ import yaml
 
 from vlm_detect.errors import UsageError, UserError
 from vlm_detect.flags import Deferred, as_flags, build, check_keys, defaults_of, flags_of, make_parser, parse_flags
+from vlm_detect.plugins import plugin_versions
 from vlm_detect.schema import check_schema, with_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -170,8 +171,8 @@ def command_line() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages on which a result depends."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages on which a result depends, plugins among them."""
+    found = {"python": platform.python_version(), **plugin_versions()}
     for name in _RECORDED_PACKAGES:
         try:
             found[name] = version(name)

@@ -91,7 +91,7 @@ def test_a_package_brings_a_family_for_a_type_that_transformers_does_not_know(ou
     folder = save_tiny("llava", tmp_path / "model")
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "lookalike"}))
-    outside.install("lookalike", {"lookalike.family": LOOKALIKE}, {"family.lookalike": "lookalike.family"})
+    outside.install("lookalike", {"lookalike/family.py": LOOKALIKE}, {"family.lookalike": "lookalike.family"})
     vlm = load_vlm(str(folder), device="cpu")
     assert type(vlm).__name__ == "LookalikeVLM"
     image = Image.new("RGB", (16, 16), "red")

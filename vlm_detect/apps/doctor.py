@@ -24,6 +24,7 @@ from vlm_detect.apps.recorded import ESTIMATES, sized_configs
 from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.extras import how_to_install
 from vlm_detect.machine import cpu_cores
+from vlm_detect.plugins import installed, mistaken
 
 # What the optional parts need, by the extra that brings it.
 EXTRAS = {
@@ -91,6 +92,9 @@ def _machine() -> Iterator[str]:
         missing = [package for package in packages if find_spec(package) is None]
         remedy = f"missing {', '.join(missing)}: {how_to_install(extra)}" if missing else "complete"
         yield f"extra {extra}: {remedy}"
+    for point in installed():
+        yield f"plugin {point.dist.name if point.dist else '(unknown)'}: {point.name} = {point.value}"
+    yield from mistaken()
     for name in MODELS:
         yield f"{name}: {'in the local cache' if _is_cached(name) else 'not cached, fetched when it is first used'}"
 

@@ -1,6 +1,6 @@
 r"""What a local edit is: pixels for a place, and the words for it. Every edit by its name.
 
-    @edit("posterise", words=r"posteri[sz]\w*|banded", done=("was posterised", "has few colours left"))
+    @edit("posterise", words=r"posteri[sz]\w*|banded", done=("was posterised", "was banded"))
     def posterise(scene: Scene) -> np.ndarray:
         return (scene.patch // 64) * 64
 
@@ -11,6 +11,7 @@ r"""What a local edit is: pixels for a place, and the words for it. Every edit b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,7 +80,7 @@ class Edit:
         name: in data sets, with "_" between words.
         function: gives the pixels for the box, (height, width, 3) from 0 to 255; it is mixed in under the soft mask.
         words: a regular expression of how an answer in free words names it; no other edit's may match the same.
-        done: what reasons say of the place: "was blurred".
+        done: what reasons say of the place, in those words: "was blurred".
         needs_donor: it takes from another photo.
         needs_paint: it takes a generator that can inpaint.
     """
@@ -111,6 +112,8 @@ def edit(
     name: str, *, words: str, done: tuple[str, ...], needs_donor: bool = False, needs_paint: bool = False
 ) -> Callable[[Make], Make]:
     """Register a function as an edit; the arguments are those of `Edit`."""
+    if unread := [phrase for phrase in done if not re.search(rf"\b(?:{words})\b", phrase)]:
+        raise UserError(f"edit {name!r}: its words do not match {unread[0]!r}, which a reason would say of it")
 
     def register(function: Make) -> Make:
         EDITS.add(name, Edit(name, function, words, done, needs_donor, needs_paint), function)
