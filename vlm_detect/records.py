@@ -26,6 +26,7 @@ ReasonKind = MeasuredKind | SeenKind | EditKind
 REASON_KINDS: tuple[ReasonKind, ...] = (*get_args(MeasuredKind), *get_args(SeenKind), *get_args(EditKind))
 ReasonSource = Literal["measured", "edit", "teacher", "imported"]
 REASON_SOURCES: tuple[ReasonSource, ...] = get_args(ReasonSource)
+TextsLayout = Literal["conversations", "loki", "synthscars", "x_aigd", "plain"]  # of texts that others wrote
 
 # What folders, columns and classes of data sets call the labels, in the form of `_plain`. No other list in the package.
 _NAMES: dict[Label, str] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -13,16 +12,15 @@ from typing import Any
 from unittest import mock
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.generate.fake_teacher import BOX, OUTCOMES, SIDE, fake_teacher, picture
+from tests.generate.reason_sets import cell, reasons_of, rejects_of, write, write_pairs
 from tests.scripts.here import run_here
-from vlm_detect.columns import IMAGE_FEATURES, PAIR_FEATURES
+from vlm_detect.columns import IMAGE_FEATURES
 from vlm_detect.config import read_run_json
-from vlm_detect.data.pairs import open_dataset
 from vlm_detect.generate import asked_models, teacher_step
 from vlm_detect.generate.asked_models import AskedModel, side_by_side
 from vlm_detect.infer.endpoint import Endpoint
@@ -43,28 +41,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         asked_models.open_model.cache_clear()
 
 
-def cell(image: Image.Image) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def write(folder: Path, rows: list[dict[str, Any]], features: datasets.Features) -> Path:
-    (folder / "data").mkdir(parents=True)
-    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
-    return folder
-
-
-def write_pairs(folder: Path, numbers: list[int], *, edits: bool = False) -> Path:
-    rows = []
-    for number in numbers:
-        row = dict.fromkeys(PAIR_FEATURES) | {"pair_id": f"pair {number}", "group": f"photo {number}"}
-        row |= {"image": cell(picture(number, twin=False)), "image_label": "real"}
-        rows.append(row | {"twin": cell(picture(number, twin=True)), "kind": "edit" if edits else "caption"})
-    return write(folder, rows, PAIR_FEATURES)
-
-
 def add(dataset: Path, out: Path, *more: object, status: int = 0) -> Any:
     arguments = [dataset, "--out", out, "--reasons", "teacher", "--teacher_shard_size", 8, *more]
     with mock.patch("vlm_detect.generate.dataset_files.write_audit"):
@@ -75,18 +51,6 @@ def add(dataset: Path, out: Path, *more: object, status: int = 0) -> Any:
 
 def asked(server: Any) -> list[object]:
     return ["--teacher_endpoint", server.url, "--teacher", "fake-vlm"]
-
-
-def reasons_of(folder: Path, column: str) -> dict[str, list[Reason]]:
-    rows = open_dataset(folder)["train"]
-    return {row["group"]: [Reason.from_row(one) for one in row[column]] for row in rows}
-
-
-def rejects_of(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for row in pq.read_table(folder / "rejects.parquet").to_pylist():
-        found.setdefault(row["id"], []).append(row["reason"])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +112,8 @@ def test_the_card_counts_and_names_who_saw_and_who_judged(taught: Any) -> None:
     rejects = Counter(reason for some in rejects_of(out).values() for reason in some)
     for reason in set(OUTCOMES.values()) - {""}:
         assert f"{rejects[reason]} {reason}" in card
-    settings = read_run_json(out)["config"]["reasons"]
-    assert (settings["teacher"], settings["judge"], settings["min_margin"]) == ("fake-vlm", None, 1.0)
+    asked = read_run_json(out)["config"]["reasons"]["teacher"]
+    assert (asked["teacher"], asked["judge"], asked["min_margin"]) == ("fake-vlm", None, 1.0)
 
 
 def test_a_higher_margin_keeps_less(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vlm_detect.data.conversation_forms import read_talk
 from vlm_detect.errors import UserError
-from vlm_detect.train.conversation_forms import read_talk
 from vlm_detect.train.conversations import is_conversations, questions_of, read_conversations, split
 from vlm_detect.train.data import open_splits
 

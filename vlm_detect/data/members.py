@@ -36,6 +36,7 @@ class Member:
     row: int
     column: Column
     id: str
+    names: tuple[str, ...]  # what the row goes by: ids, where its image came from, that file's SHA-256
     split: str
     label: Label
     group: str
@@ -88,12 +89,27 @@ class Members:
             label = label_named(str(row["image_label" if "twin" in self.columns else "label"]))
         if label is None:
             raise UserError(f"row {number} of {split}: its label is none of {', '.join(get_args(Label))}")
-        source = row.get("source")
-        path = source.get("path_or_id") if isinstance(source, Mapping) else source
-        name = str(row.get("pair_id") or row.get("id") or path or f"{split} {number}")
-        name = f"{name} {column}" if len(self.columns) > 1 else name
-        edit = row.get("edit") if column == self.columns[-1] else None
-        return Member(number, column, name, split, label, str(row["group"]), row[column], edit)
+        names = names_of(row)
+        name = names[0] if names else f"{split} {number}"
+        return Member(
+            row=number,
+            column=column,
+            id=f"{name} {column}" if len(self.columns) > 1 else name,
+            names=names,
+            split=split,
+            label=label,
+            group=str(row["group"]),
+            cell=row[column],
+            edit=row.get("edit") if column == self.columns[-1] else None,
+        )
+
+
+def names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a row goes by, the shortest first; of a file that it came from also the SHA-256."""
+    source = row.get("source")
+    facts = source if isinstance(source, Mapping) else {"path_or_id": source}
+    found = (row.get("pair_id"), row.get("id"), facts.get("path_or_id"), facts.get("sha256"))
+    return tuple(str(name) for name in found if name)
 
 
 @functools.lru_cache(maxsize=2)

@@ -4,11 +4,14 @@
     vlm-detect add-reasons data/pairs --out data/pairs_reasons --reasons measured,edit --workers 4
     vlm-detect add-reasons data/pairs --out data/pairs_reasons --reasons measured,edit,teacher \\
         --teacher_endpoint http://localhost:8000/v1 --teacher qwen2.5-vl --judge nano --dry_run
+    vlm-detect add-reasons data/fakeclue --out data/fakeclue_reasons --reasons imported \\
+        --texts FakeClue/train.json --texts_layout conversations
 
 A measured reason says by how much an image's pixels differ from those of photos of its size; only measures speak that
 tell the classes of the training split apart. A reason of an edit says what was done, and where. A teacher is any
 vision-language model that is shown photo and twin with the truth told; what it says is kept where two draws agree and
-a judge that is not told the label denies it of the other image. docs/explanations.md has the kinds and the columns.
+a judge that is not told the label denies it of the other image; so are texts that others published.
+docs/explanations.md has the kinds and the columns.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from pathlib import Path
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, Upload
+from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, TextsConfig, Upload
 from vlm_detect.jobs.launch import Launch
 
 
@@ -31,22 +34,23 @@ class Config:
 
 
 def main(argv: list[str]) -> None:
-    stages = [Config, Launch, Upload, ReasonsConfig, TeacherConfig]
-    config, launch, upload, reasons, teacher = parse_config(stages, argv, doc=__doc__)
+    stages = [Config, Launch, Upload, ReasonsConfig, TeacherConfig, TextsConfig]
+    config, launch, upload, reasons, teacher, texts = parse_config(stages, argv, doc=__doc__)
     from vlm_detect.generate.build import build_dataset
-    from vlm_detect.generate.reasons import announce, find_reasons, pack_reasons, plan_reasons
+    from vlm_detect.generate.reason_rows import pack_reasons
+    from vlm_detect.generate.reasons import Wanted, announce, find_reasons, plan_reasons
 
     out = Path(config.out)
-    plan = plan_reasons(config.dataset, out, reasons, teacher)
-    for line in announce(plan, teacher):
+    plan = plan_reasons(config.dataset, out, Wanted(reasons, teacher, texts))
+    for line in announce(plan):
         print(line, file=sys.stdout if config.dry_run else sys.stderr)
     if config.dry_run:
         return
     build_dataset(
         out,
         plan.settings,
-        steps=lambda work: find_reasons(plan, reasons, work, launch, teacher),
-        pack=lambda work: pack_reasons(plan, reasons, work, out, teacher),
+        steps=lambda work: find_reasons(plan, work, launch),
+        pack=lambda work: pack_reasons(plan, work, out),
         push_to_hub=upload.push_to_hub,
     )
 

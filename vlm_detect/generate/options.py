@@ -10,7 +10,7 @@ from vlm_detect.config import check_at_least, check_between
 from vlm_detect.data.selection import Selection, check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
-from vlm_detect.records import Label, ReasonSource, TwinKind
+from vlm_detect.records import Label, ReasonSource, TextsLayout, TwinKind
 
 FROM_COLUMN = "column"
 
@@ -288,7 +288,7 @@ class Upload:
             raise UserError(f"--push_to_hub {self.push_to_hub}: no Hub name like owner/name") from error
 
 
-ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit", "teacher")  # that add-reasons can find
+ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit", "teacher", "imported")  # that add-reasons can find
 
 
 class ReasonSources(str):
@@ -353,3 +353,19 @@ class TeacherConfig:
         for endpoint, model in (("teacher_endpoint", "teacher"), ("judge_endpoint", "judge")):
             if getattr(self, endpoint) and not getattr(self, model):
                 raise UserError(f"--{endpoint} {getattr(self, endpoint)}: name the --{model} that it has")
+
+
+@dataclass(frozen=True)
+class TextsConfig:
+    """What others wrote about the images (for --reasons imported)."""
+
+    texts: str | None = field(
+        default=None, metadata={"help": "A file of texts about the dataset's images; for x_aigd a folder of parquet."}
+    )
+    texts_layout: TextsLayout = field(
+        default="plain",
+        metadata={
+            "help": "conversations (LLaVA's form: FakeVLM's FakeClue, TeoScardov), loki, synthscars, x_aigd, "
+            "or plain: {image or id, text, kind?, box?, about?}."
+        },
+    )

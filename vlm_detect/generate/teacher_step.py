@@ -13,16 +13,15 @@ Finished shards are kept whatever happens to the endpoint, and the same command 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from vlm_detect.data.members import Member, Members, open_members
 from vlm_detect.errors import UserError
 from vlm_detect.generate.asked_models import AskedModel, open_model
-from vlm_detect.generate.judge import Judgement, Statement, judge
+from vlm_detect.generate.judging import Judging
 from vlm_detect.generate.measure_step import SPOKEN_FEATURES
 from vlm_detect.generate.options import TeacherConfig
 from vlm_detect.generate.sightings import (
@@ -30,38 +29,40 @@ from vlm_detect.generate.sightings import (
     Sighting,
     Unusable,
     agreed,
-    box_in_pixels,
     check_sighting,
     pair_question,
     read_sightings,
     single_question,
 )
 from vlm_detect.infer.endpoint import Prompt, Reply
-from vlm_detect.jobs.shards import Plan, counted, read_plan, read_rejects, read_rows, write_shard
-from vlm_detect.places import place_of
-from vlm_detect.records import REASON_KINDS, Label, Reason, Reject
+from vlm_detect.jobs.shards import Plan, counted, write_shard
+from vlm_detect.records import Label, ReasonSource, Reject
 
 STAGE = "teacher"
 TEMPERATURE = 0.7
 TOKENS = 700  # of an answer, at most
 
 
-def teacher_of(config: TeacherConfig) -> AskedModel:
-    assert config.teacher is not None
+def teacher_of(config: TeacherConfig) -> AskedModel | None:
+    if config.teacher is None:
+        return None
     return AskedModel(config.teacher, config.teacher_endpoint, config.api_key_env, config.parallel)
 
 
-def judge_of(config: TeacherConfig) -> AskedModel:
+def judge_of(config: TeacherConfig) -> AskedModel | None:
     """By default the teacher."""
     if config.judge is None:
         return teacher_of(config)
     return AskedModel(config.judge, config.judge_endpoint, config.api_key_env, config.parallel)
 
 
-def checked_by(config: TeacherConfig) -> str:
-    """What a reason says of its judge: a judge that is its own teacher is named as such."""
-    judge_model = judge_of(config)
-    return f"{judge_model.name} (the teacher itself)" if judge_model == teacher_of(config) else judge_model.name
+def judging_of(config: TeacherConfig, source: ReasonSource) -> Judging:
+    """Connected or loaded. A judge that is its own teacher is named as such."""
+    model = judge_of(config)
+    if model is None:
+        return Judging(None, config.min_margin, "", source)
+    checked_by = f"{model.name} (the teacher itself)" if model == teacher_of(config) else model.name
+    return Judging(open_model(model), config.min_margin, checked_by, source)
 
 
 def plan_teacher(members: Members, dataset: str, config: TeacherConfig) -> Plan:
@@ -116,59 +117,17 @@ class TeacherShard:
         rejects: list[Reject] = []
         start, stop = self.plan.span(shard)
         items = list(_usable(counted(_items(open_members(self.dataset), start, stop)), rejects))
-        teacher = open_model(teacher_of(self.config))
+        model = teacher_of(self.config)
+        assert model is not None  # or there were no such plan
+        teacher = open_model(model)
         prompts = [prompt for number, item in enumerate(items) for prompt in _draws(item, start + number)]
         replies = iter(teacher.answer(prompts, TOKENS) if prompts else [])
         claims: list[tuple[list[Member], Sighting]] = []
         for item in items:
             draws = [next(replies) for _ in _prompts_of(item)]
             claims += [(item, sighting) for sighting in _heard(item, draws, rejects)]
-        statements = [_statement(item, sighting) for item, sighting in claims]
-        judged = judge(open_model(judge_of(self.config)), statements) if statements else []
-        reasons: dict[tuple[int, str], list[dict[str, Any]]] = {}
-        for (item, sighting), judgement in zip(claims, judged, strict=True):
-            member = item[sighting.image]
-            if judgement.holds(self.config.min_margin):
-                reason = self._reason(member, sighting, judgement)
-                reasons.setdefault((member.row, member.column), []).append(reason.to_row())
-            else:
-                told = f"{sighting.kind}: {sighting.text} ({judgement})"
-                rejects.append(Reject(member.id, STAGE, "not_borne_out" if judgement.alone else "not_denied", told))
-        rows = [{"row": row, "column": column, "reasons": some} for (row, column), some in sorted(reasons.items())]
-        write_shard(self.folder, shard, rows, SPOKEN_FEATURES, rejects)
-
-    def _reason(self, member: Member, sighting: Sighting, judgement: Judgement) -> Reason:
-        return Reason(
-            text=sighting.text,
-            kind=sighting.kind,
-            supports=member.label,
-            source="teacher",
-            box=box_in_pixels(sighting.box, member.image.size) if sighting.box else None,
-            margin=None if judgement.margin is None else round(judgement.margin, 2),
-            checked_by=checked_by(self.config) + (", without a counterpart" if judgement.alone else ""),
-        )
-
-
-def facts(config: TeacherConfig, folder: Path) -> dict[str, str]:
-    """What a card says of a finished step: who saw and who judged, where images went, how much was kept."""
-    plan, kept, proposed, left_out = read_plan(folder), Counter[str](), Counter[str](), Counter[str]()
-    for shard in range(plan.shards):
-        kept.update(reason["kind"] for row in read_rows(folder, shard) for reason in row["reasons"])
-        for reject in read_rejects(folder, shard):
-            left_out[reject.reason] += 1
-            kind = reject.detail.partition(":")[0]
-            proposed.update([kind] if kind in REASON_KINDS else [])
-    proposed += kept
-    teacher, judging = teacher_of(config), judge_of(config)
-    sent = sorted({model.endpoint for model in (teacher, judging) if model.endpoint and model.leaves_this_machine})
-    by_kind = ", ".join(f"{kept[kind]} of {count} {kind}" for kind, count in proposed.most_common())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-    return {
-        "Teacher": f"{teacher}; judge: {'the teacher itself' if judging == teacher else judging}",
-        "Images were sent to": ", ".join(sent) or "nobody",
-        "Of the teacher's sentences were kept": f"{kept.total()} of {proposed.total()} ({by_kind or 'none'})",
-        "Left out": reasons or "none",
-    }
+        judging = judging_of(self.config, "teacher")
+        write_shard(self.folder, shard, judging.rows(claims, rejects), SPOKEN_FEATURES, rejects)
 
 
 def _items(members: Members, start: int, stop: int) -> Iterator[list[Member]]:
@@ -238,10 +197,3 @@ def _heard(item: Sequence[Member], draws: Sequence[Reply], rejects: list[Reject]
         else:
             usable.append(one)
     return usable
-
-
-def _statement(item: Sequence[Member], sighting: Sighting) -> Statement:
-    image = item[sighting.image].image.open()
-    other = item[1 - sighting.image].image.open() if len(item) == 2 else None
-    place = place_of(box_in_pixels(sighting.box, image.size), image.size) if sighting.box else None
-    return Statement(sighting.text, image, other, place)

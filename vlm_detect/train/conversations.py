@@ -17,12 +17,12 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
+from vlm_detect.data.conversation_forms import Talk, read_talk
 from vlm_detect.data.named_files import find_file, json_rows
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected, read_bounded
 from vlm_detect.images.decode import decode_image
 from vlm_detect.records import Question
-from vlm_detect.train.conversation_forms import Talk, read_talk
 
 FEATURES = Features(
     {
