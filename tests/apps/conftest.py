@@ -21,7 +21,8 @@ from vlm_detect import Detector
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import uvicorn
 
-from vlm_detect.apps.server import create_app, open_socket
+from vlm_detect.apps.connections import Server
+from vlm_detect.apps.server import create_app, http_config, open_socket
 from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.apps.tasks import Write
 from vlm_detect.apps.worker import Job
@@ -76,10 +77,10 @@ class Running:
 
 @contextmanager
 def serving(*detectors: Detector, cnn: CnnDetector | None = None, **settings: object) -> Iterator[Running]:
-    options = ServerSettings(**{"max_new_tokens": 12, **settings})
+    options = ServerSettings(**{"max_new_tokens": 12, "drain_s": 20, **settings})
     app = create_app({d.name: d for d in detectors}, options, cnn)
     with open_socket("127.0.0.1", 0) as bound:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=20))
+        server = Server(http_config(app, options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         until(lambda: server.started)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from typing import Any
 
 import httpx
 import numpy as np
@@ -310,6 +311,79 @@ def test_bad_requests_are_refused_in_one_shape(http: httpx.Client, path, body, s
 def test_broken_bodies_are_refused(http: httpx.Client, content: bytes, kind: str, status: int) -> None:
     answer = http.post("/v1/verdict", content=content, headers={"content-type": kind})
     assert (answer.status_code, set(answer.json())) == (status, {"error"})
+
+
+def chat(*content: object) -> dict:
+    return {"model": "x", "messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": list(content)}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "wanted"),
+    [
+        ({"type": "image_url", "image_url": IMAGE}, "messages[1].content[0].image_url", '"image_url": {"url": "data:'),
+        ({"type": "image_url"}, "messages[1].content[0].image_url", '"image_url": {"url": "data:'),
+        ({"type": "image_url", "image_url": {"url": 7}}, "messages[1].content[0].image_url", "an image part is"),
+        ({"type": "input_image", "image_url": IMAGE}, "messages[1].content[0]", "has type 'input_image': a part is"),
+        ({"type": "image", "source": {"data": "x"}}, "messages[1].content[0]", "has type 'image': a part is"),
+        ({"type": "text", "text": None}, "messages[1].content[0].text", 'a text part is {"type": "text"'),
+        ({"text": "Hi"}, "messages[1].content[0]", "has no type: a part is"),
+        ("Hi", "messages[1].content[0]", "has no type: a part is"),
+    ],
+)
+def test_wrong_parts_are_told_by_their_place_and_the_form_that_is_wanted(
+    http: httpx.Client, content: object, place: str, wanted: str
+) -> None:
+    error = http.post("/v1/chat/completions", json=chat(content)).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_content_part", place)
+    assert error["message"].startswith(place)
+    assert wanted in error["message"]
+
+
+def test_content_of_another_kind_is_told_by_its_place(http: httpx.Client) -> None:
+    body = {"model": "x", "messages": [{"role": "user", "content": 7}]}
+    error = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["message"].startswith("messages[0].content: give a text, or a list of parts")
+    body = {"model": "x", "messages": [{"role": "robot", "content": "Hi"}]}
+    assert http.post("/v1/chat/completions", json=body).json()["error"]["param"] == "messages[0].role"
+    assert http.post("/v1/verdict", json={"images": [IMAGE, 0]}).json()["error"]["param"] == "images[1]"
+
+
+def test_null_for_an_option_is_its_default(server: Running, http: httpx.Client, photo: Image.Image) -> None:
+    asks: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+        ("/v1/query", {"question": "What?", "settings": {"max_tokens": 3}}, ("stream", "model", "reasoning")),
+        ("/v1/query", {"question": "What?"}, ("settings", "spatial_refs")),
+        ("/v1/caption", {}, ("length", "stream", "model", "settings")),
+        ("/v1/verdict", {}, ("images", "model")),
+        ("/v1/evidence", {}, ("topic", "model")),
+    ]
+    for route, body, options in asks:
+        plain = {"image_url": data_url(photo), **body}
+        nulls: dict[str, Any] = {**plain, **dict.fromkeys(options)}
+        nulls["settings"] = nulls.get("settings") and {**nulls["settings"], "temperature": None, "top_p": None}
+        answers = [http.post(route, json=sent).json() for sent in (plain, nulls)]
+        for answer in answers:
+            answer.pop("request_id", None)
+        assert answers[0] == answers[1], route
+    options = ("stream", "stream_options", "temperature", "top_p", "max_tokens", "n", "stop", "tools", "logprobs")
+    body = {"model": server.detector.name, "messages": [{"role": "user", "content": "Hi"}], **dict.fromkeys(options)}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert http.post("/v1/query", json={"question": None}).status_code == 400
+
+
+def test_base64_as_clients_write_it(http: httpx.Client, photo: Image.Image) -> None:
+    for image in (photo, make_photo(1, (200, 200))):  # short, and taken out of the body
+        head, text = data_url(image).split(",")
+        expected = http.post("/v1/verdict", json={"image_url": f"{head},{text}"}).json()
+        lines = "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+        for written in (lines, text.rstrip("="), f" {text}\n", text.replace("+", "-").replace("/", "_")):
+            answer = http.post("/v1/verdict", json={"image_url": f"{head},{written}"})
+            assert answer.json() == expected
+
+
+def test_an_image_in_place_of_a_text_is_refused(http: httpx.Client) -> None:
+    url = data_url(make_photo(1, (200, 200)))
+    answer = http.post("/v1/query", json={"image_url": url, "question": url})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "question")
 
 
 def test_user_text_cannot_forge_special_tokens(detector: Detector) -> None:

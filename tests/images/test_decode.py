@@ -23,7 +23,6 @@ from vlm_detect.images.decode import (
     FIRST_OF_SEVERAL,
     UNREAD_EXIF,
     UNREAD_METADATA,
-    decode_here,
     decode_image,
     shown_pixels,
     upright_size,
@@ -338,7 +337,7 @@ def test_photos_of_phones_in_heif(monkeypatch: pytest.MonkeyPatch) -> None:
     heif, avif = (data, r"pip install 'vlm-detect\[heif\]'"), (saved(photo(1), "AVIF"), "a Pillow with AVIF")
     for missing, remedy in (heif, avif):
         with pytest.raises(ImageRejected, match=remedy) as caught:
-            decode_here(missing)
+            decode_image(missing)
         assert caught.value.reason == "needs_extra"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -13,8 +14,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from PIL import Image
-from starlette.formparsers import MultiPartException, MultiPartParser
 
+from vlm_detect.apps.asked import asked, client_gone
+from vlm_detect.apps.bodies import Part
 from vlm_detect.apps.errors import ApiError, as_api_error
 from vlm_detect.apps.moondream_api import reasoning_of
 from vlm_detect.apps.moondream_api import router as moondream
@@ -27,7 +29,7 @@ from vlm_detect.apps.payloads import (
     question_and_image,
 )
 from vlm_detect.apps.replies import event_stream, finish_reason, service_of, token_limit
-from vlm_detect.apps.service import Service, checked_text, client_gone, error_body, prompt_of
+from vlm_detect.apps.service import Service, checked_text, error_body, prompt_of
 from vlm_detect.apps.skill_tasks import Reason
 from vlm_detect.apps.tasks import Answer, CnnLook, Judge, LookByCnn, Map, TextTask, Write
 from vlm_detect.infer.detector import Detector, Picture, Verdict
@@ -147,7 +149,7 @@ async def verdict(request: Request) -> Any:
         message = f"{len(sources)} images, at most {most} a request: send several requests"
         raise ApiError(413, "too_many_images", message, param="images")
     # Until they are submitted nothing bounds the images of all requests together: of many, one request's at a time.
-    async with service.gathering if len(sources) > 1 else contextlib.nullcontext():
+    async with service.turn() if len(sources) > 1 else contextlib.nullcontext():
         pictures = await _readable(request, sources)
         good = [picture for picture in pictures if isinstance(picture, Picture)]
         started = service.start(Judge(), detector, good) if good else []
@@ -161,7 +163,7 @@ async def verdict(request: Request) -> Any:
     return _verdict_body(result)
 
 
-async def _readable(request: Request, sources: Sequence[str | bytes]) -> list[Picture | ApiError]:
+async def _readable(request: Request, sources: Sequence[str | Part]) -> list[Picture | ApiError]:
     """The image of each source, or why it cannot be used."""
     service = service_of(request)
     pictures: list[Picture | ApiError] = []
@@ -189,11 +191,11 @@ def _verdict_body(verdict: Verdict) -> dict[str, Any]:
     return {**verdict.to_json(), "width": verdict.image.width, "height": verdict.image.height}
 
 
-async def _verdict_sources(request: Request) -> tuple[list[str | bytes], str | None, bool]:
-    """The images of a request as data URLs or bytes, the model's name, and whether a list is wanted."""
+async def _verdict_sources(request: Request) -> tuple[list[str | Part], str | None, bool]:
+    """The images of a request as data URLs or parts of a form, the model's name, and whether a list is wanted."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        images, name = await _form_images(request)
+        images, name = _form_images()
         return [*images], name, len(images) > 1
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "send application/json or multipart/form-data")
@@ -203,22 +205,11 @@ async def _verdict_sources(request: Request) -> tuple[list[str | bytes], str | N
     return [payload.image_url] if payload.image_url is not None else [], payload.model, False
 
 
-class _InMemory(MultiPartParser):
-    """Starlette's parser writes files over a megabyte to disk; the body is in memory already, and bounded."""
-
-    spool_max_size = 1 << 40
-
-
-async def _form_images(request: Request) -> tuple[list[bytes], str | None]:
-    limit = service_of(request).settings.max_images + 1
-    try:
-        form = await _InMemory(request.headers, request.stream(), max_files=limit, max_fields=8).parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        reason = getattr(error, "message", None) or "no boundary"
-        raise ApiError(400, "invalid_form", f"the form cannot be read: {reason}") from error
-    images = [await part.read() for part in form.getlist("image") if not isinstance(part, str)]
-    name = form.get("model")
-    return images, name if isinstance(name, str) else None
+def _form_images() -> tuple[list[Part], str | None]:
+    fields = asked().content.fields
+    images = [Part(one.data) for one in fields if one.name == "image" and one.is_file]
+    names = [bytes(one.data).decode("utf-8", "replace") for one in fields if one.name == "model"]
+    return images, names[0] if names else None
 
 
 @router.post("/v1/explain", tags=["verdict"])
@@ -262,7 +253,7 @@ async def evidence(request: Request, payload: EvidenceRequest) -> Any:
     found: EvidenceMap = await service.result(request, Map(payload.topic), service.detector(payload.model), picture)
     width, height = picture.image.size
     scale = min(1.0, MAP_SIDE / max(width, height))
-    png = found.png((max(1, round(width * scale)), max(1, round(height * scale))))
+    png = await asyncio.to_thread(found.png, (max(1, round(width * scale)), max(1, round(height * scale))))
     return {
         "log_odds": found.log_odds,
         "values": found.values.tolist(),

@@ -36,6 +36,12 @@ class ApiError(Exception):
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def refused_image(error: ImageRejected, param: str = "image_url") -> ApiError:
+    if error.reason == "not_a_data_url":
+        return ApiError(400, error.reason, error.detail, param=param)
+    return ApiError(400, error.reason, f"the image cannot be used: {error}", param=param)
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a failed job, or an image that cannot be used, is to its requester."""
     match error:
@@ -48,7 +54,7 @@ def as_api_error(error: Exception) -> ApiError:
         case Stopped():
             return ApiError(503, "shutting_down", str(error), retry_after_s=5)
         case ImageRejected():
-            return ApiError(400, error.reason, f"the image cannot be used: {error}", param="image_url")
+            return refused_image(error)
         case UserError():
             return ApiError(400, "invalid_request", str(error))
         case MemoryError() | RuntimeError() if "out of memory" in str(error).lower() or isinstance(error, MemoryError):

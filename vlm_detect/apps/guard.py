@@ -3,7 +3,8 @@
 - Without a key the server listens on loopback only, and there a web page of another site must not reach it: requests
   whose Host is no name of this machine (DNS rebinding) or whose Origin is another site are refused.
 - With a key every API route asks for it, as `Authorization: Bearer KEY` or `X-Moondream-Auth: KEY`.
-- A body is read whole before any route sees it, within a size, a time, and what all bodies may hold together.
+- A body is read whole before any route sees it, within a size, a time, and what all bodies may hold together, and the
+  images in it are taken out before anything parses it (`bodies.py`).
 
 No CORS header is ever sent, so that browsers show the answers to the server's own page alone.
 """
@@ -13,14 +14,20 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import time
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlm_detect.apps.asked import Asked, answer_in_this_task
+from vlm_detect.apps.bodies import Content, open_body
 from vlm_detect.apps.errors import ApiError
 from vlm_detect.apps.settings import ServerSettings, is_loopback
 
 OPEN_PATHS = ("/healthz", "/", "/page/")  # need no key: nothing but the page's own files
+_LARGE_BYTES = 1 << 16
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -40,6 +47,8 @@ class Guard:
         self.app = app
         self.settings = settings
         self._held_bytes = 0
+        self._uploads = 0
+        self._opening = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,17 +60,26 @@ class Guard:
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
+        body: bytearray | None = None
+        content = Content()
         held = 0
         try:
             self._check(scope["path"], Headers(scope=scope))
-            body = await self._read_body(Headers(scope=scope), receive)
+            body = await self._read_body(scope, receive)
             if body is None:
                 return
             held = len(body)
-            await self.app(scope, _replayed(body, receive), send_guarded)
+            small, content = await self._open(Headers(scope=scope).get("content-type", ""), body)
+            deadline = time.monotonic() + self.settings.deadline_s
+            answer_in_this_task(Asked(Request(scope, receive), content, deadline))
+            await self.app(scope, _replayed(small, receive), send_guarded)
         except ApiError as error:
             await _refuse(error, send_guarded)
         finally:
+            content.release()
+            if body is not None:
+                with suppress(BufferError):  # a decoder that was ended a moment ago still has it
+                    body.clear()
             self._held_bytes -= held
 
     def _check(self, path: str, headers: Headers) -> None:
@@ -79,12 +97,30 @@ class Guard:
         if not hmac.compare_digest(given.encode(), key.encode()):
             raise ApiError(401, "invalid_api_key", "give the server's key as `Authorization: Bearer KEY`")
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes | None:
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytearray | None:
         """The whole body, or None where the client has gone. What was read counts as held until the answer is out."""
-        declared = headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > self.settings.max_body_bytes:
+        if scope["method"] in ("GET", "HEAD"):
+            return bytearray()
+        declared = Headers(scope=scope).get("content-length", "0")
+        if len(declared) > 20 or (declared.isdigit() and int(declared) > self.settings.max_body_bytes):
             raise self._too_large()
-        chunks: list[bytes] = []
+        if self._uploads >= self.settings.max_uploads:
+            raise ApiError(429, "queue_full", "too many requests are being uploaded: try again", retry_after_s=2)
+        self._uploads += 1
+        try:
+            return await self._receive_all(receive)
+        finally:
+            self._uploads -= 1
+
+    async def _open(self, content_type: str, body: bytearray) -> tuple[bytes, Content]:
+        """What a parser may see of a body, and what was taken out; one large body at a time, off the event loop."""
+        if len(body) < _LARGE_BYTES:
+            return open_body(content_type, body, self.settings.max_images)
+        async with self._opening:
+            return await asyncio.to_thread(open_body, content_type, body, self.settings.max_images)
+
+    async def _receive_all(self, receive: Receive) -> bytearray | None:
+        body = bytearray()
         size = 0
         try:
             async with asyncio.timeout(self.settings.body_timeout_s):
@@ -100,9 +136,9 @@ class Guard:
                         raise self._too_large()
                     if self._held_bytes > self.settings.max_held_bytes:
                         raise ApiError(429, "queue_full", "too much is being uploaded: try again", retry_after_s=2)
-                    chunks.append(chunk)
+                    body += chunk
                     if not message.get("more_body", False):
-                        return b"".join(chunks)
+                        return body
         except TimeoutError:
             self._held_bytes -= size
             raise ApiError(408, "body_timeout", "the body did not arrive in time") from None

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from vlm_detect.apps.bodies import is_name_of_part
 from vlm_detect.apps.errors import ApiError
+from vlm_detect.images.data_url import WANTED
 from vlm_detect.records import Topic
 
-_DATA_URL = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+_IMAGE_PART = f'{{"type": "image_url", "image_url": {{"url": "{WANTED}"}}}}'
+_TEXT_PART = '{"type": "text", "text": "..."}'
 
 
 def _whole(text: str) -> str:
     """JSON can spell halves of characters, which no tokenizer takes and no answer can carry."""
+    if is_name_of_part(text):
+        raise ValueError("is an image where a text is wanted")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -25,7 +27,7 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
-ImageUrl = Annotated[str, Field(description="An image as a data URL: data:image/jpeg;base64,...")]
+ImageUrl = Annotated[str, Field(description=f"An image as a data URL: {WANTED}")]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -33,13 +35,18 @@ Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of t
 Reference = Annotated[
     list[Part], Field(min_length=2, max_length=4, description="[x, y] or [x_min, y_min, x_max, y_max]")
 ]
-References = Annotated[list[Reference], Field(max_length=64)]
+References = Annotated[list[Reference], Field(max_length=64, fail_fast=True)]
 
 
 class Payload(BaseModel):
-    """Unknown fields are ignored, as the clients of both APIs send fields of other servers."""
+    """Unknown fields are ignored, as the clients of both APIs send those of other servers; null is a field left out."""
 
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
 
 class Settings(Payload):
@@ -107,7 +114,7 @@ class VerdictRequest(Payload):
     """One image, or several."""
 
     image_url: ImageUrl | None = None
-    images: list[ImageUrl] | None = None
+    images: Annotated[list[ImageUrl], Field(max_length=1024, fail_fast=True)] | None = None
     model: Text | None = None
 
 
@@ -137,6 +144,33 @@ class ImagePart(Payload):
     image_url: ImageReference
 
 
+def _checked_messages(messages: Any) -> Any:
+    """Refuse parts of other forms by their place: a union's own errors name every branch and no remedy."""
+    for i, message in enumerate(messages if isinstance(messages, list) else []):
+        content = message.get("content") if isinstance(message, dict) else None
+        place = f"messages[{i}].content"
+        if not isinstance(content, str | list | None):
+            raise _wrong_part(place, f"give a text, or a list of parts: {_TEXT_PART} and {_IMAGE_PART}")
+        for j, part in enumerate(content if isinstance(content, list) else []):
+            kind = part.get("type") if isinstance(part, dict) else None
+            where = f"{place}[{j}]"
+            if kind == "text":
+                if not isinstance(part.get("text"), str):
+                    raise _wrong_part(f"{where}.text", f"a text part is {_TEXT_PART}")
+            elif kind == "image_url":
+                reference = part.get("image_url")
+                if not (isinstance(reference, dict) and isinstance(reference.get("url"), str)):
+                    raise _wrong_part(f"{where}.image_url", f"an image part is {_IMAGE_PART}")
+            else:
+                shown = f"type {str(kind)[:40]!r}" if kind is not None else "no type"
+                raise _wrong_part(where, f"has {shown}: a part is {_TEXT_PART} or {_IMAGE_PART}")
+    return messages
+
+
+def _wrong_part(place: str, message: str) -> ApiError:
+    return ApiError(400, "invalid_content_part", f"{place}: {message}", param=place)
+
+
 class Message(Payload):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart | ImagePart] | None = None
@@ -148,7 +182,9 @@ class StreamOptions(Payload):
 
 class ChatCompletion(Payload):
     model: Text
-    messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=256, fail_fast=True), BeforeValidator(_checked_messages)
+    ]
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: Temperature = 0.0
@@ -161,18 +197,6 @@ class ChatCompletion(Payload):
     response_format: None = None
     logprobs: Literal[False] | None = None
     reasoning: bool = False
-
-
-def image_bytes(url: str, param: str = "image_url") -> bytes:
-    """The bytes in a data URL; `ApiError` for anything else."""
-    head = _DATA_URL.match(url, 0, 256)
-    if not head:
-        message = "give the image as a data URL (data:image/jpeg;base64,...): no address and no path is opened"
-        raise ApiError(400, "not_a_data_url", message, param=param)
-    try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(400, "invalid_base64", f"the data URL is not base64: {error}", param=param) from error
 
 
 def question_and_image(messages: list[Message]) -> tuple[str, str | None]:

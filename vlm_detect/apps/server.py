@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlm_detect.apps.api import router
+from vlm_detect.apps.connections import ACCEPTED_AT_ONCE, Connections, Server
 from vlm_detect.apps.errors import ApiError, as_api_error
 from vlm_detect.apps.guard import Guard
 from vlm_detect.apps.service import Metrics, Service
@@ -71,7 +72,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = Service(detectors, settings, cnn)
         yield
-        app.state.service.worker.stop()
+        app.state.service.stop()
 
     app = FastAPI(
         title="vlm-detect",
@@ -108,7 +109,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: ValidationError | RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+        place = _path(first["loc"])[:200]
         message = f"{place}: {first['msg']}" if place else str(first["msg"])
         return answer(ApiError(400, "invalid_request", message, param=place or None))
 
@@ -126,6 +127,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     for kind in (ApiError, UserError, ImageRejected, Busy, Expired, Stopped, Exception):
         app.add_exception_handler(kind, failed)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """`messages[0].role` of a place in a body."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "body"]
+    return "".join(parts).removeprefix(".")
 
 
 def _describe_refusals(app: FastAPI) -> None:
@@ -172,8 +179,10 @@ class Counted:
 def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot, before any model is loaded."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # asyncio sends small answers at once (TCP_NODELAY) only over sockets that say that they speak TCP.
+        bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(2048)
@@ -183,23 +192,30 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let what runs come to its end within `drain_s`."""
-    config = uvicorn.Config(
+def http_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """uvicorn within the bounds of `settings`. It logs errors alone: strangers must not fill the log with warnings."""
+    return uvicorn.Config(
         app,
-        log_level="warning",
+        http=Connections(settings),  # type: ignore[arg-type]  # it calls whatever makes a protocol
+        backlog=ACCEPTED_AT_ONCE,
+        ws="none",
+        log_level="error",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_s),
-        limit_concurrency=1000,
-        h11_max_incomplete_event_size=64 << 10,
+        h11_max_incomplete_event_size=16 << 10,
     )
+
+
+def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let what runs come to its end within `drain_s`."""
+    config = http_config(app, settings)
     for library in ("python_multipart", "PIL"):  # they log every oddity of a body: strangers must not fill the log
         logging.getLogger(library).setLevel(logging.CRITICAL)
     # uvicorn passes the signal on to these when it has drained: a server that was told to end has not failed.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: None)
-    uvicorn.Server(config).run(sockets=[bound])
+    Server(config).run(sockets=[bound])
 
 
 def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings, cnn: str | None = None) -> None:

@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import Request
 
-from vlm_detect.apps.errors import ApiError, as_api_error
-from vlm_detect.apps.payloads import image_bytes
+from vlm_detect.apps.asked import asked, part_of, unless_gone
+from vlm_detect.apps.bodies import Part
+from vlm_detect.apps.decoding import Decoding
+from vlm_detect.apps.errors import ApiError, as_api_error, refused_image
 from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.apps.tasks import Answer, TextTask
-from vlm_detect.apps.worker import Done, Event, Failed, Job, Task, Worker
-from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.apps.worker import Done, Event, Expired, Failed, Job, Task, Worker
+from vlm_detect.images.bounds import ImageRejected
+from vlm_detect.infer.detector import Detector, Picture, Verdict
 from vlm_detect.models.cnn.detector import CnnDetector
 
 T = TypeVar("T")
-
-DECODERS = 2  # images that are decoded at a time
-POLL_S = 0.25  # how often a waiting request looks whether its client is still there
 
 
 class Metrics:
@@ -66,8 +66,8 @@ class Service:
             observe=lambda kind, size: self.metrics.batch.labels(kind).observe(size),
         )
         self.metrics.jobs.set_function(lambda: self.worker.n_held)
-        self._decoders = asyncio.Semaphore(DECODERS)
-        self.gathering = asyncio.Lock()  # held by the request that decodes many images before it submits them
+        self._decoding = Decoding(settings)
+        self._gathering = asyncio.Lock()  # held by the request that decodes many images before it submits them
 
     def detector(self, name: str | None) -> Detector:
         if name is None:
@@ -79,21 +79,38 @@ class Service:
 
     # Images
 
-    async def picture(self, source: str | bytes, param: str = "image_url") -> Picture:
-        """The image of a data URL, or of a file's bytes."""
+    async def picture(self, source: str | Part, param: str = "image_url") -> Picture:
+        """The image of a data URL, or of a part of a body."""
+        part = source if isinstance(source, Part) else part_of(source)
+        try:
+            return await asked().within_deadline(self._decoding.picture(part))
+        except ImageRejected as error:
+            raise refused_image(error, param) from error
 
-        def decode() -> Picture:
-            data = image_bytes(source, param) if isinstance(source, str) else source
-            return decode_picture(data, self.settings.max_pixels)
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Alone among the requests of many images; `Expired` where the turn does not come before the deadline."""
+        has_turn = False
+        try:
+            async with asyncio.timeout(asked().deadline - time.monotonic()):
+                has_turn = await self._gathering.acquire()
+            yield
+        except TimeoutError:
+            raise Expired("the deadline passed before the images were read") from None
+        finally:
+            if has_turn:
+                self._gathering.release()
 
-        async with self._decoders:
-            return await asyncio.to_thread(decode)
+    def stop(self) -> None:
+        """End what runs."""
+        self._decoding.stop()
+        self.worker.stop()
 
     # Jobs
 
     def start(self, task: Task, detector: Detector, pictures: Sequence[Picture | None]) -> Started:
         """One job a picture (or none, for a question alone), all of them taken or none."""
-        deadline = time.monotonic() + self.settings.deadline_s
+        deadline = asked().deadline
         queues = [Events() for _ in pictures]
         jobs = [
             Job(task, detector, picture, events.put, deadline) for picture, events in zip(pictures, queues, strict=True)
@@ -182,28 +199,6 @@ class Events:
 
 
 Started = list[tuple[Job, Events]]
-
-
-def client_gone() -> ApiError:
-    return ApiError(499, "client_gone", "the client closed the connection")
-
-
-async def unless_gone(request: Request, result: Awaitable[T]) -> T:
-    """`result`, given up with a `ApiError` when the client disconnects first."""
-
-    async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(POLL_S)
-
-    wanted, watch = asyncio.ensure_future(result), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait([wanted, watch], return_when=asyncio.FIRST_COMPLETED)
-        if not wanted.done():
-            raise client_gone()
-        return wanted.result()
-    finally:
-        wanted.cancel()
-        watch.cancel()
 
 
 def prompt_of(

@@ -19,8 +19,14 @@ class ServerSettings:
     without_key: bool = False  # beyond loopback, that is
     max_body_bytes: int = 32 << 20
     max_held_bytes: int = 512 << 20
+    header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    write_timeout_s: float = 30.0  # in which a client has to read on
+    max_idle_connections: int = 256  # those that owe a request
+    max_uploads: int = 128  # bodies that arrive at a time
     max_pixels: int = 50_000_000
+    decoders: int = 2  # images that are decoded at a time, each in a process of its own
+    decode_s: float = 10.0  # processor time of one image
     max_held_pixels: int = 400_000_000
     max_images: int = 32
     max_question_chars: int = 4000

@@ -108,7 +108,8 @@ def open_bounded(
         if stream.is_late:  # some readers turn an exception of the stream into another
             raise stream.rejection() from error
         if isinstance(error, Image.UnidentifiedImageError):
-            raise _unidentified(data) from error
+            check_has_reader(data)
+            raise ImageRejected("not_an_image", "no known image format") from error
         truncated = "truncated" in str(error).lower()
         raise ImageRejected("truncated" if truncated else "unreadable", f"{type(error).__name__}: {error}") from error
 
@@ -131,11 +132,11 @@ def is_decoded_in_one_call(data: bytes) -> bool:
     return data.startswith(tiff + jpeg2000) or data[4:8] == b"ftyp"
 
 
-def _unidentified(data: bytes) -> ImageRejected:
+def check_has_reader(data: bytes) -> None:
+    """`ImageRejected` for a format that an extra would read."""
     kind = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
     if kind and kind not in readable_formats():
-        return ImageRejected("needs_extra", f"{kind} is not read here: {_READERS[kind]}")
-    return ImageRejected("not_an_image", "no known image format")
+        raise ImageRejected("needs_extra", f"{kind} is not read here: {_READERS[kind]}")
 
 
 class _TimedBytes(io.BytesIO):

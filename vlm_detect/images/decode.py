@@ -29,6 +29,7 @@ from PIL import ExifTags, Image, ImageFile
 from vlm_detect.images.bounds import (
     MAX_PIXELS,
     ImageRejected,
+    check_has_reader,
     is_decoded_in_one_call,
     open_bounded,
     read_bounded,
@@ -82,6 +83,7 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
     data = source if isinstance(source, bytes) else read_bounded(Path(source))
     if not is_decoded_in_one_call(data):
         return decode_here(data, max_pixels=max_pixels)
+    check_has_reader(data)
     with shared_decoder() as decoder:
         return decoded_of(decoder.decode(data, max_pixels=max_pixels))
 

@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 16 << 20
 WALL_S, WALL_S_A_SECOND = 30, 10
 _PACKAGE = Path(__file__).parents[2]
 _LENGTH = struct.Struct("<Q")
+_BAND_BYTES = 1 << 20
 
 
 class Reply(NamedTuple):
@@ -88,6 +89,11 @@ class IsolatedDecoder:
             finally:
                 timer.cancel()
 
+    def start(self, max_pixels: int = MAX_PIXELS) -> None:
+        """Start the process ahead of its first image; what it loads takes a moment."""
+        with self._turn:
+            self._running(max_pixels)
+
     def stop(self) -> None:
         """End the process, and with it the decoding that is under way; the next image starts another."""
         process, self._process = self._process, None
@@ -132,8 +138,7 @@ class IsolatedDecoder:
         width, height = int(header["width"]), int(header["height"])
         if not 0 < width * height <= max_pixels:
             raise ValueError("an image beyond its bound")
-        pixels = _read(process.stdout, width * height * 3)
-        return Reply(Image.frombytes("RGB", (width, height), pixels), header)
+        return Reply(_read_pixels(process.stdout, width, height), header)
 
     def _ended(self, process: subprocess.Popen[bytes], max_seconds: float) -> ImageRejected:
         """Why the process gave no answer."""
@@ -151,6 +156,16 @@ def _read(stream: IO[bytes], size: int) -> bytes:
     if len(found) < size:
         raise EOFError
     return found
+
+
+def _read_pixels(stream: IO[bytes], width: int, height: int) -> Image.Image:
+    """RGB of height x width x 3 bytes, in bands: Pillow unpacks bytes under Python's lock, which others wait for."""
+    image = Image.new("RGB", (width, height))
+    rows = max(1, _BAND_BYTES // (3 * width))
+    for top in range(0, height, rows):
+        band = (width, min(rows, height - top))
+        image.paste(Image.frombytes("RGB", band, _read(stream, band[0] * band[1] * 3)), (0, top))
+    return image
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,8 @@ from transformers.cache_utils import DynamicCache
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 
+_BAND_PIXELS = 1 << 18
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -111,7 +113,11 @@ def image_key(image: Image.Image | None) -> bytes:
     if image is None:
         return b""
     header = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(header + bytes(image.getpalette("RGBA") or ()) + image.tobytes()).digest()
+    digest = hashlib.sha256(header + bytes(image.getpalette("RGBA") or ()))
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):  # in bands: whole, a large image stops the threads beside this one
+        digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    return digest.digest()
 
 
 def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
