@@ -128,5 +128,7 @@ def test_view_shows_a_dataset_and_the_errors_of_a_run(run, tmp_path, capsys):
     with pytest.raises(UserError, match="run this where that lies"):
         cli.run(["view", str(results), "--out", str(page)])
     for verb, flag in [("view", "--n"), ("report", "--n"), ("audit", "--max_images")]:
-        with pytest.raises(UserError, match=f"{flag} -5: give 1 or more"):
+        with pytest.raises(SystemExit) as ended:
             cli.run([verb, data, flag, "-5"])
+        assert ended.value.code == 2
+        assert f"{flag} -5: give 1 or more" in capsys.readouterr().err

@@ -69,8 +69,8 @@ def test_image_datasets_and_a_quantised_base(home) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "holds a dict"),
-        ("nothing", "not a JSON file"),
+        ("{}", "it holds no conversation"),
+        ("nothing", "not JSON"),
         (f'[{{"image": "no.jpg", "conversations": [{ASKED}]}}]', "questions and answers in turn"),
         (f'[{{"image": "/a/no.jpg", "conversations": [{ASKED}, {ANSWERED}]}}]', "no.jpg is neither there"),
     ],

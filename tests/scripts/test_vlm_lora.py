@@ -46,7 +46,7 @@ def test_a_run_is_trained_asked_and_measured(home) -> None:
 
 def test_what_it_cannot_use(home) -> None:
     nothing = run_here("recipes/vlm_lora.py", "--data", home / "pairs", *SETTINGS)
-    assert (nothing.returncode, nothing.stderr.count("\n")) == (1, 1)
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
     assert "--model is missing" in nothing.stderr
     shutil.copytree(home / "model", home / "mute")
     (home / "mute" / "chat_template.jinja").unlink()

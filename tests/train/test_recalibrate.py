@@ -48,11 +48,20 @@ def test_a_bound_on_false_positives_moves_the_threshold(home):
     [
         (["{home}/nowhere", "--data", "{home}/pairs"], "nowhere: no such run directory"),
         (["{home}/run", "--data", "{home}/nothing"], "nothing: cannot be opened"),
-        (["{home}/run", "--data", "{home}/pairs", "--split", "test"], "is not measured by them"),
         (["{home}/run", "--data", "{home}/pairs", "--split", "dev"], "has no dev split"),
-        (["{home}/run", "--data", "{home}/pairs", "--max_fpr", "5"], "--max_fpr 5.0"),
     ],
 )
 def test_what_it_refuses(home, arguments, message):
     with pytest.raises(UserError, match=message):
         cli.run(["calibrate", *(part.format(home=home) for part in arguments)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--split", "test"], "is not measured by them"), (["--max_fpr", "5"], "--max_fpr 5.0")],
+)
+def test_what_the_command_line_alone_shows_wrong(home, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["calibrate", str(home / "run"), "--data", str(home / "pairs"), *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
