@@ -53,7 +53,7 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
         raise UserError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(values, dict) or (unknown := values.keys() - _KNOWN):
         wrong = f"unknown keys {', '.join(sorted(map(str, unknown)))}" if isinstance(values, dict) else "no mapping"
-        raise UserError(f"--config {path}: {wrong}; give a config of recipes/*_lora.py")
+        raise UserError(f"--config {path}: {wrong}; give a config of vlm-detect train")
     name = model or values.get("model") or ModelOptions().model
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
     defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}

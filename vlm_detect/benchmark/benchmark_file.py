@@ -35,7 +35,7 @@ def build_or_check(options: BuildOptions) -> None:
 
 def write(options: BuildOptions, dataset: Path) -> None:
     if not dataset.is_dir():
-        raise UserError(f"{dataset}: no such dataset folder; make one with data_gen/make_pairs.py")
+        raise UserError(f"{dataset}: no such dataset folder; make one with vlm-detect make-pairs")
     pairs, data = dataset_pairs(dataset, options.split)
     sizes = sizes_from(options)
     items = build(pairs, sizes, options.seed)

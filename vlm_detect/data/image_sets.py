@@ -125,7 +125,7 @@ def in_folders(
     if not entries:
         raise UserError(
             f"{folder}: none of its {len(found.images)} images {where} as --from {layout} has them; "
-            "python data_gen/import_images.py --help shows the layouts"
+            "vlm-detect import-images --help shows the layouts"
         )
     if outside := len(found.images) - len(entries):
         found.skipped["image in a folder that names no label"] += outside

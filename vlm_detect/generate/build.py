@@ -1,4 +1,4 @@
-"""From the steps' shards to a dataset that stands: what every program in `data_gen/` ends with.
+"""From the steps' shards to a dataset that stands: what the programs of data generation end with.
 
     build_dataset(out, settings, steps=caption_and_render, pack=pack_pairs_of, push_to_hub="me/pairs")
 

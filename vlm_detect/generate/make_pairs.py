@@ -4,7 +4,7 @@
     vlm-detect make-pairs --images photos/ --generator stabilityai/stable-diffusion-3.5-medium --twins vae
     vlm-detect make-pairs --images owner/dataset::train:image --limit 1000 --workers 4
     vlm-detect make-pairs --images photos/ --config 24gb --dry_run
-    vlm-detect make-pairs --images photos/ --prompts data_gen/configs/prompts.yaml      # images without pairs
+    vlm-detect make-pairs --images photos/ --prompts prompts.yaml     # images without pairs; a start: configs prompts
     vlm-detect make-pairs --images photos/ --executor slurm --workers 16 --gpus 1 --slurm_partition gpu
 
 Unfinished work lies in OUT.work and is removed when OUT stands. What is not given of the generator's settings is taken

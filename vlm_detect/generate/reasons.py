@@ -1,4 +1,4 @@
-"""Reasons for the labels of a finished dataset (`data_gen/reasons.py`): what is asked for, and who finds it.
+"""Reasons for the labels of a finished dataset (`vlm-detect add-reasons`): what is asked for, and who finds it.
 
 plan = plan_reasons("data/pairs", out, Wanted(ReasonsConfig(), TeacherConfig(), TextsConfig()))
 find_reasons(plan, work, launch)            # all that takes time, in shards

@@ -272,7 +272,9 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
     from vlm_detect.models.cnn.configuration import is_cnn_run  # which imports much that a VLM does without
 
     if is_cnn_run(resolved.path_or_id):
-        return f"{resolved.name} is a CNN, and another kind of model is needed: vlm-detect explain and eval/ take it"
+        return (
+            f"{resolved.name} is a CNN, and another kind of model is needed: vlm-detect explain and benchmark take it"
+        )
     reason = (str(error).strip().splitlines() or [""])[0]
     named = reason if isinstance(error, OSError | ValueError) and reason else f"{type(error).__name__}: {reason}"
     return f"{resolved.name} could not be loaded: {named}"

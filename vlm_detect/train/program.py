@@ -171,7 +171,7 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
     if options.model.quantize and trainer.is_fsdp_enabled:
         raise UserError(
             f"--quantize {options.model.quantize} does not go with FSDP, which cannot read such a checkpoint back: "
-            "leave one of them out (recipes/configs/accelerate_ddp.yaml)"
+            "leave one of them out (config accelerate_ddp)"
         )
     return trainer
 
