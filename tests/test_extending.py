@@ -47,6 +47,7 @@ from vlm_detect.generate.edit_reasons import edit_reasons
 from vlm_detect.generate.edits import draw_edit
 from vlm_detect.generate.options import EditOperations, Layout, RenderConfig, TwinKinds
 from vlm_detect.generate.render_step import RenderShard, check_generator, complete
+from vlm_detect.images.edits import EDITS
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard
@@ -59,7 +60,8 @@ from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
 from vlm_detect.train.loss import answer_loss
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = {path: code for _, path, code in re.findall(r"```(python|yaml|toml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)}
 POINTS = tomllib.loads(FILES["pyproject.toml"])["project"]["entry-points"][plugins.GROUP]
 
@@ -77,6 +79,12 @@ def test_the_page_has_every_kind() -> None:
     assert {point.partition(".")[0] for point in POINTS} == set(plugins.KINDS) - {"measure"}  # on a page of its own
     assert plugins.mistaken() == []
     assert versions()["my_package"] == "1.0"  # in every run.json
+
+
+def test_the_edits_of_this_package_are_documented() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.partition("## Edits")[2].partition("## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == EDITS.own
 
 
 def test_an_edit() -> None:
