@@ -11,11 +11,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.apps.conftest import Running, data_url, file_bytes, make_photo, serving
+from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.endpoint import Endpoint
 from vlm_detect.infer.reasoning import reason_steps
+from vlm_detect.infer.reference import plain_inputs
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.cnn.model import new_model
@@ -346,6 +350,43 @@ def test_content_of_another_kind_is_told_by_its_place(http: httpx.Client) -> Non
     body = {"model": "x", "messages": [{"role": "robot", "content": "Hi"}]}
     assert http.post("/v1/chat/completions", json=body).json()["error"]["param"] == "messages[0].role"
     assert http.post("/v1/verdict", json={"images": [IMAGE, 0]}).json()["error"]["param"] == "images[1]"
+
+
+def test_logprobs_are_those_of_the_model(server: Running, photo: Image.Image) -> None:
+    client, vlm = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none"), server.detector.engine.vlm
+    content = [{"type": "image_url", "image_url": {"url": data_url(photo)}}, {"type": "text", "text": "What is it?"}]
+    ask: dict[str, Any] = {"model": server.detector.name, "messages": [{"role": "user", "content": content}]}
+    ask |= {"max_tokens": 5, "logprobs": True, "top_logprobs": 3, "temperature": 0}
+    found = client.chat.completions.create(**ask).choices[0].logprobs.content
+    prompt, answer = vlm.question_ids("What is it?"), []
+    for one in found:
+        with torch.inference_mode():
+            logits = vlm.model(**plain_inputs(vlm, photo, prompt, answer), use_cache=False).logits[0, -1]
+        values = logits.log_softmax(-1)
+        if answer:
+            values[list(vlm.first_only_ids)] = -torch.inf
+            values = values.log_softmax(-1)
+        top = values.topk(3)
+        assert one.logprob == pytest.approx(float(top.values[0]), abs=1e-4)
+        assert [entry.logprob for entry in one.top_logprobs] == pytest.approx(top.values.tolist(), abs=1e-4)
+        assert [entry.token for entry in one.top_logprobs] == [vlm.decode([i]) for i in top.indices.tolist()]
+        assert bytes(one.bytes).decode() == one.token
+        answer.append(int(top.indices[0]))
+    assert 1 <= len(found) <= 5
+    *_, last = client.chat.completions.create(**ask, stream=True)
+    assert last.choices[0].logprobs.content == found
+    plain = client.chat.completions.create(**{**ask, "logprobs": False, "top_logprobs": None})
+    assert plain.choices[0].logprobs is None
+    for wrong in ({"logprobs": False}, {"top_logprobs": 21}):
+        with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+            client.chat.completions.create(**{**ask, **wrong})
+
+
+def test_our_own_benchmark_scores_our_own_server(server: Running, photo: Image.Image) -> None:
+    endpoint = Endpoint(f"{server.url}/v1", server.detector.name)
+    assert endpoint.gives_logprobs
+    ((scores,),) = endpoint.score([photo], [[Ask("Real or fake?", ("Yes.", "No."))]])
+    assert all(score.logprob <= 0 for score in scores)
 
 
 def test_null_for_an_option_is_its_default(server: Running, http: httpx.Client, photo: Image.Image) -> None:

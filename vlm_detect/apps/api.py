@@ -18,6 +18,7 @@ from PIL import Image
 from vlm_detect.apps.asked import asked, client_gone
 from vlm_detect.apps.bodies import Part
 from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.logprobs import logprobs_body
 from vlm_detect.apps.moondream_api import reasoning_of
 from vlm_detect.apps.moondream_api import router as moondream
 from vlm_detect.apps.payloads import (
@@ -68,23 +69,33 @@ async def chat_completions(request: Request, payload: ChatCompletion) -> Any:
     question, url = question_and_image(payload.messages)
     tokens = payload.max_completion_tokens or payload.max_tokens
     limit = token_limit(service, Settings(max_tokens=tokens))
+    if payload.top_logprobs is not None and not payload.logprobs:
+        raise ApiError(400, "invalid_request", "top_logprobs needs logprobs: true", param="top_logprobs")
+    top = (payload.top_logprobs or 0) if payload.logprobs else None
+    if payload.reasoning and payload.logprobs:
+        raise ApiError(501, "not_implemented", "logprobs are not given with reasoning", param="logprobs")
     if payload.reasoning:
         asked = checked_text(question, service.settings)
         task: TextTask = Reason(asked, [], limit, payload.temperature, payload.top_p)
     else:
-        task = Write(prompt_of(question, service.settings), limit, payload.temperature, payload.top_p)
+        task = Write(prompt_of(question, service.settings), limit, payload.temperature, payload.top_p, top)
     picture = None if url is None else await service.picture(url, "messages")
+
+    def logprobs(answer: Answer) -> dict[str, Any] | None:
+        return None if top is None else logprobs_body(detector.engine.vlm, answer.logprobs)
+
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": payload.model}
     if not payload.stream:
         answer = await service.text(request, task, detector, picture)
         message = {"role": "assistant", "content": answer.text, **_thoughts(answer)}
-        choice = {"index": 0, "message": message, "finish_reason": finish_reason(answer.length), "logprobs": None}
+        finish = {"finish_reason": finish_reason(answer.length), "logprobs": logprobs(answer)}
+        choice = {"index": 0, "message": message, **finish}
         return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(answer)}
     pieces = await service.pieces(task, detector, picture)
     with_usage = payload.stream_options is not None and payload.stream_options.include_usage
 
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def chunk(delta: dict[str, Any], finish: str | None = None, told: dict[str, Any] | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": told}
         return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
     async def events() -> AsyncIterator[dict[str, Any]]:
@@ -93,7 +104,8 @@ async def chat_completions(request: Request, payload: ChatCompletion) -> Any:
             if isinstance(piece, str):
                 yield chunk({"content": piece})
                 continue
-            yield chunk(_thoughts(piece), finish_reason(piece.length))
+            # Pieces are text that is final, not tokens: the tokens' log-probabilities come together, at the end.
+            yield chunk(_thoughts(piece), finish_reason(piece.length), logprobs(piece))
             if with_usage:
                 yield {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(piece)}
 

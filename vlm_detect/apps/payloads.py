@@ -195,7 +195,8 @@ class ChatCompletion(Payload):
     stop: None = None
     tools: None = None
     response_format: None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning: bool = False
 
 

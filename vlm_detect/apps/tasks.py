@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
+from vlm_detect.apps.logprobs import TokenLogprob, token_logprob
 from vlm_detect.apps.worker import Job, Task
 from vlm_detect.cnn.heatmap import heat_maps, overlay
 from vlm_detect.errors import UserError
@@ -42,6 +43,7 @@ class Answer:
     n_tokens: int
     length: bool
     reasoning: Reasoning | None = None
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 class TextTask(Task, Protocol):
@@ -57,7 +59,7 @@ class Sampled(Protocol):
 
 @dataclass
 class Write:
-    """Ends with an `Answer`, after its pieces.
+    """Ends with an `Answer`, after its pieces; with its tokens' log-probabilities where `top_logprobs` is a number.
 
     `prompt` gives what the text begins with and the ids that ask for the rest; it may raise UserError. Temperature 0 is
     greedy; else `top_p` keeps the likeliest tokens as moondream's own decoder does.
@@ -67,6 +69,7 @@ class Write:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_logprobs: int | None = None
     kind = "text"
 
     def lane(self, jobs: Sequence[Job]) -> Generator[None, None, None]:
@@ -117,11 +120,19 @@ def of_one_length(rows: Sequence[R]) -> list[list[R]]:
 
 
 def _stream(rows: Sequence[_Row]) -> Iterator[torch.Tensor]:
+    sample = sampler([row.job.task for row in rows])
+
+    def choose(logits: torch.Tensor) -> torch.Tensor:  # (B, 1, V) to (B, 1)
+        chosen = sample(logits)
+        for row, (values,), (token,) in zip(rows, logits, chosen.tolist(), strict=True):
+            row.note(values, token)
+        return chosen
+
     return rows[0].job.detector.engine.stream(
         [row.job.image for row in rows],
         [[row.prompt] for row in rows],
         max(row.limit for row in rows),
-        choose=sampler([row.job.task for row in rows]),
+        choose=choose,
     )
 
 
@@ -140,6 +151,13 @@ class _Row:
         self.n_prompt_tokens = engine.vlm.context - engine.room(prompt, with_image=with_image)
         self.end = engine.vlm.eos_token_id
         self.text = TextStream(engine.vlm)
+        self.logprobs: list[TokenLogprob] = []
+        self._top_logprobs = task.top_logprobs
+
+    def note(self, logits: torch.Tensor, token: int) -> None:
+        """The logits (V,) that `token` was chosen by, before it is pushed."""
+        if self._top_logprobs is not None and self.job.open and token != self.end:
+            self.logprobs.append(token_logprob(logits, token, self._top_logprobs))
 
     def push(self, token: int) -> None:
         if not self.job.open:
@@ -149,7 +167,9 @@ class _Row:
         if token == self.end or self.text.n_tokens == self.limit:
             self._emit(self.text.finish(), last=True)
             text = " ".join(part for part in (self.beginning, self.text.text) if part)
-            self.job.done(Answer(text, self.n_prompt_tokens, self.text.n_tokens, length=token != self.end))
+            cut_off = token != self.end
+            n_tokens = (self.n_prompt_tokens, self.text.n_tokens)
+            self.job.done(Answer(text, *n_tokens, cut_off, logprobs=self.logprobs))
 
     def _emit(self, piece: str, last: bool = False) -> None:
         if piece:
