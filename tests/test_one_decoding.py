@@ -169,7 +169,8 @@ def test_the_benchmark(dataset: Path, folder: Path) -> None:
 
 def test_scan_chat_detector_and_server(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="needs the extra serve")
-    from vlm_detect.apps.service import Service
+    from vlm_detect.apps.bodies import Part
+    from vlm_detect.apps.decoding import Decoding
     from vlm_detect.apps.settings import ServerSettings
 
     seen = Seen()
@@ -179,11 +180,11 @@ def test_scan_chat_detector_and_server(folder: Path, tmp_path: Path) -> None:
     assert {pixels(Session(detector, str(folder / name)).image) for name in files()} == shown()
 
     async def served() -> set[bytes]:
-        service = Service({"tiny": detector}, ServerSettings())
+        decoding = Decoding(ServerSettings())
         try:
-            return {pixels((await service.picture(data)).image) for data in files().values()}
+            return {pixels((await decoding.picture(Part(memoryview(data)))).image) for data in files().values()}
         finally:
-            service.worker.stop()
+            decoding.stop()
 
     assert asyncio.run(served()) == shown()
     given = [*files().values(), *(folder / name for name in files())]

@@ -43,7 +43,7 @@ def parse(folder, *flags):
         ("--tune some", "--tune: some: choose from lora, full"),
         ("--tune full --quantize nf4", "leave out --quantize"),
         ("--lora_targets brain", "--lora_targets brain: unknown brain; choose from attention"),
-        ("--question_kinds yes_no riddle", "--question_kinds riddle: no such question; known are yes_no"),
+        ("--question_kinds yes_no riddle", "--question_kinds riddle: no such question; known are"),
         ("--augment mixup", "--augment mixup: unknown; choose from flip"),
         ("--metric_for_best_model nonsense", "--metric_for_best_model nonsense: choose from score, auroc"),
         ("--epochs 3", "--epochs: no such flag; did you mean --num_train_epochs?"),
