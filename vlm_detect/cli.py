@@ -33,6 +33,7 @@ VERBS = {
     "train moondream": ("vlm_detect.train.moondream:main", "finetune moondream2 with LoRA"),
     "train tinyllava": ("vlm_detect.train.tinyllava:main", "finetune TinyLLaVA with LoRA"),
     "train vlm": ("vlm_detect.train.vlm:main", "finetune any image-text-to-text model of transformers"),
+    "train preference": ("vlm_detect.train.preference:main", "prefer checked explanations to faulty ones (DPO)"),
     "train cnn": ("vlm_detect.cnn.train:main", "train a CNN baseline"),
     "calibrate": ("vlm_detect.apps.commands:calibrate", "refit a run's threshold on your own images"),
     "export": ("vlm_detect.apps.commands:export", "write a finetuned model in the form that other tools read"),

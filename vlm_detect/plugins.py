@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The things of one kind by their names: first ours, in the order in which they register, then those of plugins.
+    """The things of one kind by their names: first ours, in the order of their modules, then those of plugins.
 
     Args:
         kind: one of `KINDS`.
@@ -116,6 +116,11 @@ class Registry(Generic[T]):
         except BaseException:
             self._loaded = False
             raise
+        # Whichever of them was imported first.
+        place = {module: i for i, module in enumerate(self._modules)}
+        self._things = dict(
+            sorted(self._things.items(), key=lambda one: place.get(self._makers[one[0]].__module__, len(place)))
+        )
         self._own = [name for name in self._things if name not in before or _is_ours(self._makers[name])]
 
     def _load_plugin(self, name: str) -> None:

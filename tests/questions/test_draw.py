@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -139,3 +141,15 @@ def test_an_edit_is_told_in_words():
 def test_what_is_not_known_is_not_asked():
     unknown = Subject(label="generated")
     assert draw_questions(unknown, random.Random(0), kinds=["attribution", "multiple_choice"], per_image=2) == []
+
+
+def test_the_order_of_kinds_does_not_depend_on_which_is_imported_first() -> None:
+    code = "import vlm_detect.questions.kinds.{first}; from vlm_detect.questions.kind import KINDS; print(*KINDS)"
+    orders = {
+        subprocess.run(
+            [sys.executable, "-c", code.format(first=first)], capture_output=True, text=True, check=True
+        ).stdout
+        for first in ("explain", "yes_no", "open")
+    }
+    assert len(orders) == 1
+    assert orders.pop().startswith("yes_no true_false ")

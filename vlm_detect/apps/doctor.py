@@ -30,6 +30,7 @@ from vlm_detect.plugins import installed, mistaken
 EXTRAS = {
     "data": ["diffusers", "imagehash"],
     "train": ["tensorboard"],
+    "preference": ["trl"],
     "quant": ["bitsandbytes"],
     "cnn": ["captum"],
     "eval": ["openai", "rouge_score"],

@@ -84,7 +84,7 @@ def write_card(
         data=", ".join([str(run.config["data"]), *run.config["mix"]]),
         units=units,
         unit=_CONVERSATIONS if "turns" in parts[0].column_names else _PAIRS,
-        data_table=_table(["images", "count"], sorted(sum(map(_composition, parts), Counter()).items())),
+        data_table=markdown_table(["images", "count"], sorted(sum(map(_composition, parts), Counter()).items())),
         kinds=", ".join(questions.question_kinds),
         per_image=questions.questions_per_image,
         control=_CONTROL if questions.shuffle_labels else "",
@@ -114,7 +114,7 @@ def _floors(audit: Path) -> str:
     probes = [(p["name"], f"{p['auc']:.3f}", " to ".join(f"{x:.3f}" for x in p["ci95"])) for p in found["probes"]]
     findings = "\n".join(f"- {finding}" for finding in found["findings"])
     told = "Floors: what small probes reach without looking at content, as area under the ROC curve."
-    return "\n\n".join(part for part in (told, _table(["probe", "AUC", "95 %"], probes), findings) if part)
+    return "\n\n".join(part for part in (told, markdown_table(["probe", "AUC", "95 %"], probes), findings) if part)
 
 
 def _scores(history: Sequence[Mapping[str, Any]], kept: Mapping[str, float], images: int) -> str:
@@ -124,9 +124,9 @@ def _scores(history: Sequence[Mapping[str, Any]], kept: Mapping[str, float], ima
         if "eval_score" in entry
     ]
     lines.append(["kept", *(f"{kept[name]:.3f}" for name in _COLUMNS), str(images)])
-    return _table(["epoch", *_COLUMNS.values(), "images"], lines)
+    return markdown_table(["epoch", *_COLUMNS.values(), "images"], lines)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from vlm_detect.config import parse_config, read_run_json, write_json
 from vlm_detect.flags import Deferred
@@ -20,6 +20,9 @@ from vlm_detect.train.trainer_flags import trainer_flags
 
 if TYPE_CHECKING:
     from vlm_detect.models.registry import Role
+
+
+T = TypeVar("T", bound=TrainOptions)
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,7 @@ class Options:
 
     def with_seed(self, seed: int) -> Options:
         """The same for one of several seeds: a run of its own, in a folder of the run directory."""
-        training = copy.copy(self.training)  # `replace` would run the derivation a second time
-        training.seed, training.seeds = seed, []
-        folder = Path(str(training.output_dir))
-        training.output_dir = str(folder / f"seed_{seed}")
-        training.hub_model_id = f"{training.hub_model_id or folder.name}-seed_{seed}"  # nor do they share a repository
-        return replace(self, training=training)
+        return replace(self, training=seeded(self.training, seed))
 
 
 def _arguments() -> type:
@@ -86,7 +84,29 @@ def _arguments() -> type:
     return TrainArguments
 
 
-def each_seed(options: Options, finetune: Callable[[Options], None]) -> None:
+def seeded(training: T, seed: int) -> T:
+    """The Trainer's options for one of several seeds, which has a folder and a repository of its own."""
+    training = copy.copy(training)  # `replace` would run the derivation a second time
+    training.seed, training.seeds = seed, []
+    folder = Path(str(training.output_dir))
+    training.output_dir = str(folder / f"seed_{seed}")
+    training.hub_model_id = f"{training.hub_model_id or folder.name}-seed_{seed}"
+    return training
+
+
+class Seeded(Protocol):
+    """The options of a run of any recipe."""
+
+    @property
+    def training(self) -> TrainOptions: ...
+
+    def with_seed(self, seed: int) -> Self: ...
+
+
+S = TypeVar("S", bound=Seeded)
+
+
+def each_seed(options: S, finetune: Callable[[S], None]) -> None:
     """Call `finetune` once, or for each of `--seeds`; then `seeds.json` has every score's mean and spread."""
     training = options.training
     if not training.seeds:

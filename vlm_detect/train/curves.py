@@ -14,9 +14,11 @@ _SCORES = {"eval_auroc": "AUROC", "eval_balanced_accuracy": "balanced accuracy"}
 _History = Sequence[Mapping[str, Any]]
 
 
-def write_curves(folder: Path, history: _History, *, title: str, command: str) -> None:
+def write_curves(
+    folder: Path, history: _History, *, title: str, command: str, loss_unit: str = "nats an answer token"
+) -> None:
     """Draw the Trainer's log history into a run directory; a run without validation has no curve of it."""
-    figures = {"loss": _loss(history), "validation": _validation(history)}
+    figures = {"loss": _loss(history, loss_unit), "validation": _validation(history)}
     pictures: list[Picture] = []
     for name, drawn in figures.items():
         if drawn is not None:
@@ -29,14 +31,14 @@ def write_curves(folder: Path, history: _History, *, title: str, command: str) -
     )
 
 
-def _loss(history: _History) -> tuple[Figure, str] | None:
+def _loss(history: _History, unit: str) -> tuple[Figure, str] | None:
     points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     if not points:
         return None
     figure, axes = _axes()
     steps, losses = zip(*points, strict=True)
     axes.plot(steps, losses, color=PALETTE[0], linewidth=1.2)
-    axes.set(xlabel="Step", ylabel="Loss (nats an answer token)", ylim=(0, None))
+    axes.set(xlabel="Step", ylabel=f"Loss ({unit})", ylim=(0, None))
     return figure, f"Loss from {losses[0]:.3f} at step {steps[0]} to {losses[-1]:.3f} at step {steps[-1]}"
 
 

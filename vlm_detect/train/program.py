@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -129,15 +131,19 @@ def readable(options: Options, vlm: VLM, data: TrainingData) -> TrainingData:
 
 
 def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDirectory:
-    """The run directory; says so where the run in it is finished."""
-    given = options.training.resume_from_checkpoint
-    if given and not is_whole(Path(given)):
-        raise UserError(f"--resume_from_checkpoint {given}: no whole checkpoint; without it the run's newest is taken")
+    """The run directory of these options."""
     hashes = data_hashes(data.names[0])
     for other in data.names[1:]:
         hashes |= {f"{other}/{file}": found for file, found in data_hashes(other).items()}
-    facts = {"model": base.name, "data_sha256": hashes, "processes": options.training.world_size}
-    run = RunDirectory.open(options.training.output_dir, options.groups, **facts)
+    return open_run_directory(options.training, options.groups, model=base.name, data_sha256=hashes)
+
+
+def open_run_directory(training: TrainOptions, groups: Sequence[Any], **facts: Any) -> RunDirectory:
+    """The run directory; says so where the run in it is finished."""
+    given = training.resume_from_checkpoint
+    if given and not is_whole(Path(given)):
+        raise UserError(f"--resume_from_checkpoint {given}: no whole checkpoint; without it the run's newest is taken")
+    run = RunDirectory.open(training.output_dir, groups, **facts, processes=training.world_size)
     if run.finished:
         print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
     return run

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlm_detect.infer.engine import Engine
-from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.base import VLM
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import EpochSampler, Units
@@ -26,7 +23,7 @@ from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.usable import context_of
-from vlm_detect.train.validation import ValidationSet, scores_of
+from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
 
 
 class DetectorTrainer(RecipeTrainer):
@@ -141,25 +138,4 @@ class DetectorTrainer(RecipeTrainer):
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
         assert self.validation is not None
-        args, n_images = self.args, len(self.validation)
-        mine: Sequence[int] = range(args.process_index, n_images, args.world_size)
-        at_once = args.eval_batch_size
-        model: nn.Module = self.vlm.model
-        if isinstance(model, FSDPModule):
-            model.unshard()  # what belongs to no layer, and is read before the model's own forward
-            # Every forward gathers weights from all processes. So that each makes as many, those with one image less
-            # score one twice, and prefixes that may differ in length do not share a batch here and in two there.
-            rounds = -(-n_images // args.world_size)
-            mine = [(args.process_index + i * args.world_size) % n_images for i in range(rounds)]
-            at_once = at_once if self.vlm.has_fixed_prefix else 1
-        training = model.training
-        model.eval()
-        engine = Engine(self.vlm, batch_images=at_once, cache_bytes=0)  # every image is seen once
-        found: list[tuple[int, float]] = []
-        for start in range(0, len(mine), at_once):
-            indices = mine[start : start + at_once]
-            images = [self.validation.images[index].open() for index in indices]
-            found += zip(indices, log_odds(engine, images), strict=True)
-        model.train(training)
-        odds = dict(gather_object(found))
-        return np.array([odds[index] for index in range(n_images)])
+        return validation_odds(self.vlm, self.validation, self.args)

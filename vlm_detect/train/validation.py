@@ -5,14 +5,22 @@ An image's score is the detector's own (`vlm_detect.infer.verdict`): the log-odd
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from accelerate.utils import gather_object
 from datasets import Dataset
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import TrainingArguments
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, undecoded
+from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.verdict import log_odds
+from vlm_detect.models.base import VLM
 
 
 @dataclass(frozen=True)
@@ -77,3 +85,28 @@ def scores_of(odds: np.ndarray, generated: np.ndarray) -> dict[str, float]:
     log_loss = float(np.mean(np.logaddexp(0, np.where(generated, -odds, odds))))
     score = (auroc + balanced) / 2 - 1e-3 * log_loss
     return {"auroc": auroc, "balanced_accuracy": balanced, "score": score, "log_loss": log_loss}
+
+
+def validation_odds(vlm: VLM, validation: ValidationSet, args: TrainingArguments) -> np.ndarray:
+    """Log-odds of "generated" of every validation image, in the set's order: (N,). Each process scores its share."""
+    n_images, at_once = len(validation), args.eval_batch_size
+    mine: Sequence[int] = range(args.process_index, n_images, args.world_size)
+    model: nn.Module = vlm.model
+    if isinstance(model, FSDPModule):
+        model.unshard()  # what belongs to no layer, and is read before the model's own forward
+        # Every forward gathers weights from all processes. So that each makes as many, those with one image less score
+        # one twice, and prefixes that may differ in length are not one batch here and two there.
+        rounds = -(-n_images // args.world_size)
+        mine = [(args.process_index + i * args.world_size) % n_images for i in range(rounds)]
+        at_once = at_once if vlm.has_fixed_prefix else 1
+    training = model.training
+    model.eval()
+    engine = Engine(vlm, batch_images=at_once, cache_bytes=0)  # every image is seen once
+    found: list[tuple[int, float]] = []
+    for start in range(0, len(mine), at_once):
+        indices = mine[start : start + at_once]
+        images = [validation.images[index].open() for index in indices]
+        found += zip(indices, log_odds(engine, images), strict=True)
+    model.train(training)
+    odds = dict(gather_object(found))
+    return np.array([odds[index] for index in range(n_images)])

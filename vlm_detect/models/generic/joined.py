@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_base import BatchFeature
 
 IMAGE_TOKEN = "<|image_pad|>"
 
 
-class JoinedProcessor:
+class JoinedProcessor(ProcessorMixin):
     """Images and texts to a Qwen-VL's inputs: a text's one image token becomes as many as the image has patches."""
 
     def __init__(self, image_processor: Any, tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:

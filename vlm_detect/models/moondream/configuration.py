@@ -133,6 +133,10 @@ class MoondreamTextConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = False
+    # Those of the whole model: the Trainer looks for them here.
+    bos_token_id: Any = None
+    eos_token_id: Any = None
+    pad_token_id: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
@@ -222,6 +226,8 @@ class MoondreamConfig(PreTrainedConfig):
             self.pixel_dtype = release.dtype
         if self.pad_token_id is None:
             self.pad_token_id = self.eos_token_id
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(self.text_config, name, getattr(self, name))
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -29,12 +29,16 @@ class Explain(QuestionKind):
     def ask(
         self, subject: Subject, polarity: Polarity, rng: random.Random, *, topic: Topic, other_captions: Sequence[str]
     ) -> Question:
-        text = EDIT_EXPLAIN_QUESTION if topic == "edit" else EXPLAIN_QUESTION
         if not _has_reasons(subject, topic):
-            return Question(self.name, text, origin(subject, topic))
+            return Question(self.name, explain_question(topic), origin(subject, topic))
         length = rng.choice(list(LENGTHS))
-        asked = f"{text[:-1]} {length}." if length else text
-        return Question(self.name, asked, explanation(subject, topic, LENGTHS[length]))
+        return Question(self.name, explain_question(topic, length), explanation(subject, topic, LENGTHS[length]))
+
+
+def explain_question(topic: Topic = "generation", length: str = "") -> str:
+    """The question that asks for an explanation of one of the `LENGTHS`."""
+    text = EDIT_EXPLAIN_QUESTION if topic == "edit" else EXPLAIN_QUESTION
+    return f"{text[:-1]} {length}." if length else text
 
 
 def _has_reasons(subject: Subject, topic: Topic) -> bool:

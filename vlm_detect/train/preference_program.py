@@ -1,0 +1,150 @@
+"""The program of preference tuning: `prefer`, from the reasons of a dataset to the adapter that stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset
+from peft import PeftModel
+from transformers.trainer_utils import IntervalStrategy
+
+from vlm_detect.config import command_line
+from vlm_detect.data.pairs import open_dataset
+from vlm_detect.errors import UserError
+from vlm_detect.measures.calibration import MeasureCalibration
+from vlm_detect.models.base import VLM
+from vlm_detect.models.registry import adapter_base, load_vlm, resolve_id
+from vlm_detect.stats.calibration import fit
+from vlm_detect.train.curves import write_curves
+from vlm_detect.train.data import data_hashes
+from vlm_detect.train.preference_card import write_preference_card
+from vlm_detect.train.preference_run import PreferenceRun
+from vlm_detect.train.preference_trainer import PreferenceTrainer
+from vlm_detect.train.preferences import counts_of, make_preferences
+from vlm_detect.train.program import open_run_directory, publish
+from vlm_detect.train.run_directory import RunDirectory
+from vlm_detect.train.tuning import loading, tune
+from vlm_detect.train.usable import usable
+from vlm_detect.train.validation import ValidationSet, scores_of
+
+PREFERENCES = "preferences.parquet"
+
+
+def prefer(options: PreferenceRun) -> None:
+    """One run: what is read, what is made of it, what learns, and what stays."""
+    training = options.training
+    with training.main_process_first(desc="the dataset"):
+        opened = open_dataset(options.data.data)
+    source = resolve_id(options.model.model, revision=options.model.revision)
+    hashes = data_hashes(options.data.data)
+    run = open_run_directory(training, options.groups, model=source.name, data_sha256=hashes)
+    if run.finished:
+        return
+
+    # The model: a run whose adapter goes on learning, or a model that gets a new adapter.
+    held = loading(options.model, training.device)
+    vlm = load_vlm(source.name, revision=source.revision, device=training.device, **held)
+    if isinstance(vlm.model, PeftModel):
+        go_on_learning(vlm, options)
+    else:
+        tune(vlm, options.model, options.lora, training.seed)
+
+    # The preferences of the training split, and of the validation split where there is one with reasons.
+    quiet = training.process_index > 0
+    splits = {
+        name: _first(usable(opened[name], options.data.data, vlm, quiet=quiet), limit)
+        for name, limit in (("train", options.data.limit), ("validation", None))
+        if name in opened and len(opened[name])
+    }
+    if "train" not in splits:
+        raise UserError(f"{options.data.data} has no train split (it has {', '.join(opened)})")
+    with training.main_process_first(desc="the preferences"):
+        learned = make(options, splits["train"])
+        held_out = make(options, splits["validation"]) if "validation" in splits else None
+    if held_out is not None and options.data.validation_limit:
+        held_out = _first(held_out, options.data.validation_limit)
+    if held_out is None:
+        without_validation(options)
+    validation = ValidationSet.of(splits["validation"], options.data.validation_limit) if held_out is not None else None
+
+    trainer = PreferenceTrainer(
+        vlm,
+        training,
+        learned,
+        splits["train"],
+        held_out=held_out,
+        held_out_rows=splits.get("validation"),
+        validation=validation,
+    )
+    if trainer.is_world_process_zero():
+        run.write("running")
+        pq.write_table(learned.with_format("arrow")[:], run.path / PREFERENCES)
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or run.checkpoint)
+    finish(trainer, run, options, learned, validation)
+
+
+def go_on_learning(vlm: VLM, options: PreferenceRun) -> None:
+    """Make the adapter that a run was loaded with learn again."""
+    vlm.model.set_adapter("default")  # which was loaded to be used
+    trained, everything = vlm.model.get_nb_trainable_parameters()
+    print(f"the LoRA of {options.model.model} goes on: {trained:,} of {everything:,} parameters are trained")
+
+
+def make(options: PreferenceRun, rows: Dataset) -> Dataset:
+    """The preferences of one split, and how many there are."""
+    calibration = MeasureCalibration.load(Path(options.data.data))
+    made = make_preferences(rows, options.data.data, calibration, options.preferences, options.training.seed)
+    if options.training.process_index == 0:
+        told = ", ".join(f"{count} {fault}" for fault, count in counts_of(made).items())
+        print(f"{len(made)} preferences of {len(rows)} rows: {told}")
+    return made
+
+
+def without_validation(options: PreferenceRun) -> None:
+    """Set the flags so that nothing is scored and the last checkpoint stays."""
+    if options.training.early_stopping_patience is not None:
+        raise UserError("--early_stopping_patience needs a validation split")
+    options.training.eval_strategy = IntervalStrategy.NO
+    options.training.do_eval = options.training.load_best_model_at_end = False
+
+
+def finish(
+    trainer: PreferenceTrainer,
+    run: RunDirectory,
+    options: PreferenceRun,
+    learned: Dataset,
+    validation: ValidationSet | None,
+) -> None:
+    """Leave the adapter and the processor, the calibrations, the card, and last the mark that all of it is there."""
+    trainer.save_model(_internal_call=True)
+    odds = trainer.validation_odds() if validation is not None else np.array([])
+    if not trainer.is_world_process_zero():
+        return
+    trainer.save_state()
+    scores: dict[str, float] = {}
+    if validation is not None:
+        scores = scores_of(odds, validation.generated)
+        fit(odds, validation.generated).save(run.path)
+    if measures := MeasureCalibration.load(Path(options.data.data)):
+        measures.save(run.path)  # explanations are held against it wherever the run is asked
+    history = trainer.state.log_history
+    write_preference_card(run, adapter_base(run.path), counts_of(learned), history)
+    title = f"Preferences: {run.path.name}"
+    write_curves(run.path, history, title=title, command=" ".join(command_line()), loss_unit="a preference")
+    run.write("finished", validation=scores | _last(history))
+    if options.training.push_to_hub:
+        publish(run.path, trainer.hub_model_id, options.training.hub_token)
+    print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
+
+
+def _last(history: list[dict[str, float]]) -> dict[str, float]:
+    """The preference figures of the last evaluation."""
+    names = {"eval_rewards/accuracies": "preferred", "eval_rewards/margins": "margin"}
+    found = next((entry for entry in reversed(history) if "eval_rewards/margins" in entry), {})
+    return {name: found[key] for key, name in names.items() if key in found}
+
+
+def _first(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))

@@ -1,0 +1,62 @@
+"""The command line of preference tuning: everything that a run can be told, from YAML and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vlm_detect.config import parse_config
+from vlm_detect.flags import Deferred
+from vlm_detect.train.command import seeded
+from vlm_detect.train.options import LoraOptions
+from vlm_detect.train.preference_options import (
+    PreferenceData,
+    PreferenceModel,
+    PreferenceOptions,
+    PreferenceTraining,
+)
+from vlm_detect.train.trainer_flags import trainer_flags
+
+if TYPE_CHECKING:
+    from vlm_detect.train.preference_trainer import PreferenceArguments
+
+
+@dataclass(frozen=True)
+class PreferenceRun:
+    """Everything that a run of preference tuning can be told."""
+
+    model: PreferenceModel
+    data: PreferenceData
+    preferences: PreferenceOptions
+    lora: LoraOptions
+    training: PreferenceArguments
+
+    @classmethod
+    def parse(cls, argv: Sequence[str], doc: str | None) -> PreferenceRun:
+        trainer = Deferred(PreferenceTraining, _arguments, trainer_flags, PreferenceTraining.replaced)
+        groups: list[Any] = [PreferenceModel, PreferenceData, PreferenceOptions, LoraOptions, trainer]
+        options = cls(*parse_config(groups, argv, doc=doc))
+        from vlm_detect.machine import keep_freed_memory, use_cpu_cores  # late: with torch, which --help does without
+
+        use_cpu_cores(options.data.cpu_threads)
+        if options.training.device.type == "cpu":
+            keep_freed_memory()
+        return options
+
+    @property
+    def groups(self) -> list[Any]:
+        return [self.model, self.data, self.preferences, self.lora, self.training]
+
+    def with_seed(self, seed: int) -> PreferenceRun:
+        """The same for one of several seeds."""
+        return replace(self, training=seeded(self.training, seed))
+
+
+def _arguments() -> type:
+    from vlm_detect.extras import require
+
+    require("preference", "trl")
+    from vlm_detect.train.preference_trainer import PreferenceArguments
+
+    return PreferenceArguments

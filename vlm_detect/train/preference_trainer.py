@@ -1,0 +1,221 @@
+"""TRL's DPOTrainer on a VLM of any family, with the order, progress and endings of the other recipes.
+
+The ids of a question and of its answers are those of training and use (`VLM.question_ids`, `answer_ids`), not those of
+a text that a processor tokenizes anew. The reference is the model as it was given: TRL holds a frozen copy of its
+adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage, undecoded
+from vlm_detect.models.base import VLM
+from vlm_detect.models.generic.family import ChatVLM
+from vlm_detect.models.rows import IGNORE, PADDING, Answered, Row, stack_rows
+from vlm_detect.train.examples import EpochSampler
+from vlm_detect.train.preference_options import PreferenceTraining
+from vlm_detect.train.preferences import image_of
+from vlm_detect.train.progress import Counts, Progress
+from vlm_detect.train.recipe_trainer import RecipeTrainer
+from vlm_detect.train.usable import context_of
+from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
+
+METRICS = {"rewards/accuracies": "preferred", "rewards/margins": "margin"}  # TRL's names of what is printed
+
+
+@dataclass
+class PreferenceArguments(PreferenceTraining, DPOConfig):
+    """What the Trainer is given. A class of a module, so that the Trainer can store it."""
+
+
+@dataclass(frozen=True)
+class PreferenceCollator:
+    """Preferences to a batch: the images as `VLM.prepare` gives them, and rows of [image prefix, question, answer].
+
+    The rows (2 * B, S) are those of `vlm_detect.models.rows`, the chosen answers first, then the rejected ones;
+    `row_images` (2 * B,) says which image each of them has.
+    """
+
+    vlm: VLM
+    rows: Dataset  # the undecoded split
+    max_length: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to worker processes that are not forked: all but the weights, which they do not need."""
+        reader: Any = copy.copy(self.vlm)
+        reader.model = None
+        return {**vars(self), "vlm": reader}
+
+    def image(self, preference: Mapping[str, Any]) -> StoredImage:
+        """The image that a preference is about."""
+        return image_of(self.rows, preference)
+
+    def __call__(self, preferences: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        images = [self.image(one) for one in preferences]
+        prepared = self.vlm.prepare([image.open() for image in images])
+        prefixes = (
+            [self.vlm.prefix_ids()] * len(images) if self.vlm.has_fixed_prefix else self.vlm.prefix_rows(prepared)
+        )
+        rows = []
+        for answer in ("chosen", "rejected"):
+            for i, (one, prefix) in enumerate(zip(preferences, prefixes, strict=True)):
+                asked = Answered(self.vlm.question_ids(one["prompt"]), self.vlm.answer_ids(one[answer]))
+                if len(prefix) + len(asked) > self.max_length:
+                    raise UserError(
+                        f"{images[i].name}: its explanation takes {len(asked)} tokens behind an image of "
+                        f"{len(prefix)}, and the model's context holds {self.max_length}: leave that row out"
+                    )
+                rows.append(Row())
+                rows[-1].add(i, prefix, [asked])
+        which = torch.arange(len(images)).repeat(2)
+        return {"prepared": prepared, "row_images": which, **stack_rows(rows, self.vlm.eos_token_id)}
+
+
+def model_inputs(vlm: VLM, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of `PreferenceCollator` as arguments of the model's forward, and `completion_mask`: 1 at the answers."""
+    if vlm.has_fixed_prefix:
+        images = {name: part[batch["row_images"].to(part.device)] for name, part in batch["prepared"].items()}
+        inputs = {"input_ids": batch["ids"], "attention_mask": (batch["branch"] != PADDING).long(), **images}
+    else:
+        inputs = vlm.row_inputs(batch["prepared"], dict(batch))
+    return {**inputs, "completion_mask": (batch["labels"] != IGNORE).long()}
+
+
+class IndexOrder(EpochSampler):
+    """The same order of indices for a dataset whose items do not depend on the epoch."""
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+        return (index for _, index in super().__iter__())
+
+
+class PreferenceProgress(Progress):
+    """Adds to a line how many preferences are followed, and by what margin."""
+
+    def step_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        said = "  ".join(f"{name} {logs[key]:.3f}" for key, name in METRICS.items() if key in logs)
+        return f"{super().step_line(state, logs)}  {said}"
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_log(args, state, control, logs, **kwargs)
+        if state.is_world_process_zero and logs and "eval_rewards/accuracies" in logs:
+            said = ", ".join(f"{name} {logs[f'eval_{key}']:.3f}" for key, name in METRICS.items())
+            print(f"validation after epoch {state.epoch:.2f}: loss {logs['eval_loss']:.4f}, {said}", flush=True)
+
+
+class PreferenceTrainer(RecipeTrainer, DPOTrainer):
+    """Tunes a VLM, whose model has a LoRA, by preferences; after each epoch held-out ones and verdicts are scored.
+
+    Args:
+        vlm: the family adapter; its adapter is what learns.
+        preferences, rows: what `make_preferences` made, and the split that it was made of.
+        held_out, held_out_rows: the same of the validation split, or None.
+        validation: images whose verdicts are scored beside, or None.
+    """
+
+    memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
+
+    def __init__(
+        self,
+        vlm: VLM,
+        args: PreferenceArguments,
+        preferences: Dataset,
+        rows: Dataset,
+        *,
+        held_out: Dataset | None = None,
+        held_out_rows: Dataset | None = None,
+        validation: ValidationSet | None = None,
+    ) -> None:
+        if not isinstance(vlm.model, PeftModel):
+            raise UserError(f"{vlm.name} has no LoRA, by which preferences are learned: add one first")
+        if isinstance(vlm, ChatVLM) and vlm.prefix_lm:
+            raise UserError(
+                f"{vlm.name} reads a question and its answer in both directions unless it is given labels, which TRL's "
+                "trainer does not: give another model"
+            )
+        self.vlm = vlm
+        self.validation = validation
+        collators = {
+            split: PreferenceCollator(vlm, undecoded(some), context_of(vlm))
+            for split, some in (("train", rows), ("validation", held_out_rows))
+            if some is not None
+        }
+
+        def collate(some: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+            return collators[some[0]["split"]](some)
+
+        super().__init__(
+            args,
+            IndexOrder(len(preferences), args.seed),
+            PreferenceProgress(Counts()),
+            model=vlm.model,
+            data_collator=collate,
+            train_dataset=_named(preferences, "train"),
+            eval_dataset=None if held_out is None else _named(held_out, "validation"),
+            processing_class=vlm.processor,
+        )
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, model_inputs(self.vlm, inputs), *args, **kwargs)
+        if model.training:
+            rows = len(inputs["labels"])
+            answered = int((inputs["labels"] != IGNORE).sum())
+            self.counts.add({"n_images": rows // 2, "n_questions": rows, "n_tokens": answered})
+            self.check_loss(loss)
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The held-out preferences, and the verdicts on the validation images."""
+        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.validation is not None:
+            odds = self.validation_odds()
+            scores = scores_of(odds, self.validation.generated)
+            verdicts = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+            self.log({**verdicts, f"{metric_key_prefix}_images": len(odds)})
+            metrics |= verdicts
+        return metrics
+
+    def validation_odds(self) -> np.ndarray:
+        """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
+        assert self.validation is not None
+        return validation_odds(self.vlm, self.validation, self.args)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None of TRL's own, which it writes into every checkpoint's folder; the recipe writes one at the end."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter that learned, without its reference, and the processor."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        self.vlm.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+        Path(str(folder), "README.md").unlink(missing_ok=True)
+        self.vlm.processor.save_pretrained(folder)
+
+
+def _named(preferences: Dataset, split: str) -> Dataset:
+    """With the split that its rows count in, and the column by which TRL knows a dataset with images."""
+    names = [split] * len(preferences)
+    return preferences.add_column("split", names).add_column("image", list(range(len(preferences))))

@@ -1,0 +1,135 @@
+"""Preferences made from a dataset with reasons: for an image a checked explanation, and the same with a fault.
+
+    preferences = make_preferences(split, name, calibration, options, seed=0)     # PREFERENCE_FEATURES
+    image_of(split, preferences[0])
+
+No annotator: what is chosen was measured, planted or checked, what is rejected is made false (`faults.py`). An image is
+known by its row in the split and its column, and stays where it is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from datasets import Dataset, Features, Value
+
+from vlm_detect.columns import REASON_COLUMNS
+from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage, cell_name, undecoded
+from vlm_detect.measures.calibration import MeasureCalibration
+from vlm_detect.progress import progress
+from vlm_detect.questions.kinds.explain import LENGTHS, explain_question
+from vlm_detect.records import Label, Reason, label_named
+from vlm_detect.train.faults import FAULTS, Among, Explained, write_explanation
+from vlm_detect.train.preference_options import PreferenceOptions
+
+PREFERENCE_FEATURES = Features(
+    {
+        "row": Value("int64"),
+        "column": Value("string"),
+        "label": Value("string"),
+        "prompt": Value("string"),
+        "chosen": Value("string"),
+        "rejected": Value("string"),
+        "fault": Value("string"),
+    }
+)
+# Every explanation can have these faults. For half of the images they come last, or hardly others would be left.
+ALWAYS_POSSIBLE = ("omitted", "other_verdict")
+_REMEDY = "add some with vlm-detect add-reasons {name} --out OTHER, and give OTHER"
+
+
+def make_preferences(
+    rows: Dataset, name: str, calibration: MeasureCalibration | None, options: PreferenceOptions, seed: int = 0
+) -> Dataset:
+    """The preferences of one split; what is sampled for an image depends on (seed, its bytes) alone.
+
+    UserError where no image has a checked reason.
+    """
+    rows = undecoded(rows)
+    explained = list(_with_reasons(rows, name))
+    if not explained:
+        raise UserError(f"{name}: no image has a checked reason to prefer; {_REMEDY.format(name=name)}")
+    pools: dict[Label, list[Reason]] = {}
+    for one in explained:
+        pools.setdefault(one.label, []).extend(one.reasons)
+    among = Among(pools, calibration)
+    found: list[dict[str, Any]] = []
+    for one in progress(explained, "preferences", unit="img"):
+        found += _preferences(one, rows, among, options, seed)
+    return Dataset.from_list(found, features=PREFERENCE_FEATURES)
+
+
+class _WithReasons(NamedTuple):
+    """Where an image stands, and its checked reasons, the strongest first."""
+
+    row: int
+    column: str
+    label: Label
+    reasons: tuple[Reason, ...]
+
+
+def _with_reasons(rows: Dataset, name: str) -> Iterator[_WithReasons]:
+    """Every image with a checked reason, each photo once."""
+    columns = REASON_COLUMNS["pairs" if "twin" in rows.column_names else "images"]
+    if missing := sorted(set(columns.values()) - set(rows.column_names)):
+        raise UserError(f"{name} has no column {', '.join(missing)}: {_REMEDY.format(name=name)}")
+    seen: set[str] = set()
+    for i, row in enumerate(rows):
+        for column, of_reasons in columns.items():
+            label = _label(row, column)
+            if label is None:
+                continue
+            reasons = [Reason.from_row(one) for one in row[of_reasons] or []]
+            reasons = [reason for reason in reasons if reason.checked_by and reason.supports == label]
+            key = StoredImage.of(row[column], cell_name(i, column)).sha256
+            if reasons and key not in seen:  # a photo stands in one row for each of its twins
+                seen.add(key)
+                yield _WithReasons(i, column, label, tuple(reasons))
+
+
+def _label(row: Mapping[str, Any], column: str) -> Label | None:
+    if column == "twin":
+        return "edited" if row["kind"] == "edit" else "generated"
+    return label_named(str(row.get("image_label") or row.get("label")))
+
+
+def _preferences(
+    one: _WithReasons, rows: Dataset, among: Among, options: PreferenceOptions, seed: int
+) -> Iterator[dict[str, Any]]:
+    row = rows[one.row]
+    image = StoredImage.of(row[one.column], cell_name(one.row, one.column))
+    rng = random.Random(f"preference:{seed}:{image.sha256}")
+    length = rng.choice(list(LENGTHS))
+    told = one.reasons[: LENGTHS[length]]
+    explained = Explained(image, one.label, one.reasons, told, row.get("edit") if one.column == "twin" else None)
+    facts = {
+        "row": one.row,
+        "column": one.column,
+        "label": one.label,
+        "prompt": explain_question("edit" if one.label == "edited" else "generation", length),
+        "chosen": write_explanation(one.label, told),
+    }
+    left = options.preferences_per_image
+    faults = rng.sample(options.faults, len(options.faults))
+    if rng.random() < 0.5:
+        faults.sort(key=lambda fault: fault in ALWAYS_POSSIBLE)
+    for fault in faults:
+        rejected = FAULTS[fault](explained, rng, among) if left else None
+        if rejected is not None and rejected != facts["chosen"]:
+            left -= 1
+            yield {**facts, "rejected": rejected, "fault": fault}
+
+
+def counts_of(preferences: Dataset) -> dict[str, int]:
+    """How many preferences there are of each fault."""
+    return dict(sorted(Counter(preferences["fault"]).items()))
+
+
+def image_of(rows: Dataset, preference: Mapping[str, Any]) -> StoredImage:
+    """The image that a preference is about; `rows` is the undecoded split that it was made of."""
+    row, column = preference["row"], preference["column"]
+    return StoredImage.of(rows.select_columns([column])[row][column], cell_name(row, column))
