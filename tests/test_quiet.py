@@ -8,6 +8,7 @@ import pytest
 import transformers
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from tests.test_layers import PACKAGE
 from tests.train.toys import save_toy_pairs
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.models.registry import load_vlm
@@ -85,3 +86,9 @@ def test_loading_a_model_and_a_dataset_leaves_all_as_it_was(before, tmp_path):
     load_vlm("nano", device="cpu")
     open_dataset(tmp_path / "pairs")
     assert state() == made == before
+
+
+def test_no_other_file_turns_a_librarys_settings():
+    changes = ("set_verbosity", "disable_progress_bar", "enable_progress_bar")
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "quiet.py"]
+    assert not [path for path in files if any(change in path.read_text(encoding="utf-8") for change in changes)]

@@ -83,3 +83,12 @@ def test_the_verbs_of_a_wheel_work_outside_a_clone(wheel: Path, tmp_path: Path):
     scored = ("--model", "nano", "--benchmark", "pairs", "--split", "train", "--limit", 1, "--out", "scores")
     run("-m", "vlm_detect", "benchmark", *scored)
     assert (work / "scores" / "report.html").is_file()
+
+
+def test_nothing_outside_the_package_is_reached_from_it():
+    """The clone is known for the commit and for the commands that records have, both in config.py."""
+    knowing = {path.name for path in PACKAGE.rglob("*.py") if "REPOSITORY" in path.read_text(encoding="utf-8")}
+    assert knowing == {"config.py"}
+    folders = ('"recipes/', '"data_gen/', '"eval/')
+    naming = [path for path in PACKAGE.rglob("*.py") if any(one in path.read_text(encoding="utf-8") for one in folders)]
+    assert not naming

@@ -107,6 +107,14 @@ def check_known(options: Any, known: Sequence[str], *names: str) -> None:
             raise UserError(f"--{name} {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
 
 
+def check_url(options: Any, *names: str) -> None:
+    """UserError where one of these settings is given and is no address of an endpoint."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise UserError(f"--{name} {value}: not a URL; it begins with http:// or https:// and mostly ends with /v1")
+
+
 def check_between(options: Any, least: float, most: float, *names: str) -> None:
     """UserError where one of these settings is given and outside of `least` to `most`."""
     for name in names:

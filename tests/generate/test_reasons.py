@@ -265,7 +265,7 @@ def test_the_test_split_calibrates_nothing(images: Path, with_reasons: Path, tmp
 
 
 def test_wrong_requests(images: Path, pairs: Path, tmp_path: Path) -> None:
-    assert "is the dataset itself" in add(images, images, status=1)
+    assert "is the dataset itself" in add(images, images, status=2)
     assert "leave edit out" in add(images, tmp_path / "out", "--reasons", "measured,edit", status=1)
     assert "known sources" in add(images, tmp_path / "out", "--reasons", "guessed", status=2)
     assert "no such folder" in add(tmp_path / "nowhere", tmp_path / "out", status=1)

@@ -10,7 +10,7 @@ from tests.train.toys import toy_images, toy_pairs
 from vlm_detect.errors import UserError
 from vlm_detect.train.examples import Units
 from vlm_detect.train.mixture import Mixture
-from vlm_detect.train.options import QuestionOptions
+from vlm_detect.train.options import DataOptions, QuestionOptions
 
 
 def parts():
@@ -62,4 +62,4 @@ def test_images_are_those_of_all_parts():
 @pytest.mark.parametrize("weights", [[1.0], [1, 2, 3], [1, 0]])
 def test_wrong_weights(weights):
     with pytest.raises(UserError, match="one above 0 for each of the 2 datasets"):
-        Mixture(parts(), weights)
+        DataOptions(mix=["other"], weights=weights)

@@ -24,6 +24,7 @@ from vlm_detect.apps.options import (
     ViewOptions,
 )
 from vlm_detect.config import CONFIGS, find_config, parse_config
+from vlm_detect.errors import UsageError
 from vlm_detect.extras import require
 
 
@@ -73,6 +74,8 @@ def serve(argv: list[str]) -> None:
     vlm-detect serve --model runs/moondream_lora --port 8000
     """
     judge, options = parse_config([Judge, ServeOptions], argv, doc=serve.__doc__)
+    if len({judge.model, *options.compare}) <= len(options.compare):
+        raise UsageError("--compare names a model that is served already: give another")
     require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
     from vlm_detect.apps.server import serve as serve_models
 

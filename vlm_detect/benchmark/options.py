@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vlm_detect.config import check_at_least
+from vlm_detect.config import check_at_least, check_url
 from vlm_detect.errors import UserError
 from vlm_detect.plugins import Registry
 from vlm_detect.records import Topic
@@ -48,6 +48,7 @@ class BenchmarkOptions:
         check_at_least(self, 1, "parallel", "limit", "max_new_tokens", "explanation_tokens", "batch_size")
         if bool(self.benchmark) == bool(self.answers):
             raise UserError("give either --benchmark (with --model) or --answers")
+        check_url(self, "endpoint")
         if self.endpoint and (self.model == "auto" or self.adapter):
             raise UserError("--endpoint needs the --model that it has, by its name there, and no --adapter")
 

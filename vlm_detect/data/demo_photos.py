@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image, ImageStat
 
-from vlm_detect.config import parse_config
+from vlm_detect.config import check_at_least, parse_config
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.extras import how_to_install
 from vlm_detect.images.decode import decode_image
@@ -65,12 +65,15 @@ class TileConfig:
     tiles_per_group: int = field(default=56, metadata={"help": "Most tiles of each photograph."})
     min_deviation: float = field(default=12.0, metadata={"help": "Flatter tiles (sky, wall) are passed over, of 255."})
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "tiles_per_group")
+        if self.tile % _GRID or self.tile <= 0:
+            raise UserError(f"--tile {self.tile}: must be a positive multiple of {_GRID}")
+
 
 def write_demo_photos(out: Path, config: TileConfig | None = None) -> int:
     """Write the tiles and their metadata to `out`, by one rename, and return their number; a finished folder stays."""
     config = config or TileConfig()
-    if config.tile % _GRID or config.tile <= 0:
-        raise UserError(f"--tile {config.tile}: must be a positive multiple of {_GRID}")
     if (out / "metadata.jsonl").exists():
         return len((out / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
     partial = out.with_name(f".{out.name}.partial")

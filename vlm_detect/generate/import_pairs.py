@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlm_detect.config import parse_config
-from vlm_detect.errors import run_main
+from vlm_detect.errors import UserError, run_main
 from vlm_detect.extras import require
 from vlm_detect.generate.options import PackConfig, PairSetConfig, Upload
 from vlm_detect.images.encode_config import EncodeConfig
@@ -24,6 +24,10 @@ from vlm_detect.jobs.launch import Launch
 class Config:
     sources: list[str] = field(metadata={"positional": True, "metavar": "SRC", "help": "Two folders, or a CSV."})
     out: str = field(metadata={"help": "Folder of the pair dataset."})
+
+    def __post_init__(self) -> None:
+        if len(self.sources) > 2:
+            raise UserError(f"{' '.join(self.sources)}: give the folders of the photos and of the twins, or one CSV")
 
 
 def main(argv: list[str]) -> None:

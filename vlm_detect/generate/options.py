@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError  # the one exception whose message argpar
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
-from vlm_detect.config import check_at_least, check_between
+from vlm_detect.config import check_at_least, check_between, check_url
 from vlm_detect.data.selection import Selection, check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
@@ -350,6 +350,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "teacher_limit", "teacher_shard_size", "parallel")
         check_at_least(self, 0, "min_margin")
+        check_url(self, "teacher_endpoint", "judge_endpoint")
         for endpoint, model in (("teacher_endpoint", "teacher"), ("judge_endpoint", "judge")):
             if getattr(self, endpoint) and not getattr(self, model):
                 raise UserError(f"--{endpoint} {getattr(self, endpoint)}: name the --{model} that it has")

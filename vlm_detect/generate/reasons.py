@@ -59,7 +59,7 @@ def plan_reasons(dataset: str, out: Path, wanted: Wanted) -> ReasonsPlan:
     if ("imported" in asked) != (texts.texts is not None):
         raise UsageError("--reasons imported and --texts FILE go together: give both, or neither")
     if Path(dataset).resolve() == out.resolve():
-        raise UserError(f"--out {out}: is the dataset itself; give another folder")
+        raise UsageError(f"--out {out}: is the dataset itself; give another folder")
     members = open_members(dataset)
     has_edits = _has_edits(members)
     sources: tuple[ReasonSource, ...] = tuple(asked) or (("measured", "edit") if has_edits else ("measured",))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from vlm_detect.config import parse_config, read_run_json, write_json
+from vlm_detect.errors import UsageError
 from vlm_detect.flags import Deferred
 from vlm_detect.train.options import DataOptions, LoraOptions, ModelOptions, QuestionOptions, TrainOptions
 from vlm_detect.train.trainer_flags import trainer_flags
@@ -64,6 +65,8 @@ class Options:
             print(f"the model is nano: config {nano_config} gives what no flag does")
             parsed = parse_config(groups, ["--config", nano_config, *argv], doc=doc)
         options = replace(cls(*parsed), role=role)
+        if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
+            raise UsageError("--cache_features needs a frozen tower: leave +vision out of --lora_targets")
         use_cpu_cores(options.data.cpu_threads)
         if options.training.device.type == "cpu":
             keep_freed_memory()

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch.utils.data import Dataset as TorchDataset
 
-from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.train.examples import Example, Units
 
@@ -27,9 +26,6 @@ class Mixture(TorchDataset[list[Example]]):
         sizes = [len(part) for part in parts]
         self.parts, self.quotas = list(parts), sizes
         if weights:
-            if len(weights) != len(parts) or min(weights) <= 0:
-                given = " ".join(f"{weight:g}" for weight in weights)
-                raise UserError(f"--weights {given}: give one above 0 for each of the {len(parts)} datasets")
             self.quotas = [max(1, round(sum(sizes) * weight / sum(weights))) for weight in weights]
 
     def __len__(self) -> int:

@@ -125,6 +125,9 @@ class DataOptions:
         check_known(self, AUGMENTATIONS, "augment")
         if self.weights and not self.mix:
             raise UserError("--weights are parts of an epoch: name the other datasets by --mix, or leave them out")
+        if self.weights and (len(self.weights) != 1 + len(self.mix) or min(self.weights) <= 0):
+            given = " ".join(f"{weight:g}" for weight in self.weights)
+            raise UserError(f"--weights {given}: give one above 0 for each of the {1 + len(self.mix)} datasets")
 
 
 @dataclass(frozen=True)
