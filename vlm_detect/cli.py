@@ -82,7 +82,8 @@ def overview(first_word: str = "") -> str:
         "",
         *(f"  {verb:<16} {summary}" for verb, summary in shown.items()),
         "",
-        "vlm-detect VERB --help lists a verb's flags; --debug shows the traceback of an error.",
+        "vlm-detect VERB --help lists a verb's flags; --debug shows the traceback of an error;",
+        "--allow_local_paths lets the rows of data name files outside of its folder.",
     ]
     return "\n".join(lines)
 

@@ -2,7 +2,8 @@
 
 A `UserError` says in one line what was given, what the limit is and what to do. Programs run their `main` through
 `run_main`, which turns it into that line on stderr and exit status 1, or 2 of a `UsageError` (`--debug` shows the
-traceback instead; followed by a value it is the Trainer's flag of that name).
+traceback instead; followed by a value it is the Trainer's flag of that name). `--allow_local_paths` is every program's
+too: `images/local_files.py` says what it allows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NoReturn
 # Of a place that may not be read or written, or has no room: not for a traceback.
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _OF_PLACES |= {errno.ENOSPC, errno.EDQUOT}
+ALLOW_LOCAL_PATHS, LOCAL_PATHS_ALLOWED = "--allow_local_paths", "VLM_DETECT_ALLOW_LOCAL_PATHS"
 _DEBUG_VALUES = {"underflow_overflow", "tpu_metrics_debug"}  # of transformers' own --debug
 
 
@@ -44,6 +46,9 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     given = sys.argv[1:]
     argv = [arg for arg, after in pairwise([*given, ""]) if arg != "--debug" or after in _DEBUG_VALUES]
     debug = len(argv) < len(given)
+    if ALLOW_LOCAL_PATHS in argv:
+        argv.remove(ALLOW_LOCAL_PATHS)
+        os.environ[LOCAL_PATHS_ALLOWED] = "1"  # workers inherit it
     try:
         status = main(argv) or 0
         print(end="", flush=True)  # not sys.stdout.flush(): there is none where it was closed

@@ -14,7 +14,7 @@ from vlm_detect.data import image_sets, labelled_rows
 from vlm_detect.data.dataset_rows import DatasetRows
 from vlm_detect.data.selection import Selection
 from vlm_detect.data.sources import SourcePhoto, find_images, open_source
-from vlm_detect.errors import UserError
+from vlm_detect.errors import LOCAL_PATHS_ALLOWED, UserError
 from vlm_detect.images.decode import ImageRejected
 
 
@@ -175,7 +175,12 @@ def test_dataset_folders(tmp_path: Path, rows: datasets.Dataset, monkeypatch: py
     rows.save_to_disk(tmp_path / "disk")
     (tmp_path / "parquet" / "data").mkdir(parents=True)
     rows.to_parquet(tmp_path / "parquet" / "data" / "test-0.parquet")
-    for spec in (f"{tmp_path / 'disk'}", f"{tmp_path / 'parquet'}::test:picture"):
+    specs = (f"{tmp_path / 'disk'}", f"{tmp_path / 'parquet'}::test:picture")
+    for spec in specs[1:]:  # its parquet has the paths of the images and not their bytes
+        outside = list(open_source(spec, limit=2).read(0, 5))
+        assert {found[1].reason for found in outside if not isinstance(found, SourcePhoto)} == {"outside"}
+    monkeypatch.setenv(LOCAL_PATHS_ALLOWED, "1")
+    for spec in specs:
         photos = list(open_source(spec, limit=2).read(0, 5))
         assert [p.caption for p in photos if isinstance(p, SourcePhoto)] == ["a", "b"]
         assert isinstance(photos[0], SourcePhoto)

@@ -170,7 +170,7 @@ def test_images_of_another_machine_are_found(tmp_path: Path, named: str) -> None
     [
         ({"conversations": said("human", "gpt")}, "no image is named"),
         ({"image": ["0.png", "1.png"], "conversations": said("human", "gpt")}, "2 images; one is read"),
-        ({"image": "none.png", "conversations": said("human", "gpt")}, "none.png is neither there nor"),
+        ({"image": "none.png", "conversations": said("human", "gpt")}, "none.png is missing"),
         ({"image": "0.png", "conversations": said("gpt", "human")}, "questions and answers in turn"),
         ({"image": "0.png", "conversations": said("human", "observation")}, "'observation', which is neither"),
         ({"image": "0.png", "conversations": said("human", "gpt", "<image>")}, "is empty"),

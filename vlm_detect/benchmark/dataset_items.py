@@ -22,6 +22,7 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.data.pairs import known_labels
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
+from vlm_detect.images.local_files import may_name
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
 from vlm_detect.records import Item, Pair, Source
@@ -58,6 +59,7 @@ def load_split(folder: Path, split: str) -> Dataset:
         have = f"it has {', '.join(found)}" if found else "it has no data/*.parquet: make it with vlm-detect make-pairs"
         raise UserError(f"{folder}: no split named {split}; {have}")
     check_folder(folder)
+    may_name(folder)
     files = sorted(str(file) for file in folder.glob(f"data/{split}-*.parquet"))
     rows = load_dataset("parquet", data_files={split: files}, split=split)
     columns = set(rows.column_names)

@@ -15,9 +15,10 @@ Questions stay as they were written, image tags aside.
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ def vqa_importer(name: str) -> Callable[[Reader], Reader]:
 
 
 def import_rows(
-    layout: str, rows: Sequence[Any], images: Path, *, relative_to: Path
+    layout: str, rows: Sequence[Any], images: Path, *, named: Callable[[Path], str] = str
 ) -> tuple[list[dict[str, Any]], Counter[str], list[str]]:
     """(items for a benchmark file, how many rows were left out by reason, what is wrong with the bad ones).
 
-    Image paths are those of another machine: the longest end of one that names a file under `images` is taken, and
-    written relative to `relative_to`.
+    Image paths are those of another machine: the longest end of one that names a file under `images` is taken; `named`
+    says what the item calls it.
     """
     items: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
@@ -65,7 +66,7 @@ def import_rows(
             for item in VQA_IMPORTERS[layout](row, str(number)):
                 key = "images" if "images" in item else "image"
                 names = item[key] if key == "images" else [item[key]]
-                found = [_relative(find_image(images, name), relative_to) for name in names]
+                found = [named(find_image(images, name)) for name in names]
                 items.append({**item, key: found if key == "images" else found[0]})
         except LeftOut as reason:
             left_out[str(reason)] += 1
@@ -175,8 +176,23 @@ def _lettered(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDEFGH", options, strict=False))
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+def _beside(out: Path, images: Path, path: Path) -> str:
+    """The name of an image as seen from the benchmark's file, beside which one that lies elsewhere is linked or copied.
+
+    A benchmark is whole in its folder: files outside of it are read with --allow_local_paths alone.
+    """
+    folder, path = out.parent.resolve(), path.resolve()
+    if not path.is_relative_to(folder):
+        home = images.resolve()
+        there = folder / f"{out.stem}_images" / (path.relative_to(home) if path.is_relative_to(home) else path.name)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.unlink(missing_ok=True)
+        try:
+            there.hardlink_to(path)
+        except OSError:  # another disk
+            shutil.copyfile(path, there)
+        path = there
+    return path.relative_to(folder).as_posix()
 
 
 def import_file(options: ImportOptions) -> None:
@@ -186,7 +202,7 @@ def import_file(options: ImportOptions) -> None:
     if not images.is_dir():
         raise UserError(f"--images {images}: no such folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    items, left_out, problems = import_rows(options.layout, read(source), images, relative_to=out.parent)
+    items, left_out, problems = import_rows(options.layout, read(source), images, named=partial(_beside, out, images))
     if problems and not options.skip_bad:
         raise UserError(bad_items_message(source, problems, len(items) + len(problems)))
     if not items:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.data.named_files import find_file, json_rows
+from vlm_detect.data.named_files import find_file, json_rows, why_not_found
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.questions.kind import KINDS, prompts_of
@@ -151,7 +151,7 @@ def _find(name: str, folder: Path, needed: bool) -> Path:
     if (found := find_file(folder, name)) is not None:
         return found
     if needed:
-        raise ValueError(f"image {name} is missing (looked there, and by the end of its path beside the file)")
+        raise ValueError(f"image {why_not_found(folder, name)}")
     return Path(name)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_detect.errors import UserError, first_line
-from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
+from vlm_detect.images.decode import SUFFIXES, ImageRejected
+from vlm_detect.images.local_files import may_name, read_named
 from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
 
@@ -56,6 +57,7 @@ class DatasetRows:
     @classmethod
     def of_parquet(cls, paths: Sequence[Path]) -> DatasetRows:
         files = [str(path) for path in paths]
+        may_name(paths[0].parent)
         return cls(load_dataset("parquet", data_files=files, split="train"), str(paths[0].parent))
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,7 +154,7 @@ def _bytes(cell: Any) -> bytes | ImageRejected:
     if isinstance(cell, Mapping):
         if not cell.get("bytes") and cell.get("path"):
             try:
-                return read_bounded(Path(cell["path"]))
+                return read_named(cell["path"])
             except ImageRejected as rejected:
                 return rejected
         cell = cell.get("bytes")
@@ -207,7 +209,8 @@ def _open(name: str, config: str | None, *, streaming: bool) -> Any:
     import datasets
 
     path = Path(name).expanduser()
-    is_here = path.exists()
+    if is_here := path.exists():
+        may_name(path if path.is_dir() else path.parent)
     if not is_here and not is_offline():
         _ask_hub(name)
     try:
@@ -240,6 +243,7 @@ def load_dataset(*arguments: Any, **options: Any) -> Any:
 
     if (folder := Path(arguments[0])).is_dir():
         check_folder(folder)
+        may_name(folder)
         options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / _state_of(folder))
     with no_bars_in_logs("datasets"):
         return datasets.load_dataset(*arguments, **options)

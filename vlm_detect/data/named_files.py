@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import ALLOW_LOCAL_PATHS, UserError
+from vlm_detect.images.local_files import is_within
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -51,12 +52,24 @@ def json_rows(path: Path, content: bytes | None = None) -> Iterator[tuple[str, A
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file that `name` says, seen from `folder`; of a path of another machine its longest end that is there."""
-    name = name.removeprefix("file://")
+    """The file that `name` says, seen from `folder`; of a path of another machine its longest end that is there.
+
+    A file outside of the folder is found with `--allow_local_paths` alone: whoever wrote the list chose the name.
+    """
     if "\0" in name:
         return None
-    if (there := folder / name).is_file():
-        return there
+    named = _seen_from(folder, name)
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     ends = (folder.joinpath(*parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
-    return next((end for end in ends if end.is_file()), None)
+    return next((path for path in (named, *ends) if path.is_file() and is_within(path, folder)), None)
+
+
+def why_not_found(folder: Path, name: str) -> str:
+    """What to say of a name for which `find_file` has no file."""
+    if "\0" not in name and _seen_from(folder, name).is_file():
+        return f"{name} lies outside of {folder}: put it there, or give {ALLOW_LOCAL_PATHS}"
+    return f"{name} is missing (looked there, and by the end of its path in {folder})"
+
+
+def _seen_from(folder: Path, name: str) -> Path:
+    return folder / name.removeprefix("file://")

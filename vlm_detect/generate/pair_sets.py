@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_detect.data.named_files import why_not_found
 from vlm_detect.data.sources import find_images, look_into, tell_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.generate.options import PairSetConfig
@@ -27,6 +28,7 @@ from vlm_detect.generate.render_step import RENDER_FEATURES
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image, read_bounded
 from vlm_detect.images.encode import crop_to_aspect
+from vlm_detect.images.local_files import is_within
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, write_shard
@@ -119,6 +121,8 @@ def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
             raise UserError(f"{path}, line {number}: seed {seed} is no whole number from 0 to 2^63 - 1")
         given = {"kind": config.kind, "generator": config.generator, "licence": config.licence} | known
         real, twin = path.parent / row["real"], path.parent / row["twin"]
+        if outside := [name for name in (real, twin) if name.exists() and not is_within(name, path.parent)]:
+            raise UserError(f"{path}, line {number}: {why_not_found(path.parent, str(outside[0]))}")
         entries.append(PairEntry(real, twin, seed=int(seed) if seed else None, **given))
     return entries
 

@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from vlm_detect.images.bounds import ImageRejected, read_bounded
+from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.images.decode import DECODER, decode_image, is_plainly_stored, upright_size
+from vlm_detect.images.local_files import read_named
 
 T = TypeVar("T")
 
@@ -30,14 +30,14 @@ class StoredImage:
     def of(cls, stored: Mapping[str, Any] | None, name: str = "an image") -> StoredImage:
         """From a cell of an undecoded image column, which holds bytes or the path of a file, or nothing.
 
-        Raises `ImageRejected` where there is no such file.
+        Raises `ImageRejected` where there is no such file, or where data may not name it.
         """
         if stored is None or stored.get("bytes") is not None:
             return cls(b"" if stored is None else stored["bytes"], name)
         if not stored.get("path"):
             return cls(b"", name)
         try:
-            return cls(read_bounded(Path(stored["path"])), name)
+            return cls(read_named(stored["path"]), name)
         except ImageRejected as error:
             raise ImageRejected(error.reason, f"{name}, {stored['path']}: {error.detail}") from error
 

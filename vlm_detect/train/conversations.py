@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 
 from vlm_detect.data.conversation_forms import Talk, read_talk
-from vlm_detect.data.named_files import find_file, json_rows
+from vlm_detect.data.named_files import find_file, json_rows, why_not_found
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected, read_bounded
 from vlm_detect.images.decode import decode_image
@@ -107,5 +107,5 @@ def _row(talk: Talk, folder: Path) -> dict[str, Any]:
 
 def _content(name: str, folder: Path) -> bytes:
     if (path := find_file(folder, name)) is None:
-        raise ValueError(f"{name} is neither there nor, by the end of its path, beside the file")
+        raise ValueError(why_not_found(folder, name))
     return read_bounded(path)

@@ -27,6 +27,8 @@ from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.label_reading import LABEL_COLUMNS, LabelReader
 from vlm_detect.data.sources import FileSource, text_digest
 from vlm_detect.errors import UserError, first_line
+from vlm_detect.images.bounds import ImageRejected
+from vlm_detect.images.local_files import may_name
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.records import Label
 from vlm_detect.schema import check_folder
@@ -60,6 +62,7 @@ def read_samples(spec: str | Path, max_images: int) -> Samples:
     if not path.is_dir():
         return _from_parquet(*_hub_files(str(spec)), str(spec), max_images)
     check_folder(path)
+    may_name(path)
     files = sorted(str(file) for file in path.rglob("*.parquet") if not file.name.startswith("."))
     if files:
         return _from_parquet(fsspec.filesystem("file"), files, str(spec), max_images)
@@ -254,5 +257,5 @@ def _bytes(cell: Mapping[str, Any] | None) -> bytes:
     """An image's bytes; none where there are none, which is counted and not passed over."""
     try:
         return StoredImage.of(cell if isinstance(cell, Mapping) else None).content
-    except UserError:
+    except ImageRejected:
         return b""
