@@ -11,6 +11,7 @@ import pytest
 
 from tests.apps.conftest import make_photo
 from tests.models.tiny_chat import save_tiny
+from tests.test_locks import holder, let_go
 from vlm_detect.apps.scan import COLUMNS, scan, summary
 from vlm_detect.errors import UserError
 from vlm_detect.images import bounds
@@ -243,3 +244,13 @@ def test_the_forms_on_stdout(detector: Detector, folder: Path, capsys: pytest.Ca
     assert out.splitlines()[0].split() == ["p_fake", "label", "image"]
     assert len(out.splitlines()) == 1 + len(rows)
     assert "unreadable  " in out
+
+
+def test_two_scans_into_one_file(detector: Detector, tmp_path: Path) -> None:
+    make_photo(1).save(tmp_path / "a.png")
+    first = holder(tmp_path / "rows.csv")
+    with pytest.raises(UserError, match=rf"rows.csv is held by another run \(process {first.pid} on"):
+        scan(detector, [str(tmp_path / "a.png")], out=tmp_path / "rows.csv")
+    assert not (tmp_path / "rows.csv").exists()
+    let_go(first)
+    scan(detector, [str(tmp_path / "a.png")], out=tmp_path / "rows.csv")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from vlm_detect.apps.recorded import ESTIMATES, sized_configs
 from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.extras import how_to_install
 from vlm_detect.machine import cpu_cores
+from vlm_detect.models.bases import is_cached
 from vlm_detect.plugins import installed, mistaken
 
 # What the optional parts need, by the extra that brings it.
@@ -97,11 +97,4 @@ def _machine() -> Iterator[str]:
         yield f"plugin {point.dist.name if point.dist else '(unknown)'}: {point.name} = {point.value}"
     yield from mistaken()
     for name in MODELS:
-        yield f"{name}: {'in the local cache' if _is_cached(name) else 'not cached, fetched when it is first used'}"
-
-
-def _is_cached(name: str) -> bool:
-    files: tuple[Any, ...] = tuple(
-        try_to_load_from_cache(name, file) for file in ("config.json", "model_index.json", "tokenizer.json")
-    )
-    return any(isinstance(found, str) for found in files)
+        yield f"{name}: {'in the local cache' if is_cached(name) else 'not cached, fetched when it is first used'}"

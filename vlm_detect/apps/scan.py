@@ -31,6 +31,7 @@ from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.locks import held
 from vlm_detect.progress import progress
 from vlm_detect.version import __version__
 
@@ -88,6 +89,8 @@ def scan(
         labels["contradictory"] += bool(row.contradictions)
 
     with contextlib.ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(held(out, is_file=True))
         earlier = {row.key: row for row in _earlier_rows(out, form, detector.name)} if out else {}
         file = stack.enter_context(_appending(out)) if out else sys.stdout
         write = _Writer(file, form, header=not out or file.tell() == 0)

@@ -23,6 +23,7 @@ from vlm_detect.benchmark.score import item_image
 from vlm_detect.benchmark.summary import ItemScore, figures_of, item_scores, rounded
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.locks import held
 from vlm_detect.machine import best_device
 from vlm_detect.models.registry import resolve_id
 from vlm_detect.pages.page import PALETTE, Picture, render, svg, write_page
@@ -111,6 +112,11 @@ def answer_conditions(options: RobustnessOptions) -> None:
         options = replace(options, model=resolve_id(options.model).name)
     out = Path(options.out) if options.out else default_out(options.model, None) / "robustness"
     state = PartialState(cpu=best_device().type == "cpu")
+    with held(out, when=state.is_main_process):
+        _answer(options, benchmark, out, state)
+
+
+def _answer(options: RobustnessOptions, benchmark: Benchmark, out: Path, state: PartialState) -> None:
     respondent = respondent_for(options.model, adapter=options.adapter, generate=False, batch_size=options.batch_size)
     respondent = replace(respondent, start=functools.cache(respondent.start))  # loaded once for all conditions
     identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}

@@ -40,7 +40,8 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
     """`UserError` where `out` holds the answers of another model or to another benchmark."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder for the results")
-    if before := settings_of(out):
+    before = settings_of(out)
+    if before and _holds_answers(out):
         if differing := [name for name in identity if before.get(name) != identity[name]]:
             name = differing[0]
             raise UserError(
@@ -49,6 +50,11 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
             )
     elif write:
         write_json(out / _SETTINGS, with_schema("results", identity))
+
+
+def _holds_answers(out: Path) -> bool:
+    """Whether anything was answered: a run that ended while its model was loaded leaves its settings alone."""
+    return any(read_results(path) for path in out.rglob("results*.jsonl"))
 
 
 def settings_of(out: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from vlm_detect.benchmark.score import generated_result
 from vlm_detect.benchmark.summary import summarise
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.locks import held
 from vlm_detect.machine import best_device
 from vlm_detect.models.registry import resolve_id
 from vlm_detect.questions.kind import prompts_of
@@ -42,13 +43,16 @@ def score(options: BenchmarkOptions) -> None:
     if options.model == "auto" and not options.answers:
         options = replace(options, model=resolve_id(options.model).name)
     out = Path(options.out or default_out(options.model, options.answers))
-    if options.answers:
-        score_answers(options, out)
-    else:
-        score_model(options, out)
+    # Told so, accelerate lets several processes meet on a CPU as well.
+    state = PartialState(cpu=best_device().type == "cpu")
+    with held(out, when=state.is_main_process):
+        if options.answers:
+            score_answers(options, out)
+        else:
+            score_model(options, out, state)
 
 
-def score_model(options: BenchmarkOptions, out: Path) -> None:
+def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> None:
     started = time.monotonic()
     assert options.benchmark is not None
     benchmark = limited(
@@ -56,8 +60,6 @@ def score_model(options: BenchmarkOptions, out: Path) -> None:
     )
     for column in options.by:
         column_of(benchmark, column, needed=True)
-    # Told so, accelerate lets several processes meet on a CPU as well.
-    state = PartialState(cpu=best_device().type == "cpu")
     respondent = respondent_of(options, out)
     lengths = {name: getattr(options, name) for name in ("max_new_tokens", "explanation_tokens")}
     identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}

@@ -16,19 +16,24 @@ On all GPUs: accelerate launch -m vlm_detect.cnn.train (in a clone: recipes/cnn.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlm_detect.cnn.options import CnnDataOptions, CnnTrainOptions, NetworkOptions
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
 from vlm_detect.flags import Deferred
+from vlm_detect.locks import held
 from vlm_detect.train.trainer_flags import trainer_flags
 
 
 def main(argv: list[str]) -> None:
     trainer = Deferred(CnnTrainOptions, _arguments, trainer_flags, CnnTrainOptions.replaced)
-    options = parse_config([NetworkOptions, CnnDataOptions, trainer], argv, doc=__doc__)
+    network, data, training = parse_config([NetworkOptions, CnnDataOptions, trainer], argv, doc=__doc__)
     from vlm_detect.cnn.program import train_network  # late: with torch, which --help does without
 
-    train_network(*options)
+    training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
+    with held(Path(training.output_dir), flag="--output_dir", when=training.process_index == 0):
+        train_network(network, data, training)
 
 
 def _arguments() -> type:

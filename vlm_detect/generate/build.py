@@ -16,6 +16,7 @@ from vlm_detect.data.audit import read_audit
 from vlm_detect.errors import UsageError
 from vlm_detect.generate.dataset_files import Packed, is_finished
 from vlm_detect.generate.hub import push_dataset
+from vlm_detect.locks import held
 
 
 def build_dataset(
@@ -35,16 +36,17 @@ def build_dataset(
         push_to_hub: OWNER/NAME to upload the finished folder to.
     """
     work = work_folder(out)
-    if is_finished(out, settings):
-        print(finished(out))
-    else:
-        if job := steps(work):
-            print(queued(out, job))
-            return
-        print(f"{out}: {pack(work)}")
-        print(read_audit(out) or "Too few photos for an audit.")
-    if not keep_work:
-        shutil.rmtree(work, ignore_errors=True)  # also what a run left that was killed behind its last step
+    with held(out):
+        if is_finished(out, settings):
+            print(finished(out))
+        else:
+            if job := steps(work):
+                print(queued(out, job))
+                return
+            print(f"{out}: {pack(work)}")
+            print(read_audit(out) or "Too few photos for an audit.")
+        if not keep_work:
+            shutil.rmtree(work, ignore_errors=True)  # also what a run left that was killed behind its last step
     if push_to_hub:
         print(f"uploaded to {push_dataset(out, push_to_hub)}")
 

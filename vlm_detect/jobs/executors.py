@@ -34,6 +34,7 @@ from vlm_detect.extras import require
 from vlm_detect.jobs import shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, Task
+from vlm_detect.locks import held
 from vlm_detect.progress import progress
 
 _POLL_S = 0.5
@@ -63,7 +64,7 @@ def run_shards(
         return _submit(task, plan, folder, missing, launch, after)
     done = plan.items - sum(len(range(*plan.span(shard))) for shard in missing)
     workers = min(launch.workers, len(missing))
-    with progress(desc=plan.step, total=plan.items, unit="img", initial=done) as bar:
+    with held(folder), progress(desc=plan.step, total=plan.items, unit="img", initial=done) as bar:
         if launch.executor == "ray":
             _run_on_ray(task, plan, missing, launch, workers, bar)
         elif workers == 1:

@@ -11,7 +11,6 @@ Hub ids are loaded at the pinned revision below; remote code is never run.
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import warnings
 from dataclasses import dataclass
@@ -27,10 +26,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.machine import best_device, default_dtype
 from vlm_detect.models.base import FAMILIES, VLM
+from vlm_detect.models.bases import base_of, is_cached, way_out
 from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
 from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, HUB_ID
 from vlm_detect.models.nano import NanoName, nano_path
+from vlm_detect.models.sealed import check_seal
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 from vlm_detect.models.untrusted import load_untrusted
@@ -97,6 +98,11 @@ def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -
         return ResolvedModel(model_id, model_id)
     if folder.is_absolute() or model_id.startswith(("./", "../", "~")) or model_id.count("/") != 1:
         raise UserError(f"{role} {model_id!r} is no folder and no Hub id; give owner/name, a model folder, or nano")
+    if folder.parent.is_dir() and not is_cached(model_id):
+        raise UserError(
+            f"{role} {model_id}: the folder {folder.parent} has no {folder.name}; where a Hub id is meant, fetch it "
+            "first with hf download"
+        )
     return ResolvedModel(model_id, model_id, revision or PINNED_REVISIONS.get(model_id))
 
 
@@ -115,29 +121,42 @@ def load_vlm(
     `load_options` go to `from_pretrained` (quantization_config, attn_implementation, ...). Raises UserError where the
     model cannot be found, reached or read.
     """
+    own_base: str | None = None  # the run that says itself what it was trained on
     if adapter is None and (Path(model_id) / "adapter_config.json").is_file() and not is_factory_folder(model_id):
         adapter, model_id = model_id, adapter_base(model_id)
+        own_base = str(adapter)
     for folder in (adapter, model_id):
         if folder is not None:
             check_folder(folder)
-    resolved = resolve_id(model_id, revision=revision)
+            check_seal(folder)
     device = torch.device(device) if device is not None else best_device()
     options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
     if "quantization_config" in options:
         options["device_map"] = {"": device}
     try:
-        check_reachable(resolved)
-        with no_bars_in_logs("transformers"):
-            family, model, processor = _load(resolved, options)
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a folder of others can be wrong in any way, and transformers raises as it comes
-        raise UserError(explain_load_error(resolved, error)) from error
+        resolved = resolve_id(model_id, revision=revision)
+        family, model, processor = _load_reachable(resolved, options)
+    except UserError as error:
+        if own_base is None:
+            raise
+        raise UserError(f"{error}; where the base is elsewhere, {way_out(own_base)}") from error
     if "quantization_config" not in options:
         model = model.to(device)
     if adapter is not None:
         model = load_adapter(model, adapter)
     return family(model.eval(), processor, resolved.name, resolved.revision)
+
+
+def _load_reachable(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
+    """As `_load`; UserError for whatever is wrong."""
+    try:
+        check_reachable(resolved)
+        with no_bars_in_logs("transformers"):
+            return _load(resolved, options)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a folder of others can be wrong in any way, and transformers raises as it comes
+        raise UserError(explain_load_error(resolved, error)) from error
 
 
 def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
@@ -177,16 +196,7 @@ def _revision(resolved: ResolvedModel) -> dict[str, Any]:
 
 def adapter_base(run: str | Path) -> str:
     """The ID of the model that the adapter in `run` was trained on."""
-    try:
-        config = json.loads((Path(run) / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{run}: adapter_config.json is damaged ({error}): take another checkpoint of the run"
-        ) from error
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{run}: adapter_config.json names no base model; pass --model ID --adapter {run}")
-    return base
+    return base_of(run, NANO_NAMES)
 
 
 def load_adapter(model: Any, adapter: str | Path) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from vlm_detect.config import parse_config, read_run_json, write_json
 from vlm_detect.errors import UsageError
 from vlm_detect.flags import Deferred
+from vlm_detect.locks import held
 from vlm_detect.train.options import DataOptions, LoraOptions, ModelOptions, QuestionOptions, TrainOptions
 from vlm_detect.train.trainer_flags import trainer_flags
 
@@ -112,13 +113,14 @@ S = TypeVar("S", bound=Seeded)
 def each_seed(options: S, finetune: Callable[[S], None]) -> None:
     """Call `finetune` once, or for each of `--seeds`; then `seeds.json` has every score's mean and spread."""
     training = options.training
-    if not training.seeds:
-        finetune(options)
-        return
-    folder = Path(str(training.output_dir))
-    for seed in training.seeds:
-        finetune(options.with_seed(seed))
-    if training.process_index == 0:
+    folder, is_main = Path(str(training.output_dir)), training.process_index == 0
+    with held(folder, flag="--output_dir", when=is_main):
+        if not training.seeds:
+            finetune(options)
+            return
+        for seed in training.seeds:
+            finetune(options.with_seed(seed))
+    if is_main:
         runs = {seed: (read_run_json(folder / f"seed_{seed}") or {})["validation"] for seed in training.seeds}
         summary = spread(list(runs.values()))
         write_json(folder / "seeds.json", {"seeds": runs, **summary})

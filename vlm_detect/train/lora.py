@@ -22,7 +22,9 @@ from transformers import PreTrainedModel
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
+from vlm_detect.models.bases import recorded_base
 from vlm_detect.models.parts import hold_in_float32, is_never_wrapped, is_vision
+from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.train.options import LoraOptions
 
 _LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
@@ -54,7 +56,9 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     torch.manual_seed(seed)
     wrapped = wrap(vlm.model, config)
     # By this name the adapter finds its base model again, wherever the folder goes.
-    config.base_model_name_or_path, config.revision = vlm.name, vlm.revision
+    config.base_model_name_or_path, config.revision = recorded_base(vlm.name, NANO_NAMES), vlm.revision
+    # peft keeps a set, which is written in another order by every process: two equal runs leave equal files.
+    config.target_modules = sorted(targets)
     trained, everything = wrapped.get_nb_trainable_parameters()
     print(f"LoRA on {len(targets)} layers: {trained:,} of {everything:,} parameters are trained")
     vlm.model = wrapped

@@ -25,6 +25,7 @@ from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
 from vlm_detect.stats.calibration import fit
 from vlm_detect.train.card import write_card
+from vlm_detect.train.checkpoints import checkpoint_damage
 from vlm_detect.train.command import Options
 from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import check_labels, data_hashes, dataset_or_demo, open_splits, open_training
@@ -32,7 +33,7 @@ from vlm_detect.train.examples import Units, has_reasons
 from vlm_detect.train.features import Features
 from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
-from vlm_detect.train.run_directory import RunDirectory, is_whole
+from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import loading, tune
 from vlm_detect.train.usable import usable
@@ -141,8 +142,10 @@ def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDi
 def open_run_directory(training: TrainOptions, groups: Sequence[Any], **facts: Any) -> RunDirectory:
     """The run directory; says so where the run in it is finished."""
     given = training.resume_from_checkpoint
-    if given and not is_whole(Path(given)):
-        raise UserError(f"--resume_from_checkpoint {given}: no whole checkpoint; without it the run's newest is taken")
+    if given and (damage := checkpoint_damage(Path(given))):
+        raise UserError(
+            f"--resume_from_checkpoint {given}: no whole checkpoint ({damage}); without it the run's newest is taken"
+        )
     run = RunDirectory.open(training.output_dir, groups, **facts, processes=training.world_size)
     if run.finished:
         print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")

@@ -25,6 +25,7 @@ from transformers import (
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
+from vlm_detect.train.checkpoints import FindBest, SealCheckpoints
 from vlm_detect.train.failures import refused_flags, told_in_one_line
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Progress
@@ -57,6 +58,8 @@ class RecipeTrainer(Trainer):
         self.add_callback(progress)
         if args.early_stopping_patience is not None:
             self.add_callback(Patience(args.early_stopping_patience))
+        for sealing in (FindBest(), SealCheckpoints()):
+            self.add_callback(sealing)
         self.termination = SaveOnTermination()
         self.add_callback(self.termination)
 

@@ -9,17 +9,18 @@ and again at the end with status "finished" and the scores.
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from accelerate import PartialState
 
 from vlm_detect.config import read_run_json, write_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.models.sealed import seal_of
+from vlm_detect.train.checkpoints import find_checkpoint, holds_model_alone
 
 # What may differ between a run and its resumption: nothing that a step's result depends on.
 _FREE_TO_CHANGE = {
@@ -70,8 +71,8 @@ class RunDirectory:
         if finished:  # by however many processes
             new.pop("processes", None)
         different = [name for name in new if name not in _FREE_TO_CHANGE and str(old.get(name)) != str(new[name])]
-        checkpoint = last_checkpoint(path)
-        if different and not finished and checkpoint is None:
+        found = find_checkpoint(path)
+        if different and not finished and found.path is None:
             return cls(path, config, facts, finished=False, checkpoint=None)  # nothing was learned with the old ones
         if different:
             changes = ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in different[:3])
@@ -79,10 +80,32 @@ class RunDirectory:
                 f"{path} holds a run with other settings ({changes}): give its own settings again to resume it, choose "
                 "another --output_dir, or remove the folder"
             )
-        return cls(path, config, facts, finished, checkpoint)
+        if not finished:
+            _tell_damage(found.damaged, found.path)
+        if not finished and found.path and holds_model_alone(found.path):
+            raise UserError(
+                f"{found.path} holds the model alone, as --save_only_model writes it: the optimizer and the learning "
+                "rate would begin anew, so the run cannot go on; remove the folder or give another --output_dir"
+            )
+        return cls(path, config, facts, finished, str(found.path) if found.path else None)
 
     def write(self, status: str, **results: Any) -> None:
+        """`run.json`; of a finished run with the checksums of what it leaves."""
+        if status == "finished":
+            results["files"] = seal_of(self.path)
         write_run_json(self.path, self.config, status=status, **self.facts, **results)
+
+
+def last_checkpoint(run: str | Path) -> str | None:
+    """The newest complete checkpoint of a run."""
+    found = find_checkpoint(run).path
+    return str(found) if found else None
+
+
+def _tell_damage(damaged: Sequence[str], instead: Path | None) -> None:
+    if damaged and PartialState().is_main_process:
+        goes_on = f"from {instead}" if instead else "from the beginning, as no complete checkpoint is left"
+        print(f"damaged checkpoints are passed over ({'; '.join(damaged)}): going on {goes_on}", file=sys.stderr)
 
 
 def _defaults(options: Sequence[Any]) -> dict[str, Any]:
@@ -92,22 +115,3 @@ def _defaults(options: Sequence[Any]) -> dict[str, Any]:
         default = one.default_factory() if one.default_factory is not MISSING else one.default
         found[one.name] = None if default is MISSING else getattr(default, "value", default)  # of an enum
     return found
-
-
-def last_checkpoint(path: str | Path) -> str | None:
-    """The newest whole checkpoint in `path`. One whose saving was cut short has no trainer state, written last."""
-    found = {}
-    for folder in Path(path).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = folder.name.rpartition("-")[2]
-        if step.isdigit() and is_whole(folder):
-            found[int(step)] = str(folder)
-    return found[max(found)] if found else None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's saving came to its end, which is the trainer state."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

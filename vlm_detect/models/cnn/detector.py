@@ -20,6 +20,7 @@ from vlm_detect.models.cnn.configuration import CnnConfig, is_cnn_run
 from vlm_detect.models.cnn.model import CnnForDetection, logits_of
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.models.sealed import check_seal
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
@@ -54,6 +55,7 @@ class CnnDetector:
         if not is_cnn_run(run):
             raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with vlm-detect train cnn")
         check_folder(run)
+        check_seal(run)
         with no_bars_in_logs("transformers"):
             model = load_untrusted(CnnForDetection, run).eval().to(device)
         return cls(model, Calibration.load(Path(run)), str(run))

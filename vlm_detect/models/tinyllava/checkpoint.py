@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlm_detect.config import write_json
-from vlm_detect.errors import UserError, first_line
+from vlm_detect.errors import first_line
+from vlm_detect.models.bases import base_of
 from vlm_detect.models.stored import LazyTensor, StoredTensor, dtype_of, fetch, read_safetensors
 from vlm_detect.models.tinyllava.configuration import is_official, to_official
 
@@ -85,7 +86,7 @@ def open_checkpoint(path_or_id: str | Path, dtype: torch.dtype | None, **hub_opt
         tensors |= _read_torch(file, "")
     has_adapter = (folder / "adapter_config.json").is_file()
     if has_adapter and not tensors and not (folder / "language_model" / "pytorch_model.bin").is_file():
-        tensors = open_checkpoint(_base_of(folder), dtype)
+        tensors = open_checkpoint(base_of(folder), dtype)
     for part, prefix in _PARTS.items():
         if (file := folder / part / "pytorch_model.bin").is_file():
             tensors |= _read_torch(file, prefix)
@@ -103,13 +104,6 @@ def _read_torch(file: Path, prefix: str) -> dict[str, LazyTensor]:
         reason = first_line(error)
         raise ValueError(f"{file.parent.name}/{file.name} cannot be read safely: {reason}") from error
     return {to_llava_name(prefix + name.replace(".base_layer", "")): tensor for name, tensor in stored.items()}
-
-
-def _base_of(folder: Path) -> str:
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{folder}: neither base weights nor the name of a base model beside the adapter")
-    return str(base)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""An adapter finds its base wherever it goes, and never takes a folder's name for one of the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.toys import save_tiny_model
+from vlm_detect.errors import UserError
+from vlm_detect.models import registry
+from vlm_detect.models.bases import base_of
+from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.train.lora import add_lora
+from vlm_detect.train.options import LoraOptions
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "model_info", lambda name, **options: pytest.fail(f"the Hub was asked for {name}"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, in which an adapter was trained on it by its relative path."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model(tmp_path / "models" / "base")
+    vlm = load_vlm("models/base", device="cpu")
+    add_lora(vlm, LoraOptions(lora_r=2))
+    vlm.model.save_pretrained(tmp_path / "runs" / "mine")
+    return tmp_path
+
+
+def record(run: Path, base: Any) -> None:
+    file = run / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+
+
+def test_a_base_given_by_a_relative_path_is_found_from_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    assert base_of(home / "runs" / "mine") == str(home / "models" / "base")
+    load_vlm(str(home / "runs" / "mine"), device="cpu")
+    shutil.copytree(home / "runs" / "mine", home / "elsewhere" / "copy")
+    load_vlm("copy", device="cpu")
+
+
+@pytest.mark.parametrize("base", ["models/base", "./models/base", "../models/base", "models/a/base", "~/models/base"])
+def test_a_base_that_has_moved_is_told_with_the_way_out(home: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(home / "runs" / "mine", base)
+    (home / "models" / "base").rename(home / "models" / "moved")
+    for cwd in (home, home / "runs", home / "runs" / "mine"):
+        monkeypatch.chdir(cwd)
+        with pytest.raises(UserError, match=r"not there; say where it is with --model BASE --adapter .*mine"):
+            load_vlm(str(home / "runs" / "mine"), device="cpu")
+    load_vlm(str(home / "models" / "moved"), adapter=home / "runs" / "mine", device="cpu")
+
+
+def test_an_absolute_base_that_has_moved_is_told_too(home: Path) -> None:
+    (home / "models").rename(home / "weights")
+    with pytest.raises(UserError, match=r"was the folder .*models/base, which is not there; say where it is"):
+        load_vlm("runs/mine", device="cpu")
+
+
+def test_a_relative_base_of_an_earlier_version_is_found_from_the_folders_of_its_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(home / "runs" / "mine", "models/base")
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    assert base_of(home / "runs" / "mine") == str(home / "models" / "base")
+
+
+@pytest.mark.parametrize("base", [None, "", 7, ["a"]])
+def test_an_adapter_that_names_no_base(home: Path, base: Any) -> None:
+    record(home / "runs" / "mine", base)
+    with pytest.raises(UserError, match=r"names no base model; say where it is with --model BASE --adapter"):
+        load_vlm("runs/mine", device="cpu")
+
+
+def test_a_base_of_the_hub_that_is_not_to_be_had_is_told_with_the_way_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str, **options: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(registry, "model_info", unreachable)
+    record(home / "runs" / "mine", "somebody/model")
+    with pytest.raises(UserError, match=r"somebody/model .* say where it is with --model BASE --adapter runs/mine"):
+        load_vlm("runs/mine", device="cpu")
+    record(home / "runs" / "mine", "word")
+    with pytest.raises(UserError, match=r"'word' is no folder and no Hub id.*--adapter runs/mine"):
+        load_vlm("runs/mine", device="cpu")
+
+
+def test_a_folder_that_is_not_there_is_none_of_the_hub(home: Path) -> None:
+    for name in ("runs/typo", "models/other"):
+        with pytest.raises(UserError, match=rf"the folder {name.split('/')[0]} has no {name.split('/')[1]}"):
+            resolve_id(name)
+    assert resolve_id("somebody/model").path_or_id == "somebody/model"
+
+
+def test_a_factory_adapters_base_is_no_name_of_the_hub_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_detect.models.tinyllava.checkpoint import open_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output" / "lora").mkdir(parents=True)
+    (tmp_path / "output" / "lora" / "adapter_config.json").write_text('{"base_model_name_or_path": "output/base"}')
+    with pytest.raises(UserError, match="output/base, which is not there"):
+        open_checkpoint(tmp_path / "output" / "lora", None)

@@ -1,0 +1,129 @@
+"""One run at a time into one place: a second one says that the first holds it.
+
+    with held(Path("runs/moondream_lora"), flag="--output_dir"):
+        ...                                  # UserError where another process is at it
+
+The lock is the operating system's and goes with its process, however that ends. It belongs to the process that took it
+and not to those that it forks, so a worker that outlives a killed run holds nobody up. The file `.NAME.lock` beside the
+place says who holds it; a killed run leaves the file, which is then free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from vlm_detect.config import command_line
+from vlm_detect.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_HELD_BY_ANOTHER = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+_held: set[Path] = set()  # by this process
+
+
+@contextmanager
+def held(out: Path, *, flag: str = "--out", when: bool = True, is_file: bool = False) -> Iterator[None]:
+    """Nobody else writes `out` meanwhile; `UserError` where somebody does.
+
+    `when` is False in the further processes of a run, whose first one holds the place for all. `out` is a folder, which
+    is made with those that it is in, or a file, of which that is not done: to say that it cannot be is its writer's.
+    """
+    place = out.resolve()
+    if not when or place in _held or (is_file and not place.parent.is_dir()):
+        yield
+        return
+    with _locked(place, flag):
+        _held.add(place)
+        try:
+            yield
+        finally:
+            _held.remove(place)
+
+
+@contextmanager
+def _locked(place: Path, flag: str) -> Iterator[None]:
+    path, file = _open(place)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(file)
+        try:
+            while not _is_taken(path, file, place, flag):
+                path, file = _open(place)
+                stack.enter_context(file)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:  # a file system that cannot lock keeps nobody out
+                raise
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(_about_us()).encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows, where an open file cannot go
+                path.unlink()
+
+
+def _open(place: Path) -> tuple[Path, IO[bytes]]:
+    """The file that is locked: beside the place, or in it where nothing may be written beside it."""
+    beside, inside = place.with_name(f".{place.name}.lock"), place / ".lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return beside, beside.open("a+b")
+    except OSError as error:
+        if not place.is_dir():
+            raise UserError(f"{place}: cannot be written ({error.strerror}); give another place") from error
+    try:
+        return inside, inside.open("a+b")
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written ({error.strerror}); give another place") from error
+
+
+def _is_taken(path: Path, file: IO[bytes], place: Path, flag: str) -> bool:
+    """Take the lock; False where the file was removed, by whoever held it before, while we waited to open it."""
+    try:
+        _lock(file)
+    except OSError as error:
+        if error.errno not in _HELD_BY_ANOTHER:
+            raise
+        raise UserError(f"{place} is held by another run{_who(path)}: let it end, or give another {flag}") from error
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[bytes]) -> None:
+    if fcntl is not None:
+        # A record lock, not `flock`: a forked process inherits the latter, and may outlive us.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    file.seek(1 << 30)  # of a byte that nobody reads
+    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
+def _about_us() -> dict[str, Any]:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"process": os.getpid(), "host": socket.gethostname(), "since": now, "command": command_line()}
+
+
+def _who(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f" (process {int(found['process'])} on {found['host']!s:.60}, since {found['since']!s:.30})"
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written
+        return ""

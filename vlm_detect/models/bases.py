@@ -1,0 +1,64 @@
+"""The base model of an adapter: where it was, where it may be now, and what to say where it is not to be found.
+
+    base_of("runs/moondream_lora")      # a Hub id, a name such as nano, or the path of a folder that is there
+
+A base that was a folder is never looked for on the Hub, where anybody may own the name that a relative path has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from vlm_detect.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def recorded_base(name: str, known: Collection[str] = ()) -> str:
+    """What an adapter records of its base: a folder by its absolute path, which holds wherever the adapter goes."""
+    return str(Path(name).resolve()) if name not in known and Path(name).is_dir() else name
+
+
+def base_of(adapter: str | Path, known: Collection[str] = ()) -> str:
+    """The ID of the model that `adapter` was trained on; `known` are the names that are neither folder nor Hub id.
+
+    A relative path is taken from here, else from the folders that the adapter is in.
+
+    Raises:
+        UserError: where no base is named, or it was a folder that is not there.
+    """
+    try:
+        config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{adapter}: adapter_config.json is damaged ({error}): take another checkpoint of the run"
+        ) from error
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{adapter}: adapter_config.json names no base model; {way_out(adapter)}")
+    if base in known or Path(base).is_dir():
+        return base
+    places = [Path.cwd(), *Path(adapter).resolve().parents]
+    if not Path(base).is_absolute():
+        for place in places:
+            if (place / base).is_dir():
+                return str(place / base)
+    is_path = "/" in base or "\\" in base  # a single word is for who knows the names of models
+    if is_path and (not _HUB_ID.fullmatch(base) or any((place / base).parent.is_dir() for place in places)):
+        raise UserError(f"{adapter}: its base model was the folder {base}, which is not there; {way_out(adapter)}")
+    return base
+
+
+def is_cached(model_id: str) -> bool:
+    """Whether the local cache holds a Hub repository, as far as its settings tell."""
+    files = ("config.json", "model_index.json", "tokenizer.json")
+    return any(isinstance(try_to_load_from_cache(model_id, file), str) for file in files)
+
+
+def way_out(adapter: str | Path) -> str:
+    return f"say where it is with --model BASE --adapter {adapter}"

@@ -1,0 +1,53 @@
+"""Whether a finished run is what its training left: its weights and what says how they are to be used, by checksum.
+
+    seal_of("runs/moondream_lora")       # {file: sha256}, which run.json has under `files`
+    check_seal("runs/moondream_lora")    # UserError where one of them is another now
+
+The name of an adapter's base is left out: a base may move, and its name in adapter_config.json be mended. So are files
+that are made anew later on, such as calibration.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from vlm_detect.config import file_sha256, read_run_json
+from vlm_detect.errors import UserError
+
+_CONFIGS = ("adapter_config.json", "config.json")
+_WEIGHTS = ("model", "adapter_model")  # in one file or in several
+_OF_THE_BASE = ("base_model_name_or_path", "revision", "_name_or_path")
+
+
+def seal_of(run: str | Path) -> dict[str, str]:
+    """The checksums of a run's weights and configurations; heads that are fitted later are none of them."""
+    weights = sorted(path.name for kind in _WEIGHTS for path in Path(run).glob(f"{kind}*.safetensors"))
+    return {name: _digest(Path(run) / name) for name in (*_CONFIGS, *weights) if (Path(run) / name).is_file()}
+
+
+def check_seal(run: str | Path) -> None:
+    """`UserError` where a file of a finished run is missing or has been altered; other folders pass."""
+    record = read_run_json(run)
+    if record is None or record.get("status") != "finished" or not isinstance(record.get("files"), dict):
+        return
+    for name, digest in record["files"].items():
+        path = Path(run) / name
+        try:
+            state = None if _digest(path) == digest else "is not what the run left: its checksum in run.json is another"
+        except OSError:
+            state = "is missing"
+        if state:
+            raise UserError(f"{path} {state}; take the file from a copy, or train the run again")
+
+
+def _digest(path: Path) -> str:
+    if path.name not in _CONFIGS:
+        return file_sha256(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in found.items() if name not in _OF_THE_BASE}
+    except (ValueError, AttributeError):
+        return file_sha256(path)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""A run's checkpoints: sealed with checksums when they are complete, and the newest that a run can go on from.
+
+    trainer.add_callback(SealCheckpoints())
+    found = find_checkpoint("runs/moondream_lora")     # .path, and .damaged, what was passed over and why
+
+A checkpoint is complete where its trainer state, written last by the Trainer, is whole, its files are those that were
+written, and so are those of the checkpoint that it names as the best so far, which is loaded in the end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from vlm_detect.checksums import damage_of, write_checksums
+
+# An optimiser as one file, as FSDP's whole or sharded one, as DeepSpeed's.
+_OPTIMIZERS = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, f"{OPTIMIZER_NAME_BIN.split('.')[0]}_*", "global_step*")
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """`path` is None where there is none to go on from; `damaged` has a sentence for each newer one."""
+
+    path: Path | None
+    damaged: tuple[str, ...] = ()
+
+
+class SealCheckpoints(TrainerCallback):
+    """Writes the checksums of a checkpoint when every process has written its part of it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()
+        if args.should_save:
+            write_checksums(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+class FindBest(TrainerCallback):
+    """A run that goes on in a folder that has moved finds its best checkpoint there, and not where it was."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if (best := state.best_model_checkpoint) and (here := _best_of(Path(str(args.output_dir)), best)).is_dir():
+            state.best_model_checkpoint = str(here)
+
+
+def find_checkpoint(run: str | Path) -> FoundCheckpoint:
+    """The newest complete checkpoint of a run. One whose saving was cut short is no damage: it is passed over."""
+    folders: dict[int, Path] = {}
+    for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.rpartition("-")[2]
+        if step.isdigit() and trainer_state(folder) is not None:
+            folders[int(step)] = folder
+    damaged: list[str] = []
+    for _, folder in sorted(folders.items(), reverse=True):
+        if (damage := checkpoint_damage(folder)) is None:
+            return FoundCheckpoint(folder, tuple(damaged))
+        damaged.append(f"{folder}: {damage}")
+    return FoundCheckpoint(None, tuple(damaged))
+
+
+def checkpoint_damage(checkpoint: Path) -> str | None:
+    """What makes a checkpoint no basis to go on from, in words; None where it is complete."""
+    state = trainer_state(checkpoint)
+    if state is None:
+        return "its saving was cut short"
+    if damage := damage_of(checkpoint):
+        return damage
+    best = state.get("best_model_checkpoint")
+    if best and (here := _best_of(checkpoint.parent, best)) != checkpoint:
+        damage = damage_of(here) if here.is_dir() else "nothing is there"
+        return f"of {here.name}, its best so far, {damage}" if damage else None
+    return None
+
+
+def holds_model_alone(checkpoint: Path) -> bool:
+    """Whether training cannot go on from a checkpoint as if it had not stopped, as --save_only_model leaves it."""
+    return any(checkpoint.glob("*.safetensors")) and not any(any(checkpoint.glob(name)) for name in _OPTIMIZERS)
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
+    """The state that the Trainer writes last into a checkpoint; None where that is not there, or half of it."""
+    try:
+        found = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _best_of(run: Path, recorded: str) -> Path:
+    """The best checkpoint, recorded by its path at the time, where the run is now."""
+    return run / Path(recorded.replace("\\", "/")).name
