@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 
@@ -11,6 +12,7 @@ import torch
 from vlm_detect.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16")  # of torch.cpu.get_capabilities
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,10 +39,21 @@ def best_device() -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32: the released weights overflow in float16."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    """bfloat16 on a GPU that computes in it, else float32: the released weights overflow in float16."""
+    if device.type == "cuda" and computes_in_bfloat16("cuda"):
         return torch.bfloat16
     return torch.float32
+
+
+def computes_in_bfloat16(device_type: str) -> bool:
+    """Whether the device multiplies matrices faster in bfloat16 than in float32.
+
+    Their flags say it. torch calls GPUs of before 2020 (T4, V100) capable too, which emulate it slowly, and a CPU
+    without instructions of its own takes fifty times as long as in float32.
+    """
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type == "cpu" and any(torch.cpu.get_capabilities().get(flag) for flag in _FAST_BFLOAT16)
 
 
 def machine_name(device_type: str) -> str:
@@ -57,6 +70,13 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     if name not in DTYPES:
         raise UserError(f"--dtype {name}: choose from {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def free_memory() -> None:
+    """Give back what models held that nothing refers to any more; their parts refer to each other."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def keep_freed_memory() -> None:

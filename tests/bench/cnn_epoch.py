@@ -40,12 +40,12 @@ from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import run_main
 from vlm_detect.images.stored import undecoded
-from vlm_detect.machine import keep_freed_memory
+from vlm_detect.machine import computes_in_bfloat16, keep_freed_memory
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.model import CnnForDetection, head_loss, new_model
 
 BATCH = 128
-FAST_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+FAST_BF16 = computes_in_bfloat16("cpu")
 
 
 @dataclass(frozen=True)

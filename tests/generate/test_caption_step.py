@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,33 @@ class Speaker:
         return [[f"A blurry photo of {question}" for question in asked] for asked in questions]
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Speaker], revision: str | None = None) -> None:
+    """Captioners are made by `make`, and kept from shard to shard as the real one is."""
+    load = functools.cache(lambda captioner: (captioner, revision, make()))
+    monkeypatch.setattr(caption_step, "_load_captioner", load)
+
+
+def test_the_captioner_is_gone_when_the_renderer_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "photos", 3)
+    made: list[weakref.ref[Speaker]] = []
+
+    def make() -> Speaker:
+        speaker = Speaker()
+        speaker.itself = speaker  # type: ignore[attr-defined]  # as the parts of a model refer to each other
+        made.append(weakref.ref(speaker))
+        return speaker
+
+    stand_in(monkeypatch, make)
+    source, config = SourceConfig(str(tmp_path / "photos"), shard_size=2), CaptionConfig(captioner="owner/name")
+    caption_photos(source, config, plan_captions(source, config), tmp_path / "out")
+    assert [speaker() for speaker in made] == [None]  # one for both shards, and it is freed
+
+
 def test_the_engine_is_asked_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_photos(tmp_path / "photos", 5)
     (tmp_path / "photos" / "zero.png").write_bytes(b"")
     speaker = Speaker()
-    monkeypatch.setattr(caption_step, "_load_captioner", lambda captioner: (captioner, "abc", speaker))
+    stand_in(monkeypatch, lambda: speaker, "abc")
     source = SourceConfig(str(tmp_path / "photos"), shard_size=4)
     config = CaptionConfig(captioner="owner/name", caption_length="short", caption_batch=3)
     plan = plan_captions(source, config)
@@ -54,7 +78,7 @@ def test_the_engine_is_asked_in_batches(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_question_may_stand_for_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(tmp_path / "photos", 3)
-    monkeypatch.setattr(caption_step, "_load_captioner", lambda captioner: (captioner, None, Speaker()))
+    stand_in(monkeypatch, Speaker)
     source = SourceConfig(str(tmp_path / "photos"))
     config = CaptionConfig(captioner="owner/name", caption_question="what you see", caption_batch=2)
     caption_photos(source, config, plan_captions(source, config), tmp_path / "out")

@@ -116,6 +116,16 @@ def test_kinds_of_twin() -> None:
         TwinKinds("cartoon")
 
 
+def test_a_failed_accelerator_is_no_fault_of_the_photos() -> None:
+    """A CUDA error stays: every later call fails too, and each photo would become a reject of a finished shard."""
+
+    def draw(places: object) -> list[Image.Image]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
+
+    with pytest.raises(UserError, match=r"accelerator failed: CUDA error: an illegal memory access was encountered;"):
+        list(_draw_or_split(draw, range(4)))
+
+
 def test_one_failing_prompt_costs_itself_only() -> None:
     def draw(places: object) -> list[Image.Image]:
         chosen = list(places)  # type: ignore[call-overload]

@@ -77,6 +77,12 @@ def test_what_differs_is_said_once_and_in_words() -> None:
     assert differences(old, old | {"size": None, "views": []}) == []  # settings that came later, off
 
 
+def test_models_of_full_size_get_a_gpu_unless_the_flag_says_otherwise() -> None:
+    assert Launch("ray").with_models(full_size=True).gpus == 1
+    assert Launch("ray").with_models(full_size=False).gpus == 0
+    assert Launch("ray", gpus=0).with_models(full_size=True).gpus == 0
+
+
 def test_a_launch_is_checked_before_anything_runs() -> None:
     for wrong, message in (
         ({"workers": 0}, "--workers 0: give 1 or more"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.factories import tiny_vlm
 from tests.train.toys import toy_images, toy_pairs
 from vlm_detect.errors import UserError
+from vlm_detect.machine import default_dtype
 from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.examples import Units
 from vlm_detect.train.lora import add_lora
+from vlm_detect.train.loss import answer_loss
 from vlm_detect.train.options import LoraOptions, QuestionOptions
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.validation import ValidationSet, scores_of
@@ -51,6 +54,35 @@ def test_on_shuffled_labels_it_learns_to_answer_and_not_to_tell(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="lower --learning_rate"):
         trained(tmp_path, learning_rate=1e20, max_grad_norm=0.0, warmup_steps=0)
+
+
+def test_mixed_precision_is_around_the_whole_step(tmp_path, monkeypatch):
+    seen = {}
+
+    def noticing(vlm, model, batch, count, smoothing):
+        seen.update(tower=torch.is_autocast_enabled("cpu"), dtype=torch.get_autocast_dtype("cpu"))
+        return answer_loss(vlm, model, batch, count, smoothing=smoothing)
+
+    monkeypatch.setattr("vlm_detect.train.trainer.answer_loss", noticing)
+    trained(tmp_path, mixed_precision="bf16", max_steps=1)
+    assert seen == {"tower": True, "dtype": torch.bfloat16}
+    trained(tmp_path, mixed_precision="no", max_steps=1)
+    assert not seen["tower"]
+
+
+def test_auto_precision_is_what_the_device_has_instructions_for(tmp_path, monkeypatch):
+    for flags, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        args = TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, mixed_precision="auto")
+        assert args.bf16 == expected
+    with pytest.raises(UserError, match="--mixed_precision bf16 and --bf16 or --fp16 say the same"):
+        TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, mixed_precision="bf16", bf16=True)
+
+
+def test_a_gpu_that_emulates_bfloat16_is_given_float32(monkeypatch):
+    """As torch's own answer without the argument would have it for a T4 or V100."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert default_dtype(torch.device("cuda")) == torch.float32
 
 
 def test_validation_needs_both_classes():

@@ -103,7 +103,6 @@ class CnnTrainOptions(TrainOptions):
     num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
     logging_steps: float = field(default=100, metadata={"help": "Log the loss every so many steps."})
-    bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast; on a CPU with --use_cpu True."})
     metric_for_best_model: str | None = field(
         default="score", metadata={"help": "score (mean accuracy of the heads), accuracy, auroc, log_loss, ..."}
     )

@@ -25,7 +25,8 @@ from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, write_shard
-from vlm_detect.models.registry import load_vlm, resolve_id
+from vlm_detect.machine import free_memory
+from vlm_detect.models.registry import NANO_NAMES, load_vlm, resolve_id
 from vlm_detect.records import FROM_PROMPTS, Reject
 
 _MAX_NEW_TOKENS = 128  # of an answer to a question
@@ -76,7 +77,12 @@ def caption_photos(
     source: SourceConfig, config: CaptionConfig, plan: Plan, folder: Path, launch: Launch | None = None
 ) -> str | None:
     """What `run_shards` returns: None when all is done."""
-    return run_shards(CaptionShard(source, config, plan, folder), plan, folder, launch)
+    try:
+        launch = (launch or Launch()).with_models(config.captioner not in (*NANO_NAMES, FROM_COLUMN, FROM_PROMPTS))
+        return run_shards(CaptionShard(source, config, plan, folder), plan, folder, launch)
+    finally:
+        _load_captioner.cache_clear()  # the renderer, of the same process, needs its memory
+        free_memory()
 
 
 @dataclass(frozen=True)

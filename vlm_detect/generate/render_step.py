@@ -21,7 +21,7 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
 from vlm_detect.columns import EDIT_FEATURES
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, draw_edits
 from vlm_detect.generate.generator import Generator
@@ -34,6 +34,7 @@ from vlm_detect.images.encode import crop_size, fit, is_blank
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write_shard
+from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.records import Reject, TwinKind
 
 _BESIDE = 2  # threads that decode and encode while the device draws
@@ -97,6 +98,7 @@ def render_twins(
     after: str | None = None,
 ) -> str | None:
     """What `run_shards` returns: None when all is done."""
+    launch = (launch or Launch()).with_models(config.generator not in NANO_NAMES)
     return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
 
 
@@ -247,6 +249,10 @@ def _draw_or_split(
         images = draw(places)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory while drawing {len(places)} at a time; lower --render_batch") from error
+    except torch.AcceleratorError as error:  # the device answers every later call so: the photos are not to blame
+        raise UserError(
+            f"the accelerator failed: {first_line(error)}; run the same command again, which continues at this shard"
+        ) from error
     except Exception as error:  # whatever a pipeline raises on one prompt must not cost the others
         if len(places) == 1:
             yield error, "0/1"

@@ -88,6 +88,9 @@ class Renderer(Generator):
             self._move(self._others, self.device)
             if not self._encodes_apart:
                 self._move(self._encoders, self.device)
+        vae: Any = getattr(pipeline, "vae", None)
+        if hasattr(vae, "enable_slicing"):
+            vae.enable_slicing()  # one image at a time: of eight of 1024 pixels SD 3.5's decoder holds 13 GB at once
         if sampling.compile:
             _denoiser(pipeline).compile_repeated_blocks()
 

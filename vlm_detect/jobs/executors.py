@@ -167,7 +167,7 @@ def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, 
         ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UserError(f"--executor ray: no cluster at {os.environ.get('RAY_ADDRESS')} (RAY_ADDRESS)") from error
-    needs = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "memory": launch.memory_gb * 1024**3}
+    needs = {"num_cpus": launch.cpus, "num_gpus": launch.gpus or 0, "memory": launch.memory_gb * 1024**3}
     actor_class: Any = ray.remote(**needs)(_Actor)
     actors = [actor_class.remote() for _ in range(workers)]
     runs = [lambda shard, actor=actor: actor.run.remote(task, shard).future() for actor in actors]

@@ -250,6 +250,13 @@ class TrainOptions(_Base):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many validations without a better score. Default: never."}
     )
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] | None = field(
+        default=None,
+        metadata={
+            "help": "Autocast of a step; the trained weights stay float32. auto: bf16 where the device computes faster "
+            "in it, which on a CPU is measured. Default: what --bf16 and --fp16 say."
+        },
+    )
     # Every adapter takes part in every step, and looking for those that do not costs time.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
     report_to: str | list[str] | None = field(
@@ -292,6 +299,8 @@ class TrainOptions(_Base):
                     json.loads(value)
                 except ValueError as error:
                     raise UserError(f"--{name} {value}: not JSON ({error})") from error
+        if self.mixed_precision:
+            self._set_precision(self.mixed_precision)
         if (word := str(flags["fsdp"]).lower()) in ("true", "false"):  # transformers knows words of old alone
             flags["fsdp"] = word == "true"
         # The flag has a new name from transformers 5.20 on, which says so in a warning; both names do.
@@ -303,6 +312,18 @@ class TrainOptions(_Base):
         if self.push_to_hub and not self.hub_token:
             _check_token()
         super().__post_init__()
+
+    def _set_precision(self, name: str) -> None:
+        """Put `--mixed_precision` into the flags that transformers has for it."""
+        from vlm_detect.machine import best_device, computes_in_bfloat16  # late: with torch, which --help does without
+
+        flags: dict[str, Any] = self.__dict__
+        if flags["bf16"] or flags["fp16"]:
+            raise UserError(f"--mixed_precision {name} and --bf16 or --fp16 say the same: give one of them")
+        device = "cpu" if flags["use_cpu"] else best_device().type
+        flags["bf16"] = name == "bf16" or (name == "auto" and computes_in_bfloat16(device))
+        flags["fp16"] = name == "fp16"
+        flags["use_cpu"] |= flags["bf16"] and device == "cpu"  # transformers wants both said
 
 
 def _check_token() -> None:

@@ -92,10 +92,12 @@ class DetectorTrainer(RecipeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        if isinstance(model, FSDPModule):
-            loss = self._sharded_loss(model)(inputs, num_items_in_batch)
-        else:
-            loss = self._answer_loss(model, inputs, num_items_in_batch)
+        # accelerate's autocast covers the model's forward alone; the tower and the vocabulary head run outside of it.
+        with self.accelerator.autocast():
+            if isinstance(model, FSDPModule):
+                loss = self._sharded_loss(model)(inputs, num_items_in_batch)
+            else:
+                loss = self._answer_loss(model, inputs, num_items_in_batch)
         self.counts.add(inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients over processes
