@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.factories import tiny_moondream
 from tests.models.test_moondream import QUESTIONS, make_processor, noise_images
+from tests.models.tiny_chat import save_tiny
+from tests.train.toys import toy_pairs
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
+from vlm_detect.models.registry import load_vlm
+from vlm_detect.train.collate import Collator
+from vlm_detect.train.examples import Units
+from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.options import QuestionOptions
 
 FLASH = "flash_stand_in"
 
@@ -60,6 +68,22 @@ def test_flash_runs_in_the_tower_and_sdpa_in_the_decoder(flash: list[tuple[str, 
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-6)
         assert set(flash) == {("MoondreamVisionAttention", False)}
         assert torch.equal(model.generate(**inputs, max_new_tokens=8), ids)
+
+
+@pytest.mark.parametrize("architecture", ["llava", "gemma3"])
+def test_decoders_of_other_families_keep_their_masks(architecture, flash, tmp_path: Path) -> None:
+    """Packed rows reach a decoder with masks of four dimensions, which a flash kernel would read as lengths."""
+    folder = save_tiny(architecture, tmp_path / "model")
+    units = Units(toy_pairs(2), QuestionOptions(questions_per_image=2))
+    losses = []
+    for attention in ("sdpa", FLASH):
+        vlm = load_vlm(str(folder), attn_implementation=attention)
+        batch = Collator(vlm, pack=True)([units[0, 0], units[0, 1]])
+        losses.append(answer_loss(vlm, vlm.model, batch))
+        assert attention_of(vlm.model.config.get_text_config()) == "sdpa"
+    assert flash  # the tower's
+    assert not any("Text" in name or "Decoder" in name for name, _ in flash)
+    assert torch.allclose(*losses, atol=1e-5)
 
 
 def test_flash_that_is_not_installed_is_refused() -> None:

@@ -25,6 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.machine import best_device, default_dtype
+from vlm_detect.models.attention import keep_masks
 from vlm_detect.models.base import FAMILIES, VLM
 from vlm_detect.models.bases import base_of, is_cached, way_out
 from vlm_detect.models.generic import ChatVLM
@@ -142,6 +143,7 @@ def load_vlm(
         raise UserError(f"{error}; where the base is elsewhere, {way_out(own_base)}") from error
     if "quantization_config" not in options:
         model = model.to(device)
+    keep_masks(model)
     if adapter is not None:
         model = load_adapter(model, adapter)
     return family(model.eval(), processor, resolved.name, resolved.revision)

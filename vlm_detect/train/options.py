@@ -48,7 +48,10 @@ class ModelOptions:
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = field(
         default=None,
-        metadata={"help": "sdpa (default), eager, flash_attention_2, or flex_attention (a GPU; skips masked blocks)."},
+        metadata={
+            "help": "sdpa (default), eager, flash_attention_2 (the tower; decoders have masks), or "
+            "flex_attention (a GPU; skips masked blocks)."
+        },
     )
     tune: Literal["lora", "full"] = field(
         default="lora", metadata={"help": "lora, or full: every weight of the language model, the tower frozen."}

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.generic import is_flash_attention_requested
 
-from vlm_detect.models.attention import attention_of, request_attention
+from vlm_detect.models.attention import attention_of, masked_attention, request_attention
 from vlm_detect.models.moondream.configuration import MoondreamTextConfig
 from vlm_detect.models.moondream.layers import MoondreamMLP, MoondreamPreTrainedModel, attend
 
@@ -103,16 +102,6 @@ class MoondreamTextBlock(GradientCheckpointingLayer):
         normed = self.ln(hidden_states)
         attended = self.attn(normed, attention_mask, rotary, past_key_values=past_key_values, **kwargs)
         return hidden_states + attended + self.mlp(normed)
-
-
-def masked_attention(requested: str | None) -> str | None:
-    """The implementation for a decoder: sdpa where flash is asked for.
-
-    Flash kernels know full and causal attention. The decoder's image prefix, which attends both ways before a causal
-    rest, and packed questions, blind to each other, are masks.
-    """
-    flash = requested is not None and is_flash_attention_requested(requested_attention_implementation=requested)
-    return "sdpa" if flash else requested
 
 
 class MoondreamText(MoondreamPreTrainedModel):
