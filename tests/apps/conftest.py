@@ -17,6 +17,8 @@ from PIL import Image
 
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
+from vlm_detect.measures.calibration import MeasureCalibration, fit_calibration
+from vlm_detect.measures.registry import measure_image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import uvicorn
@@ -41,6 +43,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def detector(model_folder: Path) -> Detector:
     return Detector(str(model_folder))
+
+
+@pytest.fixture(scope="session")
+def measures() -> MeasureCalibration:
+    """Of photos of the size of `make_photo`, with noise, and of generated images with little."""
+    arrays = [np.random.default_rng(i).normal(128, 20 if i < 30 else 3, (20, 30, 3)).clip(0, 255) for i in range(60)]
+    measured = [measure_image(array.astype(np.uint8)) for array in arrays]
+    return fit_calibration(measured, np.arange(60) >= 30, [str(i) for i in range(60)])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -15,11 +16,15 @@ import torch
 from PIL import Image
 
 from tests.apps.conftest import Running, data_url, file_bytes, make_photo, serving
+from vlm_detect.apps.tasks import Answer, Write
+from vlm_detect.apps.worker import Job
+from vlm_detect.errors import UserError
 from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.endpoint import Endpoint
 from vlm_detect.infer.reasoning import reason_steps
 from vlm_detect.infer.reference import plain_inputs
+from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.cnn.model import new_model
@@ -223,7 +228,86 @@ def test_an_explanation_whole_and_streamed(server: Running, http: httpx.Client, 
     events = stream(http, "/v1/explain", {"image_url": data_url(photo), "stream": True})
     assert "".join(event["chunk"] for event in events) == whole["explanation"]
     assert events[-1]["completed"]
-    assert events[-1]["contradictions"] == whole["contradictions"]
+    assert events[-1] == {"chunk": "", "completed": True, **whole}
+
+
+def said_of(monkeypatch: pytest.MonkeyPatch, detector: Detector, measures: MeasureCalibration, said: str) -> None:
+    """The detector's measures, and what it writes about every image."""
+    monkeypatch.setattr(detector, "measures", measures)
+
+    def lane(self: Write, jobs: Sequence[Job]) -> Iterator[None]:
+        for job in jobs:
+            beginning, _ = job.task.prompt(job.detector)
+            job.emit(text := f"{beginning} {said}".strip())
+            job.done(Answer(text, 1, 1, False))
+        yield
+
+    monkeypatch.setattr(Write, "lane", lane)
+
+
+SAID = (
+    "Its noise is stronger than in nine of ten photos of this size. "
+    "Its noise is weaker than in nine of ten photos of this size. A dog."
+)
+STATUSES = ["confirmed", "contradicted", "unchecked"]
+
+
+def test_reasons_with_verdicts_explanations_and_in_a_stream(
+    server: Running, http: httpx.Client, measures: MeasureCalibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_of(monkeypatch, server.detector, measures, SAID)
+    photos = [make_photo(i) for i in range(2)]
+    urls = [data_url(photos[0]), data_url(b"no image"), data_url(photos[1])]
+    plain = http.post("/v1/verdict", json={"images": urls}).json()["verdicts"]
+    first, bad, second = http.post("/v1/verdict", json={"images": urls, "explain": True}).json()["verdicts"]
+    assert bad == plain[1]
+    for found, photo, verdict in ((first, photos[0], plain[0]), (second, photos[1], plain[2])):
+        expected = server.detector(photo).check(found["explanation"])
+        assert found["reasons"] == [reason.to_json() for reason in expected.reasons]
+        assert [reason["status"] for reason in found["reasons"][:3]] == STATUSES
+        assert {name: found[name] for name in verdict} == {**verdict, "contradictions": found["contradictions"]}
+    by_form = http.post("/v1/verdict", files={"image": ("x.png", file_bytes(photos[0]))}, data={"explain": "true"})
+    assert by_form.json()["reasons"] == first["reasons"]
+    alone = http.post("/v1/explain", json={"image_url": urls[0]}).json()
+    assert (alone["explanation"], alone["reasons"]) == (first["explanation"], first["reasons"])
+    *pieces, last = stream(http, "/v1/explain", {"image_url": urls[0], "stream": True})
+    assert "".join(piece["chunk"] for piece in pieces) == last["explanation"] == first["explanation"]
+    assert last["reasons"] == first["reasons"]
+
+
+def test_only_confirmed_by_request_and_by_the_server(
+    server: Running, http: httpx.Client, measures: MeasureCalibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_of(monkeypatch, server.detector, measures, SAID)
+    url = data_url(make_photo(0))
+    bodies = [
+        http.post("/v1/verdict", json={"image_url": url, "explain": True, "only_confirmed": True}).json(),
+        *stream(http, "/v1/explain", {"image_url": url, "stream": True, "only_confirmed": True}),
+    ]
+    with serving(server.detector, only_confirmed=True) as careful:
+        bodies += [
+            httpx.post(f"{careful.url}/v1/verdict", json={"image_url": url, "explain": True}).json(),
+            httpx.post(f"{careful.url}/v1/explain", json={"image_url": url}).json(),
+        ]
+    assert len(bodies) == 4, "a stream gives nothing away before it is checked"
+    for body in bodies:
+        assert {reason["status"] for reason in body["reasons"]} == {"confirmed"}
+        assert "dog" not in body["explanation"]
+
+
+def test_an_explanation_that_fails_takes_its_image_alone(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = Detector.explanation_prompt
+    tall = make_photo(1, (20, 30))
+
+    def refused(self: Detector, label: str) -> tuple[str, list[int]]:
+        raise UserError("no room")
+
+    monkeypatch.setattr(Detector, "explanation_prompt", refused)
+    found = http.post("/v1/verdict", json={"images": [data_url(tall)], "explain": True}).json()["verdicts"]
+    assert found[0]["error"]["message"] == "no room"
+    monkeypatch.setattr(Detector, "explanation_prompt", prompt)
 
 
 def stream(http: httpx.Client, path: str, body: dict) -> list[dict]:

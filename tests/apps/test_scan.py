@@ -17,6 +17,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images import bounds
 from vlm_detect.images.decode import FIRST_OF_SEVERAL
 from vlm_detect.infer.detector import Detector
+from vlm_detect.measures.calibration import MeasureCalibration
 
 
 @pytest.fixture
@@ -254,3 +255,60 @@ def test_two_scans_into_one_file(detector: Detector, tmp_path: Path) -> None:
     assert not (tmp_path / "rows.csv").exists()
     let_go(first)
     scan(detector, [str(tmp_path / "a.png")], out=tmp_path / "rows.csv")
+
+
+QUIET = "Its noise is weaker than in nine of ten photos of this size."
+LOUD = "Its noise is stronger than in nine of ten photos of this size."
+
+
+@pytest.fixture
+def reasoning(detector: Detector, measures: MeasureCalibration, monkeypatch: pytest.MonkeyPatch) -> Detector:
+    """A detector that says the same three sentences of every image."""
+    monkeypatch.setattr(detector, "measures", measures)
+    said = f"{LOUD} {QUIET} It is a dog, isn't it?"
+    monkeypatch.setattr(detector.engine, "continue_prompts", lambda images, *_: [[said] for _ in images])
+    return detector
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_rows_with_reasons(reasoning: Detector, folder: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"rows{suffix}"
+    first = scan(reasoning, [str(folder)], out=out, explain=True)
+    written = out.read_bytes()
+    assert scan(reasoning, [str(folder)], out=out, explain=True) == first
+    assert out.read_bytes() == written, "what has reasons is judged again"
+    rows = rows_of(out) if suffix == ".jsonl" else list(csv.DictReader(out.open(newline="")))
+    for row in rows:
+        reasons = json.loads(row["reasons"] or "null") if suffix == ".csv" else row["reasons"]
+        if row["label"] == "unreadable":
+            assert (row["explanation"], reasons) == ("", None)
+            continue
+        assert row["explanation"].endswith("It is a dog, isn't it?")
+        verdict = reasoning(Path(row["path"]))
+        assert reasons == [reason.to_json() for reason in verdict.check(row["explanation"]).reasons]
+        assert {"text", "kind", "box", "status", "value", "percentile"} <= reasons[0].keys()
+        assert [reason["status"] for reason in reasons[:3]] == ["confirmed", "contradicted", "unchecked"]
+
+
+def test_only_confirmed_reasons_are_shown(
+    reasoning: Detector, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan(reasoning, [str(folder / "a.png")], explain=True)
+    shown = capsys.readouterr().out
+    assert f"1. {LOUD} [confirmed by measurement (noise_strength " in shown
+    assert f"2. {QUIET} [contradicted by measurement (noise_strength " in shown
+    assert "3. It is a dog, isn't it? [the model's word]" in shown
+    scan(reasoning, [str(folder / "a.png")], explain=True, only_confirmed=True)
+    shown = capsys.readouterr().out
+    assert f"1. {LOUD}" in shown
+    assert "contradicted" not in shown
+    assert "dog" not in shown
+
+
+def test_verdicts_without_reasons_are_not_mixed_with_others(reasoning: Detector, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    scan(reasoning, [str(folder / "a.png")], out=out)
+    written = out.read_bytes()
+    with pytest.raises(UserError, match="holds verdicts without reasons; give another --out"):
+        scan(reasoning, [str(folder)], out=out, explain=True)
+    assert out.read_bytes() == written

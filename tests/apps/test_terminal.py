@@ -18,8 +18,8 @@ from vlm_detect.apps.session import Session, details
 from vlm_detect.apps.terminal_image import escape_sequence, protocol_of
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
-from vlm_detect.measures.calibration import fit_calibration
 from vlm_detect.measures.registry import measure_image
+from vlm_detect.places import PLACES
 
 
 @pytest.fixture
@@ -161,18 +161,42 @@ def test_images_are_shown_where_the_terminal_can() -> None:
     assert escape_sequence(make_photo(0), "iterm").startswith("\x1b]1337;File=inline=1")
 
 
-def test_each_sentence_of_an_explanation_says_whether_it_was_measured(detector, image, capsys, monkeypatch) -> None:
-    arrays = [np.random.default_rng(i).normal(128, 20 if i < 30 else 3, (20, 30, 3)).clip(0, 255) for i in range(60)]
-    measured = [measure_image(array.astype(np.uint8)) for array in arrays]
-    measures = fit_calibration(measured, np.arange(60) >= 30, [str(i) for i in range(60)])
+def test_each_sentence_of_an_explanation_says_whether_it_was_measured(
+    detector, image, capsys, monkeypatch, measures
+) -> None:
     said = ["AI-generated. Its noise is weaker than in ", "nine of ten photos of this size. A dog."]
     monkeypatch.setattr(detector, "measures", measures)
     monkeypatch.setattr(Detector, "stream_explanation", lambda self, *_: iter(said))
     session = Session(detector, image)
     terminal._guarded(session, "/verdict", interactive=True)
     shown = capsys.readouterr().out.splitlines()
-    assert any("by measurement" in line and line.endswith("photos of this size.") for line in shown)
-    assert "  the model's word: A dog." in shown
+    (measured_line,) = [line for line in shown if "by measurement (noise_strength " in line]
+    assert measured_line.startswith("  1. Its noise is weaker than in nine of ten photos of this size. [con")
+    assert "  2. A dog. [the model's word]" in shown
+
+
+def test_only_what_a_measurement_confirms(detector, image, capsys, monkeypatch, measures) -> None:
+    monkeypatch.setattr(detector, "measures", measures)
+    loudest = PLACES[int(measure_image(np.asarray(make_photo(3))).grid("noise_strength").argmax())]
+    louder = f"Its noise is stronger than in half of all photos, above all at the {loudest}."
+    said = ["AI-generated. Its noise is weaker than in nine of ten photos of this size. ", louder, " A dog."]
+    monkeypatch.setattr(Detector, "stream_explanation", lambda self, *_: iter(said))
+    session = Session(detector, image, only_confirmed=True)
+    for line in ("/verdict", "/boxes b.png", "/save a.json"):
+        terminal._guarded(session, line, interactive=True)
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith("  1. ")] == [
+        f"  1. {louder} [{session.explanation.reasons[0].note}, speaks for real]"
+    ]
+    assert "A dog" not in shown
+    saved = json.loads(Path("a.json").read_text())
+    assert saved["explanation"] == louder
+    assert [reason["status"] for reason in saved["reasons"]] == ["confirmed"]
+    assert min(Image.open("b.png").size) >= 288
+
+    monkeypatch.setattr(Detector, "stream_explanation", lambda self, *_: iter(["A dog."]))
+    terminal._guarded(session, "/verdict", interactive=True)
+    assert "It gives no reason that a measurement confirms" in capsys.readouterr().out
 
 
 def test_what_is_odd_about_the_file_is_told_under_the_verdict(detector: Detector, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,19 @@ def test_an_explanation_begins_with_its_verdict(model_folder: Path, photo: Image
     assert explanation == f"{beginning} {rest}"
     unsure = "".join(detector.stream_explanation(photo, "unsure", 8))
     assert unsure == detector.ask(photo, EXPLAIN_QUESTION, 8)
+
+
+def test_explanations_of_a_batch_are_those_alone(model_folder: Path) -> None:
+    detector = Detector(str(model_folder))
+    sizes = ((20, 30), (48, 16), (30, 20))
+    photos = [np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8) for i, size in enumerate(sizes)]
+    verdicts = detector.judge(photos)
+    verdicts.append(replace(verdicts[0], label="unsure"))
+    assert detector.explanations(verdicts, 8) == [verdict.explanation(8) for verdict in verdicts]
+    assert all(not one.reasons for one in detector.explanations(verdicts, 8, only_confirmed=True))
+    assert detector.explanations([]) == []
+    context = detector.engine.vlm.context
+    assert len(detector.explanations(verdicts[:1], 2 * context)[0].text) > 8, "a limit beyond the context is an error"
 
 
 def test_pieces_join_to_the_answer(model_folder: Path, photo: Image.Image) -> None:

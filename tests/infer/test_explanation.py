@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_detect.infer.explanation import check_explanation, either_side, summary
+from vlm_detect.infer.explanation import CheckedReason, check_explanation, summary
 from vlm_detect.measures.calibration import MeasureCalibration, fit_calibration
 from vlm_detect.measures.registry import measure_image
 
@@ -35,7 +37,18 @@ def test_a_sentence_is_held_against_the_image_that_it_is_about(calibration):
         assert [reason.status for reason in found] == ["confirmed", "contradicted"]
         assert found[0].kind == "noise"
         assert found[0].value is not None
-        assert "percentile" in found[0].note
+        assert found[0].measure == "noise_strength"
+        assert f"noise_strength {found[0].value:.3g}, percentile" in found[0].note
+        assert [CheckedReason.from_json(json.loads(json.dumps(one.to_json()))) for one in found] == list(found)
+
+
+def test_a_confirmed_sentence_says_which_label_its_number_speaks_for(calibration):
+    for image, right, wrong, side in (
+        (picture(2.0, 5), QUIET, LOUD, "generated"),
+        (picture(30.0, 6), LOUD, QUIET, "real"),
+    ):
+        found = check_explanation(f"{right} {wrong} A dog.", image, calibration).reasons
+        assert [reason.supports for reason in found] == [side, None, None]
 
 
 def test_what_no_measure_speaks_of_is_the_models_word(calibration):
@@ -71,9 +84,28 @@ def test_a_named_place_is_a_box_that_is_drawn(calibration):
     assert (np.asarray(image) == 255).all(), "the image itself stays as it is"
 
 
+def test_boxes_of_one_place_lie_within_each_other_on_an_enlarged_image(calibration):
+    image = Image.new("RGB", (30, 30), "white")
+    found = check_explanation("The top left is odd. The top left is bright. The right is not.", image, calibration)
+    drawn = np.asarray(found.draw(image, min_side=100))
+    assert drawn.shape == (120, 120, 3)
+    edges = np.flatnonzero((drawn[20, :40] != 255).any(axis=-1))
+    assert list(edges) == [0, 2, 37, 39]
+
+
 def test_an_unsure_verdict_has_what_speaks_for_either_side(calibration):
     for image, side in ((picture(2.0, 7), "generated"), (picture(13.0, 8), "real")):
-        found = either_side(image, calibration, seed="x")
-        assert side in {reason.supports for reason in found}
-        assert all(reason.status == "confirmed" for reason in found)
-    assert either_side(picture(2.0, 7), None) == ()
+        found = check_explanation("A dog.", image, calibration, either_side=True).reasons
+        assert found[0].status == "unchecked"
+        assert side in {reason.supports for reason in found[1:]}
+        assert all(reason.status == "confirmed" for reason in found[1:])
+    assert len(check_explanation("A dog.", picture(2.0, 7), None, either_side=True).reasons) == 1
+    stated = check_explanation(QUIET, picture(2.0, 7), calibration, either_side=True).reasons
+    assert [reason.measure for reason in stated].count("noise_strength") == 1, "what was said is said again"
+
+
+def test_an_image_without_photos_of_its_size_is_not_measured(calibration, monkeypatch):
+    monkeypatch.setattr("vlm_detect.infer.explanation.measure_image", lambda *_: pytest.fail("it was measured"))
+    image = picture(2.0, 7).resize((200, 200))
+    (reason,) = check_explanation(QUIET, image, calibration, either_side=True).reasons
+    assert (reason.status, reason.kind) == ("unchecked", "noise")

@@ -35,7 +35,7 @@ from vlm_detect.apps.skill_tasks import Reason
 from vlm_detect.apps.tasks import Answer, CnnLook, Judge, LookByCnn, Map, TextTask, Write
 from vlm_detect.infer.detector import Detector, Picture, Verdict
 from vlm_detect.infer.evidence import EvidenceMap
-from vlm_detect.infer.verdict import contradicts
+from vlm_detect.infer.explanation import Explanation
 from vlm_detect.version import __version__
 
 MAP_SIDE = 512  # of the picture of an evidence map
@@ -128,6 +128,7 @@ def _usage(answer: Answer) -> dict[str, int]:
 # Ours
 
 
+_FORM = ("model", "explain", "only_confirmed")  # what a form says beside its images
 _VERDICT_BODY = {
     "requestBody": {
         "required": True,
@@ -138,7 +139,7 @@ _VERDICT_BODY = {
                     "type": "object",
                     "properties": {
                         "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "model": {"type": "string"},
+                        **{name: VerdictRequest.model_json_schema()["properties"][name] for name in _FORM},
                     },
                     "required": ["image"],
                 }
@@ -152,8 +153,8 @@ _VERDICT_BODY = {
 async def verdict(request: Request) -> Any:
     """The verdict on one image, or on many: then those that cannot be read stand in the list with their error."""
     service = service_of(request)
-    sources, name, several = await _verdict_sources(request)
-    detector = service.detector(name)
+    sources, wanted, several = await _verdict_request(request)
+    detector = service.detector(wanted.model)
     if not sources:
         raise ApiError(400, "no_image", "give an image: image_url, images, or files named image", param="image_url")
     most = min(service.settings.max_images, service.settings.max_jobs)
@@ -165,14 +166,50 @@ async def verdict(request: Request) -> Any:
         pictures = await _readable(request, sources)
         good = [picture for picture in pictures if isinstance(picture, Picture)]
         started = service.start(Judge(), detector, good) if good else []
-    found = iter(await service.verdicts(request, started))
-    results = [next(found) if isinstance(picture, Picture) else picture for picture in pictures]
+    judged = await service.verdicts(request, started)
+    if wanted.explain:
+        found = iter(await _explained(request, wanted, detector, good, judged))
+    else:
+        found = iter([one if isinstance(one, Exception) else _body(one) for one in judged])
+    bodies = [next(found) if isinstance(picture, Picture) else picture for picture in pictures]
     if several:
-        return {"verdicts": [error_body(r) if isinstance(r, Exception) else _verdict_body(r) for r in results]}
-    (result,) = results
-    if isinstance(result, Exception):
-        raise result
-    return _verdict_body(result)
+        return {"verdicts": [error_body(body) if isinstance(body, Exception) else body for body in bodies]}
+    (body,) = bodies
+    if isinstance(body, Exception):
+        raise body
+    return body
+
+
+async def _explained(
+    request: Request,
+    wanted: VerdictRequest,
+    detector: Detector,
+    pictures: Sequence[Picture],
+    judged: Sequence[Verdict | Exception],
+) -> list[dict[str, Any] | Exception]:
+    """The body of each verdict with its reasons, or the error that stands for it."""
+    service = service_of(request)
+    sure = [(picture, one) for picture, one in zip(pictures, judged, strict=True) if isinstance(one, Verdict)]
+    explained = iter(await service.explanations(request, detector, [p for p, _ in sure], [v for _, v in sure]))
+    bodies: list[dict[str, Any] | Exception] = []
+    for verdict in judged:
+        if isinstance(verdict, Exception):
+            bodies.append(verdict)
+            continue
+        explanation = next(explained)
+        if isinstance(explanation, Exception):
+            bodies.append(explanation)
+            continue
+        bodies.append({**_body(verdict), **_reasons(service, verdict, explanation, wanted.only_confirmed)})
+    return bodies
+
+
+def _reasons(service: Service, verdict: Verdict, explanation: Explanation, only_confirmed: bool) -> dict[str, Any]:
+    """What an explanation adds to a verdict's body."""
+    against = list(verdict.contradictions_with(explanation))
+    if only_confirmed or service.settings.only_confirmed:
+        explanation = explanation.only_confirmed()
+    return {**explanation.to_json(), "contradictions": against}
 
 
 async def _readable(request: Request, sources: Sequence[str | Part]) -> list[Picture | ApiError]:
@@ -199,60 +236,60 @@ async def _readable(request: Request, sources: Sequence[str | Part]) -> list[Pic
     return pictures
 
 
-def _verdict_body(verdict: Verdict) -> dict[str, Any]:
+def _body(verdict: Verdict) -> dict[str, Any]:
     return {**verdict.to_json(), "width": verdict.image.width, "height": verdict.image.height}
 
 
-async def _verdict_sources(request: Request) -> tuple[list[str | Part], str | None, bool]:
-    """The images of a request as data URLs or parts of a form, the model's name, and whether a list is wanted."""
+async def _verdict_request(request: Request) -> tuple[list[str | Part], VerdictRequest, bool]:
+    """The images of a request as data URLs or parts of a form, what else it says, and whether a list is wanted."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        images, name = _form_images()
-        return [*images], name, len(images) > 1
+        images, wanted = _form_images()
+        return [*images], wanted, len(images) > 1
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "send application/json or multipart/form-data")
     payload = VerdictRequest.model_validate_json(await request.body())
     if payload.images is not None:
-        return [*payload.images], payload.model, True
-    return [payload.image_url] if payload.image_url is not None else [], payload.model, False
+        return [*payload.images], payload, True
+    return [payload.image_url] if payload.image_url is not None else [], payload, False
 
 
-def _form_images() -> tuple[list[Part], str | None]:
+def _form_images() -> tuple[list[Part], VerdictRequest]:
     fields = asked().content.fields
     images = [Part(one.data) for one in fields if one.name == "image" and one.is_file]
-    names = [bytes(one.data).decode("utf-8", "replace") for one in fields if one.name == "model"]
-    return images, names[0] if names else None
+    texts = {name: [bytes(one.data).decode("utf-8", "replace") for one in fields if one.name == name] for name in _FORM}
+    return images, VerdictRequest.model_validate({name: values[0] for name, values in texts.items() if values})
 
 
 @router.post("/v1/explain", tags=["verdict"])
 async def explain(request: Request, payload: ExplainRequest) -> Any:
-    """The model's reasons under its verdict, and whether they contradict it."""
+    """The model's reasons under its verdict, each held against the image, and whether they contradict it.
+
+    Of a stream the last event has them.
+    """
     service = service_of(request)
     detector = service.detector(payload.model)
     picture = await service.picture(payload.image_url)
     (found,) = await service.verdicts(request, service.start(Judge(), detector, [picture]))
     if isinstance(found, Exception):
         raise found
-    task = Write(lambda detector: detector.explanation_prompt(found.label), service.settings.max_new_tokens)
+    task, only_confirmed = service.explain_task(found), payload.only_confirmed or service.settings.only_confirmed
 
-    def conclusion(answer: Answer) -> dict[str, Any]:
-        against = list(found.contradictions)
-        if contradicts(found.label, answer.text):
-            against.append("Its explanation states the other verdict")
-            service.metrics.contradictions.inc(not found.contradictions)
-        return {"label": found.label, "p_fake": found.p_fake, "contradictions": against, "model": found.model}
+    async def conclusion(answer: Answer) -> dict[str, Any]:
+        explanation = await service.checked(found, answer.text)
+        facts = {"label": found.label, "p_fake": found.p_fake, "model": found.model}
+        return {**facts, **_reasons(service, found, explanation, only_confirmed)}
 
     if not payload.stream:
-        answer = await service.text(request, task, detector, picture)
-        return {"explanation": answer.text, **conclusion(answer)}
+        return await conclusion(await service.text(request, task, detector, picture))
     pieces = await service.pieces(task, detector, picture)
 
     async def events() -> AsyncIterator[dict[str, Any]]:
         async for piece in pieces:
-            if isinstance(piece, str):
+            if not isinstance(piece, str):
+                yield {"chunk": "", "completed": True, **await conclusion(piece)}
+            elif not only_confirmed:  # which is known when all of it is written
                 yield {"chunk": piece, "completed": False}
-            else:
-                yield {"chunk": "", "completed": True, **conclusion(piece)}
 
     return event_stream(events())
 

@@ -41,7 +41,7 @@ def chat(argv: list[str]) -> None:
     open_picture(options.image)  # before the model, which takes longer to load than a wrong path to notice
     detector = Detector(judge.model, adapter=judge.adapter)
     if options.question is None:
-        converse(detector, options.image)
+        converse(detector, options.image, only_confirmed=options.only_confirmed)
     else:
         answer_once(detector, options.image, options.question)
 
@@ -52,6 +52,7 @@ def scan(argv: list[str]) -> int:
     vlm-detect scan --model runs/moondream_lora photos/ more/*.png
     vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv   # again: only what is new or changed
     vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
+    vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl
     """
     judge, options = parse_config([Judge, ScanOptions], argv, doc=scan.__doc__)
     from vlm_detect.apps.scan import scan as scan_images
@@ -61,7 +62,15 @@ def scan(argv: list[str]) -> int:
     out = Path(options.out) if options.out else None
     form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
     detector = Detector(judge.model, adapter=judge.adapter)
-    labels = scan_images(detector, options.images, form=form, out=out, batch_size=options.batch_size)
+    labels = scan_images(
+        detector,
+        options.images,
+        form=form,
+        out=out,
+        batch_size=options.batch_size,
+        explain=options.explain,
+        only_confirmed=options.only_confirmed,
+    )
     print(summary(labels), file=sys.stderr)
     judged = labels["generated"] + labels["unsure"] + labels["real"]
     failed = labels["missing"] or (labels["unreadable"] and not judged)

@@ -39,6 +39,14 @@ class ChatOptions:
     question: str | None = field(
         default=None, metadata={"positional": True, "help": "Ask this once and exit; without it, a conversation."}
     )
+    only_confirmed: bool = field(
+        default=False,
+        metadata={"help": "Of the verdict's explanation, only the sentences that a measurement confirms."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.only_confirmed and self.question is not None:
+            raise UserError("--only_confirmed is about the explanation in a conversation: leave the question out")
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,13 @@ class ScanOptions:
         default=None,
         metadata={"metavar": "FILE", "help": "Write FILE.csv or FILE.jsonl; what it holds is not judged again."},
     )
+    explain: bool = field(
+        default=False,
+        metadata={"help": "The reasons too, each confirmed or contradicted by measurement, or neither."},
+    )
+    only_confirmed: bool = field(
+        default=False, metadata={"help": "With --explain: only the sentences that a measurement confirms."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Images judged at a time."})
     fail_on: str = field(
         default="",
@@ -58,6 +73,8 @@ class ScanOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "batch_size")
+        if self.only_confirmed and not self.explain:
+            raise UserError("--only_confirmed is about the reasons: give --explain too")
         if self.json + self.csv + (self.out is not None) > 1:
             raise UserError("--json, --csv and --out: give one of them")
         if self.out is not None:
@@ -100,6 +117,9 @@ class ServeOptions:
     max_megapixels: float = field(default=50, metadata={"metavar": "MP", "help": "Size of one image."})
     max_images: int = field(default=32, metadata={"help": "Images of one request."})
     max_new_tokens: int = field(default=512, metadata={"help": "Tokens of one answer."})
+    only_confirmed: bool = field(
+        default=False, metadata={"help": "Explanations hold only the sentences that a measurement confirms."}
+    )
     queue: int = field(default=64, metadata={"help": "Images that may wait and run."})
     max_batch: int = field(default=16, metadata={"help": "Images computed together."})
     deadline_s: float = field(default=120, metadata={"metavar": "S", "help": "Time until an answer is given up."})
@@ -123,6 +143,7 @@ class ServeOptions:
             max_pixels=int(self.max_megapixels * 1e6),
             max_images=self.max_images,
             max_new_tokens=self.max_new_tokens,
+            only_confirmed=self.only_confirmed,
             max_jobs=self.queue,
             max_batch=self.max_batch,
             deadline_s=self.deadline_s,

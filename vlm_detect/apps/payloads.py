@@ -111,16 +111,19 @@ class Gaze(Payload):
 
 
 class VerdictRequest(Payload):
-    """One image, or several."""
+    """One image, or several; with `explain` the reasons of each verdict too."""
 
     image_url: ImageUrl | None = None
     images: Annotated[list[ImageUrl], Field(max_length=1024, fail_fast=True)] | None = None
+    explain: bool = False
+    only_confirmed: bool = False
     model: Text | None = None
 
 
 class ExplainRequest(Payload):
     image_url: ImageUrl
     stream: bool = False
+    only_confirmed: bool = False
     model: Text | None = None
 
 

@@ -3,6 +3,7 @@
     vlm-detect scan --model runs/moondream_lora photos/ more/*.png
     vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv     # run again: only what is new or changed
     vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
+    vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl     # with checked reasons
 
 One row an image, in the order of the arguments, written as soon as its batch is judged. An image that cannot be read
 has a row too, with the reason in `error`; what is odd about a file stands in `notes`. A path that leads nowhere is an
@@ -27,10 +28,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vlm_detect.apps.options import Format, form_of
+from vlm_detect.apps.session import reason_lines
 from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled, tell_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.locks import held
 from vlm_detect.progress import progress
 from vlm_detect.version import __version__
@@ -42,6 +45,7 @@ _DECODERS = 4
 class Row:
     """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file.
 
+    `reasons` are those of `CheckedReason`, as a list of objects (in CSV as JSON); None where none were asked for.
     Columns may be added at the end: files of earlier versions are read, and written anew with them.
     """
 
@@ -56,6 +60,8 @@ class Row:
     model: str
     version: str
     notes: str = ""
+    explanation: str = ""
+    reasons: list[dict[str, Any]] | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -73,9 +79,12 @@ def scan(
     form: Format = "table",
     out: Path | None = None,
     batch_size: int = 16,
+    explain: bool = False,
+    only_confirmed: bool = False,
 ) -> Counter[str]:
     """Judge everything that `specs` name and write the rows to `out`, or to stdout; how many got which label.
 
+    With `explain` rows have reasons, with `only_confirmed` those alone that a measurement confirms.
     Rows that `out` holds already, by the same model and of unchanged files, are counted and not judged again. What
     leads to no images is told on stderr in the end, and counted as "missing".
     """
@@ -92,6 +101,9 @@ def scan(
         if out is not None:
             stack.enter_context(held(out, is_file=True))
         earlier = {row.key: row for row in _earlier_rows(out, form, detector.name)} if out else {}
+        if explain and any(row.reasons is None and row.label != "unreadable" for row in earlier.values()):
+            raise UserError(f"{out}: holds verdicts without reasons; give another --out, or leave --explain out")
+        explained = _Explained(explain, only_confirmed)
         file = stack.enter_context(_appending(out)) if out else sys.stdout
         write = _Writer(file, form, header=not out or file.tell() == 0)
         opened = [_open(spec) for spec in specs]
@@ -106,7 +118,7 @@ def scan(
             seen.update(fresh)
             for key in fresh.keys() & earlier.keys():
                 count(earlier[key])
-            for row in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool):
+            for row in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool, explained):
                 count(row)
                 write(row)
             file.flush()
@@ -168,13 +180,29 @@ def _key(photo: SourcePhoto | Unread) -> tuple[str, str]:
     return photo.path_or_id, hashlib.sha256(photo.data).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Explained:
+    """Whether verdicts are explained, and whether by confirmed reasons alone."""
+
+    wanted: bool
+    only_confirmed: bool
+
+
 def _judge(
-    detector: Detector, photos: Mapping[tuple[str, str], SourcePhoto | Unread], pool: ThreadPoolExecutor
+    detector: Detector,
+    photos: Mapping[tuple[str, str], SourcePhoto | Unread],
+    pool: ThreadPoolExecutor,
+    explained: _Explained,
 ) -> Iterator[Row]:
     decoded = list(pool.map(partial(_decode, detector), photos.values()))
-    verdicts = iter(detector.judge([picture for picture in decoded if isinstance(picture, Picture)]))
+    verdicts = detector.judge([picture for picture in decoded if isinstance(picture, Picture)])
+    explanations: Sequence[Explanation | None] = [None] * len(verdicts)
+    if explained.wanted:
+        explanations = detector.explanations(verdicts, only_confirmed=explained.only_confirmed)
+    found = zip(verdicts, explanations, strict=True)
     for key, picture in zip(photos, decoded, strict=True):
-        yield _row(key, next(verdicts) if isinstance(picture, Picture) else picture, detector.name)
+        verdict, explanation = next(found) if isinstance(picture, Picture) else (picture, None)
+        yield _row(key, verdict, explanation, detector.name)
 
 
 def _decode(detector: Detector, photo: SourcePhoto | Unread) -> Picture | str:
@@ -188,7 +216,7 @@ def _decode(detector: Detector, photo: SourcePhoto | Unread) -> Picture | str:
     return f"shape: {refusal}" if (refusal := detector.refusal(picture)) else picture
 
 
-def _row(key: tuple[str, str], found: Verdict | str, model: str) -> Row:
+def _row(key: tuple[str, str], found: Verdict | str, explanation: Explanation | None, model: str) -> Row:
     path, sha256 = key
     if isinstance(found, str):
         return Row(path, "unreadable", None, False, 0, "", " ".join(found.split()), sha256, model, __version__)
@@ -198,13 +226,15 @@ def _row(key: tuple[str, str], found: Verdict | str, model: str) -> Row:
         label=found.label,
         p_fake=round(found.p_fake, 6),
         calibrated=found.calibrated,
-        contradictions=len(found.contradictions),
+        contradictions=len(found.contradictions_with(explanation) if explanation else found.contradictions),
         provenance=" ".join(claims),
         error="",
         sha256=sha256,
         model=model,
         version=found.version,
         notes="; ".join(found.notes),
+        explanation=explanation.text if explanation else "",
+        reasons=[reason.to_json() for reason in explanation.reasons] if explanation else None,
     )
 
 
@@ -222,7 +252,8 @@ class _Writer:
     def __call__(self, row: Row) -> None:
         match self._form:
             case "csv":
-                csv.writer(self._file).writerow(asdict(row).values())
+                reasons = "" if row.reasons is None else json.dumps(row.reasons, ensure_ascii=False)
+                csv.writer(self._file).writerow((asdict(row) | {"reasons": reasons}).values())
             case "jsonl":
                 self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             case "table":
@@ -231,6 +262,8 @@ class _Writer:
                 p_fake = "" if row.p_fake is None else f"{row.p_fake:.3f}"
                 shown = "; ".join([row.path, *filter(None, notes)])
                 self._file.write(f"{p_fake:>6}  {row.label:<10}  {shown}\n")
+                for line in reason_lines([CheckedReason.from_json(reason) for reason in row.reasons or ()]):
+                    self._file.write(f"{'':20}{line}\n")
 
 
 def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
@@ -274,6 +307,7 @@ def _from_csv(values: dict[str, str]) -> Row:
     typed["p_fake"] = float(values["p_fake"]) if values["p_fake"] else None
     typed["calibrated"] = values["calibrated"] == "True"
     typed["contradictions"] = int(values["contradictions"])
+    typed["reasons"] = json.loads(values["reasons"]) if values.get("reasons") else None
     return Row(**typed)
 
 

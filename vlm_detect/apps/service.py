@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -19,10 +20,11 @@ from vlm_detect.apps.bodies import Part
 from vlm_detect.apps.decoding import Decoding
 from vlm_detect.apps.errors import ApiError, as_api_error, refused_image
 from vlm_detect.apps.settings import ServerSettings
-from vlm_detect.apps.tasks import Answer, TextTask
+from vlm_detect.apps.tasks import Answer, TextTask, Write
 from vlm_detect.apps.worker import Done, Event, Expired, Failed, Job, Task, Worker
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Verdict
+from vlm_detect.infer.explanation import Explanation
 from vlm_detect.models.cnn.detector import CnnDetector
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ class Service:
         )
         self.metrics.jobs.set_function(lambda: self.worker.n_held)
         self._decoding = Decoding(settings)
+        self._checking = ThreadPoolExecutor(1, "vlm-detect-checks")
         self._gathering = asyncio.Lock()  # held by the request that decodes many images before it submits them
 
     def detector(self, name: str | None) -> Detector:
@@ -104,16 +107,22 @@ class Service:
     def stop(self) -> None:
         """End what runs."""
         self._decoding.stop()
+        self._checking.shutdown(wait=False, cancel_futures=True)
         self.worker.stop()
 
     # Jobs
 
     def start(self, task: Task, detector: Detector, pictures: Sequence[Picture | None]) -> Started:
         """One job a picture (or none, for a question alone), all of them taken or none."""
+        return self.start_each([task] * len(pictures), detector, pictures)
+
+    def start_each(self, tasks: Sequence[Task], detector: Detector, pictures: Sequence[Picture | None]) -> Started:
+        """As `start`, a task for each picture."""
         deadline = asked().deadline
         queues = [Events() for _ in pictures]
         jobs = [
-            Job(task, detector, picture, events.put, deadline) for picture, events in zip(pictures, queues, strict=True)
+            Job(task, detector, picture, events.put, deadline)
+            for task, picture, events in zip(tasks, pictures, queues, strict=True)
         ]
         self.worker.submit(jobs)
         return list(zip(jobs, queues, strict=True))
@@ -143,6 +152,36 @@ class Service:
             if isinstance(verdict, Verdict):
                 self.metrics.verdicts.labels(verdict.label).inc()
                 self.metrics.contradictions.inc(bool(verdict.contradictions))
+        return found
+
+    async def explanations(
+        self, request: Request, detector: Detector, pictures: Sequence[Picture], verdicts: Sequence[Verdict]
+    ) -> list[Explanation | Exception]:
+        """The explanation of each verdict, checked; or why there is none."""
+        tasks = [self.explain_task(verdict) for verdict in verdicts]
+        written = await self.results(request, self.start_each(tasks, detector, pictures)) if tasks else []
+        found: list[Explanation | Exception] = []
+        for verdict, answer in zip(verdicts, written, strict=True):
+            if isinstance(answer, Answer):
+                self.metrics.tokens.inc(answer.n_tokens)
+                found.append(await self.checked(verdict, answer.text))
+            else:
+                found.append(answer)
+        return found
+
+    def explain_task(self, verdict: Verdict) -> Write:
+        """Writes the explanation of a verdict."""
+        return Write(lambda detector: detector.explanation_prompt(verdict.label), self.settings.max_new_tokens)
+
+    async def checked(self, verdict: Verdict, text: str) -> Explanation:
+        """An explanation of `verdict` held against the image: one at a time, as large images take gigabytes."""
+        waiting = asyncio.get_running_loop().run_in_executor(self._checking, verdict.check, text)
+        try:
+            async with asyncio.timeout(asked().deadline - time.monotonic()):
+                found = await waiting
+        except TimeoutError:
+            raise Expired("the deadline passed before the explanation was checked") from None
+        self.metrics.contradictions.inc(found.against_verdict and not verdict.contradictions)
         return found
 
     async def text(self, request: Request, task: TextTask, detector: Detector, picture: Picture | None) -> Answer:

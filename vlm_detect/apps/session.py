@@ -11,8 +11,9 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture, Verdict, open_picture
-from vlm_detect.infer.explanation import CheckedReason
-from vlm_detect.infer.verdict import contradicts
+from vlm_detect.infer.explanation import CheckedReason, Explanation
+
+_BOXES_SIDE = 288  # pixels: a ninth of it has room for a number
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class Turn:
 
 
 class Session:
-    """One image at a time; its verdict is given when it is first asked for."""
+    """One image at a time; its verdict is given when it is first asked for.
 
-    def __init__(self, detector: Detector, image: str) -> None:
+    With `only_confirmed` nothing of an explanation is shown that no measurement confirms.
+    """
+
+    def __init__(self, detector: Detector, image: str, *, only_confirmed: bool = False) -> None:
         self.detector = detector
+        self.only_confirmed = only_confirmed
         self.open(image)
 
     def open(self, image: str) -> None:
@@ -34,7 +39,7 @@ class Session:
         self._picture = open_picture(image)
         self.name = image
         self._verdict: Verdict | None = None
-        self.explanation = ""
+        self.explanation = Explanation("", ())
         self.turns: list[Turn] = []
 
     @property
@@ -54,20 +59,26 @@ class Session:
     @property
     def contradictions(self) -> tuple[str, ...]:
         """Those of the verdict, and that of its explanation once there is one."""
-        against = contradicts(self.verdict.label, self.explanation)
-        return (*self.verdict.contradictions, *(["Its explanation states the other verdict"] if against else []))
+        return self.verdict.contradictions_with(self.explanation)
 
     def explain(self) -> Iterator[str]:
-        """The reasons under the verdict, piece by piece; what came until it was stopped is kept."""
-        self.explanation = ""
-        for piece in self.detector.stream_explanation(self.image, self.verdict.label):
-            self.explanation += piece
-            yield piece
+        """The reasons under the verdict, piece by piece; what came until it was stopped is kept, and checked.
 
-    @property
-    def reasons(self) -> tuple[CheckedReason, ...]:
-        """The sentences of the explanation, each held against a measurement; empty without a run that has measures."""
-        return self.verdict.check(self.explanation).reasons if self.detector.measures else ()
+        With `only_confirmed` there are no pieces: what is left of the explanation is known when all of it is written.
+        """
+        text = ""
+        try:
+            for piece in self.detector.stream_explanation(self.image, self.verdict.label):
+                text += piece
+                if not self.only_confirmed:
+                    yield piece
+        finally:
+            found = self.verdict.check(text)
+            self.explanation = found.only_confirmed() if self.only_confirmed else found
+
+    def boxes(self) -> Image.Image:
+        """The image with the places that the reasons name, large enough for their numbers."""
+        return self.explanation.draw(self.image, min_side=_BOXES_SIDE)
 
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece; a turn of the conversation even where it is stopped halfway."""
@@ -87,15 +98,14 @@ class Session:
 
     def save(self, path: Path) -> None:
         """The conversation as JSON (`.json`) or as text."""
-        lines = [describe(self.verdict, self.name), *details(self.verdict, self.contradictions), self.explanation]
-        lines += reason_lines(self.reasons)
+        lines = [describe(self.verdict, self.name), *details(self.verdict, self.contradictions), self.explanation.text]
+        lines += reason_lines(self.explanation.reasons)
         for turn in self.turns:
             lines += ["", f"> {turn.question}", turn.answer + (" [stopped]" if turn.stopped else "")]
         record = {
             "image": self.name,
             "verdict": self.verdict.to_json() | {"contradictions": list(self.contradictions)},
-            "explanation": self.explanation,
-            "reasons": [reason.to_json() for reason in self.reasons],
+            **self.explanation.to_json(),
             "turns": [vars(turn) for turn in self.turns],
         }
         as_json = path.suffix.lower() == ".json"
@@ -124,7 +134,10 @@ def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
 
 
 def reason_lines(reasons: Sequence[CheckedReason]) -> list[str]:
-    """One line per sentence: what measurement says of it, then the sentence."""
-    return [
-        f"  {reason.note}{f', for {reason.supports}' if reason.supports else ''}: {reason.text}" for reason in reasons
-    ]
+    """One line per sentence, numbered as its box: the sentence, what measurement says of it, and what it speaks for."""
+    lines = []
+    for number, reason in enumerate(reasons, start=1):
+        side = f", speaks for {reason.supports}" if reason.supports else ""
+        text = "".join(c for c in reason.text if c.isprintable())  # a model's answer must not steer the terminal
+        lines.append(f"  {number}. {text} [{reason.note}{side}]")
+    return lines

@@ -31,6 +31,7 @@ class ServerSettings:
     max_images: int = 32
     max_question_chars: int = 4000
     max_new_tokens: int = 512
+    only_confirmed: bool = False  # of explanations, what a measurement confirms
     max_jobs: int = 64
     max_batch: int = 16
     deadline_s: float = 120.0

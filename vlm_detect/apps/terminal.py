@@ -28,6 +28,7 @@ MARK_RGB = (230, 97, 1)
 HELP = """\
   /image PATH     go over to another image
   /verdict        the verdict and its reasons again
+  /boxes [FILE]   the places that the reasons name, numbered (green: confirmed, red: contradicted, grey: unchecked)
   /map [FILE]     where in the image the verdict comes from (orange: generated, blue: real)
   /detect NAME    boxes around what NAME names, in pixels (moondream2); /point: a point on each
   /reset          forget the questions so far
@@ -41,13 +42,13 @@ def answer_once(detector: Detector, image: str, question: str) -> None:
     _stream(session.ask(question))
 
 
-def converse(detector: Detector, image: str) -> None:
+def converse(detector: Detector, image: str, *, only_confirmed: bool = False) -> None:
     """Verdict and reasons, then an answer a line until the end of input; a terminal also gets a prompt and history."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):  # not on Windows; importing it gives `input` its history
             import readline  # noqa: F401
-    session = Session(detector, image)
+    session = Session(detector, image, only_confirmed=only_confirmed)
     _guarded(session, "/verdict", interactive)
     if interactive:
         print("Ask about the image, or /help. Ctrl-C stops an answer, Ctrl-D ends.")
@@ -94,7 +95,9 @@ def _carry_out(session: Session, line: str) -> None:
         case "/verdict":
             _show_verdict(session)
         case "/map":
-            _show_map(session, argument)
+            _show_or_save(session, session.verdict.map().overlay(session.image), "map", argument)
+        case "/boxes":
+            _show_or_save(session, session.boxes(), "boxes", argument)
         case "/detect" if argument:
             _show_boxes(session, argument)
         case "/point" if argument:
@@ -116,22 +119,30 @@ def _show_verdict(session: Session) -> None:
     verdict = session.verdict
     print(describe(verdict, session.name))
     print("\n".join(details(verdict, verdict.contradictions)))
-    _stream(session.explain())
-    for line in reason_lines(session.reasons):
+    if session.only_confirmed:
+        list(session.explain())
+    else:
+        _stream(session.explain())
+    found = session.explanation
+    for line in reason_lines(found.reasons):
         print(line)
+    if not found.reasons:
+        print("  It gives no reason" + (" that a measurement confirms" if session.only_confirmed else ""))
+    if any(reason.box for reason in found.reasons):
+        _show_image(session.boxes())
     for sentence in session.contradictions[len(verdict.contradictions) :]:
         print(f"  contradiction: {sentence}")
 
 
-def _show_map(session: Session, argument: str) -> None:
-    overlay = session.verdict.map().overlay(session.image)
-    if not argument and _show_image(overlay):
+def _show_or_save(session: Session, picture: Image.Image, kind: str, argument: str) -> None:
+    """In the terminal, or in the file that is named, or where the terminal shows no images one that is not."""
+    if not argument and _show_image(picture):
         return
-    path = Path(argument or f"{Path(session.name).stem}_map.png").expanduser()
+    path = Path(argument or f"{Path(session.name).stem}_{kind}.png").expanduser()
     try:
-        overlay.save(path)
+        picture.save(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: the map cannot be written ({error}); name a .png file") from error
+        raise UserError(f"{path}: the {kind} cannot be written ({error}); name a .png file") from error
     print(f"{path}: written")
 
 

@@ -5,7 +5,7 @@
     verdict = Detector("runs/moondream_lora")("photo.jpg")
     verdict.p_fake, verdict.label          # 0.93, "generated"
     verdict.explain()
-    for reason in verdict.explanation().reasons:
+    for reason in verdict.explanation().reasons:     # of many: detector.explanations(verdicts)
         print(reason.text, reason.note)    # confirmed or contradicted by measurement, or the model's word
     verdict.ask("What is in the picture?")
     verdict.map().overlay(verdict.image).save("where.png")
@@ -33,11 +33,19 @@ from vlm_detect.images.decode import decode_image, shown_pixels
 from vlm_detect.images.provenance import Fact, provenance
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import EvidenceMap, evidence_map
-from vlm_detect.infer.explanation import Explanation, check_explanation, either_side
+from vlm_detect.infer.explanation import Explanation, check_explanation
 from vlm_detect.infer.locate import MAX_OBJECTS, needs_moondream
 from vlm_detect.infer.reasoning import REASONING_TOKENS, ReasonedAnswer
 from vlm_detect.infer.text_stream import TextStream
-from vlm_detect.infer.verdict import BEGINNINGS, Label, Odds, contradictions, read_odds
+from vlm_detect.infer.verdict import (
+    AGAINST_VERDICT,
+    BEGINNINGS,
+    Label,
+    Odds,
+    contradictions,
+    contradicts,
+    read_odds,
+)
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
@@ -130,12 +138,19 @@ class Verdict:
 
     def check(self, text: str) -> Explanation:
         """Hold each sentence of an explanation of this image against its measurements."""
-        calibration = self._detector.measures
-        found = check_explanation(text, self.image, calibration, jpeg_quality=self.jpeg_quality)
-        if self.label == "unsure":
-            sides = either_side(self.image, calibration, jpeg_quality=self.jpeg_quality, seed=text)
-            found = replace(found, reasons=found.reasons + sides)
-        return found
+        found = check_explanation(
+            text,
+            self.image,
+            self._detector.measures,
+            jpeg_quality=self.jpeg_quality,
+            either_side=self.label == "unsure",
+        )
+        return replace(found, against_verdict=contradicts(self.label, text))
+
+    def contradictions_with(self, explanation: Explanation) -> tuple[str, ...]:
+        """The verdict's `contradictions`, and that of its explanation."""
+        against = [AGAINST_VERDICT] if explanation.against_verdict else []
+        return (*self.contradictions, *against)
 
     def map(self, topic: Topic = "generation") -> EvidenceMap:
         """Where in the image the verdict comes from."""
@@ -184,6 +199,18 @@ class Detector:
                 raise ImageRejected("shape", which + refusal)
         found = read_odds(self.engine, [picture.image for picture in pictures])
         return [self._verdict(picture, odds) for picture, odds in zip(pictures, found, strict=True)]
+
+    def explanations(
+        self, verdicts: Sequence[Verdict], max_new_tokens: int = ANSWER_TOKENS, *, only_confirmed: bool = False
+    ) -> list[Explanation]:
+        """As `Verdict.explanation` of each of this detector's verdicts, written in batches."""
+        begun = [self.explanation_prompt(verdict.label) for verdict in verdicts]
+        room = min((self.engine.room(prompt) for _, prompt in begun), default=0)
+        images, prompts = [verdict.image for verdict in verdicts], [[prompt] for _, prompt in begun]
+        written = self.engine.continue_prompts(images, prompts, min(max_new_tokens, room))
+        texts = [f"{beginning} {rest}".strip() for (beginning, _), (rest,) in zip(begun, written, strict=True)]
+        found = [verdict.check(text) for verdict, text in zip(verdicts, texts, strict=True)]
+        return [one.only_confirmed() for one in found] if only_confirmed else found
 
     def refusal(self, picture: Picture) -> str | None:
         """Why the model does not read this picture; None where it does."""

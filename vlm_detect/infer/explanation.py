@@ -6,31 +6,34 @@
 
 A sentence that states a measured kind is `confirmed` or `contradicted` by the image's own numbers. Every other one is
 `unchecked`: the model's word. Nothing is checked where a run has no `measures.json`, which a dataset with reasons gives
-it (`vlm-detect add-reasons`).
+it (`vlm-detect add-reasons`), and where that has no photos of the image's size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm_detect.measures.calibration import MeasureCalibration
+from vlm_detect.measures.calibration import MeasureCalibration, octave_of, quality_of
 from vlm_detect.measures.claims import Status, check_claim, read_claim
 from vlm_detect.measures.reasons import measured_reasons
 from vlm_detect.measures.registry import Measured, measure_image
 from vlm_detect.places import box_of, places_in
 from vlm_detect.questions.read import parse_verdict, sentences
-from vlm_detect.records import Label
+from vlm_detect.records import Label, Reason
 
 _COLOURS: dict[Status, tuple[int, int, int]] = {
     "confirmed": (0, 136, 85),
     "contradicted": (200, 30, 30),
     "unchecked": (120, 120, 120),
 }
+_A_SIDE = 2  # sentences for each label where the verdict is unsure
+_NUMBERED = 24  # pixels: the least side of a box that has room for its number
 NOTES: dict[Status, str] = {
     "confirmed": "confirmed by measurement",
     "contradicted": "contradicted by measurement",
@@ -43,8 +46,8 @@ class CheckedReason:
     """One sentence of an explanation.
 
     `box` (x0, y0, x1, y1 in pixels, the last two outside) is the place that the sentence names. `value` and
-    `percentile` (0 to 100, among photos of this size) are those of the measure that it speaks of. `supports` is given
-    where the explanation argues for either side.
+    `percentile` (0 to 100, among photos of this size) are those of the `measure` that it speaks of. `supports` is the
+    label that this number is likelier of, where the sentence is confirmed and the measure tells the labels apart.
     """
 
     text: str
@@ -54,42 +57,67 @@ class CheckedReason:
     value: float | None = None
     percentile: float | None = None
     supports: Label | None = None
+    measure: str | None = None
 
     @property
     def note(self) -> str:
-        """The status in words, with the measured percentile: "confirmed by measurement, percentile 3 of photos"."""
-        if self.percentile is None:
+        """The status in words: "confirmed by measurement (noise_strength -4.1, percentile 3 of photos)"."""
+        if self.value is None or self.percentile is None:
             return NOTES[self.status]
-        return f"{NOTES[self.status]}, percentile {self.percentile:.0f} of photos"
+        return f"{NOTES[self.status]} ({self.measure} {self.value:.3g}, percentile {self.percentile:.0f} of photos)"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "box": list(self.box) if self.box else None}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CheckedReason:
+        return cls(**{**values, "box": tuple(values["box"]) if values["box"] else None})
+
 
 @dataclass(frozen=True)
 class Explanation:
-    """`text` is what the model said, `reasons` its sentences without those that only state the verdict."""
+    """`text` is what the model said, `reasons` its sentences without those that only state the verdict.
+
+    `against_verdict` says that the text states the other verdict than the one that it was written under.
+    """
 
     text: str
     reasons: tuple[CheckedReason, ...]
+    against_verdict: bool = False
 
     def only_confirmed(self) -> Explanation:
         """The same without every sentence that no measurement confirms."""
         kept = tuple(reason for reason in self.reasons if reason.status == "confirmed")
         return replace(self, reasons=kept, text=" ".join(reason.text for reason in kept))
 
-    def draw(self, image: Image.Image) -> Image.Image:
-        """`image` with the box of each reason, numbered: green confirmed, red contradicted, else grey."""
-        shown = image.convert("RGB")
-        shown = shown.copy() if shown is image else shown
+    def to_json(self) -> dict[str, Any]:
+        return {"explanation": self.text, "reasons": [reason.to_json() for reason in self.reasons]}
+
+    def draw(self, image: Image.Image, min_side: int = 1) -> Image.Image:
+        """`image` with the box of each reason, numbered as in `reasons`: green confirmed, red contradicted, else grey.
+
+        A smaller image than `min_side` pixels is enlarged by a whole factor. Boxes of one place lie within each other.
+        """
+        scale = math.ceil(min_side / min(image.size))
+        size = (scale * image.width, scale * image.height)
+        shown = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
         canvas = ImageDraw.Draw(shown)
+        width = max(1, min(size) // 200)
+        drawn: list[tuple[int, int, int, int]] = []
         for number, reason in enumerate(self.reasons, start=1):
-            if reason.box:
-                x0, y0, x1, y1 = reason.box
-                width = max(1, min(shown.size) // 200)
-                canvas.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_COLOURS[reason.status], width=width)
-                if min(x1 - x0, y1 - y0) >= 24:
-                    canvas.text((x0 + 2 * width, y0 + width), str(number), fill=_COLOURS[reason.status])
+            if reason.box is None:
+                continue
+            inset = 2 * width * drawn.count(reason.box)
+            drawn.append(reason.box)
+            x0, y0, x1, y1 = (scale * side for side in reason.box)
+            x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - inset, y1 - inset
+            if min(x1 - x0, y1 - y0) < 2:
+                continue
+            colour = _COLOURS[reason.status]
+            canvas.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
+            if min(x1 - x0, y1 - y0) >= _NUMBERED:
+                # Beside the numbers of the other boxes of this place, not under them.
+                canvas.text((x0 + 2 * width + 10 * (drawn.count(reason.box) - 1), y0 + width), str(number), fill=colour)
         return shown
 
 
@@ -99,29 +127,35 @@ def check_explanation(
     calibration: MeasureCalibration | None,
     *,
     jpeg_quality: int | None = None,
-    supports: Label | None = None,
+    either_side: bool = False,
 ) -> Explanation:
-    """Hold each sentence of `text` against `image` (RGB). `jpeg_quality` is that of its file, where it is a JPEG."""
-    measured = measure(image, jpeg_quality) if calibration else None
+    """Hold each sentence of `text` against `image` (RGB). `jpeg_quality` is that of its file, where it is a JPEG.
+
+    With `either_side` the two strongest measurements for each label follow, but for those that `text` states.
+    """
+    measured = _measure(image, calibration, jpeg_quality)
     stated = [sentence for sentence in sentences(text) if not _is_verdict(sentence)]
-    reasons = (_checked(sentence, image.size, measured, calibration, supports) for sentence in stated)
+    reasons = [_checked(sentence, image.size, measured, calibration) for sentence in stated]
+    if either_side and measured is not None and calibration is not None:
+        said = {reason.measure for reason in reasons if reason.status == "confirmed"}
+        for one in _sides(measured, calibration, seed=text):
+            if one.checked_by not in said:
+                facts = (one.value, one.percentile, one.supports, one.checked_by)
+                reasons.append(CheckedReason(one.text, one.kind, one.box, "confirmed", *facts))
     return Explanation(text, tuple(reasons))
 
 
-def either_side(
-    image: Image.Image, calibration: MeasureCalibration | None, *, jpeg_quality: int | None = None, seed: str = ""
-) -> tuple[CheckedReason, ...]:
-    """What the measurements of `image` say for each label, the strongest first; empty without a calibration."""
-    if calibration is None:
-        return ()
-    found = measured_reasons(measure(image, jpeg_quality), calibration, None, seed=seed)
-    return tuple(
-        CheckedReason(one.text, one.kind, one.box, "confirmed", one.value, one.percentile, one.supports)
-        for one in found
-    )
+def _sides(measured: Measured, calibration: MeasureCalibration, seed: str) -> list[Reason]:
+    sides: tuple[Label, ...] = ("generated", "real")
+    return [one for side in sides for one in measured_reasons(measured, calibration, side, seed=seed, most=_A_SIDE)]
 
 
-def measure(image: Image.Image, jpeg_quality: int | None = None) -> Measured:
+def _measure(
+    image: Image.Image, calibration: MeasureCalibration | None, jpeg_quality: int | None = None
+) -> Measured | None:
+    """None where no photo compares with the image: measuring a large one takes seconds and gigabytes."""
+    if calibration is None or calibration.photos_like(octave_of(image.size), quality_of(jpeg_quality)) is None:
+        return None
     return measure_image(np.asarray(image.convert("RGB")), jpeg_quality)
 
 
@@ -132,19 +166,22 @@ def _is_verdict(sentence: str) -> bool:
 
 
 def _checked(
-    sentence: str,
-    size: tuple[int, int],
-    measured: Measured | None,
-    calibration: MeasureCalibration | None,
-    supports: Label | None,
+    sentence: str, size: tuple[int, int], measured: Measured | None, calibration: MeasureCalibration | None
 ) -> CheckedReason:
     places = places_in(sentence)
     box = box_of(places[0], size) if len(places) == 1 else None
     claim = read_claim(sentence)
     if claim is None or measured is None or calibration is None:
-        return CheckedReason(sentence, claim.kind if claim else None, box, "unchecked", supports=supports)
+        return CheckedReason(sentence, claim.kind if claim else None, box, "unchecked")
     check = check_claim(claim, measured, calibration)
-    return CheckedReason(sentence, claim.kind, box, check.status, check.value, check.percentile, supports)
+    supports: Label | None = None
+    scale = calibration.scales.get(claim.measure)
+    if check.status == "confirmed" and check.percentile is not None and scale is not None and scale.tells:
+        margin = scale.margin(check.percentile)
+        supports = "generated" if margin > 0 else "real" if margin < 0 else None
+    return CheckedReason(
+        sentence, claim.kind, box, check.status, check.value, check.percentile, supports, claim.measure
+    )
 
 
 def summary(reasons: Sequence[CheckedReason]) -> dict[str, int]:

@@ -35,6 +35,7 @@ TOPIC_ASKS: dict[Topic, list[Ask]] = {
 ASKS = TOPIC_ASKS["generation"]
 SIGNS = [1 if polarity == "fake" else -1 for polarity in VERDICT_QUESTIONS]  # what "Yes." says about "generated"
 BEGINNINGS = {"generated": "AI-generated.", "real": "Real."}  # of explanations, as they are learned
+AGAINST_VERDICT = "Its explanation states the other verdict"
 FREE_ASK = Ask(EXPLAIN_QUESTION, (BEGINNINGS["generated"], BEGINNINGS["real"]), whole=False)
 
 
