@@ -26,7 +26,7 @@ from vlm_detect.columns import IMAGE_FEATURES
 from vlm_detect.data.audit import measures
 from vlm_detect.images.decode import decode_image
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.infer.detector import Detector, open_picture
+from vlm_detect.infer.detector import Detector, Picture, open_picture
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.train import recalibrate as recalibrate_module
@@ -179,14 +179,24 @@ def test_scan_chat_detector_and_server(folder: Path, tmp_path: Path) -> None:
     assert seen.pixels == shown()
     assert {pixels(Session(detector, str(folder / name)).image) for name in files()} == shown()
 
-    async def served() -> set[bytes]:
+    odd = [saved(two_tone(), "JPEG", icc_profile=b"no profile" * 20, quality=90), saved(two_tone(), "GIF")]
+
+    async def served() -> list[Picture]:
         decoding = Decoding(ServerSettings())
         try:
-            return {pixels((await decoding.picture(Part(memoryview(data)))).image) for data in files().values()}
+            return [await decoding.picture(Part(memoryview(data))) for data in [*files().values(), *odd]]
         finally:
             decoding.stop()
 
-    assert asyncio.run(served()) == shown()
+    pictures = asyncio.run(served())
+    assert {pixels(picture.image) for picture in pictures[: -len(odd)]} == shown()
+    # What the file is like comes along: the server's measurements and notes are those of scan.
+    for picture, data in zip(pictures, [*files().values(), *odd], strict=True):
+        here = open_picture(data)
+        assert (picture.notes, picture.jpeg_quality) == (here.notes, here.jpeg_quality)
+        assert (pixels(picture.image), picture.provenance) == (pixels(here.image), here.provenance)
+    assert pictures[0].jpeg_quality == 95
+    assert "profile" in pictures[-2].notes[0]
     given = [*files().values(), *(folder / name for name in files())]
     given += [Image.open(io.BytesIO(data)) for data in files().values()]  # as a caller from Python may have them
     assert {pixels(open_picture(one).image) for one in given} == shown()

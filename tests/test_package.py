@@ -34,6 +34,14 @@ def test_importing_the_package_changes_nothing_and_brings_nothing():
     assert not {"torch", "transformers", "numpy", "yaml"} & set(modules)
 
 
+def test_the_package_shows_what_it_offers():
+    code = "import vlm_detect; print(*dir(vlm_detect)); from vlm_detect import *; print(Detector, Verdict)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, classes = done.stdout.splitlines()
+    assert {"Detector", "Verdict", "__version__", "__doc__"} <= set(listed.split())
+    assert classes.count("vlm_detect.infer.detector") == 2
+
+
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
 )

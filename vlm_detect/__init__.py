@@ -9,7 +9,9 @@ import hook.
 
 from typing import TYPE_CHECKING, Any
 
-from vlm_detect.version import __version__ as __version__
+from vlm_detect.version import __version__
+
+__all__ = ["Detector", "Verdict", "__version__"]  # the first two come with __getattr__
 
 if TYPE_CHECKING:
     from vlm_detect.infer.detector import Detector as Detector
@@ -18,8 +20,12 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # Detector brings torch and transformers with it: `import vlm_detect` alone stays light.
-    if name in ("Detector", "Verdict"):
+    if name in __all__:
         from vlm_detect.infer import detector
 
         return getattr(detector, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

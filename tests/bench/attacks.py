@@ -4,6 +4,9 @@
 
 One server process; each attack runs by itself, by `clients` threads of another process, while one client asks /healthz
 again and again. The first row is the server at rest. `after_s` is how long a verdict takes when the attack is over.
+Attackers share the machine with the server here, which strangers do not: they run at a lower priority. `load` is the
+machine's mean number of running processes over the last minute, attackers and other jobs included, and `nice` the
+priorities of the server and of the attackers.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import socket
 import struct
 import subprocess
@@ -35,6 +39,8 @@ from PIL import Image
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
 
+ATTACKERS_NICE = 5  # above the server's
+
 
 @dataclass(frozen=True)
 class Config:
@@ -52,7 +58,7 @@ def main(argv: list[str]) -> None:
         for name, attack in {"none": None, **ATTACKS}.items():
             if config.only in (None, name):
                 records.append(measured(name, attack, url, process, config, argv))
-                shown = ("attack", "n", "p50_ms", "p99_ms", "max_ms", "after_s", "rss_mb", "answers")
+                shown = ("attack", "n", "p50_ms", "p99_ms", "max_ms", "after_s", "rss_mb", "load", "answers")
                 print(json.dumps({key: records[-1][key] for key in shown}), flush=True)
     if config.out:
         write_json(config.out, records)
@@ -100,6 +106,8 @@ def measured(
         "max_ms": round(max(latencies), 1),
         "after_s": round(after_s, 2),
         "rss_mb": most >> 20,
+        "load": round(os.getloadavg()[0], 1),
+        "nice": [os.nice(0), os.nice(0) + ATTACKERS_NICE],
         "answers": found,
         "command": " ".join(["python tests/bench/attacks.py", *argv]),
         "commit": git_commit(),
@@ -122,6 +130,7 @@ def served(model: str) -> Iterator[tuple[str, psutil.Process]]:
 
 def attacking(name: str, url: str, until: float, clients: int, answers: Any) -> None:
     """Attack by several threads until the time comes; how often each answer came."""
+    os.nice(ATTACKERS_NICE)
     counts: dict[str, int] = {}
     make = ATTACKS[name]
     wave = make(url)

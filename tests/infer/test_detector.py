@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
 from vlm_detect.errors import UserError
-from vlm_detect.infer.detector import Verdict
+from vlm_detect.infer.detector import Verdict, open_picture
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
 from vlm_detect.measures.calibration import fit_calibration
@@ -72,6 +72,23 @@ def test_the_runs_calibration_is_used(model_folder: Path, photo: Image.Image) ->
     odds = math.log(plain.p_fake / (1 - plain.p_fake))
     assert verdict.p_fake == pytest.approx(1 / (1 + math.exp(-odds / 4)), abs=1e-4)
     assert (verdict.label, verdict.calibrated) == ("unsure", True)
+
+
+def test_one_image_or_a_list_of_them_in_every_form(vlm: MoondreamVLM, photo: Image.Image, tmp_path: Path) -> None:
+    detector = Detector(vlm)
+    photo.save(tmp_path / "photo.png")
+    pixels = np.asarray(photo)
+    opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    data = (tmp_path / "photo.png").read_bytes()
+    forms = [photo, pixels, opaque, data, tmp_path / "photo.png", str(tmp_path / "photo.png"), open_picture(data)]
+    alone = detector(photo)
+    assert isinstance(alone, Verdict)
+    for several in (detector(forms), detector(tuple(forms)), detector.judge(forms)):
+        assert [verdict.p_fake for verdict in several] == pytest.approx([alone.p_fake] * len(forms), abs=1e-5)
+    assert detector([]) == []
+    # A stack of pixels is no list of images that could be meant: what is wrong with it is said.
+    with pytest.raises(UserError, match=r"shape \(2, 20, 30, 3\)"):
+        detector(np.stack([pixels, pixels]))
 
 
 def test_a_verdict_answers_questions(model_folder: Path, photo: Image.Image, tmp_path: Path) -> None:

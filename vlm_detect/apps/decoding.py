@@ -15,8 +15,7 @@ from vlm_detect.apps.bodies import Part
 from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.apps.worker import Busy
 from vlm_detect.images.isolated import IsolatedDecoder, Reply
-from vlm_detect.images.provenance import Fact
-from vlm_detect.infer.detector import Picture
+from vlm_detect.infer.detector import Picture, picture_of
 
 
 class Decoding:
@@ -49,7 +48,7 @@ class Decoding:
         finally:
             self._idle.append(decoder)
             self._free.release()
-        return Picture(reply.image, tuple(Fact(**fact) for fact in reply.header["facts"]))
+        return picture_of(reply)
 
     def _decode(self, decoder: IsolatedDecoder, part: Part) -> Reply:
         return decoder.decode(

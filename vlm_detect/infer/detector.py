@@ -9,6 +9,7 @@
         print(reason.text, reason.note)    # confirmed or contradicted by measurement, or the model's word
     verdict.ask("What is in the picture?")
     verdict.map().overlay(verdict.image).save("where.png")
+    Detector("runs/moondream_lora")(["a.jpg", "b.jpg"])       # a list of verdicts
     for box in verdict.detect("hand"):     # of a moondream2; the crop is judged by itself
         print(box, verdict.look_at(box).p_fake)
     verdict.provenance                     # what the file says of itself; never part of p_fake
@@ -22,14 +23,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import MAX_PIXELS, ImageRejected, read_bounded
-from vlm_detect.images.decode import decode_image, shown_pixels
+from vlm_detect.images.decode import DecodedImage, decode_image, decoded_of, shown_pixels
+from vlm_detect.images.isolated import Reply
 from vlm_detect.images.provenance import Fact, provenance
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import EvidenceMap, evidence_map
@@ -187,7 +189,14 @@ class Detector:
         self.calibration = Calibration.load(run)
         self.measures = MeasureCalibration.load(run)
 
-    def __call__(self, image: Openable) -> Verdict:
+    @overload
+    def __call__(self, image: Openable) -> Verdict: ...
+    @overload
+    def __call__(self, image: list[Any] | tuple[Openable, ...]) -> list[Verdict]: ...
+    def __call__(self, image: Openable | list[Any] | tuple[Openable, ...]) -> Verdict | list[Verdict]:
+        """The verdict on one image; of a list or tuple of images a list of verdicts, as `judge`."""
+        if isinstance(image, list | tuple):
+            return self.judge(image)
         return self.judge([image])[0]
 
     def judge(self, images: Sequence[Openable]) -> list[Verdict]:
@@ -335,6 +344,13 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """The bytes of an image file; `ImageRejected` where they cannot be used."""
-    decoded = decode_image(data, max_pixels=max_pixels)
-    quality = decoded.jpeg.quality if decoded.jpeg else None
-    return Picture(decoded.image, provenance(data), decoded.notes, quality)
+    return _picture(decode_image(data, max_pixels=max_pixels), provenance(data))
+
+
+def picture_of(reply: Reply) -> Picture:
+    """The same from a decoder's process, which was asked for the facts of the file."""
+    return _picture(decoded_of(reply), tuple(Fact(**fact) for fact in reply.header["facts"]))
+
+
+def _picture(decoded: DecodedImage, facts: tuple[Fact, ...]) -> Picture:
+    return Picture(decoded.image, facts, decoded.notes, decoded.jpeg.quality if decoded.jpeg else None)
