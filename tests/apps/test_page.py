@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from tests.apps.conftest import Running, make_photo, serving, until
+from tests.apps.test_api import SAID, STATUSES, said_of
 from tests.apps.test_server import Gate, submit
 from vlm_detect.infer.detector import Detector
+from vlm_detect.measures.calibration import MeasureCalibration
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -67,10 +69,12 @@ def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> 
     page.set_input_files("#single-file", files["a.png"])
     word = {"generated": "AI-generated", "real": "Real", "unsure": "Unsure"}[expected.label]
     page.get_by_text(word, exact=True).wait_for()
-    page.locator(".explanation:not(.writing)").wait_for()
+    page.locator(".reasons").wait_for()
     assert page.locator("[role=meter]").get_attribute("aria-valuenow") == f"{expected.p_fake:.3f}"
-    assert page.locator(".explanation").text_content() == expected.explain(12)
-    assert page.locator(".warning").count() == len(expected.contradictions)
+    said = expected.explanation(12)
+    assert page.locator(".reasons li p:first-child").all_text_contents() == [one.text for one in said.reasons]
+    assert set(page.locator(".reasons .status").all_text_contents()) == {"The model's word"}
+    assert page.locator(".warning").count() == len(expected.contradictions_with(said))
     assert "not calibrated" in page.locator(".facts").first.text_content()
 
     page.get_by_role("button", name="Show the evidence").click()
@@ -87,12 +91,55 @@ def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> 
     assert page.locator(".answer").text_content() == expected.ask("What is it?", 12)
 
 
+def test_reasons_with_their_status_and_their_places_on_the_image(
+    browser, detector: Detector, measures: MeasureCalibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_photo(0).save(tmp_path / "a.png")  # of the size of the measured photos
+    monkeypatch.setattr(detector, "measures", measures)
+    confirmed = detector(tmp_path / "a.png").check(SAID).reasons[0]
+    with serving(detector) as running:
+        said_of(monkeypatch, detector, measures, f"{SAID} The <b>ear</b> at the top left is odd. So is its top left.")
+        for page in open_page(browser, running.url):
+            page.set_input_files("#single-file", tmp_path / "a.png")
+            page.locator(".reasons").wait_for()
+            items = page.locator(".reasons li")
+            statuses = [item.get_attribute("class") for item in items.all()]
+            assert statuses[:5] == [*STATUSES, "unchecked", "unchecked"]
+            shown = items.first.locator(".status").text_content()
+            assert shown.startswith("Confirmed by measurement: noise strength ")
+            assert f"percentile {confirmed.percentile:.0f} of photos of this size; speaks for real" in shown
+            assert page.get_by_text("The <b>ear</b>").count() == 1  # as text
+            page.locator("#boxes:not([hidden])").wait_for()
+            assert page.locator("#boxes").get_attribute("viewBox") == "0 0 30 20"
+            assert page.locator("#boxes text").all_text_contents()[:2] == ["4", "5"]
+            first, second = (page.locator("#boxes rect").nth(i).bounding_box() for i in range(2))
+            assert first["x"] < second["x"]
+            assert first["width"] > second["width"]
+            image = page.locator("#preview").bounding_box()
+            assert first["x"] + first["width"] <= image["x"] + image["width"] / 3 + 1
+            page.get_by_role("button", name="Hide the places").click()
+            assert page.locator("#boxes").is_hidden()
+            page.get_by_role("button", name="Show the places").click()
+            assert page.locator("#boxes").is_visible()
+
+
+def test_an_explanation_without_a_reason_says_so(
+    browser, detector: Detector, measures: MeasureCalibration, monkeypatch: pytest.MonkeyPatch, files
+) -> None:
+    with serving(detector) as running:
+        said_of(monkeypatch, detector, measures, "")
+        for page in open_page(browser, running.url):
+            page.set_input_files("#single-file", files["a.png"])
+            page.get_by_text("No reason is given.").wait_for()
+            assert page.get_by_role("button", name="Hide the places").is_hidden()
+
+
 def test_a_bad_file_is_said_and_the_next_one_judged(page, files) -> None:
     page.set_input_files("#single-file", files["bad.jpg"])
     page.get_by_role("alert").get_by_text("not_an_image").wait_for()
     assert page.locator("#follow-up").is_hidden()
     page.set_input_files("#single-file", files["a.png"])
-    page.locator(".explanation:not(.writing)").wait_for()
+    page.locator(".reasons").wait_for()
     assert page.get_by_role("alert").count() == 0
 
 
@@ -198,11 +245,11 @@ def test_files_that_the_browser_cannot_read_or_reads_too_late(browser, detector:
             page.get_by_role("alert").get_by_text("bad.jpg: the browser cannot read it").wait_for()
             page.set_input_files("#compare-file", files["a.png"])
             page.set_input_files("#compare-file", files["b.png"])
-            page.locator("#compare .explanation:not(.writing)").nth(1).wait_for()
+            page.locator("#compare .reasons").nth(1).wait_for()
             page.evaluate("readSlow()")
             until(lambda page=page: page.evaluate("window.slowWasRead"))
             assert page.locator("#compare-preview").get_attribute("alt") == "b.png"
-            assert page.locator("#compare .explanation").count() == 2
+            assert page.locator("#compare .reasons").count() == 2
 
 
 def test_a_cleared_batch_is_not_judged_on(browser, detector: Detector, files, tmp_path: Path) -> None:
@@ -239,7 +286,7 @@ def test_two_models_side_by_side_behind_a_key(browser, detector: Detector, model
             page.locator("#key-form").wait_for(state="hidden")
             page.get_by_role("tab", name="Compare").click()
             page.set_input_files("#compare-file", files["a.png"])
-            page.locator("#compare .explanation:not(.writing)").nth(1).wait_for()
+            page.locator("#compare .reasons").nth(1).wait_for()
             shown = [
                 page.locator(f"#compare-{side}-verdict .facts").first.text_content() for side in ("first", "second")
             ]
@@ -251,7 +298,7 @@ def test_two_models_side_by_side_behind_a_key(browser, detector: Detector, model
 def test_nothing_overflows(browser, server: Running, files, width: int) -> None:
     for page in open_page(browser, server.url, viewport={"width": width, "height": 800}):
         page.set_input_files("#single-file", files["a.png"])
-        page.locator(".explanation:not(.writing)").wait_for()
+        page.locator(".reasons").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.get_by_role("tab", name="Many images").click()
         page.set_input_files("#batch-file", list(files.values()))

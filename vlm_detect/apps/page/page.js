@@ -3,6 +3,7 @@
 import { ask, CancelledError, getModels, postJson, setKey, streamEvents } from "./api.js";
 import { startBatch } from "./batch.js";
 import { byId, element, readAsDataUrl, showError } from "./dom.js";
+import { drawBoxes } from "./reasons.js";
 import { renderVerdict } from "./verdict.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -79,6 +80,7 @@ async function judge(file) {
   const abort = (single.abort = new AbortController());
   single.map = null;
   showMap(false);
+  showBoxes([], {});
   byId("talk").replaceChildren();
   byId("follow-up").hidden = true;
   byId("picture").hidden = true;
@@ -87,13 +89,14 @@ async function judge(file) {
   place.replaceChildren(element("p", "hint", "Looking at it …"));
   try {
     const url = await readAsDataUrl(file);
-    await showVerdict(place, url, chosenModel("single"), abort.signal, () => {
+    const { verdict, reasons } = await showVerdict(place, url, chosenModel("single"), abort.signal, () => {
       single.url = url;
       preview(byId("preview"), file);
       byId("picture-name").textContent = file.name || "Pasted image";
       byId("picture").hidden = false;
       byId("follow-up").hidden = false;
     });
+    showBoxes(reasons, verdict);
   } catch (error) {
     if (abort.signal.aborted) return;
     place.replaceChildren(element("p", "hint", "No verdict: the image could not be judged."));
@@ -101,20 +104,25 @@ async function judge(file) {
   }
 }
 
-// The verdict, then its explanation as it is written.
+// The verdict, then its explanation as it is written, then its reasons.
 async function showVerdict(place, url, model, signal, onVerdict = () => {}) {
   const verdict = await postJson("/v1/verdict", { image_url: url, model }, signal);
   onVerdict();
-  const { explanation, warn } = renderVerdict(place, verdict);
+  const { explanation, conclude } = renderVerdict(place, verdict);
+  let reasons = [];
   explanation.classList.add("writing");
   try {
     for await (const event of streamEvents("/v1/explain", { image_url: url, model, stream: true }, signal)) {
       if (event.chunk) explanation.textContent += event.chunk;
-      if (event.completed) warn(event.contradictions ?? []);
+      if (event.completed) {
+        conclude(event);
+        reasons = event.reasons;
+      }
     }
   } finally {
     explanation.classList.remove("writing");
   }
+  return { verdict, reasons };
 }
 
 onFiles("single", byId("single-file"), ([file]) => {
@@ -132,6 +140,20 @@ function showMap(shown) {
   toggle.setAttribute("aria-pressed", shown);
   toggle.textContent = shown ? "Hide the evidence" : "Show the evidence";
 }
+
+function showBoxes(reasons, size) {
+  const any = reasons.some((reason) => reason.box) && drawBoxes(byId("boxes"), reasons, size);
+  byId("boxes-toggle").hidden = !any;
+  hideBoxes(!any);
+}
+
+function hideBoxes(hidden) {
+  byId("boxes").toggleAttribute("hidden", hidden); // of an SVG it is no property
+  byId("boxes-toggle").setAttribute("aria-pressed", !hidden);
+  byId("boxes-toggle").textContent = hidden ? "Show the places" : "Hide the places";
+}
+
+byId("boxes-toggle").addEventListener("click", () => hideBoxes(!byId("boxes").hasAttribute("hidden")));
 
 byId("map-toggle").addEventListener("click", async () => {
   if (!byId("layer").hidden) return showMap(false);

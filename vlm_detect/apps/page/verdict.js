@@ -1,6 +1,7 @@
 // A verdict in the document: the word, the probability on its scale, what stands behind it, and room for the reasons.
 
 import { element } from "./dom.js";
+import { reasonList } from "./reasons.js";
 
 const WORDS = { generated: "AI-generated", real: "Real", unsure: "Unsure" };
 
@@ -23,11 +24,16 @@ export function renderVerdict(place, verdict) {
   const warn = (sentences) =>
     warnings.replaceChildren(...sentences.map((sentence) => element("p", "warning", `Contradiction: ${sentence}.`)));
   warn(verdict.contradictions);
+  // What was written gives way to its sentences, each with its status.
+  const conclude = ({ reasons, contradictions }) => {
+    explanation.replaceWith(reasons.length ? reasonList(reasons) : element("p", "explanation", "No reason is given."));
+    warn(contradictions);
+  };
   card.append(word, scale(verdict), facts, element("h2", "", "Why"), explanation, warnings);
   for (const note of verdict.notes) card.append(element("p", "note", `The file: ${note}.`));
   if (verdict.provenance.length) card.append(...claims(verdict.provenance));
   place.replaceChildren(card);
-  return { explanation, warn };
+  return { explanation, conclude };
 }
 
 function scale({ p_fake, threshold, unsure_band: [low, high] }) {
