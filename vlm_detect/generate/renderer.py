@@ -22,8 +22,10 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
+from vlm_detect.generate.autoencoders import through_autoencoder
 from vlm_detect.generate.generator import GENERATORS, Generator
 from vlm_detect.generate.options import Sampling
+from vlm_detect.generate.pipelines import call_of, denoiser_of, native_side_of
 from vlm_detect.images.edits import Place
 from vlm_detect.machine import DTYPES, best_device
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error, resolve_id
@@ -70,11 +72,12 @@ class Renderer(Generator):
         """A renderer of a pipeline that is already in memory; its dtype is the denoiser's."""
         renderer = cls.__new__(cls)
         renderer.device = torch.device(device or best_device())
-        dtype = next(name for name, value in DTYPES.items() if value == _denoiser(pipeline).dtype)
+        dtype = next(name for name, value in DTYPES.items() if value == denoiser_of(pipeline).dtype)
         renderer._take(pipeline, sampling, dtype)
         return renderer
 
     def _take(self, pipeline: Any, sampling: Sampling, dtype: str) -> None:
+        self._call = call_of(pipeline)
         pipeline.set_progress_bar_config(disable=True)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's invisible mark would tell every twin
@@ -92,7 +95,7 @@ class Renderer(Generator):
         if hasattr(vae, "enable_slicing"):
             vae.enable_slicing()  # one image at a time: of eight of 1024 pixels SD 3.5's decoder holds 13 GB at once
         if sampling.compile:
-            _denoiser(pipeline).compile_repeated_blocks()
+            denoiser_of(pipeline).compile_repeated_blocks()
 
     def _move(self, parts: Sequence[torch.nn.Module], device: torch.device) -> None:
         if self.sampling.offload != "group":
@@ -115,8 +118,7 @@ class Renderer(Generator):
     @property
     def native_side(self) -> int:
         """Side in pixels of the square that the pipeline draws by default."""
-        default = getattr(self.pipeline, "default_sample_size", None)
-        return int((default or _denoiser(self.pipeline).config.sample_size) * self.pipeline.vae_scale_factor)
+        return native_side_of(self.pipeline)
 
     @property
     def size_multiple(self) -> int:
@@ -169,14 +171,10 @@ class Renderer(Generator):
         for key in prompts[0]:
             values = [prompt[key] for prompt in prompts]
             arguments[key] = torch.cat(values) if isinstance(values[0], torch.Tensor) else values
-        if "max_sequence_length" in inspect.signature(self.pipeline.__call__).parameters:
-            arguments["max_sequence_length"] = self.sampling.max_sequence_length
         drawn = self.pipeline(
-            **arguments,
+            **self._call.arguments(self.sampling) | arguments,
             width=size[0],
             height=size[1],
-            num_inference_steps=self.sampling.steps,
-            guidance_scale=self.sampling.guidance,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="pt",
         )
@@ -187,8 +185,7 @@ class Renderer(Generator):
     def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
         """Photos of one size through the autoencoder and back: the latents' mode, so that no seed is needed."""
         pixels = self.pipeline.image_processor.preprocess(list(photos)).to(self.device, self.pipeline.vae.dtype)
-        latents = self.pipeline.vae.encode(pixels).latent_dist.mode()
-        decoded = self.pipeline.vae.decode(latents).sample
+        decoded = through_autoencoder(self.pipeline.vae, pixels)
         return _to_images(self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt"))
 
     @property
@@ -234,10 +231,6 @@ _ENCODE_OPTIONS = {
     "StableDiffusionXLPipeline": (_FOUR, False),
     "FluxPipeline": (("prompt_embeds", "pooled_prompt_embeds"), True),
 }
-
-
-def _denoiser(pipeline: Any) -> Any:
-    return getattr(pipeline, "transformer", None) or pipeline.unet
 
 
 def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
