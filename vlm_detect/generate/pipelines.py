@@ -57,7 +57,7 @@ def call_of(pipeline: Any) -> PipelineCall:
             f"{name} cannot render twins: its call takes no {', '.join(missing)}; give a text-to-image pipeline"
         )
     guidance = next((one for one in _GUIDANCE if one in parameters and _is_number(parameters[one].default)), None)
-    fixed = {argument: value for argument, value in _OFF.items() if argument in parameters}
+    fixed: dict[str, Any] = {argument: value for argument, value in _OFF.items() if argument in parameters}
     if guidance == "true_cfg_scale":
         fixed["negative_prompt"] = " "  # without one there is no guidance; Qwen-Image's own examples give a space
     return PipelineCall(guidance, "max_sequence_length" in parameters, fixed)
