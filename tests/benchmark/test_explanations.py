@@ -6,6 +6,7 @@ from vlm_detect.benchmark.explanations import (
     explanations,
     names,
     operation_words,
+    read_explanations,
     rouge_l,
 )
 from vlm_detect.benchmark.score import generated_result, scored_result
@@ -139,7 +140,7 @@ def test_figures() -> None:
         for prompt in verdicts:
             yes = 0.0 if prompt.polarity == "fake" else -9.0
             results.append(scored_result(prompt, [yes, -9.0 - yes], [1, 1]))
-    found = explanations(items, results, resamples=50)
+    found = explanations(read_explanations(items, results), resamples=50)
     assert found is not None
     assert (found["n"], found["unparsed"]) == (5, 1)
     assert found["verdict_accuracy"]["share"] == 0.6
@@ -150,7 +151,7 @@ def test_figures() -> None:
     assert shares == {"operation_named": 1, "place_named": 0.5, "both_named": 0.5}
     assert 0 < found["rouge_l"] < 1
     assert found["verdict_accuracy"]["ci95"][0] < 0.6 < found["verdict_accuracy"]["ci95"][1]
-    assert explanations(items, []) is None
+    assert explanations(read_explanations(items, [])) is None
 
 
 def test_an_edit_that_is_told_in_another_form_is_not_judged() -> None:
@@ -158,7 +159,8 @@ def test_an_edit_that_is_told_in_another_form_is_not_judged() -> None:
         open_item("a", "edited", EDIT_EXPLAIN_QUESTION, edit=edit, asked="edited") for edit in ("blur", {"box": []})
     ]
     for item in items:
-        found = explanations([item], [generated_result(prompts_of(item)[0], "Altered. Blur.")], resamples=20)
+        results = [generated_result(prompts_of(item)[0], "Altered. Blur.")]
+        found = explanations(read_explanations([item], results), resamples=20)
         assert found is not None
         assert "edits" not in found
 

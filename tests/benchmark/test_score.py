@@ -5,7 +5,7 @@ import pytest
 
 from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.explanations import explanations
+from vlm_detect.benchmark.explanations import explanations, read_explanations
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.results import ResultWriter, merge, read_results
 from vlm_detect.benchmark.score import fake_probability, key_of, plan, score
@@ -101,7 +101,7 @@ def test_an_open_item_of_which_nothing_is_known_ends_no_run(tmp_path: Path) -> N
     results = run(benchmark, engine)
     summary = summarise(results, resamples=20)
     assert (summary["accuracy"], summary["generate"]["accuracy"]) == (0, 0)
-    found = explanations(benchmark.items, results, resamples=20)
+    found = explanations(read_explanations(benchmark.items, results), resamples=20)
     assert found is not None
     assert (found["verdict_accuracy"], found["agreement"]["n"]) == (None, 1)
 

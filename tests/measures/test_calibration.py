@@ -10,7 +10,16 @@ import pytest
 
 from tests.measures.factories import drawn
 from vlm_detect.errors import UserError
-from vlm_detect.measures.calibration import FILE, MIN_PHOTOS, TELLS, MeasureCalibration, fit_calibration, octave_of
+from vlm_detect.measures.calibration import (
+    FILE,
+    MIN_PHOTOS,
+    TELLS,
+    MeasureCalibration,
+    _shares,
+    _shares_of_one,
+    fit_calibration,
+    octave_of,
+)
 from vlm_detect.measures.registry import Measured
 
 SHIFTS = {"much": 2.0, "some": 0.8, "less": -1.5, "little": 0.2, "nothing": 0.0}
@@ -79,6 +88,15 @@ def test_equal_numbers_are_beyond_nothing():
     assert standing.percentile == pytest.approx(25, abs=1)
     assert found.scales == {}
     assert found.images == {"real": 100, "generated": 0}
+
+
+def test_one_number_stands_where_it_does_among_many():
+    rng = np.random.default_rng(0)
+    for quantiles in (np.sort(rng.normal(size=101)), np.sort(rng.integers(0, 9, 101)) / 4.0, np.zeros(101)):
+        values = np.concatenate([rng.normal(size=200), quantiles, [-9.0, 9.0]])
+        together = np.stack(_shares(quantiles, values), axis=1)
+        alone = [_shares_of_one(quantiles.tolist(), value) for value in values.tolist()]
+        assert together == pytest.approx(np.array(alone), abs=1e-12)
 
 
 def test_margins_rise_towards_the_generated(calibration):

@@ -70,7 +70,8 @@ def reasoned_edits() -> Dataset:
         twin = image.copy()
         twin[y : y + 12, x : x + 12] = 255 - twin[y : y + 12, x : x + 12]
         edit |= {"donor": None, "attempt": 0}
-        facts = {"image_label": "real", "kind": "edit", "generator": "", "edit": edit, "group": f"photo {i}"}
+        facts: dict[str, Any] = {"pair_id": f"pair {i}", "image_label": "real", "kind": "edit", "generator": ""}
+        facts |= {"edit": edit, "group": f"photo {i}"}
         reasons = edit_reasons(edit, (SIDE, SIDE), seed=str(i))
         images = {"image": cell(image), "twin": cell(twin)}
         rows.append(

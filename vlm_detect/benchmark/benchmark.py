@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from vlm_detect.records import Item
+
+if TYPE_CHECKING:
+    from vlm_detect.benchmark.dataset_images import DatasetImages
 
 
 @dataclass(frozen=True)
@@ -20,3 +24,4 @@ class Benchmark:
     sha256: str  # of the file or, for a dataset, of its images and what is known of them: what a resumed run compares
     answers: dict[str, str] = field(default_factory=dict)  # id -> recorded answer, where the file has any
     skipped: list[str] = field(default_factory=list)
+    dataset: DatasetImages | None = None  # what the items were made of, where that is a dataset

@@ -24,12 +24,17 @@ def benchmark(argv: list[str]) -> None:
         vlm-detect benchmark --model runs/cnn --benchmark data/vqa/benchmark.json
         vlm-detect benchmark --endpoint http://localhost:8000/v1 --model qwen2.5-vl --benchmark benchmark.json
         vlm-detect benchmark --answers answers.json --out runs/answers
+        vlm-detect benchmark --model runs/moondream_lora --benchmark data/cifake_reasons --explanations 2000
 
     The benchmark is a JSON or JSONL file of items, or the folder of a pair or image dataset, whose test split is then
     asked the yes/no questions. Out come results.jsonl (one line an answered prompt), summary.json, report.html and
     run.json. Started again, the same command goes on where it was interrupted, or says that nothing is left to do.
     Several processes share the images and write one result. An endpoint's key is read from the variable that
     --api_key_env names.
+
+    With --explanations, so many images of a dataset are also asked for an explanation, whose sentences are held against
+    the images' measurements (explanations.jsonl, and `explanations` in summary.json). The model without its adapter
+    answers some of the same, in the folder base.
 
     It does not choose a threshold, a prompt or an epoch: those belong to the validation split (`vlm-detect calibrate`).
 
@@ -65,6 +70,7 @@ def compare(argv: list[str]) -> None:
 
         vlm-detect compare runs/base/eval runs/moondream_lora/eval --out runs/compared
         vlm-detect compare runs/moondream_lora/eval other_detector.csv --benchmark data/vqa/benchmark.json
+        vlm-detect compare runs/explains/eval runs/yes_no/eval --explanations cifake.json
 
     A score file is a CSV with the columns image (its file name, with as many of its folders as tell it apart) and
     p_fake (0 to 1). Which items those are says --benchmark; without it, the CSV needs a column `label` (real or

@@ -51,6 +51,7 @@ class Run:
     calibration: Calibration | None = None  # of the run itself
     robustness: dict[str, Any] | None = None  # what vlm-detect robustness found for the same model
     note: str = ""
+    explained: dict[str, Any] | None = None  # the figures of its explanations, as its summary has them
 
 
 def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
@@ -66,7 +67,13 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
         summary = _json(path / "summary.json", "summary") or {}
         curves = next((found for folder in (path, path.parent) if (found := _curves(path, folder))), None)
         return Run(
-            _name(path), how, scores, calibration if calibration.n else None, curves, str(summary.get("note") or "")
+            _name(path),
+            how,
+            scores,
+            calibration if calibration.n else None,
+            curves,
+            str(summary.get("note") or ""),
+            summary.get("explanations"),
         )
     if not path.is_file():
         raise UserError(f"{path}: no such folder or CSV file")
@@ -165,6 +172,8 @@ def _figures(run: Run, scores: Sequence[ItemScore], resamples: int) -> dict[str,
     found = {"how": run.how, "note": run.note, **every_figure(scores, resamples=resamples)}
     if run.calibration:
         found["calibrated"] = calibrated_figures(scores, run.calibration, resamples)
+    if run.explained:
+        found["explanations"] = run.explained
     return found
 
 

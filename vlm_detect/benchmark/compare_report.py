@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.compare import Run
+from vlm_detect.benchmark.explained_rows import explained_rows
 from vlm_detect.benchmark.perturb import UNITS
 from vlm_detect.benchmark.report_parts import (
     CARDS,
@@ -58,6 +59,7 @@ def write_compare_report(
         notes=_notes(comparison, runs),
         rows=_score_rows(figures, names),
         kinds=kind_rows([figures[name] for name in names], auroc=False),
+        explained=explained_rows([run.explained or {} for run in runs]),
         floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()),
         tests=[_test(name, test) for name, test in comparison["against_first"].items()],
         charts=_charts(runs, comparison),

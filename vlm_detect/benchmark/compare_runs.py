@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlm_detect.benchmark.compare import Run, compare, load_run
 from vlm_detect.benchmark.compare_report import write_compare_report
+from vlm_detect.benchmark.explained_record import explanation_record
 from vlm_detect.benchmark.floors import chief_floors
 from vlm_detect.benchmark.items import column_of, load_benchmark
 from vlm_detect.benchmark.options import CompareOptions
@@ -30,6 +31,9 @@ def compare_runs(options: CompareOptions) -> None:
     write_json(out / "compare.json", comparison)
     write_compare_report(out / "report.html", comparison, runs, floors=floors, columns=options.by, benchmark=benchmark)
     write_run_json(out, options)
+    if options.explanations:
+        write_json(options.explanations, explanation_record(Path(options.runs[0]), runs[0], runs[1]))
+        print(options.explanations)
     width = max(len(run.name) for run in runs) + 2
     print(" " * width + "".join(f"{name:>26}" for name in SHOWN))
     for run in runs:

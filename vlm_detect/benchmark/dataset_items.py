@@ -16,9 +16,9 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.dataset_images import DatasetImages
 from vlm_detect.data.pairs import known_labels
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
@@ -45,11 +45,8 @@ def dataset_benchmark(folder: Path, *, split: str = "test") -> Benchmark:
     if not items:
         raise UserError(f"{folder}: its {split} split has no rows; choose another with --split")
 
-    def image(ref: str) -> Image.Image:
-        index, _, column = ref.partition(":")
-        return decode_image(StoredImage.of(rows[int(index)][column]).content).image
-
-    return Benchmark(f"{folder.name} ({split})", list(items.values()), image, digest.hexdigest())
+    images = DatasetImages(folder, rows)
+    return Benchmark(f"{folder.name} ({split})", list(items.values()), images.image, digest.hexdigest(), dataset=images)
 
 
 def load_split(folder: Path, split: str) -> Dataset:

@@ -1,6 +1,7 @@
 """What free explanations are worth, judged without a judge model: by words, against what is known to have been done.
 
-    explanations(items, results)     # {"n": 200, "verdict_accuracy": 0.71, "faults_on_photos": {...}, "edits": {...}}
+    rows = read_explanations(items, results)      # with a dataset and a calibration also held against measurements
+    explanations(rows)                            # {"n": 200, "verdict_accuracy": {...}, "measured": {...}, ...}
 
 Asked are the open items. Their answers are read for a verdict, for faults that they claim to see, and, of planted
 edits, for the operation and the place. Claims are found by the word lists below, negated ones ("no distortion") left
@@ -20,9 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from vlm_detect.benchmark.checked import Checked, check
+from vlm_detect.benchmark.dataset_images import DatasetImages
 from vlm_detect.benchmark.summary import item_scores, rounded
+from vlm_detect.benchmark.truth import truth_figures
 from vlm_detect.images.edits import EDITS
+from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.places import PLACE_PATTERNS
+from vlm_detect.progress import progress
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.questions.prompts import topic_of
 from vlm_detect.questions.read import parse_explanation, sentences
@@ -60,13 +66,41 @@ class Explained:
     faults: int
     contradicts_itself: bool
     answer: str
+    checked: Checked | None = None  # its sentences against its image's measurements
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether its words, or what it says of measures, speak against its own verdict."""
+        if self.contradicts_itself or self.checked is None or topic_of(self.item) == "edit":
+            return self.contradicts_itself
+        return self.checked.speaks_against(self.verdict)
+
+    @property
+    def false_faults(self) -> int:
+        """Of a photo: faults that it claims to see by words that nothing checks, or against the measurements."""
+        if self.checked is None:
+            return self.faults
+        return claimed_faults(" ".join(self.checked.unchecked)) + self.checked.false_faults
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `explanations.jsonl`."""
+        return {
+            "id": self.item.id,
+            "label": self.item.metadata.get("label"),
+            "question": self.item.question,
+            "answer": self.answer,
+            "verdict": self.verdict,
+            "contradicts": self.contradicts,
+            "false_faults": self.false_faults if self.truth is False else None,
+            "reasons": [reason.to_json() for reason in self.checked.reasons] if self.checked else None,
+        }
 
 
-def explanations(
-    items: Sequence[Item], results: Sequence[Result], *, resamples: int = RESAMPLES
-) -> dict[str, Any] | None:
-    """Every figure on the open items' free answers, with intervals over groups; None where there are none."""
-    rows = _explained(items, results)
+def explanations(rows: Sequence[Explained], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any] | None:
+    """Every figure on explanations, with intervals over groups; None where there are none.
+
+    `seed` chooses the other images that an explanation is held against.
+    """
     if not rows:
         return None
     known = [row for row in rows if row.truth is not None]
@@ -79,7 +113,7 @@ def explanations(
         "verdict_accuracy": _share(known, [row.verdict == row.truth for row in known], resamples),
         # An unparsed verdict agrees with nothing.
         "agreement": _share(scored, [row.verdict == row.scored for row in scored], resamples),
-        "contradictions": _share(rows, [row.contradicts_itself for row in rows], resamples),
+        "contradictions": _share(rows, [row.contradicts for row in rows], resamples),
     }
     for name, side in (("faults_on_photos", False), ("faults_on_generated", True)):
         some = [row for row in about_images if row.truth == side]
@@ -96,6 +130,11 @@ def explanations(
             "place_named": _share(edits, place, resamples),
             "both_named": _share(edits, np.logical_and(operation, place).tolist(), resamples),
         }
+    checked = [row.checked for row in rows if row.checked]
+    if measured := truth_figures(checked, seed=seed, resamples=resamples):
+        photos = [row for row in about_images if row.checked and row.truth is False]
+        measured["false_faults_on_photos"] = _share(photos, [row.false_faults > 0 for row in photos], resamples)
+        found["measured"] = measured
     found["rouge_l"] = rouge_l([(row.item.ground_truth, row.answer) for row in rows])
     return rounded(found)
 
@@ -141,20 +180,38 @@ def _is_told(item: Item) -> bool:
     return isinstance(edit, Mapping) and all(isinstance(edit.get(name), str) for name in ("operation", "place"))
 
 
-def _explained(items: Sequence[Item], results: Sequence[Result]) -> list[Explained]:
+def read_explanations(
+    items: Sequence[Item],
+    results: Sequence[Result],
+    *,
+    dataset: DatasetImages | None = None,
+    calibration: MeasureCalibration | None = None,
+) -> list[Explained]:
+    """The free answers to open items; with a calibration those about images of `dataset` are checked against them."""
     by_id = {item.id: item for item in items if KINDS[item.kind].is_open}
     scores = {score.id: score for score in item_scores([r for r in results if KINDS[r.kind].is_open], "logprob")}
+    answers = [result for result in results if result.scoring == "generate" and result.id in by_id]
+    checks = dataset is not None and calibration is not None
     rows = []
-    for result in results:
-        if result.scoring != "generate" or result.id not in by_id:
-            continue
+    for result in progress(answers, "measured explanations", unit="img") if checks else answers:
         item, score = by_id[result.id], scores.get(result.id)
         verdict = parse_explanation(result.answer, result.topic)
         truth = item.metadata.get("label") == "edited" if result.topic == "edit" else result.is_fake
         faults = claimed_faults(result.answer)
-        contradicts = contradicts_itself(result.answer, verdict, result.topic, faults)
-        said = score.said_fake if score else None
-        rows.append(Explained(item, truth, verdict, said, faults, contradicts, result.answer))
+        rows.append(
+            Explained(
+                item=item,
+                truth=truth,
+                verdict=verdict,
+                scored=score.said_fake if score else None,
+                faults=faults,
+                contradicts_itself=contradicts_itself(result.answer, verdict, result.topic, faults),
+                answer=result.answer,
+                checked=check(item, result.answer, dataset.measured(item.images[0], calibration), calibration)
+                if dataset and calibration
+                else None,
+            )
+        )
     return rows
 
 

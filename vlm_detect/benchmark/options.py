@@ -41,11 +41,21 @@ class BenchmarkOptions:
     generate: bool = field(default=True, metadata={"help": "Also answer freely, with a strict parse."})
     max_new_tokens: int = field(default=16, metadata={"help": "Length of a free answer, in tokens."})
     explanation_tokens: int = field(default=96, metadata={"help": "Length of an answer to an open question."})
+    explanations: int = field(
+        default=0, metadata={"help": "Also ask about so many images of a dataset for an explanation, and check it."}
+    )
+    base_explanations: int = field(
+        default=200, metadata={"help": "Of those, so many are asked of the model without its adapter as well."}
+    )
+    seed: int = field(default=0, metadata={"help": "Chooses the images that are explained, and those held against."})
     batch_size: int = field(default=8, metadata={"help": "Images encoded together."})
     by: list[str] = field(default_factory=list, metadata={"help": "Further metadata columns to slice the scores by."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "parallel", "limit", "max_new_tokens", "explanation_tokens", "batch_size")
+        check_at_least(self, 0, "explanations", "base_explanations")
+        if self.explanations and self.answers:
+            raise UserError("--explanations asks a model: give --benchmark, a dataset folder, in place of --answers")
         if bool(self.benchmark) == bool(self.answers):
             raise UserError("give either --benchmark (with --model) or --answers")
         check_url(self, "endpoint")
@@ -80,8 +90,18 @@ class CompareOptions:
     benchmark: str | None = field(default=None, metadata={"help": "What the items are: for CSVs, --by and the floors."})
     split: str = field(default="test", metadata={"help": "Of --benchmark, where that is a dataset folder."})
     by: list[str] = field(default_factory=list, metadata={"help": "Metadata columns of --benchmark to slice by."})
+    explanations: str | None = field(
+        default=None,
+        metadata={
+            "help": "A JSON file for the first run's explanation figures, and its yes/no accuracy against the second's."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.explanations and len(self.runs) != 2:
+            raise UserError(
+                f"--explanations takes two runs, not {len(self.runs)}: the one that explains, and one without"
+            )
         if self.by and not self.benchmark:
             raise UserError("--by needs --benchmark, which says what the items' columns are")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vlm_detect.benchmark.explained_rows import explained_rows
 from vlm_detect.benchmark.report import Report, section
 from vlm_detect.benchmark.report_parts import CARDS, charts_of, kind_rows, most_confident_errors, most_unsure
 from vlm_detect.pages.page import fragment
@@ -43,8 +44,9 @@ def floors(report: Report) -> Markup:
 
 @section("explanations", title="Explanations")
 def explanations(report: Report) -> Markup | None:
-    rows = explained_rows(report.summary.get("explanations") or {})
-    return fragment(_TEMPLATE, "explanations", rows=rows) if rows else None
+    found = report.summary.get("explanations") or {}
+    rows = explained_rows([found])
+    return fragment(_TEMPLATE, "explanations", rows=rows, measured=found.get("measured")) if rows else None
 
 
 @section("curves", title="Curves")
@@ -81,25 +83,6 @@ def unsure(report: Report) -> Markup | None:
 def unparsed(report: Report) -> Markup | None:
     cards = [report.card(score) for score in [s for s in report.generated if not s.parsed][:CARDS]]
     return fragment(_TEMPLATE, "unparsed", rows=cards) if cards else None
-
-
-def explained_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The explanations' figures by what they say; those that there are."""
-    edits = found.get("edits") or {}
-    told = {
-        "Verdict in words is right": found.get("verdict_accuracy"),
-        "Verdict in words is the scored one": found.get("agreement"),
-        "Reasons contradict the verdict": found.get("contradictions"),
-        "Photos with an invented fault": found.get("faults_on_photos"),
-        "Generated images with a named fault": found.get("faults_on_generated"),
-        "Planted edits: operation named": edits.get("operation_named"),
-        "Planted edits: place named": edits.get("place_named"),
-        "Planted edits: both named": edits.get("both_named"),
-    }
-    rows = [{"name": name, "n": f["n"], "cells": [(f["share"], f["ci95"])]} for name, f in told.items() if f]
-    if found.get("rouge_l") is not None:
-        rows.append({"name": "ROUGE-L against the references", "n": found["n"], "cells": [(found["rouge_l"], None)]})
-    return rows
 
 
 def _slices(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

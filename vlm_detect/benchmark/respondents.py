@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from PIL import Image
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.classifier import classify
 from vlm_detect.benchmark.results import Key
-from vlm_detect.benchmark.score import score
+from vlm_detect.benchmark.score import ScoringEngine, score
 from vlm_detect.config import file_sha256
 from vlm_detect.errors import UserError
 from vlm_detect.infer.endpoint import Endpoint
@@ -30,7 +31,7 @@ from vlm_detect.machine import best_device
 from vlm_detect.models.cnn.configuration import is_cnn_run
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.nano import nano_path
-from vlm_detect.models.registry import load_vlm
+from vlm_detect.models.registry import adapter_base, load_vlm, without_adapter
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.calibration import Calibration
 
@@ -50,12 +51,19 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class Respondent:
-    """`logprob` and `generate` say in which ways it answers; `identity` tells its answers from another's."""
+    """`logprob` and `generate` say in which ways it answers; `identity` tells its answers from another's.
+
+    With `explain` it answers open questions even where `generate` is off. `engine` gives what is asked, loaded once;
+    `base` is the same model without its adapter. Both are None where there is none.
+    """
 
     start: Callable[[], Answer]
     identity: dict[str, Any]
     logprob: bool = True
     generate: bool = True
+    explain: bool = False
+    engine: Callable[[], ScoringEngine] | None = None
+    base: Respondent | None = None
     note: str = ""  # what a reader of its figures has to know
     calibration: Calibration | None = None
 
@@ -65,6 +73,7 @@ def respondent_for(
     *,
     adapter: str | None = None,
     generate: bool = True,
+    explain: bool = False,
     batch_size: int = 8,
     max_new_tokens: int = 16,
     explanation_tokens: int = 96,
@@ -82,18 +91,43 @@ def respondent_for(
             calibration=calibration,
         )
 
-    def start() -> Answer:
-        return partial(
-            score,
-            engine=Engine(load_vlm(model, adapter=adapter)),
-            ask=Ask,
-            generate=generate,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            explanation_tokens=explanation_tokens,
-        )
+    asked = partial(
+        score,
+        ask=Ask,
+        generate=generate,
+        explain=explain,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        explanation_tokens=explanation_tokens,
+    )
 
-    return Respondent(start, identity, generate=generate, calibration=calibration)
+    @functools.cache
+    def engine() -> Engine:
+        return Engine(load_vlm(model, adapter=adapter), batch_images=batch_size)
+
+    def start_base(base: str) -> Answer:
+        vlm = without_adapter(engine().vlm) or load_vlm(base)
+        return partial(asked, engine=Engine(vlm, batch_images=batch_size), logprob=False)
+
+    base = base_model(model, adapter)
+    return Respondent(
+        lambda: partial(asked, engine=engine()),
+        identity,
+        generate=generate,
+        explain=explain,
+        engine=engine,
+        base=Respondent(lambda: start_base(base), {}, logprob=False, generate=generate, explain=explain)
+        if base
+        else None,
+        calibration=calibration,
+    )
+
+
+def base_model(model: str, adapter: str | None) -> str | None:
+    """What an adapter was put on; None of a model without one."""
+    if adapter:
+        return model
+    return adapter_base(model) if (Path(model) / "adapter_config.json").is_file() else None
 
 
 def endpoint_respondent(
@@ -103,6 +137,7 @@ def endpoint_respondent(
     key_variable: str,
     parallel: int = 8,
     generate: bool = True,
+    explain: bool = False,
     batch_size: int = 8,
     max_new_tokens: int = 16,
     explanation_tokens: int = 96,
@@ -117,7 +152,7 @@ def endpoint_respondent(
         max_new_tokens=max_new_tokens,
         options=options,
     )
-    if not (endpoint.gives_logprobs or generate):
+    if not (endpoint.gives_logprobs or generate or explain):
         raise UserError(f"{url} gives no log-probabilities: ask it for free answers, without --generate false")
     return Respondent(
         lambda: partial(
@@ -126,6 +161,7 @@ def endpoint_respondent(
             ask=Ask,
             logprob=endpoint.gives_logprobs,
             generate=generate,
+            explain=explain,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             explanation_tokens=explanation_tokens,
@@ -133,6 +169,8 @@ def endpoint_respondent(
         {"model": model, "endpoint": url, "options": endpoint.options},
         logprob=endpoint.gives_logprobs,
         generate=generate,
+        explain=explain,
+        engine=(lambda: endpoint) if endpoint.gives_logprobs else None,
         note="Asked through an endpoint: its log-probabilities are those of an answer's first token."
         if endpoint.gives_logprobs
         else "Asked through an endpoint that gives no log-probabilities: only free answers are scored.",

@@ -25,6 +25,16 @@ from vlm_detect.records import Item, Result
 from vlm_detect.schema import check_schema, with_schema
 
 _SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
+_EXPLAINED = (
+    "claims_an_image",
+    "truth",
+    "truth_of_another_image",
+    "truth_of_constant",
+    "specificity",
+    "false_faults_on_photos",
+    "contradictions",
+    "unchecked_sentences",
+)
 _SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ap", "fpr_at_95_tpr", "ece", "brier")
 
 
@@ -85,7 +95,7 @@ def _is_same(recorded: Any, fact: Any) -> bool:
 
 def needed_keys(benchmark: Benchmark, respondent: Respondent) -> set[Key]:
     """Every answer that a complete run over `benchmark` has."""
-    asked_about = plan(benchmark, logprob=respondent.logprob, generate=respondent.generate)
+    asked_about = plan(benchmark, logprob=respondent.logprob, generate=respondent.generate, explain=respondent.explain)
     return {key_of(*asked) for image in asked_about for asked in image}
 
 
@@ -143,5 +153,11 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
         print(f"  {name:<22}{value:.3f}  {shown}")
     if generate := summary.get("generate"):
         print(f"  {'generated accuracy':<22}{generate['accuracy']:.3f}  ({generate['unparsed']} unparsed)")
+    explained = summary.get("explanations") or {}
+    for name in _EXPLAINED:
+        if found := explained.get(name) or (explained.get("measured") or {}).get(name):
+            interval = found["ci95"]
+            shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+            print(f"  {name.replace('_', ' '):<26}{found['share']:.3f}  {shown}  n {found['n']}")
     floors = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
     print(f"  floors: {floors}\n  {out / 'report.html'}")

@@ -47,15 +47,18 @@ class _Ask(Protocol):
     def __call__(self, question: str, candidates: tuple[str, ...]) -> Any: ...
 
 
-def plan(benchmark: Benchmark, *, logprob: bool = True, generate: bool = True) -> list[_Asked]:
-    """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images)."""
+def plan(benchmark: Benchmark, *, logprob: bool = True, generate: bool = True, explain: bool = False) -> list[_Asked]:
+    """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images).
+
+    With `explain` open questions are answered in free words even where `generate` is off.
+    """
     makers = makers_in(benchmark.items)
     by_image: dict[tuple[str, ...], _Asked] = defaultdict(list)
     for item in benchmark.items:
         prompts = prompts_of(item, makers)
         if logprob:
             by_image[item.images] += [(prompt, "logprob") for prompt in prompts if prompt.candidates]
-        if generate:
+        if generate or (explain and KINDS[item.kind].is_open):
             by_image[item.images].append((prompts[0], "generate"))
     return list(by_image.values())
 
@@ -74,6 +77,7 @@ def score(
     batch_size: int = 8,
     logprob: bool = True,
     generate: bool = True,
+    explain: bool = False,
     max_new_tokens: int = 16,
     explanation_tokens: int = 96,
     image_of: Callable[[Item], Image.Image] | None = None,
@@ -86,12 +90,13 @@ def score(
         batch_size: images encoded together.
         logprob: score by log-probability.
         generate: score by free generation.
+        explain: answer open questions even where `generate` is off.
         max_new_tokens: length of a free answer.
         explanation_tokens: length of an answer to an open question.
         image_of: in place of the item's own image, for floors (a blank one, another item's).
     """
     open_item = image_of or (lambda item: item_image(benchmark, item))
-    work = left_to_do(plan(benchmark, logprob=logprob, generate=generate), done, shard)
+    work = left_to_do(plan(benchmark, logprob=logprob, generate=generate, explain=explain), done, shard)
     for start in range(0, len(work), batch_size):
         batch = work[start : start + batch_size]
         images = [open_item(prompts[0][0].item) for prompts in batch]

@@ -10,7 +10,9 @@ from typing import Any
 from accelerate import PartialState
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.explanations import explanations
+from vlm_detect.benchmark.explained_items import with_explanations
+from vlm_detect.benchmark.explaining import explain, explaining_facts
+from vlm_detect.benchmark.explanations import explanations, read_explanations
 from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
 from vlm_detect.benchmark.items import column_of, load_benchmark
 from vlm_detect.benchmark.options import BenchmarkOptions
@@ -61,21 +63,30 @@ def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> No
     for column in options.by:
         column_of(benchmark, column, needed=True)
     respondent = respondent_of(options, out)
+    if options.explanations and not respondent.explain:
+        raise UserError(f"--explanations: {options.model} answers no question in words; leave it out")
+    if options.explanations:
+        benchmark = with_explanations(benchmark, options.explanations, seed=options.seed)
     lengths = {name: getattr(options, name) for name in ("max_new_tokens", "explanation_tokens")}
     identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
     needed = needed_keys(benchmark, respondent)
-    calibration = {"calibration": asdict(respondent.calibration) if respondent.calibration else None}
+    calibration: dict[str, Any] = {"calibration": asdict(respondent.calibration) if respondent.calibration else None}
+    if options.explanations:
+        calibration["explained"] = explaining_facts(options)
     answered = {result.key for result in read_results(out / "results.jsonl")}
     if needed <= answered and finished(out, options, benchmark, calibration):
         if state.is_main_process:
             print(f"{out}: all {len(needed)} prompts are answered, nothing is left to do")
         return
     results = answer_all(benchmark, out, state, respondent)
+    explained = explain(options, benchmark, results, out, state, respondent) if options.explanations else None
     if state.is_main_process:
         facts = {**identity, **calibration, "processes": state.num_processes, "device": str(state.device)}
         seconds = time.monotonic() - started
-        finish(options, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent)
+        finish(
+            options, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent, explained=explained
+        )
     state.wait_for_everyone()
 
 
@@ -83,6 +94,7 @@ def respondent_of(options: BenchmarkOptions, out: Path) -> Respondent:
     shared = {
         name: getattr(options, name) for name in ("generate", "batch_size", "max_new_tokens", "explanation_tokens")
     }
+    shared["explain"] = options.explanations > 0
     if not options.endpoint:
         return respondent_for(options.model, adapter=options.adapter, **shared)
     return endpoint_respondent(
@@ -120,6 +132,7 @@ def finish(
     seconds: float,
     facts: dict[str, Any],
     respondent: Respondent | None = None,
+    explained: dict[str, Any] | None = None,
 ) -> None:
     """summary.json, report.html and, last, run.json."""
     slices = {column: column_of(benchmark, column) for column in ("twin_kind", *options.by)}
@@ -128,7 +141,7 @@ def finish(
     if len(summary["by_kind"]) > 1:  # a mixture's chance is nobody's
         for kind, floors in floors_by_kind(benchmark.items).items():
             summary["by_kind"].setdefault(kind, {})["floors"] = floors
-    if explained := explanations(benchmark.items, results):
+    if explained := explained or explanations(read_explanations(benchmark.items, results)):
         summary["explanations"] = explained
     summary |= {
         "benchmark": benchmark.name,

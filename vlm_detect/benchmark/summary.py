@@ -84,7 +84,8 @@ def summarise(
     for column, values in columns.items():
         summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
     summary["floors"] = dict(floors or {})
-    if generated:
+    closed = [score for score in generated if not KINDS[score.kind].is_open]
+    if closed or (generated and all(KINDS[score.kind].is_open for score in scored)):
         chief = chief_scores(generated)
         summary["generate"] = figures_of(chief, unsure_band, resamples) | generation_figures(chief)
     return rounded(summary)

@@ -134,8 +134,7 @@ def check_explanation(
     With `either_side` the two strongest measurements for each label follow, but for those that `text` states.
     """
     measured = _measure(image, calibration, jpeg_quality)
-    stated = [sentence for sentence in sentences(text) if not _is_verdict(sentence)]
-    reasons = [_checked(sentence, image.size, measured, calibration) for sentence in stated]
+    reasons = check_sentences(text, image.size, measured, calibration)
     if either_side and measured is not None and calibration is not None:
         said = {reason.measure for reason in reasons if reason.status == "confirmed"}
         for one in _sides(measured, calibration, seed=text):
@@ -143,6 +142,14 @@ def check_explanation(
                 facts = (one.value, one.percentile, one.supports, one.checked_by)
                 reasons.append(CheckedReason(one.text, one.kind, one.box, "confirmed", *facts))
     return Explanation(text, tuple(reasons))
+
+
+def check_sentences(
+    text: str, size: tuple[int, int], measured: Measured | None, calibration: MeasureCalibration | None
+) -> list[CheckedReason]:
+    """The sentences of `text` but for the verdict, held against an image of `size` (width, height) and its numbers."""
+    stated = [sentence for sentence in sentences(text) if not _is_verdict(sentence)]
+    return [_checked(sentence, size, measured, calibration) for sentence in stated]
 
 
 def _sides(measured: Measured, calibration: MeasureCalibration, seed: str) -> list[Reason]:

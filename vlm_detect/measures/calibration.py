@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,8 +107,7 @@ class MeasureCalibration:
         photos = self.photos_like(octave_of(measured.size), quality_of(measured.jpeg_quality))
         if value is None or photos is None or name not in photos.quantiles:
             return None
-        below, above = _shares(np.array(photos.quantiles[name]), np.array([value]))
-        return Standing(value, float(below[0]), float(above[0]))
+        return Standing(value, *_shares_of_one(photos.quantiles[name], value))
 
     @property
     def telling(self) -> list[str]:
@@ -277,6 +277,18 @@ def _margins(percentiles: Array, y: Array, *, increasing: bool) -> tuple[float, 
         np.arange(_BINS), logs, sample_weight=counts[0] + counts[1]
     )
     return tuple(monotone.round(4).tolist())
+
+
+def _shares_of_one(quantiles: Sequence[float], value: float) -> tuple[float, float]:
+    """As `_shares` of a single number, which explanations are held against by the hundred thousand."""
+    last = len(quantiles) - 1
+    low, high = bisect_left(quantiles, value), bisect_right(quantiles, value)
+    if high > low:
+        return low / last, 1 - (high - 1) / last
+    if low in (0, last + 1):
+        return (0.0, 1.0) if low == 0 else (1.0, 0.0)
+    between = (low - 1 + (value - quantiles[low - 1]) / (quantiles[low] - quantiles[low - 1])) / last
+    return between, 1 - between
 
 
 def _shares(quantiles: Array, values: Array) -> tuple[Array, Array]:

@@ -1,0 +1,56 @@
+"""The figures of explanations as rows of a table, of one run or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Where each stands in a summary's `explanations`; blind baselines follow what they are baselines of.
+_ROWS = {
+    "Verdict in words is right": "verdict_accuracy",
+    "Verdict in words is the scored one": "agreement",
+    "Reasons contradict the verdict": "contradictions",
+    "Photos with an invented fault, by words": "faults_on_photos",
+    "Generated images with a named fault, by words": "faults_on_generated",
+    "Photos with a false fault": "measured.false_faults_on_photos",
+    "Checked claims an image": "measured.claims_an_image",
+    "Truth: claims that the image's own measurements confirm": "measured.truth",
+    "… of another image of the label (blind)": "measured.truth_of_another_image",
+    "… above that": "measured.truth_above_another_image",
+    "… of the best constant text (blind)": "measured.truth_of_constant",
+    "… of the model without its adapter": "base.measured.truth",
+    "… of photos": "measured.by_label.real.truth",
+    "… of generated images": "measured.by_label.generated.truth",
+    "Recall: what is measured of the image is said": "measured.recall",
+    "Specificity: fits its own image better than another of the label (blind: 0.5)": "measured.specificity",
+    "Specificity of the model without its adapter": "base.measured.specificity",
+    "Specificity, photos": "measured.by_label.real.specificity",
+    "Specificity, generated images": "measured.by_label.generated.specificity",
+    "Sentences that no measurement checks": "measured.unchecked_sentences",
+    "Says that nothing stands out": "measured.says_ordinary",
+    "Planted edits: operation named": "edits.operation_named",
+    "Planted edits: place named": "edits.place_named",
+    "Planted edits: both named": "edits.both_named",
+}
+
+
+def explained_rows(explained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """{name, n, cells: one (point, interval) a run} of every figure that some run's `explanations` has."""
+    rows = []
+    for name, path in _ROWS.items():
+        figures = [_at(found, path) for found in explained]
+        if any(figures):
+            cells = [(figure.get("share"), figure.get("ci95")) for figure in figures]
+            rows.append({"name": name, "n": max(figure.get("n", 0) for figure in figures), "cells": cells})
+    points = [found.get("rouge_l") for found in explained]
+    if any(point is not None for point in points):
+        n = max(found.get("n", 0) for found in explained)
+        rows.append({"name": "ROUGE-L against the references", "n": n, "cells": [(point, None) for point in points]})
+    return rows
+
+
+def _at(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    value: Any = found
+    for name in path.split("."):
+        value = (value or {}).get(name)
+    return value or {}
