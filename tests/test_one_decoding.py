@@ -29,12 +29,12 @@ from vlm_detect.images.stored import StoredImage
 from vlm_detect.infer.detector import Detector, Picture, open_picture
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.stats.calibration import Calibration
-from vlm_detect.train import recalibrate as recalibrate_module
 from vlm_detect.train.augment import AugmentedImage
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
 from vlm_detect.train.options import QuestionOptions
+from vlm_detect.train.recalibrate import recalibrate
 from vlm_detect.train.validation import ValidationSet
 
 SIZE = (24, 32)
@@ -151,9 +151,9 @@ def test_the_feature_cache(dataset: Path, tmp_path: Path) -> None:
 def test_validation_and_calibrate(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Seen()
     assert {pixels(image.open()) for image in ValidationSet.of(rows_of(dataset)).images} == shown()
-    monkeypatch.setattr(recalibrate_module, "load_vlm", lambda run: seen.vlm)
+    monkeypatch.setattr("vlm_detect.infer.detector.load_vlm", lambda run, adapter=None: seen.vlm)
     (tmp_path / "run").mkdir()
-    recalibrate_module.recalibrate(tmp_path / "run", str(dataset))
+    recalibrate(tmp_path / "run", str(dataset), force=True)
     assert seen.pixels == shown()
 
 

@@ -72,6 +72,10 @@ def test_the_runs_calibration_is_used(model_folder: Path, photo: Image.Image) ->
     odds = math.log(plain.p_fake / (1 - plain.p_fake))
     assert verdict.p_fake == pytest.approx(1 / (1 + math.exp(-odds / 4)), abs=1e-4)
     assert (verdict.label, verdict.calibrated) == ("unsure", True)
+    assert verdict.why_unsure == verdict.to_json()["why_unsure"] == "p_fake lies in the unsure band, 0.00 to 1.00"
+    assert plain.why_unsure is None
+    assert (plain.reliable, plain.max_fpr) == (True, None)
+    assert verdict.log_odds == pytest.approx(odds, abs=1e-4)
 
 
 def test_one_image_or_a_list_of_them_in_every_form(vlm: MoondreamVLM, photo: Image.Image, tmp_path: Path) -> None:

@@ -62,9 +62,39 @@ def test_saved_and_loaded(tmp_path):
     calibration = fit(*overconfident(200))
     calibration.save(tmp_path)
     assert Calibration.load(tmp_path) == calibration
+    assert calibration.real_quantiles
     assert Calibration.load(tmp_path / "elsewhere") == Calibration()
 
 
 def test_one_class():
     with pytest.raises(UserError, match="one of the classes"):
         fit(np.array([1.0, 2.0]), np.array([True, True]))
+
+
+def test_a_model_at_chance_is_not_reliable():
+    rng = np.random.default_rng(0)
+    generated = np.arange(400) % 2 == 1
+    by_chance = fit(rng.normal(size=400), generated)
+    assert not by_chance.reliable
+    assert "at chance (AUROC 0.5" in by_chance.doubt
+    assert fit(rng.normal(size=400) + generated, generated).reliable
+
+
+def test_twins_of_one_photo_are_no_evidence_of_their_own():
+    """Forty times the same six images, by chance in order: as single images that would be certain."""
+    odds, generated = np.tile([0.1, 0.2, 0.3, 0.25, 0.35, 0.15], 40), np.tile([0, 0, 0, 1, 1, 1], 40).astype(bool)
+    assert fit(odds, generated).reliable
+    assert not fit(odds, generated, groups=[str(i % 6) for i in range(240)]).reliable
+
+
+def test_four_images_told_apart_do_not_make_a_model_reliable():
+    few = fit(np.array([-3.0, -2.0, 2.0, 3.0]), np.array([False, False, True, True]))
+    assert not few.reliable
+    assert "too few" in few.doubt
+
+
+def test_odds_against_the_truth_meet_the_temperatures_bound():
+    odds, generated = overconfident()
+    turned = fit(-odds, generated)
+    assert not turned.reliable
+    assert "meets its bound" in turned.doubt

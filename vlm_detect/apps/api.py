@@ -58,7 +58,8 @@ async def model(request: Request, name: str) -> Any:
 
 
 def _model(name: str, detector: Detector) -> dict[str, Any]:
-    facts = {"calibrated": detector.calibration.n > 0, "version": __version__}
+    calibration = detector.calibration
+    facts = {"calibrated": calibration.n > 0, "reliable": calibration.reliable, "version": __version__}
     return {"id": name, "object": "model", "created": 0, "owned_by": "vlm-detect", **facts}
 
 

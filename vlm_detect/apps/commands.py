@@ -62,6 +62,8 @@ def scan(argv: list[str]) -> int:
     out = Path(options.out) if options.out else None
     form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
     detector = Detector(judge.model, adapter=judge.adapter)
+    if options.max_fpr is not None:
+        detector.calibration = detector.calibration.promising(options.max_fpr)
     labels = scan_images(
         detector,
         options.images,
@@ -71,7 +73,7 @@ def scan(argv: list[str]) -> int:
         explain=options.explain,
         only_confirmed=options.only_confirmed,
     )
-    print(summary(labels), file=sys.stderr)
+    print(summary(labels, detector.calibration), file=sys.stderr)
     judged = labels["generated"] + labels["unsure"] + labels["real"]
     failed = labels["missing"] or (labels["unreadable"] and not judged)
     return int(failed or any(labels[label] for label in options.labels))
@@ -183,16 +185,14 @@ def view(argv: list[str]) -> None:
 
 
 def calibrate(argv: list[str]) -> None:
-    """Refit a run's probabilities and threshold on your own images.
+    """Refit a run's probabilities and threshold on your own images, or promise a false-alarm rate from photos alone.
 
-    vlm-detect calibrate runs/moondream_lora --data data/mine --max_fpr 0.01
+    vlm-detect calibrate runs/moondream_lora --data data/mine
+    vlm-detect calibrate runs/moondream_lora --data photos/ --max_fpr 0.01
     """
     (options,) = parse_config([CalibrateOptions], argv, doc=calibrate.__doc__)
     from vlm_detect.train.recalibrate import recalibrate
 
-    run, limit, max_fpr = Path(options.run), options.limit, options.max_fpr
-    found, scores = recalibrate(run, options.data, split=options.split, limit=limit, max_fpr=max_fpr)
-    print(
-        f"{run}: calibrated on {found.n} images (AUROC {scores['auroc']:.3f}): temperature {found.temperature:.2f}, "
-        f"threshold {found.threshold:.3f}, unsure from {found.unsure_low:.3f} to {found.unsure_high:.3f}"
-    )
+    run, data = Path(options.run), options.data
+    asked = {"split": options.split, "limit": options.limit, "max_fpr": options.max_fpr, "force": options.force}
+    print(recalibrate(run, data, **asked))

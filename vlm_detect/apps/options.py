@@ -25,6 +25,12 @@ def form_of(out: Path) -> Format:
     return FORMS[suffix]
 
 
+def check_max_fpr(max_fpr: float | None) -> None:
+    """`UserError` for a rate that no number of photos can promise."""
+    if max_fpr is not None and not 0 < max_fpr < 1:
+        raise UserError(f"--max_fpr {max_fpr}: give a part of photos above 0 and below 1, for example 0.01")
+
+
 @dataclass(frozen=True)
 class Judge:
     """The model."""
@@ -66,6 +72,13 @@ class ScanOptions:
         default=False, metadata={"help": "With --explain: only the sentences that a measurement confirms."}
     )
     batch_size: int = field(default=16, metadata={"help": "Images judged at a time."})
+    max_fpr: float | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the threshold that promises this false-alarm rate, from the photos that the run was "
+            "calibrated on. Default: the run's own threshold."
+        },
+    )
     fail_on: str = field(
         default="",
         metadata={"metavar": "LABELS", "help": "Exit with 1 where an image is any of generated,unsure,unreadable."},
@@ -75,6 +88,7 @@ class ScanOptions:
         check_at_least(self, 1, "batch_size")
         if self.only_confirmed and not self.explain:
             raise UserError("--only_confirmed is about the reasons: give --explain too")
+        check_max_fpr(self.max_fpr)
         if self.json + self.csv + (self.out is not None) > 1:
             raise UserError("--json, --csv and --out: give one of them")
         if self.out is not None:
@@ -226,17 +240,35 @@ class CalibrateOptions:
     run: str = field(
         metadata={"positional": True, "help": "Run directory of a recipe; its calibration.json is written anew."}
     )
-    data: str = field(metadata={"metavar": "DATASET", "help": "Pair or image dataset with your own images."})
-    split: str = field(default="validation", metadata={"help": "The split that is read, never test."})
+    data: str = field(
+        metadata={
+            "metavar": "PHOTOS_OR_DATASET",
+            "help": "Your own images: a dataset or folders named real and fake; with --max_fpr photos alone will do.",
+        }
+    )
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split that is read, never test. Default: validation; with --max_fpr all but test, unless the "
+            "run was trained on them."
+        },
+    )
     max_fpr: float | None = field(
-        default=None, metadata={"help": "At most this part of real images is called generated."}
+        default=None,
+        metadata={
+            "help": "Promise that at most this part of photos is called generated, by an exact binomial bound at 95 % "
+            "confidence; 0.01 needs 299 photos."
+        },
     )
     limit: int | None = field(default=None, metadata={"help": "Read at most so many images."})
+    force: bool = field(
+        default=False,
+        metadata={"help": "Write the calibration even where the model is at chance; it is marked as not reliable."},
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit")
-        if self.max_fpr is not None and not 0 <= self.max_fpr < 1:
-            raise UserError(f"--max_fpr {self.max_fpr}: a part of the real images, at least 0 and below 1")
+        check_max_fpr(self.max_fpr)
         if self.split == "test":
             raise UserError("--split test: a threshold chosen on the test images is not measured by them")
 

@@ -36,9 +36,12 @@ from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
 from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.locks import held
 from vlm_detect.progress import progress
+from vlm_detect.stats.calibration import Calibration
+from vlm_detect.stats.promise import percent
 from vlm_detect.version import __version__
 
 _DECODERS = 4
+LABELS = ("generated", "unsure", "real")  # of images that were judged
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Row:
     notes: str = ""
     explanation: str = ""
     reasons: list[dict[str, Any]] | None = None
+    reliable: bool = True
+    why_unsure: str = ""
+    max_fpr: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -100,7 +106,7 @@ def scan(
     with contextlib.ExitStack() as stack:
         if out is not None:
             stack.enter_context(held(out, is_file=True))
-        earlier = {row.key: row for row in _earlier_rows(out, form, detector.name)} if out else {}
+        earlier = {row.key: row for row in _earlier_rows(out, form, detector)} if out else {}
         if explain and any(row.reasons is None and row.label != "unreadable" for row in earlier.values()):
             raise UserError(f"{out}: holds verdicts without reasons; give another --out, or leave --explain out")
         explained = _Explained(explain, only_confirmed)
@@ -235,6 +241,9 @@ def _row(key: tuple[str, str], found: Verdict | str, explanation: Explanation | 
         notes="; ".join(found.notes),
         explanation=explanation.text if explanation else "",
         reasons=[reason.to_json() for reason in explanation.reasons] if explanation else None,
+        reliable=found.reliable,
+        why_unsure=found.why_unsure or "",
+        max_fpr=found.max_fpr,
     )
 
 
@@ -258,7 +267,7 @@ class _Writer:
                 self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             case "table":
                 notes = [row.error, f"the file says: {row.provenance}" if row.provenance else "", row.notes]
-                notes.append("contradicts itself" if row.contradictions else "")
+                notes += ["contradicts itself" if row.contradictions else "", row.why_unsure]
                 p_fake = "" if row.p_fake is None else f"{row.p_fake:.3f}"
                 shown = "; ".join([row.path, *filter(None, notes)])
                 self._file.write(f"{p_fake:>6}  {row.label:<10}  {shown}\n")
@@ -266,7 +275,7 @@ class _Writer:
                     self._file.write(f"{'':20}{line}\n")
 
 
-def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
+def _earlier_rows(out: Path, form: Format, detector: Detector) -> list[Row]:
     """The rows of an earlier scan; a line that was cut off in the middle is taken out of the file."""
     if not out.exists():
         return []
@@ -283,8 +292,13 @@ def _earlier_rows(out: Path, form: Format, model: str) -> list[Row]:
             rows = [_from_csv(values) for values in csv.DictReader(io.StringIO(text))]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{out}: not the rows of a scan ({error}); give another --out") from error
-    if others := {row.model for row in rows} - {model}:
-        raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {model}")
+    if others := {row.model for row in rows} - {detector.name}:
+        raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {detector.name}")
+    asked = detector.calibration.max_fpr
+    if others := {f"{row.max_fpr}" for row in rows if row.label in LABELS and row.max_fpr != asked}:
+        raise UserError(
+            f"{out}: holds verdicts with --max_fpr {', '.join(sorted(others))}, not {asked}; give another --out"
+        )
     if len(whole) < len(data):
         os.truncate(out, len(whole))
     if form == "csv" and whole and text.splitlines()[0].split(",") != COLUMNS:
@@ -308,12 +322,26 @@ def _from_csv(values: dict[str, str]) -> Row:
     typed["calibrated"] = values["calibrated"] == "True"
     typed["contradictions"] = int(values["contradictions"])
     typed["reasons"] = json.loads(values["reasons"]) if values.get("reasons") else None
+    typed["reliable"] = values.get("reliable", "True") == "True"
+    typed["max_fpr"] = float(values["max_fpr"]) if values.get("max_fpr") else None
     return Row(**typed)
 
 
-def summary(labels: Counter[str]) -> str:
-    """One line on how many images got which verdict."""
-    counts = [f"{labels[label]} {label}" for label in ("generated", "unsure", "real", "unreadable") if labels[label]]
-    images = sum(labels[label] for label in ("generated", "unsure", "real", "unreadable"))
+def summary(labels: Counter[str], calibration: Calibration | None = None) -> str:
+    """One line on how many images got which verdict, and on what that is worth."""
+    counts = [f"{labels[label]} {label}" for label in (*LABELS, "unreadable") if labels[label]]
+    images = sum(labels[label] for label in (*LABELS, "unreadable"))
     against = f"; the model contradicts itself on {labels['contradictory']}" if labels["contradictory"] else ""
-    return f"{images} images: {', '.join(counts) or 'none'}{against}"
+    return f"{images} images: {', '.join(counts) or 'none'}{against}{worth(calibration) if calibration else ''}"
+
+
+def worth(calibration: Calibration) -> str:
+    """What a run's calibration promises, and whether it means anything; empty where neither is to be said."""
+    promised = ""
+    if calibration.max_fpr is not None:
+        promised = (
+            f"; at most {percent(calibration.max_fpr)} of photos like the {calibration.n_real} of its calibration are "
+            f"called generated ({percent(calibration.confidence or 0)} confidence)"
+        )
+    doubt = f"; its calibration is not reliable: {calibration.doubt}" if not calibration.reliable else ""
+    return promised + doubt

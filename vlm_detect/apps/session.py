@@ -119,6 +119,7 @@ class Session:
 def describe(verdict: Verdict, name: str) -> str:
     """One line: the verdict, its probability, and what stands behind it."""
     note = "calibrated on validation images" if verdict.calibrated else "not calibrated"
+    note += "" if verdict.reliable else ", which is not reliable: the model was at chance on them"
     return f"{name}: {verdict.label}, p_fake {verdict.p_fake:.2f} ({note}; {verdict.model}, {verdict.version})"
 
 
@@ -127,6 +128,7 @@ def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
     low, high = verdict.unsure_band
     band = f", unsure between {low:.2f} and {high:.2f}" if high > low else ""
     lines = [f"  generated above {verdict.threshold:.2f}{band}"]
+    lines += [f"  unsure: {verdict.why_unsure}"] if verdict.why_unsure else []
     lines += [f"  contradiction: {sentence}" for sentence in contradictions]
     lines += [f"  the file: {note}" for note in verdict.notes]
     lines += [f"  the file says (no part of the verdict): {fact.source}, {fact.text}" for fact in verdict.provenance]

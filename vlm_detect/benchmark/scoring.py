@@ -71,7 +71,8 @@ def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> No
     identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
     needed = needed_keys(benchmark, respondent)
-    calibration: dict[str, Any] = {"calibration": asdict(respondent.calibration) if respondent.calibration else None}
+    operating_point = respondent.calibration.operating_point() if respondent.calibration else None
+    calibration: dict[str, Any] = {"calibration": operating_point}
     if options.explanations:
         calibration["explained"] = explaining_facts(options)
     answered = {result.key for result in read_results(out / "results.jsonl")}

@@ -174,7 +174,10 @@ def calibration_of(shots: Shots, logits: Mapping[str, np.ndarray], config: CnnCo
     labels, (suspected, other) = shots.column("label"), SUSPECTED[config.task]
     asked = np.isin(labels, [suspected, other])
     odds = odds_of(logits[VERDICT], (config.heads or {})[VERDICT], config.task)
-    return fit(odds[asked], (labels == suspected)[asked])
+    found = fit(odds[asked], (labels == suspected)[asked], groups=shots.column("group")[asked].tolist())
+    if found.doubt:
+        print(f"calibration: not reliable, {found.doubt} on the validation split")
+    return found
 
 
 def _fit(name: str) -> Fit:

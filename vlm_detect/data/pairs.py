@@ -6,6 +6,7 @@ rows = load_pairs("data/pairs", "train")      # one row per (photo, twin), colum
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +19,20 @@ from vlm_detect.records import label_named
 
 def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
     """All splits of a pair or image dataset, from a folder or the Hub; `UserError` for anything else."""
+    opened = open_splits(path_or_id)
+    if _kind_of(opened, path_or_id) == "images":
+        opened = datasets.DatasetDict({name: known_labels(rows, path_or_id) for name, rows in opened.items()})
+    return opened
+
+
+def open_splits(path_or_id: str | Path) -> datasets.DatasetDict:
+    """All splits of any dataset, as they are."""
     try:
-        opened = load_dataset(str(path_or_id))
+        return load_dataset(str(path_or_id))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error)
         here = "" if Path(path_or_id).exists() else "there is no such folder here; "
         raise UserError(f"{path_or_id}: cannot be opened as a dataset ({here}{reason})") from error
-    if _kind_of(opened, path_or_id) == "images":
-        opened = datasets.DatasetDict({name: known_labels(rows, path_or_id) for name, rows in opened.items()})
-    return opened
 
 
 def known_labels(rows: datasets.Dataset, named: str | Path) -> datasets.Dataset:
@@ -58,15 +64,19 @@ def load_pairs(path_or_id: str | Path, split: str) -> datasets.Dataset:
     return opened[split]
 
 
-def _kind_of(opened: datasets.DatasetDict, path_or_id: str | Path) -> Literal["pairs", "images"]:
-    columns = set(next(iter(opened.values())).column_names)
+def kind_of_rows(columns: Collection[str]) -> Literal["pairs", "images"] | None:
+    """What a dataset with these columns is; None for neither."""
     needed: dict[Literal["pairs", "images"], set[str]] = {
         "pairs": {"pair_id", "group", "image", "image_label", "twin", "kind"},
         "images": {"image", "label", "group"},
     }
-    for kind, names in needed.items():
-        if names <= columns:
-            return kind
+    return next((kind for kind, names in needed.items() if names <= set(columns)), None)
+
+
+def _kind_of(opened: datasets.DatasetDict, path_or_id: str | Path) -> Literal["pairs", "images"]:
+    columns = next(iter(opened.values())).column_names
+    if (kind := kind_of_rows(columns)) is not None:
+        return kind
     raise UserError(
         f"{path_or_id}: neither a pair dataset nor an image dataset: its columns are {', '.join(sorted(columns))}; "
         "make one with vlm-detect make-pairs"

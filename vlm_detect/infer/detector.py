@@ -46,6 +46,7 @@ from vlm_detect.infer.verdict import (
     Odds,
     contradictions,
     contradicts,
+    in_band,
     read_odds,
 )
 from vlm_detect.measures.calibration import MeasureCalibration
@@ -77,16 +78,22 @@ Openable = Image.Image | np.ndarray | Picture | bytes | str | Path
 class Verdict:
     """What was found about one image.
 
-    `calibrated` is False where no validation set stands behind `p_fake`. The operating point is `threshold` and
-    `unsure_band`, both in p_fake. `contradictions` are sentences on what the model says against itself; `provenance`
+    `p_fake` is the calibrated `log_odds` (nats). `calibrated` is False where no validation set stands behind it, and
+    `reliable` where the model was at chance on that set. The operating point is `threshold` and `unsure_band`, both in
+    p_fake; `max_fpr` is the part of photos that it promises to call generated at most. `why_unsure` is a sentence where
+    the label is "unsure". `contradictions` are sentences on what the model says against itself; `provenance`
     is what the file says, which had no part in the verdict; `notes` what is odd about the file.
     """
 
     p_fake: float
     label: Label
+    why_unsure: str | None
+    log_odds: float
     calibrated: bool
+    reliable: bool
     threshold: float
     unsure_band: tuple[float, float]
+    max_fpr: float | None
     odds: Odds
     contradictions: tuple[str, ...]
     provenance: tuple[Fact, ...]
@@ -163,10 +170,13 @@ class Verdict:
         return {
             "p_fake": self.p_fake,
             "label": self.label,
+            "why_unsure": self.why_unsure,
             "calibrated": self.calibrated,
+            "reliable": self.reliable,
             "threshold": self.threshold,
             "unsure_band": list(self.unsure_band),
-            "log_odds": self.odds.mean,
+            "max_fpr": self.max_fpr,
+            "log_odds": self.log_odds,
             "free_log_odds": self.odds.free,
             "contradictions": list(self.contradictions),
             "provenance": [vars(fact) for fact in self.provenance],
@@ -227,14 +237,20 @@ class Detector:
 
     def _verdict(self, picture: Picture, odds: Odds) -> Verdict:
         calibration = self.calibration
-        p_fake = float(calibration.p_fake(odds.mean))
+        log_odds = odds.mean
+        p_fake = float(calibration.p_fake(log_odds))
         label = calibration.label(p_fake)
+        low, high = calibration.unsure_low, calibration.unsure_high
         return Verdict(
             p_fake=p_fake,
             label=label,
+            why_unsure=in_band(low, high) if label == "unsure" else None,
+            log_odds=log_odds,
             calibrated=calibration.n > 0,
+            reliable=calibration.reliable,
             threshold=calibration.threshold,
-            unsure_band=(calibration.unsure_low, calibration.unsure_high),
+            unsure_band=(low, high),
+            max_fpr=calibration.max_fpr,
             odds=odds,
             contradictions=contradictions(label, odds),
             provenance=picture.provenance,

@@ -87,6 +87,11 @@ def contradictions(label: Label, odds: Odds) -> tuple[str, ...]:
     return tuple(found)
 
 
+def in_band(low: float, high: float) -> str:
+    """Why a verdict between these p_fake is "unsure"."""
+    return f"p_fake lies in the unsure band, {low:.2f} to {high:.2f}"
+
+
 def contradicts(label: Label, explanation: str) -> bool:
     """Whether an explanation's own words state the other verdict than the one it was given under."""
     if label == "unsure":

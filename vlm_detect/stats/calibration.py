@@ -3,6 +3,8 @@
     calibration = fit(odds, generated)              # odds of "generated" in nats, and the truth
     calibration.save(run); Calibration.load(run)    # calibration.json next to the adapter
     p = calibration.p_fake(odds); calibration.label(p)
+    strict = calibration.promising(0.01)            # the threshold that calls at most 1 % of photos generated
+    calibration.fit_photos(odds_real, 0.01)         # the same, of photos of one's own
 
 p_fake = sigmoid((log-odds - bias) / temperature): Platt's scaling with his softened targets (Platt 1999; Guo et al.
 2017, arXiv 1706.04599, without the bias), so that a separable validation set does not drive the temperature to zero.
@@ -12,9 +14,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -24,6 +27,9 @@ from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import DECODER
 from vlm_detect.schema import check_schema, with_schema
+from vlm_detect.stats.metrics import logit
+from vlm_detect.stats.promise import CONFIDENCE, PhotoScores
+from vlm_detect.stats.reliability import doubt
 
 log = logging.getLogger(__name__)
 FILE = "calibration.json"
@@ -33,7 +39,12 @@ _TEMPERATURES = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Calibration:
-    """`threshold` is in p_fake; between `unsure_low` and `unsure_high` (which include it) the verdict is "unsure"."""
+    """`threshold` is in p_fake; between `unsure_low` and `unsure_high` (which include it) the verdict is "unsure".
+
+    With a promised rate `max_fpr`, `reached` is the part of the photos that it was chosen on that the threshold calls
+    generated, `bound` the limit for new photos at the stated `confidence`, and `tpr` the part of generated images that
+    it finds, where there were some.
+    """
 
     temperature: float = 1.0
     bias: float = 0.0  # log-odds at which both classes are as likely, in nats
@@ -42,6 +53,15 @@ class Calibration:
     unsure_high: float = 0.5
     n: int = 0  # validation images that it was fitted on; 0: nothing was fitted
     decoder: int = 1  # of the images that it was fitted on; files that do not state it are of the first
+    reliable: bool = True  # False where there is a `doubt`
+    doubt: str = ""  # a sentence: the model is at chance on the images that it was fitted on, or nearly so
+    max_fpr: float | None = None
+    reached: float | None = None
+    bound: float | None = None
+    confidence: float | None = None
+    tpr: float | None = None
+    n_real: int = 0  # photos among the images, of as many groups: those behind the promise
+    real_quantiles: tuple[tuple[int, float], ...] = ()  # of their log-odds, as in `PhotoScores`
 
     @property
     def is_outdated(self) -> bool:
@@ -57,6 +77,42 @@ class Calibration:
             return "unsure"
         return "generated" if p_fake > self.threshold else "real"
 
+    def promising(self, max_fpr: float) -> Calibration:
+        """The same with the threshold that promises `max_fpr`, chosen on the photos that it was fitted on.
+
+        The band keeps its width in log-odds and lies below the threshold: what exceeds it is called generated, as the
+        promise counts it. `UserError` where the photos cannot promise that rate.
+        """
+        if not self.n_real:
+            raise UserError(
+                f"--max_fpr {max_fpr:g}: this model has no scores of photos to choose a threshold from; vlm-detect "
+                "calibrate RUN --data PHOTOS stores them"
+            )
+        cut = PhotoScores(self.n_real, self.real_quantiles).cut(max_fpr)
+        width = logit(self.threshold) - logit(self.unsure_low)
+        threshold = float(self.p_fake(cut.log_odds))
+        return replace(
+            self,
+            threshold=threshold,
+            unsure_low=float(expit(logit(threshold) - width)) if width else threshold,
+            unsure_high=threshold,
+            max_fpr=max_fpr,
+            reached=cut.reached,
+            bound=cut.bound,
+            confidence=CONFIDENCE,
+            tpr=None,
+        )
+
+    def fit_photos(self, odds: np.ndarray, max_fpr: float, groups: Sequence[str] | None = None) -> Calibration:
+        """The same probabilities with a threshold for these photos' log-odds (N,); `groups` as in `fit`."""
+        scores = PhotoScores.from_odds(_one_a_group(odds, groups))
+        n, quantiles = scores.n, scores.quantiles
+        return replace(self, n=n, n_real=n, real_quantiles=quantiles, decoder=DECODER).promising(max_fpr)
+
+    def operating_point(self) -> dict[str, Any]:
+        """Everything but the photos' scores, as a record of what verdicts rest on."""
+        return {name: value for name, value in asdict(self).items() if name not in ("n_real", "real_quantiles")}
+
     def save(self, folder: Path) -> None:
         write_json(folder / FILE, with_schema("calibration", asdict(self)))
 
@@ -69,7 +125,9 @@ class Calibration:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             check_schema("calibration", record, path)
-            found = cls(**{name: value for name, value in record.items() if name != "schema"})
+            values = {name: value for name, value in record.items() if name != "schema"}
+            quantiles = tuple((int(rank), float(odds)) for rank, odds in values.pop("real_quantiles", ()))
+            found = cls(**values, real_quantiles=quantiles)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a calibration ({error}); refit it with vlm-detect calibrate") from error
         if found.is_outdated:
@@ -82,20 +140,45 @@ class Calibration:
         return found
 
 
-def fit(odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None) -> Calibration:
-    """Temperature and bias by log loss, threshold by balanced accuracy.
+def fit(
+    odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None, groups: Sequence[str] | None = None
+) -> Calibration:
+    """Temperature and bias by log loss, threshold by balanced accuracy, or with `max_fpr` the one that promises it.
 
-    With `max_fpr` the threshold is the lowest that at most this part of the real images exceeds.
+    `groups` (N,) are the source photos, of which intervals and promises count one image each; without them every image
+    is one of its own. Where the model is at chance on these images, the calibration is not `reliable`.
     """
     odds, generated = np.asarray(odds, dtype=float), np.asarray(generated, dtype=bool)
     if generated.all() or not generated.any():
         raise UserError("calibration needs both real and generated images; one of the classes is missing")
+    names = [str(group) for group in (groups if groups is not None else range(len(odds)))]
     temperature, bias = _fit_scale(odds, generated)
-    cut = _best_cut(odds, generated) if max_fpr is None else _cut_at_fpr(odds[~generated], max_fpr)
-    half = _unsure_half_width(odds - cut, generated)
-    edges = expit((np.array([cut, cut - half, cut + half]) - bias) / temperature)
-    threshold, low, high = edges.tolist()
-    return Calibration(temperature, bias, threshold, low, high, len(odds), DECODER)
+    real = [name for name, is_generated in zip(names, generated, strict=True) if not is_generated]
+    photos = PhotoScores.from_odds(_one_a_group(odds[~generated], real))
+    promised = photos.cut(max_fpr) if max_fpr is not None else None
+    cut = promised.log_odds if promised else _best_cut(odds, generated)
+    low, high = _unsure_band(odds - cut, generated, above=promised is None)
+    edges = expit((np.array([cut, cut + low, cut + high]) - bias) / temperature)
+    threshold, unsure_low, unsure_high = edges.tolist()
+    doubtful = doubt(odds, generated, names, at_bound=_is_at_bound(temperature))
+    return Calibration(
+        temperature,
+        bias,
+        threshold,
+        unsure_low,
+        unsure_high,
+        len(odds),
+        DECODER,
+        reliable=not doubtful,
+        doubt=doubtful,
+        max_fpr=max_fpr,
+        reached=promised.reached if promised else None,
+        bound=promised.bound if promised else None,
+        confidence=CONFIDENCE if promised else None,
+        tpr=float((odds[generated] > cut).mean()) if promised else None,
+        n_real=photos.n,
+        real_quantiles=photos.quantiles,
+    )
 
 
 def _fit_scale(odds: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
@@ -121,21 +204,33 @@ def _best_cut(odds: np.ndarray, generated: np.ndarray) -> float:
     return float(cuts[best[len(best) // 2]])
 
 
-def _cut_at_fpr(odds_real: np.ndarray, max_fpr: float) -> float:
-    """The lowest log-odds that at most a `max_fpr` part of the real images exceeds."""
-    ordered = np.sort(odds_real)[::-1]
-    return float(ordered[min(int(max_fpr * len(ordered)), len(ordered) - 1)])
+def _one_a_group(odds: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
+    """The first of each group: further images of one photo are no evidence of their own."""
+    values = np.asarray(odds, dtype=float)
+    return values if groups is None else values[np.unique(np.asarray(groups, dtype=str), return_index=True)[1]]
 
 
-def _unsure_half_width(margin: np.ndarray, generated: np.ndarray) -> float:
-    """The least distance from the cut (0) beyond which `SURE_ACCURACY` of the verdicts are right."""
+def _is_at_bound(temperature: float) -> bool:
+    """Whether the least log loss lies outside of what is allowed: the odds run against the truth, or say nothing."""
+    return bool(np.isclose(temperature, _TEMPERATURES, rtol=1e-3).any())
+
+
+def _unsure_band(margin: np.ndarray, generated: np.ndarray, *, above: bool) -> tuple[float, float]:
+    """(low, high) around the cut at 0, in nats: the narrowest outside of which `SURE_ACCURACY` of verdicts are right.
+
+    Symmetric, or where not `above` with nothing above the cut.
+    """
     right = (margin > 0) == generated
     if right.mean() >= SURE_ACCURACY:
-        return 0.0
-    order = np.argsort(-np.abs(margin))
+        return 0.0, 0.0
+    distance = np.abs(margin) if above else np.where(margin > 0, np.inf, -margin)
+    order = np.argsort(-distance)
     accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     sure = np.flatnonzero(accuracy >= SURE_ACCURACY)
     last = int(sure[-1]) if len(sure) else -1
-    distances = np.abs(margin)[order]
-    outer = distances[last] if len(sure) else 2 * distances[0] + 1
-    return float((outer + distances[last + 1]) / 2)
+    ordered = distance[order]
+    kept = int(np.isinf(ordered).sum())  # verdicts that stay, however often they are right
+    if last < kept:
+        return (-2 * ordered[kept] - 1, 2 * ordered[kept] + 1 if above else 0.0)
+    half = float((ordered[last] + ordered[last + 1]) / 2)
+    return -half, half if above else 0.0

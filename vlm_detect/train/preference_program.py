@@ -16,7 +16,6 @@ from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import adapter_base, load_vlm, resolve_id
-from vlm_detect.stats.calibration import fit
 from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import data_hashes
 from vlm_detect.train.preference_card import write_preference_card
@@ -24,6 +23,7 @@ from vlm_detect.train.preference_run import PreferenceRun
 from vlm_detect.train.preference_trainer import PreferenceTrainer
 from vlm_detect.train.preferences import counts_of, make_preferences
 from vlm_detect.train.program import open_run_directory, publish
+from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.tuning import loading, tune
 from vlm_detect.train.usable import usable
@@ -126,7 +126,7 @@ def finish(
     scores: dict[str, float] = {}
     if validation is not None:
         scores = scores_of(odds, validation.generated)
-        fit(odds, validation.generated).save(run.path)
+        calibrated(odds, validation).save(run.path)
     if measures := MeasureCalibration.load(Path(options.data.data)):
         measures.save(run.path)  # explanations are held against it wherever the run is asked
     history = trainer.state.log_history

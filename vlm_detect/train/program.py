@@ -23,7 +23,6 @@ from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
-from vlm_detect.stats.calibration import fit
 from vlm_detect.train.card import write_card
 from vlm_detect.train.checkpoints import checkpoint_damage
 from vlm_detect.train.command import Options
@@ -33,6 +32,7 @@ from vlm_detect.train.examples import Units, has_reasons
 from vlm_detect.train.features import Features
 from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
+from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import loading, tune
@@ -202,7 +202,7 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         scores: dict[str, float] = {}
         if data.validation is not None:
             scores = scores_of(odds, data.validation.generated)
-            fit(odds, data.validation.generated).save(run.path)
+            calibrated(odds, data.validation).save(run.path)
         if measures := MeasureCalibration.load(Path(data.names[0])):
             measures.save(run.path)  # explanations are held against it wherever the run is asked
         history = trainer.state.log_history

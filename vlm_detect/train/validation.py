@@ -16,8 +16,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
+from vlm_detect.data.known_images import verdict_cells
 from vlm_detect.errors import UserError
-from vlm_detect.images.stored import Cells, StoredImage, undecoded
+from vlm_detect.images.stored import Cells, undecoded
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.base import VLM
@@ -38,19 +39,7 @@ class ValidationSet:
             UserError: where one of the classes is missing, for then no score is defined.
         """
         rows = undecoded(rows)
-        cells: dict[bool, list[tuple[int, str]]] = {False: [], True: []}
-        if "twin" in rows.column_names:
-            seen: set[str] = set()  # a photo stands in one row for each of its twins
-            for i, (label, kind) in enumerate(zip(rows["image_label"], rows["kind"], strict=True)):
-                if kind != "edit":
-                    cells[True].append((i, "twin"))
-                if label == "real" and (key := StoredImage.of(rows[i]["image"]).key) not in seen:
-                    seen.add(key)
-                    cells[False].append((i, "image"))
-        else:
-            for i, label in enumerate(rows["label"]):
-                if label != "edited":
-                    cells[label == "generated"].append((i, "image"))
+        cells = verdict_cells(rows)
         counts = {name: len(cells[generated]) for name, generated in (("real", False), ("generated", True))}
         if not all(counts.values()):
             raise UserError(
@@ -64,6 +53,15 @@ class ValidationSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Each image's source photo; None where the dataset does not name them."""
+        rows = self.images.rows
+        if "group" not in rows.column_names:
+            return None
+        groups = rows["group"]
+        return [str(groups[row]) for row, _ in self.images.places]
 
 
 def scores_of(odds: np.ndarray, generated: np.ndarray) -> dict[str, float]:

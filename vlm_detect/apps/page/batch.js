@@ -67,6 +67,8 @@ async function judge(group, model, signal) {
 function summary(verdict) {
   if (verdict.error) return { label: "unreadable", notes: verdict.error.message };
   const notes = verdict.contradictions.length ? ["contradicts itself"] : [];
+  if (verdict.why_unsure) notes.push(verdict.why_unsure);
+  if (!verdict.reliable) notes.push("the calibration is not reliable");
   const claims = new Set(verdict.provenance.map((fact) => fact.claim).filter(Boolean));
   if (claims.size) notes.push(`the file claims: ${[...claims].join(", ")}`);
   return { label: verdict.label, p_fake: verdict.p_fake, calibrated: verdict.calibrated, model: verdict.model, notes: notes.join("; ") };

@@ -8,7 +8,10 @@ const WORDS = { generated: "AI-generated", real: "Real", unsure: "Unsure" };
 export function renderVerdict(place, verdict) {
   const card = element("div", verdict.label);
   const word = element("p", "verdict-word", WORDS[verdict.label]);
-  const note = verdict.calibrated ? "calibrated on validation images" : "not calibrated: take it as a ranking";
+  const unreliable = verdict.reliable ? "" : ", which is not reliable: the model was at chance on them";
+  const note = verdict.calibrated
+    ? `calibrated on validation images${unreliable}`
+    : "not calibrated: take it as a ranking";
   const facts = element("ul", "facts");
   const [low, high] = verdict.unsure_band;
   const band = high > low ? `, unsure between ${low.toFixed(2)} and ${high.toFixed(2)}` : "";
@@ -29,6 +32,7 @@ export function renderVerdict(place, verdict) {
     explanation.replaceWith(reasons.length ? reasonList(reasons) : element("p", "explanation", "No reason is given."));
     warn(contradictions);
   };
+  if (verdict.why_unsure) facts.append(element("li", "", `Unsure: ${verdict.why_unsure}`));
   card.append(word, scale(verdict), facts, element("h2", "", "Why"), explanation, warnings);
   for (const note of verdict.notes) card.append(element("p", "note", `The file: ${note}.`));
   if (verdict.provenance.length) card.append(...claims(verdict.provenance));

@@ -1,0 +1,41 @@
+"""Whether a calibration means anything: on a model at chance every temperature and threshold is noise.
+
+doubt(odds, generated, groups)      # "", or a sentence
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import mannwhitneyu
+
+from vlm_detect.stats.intervals import bootstrap
+from vlm_detect.stats.metrics import weighted_figures
+
+_LEVEL = 0.05
+_RESAMPLES = 300  # enough to see on which side of 0.5 an interval lies
+
+
+def doubt(odds: np.ndarray, generated: np.ndarray, groups: Sequence[str], *, at_bound: bool = False) -> str:
+    """Why log-odds (N,) of real and generated images cannot be calibrated; empty where nothing speaks against it.
+
+    At chance is a model whose AUROC's interval holds 0.5. A bootstrap alone would call four images told apart certain:
+    Mann and Whitney's test, which is exact for few, has to agree. `at_bound`: the fitted temperature meets its bound.
+    """
+    truth = np.asarray(generated, dtype=float)
+
+    def auroc(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return weighted_figures(truth, odds, weights, names=["auroc"])
+
+    point = float(auroc(np.ones((1, len(truth))))["auroc"][0])
+    interval = bootstrap(groups, auroc, resamples=_RESAMPLES)["auroc"]
+    p = float(mannwhitneyu(odds[truth > 0], odds[truth == 0]).pvalue)
+    if interval is None or interval[0] <= 0.5 <= interval[1]:
+        spread = f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}" if interval else "no interval on so few images"
+        return f"the model is at chance (AUROC {point:.2f}, {spread})"
+    if p >= _LEVEL:
+        return f"the images are too few to tell the model from chance (AUROC {point:.2f}, p {p:.2f})"
+    if at_bound:
+        return f"the temperature meets its bound (AUROC {point:.2f})"
+    return ""
