@@ -87,10 +87,13 @@ def test_what_is_no_pipeline_is_told(tmp_path: Path) -> None:
         ((4000, 4000), (1024, 1024)),
         ((3000, 2000), (1248, 832)),
         ((2000, 3000), (832, 1248)),
-        ((9000, 100), (1456, 720)),
+        ((9000, 100), (1360, 768)),
+        ((4000, 3000), (1184, 880)),
+        ((4032, 3000), (1184, 880)),
+        ((1080, 1350), (880, 1184)),
     ],
 )
-def test_buckets_have_the_photos_aspect_and_a_megapixel(photo_size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_buckets_have_a_usual_aspect_and_a_megapixel(photo_size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert bucket(photo_size, 1024, 16) == expected
     assert bucket(photo_size, 32, 8, square=True) == (32, 32)
 
