@@ -62,9 +62,17 @@ def test_without_a_calibration_nothing_is_confirmed():
     assert reason.status == "unchecked"
 
 
-@pytest.mark.parametrize("verdict", ["AI-generated.", "Real.", "Yes.", "This is a real photo."])
+@pytest.mark.parametrize(
+    "verdict",
+    ["AI-generated.", "Real.", "Yes.", "This is a real photo.", "Altered.", "Not altered.", "It was edited."],
+)
 def test_the_verdict_is_no_reason(verdict, calibration):
     assert check_explanation(verdict, picture(2.0, 1), calibration).reasons == ()
+
+
+@pytest.mark.parametrize("reason", ["Blur at the top.", "The dog was edited.", "Altered at the left.", "Blurred."])
+def test_what_says_more_than_the_verdict_is_one(reason, calibration):
+    assert [one.text for one in check_explanation(reason, picture(2.0, 1), calibration).reasons] == [reason]
 
 
 def test_only_confirmed_leaves_the_rest_out(calibration):

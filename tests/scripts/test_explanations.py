@@ -163,3 +163,32 @@ def test_what_cannot_explain_is_told(adapter: Path, reasoned: Path, tmp_path: Pa
     assert done.returncode == 1
     assert "error: --explanations" in done.stderr
     assert "answers no question in words" in done.stderr
+
+
+def test_places_are_hidden_mapped_and_judged(adapter: Path, tmp_path: Path) -> None:
+    """The answers are those of an earlier run, since random weights name no place."""
+    edits, out = write_edited(tmp_path / "edits"), tmp_path / "out"
+    args = ["benchmark", "--model", adapter, "--benchmark", edits, *SETTINGS, "--base_explanations", 0]
+    args += ["--faithfulness", 4, "--judge", adapter.parent / "base", "--out", out]
+    assert run_verb(*args, "--faithfulness", 0, "--limit", 8).returncode == 0
+    rows = lines(out / "results.jsonl")
+    (out / "results.sha256").unlink()
+    said = [{**row, "answer": "Altered. Blur at the top."} if row["scoring"] == "generate" else row for row in rows]
+    (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    assert not (out / "faithfulness.jsonl").exists()
+    done = run_verb(*args, "--limit", 8)
+    assert done.returncode == 0, done.stderr
+    found = summary(out)["explanations"]
+    named = sum(row["answer"].endswith("top.") for row in said if row["scoring"] == "generate")
+    assert found["faithfulness"]["hiding"]["n"] == found["faithfulness"]["pasting"]["n"] == named == 4
+    assert found["hits"]["named"]["hit"]["n"] == found["hits"]["evidence_map"]["hit"]["n"] == named
+    assert found["judged"]["specificity"]["n"] == named
+    assert (found["judged"]["by"], found["judged"]["is_the_model_itself"]) == (str(adapter.parent / "base"), False)
+    html = (out / "report.html").read_text()
+    for part in ("Hiding the named place", "by the evidence map", "was put to a judge"):
+        assert part in html, part
+    kept = {path.name: path.read_text() for path in out.glob("*.jsonl")}
+    assert len(kept) == 5
+    (out / "run.json").unlink()  # as a run that was killed before its last line
+    assert run_verb(*args, "--limit", 8).returncode == 0
+    assert kept == {path.name: path.read_text() for path in out.glob("*.jsonl")}

@@ -26,7 +26,10 @@ OTHERS = 8  # images of the same label that an explanation is held against
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """One explanation. `reasons` are its sentences but for the verdict; `measured` are its own image's numbers."""
+    """One explanation. `reasons` are its sentences but for the verdict; `measured` are its own image's numbers.
+
+    With an empty `calibration` nothing is checked.
+    """
 
     item: Item
     reasons: tuple[CheckedReason, ...]
@@ -75,9 +78,14 @@ class Checked:
         return [one for one in self.reasons if one.text != NOTHING_STANDS_OUT]
 
     @property
-    def unchecked(self) -> list[str]:
+    def unchecked(self) -> list[CheckedReason]:
         """Those that no measurement checks."""
-        return [one.text for one in self.stated if one.status == "unchecked"]
+        return [one for one in self.stated if one.status == "unchecked"]
+
+    @cached_property
+    def named_boxes(self) -> list[tuple[int, int, int, int]]:
+        """The places that it names, each once; a sentence that names several names none."""
+        return list(dict.fromkeys(one.box for one in self.stated if one.box))
 
     @property
     def says_ordinary(self) -> bool:

@@ -34,7 +34,7 @@ def benchmark(argv: list[str]) -> None:
 
     With --explanations, so many images of a dataset are also asked for an explanation, whose sentences are held against
     the images' measurements (explanations.jsonl, and `explanations` in summary.json). The model without its adapter
-    answers some of the same, in the folder base.
+    answers some of the same, in the folder base, and some images are looked at again with the named places hidden.
 
     It does not choose a threshold, a prompt or an epoch: those belong to the validation split (`vlm-detect calibrate`).
 

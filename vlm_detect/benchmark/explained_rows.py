@@ -28,9 +28,18 @@ _ROWS = {
     "Specificity, generated images": "measured.by_label.generated.specificity",
     "Sentences that no measurement checks": "measured.unchecked_sentences",
     "Says that nothing stands out": "measured.says_ordinary",
+    "Unchecked sentences that a judge finds likelier of their own image (blind: 0.5)": "judged.specificity",
+    "Hiding the named place takes more from the verdict than hiding another (blind: 0.5)": "faithfulness.hiding",
+    "The photo's pixels in the named place do so (blind: 0.5)": "faithfulness.pasting",
     "Planted edits: operation named": "edits.operation_named",
     "Planted edits: place named": "edits.place_named",
     "Planted edits: both named": "edits.both_named",
+    "Planted edits: the named box hits": "hits.named.hit",
+    "… by the evidence map": "hits.evidence_map.hit",
+    "… any ninth of the image (blind)": "hits.chance.hit",
+    "Planted edits: IoU of the named box": "hits.named.iou",
+    "IoU of the evidence map's ninth": "hits.evidence_map.iou",
+    "IoU of any ninth of the image (blind)": "hits.chance.iou",
 }
 
 

@@ -80,7 +80,7 @@ class Explained:
         """Of a photo: faults that it claims to see by words that nothing checks, or against the measurements."""
         if self.checked is None:
             return self.faults
-        return claimed_faults(" ".join(self.checked.unchecked)) + self.checked.false_faults
+        return claimed_faults(" ".join(one.text for one in self.checked.unchecked)) + self.checked.false_faults
 
     def to_json(self) -> dict[str, Any]:
         """A line of `explanations.jsonl`."""
@@ -130,7 +130,7 @@ def explanations(rows: Sequence[Explained], *, seed: int = 0, resamples: int = R
             "place_named": _share(edits, place, resamples),
             "both_named": _share(edits, np.logical_and(operation, place).tolist(), resamples),
         }
-    checked = [row.checked for row in rows if row.checked]
+    checked = [row.checked for row in rows if row.checked and row.checked.calibration.photos]
     if measured := truth_figures(checked, seed=seed, resamples=resamples):
         photos = [row for row in about_images if row.checked and row.truth is False]
         measured["false_faults_on_photos"] = _share(photos, [row.false_faults > 0 for row in photos], resamples)
@@ -187,13 +187,13 @@ def read_explanations(
     dataset: DatasetImages | None = None,
     calibration: MeasureCalibration | None = None,
 ) -> list[Explained]:
-    """The free answers to open items; with a calibration those about images of `dataset` are checked against them."""
+    """The free answers to open items; of images of `dataset` sentence by sentence, checked by `calibration`."""
     by_id = {item.id: item for item in items if KINDS[item.kind].is_open}
     scores = {score.id: score for score in item_scores([r for r in results if KINDS[r.kind].is_open], "logprob")}
     answers = [result for result in results if result.scoring == "generate" and result.id in by_id]
-    checks = dataset is not None and calibration is not None
+    calibration = calibration or MeasureCalibration()
     rows = []
-    for result in progress(answers, "measured explanations", unit="img") if checks else answers:
+    for result in progress(answers, "measured explanations", unit="img"):
         item, score = by_id[result.id], scores.get(result.id)
         verdict = parse_explanation(result.answer, result.topic)
         truth = item.metadata.get("label") == "edited" if result.topic == "edit" else result.is_fake
@@ -208,7 +208,7 @@ def read_explanations(
                 contradicts_itself=contradicts_itself(result.answer, verdict, result.topic, faults),
                 answer=result.answer,
                 checked=check(item, result.answer, dataset.measured(item.images[0], calibration), calibration)
-                if dataset and calibration
+                if dataset
                 else None,
             )
         )

@@ -47,18 +47,31 @@ class BenchmarkOptions:
     base_explanations: int = field(
         default=200, metadata={"help": "Of those, so many are asked of the model without its adapter as well."}
     )
+    faithfulness: int = field(
+        default=200, metadata={"help": "Look at so many explained images again with the named places hidden."}
+    )
+    judge: str | None = field(
+        default=None, metadata={"help": "A model that judges what no measurement checks, by its name there or here."}
+    )
+    judge_endpoint: str | None = field(
+        default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1) that has --judge."}
+    )
     seed: int = field(default=0, metadata={"help": "Chooses the images that are explained, and those held against."})
     batch_size: int = field(default=8, metadata={"help": "Images encoded together."})
     by: list[str] = field(default_factory=list, metadata={"help": "Further metadata columns to slice the scores by."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "parallel", "limit", "max_new_tokens", "explanation_tokens", "batch_size")
-        check_at_least(self, 0, "explanations", "base_explanations")
+        check_at_least(self, 0, "explanations", "base_explanations", "faithfulness")
         if self.explanations and self.answers:
             raise UserError("--explanations asks a model: give --benchmark, a dataset folder, in place of --answers")
         if bool(self.benchmark) == bool(self.answers):
             raise UserError("give either --benchmark (with --model) or --answers")
-        check_url(self, "endpoint")
+        check_url(self, "endpoint", "judge_endpoint")
+        if self.judge_endpoint and not self.judge:
+            raise UserError("--judge_endpoint needs the --judge that it has, by its name there")
+        if self.judge and not self.explanations:
+            raise UserError("--judge judges explanations: give --explanations N as well")
         if self.endpoint and (self.model == "auto" or self.adapter):
             raise UserError("--endpoint needs the --model that it has, by its name there, and no --adapter")
 

@@ -46,7 +46,8 @@ def floors(report: Report) -> Markup:
 def explanations(report: Report) -> Markup | None:
     found = report.summary.get("explanations") or {}
     rows = explained_rows([found])
-    return fragment(_TEMPLATE, "explanations", rows=rows, measured=found.get("measured")) if rows else None
+    told = {"measured": found.get("measured"), "judge": found.get("judged")}
+    return fragment(_TEMPLATE, "explanations", rows=rows, **told) if rows else None
 
 
 @section("curves", title="Curves")

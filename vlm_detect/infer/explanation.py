@@ -12,6 +12,7 @@ it (`vlm-detect add-reasons`), and where that has no photos of the image's size.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from vlm_detect.measures.claims import Status, check_claim, read_claim
 from vlm_detect.measures.reasons import measured_reasons
 from vlm_detect.measures.registry import Measured, measure_image
 from vlm_detect.places import box_of, places_in
-from vlm_detect.questions.read import parse_verdict, sentences
+from vlm_detect.questions.read import parse_explanation, parse_verdict, sentences
 from vlm_detect.records import Label, Reason
 
 _COLOURS: dict[Status, tuple[int, int, int]] = {
@@ -32,6 +33,7 @@ _COLOURS: dict[Status, tuple[int, int, int]] = {
     "contradicted": (200, 30, 30),
     "unchecked": (120, 120, 120),
 }
+_ALTERED = re.compile(r"(?:(?:it|(?:this|the) (?:image|picture|photo)) (?:is|was|has been) )?(?:not )?\w+")
 _A_SIDE = 2  # sentences for each label where the verdict is unsure
 _NUMBERED = 24  # pixels: the least side of a box that has room for its number
 NOTES: dict[Status, str] = {
@@ -167,8 +169,10 @@ def _measure(
 
 
 def _is_verdict(sentence: str) -> bool:
-    """Whether a sentence says the verdict alone: "AI-generated.", "Yes.", "This is a real photo."."""
+    """Whether a sentence says the verdict alone: "AI-generated.", "Yes.", "This is a real photo.", "Not altered."."""
     words = sentence.strip(" .!").lower()
+    if _ALTERED.fullmatch(words) and parse_explanation(sentence, "edit") is not None:
+        return True
     return words in ("yes", "no", "true", "false") or (len(words.split()) <= 6 and parse_verdict(sentence) is not None)
 
 
