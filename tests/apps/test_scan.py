@@ -17,6 +17,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images import bounds
 from vlm_detect.images.decode import FIRST_OF_SEVERAL
 from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.verdict import Odds
 from vlm_detect.measures.calibration import MeasureCalibration
 
 
@@ -312,3 +313,26 @@ def test_verdicts_without_reasons_are_not_mixed_with_others(reasoning: Detector,
     with pytest.raises(UserError, match="holds verdicts without reasons; give another --out"):
         scan(reasoning, [str(folder)], out=out, explain=True)
     assert out.read_bytes() == written
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_verdicts_that_depend_on_copies(
+    model_folder: Path, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that judges by the width alone is unsure of everything, and each row says why and by how many copies."""
+    monkeypatch.setattr(
+        "vlm_detect.infer.detector.read_odds",
+        lambda _, images: [Odds((odds := 1.0 if image.width < 30 else -1.0, odds), 0.0) for image in images],
+    )
+    out = tmp_path / f"rows{suffix}"
+    judge = Detector(str(model_folder), views=2)
+    assert scan(judge, [str(folder)], out=out)["unsure"] == 3
+    read = list(csv.DictReader(out.open())) if suffix == ".csv" else rows_of(out)
+    unsure = [row for row in read if row["label"] == "unsure"]
+    assert {str(row["views"]) for row in unsure} == {"2"}
+    assert all("generated when scaled to 0.75" in row["why_unsure"] for row in unsure)
+    before = out.read_bytes()
+    assert scan(judge, [str(folder)], out=out)["unsure"] == 3
+    assert out.read_bytes() == before
+    with pytest.raises(UserError, match="holds verdicts with --views 2, not 0"):
+        scan(Detector(str(model_folder)), [str(folder)], out=out)

@@ -15,7 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
+from vlm_detect.apps.options import MAX_VIEWS
 from vlm_detect.errors import UserError
+from vlm_detect.images.views import VIEWS, views
 from vlm_detect.infer.detector import Verdict, open_picture
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
@@ -93,6 +95,48 @@ def test_one_image_or_a_list_of_them_in_every_form(vlm: MoondreamVLM, photo: Ima
     # A stack of pixels is no list of images that could be meant: what is wrong with it is said.
     with pytest.raises(UserError, match=r"shape \(2, 20, 30, 3\)"):
         detector(np.stack([pixels, pixels]))
+
+
+def by_width(monkeypatch: pytest.MonkeyPatch, *, below: int = 0) -> None:
+    """A model that takes everything narrower than `below` pixels for generated."""
+
+    def read(engine: object, images: list[Image.Image]) -> list[Odds]:
+        return [Odds((odds := 4.0 if image.width < below else -4.0, odds), 0.0) for image in images]
+
+    monkeypatch.setattr("vlm_detect.infer.detector.read_odds", read)
+
+
+def test_a_verdict_that_depends_on_the_copies_is_unsure(
+    model_folder: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_width(monkeypatch, below=28)
+    small = Image.new("RGB", (20, 20))
+    found, steady = Detector(str(model_folder), views=3).judge([photo, small])
+    assert (found.label, found.views) == ("unsure", 3)
+    assert found.why_unsure == (
+        "The verdict depends on the encoding: real as it is, "
+        "generated when scaled to 0.75, generated when cropped to 0.9"
+    )
+    assert found.to_json()["views"] == 3
+    assert (steady.label, steady.why_unsure, steady.views) == ("generated", None, 3)
+    alone = Detector(str(model_folder), views=1)(photo)  # JPEG alone leaves the width
+    assert (alone.label, alone.views) == ("real", 1)
+    assert Detector(str(model_folder))(photo).label == "real"
+
+
+def test_a_copy_is_what_its_name_says(photo: Image.Image) -> None:
+    copies = dict(views(photo, 6))
+    assert len(copies) == len(VIEWS) == MAX_VIEWS == 6
+    assert {name: copy.size for name, copy in copies.items() if copy.size != photo.size} == {
+        "scaled to 0.75": (22, 15),
+        "cropped to 0.9": (27, 18),
+        "scaled to 0.5": (15, 10),
+        "cropped to 0.75": (22, 15),
+    }
+    pixels = np.asarray(photo)
+    assert np.array_equal(np.asarray(copies["cropped to 0.9"]), pixels[1:19, 2:29])
+    assert copies["JPEG 75"].tobytes() != photo.tobytes() != copies["JPEG 50"].tobytes()
+    assert [name for name, _ in views(photo, 2)] == ["JPEG 75", "scaled to 0.75"]
 
 
 def test_a_verdict_answers_questions(model_folder: Path, photo: Image.Image, tmp_path: Path) -> None:

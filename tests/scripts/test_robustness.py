@@ -26,11 +26,16 @@ def test_tiers_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "robustness.json").read_text())
     assert found["items"] == 4  # verdicts only
-    assert list(found["conditions"]) == ["clean", "web", "hard", "thumb"]
+    assert list(found["conditions"]) == ["clean", "web", "hard", "thumb", "typographic", "hard_photos"]
+    assert set(found["conditions"]["typographic"]["flips"]) == {"to_real", "to_generated", "by_variant"}
+    assert found["conditions"]["hard_photos"]["false_alarms"]["n"] == 2
+    assert "hard_photos: photos called generated" in done.stdout
     assert set(found["conditions"]["web"]) >= {"both", "real_only", "generated_only"}
     assert "generated only" in done.stdout
     html = (out / "report.html").read_text()
     assert "judges the treatment" in html
+    assert "The text says" in html
+    assert "Photos called generated" in html
 
     again = run_here("eval/robustness.py", *args)
     assert again.returncode == 0
@@ -41,7 +46,10 @@ def test_tiers_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     elsewhere = ("--benchmark", benchmark.name, "--out", "elsewhere")
     assert run_here("eval/robustness.py", *args[:2], *elsewhere, *args[-2:]).returncode == 0
-    assert seeds == drawn == [f"{i}.png" for i in range(4)] * 4
+    names = [f"{i}.png" for i in range(4)]
+    assert seeds == drawn
+    assert seeds[:20] == names * 5
+    assert len(seeds[20:]) == 2  # photos alone are made hard
 
 
 def test_a_benchmark_without_verdicts(tmp_path: Path) -> None:

@@ -53,4 +53,8 @@ def test_bad_input(folder: Path) -> None:
     form = run_verb("scan", "--model", "nano", folder, "--out", folder / "v.xlsx")
     assert (form.returncode == 2, form.stderr.count("\n"), "v.xlsx" in form.stderr) == (True, 1, True)
     assert run_verb("scan", "--model", "nano").returncode == 2
+    copies = run_verb("scan", "--model", "nano", folder, "--views", 7)
+    assert (copies.returncode, "--views 7: there are 6 copies" in copies.stderr) == (2, True)
+    rate = run_verb("scan", "--model", "nano", folder, "--max_fpr", 0)
+    assert (rate.returncode, "--max_fpr 0.0: give a part of photos" in rate.stderr) == (2, True)
     assert run_verb("scan", "--model", "nano", folder, "--json", "--csv").returncode == 2

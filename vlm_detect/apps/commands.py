@@ -62,6 +62,7 @@ def scan(argv: list[str]) -> int:
     out = Path(options.out) if options.out else None
     form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
     detector = Detector(judge.model, adapter=judge.adapter)
+    detector.views = options.views
     if options.max_fpr is not None:
         detector.calibration = detector.calibration.promising(options.max_fpr)
     labels = scan_images(

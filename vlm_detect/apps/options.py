@@ -14,6 +14,7 @@ from vlm_detect.errors import UserError
 
 Format = Literal["table", "csv", "jsonl"]
 FORMS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}  # by the suffix of --out
+MAX_VIEWS = 6  # copies of `images/views.py`
 FAIL_ON = ("generated", "unsure", "unreadable")
 
 
@@ -79,6 +80,14 @@ class ScanOptions:
             "calibrated on. Default: the run's own threshold."
         },
     )
+    views: int = field(
+        default=0,
+        metadata={
+            "metavar": "N",
+            "help": f"Judge N re-encoded copies too, at most {MAX_VIEWS}: JPEG, scale, crop. An image whose verdict "
+            "depends on them is unsure.",
+        },
+    )
     fail_on: str = field(
         default="",
         metadata={"metavar": "LABELS", "help": "Exit with 1 where an image is any of generated,unsure,unreadable."},
@@ -88,6 +97,9 @@ class ScanOptions:
         check_at_least(self, 1, "batch_size")
         if self.only_confirmed and not self.explain:
             raise UserError("--only_confirmed is about the reasons: give --explain too")
+        check_at_least(self, 0, "views")
+        if self.views > MAX_VIEWS:
+            raise UserError(f"--views {self.views}: there are {MAX_VIEWS} copies to judge; give at most that many")
         check_max_fpr(self.max_fpr)
         if self.json + self.csv + (self.out is not None) > 1:
             raise UserError("--json, --csv and --out: give one of them")

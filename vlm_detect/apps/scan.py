@@ -68,6 +68,7 @@ class Row:
     reliable: bool = True
     why_unsure: str = ""
     max_fpr: float | None = None
+    views: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -244,6 +245,7 @@ def _row(key: tuple[str, str], found: Verdict | str, explanation: Explanation | 
         reliable=found.reliable,
         why_unsure=found.why_unsure or "",
         max_fpr=found.max_fpr,
+        views=found.views,
     )
 
 
@@ -294,11 +296,11 @@ def _earlier_rows(out: Path, form: Format, detector: Detector) -> list[Row]:
         raise UserError(f"{out}: not the rows of a scan ({error}); give another --out") from error
     if others := {row.model for row in rows} - {detector.name}:
         raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {detector.name}")
-    asked = detector.calibration.max_fpr
-    if others := {f"{row.max_fpr}" for row in rows if row.label in LABELS and row.max_fpr != asked}:
-        raise UserError(
-            f"{out}: holds verdicts with --max_fpr {', '.join(sorted(others))}, not {asked}; give another --out"
-        )
+    asked = {"max_fpr": detector.calibration.max_fpr, "views": detector.views}
+    for name, value in asked.items():
+        if others := {str(getattr(row, name)) for row in rows if row.label in LABELS} - {str(value)}:
+            given = ", ".join(sorted(others))
+            raise UserError(f"{out}: holds verdicts with --{name} {given}, not {value}; give another --out")
     if len(whole) < len(data):
         os.truncate(out, len(whole))
     if form == "csv" and whole and text.splitlines()[0].split(",") != COLUMNS:
@@ -324,6 +326,7 @@ def _from_csv(values: dict[str, str]) -> Row:
     typed["reasons"] = json.loads(values["reasons"]) if values.get("reasons") else None
     typed["reliable"] = values.get("reliable", "True") == "True"
     typed["max_fpr"] = float(values["max_fpr"]) if values.get("max_fpr") else None
+    typed["views"] = int(values.get("views") or 0)
     return Row(**typed)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from vlm_detect.config import check_at_least, check_url
+from vlm_detect.config import check_at_least, check_known, check_url
 from vlm_detect.errors import UserError
 from vlm_detect.plugins import Registry
 from vlm_detect.records import Topic
@@ -87,11 +87,19 @@ class RobustnessOptions:
     split: str = field(default="test", metadata={"help": "Which split of a dataset folder is asked about."})
     skip_bad: bool = field(default=False, metadata={"help": "Leave bad items out and count them."})
     limit: int | None = field(default=None, metadata={"help": "Only the first so many verdict items."})
-    conditions: Literal["tiers", "curves", "all"] = field(default="all", metadata={"help": "Which conditions."})
+    conditions: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={
+            "help": "Which conditions: all, tiers, curves, or names such as web typographic hard_photos jpeg_50."
+        },
+    )
     batch_size: int = field(default=8, metadata={"help": "Images encoded together."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit", "batch_size")
+        from vlm_detect.benchmark.perturb import CONDITIONS  # late: it knows the operations
+
+        check_known(self, ("all", "tiers", "curves", *CONDITIONS), "conditions")
 
 
 @dataclass(frozen=True)

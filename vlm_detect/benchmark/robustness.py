@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.flips import attack_lines, attack_tables, false_alarms, flips
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.options import RobustnessOptions
 from vlm_detect.benchmark.perturb import CURVES, TIERS, UNITS, Condition
@@ -29,6 +30,7 @@ from vlm_detect.models.registry import resolve_id
 from vlm_detect.pages.page import PALETTE, Picture, render, svg, write_page
 from vlm_detect.questions.kind import KINDS, is_fake
 from vlm_detect.records import Item
+from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES
 
 SIDES = ("both", "real_only", "generated_only")
@@ -36,14 +38,20 @@ SIDES = ("both", "real_only", "generated_only")
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model says of every item under one condition."""
+    """What a model says of every item under one condition, and by id which of its variants an image got."""
 
     condition: Condition
     scores: Mapping[str, ItemScore]
+    variants: Mapping[str, str] = field(default_factory=dict)
 
 
-def robustness(answered: Sequence[Answered], *, resamples: int = RESAMPLES) -> dict[str, Any]:
+def robustness(
+    answered: Sequence[Answered], *, calibration: Calibration | None = None, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Figures by condition; the first condition is the clean one.
+
+    `flips` are verdicts that a condition turns over, by the threshold of `calibration`; a condition of photos alone has
+    its `false_alarms`, next to those on the same photos clean.
 
     A condition on one class alone takes that class's answers under it and the other's clean ones: what a detector
     does that judges the treatment and not the image shows there.
@@ -61,7 +69,21 @@ def robustness(answered: Sequence[Answered], *, resamples: int = RESAMPLES) -> d
             "level": one.condition.level,
             **{side: figures_of(scores, resamples=resamples) for side, scores in sides.items()},
         }
+        if one is not answered[0]:
+            found[one.condition.name] |= _turned(clean, one, calibration, resamples)
     return rounded(found)
+
+
+def _turned(
+    clean: Mapping[str, ItemScore], one: Answered, calibration: Calibration | None, resamples: int
+) -> dict[str, Any]:
+    photos_only = one.condition.photos_only
+    changed = {id_: score for id_, score in one.scores.items() if not (photos_only and score.is_fake)}
+    found: dict[str, Any] = {"flips": flips(clean, changed, calibration, one.variants, resamples=resamples)}
+    if photos_only:
+        found["false_alarms"] = false_alarms(one.scores, calibration, one.variants, resamples=resamples)
+        found["false_alarms"]["clean"] = false_alarms(clean, calibration, {}, resamples=resamples)
+    return found
 
 
 def curve_figures(found: Mapping[str, Any]) -> list[Picture]:
@@ -121,37 +143,55 @@ def _answer(options: RobustnessOptions, benchmark: Benchmark, out: Path, state: 
     respondent = replace(respondent, start=functools.cache(respondent.start))  # loaded once for all conditions
     identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
-    answered = []
+    answered: list[Answered] = []
     for condition in chosen(options.conditions):
+        asked = benchmark
+        if condition.photos_only:
+            asked = replace(benchmark, items=[item for item in benchmark.items if not is_fake(item)])
         if state.is_main_process:
-            print(f"{condition.name}: {len(benchmark.items)} items", file=sys.stderr)
+            print(f"{condition.name}: {len(asked.items)} items", file=sys.stderr)
         results = answer_all(
-            benchmark,
+            asked,
             out / "conditions" / condition.name,
             state,
             respondent,
             image_of=changed(benchmark, condition),
         )
-        answered.append(Answered(condition, {score.id: score for score in item_scores(results, "logprob")}))
+        scores = {score.id: score for score in item_scores(results, "logprob")}
+        variants = {item.id: condition.variant(seed_of(item)) for item in asked.items} if condition.variants else {}
+        if condition.photos_only:  # generated images are those of the clean tier
+            scores = {id_: scores.get(id_, score) for id_, score in answered[0].scores.items()}
+        answered.append(Answered(condition, scores, variants))
     if state.is_main_process:
-        finish(options, benchmark, answered, out, identity)
+        finish(options, benchmark, answered, out, identity, respondent.calibration)
     state.wait_for_everyone()
 
 
-def chosen(which: str) -> list[Condition]:
-    """The clean tier is always asked: everything else is measured against it."""
-    return [TIERS[0], *(TIERS[1:] if which != "curves" else ()), *(CURVES if which != "tiers" else ())]
+def chosen(which: Sequence[str]) -> list[Condition]:
+    """Those of these names (all, tiers, curves, or of a condition), after the clean tier that they are held against."""
+    wanted = set(which)
+    sets = (("tiers", TIERS[1:]), ("curves", CURVES))
+    return [TIERS[0], *(one for name, every in sets for one in every if wanted & {"all", name, one.name})]
 
 
 def changed(benchmark: Benchmark, condition: Condition) -> Callable[[Item], Image.Image]:
-    # By the name alone: from another folder the same noise comes out.
-    return lambda item: condition.apply(item_image(benchmark, item), seed=Path(item.images[0]).name)
+    return lambda item: condition.apply(item_image(benchmark, item), seed=seed_of(item))
+
+
+def seed_of(item: Item) -> str:
+    """The image's name alone: from another folder the same noise comes out."""
+    return Path(item.images[0]).name
 
 
 def finish(
-    options: RobustnessOptions, benchmark: Benchmark, answered: list[Answered], out: Path, identity: dict
+    options: RobustnessOptions,
+    benchmark: Benchmark,
+    answered: list[Answered],
+    out: Path,
+    identity: dict,
+    calibration: Calibration | None = None,
 ) -> None:
-    found = robustness(answered)
+    found = robustness(answered, calibration=calibration)
     write_json(out / "robustness.json", {"model": options.model, "items": len(benchmark.items), "conditions": found})
     page = render(
         "robustness.html.j2",
@@ -159,6 +199,7 @@ def finish(
         n=len(benchmark.items),
         model=options.model,
         conditions=found,
+        attacks=attack_tables(found),
         charts=curve_figures(found),
     )
     write_page(out / "report.html", page)
@@ -168,4 +209,6 @@ def finish(
         cells = [row["both"]["auroc"], *(row[side]["balanced_accuracy"] for side in SIDES)]
         shown = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
         print(f"{name:<16}{shown[0]:>8}{shown[1]:>10}{shown[2]:>13}{shown[3]:>16}")
+    for line in attack_lines(found):
+        print(line)
     print(out / "report.html")

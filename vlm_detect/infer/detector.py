@@ -33,11 +33,13 @@ from vlm_detect.images.bounds import MAX_PIXELS, ImageRejected, read_bounded
 from vlm_detect.images.decode import DecodedImage, decode_image, decoded_of, shown_pixels
 from vlm_detect.images.isolated import Reply
 from vlm_detect.images.provenance import Fact, provenance
+from vlm_detect.images.views import views
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.evidence import EvidenceMap, evidence_map
 from vlm_detect.infer.explanation import Explanation, check_explanation
 from vlm_detect.infer.locate import MAX_OBJECTS, needs_moondream
 from vlm_detect.infer.reasoning import REASONING_TOKENS, ReasonedAnswer
+from vlm_detect.infer.steady import why_unsteady
 from vlm_detect.infer.text_stream import TextStream
 from vlm_detect.infer.verdict import (
     AGAINST_VERDICT,
@@ -81,8 +83,9 @@ class Verdict:
     `p_fake` is the calibrated `log_odds` (nats). `calibrated` is False where no validation set stands behind it, and
     `reliable` where the model was at chance on that set. The operating point is `threshold` and `unsure_band`, both in
     p_fake; `max_fpr` is the part of photos that it promises to call generated at most. `why_unsure` is a sentence where
-    the label is "unsure". `contradictions` are sentences on what the model says against itself; `provenance`
-    is what the file says, which had no part in the verdict; `notes` what is odd about the file.
+    the label is "unsure"; `views` is how many re-encoded copies had to have the same label. `contradictions` are
+    sentences on what the model says against itself; `provenance` is what the file says, which had no part in the
+    verdict; `notes` what is odd about the file.
     """
 
     p_fake: float
@@ -94,6 +97,7 @@ class Verdict:
     threshold: float
     unsure_band: tuple[float, float]
     max_fpr: float | None
+    views: int
     odds: Odds
     contradictions: tuple[str, ...]
     provenance: tuple[Fact, ...]
@@ -176,6 +180,7 @@ class Verdict:
             "threshold": self.threshold,
             "unsure_band": list(self.unsure_band),
             "max_fpr": self.max_fpr,
+            "views": self.views,
             "log_odds": self.log_odds,
             "free_log_odds": self.odds.free,
             "contradictions": list(self.contradictions),
@@ -187,9 +192,16 @@ class Verdict:
 
 
 class Detector:
-    """Judges images by one model: a Hub id, a folder, a run directory, `nano`, or what `load_vlm` has loaded."""
+    """Judges images by one model: a Hub id, a folder, a run directory, `nano`, or what `load_vlm` has loaded.
 
-    def __init__(self, model: str | VLM = "auto", *, adapter: str | None = None, **load_options: Any) -> None:
+    With `views` as many re-encoded copies of an image (`images.views.VIEWS`) are judged too: where their labels differ
+    from the image's own, it is "unsure".
+    """
+
+    def __init__(
+        self, model: str | VLM = "auto", *, adapter: str | None = None, views: int = 0, **load_options: Any
+    ) -> None:
+        self.views = views
         if isinstance(model, VLM):
             self.engine, model = Engine(model), model.name
         else:
@@ -216,8 +228,25 @@ class Detector:
             if refusal := self.refusal(picture):
                 which = f"image {number + 1} of {len(pictures)}: " if len(pictures) > 1 else ""
                 raise ImageRejected("shape", which + refusal)
+        verdicts = self._judge(pictures)
+        if not self.views:
+            return verdicts
+        copies = [copy for picture in pictures for copy in views(picture.image, self.views)]
+        labels = iter([verdict.label for verdict in self._judge([Picture(image) for _, image in copies])])
+        names = [name for name, _ in copies[: self.views]]
+        return [self._held_against(verdict, [(name, next(labels)) for name in names]) for verdict in verdicts]
+
+    def _judge(self, pictures: Sequence[Picture]) -> list[Verdict]:
         found = read_odds(self.engine, [picture.image for picture in pictures])
         return [self._verdict(picture, odds) for picture, odds in zip(pictures, found, strict=True)]
+
+    def _held_against(self, verdict: Verdict, copies: Sequence[tuple[str, Label]]) -> Verdict:
+        """The verdict, "unsure" where it depends on the copies."""
+        why = why_unsteady(verdict.label, copies)
+        if why is None:
+            return replace(verdict, views=len(copies))
+        against = contradictions("unsure", verdict.odds)
+        return replace(verdict, label="unsure", why_unsure=why, views=len(copies), contradictions=against)
 
     def explanations(
         self, verdicts: Sequence[Verdict], max_new_tokens: int = ANSWER_TOKENS, *, only_confirmed: bool = False
@@ -251,6 +280,7 @@ class Detector:
             threshold=calibration.threshold,
             unsure_band=(low, high),
             max_fpr=calibration.max_fpr,
+            views=0,
             odds=odds,
             contradictions=contradictions(label, odds),
             provenance=picture.provenance,

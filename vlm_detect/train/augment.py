@@ -5,7 +5,8 @@
 
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
 rotate move pixels and leave every trace of a generator as it is; the others imitate what happens to images on their
-way, and cost the traces that do not survive it. Strengths are sampled relative to an image's size.
+way, and cost the traces that do not survive it. typographic lays a text over both that speaks for one of the labels, so
+that texts cannot be learned from. Strengths are sampled relative to an image's size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vlm_detect.errors import UserError
 from vlm_detect.images.encode import through_jpeg
 from vlm_detect.images.stored import StoredImage
+from vlm_detect.images.typographic import LEARNED, SIZES, STYLES, lay_text
+from vlm_detect.images.views import crop, rescale
 from vlm_detect.train.options import AUGMENTATIONS
 
 Transpose = Image.Transpose
@@ -34,18 +37,6 @@ def flip(image: Image.Image) -> Image.Image:
 
 def rotate(image: Image.Image, quarters: int) -> Image.Image:
     return image.transpose(_TURNS[quarters - 1])
-
-
-def crop(image: Image.Image, share: float, left: float, top: float) -> Image.Image:
-    """`share` of both sides; `left` and `top` in [0, 1] of the room that this leaves."""
-    width, height = max(1, round(image.width * share)), max(1, round(image.height * share))
-    x, y = round((image.width - width) * left), round((image.height - height) * top)
-    return image.crop((x, y, x + width, y + height))
-
-
-def rescale(image: Image.Image, share: float) -> Image.Image:
-    size = max(1, round(image.width * share)), max(1, round(image.height * share))
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def blur(image: Image.Image, radius: float) -> Image.Image:
@@ -74,6 +65,7 @@ _APPLY: dict[str, Callable[..., Image.Image]] = {
     "noise": noise,
     "jpeg": through_jpeg,
     "invert_saturate": invert_saturate,
+    "typographic": lay_text,
 }
 Draw = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the order of application
 
@@ -137,4 +129,7 @@ def draw_augmentation(names: Sequence[str], rng: random.Random) -> Draw:
         "invert_saturate": (),
     }
     happens = {name: rng.random() < 0.5 for name in AUGMENTATIONS}
+    # What came later is sampled last: runs and caches of before have the same draws.
+    size, place = round(rng.uniform(*SIZES), 3), round(rng.random(), 3)
+    arguments["typographic"] = (rng.choice(LEARNED), size, place, rng.randrange(len(STYLES)))
     return tuple((name, arguments[name]) for name in AUGMENTATIONS if happens[name] and name in names)

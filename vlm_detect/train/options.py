@@ -22,7 +22,7 @@ else:
 
 DEFAULT_DATA = "data/pairs"
 # In the order in which they are applied: JPEG behind everything that a camera knows.
-AUGMENTATIONS = ("flip", "rotate", "crop", "rescale", "blur", "noise", "jpeg", "invert_saturate")
+AUGMENTATIONS = ("flip", "rotate", "crop", "rescale", "blur", "noise", "jpeg", "invert_saturate", "typographic")
 LORA_WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 SCORES = ("score", "auroc", "balanced_accuracy", "log_loss")  # of the validation split
 
