@@ -35,6 +35,7 @@ VERBS = {
     "train vlm": ("vlm_detect.train.vlm:main", "finetune any image-text-to-text model of transformers"),
     "train preference": ("vlm_detect.train.preference:main", "prefer checked explanations to faulty ones (DPO)"),
     "train cnn": ("vlm_detect.cnn.train:main", "train a CNN baseline"),
+    "fit-head": ("vlm_detect.apps.commands:fit_head", "fit a head, and weigh a run's witnesses"),
     "calibrate": ("vlm_detect.apps.commands:calibrate", "refit a run's threshold on your own images"),
     "export": ("vlm_detect.apps.commands:export", "write a finetuned model in the form that other tools read"),
     "benchmark": ("vlm_detect.benchmark.commands:benchmark", "score a model, or recorded answers"),

@@ -16,6 +16,7 @@ from vlm_detect.apps.options import (
     DoctorOptions,
     ExplainOptions,
     ExportOptions,
+    FitHeadOptions,
     Format,
     Judge,
     ReportOptions,
@@ -39,7 +40,7 @@ def chat(argv: list[str]) -> None:
     from vlm_detect.infer.detector import Detector, open_picture
 
     open_picture(options.image)  # before the model, which takes longer to load than a wrong path to notice
-    detector = Detector(judge.model, adapter=judge.adapter)
+    detector = Detector(judge.model, adapter=judge.adapter, expert=judge.expert)
     if options.question is None:
         converse(detector, options.image, only_confirmed=options.only_confirmed)
     else:
@@ -61,7 +62,7 @@ def scan(argv: list[str]) -> int:
 
     out = Path(options.out) if options.out else None
     form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
-    detector = Detector(judge.model, adapter=judge.adapter)
+    detector = Detector(judge.model, adapter=judge.adapter, expert=judge.expert)
     detector.views = options.views
     if options.max_fpr is not None:
         detector.calibration = detector.calibration.promising(options.max_fpr)
@@ -92,7 +93,7 @@ def serve(argv: list[str]) -> None:
     from vlm_detect.apps.server import serve as serve_models
 
     models = [(judge.model, judge.adapter), *((model, None) for model in options.compare)]
-    serve_models(models, options.settings, options.cnn)
+    serve_models(models, options.settings, options.cnn, expert=judge.expert)
 
 
 def doctor(argv: list[str]) -> None:
@@ -197,3 +198,27 @@ def calibrate(argv: list[str]) -> None:
     run, data = Path(options.run), options.data
     asked = {"split": options.split, "limit": options.limit, "max_fpr": options.max_fpr, "force": options.force}
     print(recalibrate(run, data, **asked))
+
+
+def fit_head(argv: list[str]) -> None:
+    """Fit a head on a run's tower, and how much each witness counts: seconds, no training.
+
+    vlm-detect fit-head runs/moondream_lora --data data/cifake --expert runs/cnn
+    vlm-detect fit-head nano --data data/cifake --out runs/nano_head      # then: --model runs/nano_head
+
+    The witnesses are the language model, the head, and with --expert a CNN. The verdict of every command is then their
+    weighted sum, and images unlike those of the dataset are called unsure.
+    """
+    (options,) = parse_config([FitHeadOptions], argv, doc=fit_head.__doc__)
+    from vlm_detect.train.fit_head import fit_run
+
+    fit_run(
+        options.run,
+        options.data,
+        out=options.out,
+        backbone=options.backbone,
+        expert=options.expert,
+        limit=options.limit,
+        validation_limit=options.validation_limit,
+        novelty_level=options.novelty_level,
+    )

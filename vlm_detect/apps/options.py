@@ -38,6 +38,10 @@ class Judge:
 
     model: str = field(default="auto", metadata={"help": "Run directory, model folder, Hub id, nano or auto."})
     adapter: str | None = field(default=None, metadata={"metavar": "RUN", "help": "A LoRA to put on --model."})
+    expert: str | None = field(
+        default=None,
+        metadata={"metavar": "RUN", "help": "The run of a CNN, in place of the one that the model's fusion names."},
+    )
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,45 @@ class CalibrateOptions:
         check_max_fpr(self.max_fpr)
         if self.split == "test":
             raise UserError("--split test: a threshold chosen on the test images is not measured by them")
+
+
+@dataclass(frozen=True)
+class FitHeadOptions:
+    run: str = field(
+        metadata={"positional": True, "metavar": "RUN_OR_ID", "help": "Run directory, model folder, Hub id or nano."}
+    )
+    data: str = field(
+        metadata={
+            "metavar": "DATASET",
+            "help": "Pair or image dataset: its training and validation splits are read.",
+        }
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "ID",
+            "help": "Features of this vision model of transformers. Default: those of the model's own tower.",
+        },
+    )
+    expert: str | None = field(
+        default=None,
+        metadata={"metavar": "RUN", "help": "A run of `vlm-detect train cnn` that the verdict listens to as well."},
+    )
+    out: str | None = field(
+        default=None,
+        metadata={"metavar": "DIR", "help": "Where the head is written. Default: the run; of an id runs/ID_head."},
+    )
+    limit: int = field(default=4000, metadata={"help": "Training images that are read at most."})
+    validation_limit: int | None = field(default=None, metadata={"help": "Validation images. Default: all."})
+    novelty_level: float = field(
+        default=0.01,
+        metadata={"help": "Images are unsure of which at most this part of ordinary images is as strange."},
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 20, "limit", "validation_limit")
+        if not 0 < self.novelty_level < 1:
+            raise UserError(f"--novelty_level {self.novelty_level}: a part of images, above 0 and below 1")
 
 
 @dataclass(frozen=True)

@@ -218,14 +218,23 @@ def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
     Server(config).run(sockets=[bound])
 
 
-def serve(models: Sequence[tuple[str, str | None]], settings: ServerSettings, cnn: str | None = None) -> None:
-    """Load `models` (an ID and an adapter each) and the run of a CNN, and serve them."""
+def serve(
+    models: Sequence[tuple[str, str | None]],
+    settings: ServerSettings,
+    cnn: str | None = None,
+    expert: str | None = None,
+) -> None:
+    """Load `models` (an ID and an adapter each) and the run of a CNN, and serve them.
+
+    `expert` speaks with the first of them, in place of the one that its fusion names.
+    """
     check_settings(settings)
     with open_socket(settings.host, settings.port) as bound:
         looking = CnnDetector.load(cnn) if cnn else None
         loaded: list[Detector] = []
         for model, adapter in models:
-            loaded.append(_base_among(loaded, model) or Detector(model, adapter=adapter))
+            own = None if loaded else expert
+            loaded.append(_base_among(loaded, model) or Detector(model, adapter=adapter, expert=own))
         detectors = {detector.name: detector for detector in loaded}
         if len(detectors) < len(loaded):
             raise UserError(f"--compare names the model that is served already ({loaded[0].name}): give another")

@@ -13,9 +13,12 @@
     for box in verdict.detect("hand"):     # of a moondream2; the crop is judged by itself
         print(box, verdict.look_at(box).p_fake)
     verdict.provenance                     # what the file says of itself; never part of p_fake
+    verdict.witnesses["head"].log_odds     # what each witness says, where the run has several
+    verdict.why_unsure, verdict.novelty_p
 
 The run's own calibration gives the probability, the threshold and the "unsure" band; a model without one is taken at
-its word (temperature 1, threshold 0.5), and the verdict says so.
+its word (temperature 1, threshold 0.5), and the verdict says so. Of a run with a fusion the verdict is that of all of
+its witnesses together, and so is what it is explained as.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -51,6 +54,7 @@ from vlm_detect.infer.verdict import (
     in_band,
     read_odds,
 )
+from vlm_detect.infer.witnesses import LANGUAGE_MODEL, Beside, Witnesses
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
@@ -76,16 +80,29 @@ class Picture:
 Openable = Image.Image | np.ndarray | Picture | bytes | str | Path
 
 
+class Testimony(NamedTuple):
+    """What one witness says: log-odds of "generated" in nats, and what each of them counts in the verdict."""
+
+    log_odds: float
+    weight: float
+
+    @property
+    def says(self) -> str:
+        return "generated" if self.log_odds > 0 else "real"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What was found about one image.
 
-    `p_fake` is the calibrated `log_odds` (nats). `calibrated` is False where no validation set stands behind it, and
-    `reliable` where the model was at chance on that set. The operating point is `threshold` and `unsure_band`, both in
-    p_fake; `max_fpr` is the part of photos that it promises to call generated at most. `why_unsure` is a sentence where
-    the label is "unsure"; `views` is how many re-encoded copies had to have the same label. `contradictions` are
-    sentences on what the model says against itself; `provenance` is what the file says, which had no part in the
-    verdict; `notes` what is odd about the file.
+    `log_odds` are the fused ones of all `witnesses`, in nats, `odds` the language model's own; calibrated, `log_odds`
+    are `p_fake`. `dissent` names the witnesses that lean against the verdict, `why_unsure` says why it is "unsure";
+    `views` is how many re-encoded copies had to have the same label. `novelty_p` is the part of the images that the run
+    was calibrated on that are as strange as this one; None where the run cannot say. `calibrated` is False where no
+    validation set stands behind `p_fake`, and `reliable` where the model was at chance on that set. The operating point
+    is `threshold` and `unsure_band`, both in p_fake; `max_fpr` is the part of photos that it promises to call generated
+    at most. `contradictions` are sentences on what the model says against itself; `provenance` is what the file says,
+    which had no part in the verdict; `notes` what is odd about the file.
     """
 
     p_fake: float
@@ -99,6 +116,9 @@ class Verdict:
     max_fpr: float | None
     views: int
     odds: Odds
+    witnesses: dict[str, Testimony]
+    dissent: tuple[str, ...]
+    novelty_p: float | None
     contradictions: tuple[str, ...]
     provenance: tuple[Fact, ...]
     notes: tuple[str, ...]
@@ -183,6 +203,9 @@ class Verdict:
             "views": self.views,
             "log_odds": self.log_odds,
             "free_log_odds": self.odds.free,
+            "witnesses": {name: said._asdict() for name, said in self.witnesses.items()},
+            "dissent": list(self.dissent),
+            "novelty_p": self.novelty_p,
             "contradictions": list(self.contradictions),
             "provenance": [vars(fact) for fact in self.provenance],
             "notes": list(self.notes),
@@ -194,12 +217,18 @@ class Verdict:
 class Detector:
     """Judges images by one model: a Hub id, a folder, a run directory, `nano`, or what `load_vlm` has loaded.
 
-    With `views` as many re-encoded copies of an image (`images.views.VIEWS`) are judged too: where their labels differ
-    from the image's own, it is "unsure".
+    `expert` is the run of a CNN in place of the one that the run's fusion names. With `views` as many re-encoded copies of
+    an image (`images.views.VIEWS`) are judged too: where their labels differ from the image's own, it is "unsure".
     """
 
     def __init__(
-        self, model: str | VLM = "auto", *, adapter: str | None = None, views: int = 0, **load_options: Any
+        self,
+        model: str | VLM = "auto",
+        *,
+        adapter: str | None = None,
+        expert: str | None = None,
+        views: int = 0,
+        **load_options: Any,
     ) -> None:
         self.views = views
         if isinstance(model, VLM):
@@ -210,6 +239,7 @@ class Detector:
         self.name = adapter or (model if run.is_dir() else self.engine.vlm.name)
         self.calibration = Calibration.load(run)
         self.measures = MeasureCalibration.load(run)
+        self.witnesses = Witnesses.load(run, self.engine, expert)
 
     @overload
     def __call__(self, image: Openable) -> Verdict: ...
@@ -237,8 +267,13 @@ class Detector:
         return [self._held_against(verdict, [(name, next(labels)) for name in names]) for verdict in verdicts]
 
     def _judge(self, pictures: Sequence[Picture]) -> list[Verdict]:
-        found = read_odds(self.engine, [picture.image for picture in pictures])
-        return [self._verdict(picture, odds) for picture, odds in zip(pictures, found, strict=True)]
+        verdicts: list[Verdict] = []
+        for start in range(0, len(pictures), self.engine.batch_images):  # of which the engine keeps what a head reads
+            some = pictures[start : start + self.engine.batch_images]
+            seen = [picture.image for picture in some]
+            odds = read_odds(self.engine, seen)
+            verdicts += map(self._verdict, some, odds, self.witnesses.beside(seen))
+        return verdicts
 
     def _held_against(self, verdict: Verdict, copies: Sequence[tuple[str, Label]]) -> Verdict:
         """The verdict, "unsure" where it depends on the copies."""
@@ -264,17 +299,21 @@ class Detector:
         """Why the model does not read this picture; None where it does."""
         return self.engine.vlm.refusal(picture.image.size)
 
-    def _verdict(self, picture: Picture, odds: Odds) -> Verdict:
-        calibration = self.calibration
-        log_odds = odds.mean
-        p_fake = float(calibration.p_fake(log_odds))
-        label = calibration.label(p_fake)
+    def _verdict(self, picture: Picture, odds: Odds, beside: Beside) -> Verdict:
+        calibration, fusion = self.calibration, self.witnesses.fusion
+        said = {LANGUAGE_MODEL: odds.mean, **beside.odds}
+        fused = float(fusion.log_odds(said))
+        dissent = tuple(fusion.disagreement(said))
+        p_fake = float(calibration.p_fake(fused))
+        label: Label = calibration.label(p_fake)
+        why = self._why_unsure(label, fused, dissent, beside.novelty_p)
+        label = "unsure" if why else label
         low, high = calibration.unsure_low, calibration.unsure_high
         return Verdict(
             p_fake=p_fake,
             label=label,
-            why_unsure=in_band(low, high) if label == "unsure" else None,
-            log_odds=log_odds,
+            why_unsure="; ".join(why) or None,
+            log_odds=fused,
             calibrated=calibration.n > 0,
             reliable=calibration.reliable,
             threshold=calibration.threshold,
@@ -282,6 +321,9 @@ class Detector:
             max_fpr=calibration.max_fpr,
             views=0,
             odds=odds,
+            witnesses={one.name: Testimony(said[one.name], one.weight) for one in fusion.witnesses},
+            dissent=dissent,
+            novelty_p=beside.novelty_p,
             contradictions=contradictions(label, odds),
             provenance=picture.provenance,
             notes=picture.notes,
@@ -291,6 +333,19 @@ class Detector:
             image=picture.image,
             _detector=self,
         )
+
+    def _why_unsure(self, label: Label, fused: float, dissent: Sequence[str], novelty_p: float | None) -> list[str]:
+        """What speaks against a label; nothing where it stands."""
+        fusion, calibration, found = self.witnesses.fusion, self.calibration, []
+        if label == "unsure":
+            found.append(in_band(calibration.unsure_low, calibration.unsure_high))
+        elif dissent and abs(float(calibration.margin(fused))) < fusion.disputed:
+            against = " and ".join(name.replace("_", " ") for name in dissent)
+            found.append(f"the witnesses disagree, {against} against the verdict, and too little outweighs that")
+        if novelty_p is not None and novelty_p <= fusion.novelty_level:
+            strange = f"{100 * novelty_p:.2g} % of those images are as strange"
+            found.append(f"unlike anything that this run was calibrated on: {strange}")
+        return found
 
     def ask(
         self,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -57,6 +58,10 @@ class Engine:
     def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
         """The prefix of each image, from memory where it is held; None is no image, a question alone."""
         return self.memory.prefixes(images)
+
+    def pooled(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Features (N, F) of the tower for a head; of images that were just asked about, no second reading."""
+        return self.memory.pooled(images)
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Image embeddings (B, N, D), read again."""

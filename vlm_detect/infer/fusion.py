@@ -6,7 +6,8 @@
 
 Stacking (Wolpert 1992, "Stacked generalization") by logistic regression on images that no witness was trained on. The
 fused log-odds are an intercept and a weighted sum, so a reader sees who carries a verdict: a weight of 0 is a witness
-that adds nothing, and a weight of 1 among zeros is a copy of one.
+that adds nothing, and a weight of 1 among zeros is a copy of one. No weight is negative: a witness that is wrong more
+often than not has 0, and is not believed by its opposite.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _C = 10.0
 
 @dataclass(frozen=True)
 class Witness:
-    """A source of log-odds. `path` and `sha256` are those of an expert's run and of its weights; else empty."""
+    """A source of log-odds. `path` and `sha256` are those of an expert's run and of its weights, or of the head's
+    file; else empty."""
 
     name: str
     weight: float
@@ -42,11 +44,17 @@ class Witness:
 
 @dataclass(frozen=True)
 class Fusion:
-    """log-odds = intercept + the sum of weight x log-odds over the witnesses, in nats; fitted on `n` images."""
+    """log-odds = intercept + the sum of weight x log-odds over the witnesses, in nats; fitted on `n` images.
+
+    `disputed`: where witnesses disagree, a verdict counts from so many nats beyond the threshold on. `novelty_level`:
+    an image whose p-value of novelty is at most this is unlike what the run was fitted on.
+    """
 
     witnesses: tuple[Witness, ...]
     intercept: float = 0.0
     n: int = 0
+    disputed: float = 0.0
+    novelty_level: float = 0.01
 
     @classmethod
     def alone(cls, name: WitnessName = "language_model") -> Fusion:
@@ -71,11 +79,10 @@ class Fusion:
         if not np.isfinite(x).all():
             raise UserError(f"non-finite log-odds from {', '.join(odds)}: a witness's weights are broken")
         scale = np.maximum(np.abs(x).mean(0), 1e-9)  # so that the penalty does not depend on a witness's own scale
-        fitted = LogisticRegression(C=_C, max_iter=1000).fit(x / scale, truth)
-        weights = (fitted.coef_[0] / scale).tolist()
+        weights, intercept = _non_negative(x / scale, truth)
         where = sources or {}
-        witnesses = (Witness(n, w, *where.get(n, ("", ""))) for n, w in zip(odds, weights, strict=True))
-        return cls(tuple(witnesses), float(fitted.intercept_[0]), len(truth))
+        found = zip(odds, (weights / scale).tolist(), strict=True)
+        return cls(tuple(Witness(n, w, *where.get(n, ("", ""))) for n, w in found), intercept, len(truth))
 
     @property
     def names(self) -> list[str]:
@@ -98,6 +105,11 @@ class Fusion:
         against = [(w.weight * odds[w.name], w.name) for w in self.witnesses if w.weight * odds[w.name] * fused < 0]
         return [name for _, name in sorted(against, key=lambda one: -abs(one[0]))]
 
+    def is_disputed(self, odds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Of which images (N,) some witness leans against the fused verdict."""
+        fused = self.log_odds(odds)
+        return np.any([w.weight * np.asarray(odds[w.name]) * fused < 0 for w in self.witnesses], axis=0)
+
     def save(self, folder: Path) -> None:
         write_json(folder / FILE, with_schema("fusion", asdict(self)))
 
@@ -111,9 +123,26 @@ class Fusion:
             record = json.loads(path.read_text(encoding="utf-8"))
             check_schema("fusion", record, path)
             witnesses = tuple(Witness(**witness) for witness in record["witnesses"])
-            return cls(witnesses, float(record["intercept"]), int(record["n"]))
+            others = {name: float(record[name]) for name in ("disputed", "novelty_level") if name in record}
+            return cls(witnesses, float(record["intercept"]), int(record["n"]), **others)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is not a fusion ({error}); fit it again with vlm-detect fit-head") from error
+
+
+def _non_negative(x: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights (W,) and the intercept of logistic regression on x (N, W), without the columns that have a negative."""
+    kept = np.arange(x.shape[1])
+    weights = np.zeros(x.shape[1])
+    while len(kept):
+        fitted = LogisticRegression(C=_C, max_iter=1000).fit(x[:, kept], truth)
+        found = fitted.coef_[0]
+        if found.min() >= 0:
+            weights[kept] = found
+            return weights, float(fitted.intercept_[0])
+        kept = np.delete(kept, found.argmin())
+    raise UserError(
+        "no witness is right more often than wrong on the validation images: look at their labels, or train more"
+    )
 
 
 def accuracies(odds: Mapping[str, Sequence[float] | np.ndarray], generated: np.ndarray) -> dict[str, float]:

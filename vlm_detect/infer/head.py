@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.linalg import solve_triangular
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from vlm_detect.config import make_readable
@@ -31,13 +33,16 @@ from vlm_detect.stats.conformal import least_n, p_values
 FILE = "head.safetensors"
 CLASSES = ("real", "generated")
 _LEAST_EACH = 2  # images of a class, for a covariance within it
+_JITTER = 1e-6  # added to correlations of 1, so that they can be inverted
+_SAME_TOWER = 0.5  # standard deviations within a class, in the mean over features
 
 
 @dataclass(frozen=True)
 class Head:
     """Sums over the fitted images, from which everything else follows. F is the number of features.
 
-    `ordinary` holds the distances of images that were not fitted: the p-values of `novelty` come from them.
+    `ordinary` holds the distances of images that were not fitted: the p-values of `novelty` come from them. `probe`
+    holds the features of `probe_image`, by which a head knows its tower again.
     """
 
     counts: np.ndarray  # (2,) images of each of `CLASSES`
@@ -45,6 +50,7 @@ class Head:
     scatter: np.ndarray  # (F, F): the sum over images of the outer product of their difference from their class mean
     shrinkage: float  # 0: the covariance as it is; 1: its diagonal alone
     ordinary: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    probe: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (F,)
     about: dict[str, Any] = field(default_factory=dict)  # what it reads and was fitted on
 
     @classmethod
@@ -74,21 +80,24 @@ class Head:
         return self.means.shape[1]
 
     @cached_property
-    def _whitener(self) -> np.ndarray:
-        """W (F, F) with W W^T the inverse of the shrunk covariance."""
+    def _factor(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each feature's scale (F,), and the Cholesky factor (F, F) of the shrunk correlation."""
         covariance = self.scatter / self.n
         scale = _scale(np.diag(covariance))
-        correlation = covariance / np.outer(scale, scale)
-        shrunk = (1 - self.shrinkage) * correlation + self.shrinkage * np.eye(self.width)
-        values, vectors = np.linalg.eigh(shrunk)
-        kept = np.maximum(values, 1e-9 * values.max())
-        return (vectors / np.sqrt(kept)) / scale[:, None]
+        shrunk = (1 - self.shrinkage) * covariance / np.outer(scale, scale)
+        # A feature that never varies has no correlation, and features that are copies of each other make it singular.
+        shrunk[np.diag_indices(self.width)] = 1 + _JITTER
+        return scale, np.linalg.cholesky(shrunk)
 
     def _whitened(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features (N, F) and class means (2, F) in which the covariance within a class is the identity."""
         x = np.asarray(features, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.width:
             raise UserError(f"this head reads {self.width} features and was given {x.shape[-1]}: it is another tower's")
-        return x @ self._whitener, self.means @ self._whitener
+        scale, factor = self._factor
+        together = np.concatenate([self.means, x]) / scale
+        whitened = solve_triangular(factor, together.T, lower=True).T
+        return whitened[2:], whitened[:2]
 
     def log_odds(self, features: np.ndarray) -> np.ndarray:
         """Log-odds of "generated" (N,) in nats, both classes held equally likely beforehand."""
@@ -103,6 +112,26 @@ class Head:
     def with_ordinary(self, features: np.ndarray) -> Head:
         """The same head with the distances of images that it was not fitted on, for `novelty`."""
         return replace(self, ordinary=np.sort(self.distance(features)))
+
+    def with_probe(self, features: np.ndarray) -> Head:
+        """The same head with the features (1, F) of `probe_image`."""
+        return replace(self, probe=np.asarray(features, dtype=np.float64).reshape(-1))
+
+    def check_tower(self, features: np.ndarray) -> None:
+        """`UserError` unless these features (1, F) of `probe_image` are those of the tower that it was fitted on.
+
+        Other dtypes move them by hundredths of what an image does, another tower by a multiple of that.
+        """
+        there = np.asarray(features, dtype=np.float64).reshape(-1)
+        spread = _scale(np.diag(self.scatter) / self.n)
+        off = np.inf
+        if len(there) == self.width:
+            off = float(np.sqrt(np.mean(((there - self.probe) / spread) ** 2))) if len(self.probe) else 0.0
+        if not off <= _SAME_TOWER:
+            raise UserError(
+                "this head was fitted on another tower's features than the model has: fit it again with vlm-detect "
+                "fit-head"
+            )
 
     def can_judge_novelty(self, level: float) -> bool:
         return len(self.ordinary) >= least_n(level)
@@ -123,7 +152,8 @@ class Head:
         means = (self.counts[:, None] * self.means + added[:, None] * other.means) / counts[:, None]
         apart = other.means - self.means
         between = np.einsum("c,cf,cg->fg", self.counts * added / counts, apart, apart)
-        return Head(counts, means, self.scatter + weight * other.scatter + between, self.shrinkage, about=self.about)
+        scatter = self.scatter + weight * other.scatter + between
+        return Head(counts, means, scatter, self.shrinkage, probe=self.probe, about=self.about)
 
     def save(self, folder: Path) -> Path:
         """Write `head.safetensors` into `folder`."""
@@ -134,6 +164,7 @@ class Head:
             "means": self.means.astype(np.float32),
             "scatter_upper": self.scatter[np.triu_indices(self.width)].astype(np.float32),
             "ordinary": np.asarray(self.ordinary, dtype=np.float32),
+            "probe": np.asarray(self.probe, dtype=np.float32),
         }
         save_file(tensors, path, {"shrinkage": repr(self.shrinkage), "about": json.dumps(self.about)})
         make_readable(path)
@@ -154,9 +185,17 @@ class Head:
             scatter[np.triu_indices(width)] = found["scatter_upper"]
             scatter += np.triu(scatter, 1).T
             about = json.loads(metadata["about"])
-            return cls(found["counts"], found["means"], scatter, float(metadata["shrinkage"]), found["ordinary"], about)
+            rest = {name: found[name] for name in ("ordinary", "probe")}
+            return cls(found["counts"], found["means"], scatter, float(metadata["shrinkage"]), **rest, about=about)
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path} is not a head ({error}); fit it again with vlm-detect fit-head") from error
+
+
+def probe_image() -> Image.Image:
+    """A picture that is the same everywhere: colours that run and a fine grid, of 64 pixels."""
+    rows, columns = np.mgrid[0:64, 0:64]
+    pixels = np.stack([4 * rows, 4 * columns, 96 * ((rows // 4 + columns // 4) % 2) + rows + columns], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _scale(variances: np.ndarray) -> np.ndarray:

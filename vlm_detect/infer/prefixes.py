@@ -2,6 +2,7 @@
 
     memory = PrefixMemory(vlm, max_bytes=2 << 30)
     memory.prefixes([photo, other])      # what is not held is encoded in one batch and prefilled in one
+    memory.pooled([photo, other])        # (2, F) features of the tower: of images that were just read nothing is read
 
 `stack_prefixes` joins several into the KV cache of a batch that continues from them.
 """
@@ -10,18 +11,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
 from vlm_detect.errors import UserError
+from vlm_detect.infer.pooled import pool, pooled_features, watched
 from vlm_detect.models.base import VLM
 
 _BAND_PIXELS = 1 << 18
+_HELD_POOLED = 256  # images whose features are kept: more than any batch, and at most a few MB
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class PrefixMemory:
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self._held: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._pooled: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # (F,) each
 
     def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
         """The prefix of each image; those not held are encoded together and prefilled together.
@@ -57,8 +62,7 @@ class PrefixMemory:
         found = {key: self._held[key] for key in keys if key in self._held}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         to_read = {key: image for key, image in missing.items() if image is not None}
-        read = prefill(self.vlm, encode(self.vlm, list(to_read.values()))) if to_read else []
-        new = dict(zip(to_read, read, strict=True))
+        new = dict(zip(to_read, self._read(to_read), strict=True)) if to_read else {}
         new |= {key: prefill_text(self.vlm) for key in missing.keys() - to_read.keys()}
         for key, prefix in new.items():
             found[key] = prefix
@@ -67,6 +71,28 @@ class PrefixMemory:
             if key in self._held:
                 self._held.move_to_end(key)
         return [found[key] for key in keys]
+
+    def pooled(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Features (N, F) of the tower, as `infer.pooled` has them; only of images not just read is it run for them.
+
+        UserError of a model whose tower cannot be watched.
+        """
+        keys = [image_key(image) for image in images]
+        found = {key: self._pooled[key].numpy() for key in keys if key in self._pooled}
+        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        if missing:
+            found |= dict(zip(missing, pooled_features(self.vlm, list(missing.values())), strict=True))
+        return np.stack([found[key] for key in keys])
+
+    def _read(self, images: Mapping[bytes, Image.Image]) -> list[Prefix]:
+        with watched(self.vlm) as seen:
+            embeds = encode(self.vlm, list(images.values()))
+            read = prefill(self.vlm, embeds)
+        if (features := pool(seen, self.vlm.alike(embeds))) is not None:
+            self._pooled |= dict(zip(images, features, strict=True))
+            while len(self._pooled) > _HELD_POOLED:
+                self._pooled.popitem(last=False)
+        return read
 
     def _hold(self, key: bytes, prefix: Prefix) -> None:
         if prefix.nbytes > self.max_bytes:

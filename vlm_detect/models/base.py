@@ -37,6 +37,7 @@ class VLM(ABC):
     reads_any_shape: bool = True  # `refusal` is always None
 
     connector: str | None = None  # the module between tower and language model, by its name
+    connectors: tuple[str, ...] = ()  # what such a module may be called, where features are read of it (`infer.pooled`)
     can_locate: bool = False  # whether it has a head for places, as moondream has: detect, point, gaze
     typical_crops: int = 1  # that the tower reads of one image, for estimates of memory
     estimates_memory: bool = False  # whether there are `skeleton_prefixes`

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
 
+_CONFIGS = ("config.json", "adapter_config.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -62,3 +64,12 @@ def is_cached(model_id: str) -> bool:
 
 def way_out(adapter: str | Path) -> str:
     return f"say where it is with --model BASE --adapter {adapter}"
+
+
+def head_base(folder: str | Path) -> str | None:
+    """The model of a folder that holds a head for it and no weights (`vlm-detect fit-head ID`); else None."""
+    path = Path(folder)
+    if not (path / "head.safetensors").is_file() or any((path / name).is_file() for name in _CONFIGS):
+        return None
+    record = read_run_json(path)
+    return str(record["model"]) if record and record.get("model") else None

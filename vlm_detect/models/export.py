@@ -36,6 +36,8 @@ _ADAPTER_FILES = (
     "calibration.json",
     "chat_template.jinja",
     "config.json",
+    "fusion.json",
+    "head.safetensors",
     "preprocessor_config.json",
     "processor_config.json",
     "run.json",
@@ -72,8 +74,9 @@ def export(run: str, target: Target, out: Path) -> None:
     vlm.model.save_pretrained(out)
     make_readable(*out.glob("*.safetensors"))
     vlm.processor.save_pretrained(out)
-    if (calibration := Path(run) / "calibration.json").is_file():
-        shutil.copy(calibration, out)
+    for name in ("calibration.json", "fusion.json", "head.safetensors"):
+        if (Path(run) / name).is_file():
+            shutil.copy(Path(run) / name, out)
 
 
 def copy_adapter(run: Path, out: Path) -> None:

@@ -27,7 +27,7 @@ from vlm_detect.errors import UserError, first_line
 from vlm_detect.machine import best_device, default_dtype
 from vlm_detect.models.attention import keep_masks
 from vlm_detect.models.base import FAMILIES, VLM
-from vlm_detect.models.bases import base_of, is_cached, way_out
+from vlm_detect.models.bases import base_of, head_base, is_cached, way_out
 from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
 from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, HUB_ID
@@ -122,6 +122,7 @@ def load_vlm(
     `load_options` go to `from_pretrained` (quantization_config, attn_implementation, ...). Raises UserError where the
     model cannot be found, reached or read.
     """
+    model_id = head_base(model_id) or model_id
     own_base: str | None = None  # the run that says itself what it was trained on
     if adapter is None and (Path(model_id) / "adapter_config.json").is_file() and not is_factory_folder(model_id):
         adapter, model_id = model_id, adapter_base(model_id)

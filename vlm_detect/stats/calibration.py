@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
@@ -71,6 +71,10 @@ class Calibration:
     def p_fake(self, odds: np.ndarray | float) -> np.ndarray:
         """Calibrated probability that an image is generated, of its log-odds in nats."""
         return expit((np.asarray(odds) - self.bias) / self.temperature)
+
+    def margin(self, odds: np.ndarray | float) -> np.ndarray:
+        """By how many nats log-odds lie above the threshold."""
+        return np.asarray(odds) - (self.bias + self.temperature * logit(self.threshold))
 
     def label(self, p_fake: float) -> Literal["real", "generated", "unsure"]:
         if self.unsure_low < p_fake < self.unsure_high:
@@ -157,7 +161,7 @@ def fit(
     photos = PhotoScores.from_odds(_one_a_group(odds[~generated], real))
     promised = photos.cut(max_fpr) if max_fpr is not None else None
     cut = promised.log_odds if promised else _best_cut(odds, generated)
-    low, high = _unsure_band(odds - cut, generated, above=promised is None)
+    low, high = unsure_band(odds - cut, generated, above=promised is None)
     edges = expit((np.array([cut, cut + low, cut + high]) - bias) / temperature)
     threshold, unsure_low, unsure_high = edges.tolist()
     doubtful = doubt(odds, generated, names, at_bound=_is_at_bound(temperature))
@@ -215,7 +219,7 @@ def _is_at_bound(temperature: float) -> bool:
     return bool(np.isclose(temperature, _TEMPERATURES, rtol=1e-3).any())
 
 
-def _unsure_band(margin: np.ndarray, generated: np.ndarray, *, above: bool) -> tuple[float, float]:
+def unsure_band(margin: np.ndarray, generated: np.ndarray, *, above: bool) -> tuple[float, float]:
     """(low, high) around the cut at 0, in nats: the narrowest outside of which `SURE_ACCURACY` of verdicts are right.
 
     Symmetric, or where not `above` with nothing above the cut.

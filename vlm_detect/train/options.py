@@ -270,6 +270,13 @@ class TrainOptions(_Base):
         default_factory=_has_cuda, metadata={"help": "Pin batches in memory. Default: where CUDA is."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: examples have no columns."})
+    fit_head: bool = field(
+        default=True,
+        metadata={
+            "help": "At the end, fit a head on the tower's features of up to 4,000 training images, and weigh it "
+            "against the language model on the validation images."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of every draw."})
     seeds: list[int] = field(
         default_factory=list,

@@ -18,11 +18,12 @@ from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import adapter_base, load_vlm, resolve_id
 from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import data_hashes
+from vlm_detect.train.fit_head import fit_at_end
 from vlm_detect.train.preference_card import write_preference_card
 from vlm_detect.train.preference_run import PreferenceRun
 from vlm_detect.train.preference_trainer import PreferenceTrainer
 from vlm_detect.train.preferences import counts_of, make_preferences
-from vlm_detect.train.program import open_run_directory, publish
+from vlm_detect.train.program import can_fit_head, open_run_directory, publish
 from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.tuning import loading, tune
@@ -82,7 +83,7 @@ def prefer(options: PreferenceRun) -> None:
         run.write("running")
         pq.write_table(learned.with_format("arrow")[:], run.path / PREFERENCES)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or run.checkpoint)
-    finish(trainer, run, options, learned, validation)
+    finish(trainer, run, options, splits["train"], learned, validation)
 
 
 def go_on_learning(vlm: VLM, options: PreferenceRun) -> None:
@@ -114,10 +115,11 @@ def finish(
     trainer: PreferenceTrainer,
     run: RunDirectory,
     options: PreferenceRun,
+    rows: Dataset,
     learned: Dataset,
     validation: ValidationSet | None,
 ) -> None:
-    """Leave the adapter and the processor, the calibrations, the card, and last the mark that all of it is there."""
+    """Leave adapter and processor, calibration and head, the card, and last the mark that all of it is there."""
     trainer.save_model(_internal_call=True)
     odds = trainer.validation_odds() if validation is not None else np.array([])
     if not trainer.is_world_process_zero():
@@ -127,13 +129,16 @@ def finish(
     if validation is not None:
         scores = scores_of(odds, validation.generated)
         calibrated(odds, validation).save(run.path)
+    head = None
+    if can_fit_head(trainer, options.training):
+        head = fit_at_end(trainer.vlm, run.path, rows, options.data.data, validation, odds)
     if measures := MeasureCalibration.load(Path(options.data.data)):
         measures.save(run.path)  # explanations are held against it wherever the run is asked
     history = trainer.state.log_history
     write_preference_card(run, adapter_base(run.path), counts_of(learned), history)
     title = f"Preferences: {run.path.name}"
     write_curves(run.path, history, title=title, command=" ".join(command_line()), loss_unit="a preference")
-    run.write("finished", validation=scores | _last(history))
+    run.write("finished", validation=scores | _last(history), head=head)
     if options.training.push_to_hub:
         publish(run.path, trainer.hub_model_id, options.training.hub_token)
     print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")

@@ -30,9 +30,11 @@ from vlm_detect.train.curves import write_curves
 from vlm_detect.train.data import check_labels, data_hashes, dataset_or_demo, open_splits, open_training
 from vlm_detect.train.examples import Units, has_reasons
 from vlm_detect.train.features import Features
+from vlm_detect.train.fit_head import fit_at_end
 from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.recalibrate import calibrated
+from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.tuning import loading, tune
@@ -194,7 +196,7 @@ def train(trainer: DetectorTrainer, run: RunDirectory) -> None:
 
 
 def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: TrainingData) -> None:
-    """Leave the adapter and the processor, the calibration, the card, and last the mark that all of it is there."""
+    """Leave adapter and processor, calibration and head, the card, and last the mark that all of it is there."""
     trainer.save_model(_internal_call=True)  # else the Trainer uploads it, alone; `publish` uploads the whole run
     odds = trainer.validation_odds() if data.validation is not None else np.array([])
     if trainer.is_world_process_zero():
@@ -203,16 +205,26 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         if data.validation is not None:
             scores = scores_of(odds, data.validation.generated)
             calibrated(odds, data.validation).save(run.path)
+        head = None
+        if can_fit_head(trainer, options.training) and not options.questions.shuffle_labels:
+            head = fit_at_end(trainer.vlm, run.path, data.parts[0], data.names[0], data.validation, odds)
         if measures := MeasureCalibration.load(Path(data.names[0])):
             measures.save(run.path)  # explanations are held against it wherever the run is asked
         history = trainer.state.log_history
         write_card(run, data.parts, len(data.units), options.questions, history, scores=scores, scored_images=len(odds))
         command = " ".join(command_line())
         write_curves(run.path, history, title=f"Training: {run.path.name}", command=command)
-        run.write("finished", validation=scores)
+        run.write("finished", validation=scores, head=head)
         if options.training.push_to_hub:
             publish(run.path, trainer.hub_model_id, options.training.hub_token)
         print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
+
+
+def can_fit_head(trainer: RecipeTrainer, training: TrainOptions) -> bool:
+    """Whether this process can fit a head: asked for, and a model that it holds as a whole."""
+    if training.fit_head and trainer.is_fsdp_enabled:
+        print(f"no head is fitted of a sharded model: vlm-detect fit-head {training.output_dir} --data DATASET")
+    return training.fit_head and not trainer.is_fsdp_enabled
 
 
 def publish(folder: Path, repository: str, token: str | None) -> None:
