@@ -48,7 +48,8 @@ LABELS = ("generated", "unsure", "real")  # of images that were judged
 class Row:
     """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file.
 
-    `reasons` are those of `CheckedReason`, as a list of objects (in CSV as JSON); None where none were asked for.
+    `reasons` are those of `CheckedReason`, as a list of objects; None where none were asked for. `witnesses` holds the
+    log-odds and the weight of each. Lists and objects are JSON in a CSV.
     Columns may be added at the end: files of earlier versions are read, and written anew with them.
     """
 
@@ -69,6 +70,8 @@ class Row:
     why_unsure: str = ""
     max_fpr: float | None = None
     views: int = 0
+    witnesses: dict[str, dict[str, float]] | None = None
+    novelty_p: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -76,6 +79,7 @@ class Row:
 
 
 COLUMNS = [column.name for column in fields(Row)]
+_AS_JSON = ("reasons", "witnesses")  # in a CSV
 _FIRST_COLUMNS = COLUMNS[: COLUMNS.index("version") + 1]  # of the first version
 
 
@@ -246,6 +250,8 @@ def _row(key: tuple[str, str], found: Verdict | str, explanation: Explanation | 
         why_unsure=found.why_unsure or "",
         max_fpr=found.max_fpr,
         views=found.views,
+        witnesses={name: said._asdict() for name, said in found.witnesses.items()},
+        novelty_p=found.novelty_p,
     )
 
 
@@ -263,8 +269,8 @@ class _Writer:
     def __call__(self, row: Row) -> None:
         match self._form:
             case "csv":
-                reasons = "" if row.reasons is None else json.dumps(row.reasons, ensure_ascii=False)
-                csv.writer(self._file).writerow((asdict(row) | {"reasons": reasons}).values())
+                cells = {name: value if name not in _AS_JSON else _json(value) for name, value in asdict(row).items()}
+                csv.writer(self._file).writerow(cells.values())
             case "jsonl":
                 self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             case "table":
@@ -323,11 +329,17 @@ def _from_csv(values: dict[str, str]) -> Row:
     typed["p_fake"] = float(values["p_fake"]) if values["p_fake"] else None
     typed["calibrated"] = values["calibrated"] == "True"
     typed["contradictions"] = int(values["contradictions"])
-    typed["reasons"] = json.loads(values["reasons"]) if values.get("reasons") else None
+    for name in _AS_JSON:
+        typed[name] = json.loads(values[name]) if values.get(name) else None
+    typed["novelty_p"] = float(values["novelty_p"]) if values.get("novelty_p") else None
     typed["reliable"] = values.get("reliable", "True") == "True"
     typed["max_fpr"] = float(values["max_fpr"]) if values.get("max_fpr") else None
     typed["views"] = int(values.get("views") or 0)
     return Row(**typed)
+
+
+def _json(value: Any) -> str:
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def summary(labels: Counter[str], calibration: Calibration | None = None) -> str:

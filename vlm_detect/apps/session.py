@@ -129,9 +129,24 @@ def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
     band = f", unsure between {low:.2f} and {high:.2f}" if high > low else ""
     lines = [f"  generated above {verdict.threshold:.2f}{band}"]
     lines += [f"  unsure: {verdict.why_unsure}"] if verdict.why_unsure else []
+    lines += witness_lines(verdict)
     lines += [f"  contradiction: {sentence}" for sentence in contradictions]
     lines += [f"  the file: {note}" for note in verdict.notes]
     lines += [f"  the file says (no part of the verdict): {fact.source}, {fact.text}" for fact in verdict.provenance]
+    return lines
+
+
+def witness_lines(verdict: Verdict) -> list[str]:
+    """One line a witness, where there are several: what it says, how surely, and what that counts."""
+    if len(verdict.witnesses) < 2:
+        return []
+    lines = []
+    for name, said in verdict.witnesses.items():
+        against = ", against the verdict" if name in verdict.dissent else ""
+        shown = f"{said.says} ({said.log_odds:+.2f} nats, weight {said.weight:.2f}{against})"
+        lines.append(f"  {name.replace('_', ' ')}: {shown}")
+    if verdict.novelty_p is not None:
+        lines.append(f"  as strange as this: {100 * verdict.novelty_p:.2g} % of the images that it was calibrated on")
     return lines
 
 

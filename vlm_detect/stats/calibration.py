@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from vlm_detect.config import write_json
 from vlm_detect.errors import UserError

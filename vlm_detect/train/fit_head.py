@@ -100,6 +100,8 @@ class Fitted:
         else:
             needed = f"a level of {level:g} needs {least_n(level)} ordinary images, these are {n}"
             lines.append(f"  no image is called unlike all that the run knows: {needed}")
+        if self.calibration.doubt:
+            lines.append(f"  the calibration is not reliable: {self.calibration.doubt}")
         return lines
 
 

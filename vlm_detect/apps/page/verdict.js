@@ -18,6 +18,7 @@ export function renderVerdict(place, verdict) {
   for (const fact of [
     `p_fake ${verdict.p_fake.toFixed(3)}, ${note}`,
     `Operating point: generated above ${verdict.threshold.toFixed(2)}${band}`,
+    ...witnesses(verdict),
     `Model ${verdict.model}, vlm-detect ${verdict.version}`,
   ]) {
     facts.append(element("li", "", fact));
@@ -61,6 +62,16 @@ function scale({ p_fake, threshold, unsure_band: [low, high] }) {
   const whole = element("div");
   whole.append(bar, ends);
   return whole;
+}
+
+// What each witness says, where a verdict has several.
+function witnesses({ witnesses, dissent }) {
+  const named = Object.entries(witnesses);
+  if (named.length < 2) return [];
+  return named.map(([name, { log_odds, weight }]) => {
+    const says = `${log_odds > 0 ? "generated" : "real"}, ${log_odds.toFixed(2)} nats, weight ${weight.toFixed(2)}`;
+    return `Witness: ${name.replace("_", " ")} says ${says}${dissent.includes(name) ? ", against the verdict" : ""}`;
+  });
 }
 
 function claims(provenance) {
