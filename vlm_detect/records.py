@@ -212,6 +212,9 @@ class Result:
     `options` are the answers to choose from, in the order shown: texts of a multiple choice (`ground_truth`, `answer`
     and `parsed` are then letters), else the candidate answers themselves. `logprobs` (natural, summed over `n_tokens`
     tokens, end of text included) stand in the same order.
+
+    All of these are the language model's own. Where its run has other witnesses, `witness_odds` are their log-odds of
+    "generated" in nats, and `fused_odds` those of all, with the language model's by this prompt.
     """
 
     id: str
@@ -233,6 +236,8 @@ class Result:
     generator: str
     object_class: str = ""
     topic: Topic = "generation"  # edits have questions, and figures, of their own
+    witness_odds: dict[str, float] | None = None
+    fused_odds: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:

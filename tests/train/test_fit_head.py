@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.infer.test_backbone import save_dinov3
 from tests.infer.test_witnesses import save_cnn, toys
 from tests.train.toys import save_tiny_model, save_toy_pairs
 from vlm_detect import Detector, cli
+from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
 from vlm_detect.infer.fusion import Fusion
 from vlm_detect.infer.head import Head
@@ -142,6 +144,43 @@ def test_an_image_is_read_by_the_language_model_and_the_head_in_one_pass(home: P
     detector = Detector(str(run))
     read = []
     encode = detector.engine.vlm.encode
-    detector.engine.vlm.encode = lambda prepared: read.append(1) or encode(prepared)  # type: ignore[method-assign,func-returns-value]
+    detector.engine.vlm.encode = lambda prepared: read.append(1) or encode(prepared)  # type: ignore[method-assign]
     detector(Image.new("RGB", (16, 16)))
     assert len(read) == 1
+
+
+def test_benchmark_robustness_and_compare_use_the_fused_verdict(home: Path, tmp_path: Path, capsys) -> None:
+    run = copy(home, tmp_path)
+    cli.run(["fit-head", str(run), "--data", str(home / "pairs"), "--expert", str(home / "cnn")])
+    fusion = Fusion.load(run)
+    assert fusion is not None
+    # The head alone decides, turned round: whatever follows it is wrong wherever it is right.
+    weights = {"language_model": 0.0, "head": -1.0, "expert": 0.0}
+    turned = replace(
+        fusion, witnesses=tuple(replace(one, weight=weights[one.name]) for one in fusion.witnesses), intercept=0.0
+    )
+    turned.save(run)
+    asked = ["--model", str(run), "--benchmark", str(home / "pairs")]
+    cli.run(["benchmark", *asked, "--generate", "False"])
+    cli.run(["robustness", *asked, "--conditions", "tiers", "--out", str(tmp_path / "robust")])
+    cli.run(["compare", str(run / "eval"), "--out", str(tmp_path / "compared")])
+
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    clean = json.loads((tmp_path / "robust" / "robustness.json").read_text())["conditions"]["clean"]
+    compared = json.loads((tmp_path / "compared" / "compare.json").read_text())["runs"]["run"]
+    for found in (summary, clean["both"], compared):
+        assert found["accuracy"] == 0
+    for found in (summary, clean, compared):
+        assert list(found["witnesses"]) == ["language_model", "head", "expert"]
+        assert found["witnesses"]["head"]["accuracy"] == 1
+    assert summary["witnesses"]["head"]["weight"] == -1
+    assert "Head alone" in (run / "eval" / "report.html").read_text()
+    assert "head alone" in (tmp_path / "compared" / "report.html").read_text()
+    assert "head alone" in capsys.readouterr().out
+    detector = Detector(str(run))
+    rows = [json.loads(line) for line in (run / "eval" / "results.jsonl").read_text().splitlines()]
+    images = {row["id"]: row for row in rows if row["generator"] == "toy"}
+    assert images
+    test = open_dataset(home / "pairs")["test"]
+    expected = [detector(test[i]["twin"]).log_odds for i in range(len(test))]
+    assert sorted(row["fused_odds"] for row in images.values()) == pytest.approx(sorted(expected), rel=1e-3)

@@ -27,6 +27,7 @@ from vlm_detect.benchmark.summary import (
     item_scores,
     rounded,
     verdicts,
+    witness_figures,
 )
 from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
@@ -170,6 +171,8 @@ def _check_one_item(scores: Sequence[ItemScore]) -> None:
 
 def _figures(run: Run, scores: Sequence[ItemScore], resamples: int) -> dict[str, Any]:
     found = {"how": run.how, "note": run.note, **every_figure(scores, resamples=resamples)}
+    if alone := witness_figures(scores, resamples):
+        found["witnesses"] = alone
     if run.calibration:
         found["calibrated"] = calibrated_figures(scores, run.calibration, resamples)
     if run.explained:

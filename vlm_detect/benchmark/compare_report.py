@@ -83,6 +83,10 @@ def _score_rows(figures: Mapping[str, Any], names: Sequence[str]) -> list[dict[s
     tables += [(", calibrated", {name: figures[name].get("calibrated") or {} for name in names}, _CALIBRATED)]
     edits = {name: figures[name].get("edits") or {} for name in names}
     tables += [(", questions about edits", edits, ("accuracy", "auroc"))]
+    witnesses = {witness: None for name in names for witness in figures[name].get("witnesses") or {}}
+    for witness in witnesses:
+        alone = {name: (figures[name].get("witnesses") or {}).get(witness) or {} for name in names}
+        tables += [(f", {witness.replace('_', ' ')} alone", alone, ("accuracy", "balanced_accuracy", "auroc"))]
     return [
         {
             "name": labels[figure] + suffix,

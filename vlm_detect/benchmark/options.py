@@ -23,6 +23,9 @@ class BenchmarkOptions:
 
     model: str = field(default="auto", metadata={"help": "A run directory, a Hub id, a local folder, nano or auto."})
     adapter: str | None = field(default=None, metadata={"help": "A run directory whose LoRA is put on --model."})
+    expert: str | None = field(
+        default=None, metadata={"help": "The run of a CNN, in place of the one that the run's fusion names."}
+    )
     endpoint: str | None = field(
         default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1) that has --model."}
     )
@@ -72,8 +75,8 @@ class BenchmarkOptions:
             raise UserError("--judge_endpoint needs the --judge that it has, by its name there")
         if self.judge and not self.explanations:
             raise UserError("--judge judges explanations: give --explanations N as well")
-        if self.endpoint and (self.model == "auto" or self.adapter):
-            raise UserError("--endpoint needs the --model that it has, by its name there, and no --adapter")
+        if self.endpoint and (self.model == "auto" or self.adapter or self.expert):
+            raise UserError("--endpoint needs the --model that it has, by its name there, and no --adapter or --expert")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class RobustnessOptions:
     benchmark: str = field(metadata={"help": "A JSON or JSONL file of items, or a dataset folder."})
     model: str = field(default="auto", metadata={"help": "A run directory, a Hub id, a local folder, nano or auto."})
     adapter: str | None = field(default=None, metadata={"help": "A run directory whose LoRA is put on --model."})
+    expert: str | None = field(
+        default=None, metadata={"help": "The run of a CNN, in place of the one that the run's fusion names."}
+    )
     out: str | None = field(default=None, metadata={"help": "Folder for the results; default <run>/eval/robustness."})
     split: str = field(default="test", metadata={"help": "Which split of a dataset folder is asked about."})
     skip_bad: bool = field(default=False, metadata={"help": "Leave bad items out and count them."})

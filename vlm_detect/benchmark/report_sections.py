@@ -21,6 +21,8 @@ def scores(report: Report) -> Markup:
     generate, calibrated = summary.get("generate"), summary.get("calibrated")
     columns = {"By log-probability" if report.scored else "Recorded answers": summary}
     columns |= {"Calibrated": calibrated} if calibrated else {}
+    witnesses = summary.get("witnesses") or {}
+    columns |= {f"{name.replace('_', ' ').capitalize()} alone": found for name, found in witnesses.items()}
     columns |= {"Free generation": generate} if report.scored and generate else {}
     rows = [
         {"name": label, "cells": [(c.get(name), (c.get("ci95") or {}).get(name)) for c in columns.values()]}

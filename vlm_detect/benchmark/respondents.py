@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from vlm_detect.config import file_sha256
 from vlm_detect.errors import UserError
 from vlm_detect.infer.endpoint import Endpoint
 from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.infer.fusion import Fusion
+from vlm_detect.infer.witnesses import Witnesses
 from vlm_detect.machine import best_device
 from vlm_detect.models.cnn.configuration import is_cnn_run
 from vlm_detect.models.cnn.detector import CnnDetector
@@ -35,7 +37,7 @@ from vlm_detect.models.registry import adapter_base, load_vlm, without_adapter
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.calibration import Calibration
 
-_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "config.json")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "config.json", "head.safetensors", "fusion.json")
 
 
 class Answer(Protocol):
@@ -66,6 +68,7 @@ class Respondent:
     base: Respondent | None = None
     note: str = ""  # what a reader of its figures has to know
     calibration: Calibration | None = None
+    weights: Mapping[str, float] | None = None  # of the witnesses of a run that has several
 
 
 def respondent_for(
@@ -77,11 +80,15 @@ def respondent_for(
     batch_size: int = 8,
     max_new_tokens: int = 16,
     explanation_tokens: int = 96,
+    expert: str | None = None,
 ) -> Respondent:
     """A local model: a vision-language model by its ID, or the run directory of a CNN."""
     identity = model_identity(model, adapter)
-    calibration = Calibration.load(Path(adapter or model))
+    run = Path(adapter or model)
+    calibration = Calibration.load(run)
     if is_cnn_run(model):
+        if expert:
+            raise UserError(f"--expert {expert}: {model} is a CNN, which judges alone")
         return Respondent(
             lambda: partial(classify, classifier=CnnDetector.load(model, best_device()), batch_size=64),
             identity,
@@ -91,6 +98,9 @@ def respondent_for(
             calibration=calibration,
         )
 
+    if expert:
+        identity["expert_sha256"] = model_identity(expert, None)["weights_sha256"]
+    fusion = Fusion.load(run)
     asked = partial(
         score,
         ask=Ask,
@@ -105,13 +115,17 @@ def respondent_for(
     def engine() -> Engine:
         return Engine(load_vlm(model, adapter=adapter), batch_images=batch_size)
 
+    def start() -> Answer:
+        witnesses = Witnesses.load(run, engine(), expert)
+        return partial(asked, engine=engine(), witnesses=witnesses if witnesses.is_fused else None)
+
     def start_base(base: str) -> Answer:
         vlm = without_adapter(engine().vlm) or load_vlm(base)
         return partial(asked, engine=Engine(vlm, batch_images=batch_size), logprob=False)
 
     base = base_model(model, adapter)
     return Respondent(
-        lambda: partial(asked, engine=engine()),
+        start,
         identity,
         generate=generate,
         explain=explain,
@@ -120,6 +134,7 @@ def respondent_for(
         if base
         else None,
         calibration=calibration,
+        weights={one.name: one.weight for one in fusion.witnesses} if fusion else None,
     )
 
 

@@ -21,7 +21,7 @@ from vlm_detect.benchmark.perturb import CURVES, TIERS, UNITS, Condition
 from vlm_detect.benchmark.respondents import respondent_for
 from vlm_detect.benchmark.run import answer_all, check_same_run, default_out
 from vlm_detect.benchmark.score import item_image
-from vlm_detect.benchmark.summary import ItemScore, figures_of, item_scores, rounded
+from vlm_detect.benchmark.summary import ItemScore, figures_of, item_scores, rounded, witness_figures
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.locks import held
@@ -71,6 +71,8 @@ def robustness(
         }
         if one is not answered[0]:
             found[one.condition.name] |= _turned(clean, one, calibration, resamples)
+        if alone := witness_figures(sides["both"], resamples):
+            found[one.condition.name]["witnesses"] = alone
     return rounded(found)
 
 
@@ -139,7 +141,9 @@ def answer_conditions(options: RobustnessOptions) -> None:
 
 
 def _answer(options: RobustnessOptions, benchmark: Benchmark, out: Path, state: PartialState) -> None:
-    respondent = respondent_for(options.model, adapter=options.adapter, generate=False, batch_size=options.batch_size)
+    respondent = respondent_for(
+        options.model, adapter=options.adapter, generate=False, batch_size=options.batch_size, expert=options.expert
+    )
     respondent = replace(respondent, start=functools.cache(respondent.start))  # loaded once for all conditions
     identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
@@ -209,6 +213,9 @@ def finish(
         cells = [row["both"]["auroc"], *(row[side]["balanced_accuracy"] for side in SIDES)]
         shown = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
         print(f"{name:<16}{shown[0]:>8}{shown[1]:>10}{shown[2]:>13}{shown[3]:>16}")
+        for witness, alone in row.get("witnesses", {}).items():
+            shown = ["-" if alone[key] is None else f"{alone[key]:.3f}" for key in ("auroc", "balanced_accuracy")]
+            print(f"  {witness.replace('_', ' '):<14}{shown[0]:>8}{shown[1]:>10}")
     for line in attack_lines(found):
         print(line)
     print(out / "report.html")

@@ -151,6 +151,10 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
         interval = (summary.get("ci95") or {}).get(name)
         shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
         print(f"  {name:<22}{value:.3f}  {shown}")
+    for name, found in (summary.get("witnesses") or {}).items():
+        weight = "" if found["weight"] is None else f", weight {found['weight']:.3f}"
+        auroc = "-" if found["auroc"] is None else f"{found['auroc']:.3f}"
+        print(f"  {name.replace('_', ' ') + ' alone':<22}{found['accuracy']:.3f}  (AUROC {auroc}{weight})")
     if generate := summary.get("generate"):
         print(f"  {'generated accuracy':<22}{generate['accuracy']:.3f}  ({generate['unparsed']} unparsed)")
     explained = summary.get("explanations") or {}

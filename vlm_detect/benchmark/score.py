@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.questions.kind import KINDS, generator_of, is_fake, makers_in, prompts_of
 from vlm_detect.questions.prompts import Prompt, topic_of
 from vlm_detect.records import Item, Result
+from vlm_detect.stats.metrics import logit
 
 if TYPE_CHECKING:
     from vlm_detect.infer.engine import Ask
@@ -38,6 +40,14 @@ class ScoringEngine(Protocol):
     def generate(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int = 16
     ) -> list[list[str]]: ...
+
+
+class OtherWitnesses(Protocol):
+    """What of `vlm_detect.infer.witnesses.Witnesses` is used here."""
+
+    @property
+    def fusion(self) -> Any: ...
+    def beside(self, images: Sequence[Image.Image]) -> Sequence[Any]: ...
 
 
 _Asked = list[tuple[Prompt, str]]  # the prompts about one image, each with its scoring
@@ -81,6 +91,7 @@ def score(
     max_new_tokens: int = 16,
     explanation_tokens: int = 96,
     image_of: Callable[[Item], Image.Image] | None = None,
+    witnesses: OtherWitnesses | None = None,
 ) -> Iterator[list[Result]]:
     """Yield the results of one batch of images after another, leaving out the keys in `done`.
 
@@ -94,6 +105,7 @@ def score(
         max_new_tokens: length of a free answer.
         explanation_tokens: length of an answer to an open question.
         image_of: in place of the item's own image, for floors (a blank one, another item's).
+        witnesses: of a run that has more than its language model; they speak in yes/no and real/fake verdicts.
     """
     open_item = image_of or (lambda item: item_image(benchmark, item))
     work = left_to_do(plan(benchmark, logprob=logprob, generate=generate, explain=explain), done, shard)
@@ -102,6 +114,8 @@ def score(
         images = [open_item(prompts[0][0].item) for prompts in batch]
         try:
             results = [*_scored(engine, ask, images, batch)]
+            if witnesses is not None:
+                results = _fused(results, witnesses, images, batch)
             for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
                 results += _generated(engine, images, batch, tokens, is_open=is_open)
         except ImageRejected as rejected:  # of a shape that the model does not read
@@ -132,6 +146,30 @@ def _scored(
     for (_, prompts), answers in zip(chosen, engine.score([image for image, _ in chosen], asks), strict=True):
         for prompt, candidates in zip(prompts, answers, strict=True):
             yield scored_result(prompt, [c.logprob for c in candidates], [c.n_tokens for c in candidates])
+
+
+def _fused(
+    results: Sequence[Result], witnesses: OtherWitnesses, images: Sequence[Image.Image], batch: Sequence[_Asked]
+) -> list[Result]:
+    """The same results, verdicts on single images with what the other witnesses say and what all say together."""
+    place = {prompt.item.id: i for i, asked in enumerate(batch) for prompt, _ in asked}
+    asked_of = sorted({place[result.id] for result in results if is_fusable(result)})
+    said = dict(zip(asked_of, witnesses.beside([images[i] for i in asked_of]), strict=True))
+    found = []
+    for result in results:
+        if is_fusable(result):
+            odds = dict(said[place[result.id]].odds)
+            fused = float(witnesses.fusion.log_odds({"language_model": logit(result.p_fake), **odds}))
+            result = replace(result, witness_odds=odds, fused_odds=fused)
+        found.append(result)
+    return found
+
+
+def is_fusable(result: Result) -> bool:
+    """Whether it is a verdict on whether one image is generated, by log-probability."""
+    kind = KINDS[result.kind]
+    is_verdict = bool(result.polarity) and result.p_fake is not None and not kind.chooses
+    return is_verdict and result.topic == "generation" and kind.n_images == 1
 
 
 def _generated(

@@ -97,7 +97,7 @@ def respondent_of(options: BenchmarkOptions, out: Path) -> Respondent:
     }
     shared["explain"] = options.explanations > 0
     if not options.endpoint:
-        return respondent_for(options.model, adapter=options.adapter, **shared)
+        return respondent_for(options.model, adapter=options.adapter, expert=options.expert, **shared)
     return endpoint_respondent(
         options.endpoint,
         options.model,
@@ -138,7 +138,9 @@ def finish(
     """summary.json, report.html and, last, run.json."""
     slices = {column: column_of(benchmark, column) for column in ("twin_kind", *options.by)}
     calibration = respondent.calibration if respondent else None
-    summary = summarise(results, floors=chief_floors(benchmark.items), slices=slices, calibration=calibration)
+    weights = respondent.weights if respondent else None
+    floors = chief_floors(benchmark.items)
+    summary = summarise(results, floors=floors, slices=slices, calibration=calibration, weights=weights)
     if len(summary["by_kind"]) > 1:  # a mixture's chance is nobody's
         for kind, floors in floors_by_kind(benchmark.items).items():
             summary["by_kind"].setdefault(kind, {})["floors"] = floors

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from vlm_detect.benchmark.score import softmax
 from vlm_detect.questions.ask import LETTERS
@@ -65,11 +66,13 @@ def summarise(
     slices: Mapping[str, Mapping[str, str]] | None = None,
     unsure_band: tuple[float, float] = UNSURE_BAND,
     calibration: Calibration | None = None,
+    weights: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}.
 
     With a `calibration` that was fitted, `calibrated` holds the verdicts' figures by it, next to those at a raw 0.5.
+    Of a run with several witnesses, `witnesses` holds the figures of each by itself, with its weight in `weights`.
     """
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")
@@ -80,6 +83,8 @@ def summarise(
         summary |= _biases(chief)
     if calibration and calibration.n:
         summary["calibrated"] = calibrated_figures(scored, calibration, resamples)
+    if alone := witness_figures(scored, resamples):
+        summary["witnesses"] = {name: {"weight": (weights or {}).get(name), **found} for name, found in alone.items()}
     columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
     for column, values in columns.items():
         summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
@@ -162,6 +167,8 @@ def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
     first = rows[0]
     p_yes = [p for row in rows if (p := _p_positive(row)) is not None]
     p_fake = float(np.mean(p_yes)) if p_yes else None
+    if (fused := _fused_odds(rows)) is not None:
+        p_fake = float(expit(fused))
     truth = truth_of(first)
     kind = KINDS[first.kind]
     if kind.chooses:
@@ -181,6 +188,43 @@ def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
         p_right = float(np.mean([_p_right(row) for row in rows]))
         correct = 0.5 if p_right == 0.5 else float(p_right > 0.5)
     return _score(rows, p_fake=p_fake, said_fake=said, correct=correct, parsed=True)
+
+
+def _fused_odds(rows: Sequence[Result]) -> float | None:
+    """Log-odds of all witnesses, the language model's averaged over the prompts; None where it stands alone."""
+    fused = [row.fused_odds for row in rows if row.fused_odds is not None]
+    return float(np.mean(fused)) if fused and len(fused) == len(rows) else None
+
+
+def _mean_odds(score: ItemScore) -> float:
+    """What the verdict on an item rests on, in nats."""
+    fused = _fused_odds(score.results)
+    own = [logit(row.p_fake) for row in score.results if row.p_fake is not None]
+    return float(np.mean(own)) if fused is None else fused
+
+
+def witness_figures(scores: Sequence[ItemScore], resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
+    """Of each witness by itself, on the verdicts in which all speak: {n, accuracy, balanced_accuracy, auroc, ci95}."""
+    spoken = [score for score in chief_scores(scores) if _fused_odds(score.results) is not None]
+    if not spoken:
+        return {}
+    names = ["language_model", *(spoken[0].results[0].witness_odds or {})]
+    found = {}
+    for name in names:
+        every = figures_of([_alone(score, name) for score in spoken], resamples=resamples)
+        found[name] = {key: every[key] for key in ("n", "accuracy", "balanced_accuracy", "auroc")}
+        found[name]["ci95"] = {key: every["ci95"].get(key) for key in ("accuracy", "balanced_accuracy", "auroc")}
+    return found
+
+
+def _alone(score: ItemScore, name: str) -> ItemScore:
+    """An item as one witness decides it."""
+    if name == "language_model":
+        p_fake = float(np.mean([p for row in score.results if (p := _p_positive(row)) is not None]))
+    else:
+        p_fake = float(expit((score.results[0].witness_odds or {})[name]))
+    said = p_fake >= 0.5
+    return replace(score, p_fake=p_fake, said_fake=said, correct=float(said == score.is_fake))
 
 
 def _by_answer(rows: tuple[Result, ...]) -> ItemScore:
@@ -269,14 +313,15 @@ def calibrated_figures(
 ) -> dict[str, Any] | None:
     """The figures of yes/no and real/fake verdicts by a run's own calibration; None where there are none.
 
-    It was fitted on the log-odds averaged over both polarities, and is applied to those.
+    It was fitted on the log-odds averaged over both polarities, fused where there are several witnesses, and is applied
+    to those.
     """
     asked = [score for score in chief_scores(scores) if KINDS[score.kind].is_verdict]
     known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
     if not known:
         return None
-    odds = [np.mean([logit(row.p_fake) for row in s.results if row.p_fake is not None]) for s in known]
-    p, y = calibration.p_fake(np.array(odds)), np.array([s.is_fake for s in known], float)
+    odds = np.array([_mean_odds(score) for score in known])
+    p, y = calibration.p_fake(odds), np.array([s.is_fake for s in known], float)
     right = ((p > calibration.threshold) == (y > 0)).astype(float)
     above = float(np.nextafter(calibration.threshold, 2))  # what exceeds the threshold, not what reaches it
     groups, points = [s.group for s in known], figures(y, p, threshold=above)

@@ -41,7 +41,7 @@ class ChatVLM(VLM):
     has_fixed_prefix = False
     supports_packing = False
     supports_prefix_cache = False
-    connectors = ("multi_modal_projector", "connector", "merger")
+    connectors: tuple[str, ...] = ("multi_modal_projector", "connector", "merger")
     two_way_images = False  # whether the tokens of one image see each other in both directions
     prefix_lm = False  # whether image and question see each other in both directions, and the answer only is causal
 

@@ -24,7 +24,7 @@ from vlm_detect.models.untrusted import load_untrusted
 class MoondreamVLM(VLM):
     model: MoondreamForConditionalGeneration
     processor: MoondreamProcessor
-    connectors = ("proj_mlp",)
+    connectors: tuple[str, ...] = ("proj_mlp",)
     can_locate = True
     typical_crops = 10
     estimates_memory = True
