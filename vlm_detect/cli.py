@@ -36,6 +36,7 @@ VERBS = {
     "train preference": ("vlm_detect.train.preference:main", "prefer checked explanations to faulty ones (DPO)"),
     "train cnn": ("vlm_detect.cnn.train:main", "train a CNN baseline"),
     "fit-head": ("vlm_detect.apps.commands:fit_head", "fit a head, and weigh a run's witnesses"),
+    "adapt": ("vlm_detect.apps.commands:adapt", "take a run to a new generator, from a handful of images"),
     "calibrate": ("vlm_detect.apps.commands:calibrate", "refit a run's threshold on your own images"),
     "export": ("vlm_detect.apps.commands:export", "write a finetuned model in the form that other tools read"),
     "benchmark": ("vlm_detect.benchmark.commands:benchmark", "score a model, or recorded answers"),

@@ -127,8 +127,9 @@ def test_disputed_images_are_unsure_up_to_where_verdicts_are_right() -> None:
     generated = np.arange(2000) % 2 == 1
     features = rng.normal(size=(2000, 2)) + 1.5 * generated[:, None]
     own = np.where(generated, 1.0, -1.0) + rng.normal(size=2000)
-    fitted = weigh(Head.fit(features, generated), Read(features, {"language_model": own}, generated), None, 0.01)
-    said = Read(features, {"language_model": own}, generated).said(fitted.head)
+    head = Head.fit(features, generated)
+    said = Read(features, {"language_model": own}, generated).said(head)
+    fitted = weigh(head, said, generated, {}, 0.01)
     fused = fitted.fusion.log_odds(said)
     margin = np.abs(fitted.calibration.margin(fused))
     disputed, right = fitted.fusion.is_disputed(said), (fused > 0) == generated

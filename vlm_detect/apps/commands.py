@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from vlm_detect.apps.options import (
+    AdaptOptions,
     AuditOptions,
     CalibrateOptions,
     ChatOptions,
@@ -222,3 +223,17 @@ def fit_head(argv: list[str]) -> None:
         validation_limit=options.validation_limit,
         novelty_level=options.novelty_level,
     )
+
+
+def adapt(argv: list[str]) -> None:
+    """Take a run to a new generator, from at least 50 labelled images: its head learns them, nothing is trained.
+
+    vlm-detect adapt runs/moondream_lora new/ --out runs/adapted      # new/real and new/fake
+    vlm-detect adapt runs/moondream_lora new.csv --out runs/adapted   # columns path and label
+
+    Accuracy and AUROC, before and after, are printed of new and old images that had no part in it.
+    """
+    (options,) = parse_config([AdaptOptions], argv, doc=adapt.__doc__)
+    from vlm_detect.train.adapt import adapt_run
+
+    adapt_run(options.run, options.images, options.out, old=options.old)

@@ -329,6 +329,26 @@ class FitHeadOptions:
 
 
 @dataclass(frozen=True)
+class AdaptOptions:
+    run: str = field(metadata={"positional": True, "help": "A run directory with a head."})
+    images: str = field(
+        metadata={
+            "positional": True,
+            "help": "At least 50 labelled images: a folder with real/ and fake/ in it, a CSV of path and label, or a "
+            "dataset.",
+        }
+    )
+    out: str = field(metadata={"metavar": "RUN2", "help": "A new folder for the adapted run."})
+    old: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "DATASET",
+            "help": "Whose validation split stands for what the run knew. Default: that of its head.",
+        },
+    )
+
+
+@dataclass(frozen=True)
 class ConfigsOptions:
     name: str | None = field(
         default=None, metadata={"positional": True, "help": "Print this one, as a start for your own."}

@@ -32,7 +32,7 @@ from vlm_detect.apps.session import reason_lines
 from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled, tell_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
-from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.infer.detector import Detector, Picture, Testimony, Verdict, decode_picture
 from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.locks import held
 from vlm_detect.progress import progress
@@ -49,7 +49,7 @@ class Row:
     """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file.
 
     `reasons` are those of `CheckedReason`, as a list of objects; None where none were asked for. `witnesses` holds the
-    log-odds and the weight of each. Lists and objects are JSON in a CSV.
+    log-odds and the weight of each, where there are several. Lists and objects are JSON in a CSV.
     Columns may be added at the end: files of earlier versions are read, and written anew with them.
     """
 
@@ -250,9 +250,14 @@ def _row(key: tuple[str, str], found: Verdict | str, explanation: Explanation | 
         why_unsure=found.why_unsure or "",
         max_fpr=found.max_fpr,
         views=found.views,
-        witnesses={name: said._asdict() for name, said in found.witnesses.items()},
+        witnesses=_several(found.witnesses),
         novelty_p=found.novelty_p,
     )
+
+
+def _several(witnesses: Mapping[str, Testimony]) -> dict[str, dict[str, float]] | None:
+    """None of a language model alone, whose log-odds `p_fake` says already."""
+    return {name: said._asdict() for name, said in witnesses.items()} if len(witnesses) > 1 else None
 
 
 class _Writer:

@@ -157,7 +157,7 @@ def _fused(
     said = dict(zip(asked_of, witnesses.beside([images[i] for i in asked_of]), strict=True))
     found = []
     for result in results:
-        if is_fusable(result):
+        if is_fusable(result) and result.p_fake is not None:
             odds = dict(said[place[result.id]].odds)
             fused = float(witnesses.fusion.log_odds({"language_model": logit(result.p_fake), **odds}))
             result = replace(result, witness_odds=odds, fused_odds=fused)

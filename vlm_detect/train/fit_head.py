@@ -55,15 +55,13 @@ class Read:
 
     def said(self, head: Head) -> dict[str, np.ndarray]:
         """Log-odds (N,) of every witness, in the order in which they are shown."""
-        return {name: values for name, values in self._all(head) if values is not None}
+        every = {**self.odds, HEAD: head.log_odds(self.features)}
+        return {name: every[name] for name in (LANGUAGE_MODEL, HEAD, EXPERT) if name in every}
 
-    def _all(self, head: Head) -> list[tuple[str, np.ndarray | None]]:
-        odds = self.odds
-        return [
-            (LANGUAGE_MODEL, odds.get(LANGUAGE_MODEL)),
-            (HEAD, head.log_odds(self.features)),
-            (EXPERT, odds.get(EXPERT)),
-        ]
+    def at(self, places: np.ndarray) -> Read:
+        """Some of the images."""
+        odds = {name: values[places] for name, values in self.odds.items()}
+        return Read(self.features[places], odds, self.generated[places])
 
 
 @dataclass(frozen=True)
@@ -131,23 +129,30 @@ def fit_head(
     head = Head.fit(learned.features, learned.generated, facts)
     probe = backbone.pooled([probe_image()]) if backbone else pooled_features(vlm, [probe_image()])
     head = head.with_ordinary(held_out.features).with_probe(probe)
-    return weigh(head, held_out, expert, novelty_level, validation.groups)
+    sources = {EXPERT: expert.source} if expert else {}
+    return weigh(head, held_out.said(head), held_out.generated, sources, novelty_level, validation.groups)
 
 
 def weigh(
-    head: Head, found: Read, expert: Expert | None, novelty_level: float, groups: Sequence[str] | None = None
+    head: Head,
+    said: Mapping[str, np.ndarray],
+    generated: np.ndarray,
+    sources: Mapping[str, tuple[str, str]],
+    novelty_level: float,
+    groups: Sequence[str] | None = None,
 ) -> Fitted:
-    """The weights of all witnesses and the calibration of what they say together."""
-    said, truth = found.said(head), found.generated
-    sources = {EXPERT: expert.source} if expert else {}
-    fusion = replace(Fusion.fit(said, truth, sources), novelty_level=novelty_level)
+    """The weights of all witnesses and the calibration of what they say together, from their log-odds (N,) each.
+
+    `sources` and `groups` are as in `Fusion.fit` and `stats.calibration.fit`.
+    """
+    fusion = replace(Fusion.fit(said, generated, sources), novelty_level=novelty_level)
     fused = fusion.log_odds(said)
-    calibration = fit(fused, truth, groups=groups)
+    calibration = fit(fused, generated, groups=groups)
     if (disputed := fusion.is_disputed(said)).any():
-        _, width = unsure_band(calibration.margin(fused[disputed]), truth[disputed], above=True)
+        _, width = unsure_band(calibration.margin(fused[disputed]), generated[disputed], above=True)
         fusion = replace(fusion, disputed=width)
-    figures = {name: figures_of(odds, truth) for name, odds in {**said, FUSED: cross_fitted(said, truth)}.items()}
-    return Fitted(head, fusion, calibration, figures)
+    shown = {**said, FUSED: cross_fitted(said, generated)}
+    return Fitted(head, fusion, calibration, {name: figures_of(odds, generated) for name, odds in shown.items()})
 
 
 def read(
