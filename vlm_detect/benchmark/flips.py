@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from vlm_detect.benchmark.summary import ItemScore
+from vlm_detect.benchmark.summary import ItemScore, item_odds
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
-from vlm_detect.stats.metrics import logit
 
 Scores = Mapping[str, ItemScore]
 _WAYS = {"to_real": "From generated to real", "to_generated": "From real to generated"}
@@ -62,10 +61,10 @@ def false_alarms(
 
 def calls_generated(score: ItemScore, calibration: Calibration | None) -> bool:
     """The verdict of one item, by the run's threshold where there is one."""
-    odds = [logit(row.p_fake) for row in score.results if row.p_fake is not None]
-    if calibration is None or not calibration.n or not odds:
+    odds = item_odds(score)
+    if calibration is None or not calibration.n or np.isnan(odds):
         return bool(score.said_fake)
-    return bool(calibration.p_fake(float(np.mean(odds))) > calibration.threshold)
+    return bool(calibration.p_fake(odds) > calibration.threshold)
 
 
 def attack_tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:

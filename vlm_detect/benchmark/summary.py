@@ -196,11 +196,13 @@ def _fused_odds(rows: Sequence[Result]) -> float | None:
     return float(np.mean(fused)) if fused and len(fused) == len(rows) else None
 
 
-def _mean_odds(score: ItemScore) -> float:
-    """What the verdict on an item rests on, in nats."""
+def item_odds(score: ItemScore) -> float:
+    """What the verdict on an item rests on, in nats; NaN where it has no probability."""
     fused = _fused_odds(score.results)
     own = [logit(row.p_fake) for row in score.results if row.p_fake is not None]
-    return float(np.mean(own)) if fused is None else fused
+    if fused is not None:
+        return fused
+    return float(np.mean(own)) if own else float("nan")
 
 
 def witness_figures(scores: Sequence[ItemScore], resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
@@ -320,7 +322,7 @@ def calibrated_figures(
     known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
     if not known:
         return None
-    odds = np.array([_mean_odds(score) for score in known])
+    odds = np.array([item_odds(score) for score in known])
     p, y = calibration.p_fake(odds), np.array([s.is_fake for s in known], float)
     right = ((p > calibration.threshold) == (y > 0)).astype(float)
     above = float(np.nextafter(calibration.threshold, 2))  # what exceeds the threshold, not what reaches it

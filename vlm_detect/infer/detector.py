@@ -217,8 +217,8 @@ class Verdict:
 class Detector:
     """Judges images by one model: a Hub id, a folder, a run directory, `nano`, or what `load_vlm` has loaded.
 
-    `expert` is the run of a CNN in place of the one that the run's fusion names. With `views` as many re-encoded copies of
-    an image (`images.views.VIEWS`) are judged too: where their labels differ from the image's own, it is "unsure".
+    `expert` is the run of a CNN in place of the one that the run's fusion names. With `views` as many re-encoded copies
+    of an image (`images.views.VIEWS`) are judged too: where their labels differ from the image's own, it is "unsure".
     """
 
     def __init__(
