@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.benchmark.fakes import verdict_rows, write_benchmark
 from tests.factories import tiny_moondream, tiny_vlm
 from tests.pages.test_page import assert_self_contained
 from tests.scripts.here import run_verb
+from tests.scripts.test_vqa_benchmark import TWO
+from tests.scripts.test_vqa_benchmark import run as run_as_two
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.model import CnnForDetection
 
@@ -109,6 +112,17 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
     assert sum("Said before" in text for text in said) == 4
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_explanations(adapter: Path, reasoned: Path, whole: Path, tmp_path: Path) -> None:
+    args = ("--model", adapter, "--benchmark", reasoned, *SETTINGS, "--out", tmp_path / "two")
+    done = run_as_two(*args, launch=TWO)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    one, two = (summary(out)["explanations"] for out in (whole, tmp_path / "two"))
+    assert one == two
+    assert lines(whole / "explanations.jsonl") == lines(tmp_path / "two" / "explanations.jsonl")
+
+
 def test_two_runs_are_compared_and_recorded(adapter: Path, reasoned: Path, whole: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "eval"
     done = run_verb(
@@ -183,6 +197,8 @@ def test_places_are_hidden_mapped_and_judged(adapter: Path, tmp_path: Path) -> N
     assert found["faithfulness"]["hiding"]["n"] == found["faithfulness"]["pasting"]["n"] == named == 4
     assert found["hits"]["named"]["hit"]["n"] == found["hits"]["evidence_map"]["hit"]["n"] == named
     assert found["judged"]["specificity"]["n"] == named
+    assert re.search(r"faithfulness, hiding +[01]\.\d{3}  \[.*\]  n 4\n", done.stdout)
+    assert "--explanations 6: there are 4 images to explain" in done.stderr
     assert (found["judged"]["by"], found["judged"]["is_the_model_itself"]) == (str(adapter.parent / "base"), False)
     html = (out / "report.html").read_text()
     for part in ("Hiding the named place", "by the evidence map", "was put to a judge"):

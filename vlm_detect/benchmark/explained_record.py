@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm_detect.benchmark.compare import Run
+from vlm_detect.benchmark.explained_rows import figure_at
 from vlm_detect.benchmark.summary import ItemScore, figures_of, rounded
 from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
@@ -40,8 +41,9 @@ def explanation_record(folder: Path, run: Run, without: Run, *, resamples: int =
     made = _made(folder)
     figures = {name: _figure(measured[name]) for name in (*_MEASURED, *_ALSO)}
     figures["contradictions"] = _figure(explained["contradictions"])
-    base = (explained.get("base") or {}).get("measured") or {}
-    figures |= {f"{name}_of_base": _figure(base[name]) for name in ("truth", "specificity") if base.get(name)}
+    further = {f"{name}_of_base": f"base.measured.{name}" for name in ("claims_an_image", "truth", "specificity")}
+    further |= {"hiding": "faithfulness.hiding", "pasting": "faithfulness.pasting"}
+    figures |= {name: _figure(found) for name, path in further.items() if (found := figure_at(explained, path))}
     figures |= yes_no_figures(run, without, resamples=resamples)
     return rounded({"data": made.pop("data"), **{name: {**figure, **made} for name, figure in figures.items()}})
 
@@ -82,7 +84,7 @@ def _accuracy(right: Array) -> Any:
     return lambda weights: {"accuracy": weights @ right / weights.sum(axis=1)}
 
 
-def _figure(found: dict[str, Any] | None) -> dict[str, Any]:
+def _figure(found: Mapping[str, Any] | None) -> dict[str, Any]:
     """A figure of a summary; without any claim it has no value."""
     if not found:
         return {"value": None, "n": 0, "ci95": None}

@@ -47,7 +47,7 @@ def explained_rows(explained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     """{name, n, cells: one (point, interval) a run} of every figure that some run's `explanations` has."""
     rows = []
     for name, path in _ROWS.items():
-        figures = [_at(found, path) for found in explained]
+        figures = [figure_at(found, path) for found in explained]
         if any(figures):
             cells = [(figure.get("share"), figure.get("ci95")) for figure in figures]
             rows.append({"name": name, "n": max(figure.get("n", 0) for figure in figures), "cells": cells})
@@ -58,7 +58,8 @@ def explained_rows(explained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     return rows
 
 
-def _at(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+def figure_at(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The figure at a dotted place of a run's `explanations`; empty where it has none."""
     value: Any = found
     for name in path.split("."):
         value = (value or {}).get(name)

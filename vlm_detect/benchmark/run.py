@@ -15,6 +15,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.explained_rows import figure_at
 from vlm_detect.benchmark.respondents import Respondent
 from vlm_detect.benchmark.results import RESULTS, Key, ResultWriter, merge, read_results
 from vlm_detect.benchmark.score import key_of, plan
@@ -26,14 +27,20 @@ from vlm_detect.schema import check_schema, with_schema
 
 _SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
 _EXPLAINED = (
-    "claims_an_image",
-    "truth",
-    "truth_of_another_image",
-    "truth_of_constant",
-    "specificity",
-    "false_faults_on_photos",
+    "measured.claims_an_image",
+    "measured.truth",
+    "measured.truth_of_another_image",
+    "measured.truth_of_constant",
+    "measured.specificity",
+    "measured.false_faults_on_photos",
+    "measured.unchecked_sentences",
     "contradictions",
-    "unchecked_sentences",
+    "faithfulness.hiding",
+    "faithfulness.pasting",
+    "hits.named.hit",
+    "hits.evidence_map.hit",
+    "hits.chance.hit",
+    "judged.specificity",
 )
 _SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ap", "fpr_at_95_tpr", "ece", "brier")
 
@@ -157,11 +164,11 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
         print(f"  {name.replace('_', ' ') + ' alone':<22}{found['accuracy']:.3f}  (AUROC {auroc}{weight})")
     if generate := summary.get("generate"):
         print(f"  {'generated accuracy':<22}{generate['accuracy']:.3f}  ({generate['unparsed']} unparsed)")
-    explained = summary.get("explanations") or {}
     for name in _EXPLAINED:
-        if found := explained.get(name) or (explained.get("measured") or {}).get(name):
+        if found := figure_at(summary.get("explanations") or {}, name):
             interval = found["ci95"]
             shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-            print(f"  {name.replace('_', ' '):<26}{found['share']:.3f}  {shown}  n {found['n']}")
+            told = name.removeprefix("measured.").replace("_", " ").replace(".", ", ")
+            print(f"  {told:<26}{found['share']:.3f}  {shown}  n {found['n']}")
     floors = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
     print(f"  floors: {floors}\n  {out / 'report.html'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -66,7 +67,10 @@ def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> No
     if options.explanations and not respondent.explain:
         raise UserError(f"--explanations: {options.model} answers no question in words; leave it out")
     if options.explanations:
+        asked = len(benchmark.items)
         benchmark = with_explanations(benchmark, options.explanations, seed=options.seed)
+        if (n := len(benchmark.items) - asked) < options.explanations and state.is_main_process:
+            print(f"--explanations {options.explanations}: there are {n} images to explain", file=sys.stderr)
     lengths = {name: getattr(options, name) for name in ("max_new_tokens", "explanation_tokens")}
     identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
@@ -82,13 +86,12 @@ def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> No
         return
     results = answer_all(benchmark, out, state, respondent)
     explained = explain(options, benchmark, results, out, state, respondent) if options.explanations else None
-    if state.is_main_process:
+    if state.is_main_process:  # measuring takes longer than processes wait for each other: the rest are done
         facts = {**identity, **calibration, "processes": state.num_processes, "device": str(state.device)}
         seconds = time.monotonic() - started
         finish(
             options, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent, explained=explained
         )
-    state.wait_for_everyone()
 
 
 def respondent_of(options: BenchmarkOptions, out: Path) -> Respondent:
