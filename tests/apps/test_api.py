@@ -208,6 +208,7 @@ def test_a_verdict_by_json_and_by_form_is_the_detectors(server: Running, http: h
     assert by_json == by_form
     assert by_json["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
     assert {"label", "calibrated", "threshold", "unsure_band", "model", "version", "provenance"} <= set(by_json)
+    assert (by_json["reliable"], by_json["why_unsure"], by_json["max_fpr"]) == (True, None, None)
     assert (by_json["width"], by_json["height"]) == photo.size
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from vlm_detect.benchmark.results import read_results
-from vlm_detect.benchmark.summary import chief_scores, item_scores
+from vlm_detect.benchmark.summary import chief_scores, item_odds, item_scores
 from vlm_detect.config import check_at_least, git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.stats.calibration import Calibration
@@ -78,13 +78,14 @@ def _of_the_law(config: Config, rng: np.random.Generator) -> Iterator[float]:
 
 def _of_photos(config: Config, rng: np.random.Generator) -> Iterator[float]:
     scores = chief_scores(item_scores(read_results(Path(config.results or "")), "logprob"))
-    odds = np.array([logit(score.p_fake) for score in scores if score.is_fake is False and score.p_fake is not None])
+    found = np.array([item_odds(score) for score in scores if score.is_fake is False], float)
+    odds = found[np.isfinite(found)]
     if len(odds) < HELD + config.photos:
         raise UserError(f"--results {config.results}: {len(odds)} photos; {HELD + config.photos} are needed")
     for _ in range(config.draws):
         order = rng.permutation(len(odds))
-        found = Calibration().fit_photos(odds[order[: config.photos]], config.max_fpr)
-        yield float((Calibration().p_fake(odds[order[config.photos :]]) > found.threshold).mean())
+        fitted = Calibration().fit_photos(odds[order[: config.photos]], config.max_fpr)
+        yield float((fitted.p_fake(odds[order[config.photos :]]) > fitted.threshold).mean())
 
 
 if __name__ == "__main__":

@@ -112,6 +112,9 @@ def test_a_calibrated_verdict_is_what_exceeds_the_threshold(benchmark: Benchmark
     found = calibrated_figures(item_scores(results, "logprob"), Calibration(n=9, threshold=0.5), resamples=20)
     assert found is not None
     assert (found["tpr"], found["tnr"], found["accuracy"]) == (0, 1, found["balanced_accuracy"])
+    doubtful = calibrated_figures(item_scores(results, "logprob"), Calibration(n=9, reliable=False), resamples=20)
+    assert doubtful is not None
+    assert (found["reliable"], doubtful["reliable"]) == (True, False)
 
 
 def test_right_verdict_for_the_wrong_reason(tmp_path: Path) -> None:

@@ -116,3 +116,10 @@ def test_a_photo_counts_once_however_often_it_comes():
     generated = np.arange(400) % 2 == 1
     with pytest.raises(UserError, match="these are 100"):
         fit(np.arange(400.0), generated, 0.01, groups)
+
+
+def test_photos_do_not_make_a_model_reliable():
+    """They say nothing of generated images: what was found at chance stays so, and its probabilities as well."""
+    at_chance = Calibration(temperature=3.0, bias=0.5, reliable=False, doubt="at chance")
+    found = at_chance.fit_photos(np.arange(100.0), 0.05)
+    assert (found.reliable, found.doubt, found.temperature, found.bias) == (False, "at chance", 3.0, 0.5)

@@ -336,6 +336,7 @@ def calibrated_figures(
     return {
         "n": len(known),
         "fitted_on": calibration.n,
+        "reliable": calibration.reliable,
         "threshold": calibration.threshold,
         "accuracy": float(right.mean()),
         **points,
