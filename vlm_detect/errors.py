@@ -17,6 +17,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NoReturn
 
+from vlm_detect.printable import printable
+
 # Of a place that may not be read or written, or has no room: not for a traceback.
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _OF_PLACES |= {errno.ENOSPC, errno.EDQUOT}
@@ -55,7 +57,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
@@ -84,6 +86,8 @@ def set_up_process() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Where peft imports bitsandbytes on some CPUs, it recommends a package on stderr, which is for our own one line.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Pillow logs what is odd about a file, in as many lines as whoever made it likes; rejects and notes say it.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _reader_has_gone() -> bool:

@@ -55,12 +55,12 @@ def held(out: Path, *, flag: str = "--out", when: bool = True, is_file: bool = F
 
 @contextmanager
 def _locked(place: Path, flag: str) -> Iterator[None]:
-    path, file = _open(place)
+    path, file = _open(place, flag)
     with contextlib.ExitStack() as stack:
         stack.enter_context(file)
         try:
             while not _is_taken(path, file, place, flag):
-                path, file = _open(place)
+                path, file = _open(place, flag)
                 stack.enter_context(file)
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:  # a file system that cannot lock keeps nobody out
@@ -76,7 +76,7 @@ def _locked(place: Path, flag: str) -> Iterator[None]:
                 path.unlink()
 
 
-def _open(place: Path) -> tuple[Path, IO[bytes]]:
+def _open(place: Path, flag: str) -> tuple[Path, IO[bytes]]:
     """The file that is locked: beside the place, or in it where nothing may be written beside it."""
     beside, inside = place.with_name(f".{place.name}.lock"), place / ".lock"
     try:
@@ -84,11 +84,13 @@ def _open(place: Path) -> tuple[Path, IO[bytes]]:
         return beside, beside.open("a+b")
     except OSError as error:
         if not place.is_dir():
-            raise UserError(f"{place}: cannot be written ({error.strerror}); give another place") from error
+            # Making a folder within a file fails as an entry that exists.
+            reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+            raise UserError(f"{place}: cannot be written ({reason}); give another {flag}") from error
     try:
         return inside, inside.open("a+b")
     except OSError as error:
-        raise UserError(f"{place}: cannot be written ({error.strerror}); give another place") from error
+        raise UserError(f"{place}: cannot be written ({error.strerror}); give another {flag}") from error
 
 
 def _is_taken(path: Path, file: IO[bytes], place: Path, flag: str) -> bool:

@@ -238,6 +238,7 @@ class Result:
     topic: Topic = "generation"  # edits have questions, and figures, of their own
     witness_odds: dict[str, float] | None = None
     fused_odds: float | None = None
+    refused: str = ""  # why the model does not read the image; nothing was answered then
 
     @property
     def key(self) -> tuple[str, str, str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,23 +15,16 @@ import pytest
 from tests.apps.conftest import Running, make_photo, serving, until
 from tests.apps.test_api import SAID, STATUSES, said_of
 from tests.apps.test_server import Gate, submit
+from tests.chromium import chromium
 from vlm_detect.infer.detector import Detector
 from vlm_detect.measures.calibration import MeasureCalibration
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("needs a system Chromium (Debian: apt install chromium)", allow_module_level=True)
+from vlm_detect.stats.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    # Chromium's sandbox cannot be set up by root, as which containers run.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -67,9 +59,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> None:
     expected = server.detector(files["a.png"])  # before the server's thread uses the same model
     page.set_input_files("#single-file", files["a.png"])
-    word = {"generated": "AI-generated", "real": "Real", "unsure": "Unsure"}[expected.label]
-    page.get_by_text(word, exact=True).wait_for()
+    page.get_by_text(f"No verdict: {expected.caveat}.", exact=True).wait_for()
     page.locator(".reasons").wait_for()
+    assert page.locator(".verdict-word").count() == 0
+    assert f"it leans to {expected.label}" in page.locator(".facts").first.text_content()
     assert page.locator("[role=meter]").get_attribute("aria-valuenow") == f"{expected.p_fake:.3f}"
     said = expected.explanation(12)
     assert page.locator(".reasons li p:first-child").all_text_contents() == [one.text for one in said.reasons]
@@ -89,6 +82,22 @@ def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> 
     page.locator(".answer:not(.writing)").wait_for()
     assert page.locator(".question").text_content() == "What is it?"
     assert page.locator(".answer").text_content() == expected.ask("What is it?", 12)
+
+
+def test_a_calibrated_verdict_is_set_in_large_letters(browser, detector: Detector, files, monkeypatch) -> None:
+    monkeypatch.setattr(detector, "calibration", Calibration(n=30))
+    expected = detector(files["a.png"])
+    word = {"generated": "AI-generated", "real": "Real", "unsure": "Unsure"}[expected.label]
+    with serving(detector) as running:
+        for page in open_page(browser, running.url):
+            page.set_input_files("#single-file", files["a.png"])
+            page.locator(".reasons").wait_for()
+            assert page.locator(".verdict-word").all_text_contents() == [word]
+            assert page.locator(".caveat").count() == 0
+            page.get_by_role("tab", name="Many images").click()
+            page.set_input_files("#batch-file", files["a.png"])
+            page.locator(f"td b.{expected.label}").wait_for()
+            assert "mean little" not in page.locator("#batch-status").text_content()
 
 
 def test_reasons_with_their_status_and_their_places_on_the_image(

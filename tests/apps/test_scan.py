@@ -213,6 +213,27 @@ def test_names_that_are_no_text_or_end_lines(detector: Detector, tmp_path: Path)
         assert out.read_bytes() == written
 
 
+def test_a_name_runs_in_no_spreadsheet_and_steers_no_terminal(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "-1.png", "'=2.png", "\x1b[31mred.png", "plain.png"]
+    for i, name in enumerate(names):
+        make_photo(i).save(name)
+    first = scan(detector, names, out=Path("rows.csv"))
+    with Path("rows.csv").open(newline="") as file:
+        cells = [row["path"] for row in csv.DictReader(file)]
+    assert cells == ["'=1+1.png", "'-1.png", "''=2.png", "\x1b[31mred.png", "plain.png"]
+    before = Path("rows.csv").read_bytes()
+    assert scan(detector, names, out=Path("rows.csv")) == first  # the names are known again
+    assert Path("rows.csv").read_bytes() == before
+    scan(detector, [*names, "\x1b]0;gone.png"])
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "\ufffd[31mred.png" in said.out
+    assert "\ufffd]0;gone.png" in said.err
+
+
 @pytest.mark.parametrize("content", ["a,b\n1,2\n", "a,b\n1,2", "last will, no end of line", "path,x\n1"])
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
 def test_a_foreign_file_is_left_as_it_is(

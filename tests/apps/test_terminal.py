@@ -47,7 +47,8 @@ def test_piped_questions_get_an_answer_a_line(detector, image, monkeypatch, caps
     converse(detector, image, "What?\n\nWhy?\n/quit\nnever asked\n", monkeypatch)
     out = capsys.readouterr().out
     verdict = detector(make_photo(3))
-    assert out.startswith(f"photo.png: {verdict.label}, p_fake {verdict.p_fake:.2f} (not calibrated; ")
+    leaning = f"photo.png: no verdict, it leans to {verdict.label}, p_fake {verdict.p_fake:.2f}: "
+    assert out.startswith(f"{leaning}{detector.name} was never finetuned or calibrated")
     shown = "".join(c for c in out if c.isprintable())
     for answer in (verdict.explain(8), verdict.ask("What?", 8), verdict.ask("Why?", 8)):
         assert "".join(c for c in answer if c.isprintable()) in shown

@@ -8,10 +8,10 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.explanations import explanations, read_explanations
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.results import ResultWriter, merge, read_results
+from vlm_detect.benchmark.run import without_refused
 from vlm_detect.benchmark.score import fake_probability, key_of, plan, score
 from vlm_detect.benchmark.summary import calibrated_figures, item_scores, summarise
 from vlm_detect.errors import UserError
-from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.stats.calibration import Calibration
 
 
@@ -178,13 +178,27 @@ def test_only_what_is_left_is_asked(benchmark: Benchmark) -> None:
     assert run(benchmark, engine, done=needed) == []
 
 
-def test_an_image_that_the_model_does_not_read_is_named(benchmark: Benchmark) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_image_that_the_model_does_not_read_is_left_out_with_its_reason(
+    benchmark: Benchmark, batch_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = benchmark.items[0]
     size = benchmark.image(first.images[0]).size
 
-    class Refusing(FakeEngine):
-        def score(self, images, asks):
-            raise ImageRejected("shape", f"{size[0]}x{size[1]} pixels, which x does not read: too tall")
+    def refusal(given):
+        return f"{size[0]}x{size[1]} pixels, which x does not read: too tall" if given == size else None
 
-    with pytest.raises(UserError, match=rf"item .*{first.id}.*: {size[0]}x{size[1]} pixels, .*; leave it out"):
-        run(benchmark, Refusing(always_first, lambda image, question: "Yes."), batch_size=1)
+    engine = FakeEngine(oracle, lambda image, question: "fake" if _red(image) else "Real.")
+    results = run(benchmark, engine, refusal=refusal, batch_size=batch_size)
+    # Its prompts have a line each, so that a run that goes on does not ask them again.
+    assert {result.key for result in results} == {key_of(*asked) for image in plan(benchmark) for asked in image}
+    assert {result.id for result in results if result.refused} == {first.id}
+    kept, answered = without_refused(benchmark, results)
+    assert [item.id for item in kept.items] == [item.id for item in benchmark.items[1:]]
+    assert kept.skipped == [f"{first.id}: {refusal(size)}"]
+    assert "1 items are left out (item0: 8x8 pixels" in capsys.readouterr().err
+    summary = summarise(answered)
+    assert summary == summarise(results)  # whoever reads the file without them gets the same figures
+    assert (summary["n"], summary["accuracy"]) == (4, 1)
+    with pytest.raises(UserError, match="reads none of its images"):
+        without_refused(benchmark, run(benchmark, engine, refusal=lambda given: "no"))

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.data.factories import photo
 from vlm_detect.data import dataset_rows
+from vlm_detect.data.audit.samples import read_samples
 from vlm_detect.data.dataset_rows import open_all_splits
 from vlm_detect.data.image_sets import ImageSet, open_image_set
 from vlm_detect.data.selection import Selection
@@ -264,3 +266,16 @@ def test_a_cached_dataset_needs_no_network(tmp_path: Path, monkeypatch: pytest.M
     assert [photo.data for photo in photos if isinstance(photo, SourcePhoto)] == DATA
     with pytest.raises(UserError, match=r"owner/other: cannot be read .* HF_HUB_OFFLINE is set"):
         open_image_set("hub", "owner/other")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    audited = read_samples("owner/name", 100)
+    assert {sample.data for sample in audited.samples} == set(DATA)
+    with pytest.raises(UserError, match=r"owner/other: cannot be read .* HF_HUB_OFFLINE is set"):
+        read_samples("owner/other", 100)
+    # Its files as they were fetched, which `datasets` has made nothing of.
+    snapshot = tmp_path / "hub" / "datasets--owner--files"
+    (snapshot / "refs").mkdir(parents=True)
+    (snapshot / "refs" / "main").write_text("f" * 40)
+    shutil.copytree(folder, snapshot / "snapshots" / ("f" * 40))
+    assert {sample.data for sample in read_samples("owner/files", 100).samples} == set(DATA)

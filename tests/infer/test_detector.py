@@ -78,6 +78,17 @@ def test_the_runs_calibration_is_used(model_folder: Path, photo: Image.Image) ->
     assert plain.why_unsure is None
     assert (plain.reliable, plain.max_fpr) == (True, None)
     assert verdict.log_odds == pytest.approx(odds, abs=1e-4)
+    assert (verdict.caveat, plain.calibrated) == ("", False)
+    assert (
+        plain.to_json()["caveat"]
+        == f"{plain.model} was never finetuned or calibrated to tell generated images from photos"
+    )
+
+
+def test_a_finetuned_model_without_a_calibration_has_a_caveat_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(model_folder, tmp_path / "run")
+    (run / "run.json").write_text("{}")
+    assert "was never calibrated: p_fake ranks images" in Detector(str(run)).caveat
 
 
 def test_one_image_or_a_list_of_them_in_every_form(vlm: MoondreamVLM, photo: Image.Image, tmp_path: Path) -> None:

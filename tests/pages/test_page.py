@@ -8,13 +8,26 @@ import pytest
 from PIL import Image
 
 from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark
+from tests.benchmark.test_score import oracle
+from tests.chromium import chromium
 from vlm_detect.benchmark.demo_report import demo_report
 from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.report import notes_of, write_report
+from vlm_detect.benchmark.report_parts import card_maker
 from vlm_detect.benchmark.score import score
-from vlm_detect.benchmark.summary import summarise
-from vlm_detect.pages.page import bars_figure, confusion_figure, loss_figure, photo, roc_figure
+from vlm_detect.benchmark.summary import item_scores, summarise
+from vlm_detect.pages.page import (
+    bars_figure,
+    confusion_figure,
+    fragment,
+    loss_figure,
+    photo,
+    reliability_figure,
+    render,
+    roc_figure,
+)
+from vlm_detect.stats.metrics import figure_labels
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -128,6 +141,66 @@ def test_figures_are_reproducible_svg_with_numbers_in_the_alt_text() -> None:
     assert "glide 0.50" in pictures[1].alt
     assert "true real said generated: 1" in pictures[2].alt
     assert loss_figure([{"train_runtime": 1.0}]) is None
+
+
+def test_a_table_of_three_scores_fits_a_phone(tmp_path: Path) -> None:
+    """The last column of a table that scrolls sideways is not seen at all."""
+    figures = dict.fromkeys(figure_labels(), 0.125)
+    calibrated = {**figures, "threshold": 0.5, "fitted_on": 400}
+    columns = ["By log-probability", "Calibrated", "Free generation"]
+    rows = [{"name": label, "cells": [(0.125, [0.111, 0.999])] * 3} for label in figure_labels().values()]
+    scores = fragment("report_sections.html.j2", "scores", columns=columns, rows=rows, calibrated=calibrated)
+    summary = {"n": 4, "groups": 4, "model": "m", "skipped": 0}
+    html = render("report.html.j2", title="t", summary=summary, notes=[], sections=[("Scores", scores)])
+    (tmp_path / "report.html").write_text(html)
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        seen, whole = page.evaluate("(s => [s.clientWidth, s.scrollWidth])(document.querySelector('.scroll'))")
+        assert whole <= seen
+        text, interval = page.evaluate(
+            "['td', '.ci'].map(s => parseFloat(getComputedStyle(document.querySelector(s)).fontSize))"
+        )
+        assert min(text, interval) >= 10  # it can be read
+
+
+def test_the_legend_of_the_reliability_diagram_hides_no_dot() -> None:
+    rng = np.random.default_rng(0)
+    y, p = (rng.random(200) < 0.5).astype(float), rng.random(200)
+    shown = decoded(reliability_figure({"this run": (y, p)}).uri).decode()
+    texts = re.findall(r"<!-- (.*?) -->", shown)
+    assert {"calibrated", "this run", "The larger a dot, the more images it stands for"} <= set(texts)
+    # In the order of drawing the legend is the figure's own and stands above the axes.
+    axes, legend = shown.index('id="axes_1"'), shown.index('id="legend_1"')
+    assert axes < legend
+    top = min(float(found) for found in re.findall(r'clipPath id.*?<rect.*?y="([\d.]+)"', shown, re.DOTALL))
+    places = [float(found) for found in re.findall(r"translate\([\d.]+ ([\d.]+)\)", shown[legend:])]
+    assert places
+    assert max(places) < top
+
+
+def test_a_card_whose_answer_and_probability_disagree_says_why(tmp_path: Path) -> None:
+    benchmark = load_benchmark(write_benchmark(tmp_path, verdict_rows(tmp_path, 2)))
+
+    def rule(image, question, candidates):  # sure of "Fake" as it is asked, surer of the opposite the other way round
+        return [0.0, -1.0] if "real or artificially" in question else [-9.0, 0.0]
+
+    results = [result for batch in score(benchmark, FakeEngine(rule), ask=FakeAsk) for result in batch]
+    scores = item_scores(results, "logprob")
+    card = card_maker(benchmark)
+    shown = [card(one) for one in scores]
+    split = [one for one in scores if one.results[0].correct != (one.correct > 0.5)]
+    assert split, [one.p_fake for one in scores]
+    for one, made in zip(scores, shown, strict=True):
+        assert bool(made["why"]) == (one in split)
+    assert "mean over 2 wordings" in next(made["why"] for made in shown if made["why"])
+    agreeing = [score for batch in score(benchmark, FakeEngine(oracle), ask=FakeAsk) for score in batch]
+    assert not any(card(one)["why"] for one in item_scores(agreeing, "logprob"))
+    write_report(
+        tmp_path / "r.html", summarise(results, resamples=20) | {"model": "m", "skipped": 0}, results, benchmark
+    )
+    assert "mean over 2 wordings" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["report_sections.html.j2", "demo.html.j2"])

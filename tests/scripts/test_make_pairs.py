@@ -66,6 +66,7 @@ def test_photos_to_pairs_and_again(
     assert first.returncode == 0, first.stderr
     assert "16 pairs (train 10 of 5 groups, validation 2 of 1 groups, test 4 of 2 groups)" in first.stdout
     assert "1 unreadable" in first.stdout or "1 truncated" in first.stdout
+    assert first.stdout.startswith("captions of 9 photos, by column ...\ntwins (caption, vae), by ")
     assert first.stderr == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "photos", "settings.yaml"]
 
@@ -145,10 +146,13 @@ def test_bad_input_is_one_clear_line_and_nothing_half_written(
     (tmp_path / "empty").mkdir()
     captioned_photos(tmp_path / "photos", 1)
     named = {"empty": tmp_path / "empty", "photos": tmp_path / "photos", "generator": generator}
-    done = run_here("make_pairs.py", *(text.format(**named) for text in arguments), "--out", tmp_path / "pairs")
-    assert done.returncode == status
-    assert says in done.stderr
-    if status == 1:
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "pairs").exists()
+    texts = [text.format(**named) for text in arguments]
+    for dry_run in ([], ["--dry_run"]):  # what cannot be done is no plan either
+        done = run_here("make_pairs.py", *texts, "--out", tmp_path / "pairs", *dry_run)
+        assert done.returncode == status
+        assert says in done.stderr
+        if status == 1:
+            assert done.stderr.startswith("error: ")
+            assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "pairs").exists()
+        assert not list(tmp_path.glob("pairs.work/*"))

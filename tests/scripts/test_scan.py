@@ -39,7 +39,11 @@ def test_a_table_in_a_file_and_again(folder: Path) -> None:
     before = out.read_text()
     again = run_verb("scan", "--model", "nano", folder, "--out", out)
     assert out.read_text() == before
-    assert again.stderr.splitlines()[-1] == first.stderr.splitlines()[-1]
+    assert again.stderr.splitlines()[-2:] == first.stderr.splitlines()[-2:]
+    counted, caveat = again.stderr.splitlines()[-2:]
+    assert again.stderr.startswith("loading nano ...\n")
+    assert counted.startswith("3 images: ")
+    assert caveat.startswith("these labels mean little: nano was never finetuned or calibrated")
 
 
 def test_bad_input(folder: Path) -> None:

@@ -8,10 +8,20 @@ from dataclasses import fields
 import pytest
 from transformers import TrainingArguments
 
+from vlm_detect.errors import UserError
+from vlm_detect.train import command
 from vlm_detect.train.arguments import TrainArguments
-from vlm_detect.train.command import Options, spread
+from vlm_detect.train.command import Options, each_seed, spread
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.trainer_flags import trainer_flags
+
+
+def test_a_missing_liger_kernel_is_told_before_anything_is_made_or_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    options = parse(tmp_path / "run", "--use_liger_kernel", "True")
+    with pytest.raises(UserError, match="--use_liger_kernel: liger-kernel is not installed; run: pip install"):
+        each_seed(options, lambda given: pytest.fail("it was begun"))
+    assert not (tmp_path / "run").exists()
 
 
 def parse(folder, *flags):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlm_detect.train import program
 from vlm_detect.train.card import _floors
-from vlm_detect.train.curves import write_curves
+from vlm_detect.train.curves import _loss, _validation, write_curves
 
 SCORED = {"eval_auroc": 0.8, "eval_balanced_accuracy": 0.7, "eval_log_loss": 0.6, "eval_images": 40}
 HISTORY = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "epoch": 1.0, **SCORED}]
@@ -22,6 +22,14 @@ def test_curves_as_pictures_and_as_a_page_of_its_own(tmp_path):
     assert "<td>0.800</td>" in page
     assert 'src="http' not in page
     assert all(Image.open(tmp_path / f"{name}.png").size[0] > 300 for name in ("loss", "validation"))
+
+
+def test_a_single_validation_stands_on_an_axis_that_begins_at_the_start():
+    (figure, told) = _validation(HISTORY)
+    assert figure.axes[0].get_xlim() == (0, 1.05)
+    assert "epoch 1.00: AUROC 0.800" in told
+    (figure, _) = _loss(HISTORY[:1], "nats")
+    assert figure.axes[0].get_xlim() == (0, 1.05)
 
 
 def test_a_run_without_validation_has_a_loss_alone(tmp_path):

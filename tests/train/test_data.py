@@ -9,7 +9,11 @@ from PIL import Image
 
 from tests.train.toys import toy_images
 from vlm_detect.errors import UserError
+from vlm_detect.models import registry
+from vlm_detect.train.command import Options
 from vlm_detect.train.data import open_splits, open_training
+from vlm_detect.train.moondream import MoondreamOptions
+from vlm_detect.train.program import finetune
 
 
 def test_a_training_split_is_enough_of_what_is_only_learned(tmp_path):
@@ -34,3 +38,16 @@ def test_of_conversations_that_are_only_learned_none_is_held_back(tmp_path):
     assert (len(train), len(validation)) == (8, 2)
     train, _ = open_splits(str(tmp_path / "data.json"), limit=5)
     assert len(train) == 5
+
+
+@pytest.mark.parametrize("base", ["nobody/no-such-model", "./no_such_folder"])
+def test_the_model_is_looked_up_before_pairs_are_made_for_it(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(*arguments, **options):
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(registry, "model_info", unreachable)
+    with pytest.raises(UserError, match=base):
+        finetune(Options.parse(["--model", base], doc=None, training=MoondreamOptions))
+    assert not (tmp_path / "data").exists()

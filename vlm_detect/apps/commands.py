@@ -57,13 +57,13 @@ def scan(argv: list[str]) -> int:
     vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl
     """
     judge, options = parse_config([Judge, ScanOptions], argv, doc=scan.__doc__)
+    from vlm_detect.apps.loading import load_detector
     from vlm_detect.apps.scan import scan as scan_images
     from vlm_detect.apps.scan import summary
-    from vlm_detect.infer.detector import Detector
 
     out = Path(options.out) if options.out else None
     form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
-    detector = Detector(judge.model, adapter=judge.adapter, expert=judge.expert)
+    detector = load_detector(judge.model, judge.adapter, judge.expert)
     detector.views = options.views
     if options.max_fpr is not None:
         detector.calibration = detector.calibration.promising(options.max_fpr)
@@ -78,6 +78,9 @@ def scan(argv: list[str]) -> int:
     )
     print(summary(labels, detector.calibration), file=sys.stderr)
     judged = labels["generated"] + labels["unsure"] + labels["real"]
+    if judged and not detector.calibration.n:
+        told = f"these labels mean little: {detector.caveat}"
+        print(f"{told} (vlm-detect train, vlm-detect calibrate)", file=sys.stderr)
     failed = labels["missing"] or (labels["unreadable"] and not judged)
     return int(failed or any(labels[label] for label in options.labels))
 

@@ -35,6 +35,7 @@ from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Testimony, Verdict, decode_picture
 from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.locks import held
+from vlm_detect.printable import as_cell, from_cell, printable
 from vlm_detect.progress import progress
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.promise import percent
@@ -135,7 +136,7 @@ def scan(
             file.flush()
             bar.update(len(batch))
     for missing in (source for source in opened if isinstance(source, UserError)):
-        print(f"error: {spelled(str(missing))}", file=sys.stderr)
+        print(f"error: {printable(spelled(str(missing)))}", file=sys.stderr)
         labels["missing"] += 1
     return labels
 
@@ -275,7 +276,7 @@ class _Writer:
         match self._form:
             case "csv":
                 cells = {name: value if name not in _AS_JSON else _json(value) for name, value in asdict(row).items()}
-                csv.writer(self._file).writerow(cells.values())
+                csv.writer(self._file).writerow(map(as_cell, cells.values()))
             case "jsonl":
                 self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             case "table":
@@ -283,7 +284,7 @@ class _Writer:
                 notes += ["contradicts itself" if row.contradictions else "", row.why_unsure]
                 p_fake = "" if row.p_fake is None else f"{row.p_fake:.3f}"
                 shown = "; ".join([row.path, *filter(None, notes)])
-                self._file.write(f"{p_fake:>6}  {row.label:<10}  {shown}\n")
+                self._file.write(f"{p_fake:>6}  {row.label:<10}  {printable(shown)}\n")
                 for line in reason_lines([CheckedReason.from_json(reason) for reason in row.reasons or ()]):
                     self._file.write(f"{'':20}{line}\n")
 
@@ -330,7 +331,7 @@ def _write_anew(out: Path, rows: Sequence[Row]) -> None:
 
 
 def _from_csv(values: dict[str, str]) -> Row:
-    typed: dict[str, Any] = dict(values)
+    typed: dict[str, Any] = {name: from_cell(value) for name, value in values.items()}
     typed["p_fake"] = float(values["p_fake"]) if values["p_fake"] else None
     typed["calibrated"] = values["calibrated"] == "True"
     typed["contradictions"] = int(values["contradictions"])

@@ -35,6 +35,7 @@ from vlm_detect.apps.api import router
 from vlm_detect.apps.connections import ACCEPTED_AT_ONCE, Connections, Server
 from vlm_detect.apps.errors import ApiError, as_api_error
 from vlm_detect.apps.guard import Guard
+from vlm_detect.apps.loading import load_detector
 from vlm_detect.apps.service import Metrics, Service
 from vlm_detect.apps.settings import ServerSettings, check_settings
 from vlm_detect.apps.worker import Busy, Expired, Stopped
@@ -210,8 +211,8 @@ def http_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then let what runs come to its end within `drain_s`."""
     config = http_config(app, settings)
-    for library in ("python_multipart", "PIL"):  # they log every oddity of a body: strangers must not fill the log
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    # It logs every oddity of a body: strangers must not fill the log. Of Pillow `set_up_process` says so.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     # uvicorn passes the signal on to these when it has drained: a server that was told to end has not failed.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: None)
@@ -234,7 +235,7 @@ def serve(
         loaded: list[Detector] = []
         for model, adapter in models:
             own = None if loaded else expert
-            loaded.append(_base_among(loaded, model) or Detector(model, adapter=adapter, expert=own))
+            loaded.append(_base_among(loaded, model) or load_detector(model, adapter, own))
         detectors = {detector.name: detector for detector in loaded}
         if len(detectors) < len(loaded):
             raise UserError(f"--compare names the model that is served already ({loaded[0].name}): give another")

@@ -12,6 +12,7 @@ from PIL import Image
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture, Verdict, open_picture
 from vlm_detect.infer.explanation import CheckedReason, Explanation
+from vlm_detect.printable import printable
 
 _BOXES_SIDE = 288  # pixels: a ninth of it has room for a number
 
@@ -117,10 +118,13 @@ class Session:
 
 
 def describe(verdict: Verdict, name: str) -> str:
-    """One line: the verdict, its probability, and what stands behind it."""
-    note = "calibrated on validation images" if verdict.calibrated else "not calibrated"
-    note += "" if verdict.reliable else ", which is not reliable: the model was at chance on them"
-    return f"{name}: {verdict.label}, p_fake {verdict.p_fake:.2f} ({note}; {verdict.model}, {verdict.version})"
+    """One line: the verdict, its probability, and what stands behind it; the caveat in place of a verdict."""
+    name, facts = printable(name), f"{verdict.model}, {verdict.version}"
+    if verdict.caveat:
+        leaning = f"it leans to {verdict.label}, p_fake {verdict.p_fake:.2f}"
+        return f"{name}: no verdict, {leaning}: {verdict.caveat} ({facts})"
+    note = "calibrated on validation images" if verdict.calibrated else "not calibrated"  # as of a crop
+    return f"{name}: {verdict.label}, p_fake {verdict.p_fake:.2f} ({note}; {facts})"
 
 
 def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:

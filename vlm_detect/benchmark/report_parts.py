@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.summary import ItemScore, option_probabilities, verdicts
+from vlm_detect.benchmark.summary import ItemScore, option_probabilities, says_fake, verdicts
 from vlm_detect.pages.page import (
     Picture,
     bars_figure,
@@ -94,9 +94,24 @@ def card_maker(benchmark: Benchmark) -> Callable[[ItemScore], dict[str, Any]]:
             "p_fake": score.p_fake,
             "p_name": "P(altered)" if score.topic == "edit" else "P(generated)",
             "correct": score.correct > 0.5,
+            "why": disagreement(score),
         }
 
     return card
+
+
+def disagreement(score: ItemScore) -> str:
+    """Why the answer on a card is not what the item counts as; empty where it is.
+
+    The answer shown is that to the question as it stands; an item is decided by the mean over all its prompts.
+    """
+    first, n = score.results[0], len(score.results)
+    said = says_fake(first, first.parsed)
+    other_verdict = score.said_fake is not None and said is not None and said != score.said_fake
+    if n < 2 or not (other_verdict or first.correct != (score.correct > 0.5)):
+        return ""
+    forms = "orders of its options" if KINDS[score.kind].chooses else "wordings, which are each other's opposite"
+    return f"This answer is to one form of the question. The item is decided by the mean over {n} {forms}."
 
 
 def _try_open(benchmark: Benchmark, ref: str) -> Image.Image | None:

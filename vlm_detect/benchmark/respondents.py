@@ -115,13 +115,16 @@ def respondent_for(
     def engine() -> Engine:
         return Engine(load_vlm(model, adapter=adapter), batch_images=batch_size)
 
+    def asking(engine: Engine, *, logprob: bool = True, witnesses: Witnesses | None = None) -> Answer:
+        return partial(asked, engine=engine, refusal=engine.vlm.refusal, logprob=logprob, witnesses=witnesses)
+
     def start() -> Answer:
         witnesses = Witnesses.load(run, engine(), expert)
-        return partial(asked, engine=engine(), witnesses=witnesses if witnesses.is_fused else None)
+        return asking(engine(), witnesses=witnesses if witnesses.is_fused else None)
 
     def start_base(base: str) -> Answer:
         vlm = without_adapter(engine().vlm) or load_vlm(base)
-        return partial(asked, engine=Engine(vlm, batch_images=batch_size), logprob=False)
+        return asking(Engine(vlm, batch_images=batch_size), logprob=False)
 
     base = base_model(model, adapter)
     return Respondent(

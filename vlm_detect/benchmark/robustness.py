@@ -19,7 +19,7 @@ from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.options import RobustnessOptions
 from vlm_detect.benchmark.perturb import CURVES, TIERS, UNITS, Condition
 from vlm_detect.benchmark.respondents import respondent_for
-from vlm_detect.benchmark.run import answer_all, check_same_run, default_out
+from vlm_detect.benchmark.run import answer_all, check_same_run, default_out, without_refused
 from vlm_detect.benchmark.score import item_image
 from vlm_detect.benchmark.summary import ItemScore, figures_of, item_scores, rounded, witness_figures
 from vlm_detect.config import write_json, write_run_json
@@ -29,7 +29,7 @@ from vlm_detect.machine import best_device
 from vlm_detect.models.registry import resolve_id
 from vlm_detect.pages.page import PALETTE, Picture, render, svg, write_page
 from vlm_detect.questions.kind import KINDS, is_fake
-from vlm_detect.records import Item
+from vlm_detect.records import Item, Result
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES
 
@@ -148,6 +148,7 @@ def _answer(options: RobustnessOptions, benchmark: Benchmark, out: Path, state: 
     identity = {**respondent.identity, "benchmark_sha256": benchmark.sha256}
     check_same_run(out, identity, write=state.is_main_process)
     answered: list[Answered] = []
+    refused: list[Result] = []
     for condition in chosen(options.conditions):
         asked = benchmark
         if condition.photos_only:
@@ -161,12 +162,19 @@ def _answer(options: RobustnessOptions, benchmark: Benchmark, out: Path, state: 
             respondent,
             image_of=changed(benchmark, condition),
         )
+        refused += [result for result in results if result.refused]
         scores = {score.id: score for score in item_scores(results, "logprob")}
         variants = {item.id: condition.variant(seed_of(item)) for item in asked.items} if condition.variants else {}
         if condition.photos_only:  # generated images are those of the clean tier
             scores = {id_: scores.get(id_, score) for id_, score in answered[0].scores.items()}
         answered.append(Answered(condition, scores, variants))
     if state.is_main_process:
+        # What is refused under one condition is left out of all: they are compared item by item.
+        benchmark, _ = without_refused(benchmark, refused)
+        kept = {item.id for item in benchmark.items}
+        answered = [
+            replace(one, scores={id_: score for id_, score in one.scores.items() if id_ in kept}) for one in answered
+        ]
         finish(options, benchmark, answered, out, identity, respondent.calibration)
     state.wait_for_everyone()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,26 @@ def answer_all(
     if len(found) != len(needed):
         raise UserError(f"{out}: {len(needed) - len(found)} of {len(needed)} prompts are unanswered; run it again")
     return found
+
+
+def without_refused(
+    benchmark: Benchmark, results: list[Result], *, quiet: bool = False
+) -> tuple[Benchmark, list[Result]]:
+    """Both without the items whose images the model does not read, which join what was left out of the file.
+
+    They are counted on stderr unless `quiet`; UserError where nothing is left.
+    """
+    refused = {result.id: result.refused for result in results if result.refused}
+    if not refused:
+        return benchmark, results
+    told = [f"{id_}: {reason}" for id_, reason in refused.items()]
+    if not quiet:
+        print(f"{benchmark.name}: {len(told)} items are left out ({told[0]})", file=sys.stderr)
+    items = [item for item in benchmark.items if item.id not in refused]
+    if not items:
+        raise UserError(f"{benchmark.name}: the model reads none of its images ({told[0]})")
+    kept = replace(benchmark, items=items, skipped=[*benchmark.skipped, *told])
+    return kept, [result for result in results if result.id not in refused]
 
 
 def print_table(summary: dict[str, Any], out: Path) -> None:

@@ -22,7 +22,6 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.items import side_by_side
 from vlm_detect.benchmark.results import Key
 from vlm_detect.errors import UserError
-from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.questions.kind import KINDS, generator_of, is_fake, makers_in, prompts_of
 from vlm_detect.questions.prompts import Prompt, topic_of
 from vlm_detect.records import Item, Result
@@ -92,6 +91,7 @@ def score(
     explanation_tokens: int = 96,
     image_of: Callable[[Item], Image.Image] | None = None,
     witnesses: OtherWitnesses | None = None,
+    refusal: Callable[[tuple[int, int]], str | None] = lambda size: None,
 ) -> Iterator[list[Result]]:
     """Yield the results of one batch of images after another, leaving out the keys in `done`.
 
@@ -106,26 +106,26 @@ def score(
         explanation_tokens: length of an answer to an open question.
         image_of: in place of the item's own image, for floors (a blank one, another item's).
         witnesses: of a run that has more than its language model; they speak in yes/no and real/fake verdicts.
+        refusal: why the model does not read an image of this (width, height); such prompts are `refused` with it.
     """
     open_item = image_of or (lambda item: item_image(benchmark, item))
     work = left_to_do(plan(benchmark, logprob=logprob, generate=generate, explain=explain), done, shard)
     for start in range(0, len(work), batch_size):
         batch = work[start : start + batch_size]
-        images = [open_item(prompts[0][0].item) for prompts in batch]
-        try:
-            results = [*_scored(engine, ask, images, batch)]
-            if witnesses is not None:
-                results = _fused(results, witnesses, images, batch)
-            for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
-                results += _generated(engine, images, batch, tokens, is_open=is_open)
-        except ImageRejected as rejected:  # of a shape that the model does not read
-            of_size = (
-                prompts[0][0].item.id
-                for image, prompts in zip(images, batch, strict=True)
-                if f"{image.width}x{image.height} " in rejected.detail
-            )
-            named = f"item {', '.join(of_size)}: {rejected.detail}; leave it out of the benchmark"
-            raise ImageRejected(rejected.reason, named) from rejected
+        opened = [(open_item(asked[0][0].item), asked) for asked in batch]
+        refusals = [refusal(image.size) for image, _ in opened]
+        results = [
+            _result(prompt, how, answer="", parsed=None, correct=False, refused=reason)
+            for (_, asked), reason in zip(opened, refusals, strict=True)
+            if reason
+            for prompt, how in asked
+        ]
+        read = [one for one, reason in zip(opened, refusals, strict=True) if not reason]
+        images, batch = [image for image, _ in read], [asked for _, asked in read]
+        scored = list(_scored(engine, ask, images, batch))
+        results += _fused(scored, witnesses, images, batch) if witnesses is not None and scored else scored
+        for is_open, tokens in ((False, max_new_tokens), (True, explanation_tokens)):
+            results += _generated(engine, images, batch, tokens, is_open=is_open)
         yield results
 
 
@@ -254,6 +254,7 @@ def _result(
     p_fake: float | None = None,
     logprobs: list[float] | None = None,
     n_tokens: list[int] | None = None,
+    refused: str = "",
 ) -> Result:
     item = prompt.item
     return Result(
@@ -276,4 +277,5 @@ def _result(
         generator=generator_of(item),
         object_class=str(item.metadata.get("object_category") or item.metadata.get("object_class") or ""),
         topic=topic_of(item),
+        refused=refused,
     )

@@ -28,6 +28,7 @@ from vlm_detect.benchmark.run import (
     needed_keys,
     print_table,
     settings_of,
+    without_refused,
 )
 from vlm_detect.benchmark.score import generated_result
 from vlm_detect.benchmark.summary import summarise
@@ -85,9 +86,11 @@ def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> No
             print(f"{out}: all {len(needed)} prompts are answered, nothing is left to do")
         return
     results = answer_all(benchmark, out, state, respondent)
+    facts = {**identity, **calibration, "items": len(benchmark.items)}
+    benchmark, results = without_refused(benchmark, results, quiet=not state.is_main_process)
     explained = explain(options, benchmark, results, out, state, respondent) if options.explanations else None
     if state.is_main_process:  # measuring takes longer than processes wait for each other: the rest are done
-        facts = {**identity, **calibration, "processes": state.num_processes, "device": str(state.device)}
+        facts |= {"processes": state.num_processes, "device": str(state.device)}
         seconds = time.monotonic() - started
         finish(
             options, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent, explained=explained
@@ -124,7 +127,8 @@ def score_answers(options: BenchmarkOptions, out: Path) -> None:
     (out / "results.jsonl").unlink(missing_ok=True)
     with ResultWriter(out) as writer:
         writer.write(results)
-    finish(options, benchmark, results, out, seconds=0.0, facts={"answers": options.answers})
+    facts = {"answers": options.answers, "items": len(benchmark.items)}
+    finish(options, benchmark, results, out, seconds=0.0, facts=facts)
 
 
 def finish(
@@ -157,9 +161,7 @@ def finish(
     summary["note"] = respondent.note if respondent else ""
     write_json(out / "summary.json", with_schema("summary", summary))
     write_report(out / "report.html", summary, results, benchmark)
-    write_run_json(
-        out, asdict(options), **facts, items=len(benchmark.items), skipped=benchmark.skipped, seconds=round(seconds, 3)
-    )
+    write_run_json(out, asdict(options), **facts, skipped=benchmark.skipped, seconds=round(seconds, 3))
     print_table(summary, out)
 
 

@@ -122,10 +122,10 @@ def edit_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
 
 
 def item_scores(results: Iterable[Result], scoring: str) -> list[ItemScore]:
-    """One row an item, decided from all of its prompts under `scoring`."""
+    """One row an item that the model reads, decided from all of its prompts under `scoring`."""
     by_id: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        if result.scoring == scoring:
+        if result.scoring == scoring and not result.refused:
             by_id[result.id].append(result)
     decide = _by_probability if scoring == "logprob" else _by_answer
     return [decide(tuple(rows)) for rows in by_id.values()]

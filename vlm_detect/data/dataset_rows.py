@@ -200,6 +200,12 @@ def open_split(name: str, config: str | None, split: str, limit: int | None, col
     return DatasetRows(rows, name, column), known or limit or 0
 
 
+def open_hub_dataset(name: str) -> Mapping[str, Any]:
+    """The `datasets.Dataset` of each split, fetched whole; with HF_HUB_OFFLINE=1 from the local cache."""
+    found = _open(name, None, streaming=False)
+    return found if isinstance(found, dict) else {"train": found}
+
+
 def _stated_length(rows: Any, split: str) -> int:
     return rows.info.splits[split].num_examples if rows.info.splits and split in rows.info.splits else 0
 

@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from vlm_detect.data.dataset_rows import is_dataset, open_split, split_spec
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import SUFFIXES, ImageRejected, read_bounded
+from vlm_detect.printable import printable
 
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -143,7 +144,8 @@ def tell_skipped(named: str, skipped: Counter[str]) -> None:
     """Say on stderr what of a folder was not taken for an image."""
     if skipped:
         files = f"{skipped.total()} file{'s' * (skipped.total() > 1)}"
-        print(f"{named}: skipped {files} not named like an image: {listed(skipped)}", file=sys.stderr)
+        told = f"{named}: skipped {files} not named like an image: {listed(skipped)}"
+        print(printable(spelled(told)), file=sys.stderr)
 
 
 def listed(skipped: Counter[str]) -> str:

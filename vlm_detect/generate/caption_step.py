@@ -26,7 +26,7 @@ from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, write_shard
 from vlm_detect.machine import free_memory
-from vlm_detect.models.registry import NANO_NAMES, load_vlm, resolve_id
+from vlm_detect.models.registry import NANO_NAMES, check_reachable, load_vlm, resolve_id
 from vlm_detect.records import FROM_PROMPTS, Reject
 
 _MAX_NEW_TOKENS = 128  # of an answer to a question
@@ -61,6 +61,12 @@ def name_captioner(captioner: str, prompts: str | None = None) -> str:
     if prompts:
         return FROM_PROMPTS
     return captioner if captioner == FROM_COLUMN else resolve_id(captioner, "captioner").name
+
+
+def check_captioner(captioner: str) -> None:
+    """`UserError` where there is no such model; loads nothing."""
+    if captioner not in (FROM_COLUMN, FROM_PROMPTS):
+        check_reachable(resolve_id(captioner, "captioner"))
 
 
 def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:

@@ -29,7 +29,9 @@ from vlm_detect.jobs.launch import Launch
 class Config:
     out: str = field(default="data/pairs", metadata={"help": "Folder of the pair dataset."})
     keep_work: bool = field(default=False, metadata={"help": "Keep OUT.work with the captions and raw twins."})
-    dry_run: bool = field(default=False, metadata={"help": "Print the plan and its cost, and stop."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Look the models up, print the plan and its cost, and stop."}
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> None:
     config, launch, upload, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
     require("data", "diffusers", "imagehash")
     from vlm_detect.generate.build import build_dataset, finished, work_folder
-    from vlm_detect.generate.caption_step import caption_photos, name_captioner, plan_captions
+    from vlm_detect.generate.caption_step import caption_photos, check_captioner, name_captioner, plan_captions
     from vlm_detect.generate.cost import describe_plan
     from vlm_detect.generate.dataset_files import is_finished
     from vlm_detect.generate.pack import pack_pairs
@@ -54,15 +56,22 @@ def main(argv: list[str]) -> None:
     settings = {"caption": asdict(captions_plan), "render": asdict(renders_plan)}
     settings |= {"pack": asdict(pack), "encode": asdict(encode)}
     if config.dry_run:
-        plan = describe_plan(captions_plan, renders_plan, render, pack, encode, work_folder(out))
-        print(finished(out) if is_finished(out, settings) else plan)
+        if is_finished(out, settings):
+            print(finished(out))
+            return
+        check_captioner(caption.captioner)
+        check_generator(render)
+        print(describe_plan(captions_plan, renders_plan, render, pack, encode, work_folder(out)))
         return
 
     def steps(work: Path) -> str | None:
+        check_captioner(caption.captioner)
         check_generator(render)
         begin(work / "captions", captions_plan)
         begin(work / "renders", renders_plan)
+        print(f"captions of {captions_plan.items} photos, by {caption.captioner} ...", flush=True)
         captioning = caption_photos(source, caption, captions_plan, work / "captions", launch)
+        print(f"twins ({', '.join(render.twins.kinds)}), by {render.generator} ...", flush=True)
         return render_twins(work / "captions", render, renders_plan, work / "renders", launch, after=captioning)
 
     build_dataset(

@@ -124,6 +124,7 @@ class Verdict:
     notes: tuple[str, ...]
     model: str
     version: str
+    caveat: str  # why the label says little, of a model without a calibration; else empty
     jpeg_quality: int | None  # of the file; None where it is no JPEG
     image: Image.Image = field(repr=False, compare=False)
     _detector: Detector = field(repr=False, compare=False)
@@ -211,6 +212,7 @@ class Verdict:
             "notes": list(self.notes),
             "model": self.model,
             "version": self.version,
+            "caveat": self.caveat,
         }
 
 
@@ -240,6 +242,16 @@ class Detector:
         self.calibration = Calibration.load(run)
         self.measures = MeasureCalibration.load(run)
         self.witnesses = Witnesses.load(run, self.engine, expert)
+        self._is_finetuned = any((run / name).is_file() for name in ("adapter_config.json", "run.json"))
+
+    @property
+    def caveat(self) -> str:
+        """Why its verdicts say little, in a sentence without its full stop; empty of a reliable calibration."""
+        if self.calibration.n > 0:
+            return "" if self.calibration.reliable else f"the calibration is not reliable: {self.calibration.doubt}"
+        if self._is_finetuned:
+            return f"{self.name} was never calibrated: p_fake ranks images, and the label is a guess at where to cut"
+        return f"{self.name} was never finetuned or calibrated to tell generated images from photos"
 
     @overload
     def __call__(self, image: Openable) -> Verdict: ...
@@ -329,6 +341,7 @@ class Detector:
             notes=picture.notes,
             model=self.name,
             version=__version__,
+            caveat=self.caveat,
             jpeg_quality=picture.jpeg_quality,
             image=picture.image,
             _detector=self,

@@ -117,9 +117,10 @@ def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
     for colour, (name, (y, p)) in zip(_colours(len(runs)), runs.items(), strict=True):
         rows = np.array(reliability(y, p))
         axes.plot(rows[:, 0], rows[:, 1], color=colour, linewidth=1)
-        axes.scatter(rows[:, 0], rows[:, 1], s=15 + 120 * rows[:, 2] / len(y), color=colour, label=name)
+        axes.scatter(rows[:, 0], rows[:, 1], s=15 + 120 * rows[:, 2] / len(y), color=colour, clip_on=False)
+        axes.plot([], [], color=colour, marker="o", markersize=5, linewidth=1, label=name)  # one size in the legend
     axes.set(xlabel="Stated probability", ylabel="Share that is generated", aspect="equal", xlim=(0, 1), ylim=(0, 1))
-    _name_lines(figure, axes)
+    _name_above(figure, axes, title="The larger a dot, the more images it stands for")
     alt = "Reliability diagram: share of generated images against the stated probability of that"
     return svg(figure, alt, "Reliability")
 
@@ -264,8 +265,14 @@ def _name_lines(figure: Figure, axes: Any) -> None:
     if len(names) <= 4:
         axes.legend(loc="lower right", frameon=False)
         return
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // 2))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    _name_above(figure, axes)
+
+
+def _name_above(figure: Figure, axes: Any, title: str | None = None) -> None:
+    """The legend above the axes, which hides nothing of what is drawn, in a figure that much taller."""
+    rows = -(-len(axes.get_legend_handles_labels()[1]) // 2) + bool(title)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8, title=title, title_fontsize=8)
 
 
 def _clean(axes: Any) -> None:

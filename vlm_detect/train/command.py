@@ -10,11 +10,12 @@ import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from vlm_detect.config import parse_config, read_run_json, write_json
-from vlm_detect.errors import UsageError
+from vlm_detect.errors import UsageError, UserError
 from vlm_detect.flags import Deferred
 from vlm_detect.locks import held
 from vlm_detect.train.options import DataOptions, LoraOptions, ModelOptions, QuestionOptions, TrainOptions
@@ -113,6 +114,10 @@ S = TypeVar("S", bound=Seeded)
 def each_seed(options: S, finetune: Callable[[S], None]) -> None:
     """Call `finetune` once, or for each of `--seeds`; then `seeds.json` has every score's mean and spread."""
     training = options.training
+    if training.use_liger_kernel and find_spec("liger_kernel") is None:  # before pairs are made and models loaded
+        raise UserError(
+            "--use_liger_kernel: liger-kernel is not installed; run: pip install liger-kernel, or leave it out"
+        )
     folder, is_main = Path(str(training.output_dir)), training.process_index == 0
     with held(folder, flag="--output_dir", when=is_main):
         if not training.seeds:

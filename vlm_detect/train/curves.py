@@ -38,7 +38,7 @@ def _loss(history: _History, unit: str) -> tuple[Figure, str] | None:
     figure, axes = _axes()
     steps, losses = zip(*points, strict=True)
     axes.plot(steps, losses, color=PALETTE[0], linewidth=1.2)
-    axes.set(xlabel="Step", ylabel=f"Loss ({unit})", ylim=(0, None))
+    axes.set(xlabel="Step", ylabel=f"Loss ({unit})", xlim=(0, 1.05 * steps[-1]), ylim=(0, None))
     return figure, f"Loss from {losses[0]:.3f} at step {steps[0]} to {losses[-1]:.3f} at step {steps[-1]}"
 
 
@@ -50,7 +50,8 @@ def _validation(history: _History) -> tuple[Figure, str] | None:
     for colour, (key, name) in zip(PALETTE, _SCORES.items(), strict=False):
         axes.plot([e["epoch"] for e in scored], [e[key] for e in scored], color=colour, marker="o", label=name)
     axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1, label="chance")
-    axes.set(xlabel="Epoch", ylabel="On the validation images", ylim=(0, 1.02))
+    # From the start, with room behind the last one: a single score would stand on an axis of its own rounding errors.
+    axes.set(xlabel="Epoch", ylabel="On the validation images", xlim=(0, 1.05 * scored[-1]["epoch"]), ylim=(0, 1.02))
     axes.legend(loc="lower right", frameon=False)
     told = "; ".join(f"epoch {e['epoch']:.2f}: AUROC {e['eval_auroc']:.3f}" for e in scored)
     return figure, f"Validation scores. {told}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -21,10 +22,14 @@ from vlm_detect.train.options import DEFAULT_DATA
 _LABELS = set(get_args(Label))
 
 
-def dataset_or_demo(data: str) -> str:
-    """`data` itself; where it is the default and does not exist, pairs made there from the bundled photos."""
+def dataset_or_demo(data: str, check: Callable[[], object] = lambda: None) -> str:
+    """`data` itself; where it is the default and does not exist, pairs made there from the bundled photos.
+
+    `check` is called before any are made: what would end the run without them.
+    """
     if data != DEFAULT_DATA or Path(data).exists():
         return data
+    check()
     photos = Path(data).with_name("demo_photos")
     print(f"no dataset in {data}: making pairs from the bundled photos, which rehearse the pipeline and teach little")
     write_demo_photos(photos)

@@ -22,7 +22,7 @@ from vlm_detect.config import command_line
 from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
-from vlm_detect.models.registry import ResolvedModel, load_vlm, resolve_id
+from vlm_detect.models.registry import ResolvedModel, check_reachable, load_vlm, resolve_id
 from vlm_detect.train.card import write_card
 from vlm_detect.train.checkpoints import checkpoint_damage
 from vlm_detect.train.command import Options
@@ -47,8 +47,8 @@ def finetune(options: Options) -> None:
     training = options.training
 
     # The data, and whether this run was begun or finished before.
-    data = open_data(options)
     base = resolve_id(options.model.model, options.role, options.model.revision)
+    data = open_data(options, base)
     run = open_run(options, base, data)
     if run.finished:
         return
@@ -91,14 +91,16 @@ class TrainingData:
         return cls(names, parts, mixture, validation_rows, validation)
 
 
-def open_data(options: Options) -> TrainingData:
+def open_data(options: Options, base: ResolvedModel) -> TrainingData:
     """The dataset of `--data`, or pairs made from the bundled photos where there is none; with it those of `--mix`.
+
+    Pairs are made only for a base model that can be had.
 
     The validation images are those of `--data` alone; without any the last checkpoint is what stays.
     """
     training = options.training
     with training.main_process_first(desc="the dataset"):
-        name = dataset_or_demo(options.data.data)
+        name = dataset_or_demo(options.data.data, lambda: check_reachable(base))
         rows, validation_rows = open_splits(name, options.data.limit, options.data.validation)
     if not len(validation_rows):
         train_without_validation(training)

@@ -71,7 +71,7 @@ function summary(verdict) {
   if (!verdict.reliable) notes.push("the calibration is not reliable");
   const claims = new Set(verdict.provenance.map((fact) => fact.claim).filter(Boolean));
   if (claims.size) notes.push(`the file claims: ${[...claims].join(", ")}`);
-  return { label: verdict.label, p_fake: verdict.p_fake, calibrated: verdict.calibrated, model: verdict.model, notes: notes.join("; ") };
+  return { label: verdict.label, p_fake: verdict.p_fake, calibrated: verdict.calibrated, model: verdict.model, caveat: verdict.caveat, notes: notes.join("; ") };
 }
 
 function sortBy(column) {
@@ -101,7 +101,8 @@ function show() {
   const done = rows.filter((row) => row.label).length;
   const count = (label) => rows.filter((row) => row.label === label).length;
   const counts = ["generated", "unsure", "real", "unreadable"].map((label) => `${count(label)} ${label}`).join(", ");
-  byId("batch-status").textContent = rows.length ? `${done} of ${rows.length} images: ${counts}` : "";
+  const caveats = [...new Set(rows.map((row) => row.caveat).filter(Boolean))].map((caveat) => ` These labels mean little: ${caveat}.`);
+  byId("batch-status").textContent = rows.length ? [`${done} of ${rows.length} images: ${counts}`, ...caveats].join(".") : "";
   for (const name of ["batch-table", "batch-csv", "batch-clear"]) byId(name).hidden = !rows.length;
 }
 
@@ -113,7 +114,7 @@ function line(row) {
   image.addEventListener("error", () => image.remove());
   name.append(image, row.name);
   const label = element("td");
-  label.append(element("b", row.label, row.label));
+  label.append(row.caveat ? row.label : element("b", row.label, row.label));
   made.append(name, label, element("td", "", row.p_fake === null ? "" : row.p_fake.toFixed(3)), element("td", "", row.notes));
   return made;
 }

@@ -7,11 +7,14 @@ const WORDS = { generated: "AI-generated", real: "Real", unsure: "Unsure" };
 
 export function renderVerdict(place, verdict) {
   const card = element("div", verdict.label);
-  const word = element("p", "verdict-word", WORDS[verdict.label]);
+  // A label that says little is not set in large letters: the caveat stands in its place.
+  const word = verdict.caveat
+    ? element("p", "caveat", `No verdict: ${verdict.caveat}.`)
+    : element("p", "verdict-word", WORDS[verdict.label]);
+  const leaning = verdict.caveat ? `; it leans to ${verdict.label}` : "";
   const unreliable = verdict.reliable ? "" : ", which is not reliable: the model was at chance on them";
-  const note = verdict.calibrated
-    ? `calibrated on validation images${unreliable}`
-    : "not calibrated: take it as a ranking";
+  const calibrated = `calibrated on validation images${unreliable}`;
+  const note = `${verdict.calibrated ? calibrated : "not calibrated: take it as a ranking"}${leaning}`;
   const facts = element("ul", "facts");
   const [low, high] = verdict.unsure_band;
   const band = high > low ? `, unsure between ${low.toFixed(2)} and ${high.toFixed(2)}` : "";
@@ -34,7 +37,8 @@ export function renderVerdict(place, verdict) {
     warn(contradictions);
   };
   if (verdict.why_unsure) facts.append(element("li", "", `Unsure: ${verdict.why_unsure}`));
-  card.append(word, scale(verdict), facts, element("h2", "", "Why"), explanation, warnings);
+  const heading = element("h2", "", verdict.caveat ? "What the model says" : "Why");
+  card.append(word, scale(verdict), facts, heading, explanation, warnings);
   for (const note of verdict.notes) card.append(element("p", "note", `The file: ${note}.`));
   if (verdict.provenance.length) card.append(...claims(verdict.provenance));
   place.replaceChildren(card);

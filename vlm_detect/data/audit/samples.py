@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from datasets import Features
 from fsspec import AbstractFileSystem
 
+from vlm_detect.data.dataset_rows import is_offline, open_hub_dataset
 from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.label_reading import LABEL_COLUMNS, LabelReader
 from vlm_detect.data.sources import FileSource, text_digest
@@ -59,6 +61,8 @@ class Samples:
 def read_samples(spec: str | Path, max_images: int) -> Samples:
     """At most about `max_images` images; `UserError` where `spec` is nothing that has labels."""
     path = Path(spec).expanduser()
+    if not path.is_dir() and is_offline():
+        return _from_cache(str(spec), max_images)
     if not path.is_dir():
         return _from_parquet(*_hub_files(str(spec)), str(spec), max_images)
     check_folder(path)
@@ -67,6 +71,28 @@ def read_samples(spec: str | Path, max_images: int) -> Samples:
     if files:
         return _from_parquet(fsspec.filesystem("file"), files, str(spec), max_images)
     return _from_files(path, max_images)
+
+
+def _from_cache(name: str, max_images: int) -> Samples:
+    """A Hub dataset in the local cache: its files as `hf download` fetched them, else what `datasets` made of them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    local = fsspec.filesystem("file")
+    try:
+        fetched = Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except HFValidationError as error:
+        raise UserError(f"{name}: no such folder, and no Hub dataset id like owner/name") from error
+    except LocalEntryNotFoundError:
+        fetched = None
+    if fetched and (files := sorted(map(str, fetched.rglob("*.parquet")))):
+        return _from_parquet(local, files, name, max_images)
+    with tempfile.TemporaryDirectory() as folder:
+        written = []
+        for split, rows in open_hub_dataset(name).items():
+            written.append(str(Path(folder) / f"{split}.parquet"))
+            rows.to_parquet(written[-1])
+        return _from_parquet(local, written, name, max_images)
 
 
 def _hub_files(name: str) -> tuple[AbstractFileSystem, list[str]]:
