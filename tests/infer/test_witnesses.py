@@ -169,6 +169,17 @@ def test_an_expert_speaks_by_its_own_calibration_and_another_can_stand_in(tmp_pa
         Detector(str(run))
 
 
+def test_a_promise_is_that_of_the_expert_it_was_made_with(tmp_path: Path, head: Head) -> None:
+    cnn = save_cnn(tmp_path / "cnn")
+    expert = Expert.load(cnn, Engine(VLM))
+    for sha256, promised in ((expert.source[1], 0.05), ("0" * 64, None)):
+        run = make_run(tmp_path / sha256, head, Fusion((Witness("expert", 1.0, "gone", sha256),)))
+        Calibration().fit_photos(np.arange(100.0), 0.05).save(run)
+        found = Detector(str(run), expert=str(cnn)).calibration
+        assert (found.max_fpr, found.n_real > 0) == (promised, promised is not None)
+        assert found.threshold > 0.5  # the operating point stays
+
+
 @pytest.mark.parametrize(("task", "classes"), [("real_edited", ("real", "edited"))])
 def test_an_expert_of_another_task_is_one_line(task, classes, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"trained for the task {task}"):

@@ -242,6 +242,8 @@ class Detector:
         self.calibration = Calibration.load(run)
         self.measures = MeasureCalibration.load(run)
         self.witnesses = Witnesses.load(run, self.engine, expert)
+        if self.witnesses.has_stand_in:
+            self.calibration = self.calibration.without_promise()
         self._is_finetuned = any((run / name).is_file() for name in ("adapter_config.json", "run.json"))
 
     @property
@@ -274,7 +276,9 @@ class Detector:
         if not self.views:
             return verdicts
         copies = [copy for picture in pictures for copy in views(picture.image, self.views)]
-        labels = iter([verdict.label for verdict in self._judge([Picture(image) for _, image in copies])])
+        # By their probability alone: that a copy is unlike other images says nothing of the image.
+        judged = self._judge([Picture(image) for _, image in copies])
+        labels = iter([self.calibration.label(verdict.p_fake) for verdict in judged])
         names = [name for name, _ in copies[: self.views]]
         return [self._held_against(verdict, [(name, next(labels)) for name in names]) for verdict in verdicts]
 

@@ -125,6 +125,12 @@ class Witnesses:
             )
 
     @property
+    def has_stand_in(self) -> bool:
+        """Whether another expert speaks than the one that weights and calibration were fitted with."""
+        stated = self.fusion.expert
+        return stated is not None and self.expert is not None and self.expert.source[1] != stated.sha256
+
+    @property
     def is_fused(self) -> bool:
         return self.fusion.names != [LANGUAGE_MODEL]
 

@@ -107,6 +107,11 @@ class Calibration:
             tpr=None,
         )
 
+    def without_promise(self) -> Calibration:
+        """The same for scores of another origin than those of its photos, which promise nothing of them."""
+        unpromised = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
+        return replace(unpromised, n_real=0, real_quantiles=())
+
     def fit_photos(self, odds: np.ndarray, max_fpr: float, groups: Sequence[str] | None = None) -> Calibration:
         """The same probabilities with a threshold for these photos' log-odds (N,); `groups` as in `fit`."""
         scores = PhotoScores.from_odds(_one_a_group(odds, groups))
