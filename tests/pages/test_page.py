@@ -93,7 +93,10 @@ def test_demo_report_says_its_notes_and_shows_everything(tmp_path: Path) -> None
         tmp_path / "demo" / "report.html",
         pairs=[(real, twin, "a dog & a cat", "test")],
         log_history=[{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}, {"train_runtime": 3.0}],
-        summaries={"base": {**summary, "auroc": 0.5}, "finetuned": summary},
+        summaries={
+            "base": {**summary, "auroc": 0.5},
+            "finetuned": {**summary, "witnesses": {"language_model": {"auroc": 0.625}, "head": {"auroc": 0.875}}},
+        },
         answers=[
             (real, "Is this image AI-generated?", "No.", "No.", 0.25),
             (twin, "What is it?", HOSTILE, "a car", None),
@@ -108,7 +111,10 @@ def test_demo_report_says_its_notes_and_shows_everything(tmp_path: Path) -> None
         "a dog &amp; a cat",
         "0.900",
         "0.500 to 1.000",
-        "finetuned",
+        "finetuned: language model alone",
+        "0.625",
+        "finetuned: head alone",
+        "0.875",
         "0.250",
         "chance",
     ):

@@ -21,9 +21,10 @@ from vlm_detect.errors import UserError
 from vlm_detect.infer.fusion import Fusion
 from vlm_detect.infer.head import Head
 from vlm_detect.stats.calibration import Calibration
-from vlm_detect.train.fit_head import Read, cross_fitted, weigh
+from vlm_detect.train.fit_head import Read, cross_fitted, fit_at_end, weigh
 from vlm_detect.train.lora import add_lora
 from vlm_detect.train.options import LoraOptions
+from vlm_detect.train.validation import ValidationSet
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,45 @@ def test_what_it_refuses(home: Path, tmp_path: Path, arguments, message) -> None
     with pytest.raises(UserError, match=message):
         cli.run(["fit-head", str(run), *(part.format(home=home) for part in arguments)])
     assert not (run / "fusion.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "columns", "message"),
+    [
+        ("few", None, "the validation images are 9 real and 9 generated"),
+        ("pairs", ["image"], "conversations have no labels"),
+        ("pairs", None, ""),
+    ],
+)
+def test_a_recipe_ends_with_a_head_or_a_line_that_says_why_not(home, tmp_path, capsys, data, columns, message) -> None:
+    vlm = tiny_vlm()
+    splits = open_dataset(home / data)
+    validation = ValidationSet.of(splits["validation"])
+    odds = np.where(validation.generated, 1.0, -1.0) * np.linspace(-1, 5, len(validation))
+    rows = splits["train"].select_columns(columns) if columns else splits["train"]
+    vlm.model.train()
+    found = fit_at_end(vlm, tmp_path, rows, str(home / data), validation, odds)
+    assert vlm.model.training
+    out = capsys.readouterr().out
+    if message:
+        assert found is None
+        assert "no head is fitted, the language model's verdict stands alone: " in out
+        assert message in out
+        assert not list(tmp_path.iterdir())
+    else:
+        assert found is not None
+        assert set(found["weights"]) == {"language_model", "head"}
+        assert {path.name for path in tmp_path.iterdir()} == {"head.safetensors", "fusion.json", "calibration.json"}
+
+
+def test_an_adapter_is_exported_with_its_head(home: Path, tmp_path: Path) -> None:
+    run = copy(home, tmp_path)
+    cli.run(["fit-head", str(run), "--data", str(home / "pairs")])
+    cli.run(["export", str(run), str(tmp_path / "out"), "--to", "merged"])
+    (image,), _ = toys(1)
+    assert Detector(str(tmp_path / "out"))(image).log_odds == pytest.approx(
+        Detector(str(run))(image).log_odds, rel=0.02
+    )
 
 
 def test_fused_figures_are_of_weights_without_the_image() -> None:

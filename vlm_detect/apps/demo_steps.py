@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlm_detect.benchmark.demo_report import demo_report
+from vlm_detect.benchmark.demo_report import demo_report, witness_columns
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.results import read_results
 from vlm_detect.config import write_json
@@ -128,10 +128,11 @@ def some_answers(pairs: Path, evaluation: Path, rng: random.Random) -> list[tupl
 
 
 def print_table(summaries: dict[str, dict[str, Any]]) -> None:
-    table = Table("", *summaries, title="On photographs that training never saw, with 95 % intervals")
+    columns = witness_columns(summaries)
+    table = Table("", *columns, title="On photographs that training never saw, with 95 % intervals")
     for name, label in figure_labels().items():
         cells = []
-        for summary in summaries.values():
+        for summary in columns.values():
             value, interval = summary.get(name), (summary.get("ci95") or {}).get(name)
             cell = "-" if value is None else f"{value:.3f}"
             cells.append(f"{cell} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else cell)

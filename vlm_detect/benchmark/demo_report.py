@@ -35,14 +35,15 @@ def demo_report(
         notes: what a reader has to know before he believes a figure; shown above everything else.
         results: the lines of `results.jsonl` by the names of `summaries`, for the ROC curves.
     """
+    columns = witness_columns(summaries)
     floors = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
     html = render(
         "demo.html.j2",
         title=title,
         notes=list(notes),
-        names=list(summaries),
+        names=list(columns),
         rows=[
-            {"name": label, "cells": [(s.get(name), (s.get("ci95") or {}).get(name)) for s in summaries.values()]}
+            {"name": label, "cells": [(s.get(name), (s.get("ci95") or {}).get(name)) for s in columns.values()]}
             for name, label in figure_labels().items()
             if any(summary.get(name) is not None for summary in summaries.values())
         ],
@@ -73,6 +74,16 @@ def demo_report(
         ],
     )
     write_page(out_html, html)
+
+
+def witness_columns(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The figures of each model and, right behind those of a run with several witnesses, of each of these by itself."""
+    columns: dict[str, Mapping[str, Any]] = {}
+    for name, summary in summaries.items():
+        columns[name] = summary
+        for witness, alone in (summary.get("witnesses") or {}).items():
+            columns[f"{name}: {witness.replace('_', ' ')} alone"] = alone
+    return columns
 
 
 def _agrees(answer: str, truth: str) -> bool:
