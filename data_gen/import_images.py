@@ -1,4 +1,4 @@
-"""Images that others labelled in, an image dataset out. The same command resumes.
+"""Import labelled images as an image dataset. The same command resumes.
 
     python data_gen/import_images.py --from cifake archive/ --out data/cifake
 

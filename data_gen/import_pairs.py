@@ -1,4 +1,4 @@
-"""Pairs that were rendered elsewhere in, a pair dataset out, with the checks that our own go through. Resumes.
+"""Import existing pairs of photos and generated twins as a pair dataset, with all checks of make-pairs. Resumes.
 
     python data_gen/import_pairs.py photos/ twins/ --out data/pairs --generator midjourney-6
 

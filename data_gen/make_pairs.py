@@ -1,4 +1,4 @@
-"""Photos in, a pair dataset out: caption, render and pack in a row. The same command resumes.
+"""Make a pair dataset from photos: caption, render and write. The same command resumes.
 
     python data_gen/make_pairs.py --images photos/ --out data/pairs
 

@@ -1,4 +1,4 @@
-"""Step 3 of 3: pack photos and twins alike into a pair dataset that `datasets.load_dataset` opens.
+"""Step 3 of 3: write photos and twins with identical encoding into a pair dataset for `datasets.load_dataset`.
 
     python data_gen/pack.py --renders work/renders --out data/pairs
 

@@ -1,4 +1,4 @@
-"""A finished dataset in, the same dataset with reasons for its labels out. The same command resumes.
+"""Add reasons for the labels to a finished dataset. The same command resumes.
 
     python data_gen/reasons.py data/pairs --out data/pairs_reasons
 

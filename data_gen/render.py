@@ -1,4 +1,4 @@
-"""Step 2 of 3: make the twins. Captioned photos in, photos with twins out; the same command resumes.
+"""Step 2 of 3: render the twins of captioned photos. The same command resumes.
 
     python data_gen/render.py --captions work/captions --out work/renders
 

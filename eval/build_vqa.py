@@ -1,4 +1,4 @@
-"""Build a VQA benchmark from a dataset, or show what anyone's benchmark gives away without its images.
+"""Build a VQA benchmark from a dataset, or measure what a benchmark leaks without its images.
 
     python eval/build_vqa.py data/pairs --out data/vqa/benchmark.json
 

@@ -1,4 +1,4 @@
-"""Compare runs, and score files of any other detector, over the same items.
+"""Compare runs, and score files of other detectors, on the same items.
 
     python eval/compare.py runs/base/eval runs/moondream_lora/eval --out runs/compared
 

@@ -1,4 +1,4 @@
-"""Does a model point at what was done, and name it? Its map and its words against planted edits, which are known.
+"""Compare a model's evidence maps and explanations with planted edits, whose place and operation are known.
 
     python eval/evidence.py --model runs/edits_lora --data data/edits [--out runs/edits_lora/evidence]
 

@@ -1,4 +1,4 @@
-"""Make a benchmark file of a public VQA set: LOKI, FakeBench or FakeClue, as they are published.
+"""Convert a public VQA set to a benchmark file: LOKI, FakeBench or FakeClue, as published.
 
     python eval/import_vqa.py --from loki loki/true_or_false.json --images loki/media --out data/vqa/loki.json
 

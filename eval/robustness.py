@@ -1,4 +1,4 @@
-"""How a model's verdicts hold when images are compressed, scaled, blurred or cropped on their way.
+"""Measure how verdicts hold up when images are compressed, scaled, blurred or cropped.
 
     accelerate launch eval/robustness.py --model runs/moondream_lora --benchmark data/pairs
 

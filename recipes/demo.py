@@ -1,4 +1,5 @@
-"""The whole job on bundled photographs with the nano models: what `make demo` runs, and a template for the real one.
+"""The complete workflow on bundled photographs with the nano models: what `make demo` runs, and a template for real
+use.
 
     python recipes/demo.py [--out runs/demo]
 

@@ -183,7 +183,7 @@ def test_a_kind_of_question_in_training() -> None:
     assert make_question(Subject("real"), "origin", "fake", random.Random(0)) is None
     with pytest.raises(UserError, match="--question_kinds orgin: no such question; did you mean origin"):
         Units(toy_pairs(2), QuestionOptions(question_kinds=["orgin"]))
-    with pytest.raises(UserError, match="--question_kinds which_of_two: asked in benchmarks only"):
+    with pytest.raises(UserError, match="--question_kinds which_of_two: only for benchmarks"):
         Units(toy_pairs(2), QuestionOptions(question_kinds=["which_of_two"]))
 
 
@@ -257,7 +257,7 @@ def test_a_metric_and_a_section(tmp_path: Path, my_package: Outside, capsys: pyt
     assert "Youden&#39;s J" in html
     assert "<h2>The longest answers</h2>" in html
     assert "<p>Yes &amp; &lt;b&gt;no&lt;/b&gt; doubt</p>" in html
-    assert "section &#39;broken&#39; of the report cannot be made: ZeroDivisionError" in html
+    assert "section &#39;broken&#39; of the report failed: ZeroDivisionError" in html
     assert "section 'broken'" in capsys.readouterr().err
 
 

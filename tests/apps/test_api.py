@@ -177,7 +177,7 @@ def test_openai_errors_are_the_clients_own(server: Running, photo: Image.Image) 
     with pytest.raises(openai.BadRequestError, match="last message must be the user's"):
         client.chat.completions.create(model=server.detector.name, messages=[{"role": "system", "content": "Hi"}])
     address = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/x.png"}}]
-    with pytest.raises(openai.BadRequestError, match="no address and no path is opened"):
+    with pytest.raises(openai.BadRequestError, match="URLs and paths are not opened"):
         client.chat.completions.create(
             model=server.detector.name,
             messages=[{"role": "user", "content": [*address, {"type": "text", "text": "?"}]}],

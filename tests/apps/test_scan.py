@@ -82,7 +82,7 @@ def test_files_that_are_not_taken_for_images_are_counted(
         (folder / name).touch()
     scan(detector, [str(folder)])
     line = next(line for line in capsys.readouterr().err.splitlines() if "skipped" in line)
-    assert line.startswith(f"{folder}: skipped 4 files not named like an image: 2 .cr3, 1 ")
+    assert line.startswith(f"{folder}: skipped 4 files without an image suffix: 2 .cr3, 1 ")
     assert {"1 .txt", "1 without a suffix"} < set(line.rpartition(": ")[2].split(", "))
 
 
@@ -100,7 +100,7 @@ def test_photos_of_phones_need_an_extra_and_say_so(
     labels = scan(detector, [str(tmp_path)], out=tmp_path / "rows.jsonl")
     (error,) = [row["error"] for row in rows_of(tmp_path / "rows.jsonl") if row["error"]]
     assert labels["unreadable"] == 1
-    assert error == "needs_extra: HEIF is not read here: pip install 'vlm-detect[heif]'"
+    assert error == "needs_extra: HEIF cannot be read: pip install 'vlm-detect[heif]'"
 
 
 def test_what_is_odd_about_a_file_stands_in_its_row(detector: Detector, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_foreign_file_is_left_as_it_is(
     detector: Detector, folder: Path, tmp_path: Path, name: str, content: str
 ) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match="not the rows of a scan"):
+    with pytest.raises(UserError, match="not a file of scan rows"):
         scan(detector, [str(folder)], out=tmp_path / name)
     assert (tmp_path / name).read_text() == content
 
@@ -319,7 +319,7 @@ def test_only_confirmed_reasons_are_shown(
     shown = capsys.readouterr().out
     assert f"1. {LOUD} [confirmed by measurement (noise_strength " in shown
     assert f"2. {QUIET} [contradicted by measurement (noise_strength " in shown
-    assert "3. It is a dog, isn't it? [the model's word]" in shown
+    assert "3. It is a dog, isn't it? [not checked]" in shown
     scan(reasoning, [str(folder / "a.png")], explain=True, only_confirmed=True)
     shown = capsys.readouterr().out
     assert f"1. {LOUD}" in shown

@@ -317,7 +317,7 @@ def test_images_are_bounded_before_they_are_decoded(detector: Detector) -> None:
 def test_the_images_of_a_request_are_bounded_together(detector: Detector) -> None:
     body = {"images": [data_url(make_photo(i)) for i in range(3)]}  # of 600 pixels each
     for settings, message in [
-        ({"max_jobs": 2}, "3 images, at most 2 a request: send several requests"),
+        ({"max_jobs": 2}, "3 images, at most 2 per request: send several requests"),
         ({"max_held_pixels": 1500}, "the images have more than 1500 pixels together: send several requests"),
     ]:
         with serving(detector, **settings) as running:
@@ -399,7 +399,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         port = bound.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use by another program: give another"):
             open_socket("127.0.0.1", port)
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be used"):
         open_socket("192.0.2.1", 0)
 
 
@@ -409,7 +409,7 @@ def test_beyond_loopback_a_key_is_needed() -> None:
     with pytest.raises(UserError, match="is empty"):
         check_settings(ServerSettings(api_key=" "))
     for key in ("schlüssel", "x ", "a\nb"):
-        with pytest.raises(UserError, match="no header can carry"):
+        with pytest.raises(UserError, match="cannot be sent in a header"):
             check_settings(ServerSettings(api_key=key))
     check_settings(ServerSettings(host="0.0.0.0", api_key="x"))
     check_settings(ServerSettings(host="0.0.0.0", without_key=True))

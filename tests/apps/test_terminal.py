@@ -96,11 +96,11 @@ def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
         ("/image", "argument is missing"),
         ("/detect", "argument is missing"),
         ("/detect " + "x" * 600, "context is 512"),
-        ("/frobnicate", "no such command"),
+        ("/frobnicate", "unknown command"),
         ("/save no/where.txt", "cannot be written"),
         ("/map no/where.png", "cannot be written"),
         ("x" * 600, "context is 512"),
-        ("caf\udce9", "no UTF-8"),
+        ("caf\udce9", "not UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_and_the_conversation_goes_on(
@@ -173,7 +173,7 @@ def test_each_sentence_of_an_explanation_says_whether_it_was_measured(
     shown = capsys.readouterr().out.splitlines()
     (measured_line,) = [line for line in shown if "by measurement (noise_strength " in line]
     assert measured_line.startswith("  1. Its noise is weaker than in nine of ten photos of this size. [con")
-    assert "  2. A dog. [the model's word]" in shown
+    assert "  2. A dog. [not checked]" in shown
 
 
 def test_only_what_a_measurement_confirms(detector, image, capsys, monkeypatch, measures) -> None:
@@ -187,7 +187,7 @@ def test_only_what_a_measurement_confirms(detector, image, capsys, monkeypatch, 
         terminal._guarded(session, line, interactive=True)
     shown = capsys.readouterr().out
     assert [line for line in shown.splitlines() if line.startswith("  1. ")] == [
-        f"  1. {louder} [{session.explanation.reasons[0].note}, speaks for real]"
+        f"  1. {louder} [{session.explanation.reasons[0].note}, supports real]"
     ]
     assert "A dog" not in shown
     saved = json.loads(Path("a.json").read_text())

@@ -42,7 +42,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "brown", "grey", "yellow")
 @dataclass(frozen=True)
 class Config:
     images: int = field(default=32, metadata={"help": "Of a shard."})
-    batch: int = field(default=32, metadata={"help": "Twins drawn at a time."})
+    batch: int = field(default=32, metadata={"help": "Twins per batch."})
     repeats: int = field(default=5, metadata={"help": "Timed rounds; the medians are compared."})
     out: str | None = field(default=None, metadata={"help": "Write the figures to this JSON file."})
 

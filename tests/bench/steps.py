@@ -34,7 +34,7 @@ from vlm_detect.train.options import LoraOptions
 # Width and height that give so many crops where allowed. Two are the whole and its one tile, the same pixels, which the
 # tower reads once.
 SIZES = {2: (378, 378), 5: (630, 630), 10: (700, 700)}  # width, height that give so many crops where allowed
-QUESTION_TOKENS = 50  # of a question with its answer and template, in a real tokenizer
+QUESTION_TOKENS = 50  # for a question with its answer and template, in a real tokenizer
 
 
 def make_vlm() -> MoondreamVLM:

@@ -152,14 +152,14 @@ def test_score_files_with_labels_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["a.png,1.5"], "image,p_fake", "line 2: p_fake '1.5' is no number from 0 to 1"),
-        (["a.png,x"], "image,p_fake", "is no number"),
+        (["a.png,1.5"], "image,p_fake", "line 2: p_fake '1.5' is not a number from 0 to 1"),
+        (["a.png,x"], "image,p_fake", "is not a number"),
         (["0.5"], "p_fake,image", "line 2: no image"),
         (["\udcff"], "image,p_fake", "cannot be read as CSV"),
-        (["a.png,nan"], "image,p_fake", "is no number"),
-        (["a.png,0.5", "a.png,0.5"], "image,p_fake", "line 3: image a.png stands twice"),
+        (["a.png,nan"], "image,p_fake", "is not a number"),
+        (["a.png,0.5", "a.png,0.5"], "image,p_fake", "line 3: image a.png occurs twice"),
         (["a.png,0.5"], "image,score", "has the columns image, p_fake"),
-        ([], "image,p_fake", "holds no scores"),
+        ([], "image,p_fake", "contains no scores"),
         (["a.png,0.5"], "image,p_fake", "label '' is neither real nor generated"),
     ],
 )
@@ -205,7 +205,7 @@ def test_folders_tell_images_of_one_name_apart(tmp_path: Path) -> None:
     whole = scores_csv(tmp_path / "whole.csv", ["x/real/1.png,0.1", "x/fake/1.png,0.9"])
     assert [score.p_fake for score in read_csv(whole, benchmark)] == [0.1, 0.9]
     for lines in (["1.png,0.9"], ["a/1.png,0.1", "b/1.png,0.9"], ["real/1.png,0.1"]):
-        with pytest.raises(UserError, match="could be more than one of the benchmark's"):
+        with pytest.raises(UserError, match="matches several images of the benchmark"):
             read_csv(scores_csv(tmp_path / "s.csv", lines), benchmark)
     labelled = scores_csv(tmp_path / "l.csv", ["real/1.png,0.1,real", "fake/1.png,0.9,fake"], "image,p_fake,label")
     assert [score.id for score in read_csv(labelled, None)] == ["real/1.png", "fake/1.png"]

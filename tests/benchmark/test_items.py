@@ -112,13 +112,13 @@ def test_broken_lines_of_jsonl_are_named(tmp_path: Path) -> None:
 def test_empty_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "b.json"
     path.write_text(content)
-    with pytest.raises(UserError, match="holds no items"):
+    with pytest.raises(UserError, match="contains no items"):
         load_benchmark(path, skip_bad=True)
 
 
 def test_broken_json_and_missing_file(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text('[{"id": 1,]')
-    with pytest.raises(UserError, match="broken JSON at line 1"):
+    with pytest.raises(UserError, match="invalid JSON at line 1"):
         load_benchmark(tmp_path / "b.json")
     with pytest.raises(UserError, match="no such benchmark"):
         load_benchmark(tmp_path / "c.json")

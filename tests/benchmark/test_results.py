@@ -52,7 +52,7 @@ def test_an_altered_line_does_not_count_and_is_told_once(
     assert read_results(file) == answers
     alter(file, 2, **changes)
     assert read_results(file) == read_results(file) == answers[:2] + answers[3:]
-    assert capsys.readouterr().err == f"{file}: 1 lines were altered since they were written and do not count\n"
+    assert capsys.readouterr().err == f"{file}: 1 lines were altered after they were written and are ignored\n"
     merge(tmp_path / "out")
     assert read_results(file) == answers[:2] + answers[3:]
     assert capsys.readouterr().err == ""
@@ -132,7 +132,7 @@ def test_settings_without_an_answer_block_nobody(tmp_path: Path, answers: list[R
         (tmp_path / "out" / "conditions" / "clean", 0),
     ):
         file = written(place, answers[:1], process)
-        with pytest.raises(UserError, match="holds the answers of another run"):
+        with pytest.raises(UserError, match="contains the answers of another run"):
             check_same_run(tmp_path / "out", {"model": "a"}, write=True)
         file.unlink()
 

@@ -120,12 +120,12 @@ def test_view_shows_a_dataset_and_the_errors_of_a_run(run, tmp_path, capsys):
     wrong = round(12 * (1 - summary["accuracy"]))
     text = page.read_text(encoding="utf-8")
     assert text.count("<article") == wrong >= 1
-    assert "said Yes., true is No." in text
+    assert "answer Yes., truth No." in text
     assert text.index("P(generated) = 0.993") > 0
     with pytest.raises(UserError, match="has no split what"):
         cli.run(["view", data, "--split", "what", "--out", str(page)])
     (tmp_path / "set").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="run this where that lies"):
+    with pytest.raises(UserError, match="does not exist here"):
         cli.run(["view", str(results), "--out", str(page)])
     for verb, flag in [("view", "--n"), ("report", "--n"), ("audit", "--max_images")]:
         with pytest.raises(SystemExit) as ended:

@@ -178,7 +178,7 @@ def test_pairs_are_clean_unless_one_member_was_enlarged(tmp_path: Path) -> None:
     enlarged = audit_dataset(write_pairs(tmp_path / "big", [pair_row(i, twin_scale=1.5) for i in range(PHOTOS)]))
     (sentence,) = enlarged.findings
     assert sentence.startswith(
-        "all the generated images were enlarged, none of the real ones: scale alone gives AUC 1.00"
+        "all the generated images were upscaled, none of the real ones: scale alone gives AUC 1.00"
     )
 
 
@@ -211,7 +211,7 @@ def test_a_caption_word_is_found_in_rows_of_images(tmp_path: Path) -> None:
     audit = audit_dataset(image_rows(tmp_path / "set", "highly detailed", lambda i: "FAKE" if i % 2 else "REAL"))
     (sentence,) = audit.findings
     assert sentence.startswith(
-        "the word 'detailed' stands in all the captions of generated images, none of those of real"
+        "the word 'detailed' occurs in all the captions of generated images, none of those of real"
     )
     assert audit_dataset(image_rows(tmp_path / "no", "", lambda i: "ai" if i % 2 else "nature")).findings == []
 
@@ -268,7 +268,7 @@ def test_a_dataset_that_may_not_be_written_is_audited_all_the_same(
     run(["audit", str(folder), "--json"])
     told = capsys.readouterr()
     assert json.loads(told.out)["probes"]
-    assert told.err.endswith("the audit is not recorded there (Permission denied)\n")
+    assert told.err.endswith("the audit cannot be saved there (Permission denied)\n")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_dataset_that_may_not_be_written_is_audited_all_the_same(
     [
         (lambda folder: folder / "nowhere", "no such folder"),
         (lambda folder: write_set(folder / "set", count=1), "fewer than two photos"),
-        (lambda folder: image_rows(folder / "set", "", lambda i: "cat"), "no label known"),
+        (lambda folder: image_rows(folder / "set", "", lambda i: "cat"), "not a known label"),
         (lambda folder: image_rows(folder / "set", "", lambda i: "real"), "nothing to compare"),
     ],
 )

@@ -43,7 +43,7 @@ def test_again_is_the_same_and_something_else_is_left_alone(tmp_path: Path) -> N
     assert write_demo_photos(tmp_path / "a", config) == 18
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("keep")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="exists with other content"):
         write_demo_photos(tmp_path / "mine", config)
     with pytest.raises(UserError, match="multiple of 16"):
         write_demo_photos(tmp_path / "c", TileConfig(tile=50))

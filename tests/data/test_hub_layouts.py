@@ -188,7 +188,7 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as a dataset"):
         open_source(f"{folder}::nosuch")
     (tmp_path / "rows.xlsx").touch()
-    with pytest.raises(UserError, match=r"rows.xlsx: rows are read of files named \.parquet"):
+    with pytest.raises(UserError, match=r"rows.xlsx: rows are read from \.parquet"):
         open_image_set("hub", str(tmp_path / "rows.xlsx"))
 
 
@@ -219,7 +219,7 @@ def test_tables_beside_flat_images(tmp_path: Path, table: str, below: str) -> No
     images = open_image_set("folders", str(tmp_path / "set"))
     assert read_all(images) == dict(zip(DATA, LABELS, strict=True))
     assert {entry.split for entry in images.entries} == {"train" if below else None}
-    assert images.skipped == {"image that no table lists": 1}
+    assert images.skipped == {"image not in any table": 1}
     assert "= generated (3)" in images.reading
     assert read_all(open_image_set("folders", str(folder / name))) == dict(zip(DATA, LABELS, strict=True))
 

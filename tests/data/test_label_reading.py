@@ -46,9 +46,9 @@ def test_classes_by_their_names() -> None:
         (0, r"label 0 does not say whether an image is real; .*--labels 0=real 1=generated, or 0=generated 1=real"),
         (1.0, "label 1 does not say"),
         (True, "label true does not say .*--labels false=real true=generated"),
-        ("cat", "label cat is no label known here"),
-        ("real_vs_fake", "label real_vs_fake is no label known here"),
-        ("not_real", "label not_real is no label known here"),
+        ("cat", "label cat is not a known label"),
+        ("real_vs_fake", "label real_vs_fake is not a known label"),
+        ("not_real", "label not_real is not a known label"),
         (7, "label 7 does not say"),
     ],
 )

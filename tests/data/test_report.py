@@ -68,8 +68,8 @@ def test_edits_have_a_figure_of_their_own(tmp_path: Path) -> None:
         row["twin"] = {"bytes": jpeg(photo(900 + i, (64, 48)))[0], "path": None}
     write_report(write_pairs(tmp_path / "pairs", rows), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert 'alt="Real or generated: what it can be told from' in page
-    assert 'alt="Edited or not: what it can be told from' in page
+    assert 'alt="Real or generated: AUC of the probes' in page
+    assert 'alt="Edited or not: AUC of the probes' in page
 
 
 def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> None:
@@ -92,13 +92,13 @@ def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> Non
 
 def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    for text, says in ((b"none", "cannot be read as parquet"), (None, "no dataset folder of ours")):
+    for text, says in ((b"none", "cannot be read as parquet"), (None, "not a dataset folder of vlm-detect")):
         file = tmp_path / "data" / "train-00000.parquet"
         pq.write_table(pa.table({"image": [b""], "label": [0]}), file) if text is None else file.write_bytes(text)
         with pytest.raises(UserError, match=says):
             write_report(tmp_path, tmp_path / "page.html")
         file.unlink()
-    with pytest.raises(UserError, match="no dataset folder of ours"):
+    with pytest.raises(UserError, match="not a dataset folder of vlm-detect"):
         write_report(tmp_path, tmp_path / "page.html")
 
 

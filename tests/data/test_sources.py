@@ -144,7 +144,7 @@ def test_other_metadata_are_another_list(tmp_path: Path) -> None:
         *((f"file_name,jpeg_quality\nphoto00.png,{q}\n", "give 1 to 100") for q in ("high", "0", "500", "nan", "inf")),
         (f"file_name,caption\nphoto00.png,{200_000 * 'x'}\n", "not a table with a column file_name"),
         ("name\nphoto00.png\n", "not a table with a column file_name"),
-        ("file_name,caption\nphoto00.png,a dog, running\n", "photo00.png has more values than there are columns"),
+        ("file_name,caption\nphoto00.png,a dog, running\n", "photo00.png has more values than columns"),
     ],
 )
 def test_bad_metadata_are_one_clear_line(tmp_path: Path, text: str, says: str) -> None:

@@ -77,7 +77,7 @@ def test_x_aigd(tmp_path: Path) -> None:
     assert second[1] == []
     assert "category 'new'" in str(third[1])
     pq.write_table(pa.table({"image": ["a"]}), tmp_path / "data" / "labeled_test-0.parquet")
-    with pytest.raises(UserError, match="no columns image and labels"):
+    with pytest.raises(UserError, match="lacks the columns image and labels"):
         list(read_texts("x_aigd", tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no parquet file"):

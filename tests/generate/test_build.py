@@ -64,7 +64,7 @@ def build(out: Path, job: str | None = None, **options: Any) -> list[str]:
 def test_a_dataset_is_made_once_and_leaves_no_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pairs"
     assert build(out) == ["steps", "pack"]
-    assert "1 pairs (train 1 of 1 groups); left out: none" in capsys.readouterr().out
+    assert "1 pairs (train 1 of 1 groups); rejected: none" in capsys.readouterr().out
     work_folder(out).mkdir()  # of a run that was killed behind its last step
     assert build(out) == []
     assert "nothing left to do" in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_dataset_is_made_once_and_leaves_no_work(tmp_path: Path, capsys: pytes
 
 def test_a_folder_without_a_name_of_its_own_is_refused() -> None:
     for out in (Path(), Path(".."), Path("/")):
-        with pytest.raises(UserError, match="name the folder itself"):
+        with pytest.raises(UserError, match="the path of the new folder itself"):
             work_folder(out)
 
 
@@ -112,5 +112,5 @@ def test_an_upload_that_fails_is_told(tmp_path: Path, hub: type[FakeHub], monkey
     monkeypatch.setattr(hub, "create_repo", refuse)
     with pytest.raises(UserError, match=r"no network.*hf auth login.*is complete"):
         push_dataset(tmp_path, "me/pairs")
-    with pytest.raises(UserError, match="no Hub name"):
+    with pytest.raises(UserError, match="not a Hub name"):
         Upload("not a name")

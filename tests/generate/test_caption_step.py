@@ -103,7 +103,7 @@ def test_captions_from_a_column_of_any_name(tmp_path: Path) -> None:
 def test_a_missing_caption_column_is_told(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 2)
     source, config = SourceConfig(str(tmp_path / "photos")), CaptionConfig(captioner=name_captioner("column"))
-    with pytest.raises(UserError, match=r"2 photos have no caption column, the first .*photo00\.png"):
+    with pytest.raises(UserError, match=r"2 photos have no caption, the first is .*photo00\.png"):
         caption_photos(source, config, plan_captions(source, config), tmp_path / "out")
 
 

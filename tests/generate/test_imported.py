@@ -133,7 +133,7 @@ def test_of_pairs_a_sentence_is_denied_of_the_other_image(tmp_path: Path) -> Non
     assert (photo.supports, photo.checked_by) == ("real", "fake-vlm")
     assert rejects_of(tmp_path / "out") == {"pair 1 twin": ["not_denied"]}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "were kept: 2 of 3 (0 of 1 background, 1 of 1 light, 1 of 1 physics); left out: 1 not_denied" in card
+    assert "sentences: 2 of 3 (0 of 1 background, 1 of 1 light, 1 of 1 physics); rejected: 1 not_denied" in card
 
 
 def test_without_pairs_a_judge_is_asked_about_the_image_alone(tmp_path: Path) -> None:

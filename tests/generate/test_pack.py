@@ -240,7 +240,7 @@ def test_a_finished_folder_is_known_and_another_refused(pairs: Path, tmp_path: P
     with pytest.raises(UserError, match="size was 24, is 48"):
         is_finished(pairs, settings() | {"pack": asdict(PackConfig(size=48))})
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="no finished dataset"):
+    with pytest.raises(UserError, match="not a finished dataset"):
         is_finished(tmp_path, settings())
     record = read_run_json(pairs)
     assert record is not None
@@ -274,10 +274,10 @@ def test_a_dataset_of_another_shape_is_one_clear_line(pairs: Path, tmp_path: Pat
     row = {"image": [{"bytes": buffer.getvalue(), "path": None}], "label": ["real"], "group": ["g"]}
     datasets.Dataset.from_dict(row).to_parquet(tmp_path / "images" / "data.parquet")
     assert "label" in open_dataset(tmp_path / "images")["train"].column_names
-    with pytest.raises(UserError, match="one row an image, where pairs are needed"):
+    with pytest.raises(UserError, match="an image dataset, where pairs are needed"):
         load_pairs(tmp_path / "images", "train")
     (tmp_path / "empty").mkdir()
-    for name, says in [("empty", "cannot be opened as a dataset"), ("none", "there is no such folder here")]:
+    for name, says in [("empty", "cannot be opened as a dataset"), ("none", "there is no such folder")]:
         with pytest.raises(UserError, match=says):
             open_dataset(tmp_path / name)
 

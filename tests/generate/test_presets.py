@@ -46,19 +46,19 @@ def test_the_generators_that_are_told_of_have_presets() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("generator: a/b\nstepz: 4\nguidence: 1.0\n", "stepz is no setting of a generator; did you mean steps?"),
-        ("generator: a/b\nguidence: 1.0\n", "guidence is no setting of a generator; did you mean guidance?"),
+        ("generator: a/b\nstepz: 4\nguidence: 1.0\n", "stepz is not a setting of a generator; did you mean steps?"),
+        ("generator: a/b\nguidence: 1.0\n", "guidence is not a setting of a generator; did you mean guidance?"),
         (
             "generator: a/b\nquantization: nf4\n",
-            "quantization is no setting of a generator; known are generator",
+            "quantization is not a setting of a generator; known are generator",
         ),
-        ("generator: a/b\nsteps: four\n", "steps: 'four' is not a whole number"),
-        ("generator: a/b\nsteps: 4.5\n", "steps: 4.5 is not a whole number"),
-        ("generator: a/b\nsteps: true\n", "steps: True is not a whole number"),
+        ("generator: a/b\nsteps: four\n", "steps: 'four' is not an integer"),
+        ("generator: a/b\nsteps: 4.5\n", "steps: 4.5 is not an integer"),
+        ("generator: a/b\nsteps: true\n", "steps: True is not an integer"),
         ("generator: a/b\naspect: wide\n", "aspect: 'wide' is not one of photo, square"),
-        ("generatr: a/b\n", "generatr is no setting of a generator; did you mean generator?"),
-        ("steps: 4\n", "names no generator"),
-        ("- 4\n", "holds a list, not settings"),
+        ("generatr: a/b\n", "generatr is not a setting of a generator; did you mean generator?"),
+        ("steps: 4\n", "has no generator"),
+        ("- 4\n", "contains a list, not the settings"),
         ("steps: [\n", "cannot be read as YAML"),
     ],
 )

@@ -44,11 +44,11 @@ def test_the_shipped_book_draws_many() -> None:
         ("base: 'a {s}'\nmodifiers: {s: dog}", "each of the `modifiers` a list"),
         ("base: 'a {s}'\nmodifiers: {s: []}", "each of the `modifiers` a list"),
         ("base: a\nmodifiers: [b]", "each of the `modifiers` a list"),
-        ("base: {a: b}", "`base` is a text or a list"),
-        ("base: [1]", "the base 1 is no text"),
-        ("base: 'a {s'\nmodifiers: {s: [a]}", "is no text with {names}"),
-        ("base: 'a {s:d}'\nmodifiers: {s: [a]}", "is no text with {names}"),
-        ("base: 'a {s:{w}}'\nmodifiers: {s: [a]}", "is no text with {names}"),
+        ("base: {a: b}", "`base` has to be a text or a list"),
+        ("base: [1]", "the base 1 is not a text"),
+        ("base: 'a {s'\nmodifiers: {s: [a]}", "is not a text with {names}"),
+        ("base: 'a {s:d}'\nmodifiers: {s: [a]}", "is not a text with {names}"),
+        ("base: 'a {s:{w}}'\nmodifiers: {s: [a]}", "is not a text with {names}"),
     ],
 )
 def test_another_form_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:

@@ -234,7 +234,7 @@ def test_a_stopped_run_goes_on(images, with_reasons, tmp_path, monkeypatch, stop
         made, whole = (next(folder.glob(f"data/{split}-*")) for folder in (tmp_path / "out", with_reasons))
         assert made.read_bytes() == whole.read_bytes()
     assert "nothing left to do" in add(images, tmp_path / "out")
-    assert "was made otherwise" in add(images, tmp_path / "out", "--seed", 3, status=1)
+    assert "was made with other settings" in add(images, tmp_path / "out", "--seed", 3, status=1)
 
 
 def test_reasons_of_other_sources_stay(images: Path, with_reasons: Path, tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_the_test_split_calibrates_nothing(images: Path, with_reasons: Path, tmp
 
 
 def test_wrong_requests(images: Path, pairs: Path, tmp_path: Path) -> None:
-    assert "is the dataset itself" in add(images, images, status=2)
-    assert "leave edit out" in add(images, tmp_path / "out", "--reasons", "measured,edit", status=1)
-    assert "known sources" in add(images, tmp_path / "out", "--reasons", "guessed", status=2)
+    assert "is the input dataset" in add(images, images, status=2)
+    assert "omit edit" in add(images, tmp_path / "out", "--reasons", "measured,edit", status=1)
+    assert "choose from" in add(images, tmp_path / "out", "--reasons", "guessed", status=2)
     assert "no such folder" in add(tmp_path / "nowhere", tmp_path / "out", status=1)
     few = tmp_path / "few"
     table = pq.read_table(next(images.glob("data/train-*")))

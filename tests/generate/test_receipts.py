@@ -93,7 +93,7 @@ def test_a_splice_finds_its_donor_where_it_was_left_out(pairs: Path, tmp_path: P
     for path in (tmp_path / "pairs").glob("data/*.parquet"):
         kept = [row for row in pq.read_table(path).to_pylist() if row["source"]["sha256"] != donor["sha256"]]
         pq.write_table(pa.Table.from_pylist(kept, schema=PAIR_FEATURES.arrow_schema), path)
-    with pytest.raises(UserError, match=r"left out of the dataset; give it with --donor FILE"):
+    with pytest.raises(UserError, match=r"not in the dataset; give it with --donor FILE"):
         render_row(tmp_path / "pairs", splice["pair_id"], tmp_path / "twin.jpg")
     told = render_row(tmp_path / "pairs", splice["pair_id"], tmp_path / "twin.jpg", donor=donor["path_or_id"])
     assert "the same bytes" in told
@@ -110,7 +110,7 @@ def test_what_was_drawn_from_a_prompt_is_drawn_again(tmp_path: Path) -> None:
     for row in drawn.values():
         assert "the same bytes as in" in render_row(prompted, row["id"], tmp_path / "image.jpg")
     real = next(row for row in table if row["label"] == "real")
-    with pytest.raises(UserError, match="a photo, which nothing has drawn"):
+    with pytest.raises(UserError, match="a photo, which was not rendered"):
         render_row(prompted, real["id"], tmp_path / "image.jpg")
 
 

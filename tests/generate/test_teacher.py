@@ -107,8 +107,8 @@ def test_the_card_counts_and_names_who_saw_and_who_judged(taught: Any) -> None:
     card = (out / "README.md").read_text()
     assert "judge: the teacher itself" in card
     assert "Images were sent to: nobody" in card  # the endpoint is on this machine
-    assert "images leave" not in done.stderr
-    assert "were kept: 4 of " in card
+    assert "images are sent" not in done.stderr
+    assert "Kept teacher's sentences: 4 of " in card
     rejects = Counter(reason for some in rejects_of(out).values() for reason in some)
     for reason in set(OUTCOMES.values()) - {""}:
         assert f"{rejects[reason]} {reason}" in card
@@ -209,9 +209,7 @@ def test_a_dry_run_asks_nobody(tmp_path: Path) -> None:
     with mock.patch.object(teacher_step, "open_model", side_effect=AssertionError("asked")):
         done = add(pairs, tmp_path / "out", *far)
     assert "6 questions to the teacher with 12 images" in done.stdout
-    assert (
-        "images leave this machine: they are sent to https://models.example/v1 (the teacher, large-vlm)" in done.stdout
-    )
+    assert "images are sent from this machine to https://models.example/v1 (the teacher, large-vlm)" in done.stdout
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.work").exists()
     limited = add(pairs, tmp_path / "out", *far, "--teacher_limit", 1)

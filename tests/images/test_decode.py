@@ -389,8 +389,8 @@ def test_the_rest(tmp_path: Path) -> None:
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not_an_image"
     assert reason(tmp_path / "absent.png") == "unreadable"
     assert reason(tmp_path) == "unreadable"
-    rejected = pickle.loads(pickle.dumps(ImageRejected("empty", "no bytes")))
-    assert (rejected.reason, rejected.detail) == ("empty", "no bytes")
+    rejected = pickle.loads(pickle.dumps(ImageRejected("empty", "is empty")))
+    assert (rejected.reason, rejected.detail) == ("empty", "is empty")
 
 
 @pytest.mark.skipif("VLM_DETECT_DATA" not in os.environ, reason="needs the development data of VLM_DETECT_DATA")

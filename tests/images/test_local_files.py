@@ -66,7 +66,7 @@ def spellings(secret: Path, folder: Path) -> list[str]:
 def test_a_list_names_files_of_its_own_folder(secret: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in spellings(secret, folder):
         assert find_file(folder, name) is None, name
-        assert "lies outside" in why_not_found(folder, name)
+        assert "is outside" in why_not_found(folder, name)
     own = folder / "images" / "own.png"
     for name in ("images/own.png", str(own), "C:\\\\data\\\\images\\\\own.png", "/elsewhere/images/own.png", "own.png"):
         assert find_file(own.parent if name == "own.png" else folder, name) == own
@@ -140,18 +140,18 @@ def test_every_reader_of_data_refuses_what_lies_outside(
     assert ([sample.data for sample in read.samples], read.unread["real"]) == ([Path(own).read_bytes()], 1)
 
     benchmark = write_benchmark(folder, [{**verdict_rows(folder)[0], "image": str(secret)}])
-    with pytest.raises(UserError, match=r"lies outside of .*--allow_local_paths"):
+    with pytest.raises(UserError, match=r"is outside of .*--allow_local_paths"):
         load_benchmark(benchmark)
 
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
     talks = folder / "talks.json"
     talks.write_text(json.dumps([{"id": "1", "image": str(secret), "conversations": turns}]))
-    with pytest.raises(UserError, match="lies outside of"):
+    with pytest.raises(UserError, match="is outside of"):
         read_conversations(str(talks))
 
     with (folder / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["real", "twin"], [own, secret]])
-    with pytest.raises(UserError, match=r"line 2: .*lies outside of"):
+    with pytest.raises(UserError, match=r"line 2: .*is outside of"):
         list_pairs([str(folder / "pairs.csv")], PairSetConfig())
 
     monkeypatch.setenv(LOCAL_PATHS_ALLOWED, "1")

@@ -54,7 +54,7 @@ def test_a_confirmed_sentence_says_which_label_its_number_speaks_for(calibration
 def test_what_no_measure_speaks_of_is_the_models_word(calibration):
     (reason,) = check_explanation("AI-generated. The hand has six fingers.", picture(2.0, 1), calibration).reasons
     assert (reason.status, reason.kind, reason.percentile) == ("unchecked", None, None)
-    assert reason.note == "the model's word"
+    assert reason.note == "not checked"
 
 
 def test_without_a_calibration_nothing_is_confirmed():

@@ -175,7 +175,7 @@ def test_other_models_and_empty_phrases_are_refused(images, tmp_path) -> None:
         lambda: engine.gaze(images[:1], [[Point(0.5, 0.5)]]),
         lambda: engine.reason(images[:1], [["Why?"]]),
     ):
-        with pytest.raises(UserError, match="give a moondream2"):
+        with pytest.raises(UserError, match="use a moondream2"):
             call()
     with pytest.raises(UserError, match="answers about images only"):
         engine.generate([None], [["Hello?"]])

@@ -138,7 +138,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     write_shard(tmp_path, 0, [{"item": 0}], FEATURES, [])
     monkeypatch.setattr(shards, "write_rows", full)
-    with pytest.raises(UserError, match=r"no room left on this disk; what is finished is kept"):
+    with pytest.raises(UserError, match=r"no space left on this disk; finished shards are kept"):
         write_shard(tmp_path, 1, [{"item": 1}], FEATURES, [])
     assert (is_done(tmp_path, 0), is_done(tmp_path, 1)) == (True, False)
 
@@ -207,7 +207,7 @@ def test_a_queued_slurm_job_is_not_handed_over_twice(cluster: Path) -> None:
 
 def test_what_sbatch_refuses_is_one_line(cluster: Path) -> None:
     (cluster / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
-    with pytest.raises(UserError, match=r"sbatch refused the job.*invalid partition"):
+    with pytest.raises(UserError, match=r"sbatch rejected the job.*invalid partition"):
         run_shards(Work(cluster / "work"), PLAN, cluster / "work", Launch("slurm"))
 
 

@@ -64,7 +64,7 @@ def test_a_folder_of_another_kind_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the output of a data generation step"):
         check_finished(tmp_path, "render")
     begin(tmp_path, replace(PLAN, step="caption"))
-    with pytest.raises(UserError, match="the output of the caption step, where that of the render step is needed"):
+    with pytest.raises(UserError, match="the output of the caption step, but the output of the render step is needed"):
         check_finished(tmp_path, "render", "pairs")
 
 
@@ -72,7 +72,7 @@ def test_what_differs_is_said_once_and_in_words() -> None:
     plans = [{"items": 6, "inputs": digest * 32, "seed": 0} for digest in ("ab", "cd")]
     old, new = ({"caption": plan, "render": plan} for plan in plans)
     assert differences(old, old) == []
-    assert differences(old, new) == ["the list of images is another"]
+    assert differences(old, new) == ["the list of images has changed"]
     assert differences(old, old | {"size": 32}) == ["size was None, is 32"]
     assert differences(old, old | {"size": None, "views": []}) == []  # settings that came later, off
 

@@ -57,4 +57,4 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     }
     twice = run_here("eval/compare.py", files[0], files[0], "--out", tmp_path / "out")
     assert twice.returncode == 1
-    assert "give each only once" in twice.stderr
+    assert "give each run once" in twice.stderr

@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
     (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered) + '{"id": "')
     done = run_verb(*args, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "4 of 178 prompts were answered before" in done.stderr
+    assert "4 of 178 prompts are already answered" in done.stderr
     said = [row["answer"] for row in lines(out / "explanations.jsonl")]
     assert [text for text in said if "Said before" in text] == [row["answer"] for row in answered]
     assert len(said) == 6
@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
     # More of them: those that are there stay.
     more = run_verb(*args, "--explanations", 10, "--out", out)
     assert more.returncode == 0, more.stderr
-    assert "178 of 190 prompts were answered before" in more.stderr
+    assert "178 of 190 prompts are already answered" in more.stderr
     said = [row["answer"] for row in lines(out / "explanations.jsonl")]
     assert len(said) == summary(out)["explanations"]["n"] == 10
     assert sum("Said before" in text for text in said) == 4

@@ -96,7 +96,7 @@ def test_cifake_keeps_its_official_test_set(tmp_path):
     again = run_here(PROGRAM, "--from", "cifake", tmp_path / "archive", "--out", tmp_path / "out", "--shard_size", 16)
     assert (again.returncode, "nothing left to do" in again.stdout) == (0, True)
     other = run_here(PROGRAM, "--from", "cifake", tmp_path / "archive", "--out", tmp_path / "out", "--limit", 8)
-    assert (other.returncode, "was made otherwise" in other.stderr) == (1, True)
+    assert (other.returncode, "was made with other settings" in other.stderr) == (1, True)
 
 
 def test_an_interrupted_import_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_kaggle_is_fetched_by_kagglehub(tmp_path, monkeypatch):
     _image_set.cache_clear()
     done = run_here(PROGRAM, "--from", "cifake", "kaggle:me/mine", "--out", tmp_path / "other")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "kaggle:me/mine: Kaggle does not give it (no route to host)" in done.stderr
+    assert "kaggle:me/mine: cannot be downloaded from Kaggle (no route to host)" in done.stderr
 
 
 def make_genimage(root: Path) -> Path:
@@ -274,11 +274,11 @@ def test_a_dataset_with_a_label_column(tmp_path):
     [
         (["--from", "cifake", "{empty}"], 1, "none of its 0 images"),
         (["--from", "cifake", "{absent}"], 1, "no such folder"),
-        (["--from", "nobody", "{empty}"], 2, "known layouts are cifake, genimage, folders, hub"),
-        (["--from", "folders", "{reals}"], 1, "all real; a detector needs two labels"),
+        (["--from", "nobody", "{empty}"], 2, "choose from cifake, genimage, folders, hub"),
+        (["--from", "folders", "{reals}"], 1, "all real; two labels are needed"),
         (["--from", "folders", "{reals}", "--labels", "x"], 2, "--labels x: give NAME=real"),
         (["--from", "folders", "{reals}", "--hold_out", "model=x"], 2, "--hold_out model=x: give generator=NAME"),
-        (["--from", "folders", "{reals}", "--hold_out", "generator=x"], 1, "no image is by that generator"),
+        (["--from", "folders", "{reals}", "--hold_out", "generator=x"], 1, "no image matches"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, arguments, status, says):
@@ -303,7 +303,7 @@ def test_a_set_of_which_nothing_is_of_use_is_one_clear_line(tmp_path: Path) -> N
         (tmp_path / "set" / label / "0.png").write_bytes(b"no image")
     done = run_here(PROGRAM, "--from", "folders", tmp_path / "set", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "none of the 2 images is of use (2 not_an_image); the first is" in done.stderr
+    assert "none of the 2 images is usable (2 not_an_image); the first is" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

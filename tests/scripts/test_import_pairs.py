@@ -46,7 +46,7 @@ def test_two_folders_become_a_pair_dataset(tmp_path: Path) -> None:
     done = run_here(PROGRAM, *arguments)
     assert done.returncode == 0, done.stderr
     assert "4 pairs" in done.stdout
-    assert "real: left out 1 images without a counterpart, such as alone" in done.stderr
+    assert "real: skipped 1 images without a counterpart, such as alone" in done.stderr
     assert pq.read_schema(next((tmp_path / "out" / "data").iterdir())).equals(PAIR_FEATURES.arrow_schema)
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert sorted(r["reason"] for r in rejects) == ["another_aspect", "blank", "not_an_image", "too_small"]
@@ -85,7 +85,7 @@ def test_two_images_of_one_name_are_told(tmp_path: Path) -> None:
         photo(0).save(tmp_path / name)
     done = run_here(PROGRAM, tmp_path / "real", tmp_path / "twins", "--out", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "0.jpg and 0.png have one name" in done.stderr
+    assert "0.jpg and 0.png have the same name" in done.stderr
 
 
 def test_a_generator_is_held_out_with_its_photos(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_generator_is_held_out_with_its_photos(tmp_path: Path) -> None:
     assert sorted(row["generator"] for row in unseen) == ["flux"] * 4 + ["sd35"]
     others = [row for row in rows_of(tmp_path / "out") if row["group"] not in {row["group"] for row in unseen}]
     assert [row["generator"] for row in others] == ["sd35"] * 6
-    for rule, says in (("generator=*", "no pair is by that"), ("source=*", "that is every photo")):
+    for rule, says in (("generator=*", "no pair matches"), ("source=*", "that is every photo")):
         done = run_here(PROGRAM, tmp_path / "pairs.csv", "--out", tmp_path / "none", "--hold_out", rule)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert says in done.stderr
@@ -114,10 +114,10 @@ def test_a_generator_is_held_out_with_its_photos(tmp_path: Path) -> None:
         ("a,b\n1,2\n", "needs rows with the columns real and twin (it has a, b)"),
         ("", "it has no rows"),
         ("real,twin,kind\na,b,edit\n", "line 2: kind edit is neither caption nor vae"),
-        ("real,twin,seed\na,b,-1\n", "line 2: seed -1 is no whole number"),
-        (f"real,twin,seed\na,b,{2**63}\n", f"line 2: seed {2**63} is no whole number"),
-        ("\ufeffreal,twin\na.png\n", "line 2: a pair takes a real and a twin"),
-        ("real,twin\n,b.png\n", "line 2: a pair takes a real and a twin"),
+        ("real,twin,seed\na,b,-1\n", "line 2: seed -1 is not an integer"),
+        (f"real,twin,seed\na,b,{2**63}\n", f"line 2: seed {2**63} is not an integer"),
+        ("\ufeffreal,twin\na.png\n", "line 2: a pair needs real and twin"),
+        ("real,twin\n,b.png\n", "line 2: a pair needs real and twin"),
     ],
 )
 def test_a_bad_csv_is_one_clear_line(tmp_path: Path, content: str, says: str) -> None:

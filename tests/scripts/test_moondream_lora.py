@@ -120,12 +120,12 @@ def test_stopped_and_resumed_is_undisturbed(home, undisturbed, sent, status, las
         (["--config", "no.yaml"], 2, "no.yaml"),
         (["--output_dir", "undisturbed", "--lora_r", "4"], 1, "lora_r 16 -> 4"),
         (["--data", "nowhere"], 1, "nowhere"),
-        (["--data", "one_class"], 1, "one class only (4 real)"),
+        (["--data", "one_class"], 1, "only one class (4 real)"),
         (["--data", "no_validation"], 1, "no validation split"),
         (["--data", "other_columns"], 1, "text"),
         (["--model", "nowhere/else"], 1, "nowhere/else"),
         (["--lora_targets", "brain"], 2, "brain"),
-        (["--resume_from_checkpoint", "nowhere"], 1, "--resume_from_checkpoint nowhere: no whole checkpoint"),
+        (["--resume_from_checkpoint", "nowhere"], 1, "--resume_from_checkpoint nowhere: no complete checkpoint"),
     ],
 )
 def test_what_it_cannot_use(home, undisturbed, monkeypatch, capsys, arguments, status, message):
@@ -145,7 +145,7 @@ def test_without_a_config_the_nano_model_brings_its_own(home):
     flags = ["--model", "nano", "--data", home / "pairs", "--output_dir", home / "nano", "--max_steps", "1"]
     done = run_here("recipes/moondream_lora.py", *flags, "--use_cpu", "True", "--report_to", "none", "--lora_r", "4")
     assert done.returncode == 0, done.stderr
-    assert "config moondream_nano gives what no flag does" in done.stdout
+    assert "config moondream_nano for everything not set by a flag" in done.stdout
     config = json.loads((home / "nano" / "run.json").read_text())["config"]
     assert (config["lora_targets"], config["augment"], config["lora_r"]) == ("all-linear+vision", ["flip"], 4)
 

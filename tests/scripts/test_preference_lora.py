@@ -42,7 +42,7 @@ def test_a_run_goes_on_by_preference(home: Path) -> None:
     done = run_here(PROGRAM, *arguments, "--num_train_epochs", 3)
     assert done.returncode == 0, done.stderr
     assert "new PAD/BOS/EOS tokens" not in done.stderr
-    assert f"the LoRA of {home / 'base'} goes on" in done.stdout
+    assert f"continuing the LoRA of {home / 'base'}" in done.stdout
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["validation"].keys() >= {"preferred", "margin", "auroc"}
@@ -93,9 +93,9 @@ def test_what_cannot_be_used_is_said_in_one_line(home: Path, tmp_path: Path) -> 
     for split in ("train", "validation"):
         rows.select(range(8)).to_parquet(bare / f"{split}-00000-of-00001.parquet")
     for arguments, status, message in (
-        (["--data", bare.parent], 1, "has no column reasons: add some with"),
+        (["--data", bare.parent], 1, "has no column reasons: add reasons with"),
         (["--data", home / "data", "--faults", "typos"], 2, "choose from wrong_place"),
-        (["--data", home / "data", "--tune", "full"], 2, "learned by a LoRA"),
+        (["--data", home / "data", "--tune", "full"], 2, "needs a LoRA"),
         ([], 2, "--data"),
     ):
         done = run_here(PROGRAM, "--model", "nano", "--output_dir", tmp_path / "run", *SETTINGS, *arguments)

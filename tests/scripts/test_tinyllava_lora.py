@@ -69,9 +69,9 @@ def test_image_datasets_and_a_quantised_base(home) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "it holds no conversation"),
+        ("{}", "it has no conversation"),
         ("nothing", "not JSON"),
-        (f'[{{"image": "no.jpg", "conversations": [{ASKED}]}}]', "questions and answers in turn"),
+        (f'[{{"image": "no.jpg", "conversations": [{ASKED}]}}]', "its questions and answers do not alternate"),
         (f'[{{"image": "/a/no.jpg", "conversations": [{ASKED}, {ANSWERED}]}}]', "no.jpg is neither there"),
     ],
 )

@@ -97,13 +97,13 @@ def test_an_interrupted_run_goes_on(whole_run: tuple[Path, tuple[object, ...]], 
     (out / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole[:7]) + '{"id": "it')
     resumed = here(*args, "--out", out)
     assert resumed.returncode == 0, resumed.stderr
-    assert "7 of 18 prompts were answered before" in resumed.stderr
+    assert "7 of 18 prompts are already answered" in resumed.stderr
     rounded = [{**row, "logprobs": None, "p_fake": None} for row in lines(out)]
     assert rounded == [{**row, "logprobs": None, "p_fake": None} for row in whole]
 
     other = here("--model", "nano", *args[2:], "--out", out)
     assert other.returncode == 1
-    assert re.fullmatch(r"error: .*holds the answers of another run.*choose another --out.*\n", other.stderr)
+    assert re.fullmatch(r"error: .*contains the answers of another run.*choose another --out.*\n", other.stderr)
 
 
 def test_two_processes_give_one_result(whole_run: tuple[Path, tuple[object, ...]], tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_killed_and_run_again(
 
     again = run(*args, "--out", out, launch=launch)
     assert again.returncode == 0, again.stderr
-    told = re.search(r"(\d+) of 305 prompts were answered before", again.stderr)
+    told = re.search(r"(\d+) of 305 prompts are already answered", again.stderr)
     assert told
     assert before - 2 <= int(told[1]) <= before  # at most one cut line a process
     assert json.loads((out / "run.json").read_text())["processes"] == (2 if launch else 1)
@@ -202,7 +202,7 @@ def test_bad_items_stop_the_run_before_the_model_loads(benchmark: Path, tmp_path
     assert not (tmp_path / "out").exists()
     good = write_benchmark(tmp_path, rows[:2])
     for flags, said in (
-        (("--benchmark", good, "--by", "colour"), "no item has that column; known are generator"),
+        (("--benchmark", good, "--by", "colour"), "no item has this column; available: generator"),
         (("--benchmark", tmp_path), "no split named test"),
         (("--benchmark", good, "--out", good), "is a file"),
     ):
@@ -217,7 +217,7 @@ def test_bad_items_are_left_out_and_counted(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines, '{"id": ', "7"]))
     out = tmp_path / "out"
     done = here("--answers", path, "--skip_bad", "--out", out)
-    assert (done.returncode, "2 items, 3 bad ones left out" in done.stdout) == (0, True)
+    assert (done.returncode, "2 items, 3 invalid ones skipped" in done.stdout) == (0, True)
     assert json.loads((out / "summary.json").read_text())["skipped"] == 3
     told = json.loads((out / "run.json").read_text())["skipped"]
     assert [line.split(":")[0] for line in told] == ["line 3 (item0)", "line 4", "line 5"]

@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_last_complete_one_is_taken(
     assert opened.checkpoint == str(run / "checkpoint-4")
     told = capsys.readouterr().err
     said = "is missing" if damage == "missing" else "is not what was written"
-    assert f"checkpoint-6: {name} {said}): going on from {run / 'checkpoint-4'}" in told
+    assert f"checkpoint-6: {name} {said}): continuing from {run / 'checkpoint-4'}" in told
 
 
 def test_where_none_is_left_the_run_begins_anew_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +90,7 @@ def test_where_none_is_left_the_run_begins_anew_and_says_so(run: Path, capsys: p
         flip(run / f"checkpoint-{step}" / "optimizer.pt")
     RunDirectory(run, {}, {}, False, None).write("running")
     assert RunDirectory.open(run, []).checkpoint is None
-    assert "from the beginning, as no complete checkpoint is left" in capsys.readouterr().err
+    assert "from the beginning, as there is no other complete checkpoint" in capsys.readouterr().err
 
 
 def test_damage_to_the_checksums_themselves_is_damage(run: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_checkpoint_whose_best_is_damaged_is_none_to_go_on_from(
     assert checkpoint_damage(newest) == f"of checkpoint-4, its best so far, {said}"
     assert find_checkpoint(tmp_path).path is None
     shutil.rmtree(best)
-    assert checkpoint_damage(newest) == "of checkpoint-4, its best so far, nothing is there"
+    assert checkpoint_damage(newest) == "of checkpoint-4, its best so far, it does not exist"
 
 
 def test_a_run_that_has_moved_finds_its_best_checkpoint(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_the_model_alone_is_refused(tmp_path: Path) -> None:
     RunDirectory(tmp_path, {"save_only_model": True}, {}, False, None).write("running")
     make_trainer(tmp_path, save_only_model=True).train()
     assert holds_model_alone(tmp_path / "checkpoint-6")
-    with pytest.raises(UserError, match=r"checkpoint-6 holds the model alone, as --save_only_model writes it"):
+    with pytest.raises(UserError, match=r"checkpoint-6 contains only the model \(--save_only_model\)"):
         RunDirectory.open(tmp_path, [])
 
 

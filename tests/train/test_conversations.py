@@ -168,17 +168,17 @@ def test_images_of_another_machine_are_found(tmp_path: Path, named: str) -> None
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ({"conversations": said("human", "gpt")}, "no image is named"),
-        ({"image": ["0.png", "1.png"], "conversations": said("human", "gpt")}, "2 images; one is read"),
+        ({"conversations": said("human", "gpt")}, "it has no image"),
+        ({"image": ["0.png", "1.png"], "conversations": said("human", "gpt")}, "2 images; exactly one is supported"),
         ({"image": "none.png", "conversations": said("human", "gpt")}, "none.png is missing"),
-        ({"image": "0.png", "conversations": said("gpt", "human")}, "questions and answers in turn"),
+        ({"image": "0.png", "conversations": said("gpt", "human")}, "its questions and answers do not alternate"),
         ({"image": "0.png", "conversations": said("human", "observation")}, "'observation', which is neither"),
         ({"image": "0.png", "conversations": said("human", "gpt", "<image>")}, "is empty"),
         ({"image": "0.png", "conversations": said("human", "gpt", answer=" ")}, "is empty"),
-        ({"image": "0.png", "conversations": []}, "holds no conversation"),
-        ({"image": "0.png", "conversations": "Real?"}, "holds no conversation"),
+        ({"image": "0.png", "conversations": []}, "has no conversation"),
+        ({"image": "0.png", "conversations": "Real?"}, "has no conversation"),
         ({"image": "0.png", "messages": [{"role": "user", "content": None}]}, "a NoneType, not a text"),
-        ({"image": 7, "conversations": said("human", "gpt")}, "no image is named"),
+        ({"image": 7, "conversations": said("human", "gpt")}, "it has no image"),
         ({"image": "data:image/png;base64,%%", "conversations": said("human", "gpt")}, "not base64"),
         ({"image": "0.png", "conversations": said("human", "gpt"), "metadata": "sd"}, "metadata are a str"),
         ("a text", "a str, not an object"),
@@ -232,11 +232,11 @@ def test_without_both_labels_all_train_and_nothing_is_validated_on(
     (tmp_path / "talk.json").write_text(json.dumps(records))
     train, held = open_splits(str(tmp_path / "talk.json"))
     assert (len(train), len(held)) == (6, 0)
-    assert "nothing to validate on" in capsys.readouterr().out
+    assert "validation needs real and generated images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [("[]", "it holds none"), ("[{]", "broken JSON at line 1"), ("", "holds none")]
+    ("content", "says"), [("[]", "it contains none"), ("[{]", "invalid JSON at line 1"), ("", "contains none")]
 )
 def test_files_without_any_conversation(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "talk.json").write_text(content)

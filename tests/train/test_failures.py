@@ -83,7 +83,7 @@ def test_a_flag_that_is_refused_once_the_trainer_is_set_up(tmp_path, flags, mess
 
 def test_a_repository_that_cannot_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", refuse)
-    with pytest.raises(UserError, match=r"--push_to_hub: no repository me/mine can be made .*401"):
+    with pytest.raises(UserError, match=r"--push_to_hub: cannot create the repository me/mine .*401"):
         make_trainer(tmp_path, push_to_hub=True, hub_token="x", hub_model_id="me/mine")
 
 

@@ -200,5 +200,5 @@ def test_a_question_longer_than_the_context(vlm):
     long = Example(
         stored(toy_image(False, np.random.default_rng(0))), [Question("explain", "why " * 600, "No.")], "real"
     )
-    with pytest.raises(UserError, match="context holds 2048"):
+    with pytest.raises(UserError, match="context has 2048"):
         Collator(vlm)([[long]])

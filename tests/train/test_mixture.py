@@ -61,5 +61,5 @@ def test_images_are_those_of_all_parts():
 
 @pytest.mark.parametrize("weights", [[1.0], [1, 2, 3], [1, 0]])
 def test_wrong_weights(weights):
-    with pytest.raises(UserError, match="one above 0 for each of the 2 datasets"):
+    with pytest.raises(UserError, match="a number above 0 for each of the 2 datasets"):
         DataOptions(mix=["other"], weights=weights)

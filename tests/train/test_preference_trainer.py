@@ -129,5 +129,5 @@ def test_what_cannot_be_tuned_so_is_refused(tmp_path: Path) -> None:
         PreferenceTrainer(load_vlm("nano", device="cpu"), arguments(tmp_path), made, rows)
     both_ways = load_vlm(str(save_tiny("paligemma", tmp_path / "model")), device="cpu")
     add_lora(both_ways, LoraOptions())
-    with pytest.raises(UserError, match="in both directions"):
+    with pytest.raises(UserError, match="bidirectional attention"):
         PreferenceTrainer(both_ways, arguments(tmp_path), made, rows)

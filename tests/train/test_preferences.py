@@ -141,7 +141,7 @@ def test_a_teachers_reasons_count_where_something_has_checked_them() -> None:
 
 def test_a_dataset_without_reasons_is_refused_with_the_way_to_get_some() -> None:
     rows, calibration = reasoned_images()
-    with pytest.raises(UserError, match=r"has no column reasons: add some with vlm-detect add-reasons toy"):
+    with pytest.raises(UserError, match=r"has no column reasons: add reasons with vlm-detect add-reasons toy"):
         make_preferences(rows.remove_columns("reasons"), "toy", calibration, PreferenceOptions())
     bare = rows.map(lambda row: {"reasons": []}, load_from_cache_file=False)
     with pytest.raises(UserError, match="no image has a checked reason"):

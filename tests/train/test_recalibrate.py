@@ -176,7 +176,7 @@ def test_what_it_refuses(home, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "test"], "is not measured by them"),
+        (["--split", "test"], "cannot be evaluated on them"),
         (["--max_fpr", "5"], "--max_fpr 5.0"),
         (["--max_fpr", "0"], "--max_fpr 0.0"),
     ],

@@ -101,7 +101,7 @@ def test_several_seeds_leave_mean_and_spread(home):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ModelOptions(attention="flex_attention"), "trains on CUDA alone, not on cpu"),
+        (ModelOptions(attention="flex_attention"), "trains only on CUDA, not on cpu"),
     ],
 )
 def test_what_cannot_be_done(options, message):

@@ -60,13 +60,13 @@ def test_images_that_cannot_be_decoded(capsys: pytest.CaptureFixture[str]) -> No
     kept = usable(damaged, "elsewhere", tiny_vlm())
     assert kept["group"] == [str(i) for i in range(12) if i not in (3, 8, 9)]
     said = capsys.readouterr().out
-    assert said.startswith("elsewhere: 3 of 12 rows are left out: ")
+    assert said.startswith("elsewhere: 3 of 12 rows are skipped: ")
     assert "1 truncated (number 3: " in said
     assert "1 not_an_image (number 8: " in said
     assert usable(rows, "elsewhere", tiny_vlm()) is rows
     pairs = with_bytes(toy_pairs(4), {2: b"no image"}, "twin")
     assert usable(pairs, "elsewhere", tiny_vlm())["pair_id"] == ["pair0", "pair1", "pair3"]
-    with pytest.raises(UserError, match="nothing is left to learn from"):
+    with pytest.raises(UserError, match="no rows remain for training"):
         usable(with_bytes(rows, dict.fromkeys(range(12), b"no image")), "elsewhere", tiny_vlm())
 
 
@@ -76,7 +76,7 @@ def test_shapes_that_the_model_refuses(qwen: VLM, tmp_path: Path, capsys: pytest
     (tmp_path / "run.json").write_text("{}")  # a set of our own, whose images need not be decoded again
     kept = usable(rows, str(tmp_path), qwen)
     assert kept["group"] == ["0", "1", "3", "4", "6", "7"]
-    assert "2 of a refused shape (number 2, 5: 4x1000 pixels" in capsys.readouterr().out
+    assert "2 of an unsupported shape (number 2, 5: 4x1000 pixels" in capsys.readouterr().out
     assert usable(rows, str(tmp_path), tiny_vlm()) is rows
     assert len(ValidationSet.of(usable(rows, str(tmp_path), qwen))) == 6
 
@@ -104,14 +104,14 @@ def test_an_answer_beyond_the_context_is_found_before_the_first_step(
     kept = usable(talks(tmp_path, ["Yes.", longest, longest + "x", "No."]), "talk.json", vlm)
     assert kept["number"] == [0, 1, 3]
     said = capsys.readouterr().out
-    assert "1 of 4 conversations are left out: 1 beyond the context (number 2: " in said
+    assert "1 of 4 conversations are skipped: 1 beyond the context (number 2: " in said
     assert f"{limit + 1} tokens with the image" in said
 
 
 def test_turns_that_a_family_does_not_read(tmp_path: Path, qwen: VLM) -> None:
     rows = talks(tmp_path, ["Yes."] * 2, "Why?", "It is.")
     assert usable(rows, "talk.json", qwen) is rows
-    with pytest.raises(UserError, match=r"of several turns .* answers single questions"):
+    with pytest.raises(UserError, match=r"with several turns .* answers single questions"):
         usable(rows, "talk.json", tiny_vlm())
 
 
@@ -124,8 +124,8 @@ def test_a_run_on_foreign_files_trains_on_what_it_can_use(qwen_folder: Path, tmp
     done = run_here("recipes/vlm_lora.py", *arguments)
     assert done.returncode == 0, done.stderr
     for words in (
-        "1 of 5 conversations are left out (record 4",
-        "nothing to validate on",
+        "1 of 5 conversations are skipped (record 4",
+        "validation needs real and generated images",
         "(number 1: ",
         "(number 3: ",
     ):
@@ -133,7 +133,7 @@ def test_a_run_on_foreign_files_trains_on_what_it_can_use(qwen_folder: Path, tmp
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record["validation"]) == ("finished", {})
     assert not (tmp_path / "run" / "calibration.json").exists()
-    assert "no images to validate on" in (tmp_path / "run" / "README.md").read_text()
+    assert "no validation images" in (tmp_path / "run" / "README.md").read_text()
     assert "nothing is left to do" in run_here("recipes/vlm_lora.py", *arguments).stdout
     patient = run_here("recipes/vlm_lora.py", *arguments, "--early_stopping_patience", 1)
     assert (patient.returncode, "--early_stopping_patience needs" in patient.stderr) == (1, True)
@@ -183,6 +183,6 @@ def test_labels_that_another_program_wrote(tmp_path: Path, capsys: pytest.Captur
         items = load_benchmark(tmp_path / name).items
         assert [item.ground_truth for item in items] == ["Yes.", "No."] * 3
     assert open_dataset(tmp_path / "gaps")["train"]["label"] == ["generated", "real", "real", "generated", "real"]
-    assert "1 of 6 rows are left out: they have no label" in capsys.readouterr().out
+    assert "1 of 6 rows are skipped: they have no label" in capsys.readouterr().out
     done = run_here("recipes/moondream_lora.py", "--data", tmp_path / "numbers", "--output_dir", tmp_path / "run")
-    assert (done.returncode, "labels 0, 1 are none of" in done.stderr) == (1, True)
+    assert (done.returncode, "unknown labels 0, 1" in done.stderr) == (1, True)

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's chat completions and ours for verdicts, reasons and evidence, and with them moondream's own."""
+"""The routes: OpenAI's chat completions, moondream's API, and our own for verdicts, reasons and evidence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from vlm_detect.infer.evidence import EvidenceMap
 from vlm_detect.infer.explanation import Explanation
 from vlm_detect.version import __version__
 
-MAP_SIDE = 512  # of the picture of an evidence map
+MAP_SIDE = 512  # of an evidence map's image
 
 router = APIRouter()
 router.include_router(moondream)
@@ -152,7 +152,7 @@ _VERDICT_BODY = {
 
 @router.post("/v1/verdict", tags=["verdict"], openapi_extra=_VERDICT_BODY)
 async def verdict(request: Request) -> Any:
-    """The verdict on one image, or on many: then those that cannot be read stand in the list with their error."""
+    """The verdict on one image, or on many: an image that cannot be read then has an entry with its error."""
     service = service_of(request)
     sources, wanted, several = await _verdict_request(request)
     detector = service.detector(wanted.model)
@@ -160,9 +160,9 @@ async def verdict(request: Request) -> Any:
         raise ApiError(400, "no_image", "give an image: image_url, images, or files named image", param="image_url")
     most = min(service.settings.max_images, service.settings.max_jobs)
     if len(sources) > most:
-        message = f"{len(sources)} images, at most {most} a request: send several requests"
+        message = f"{len(sources)} images, at most {most} per request: send several requests"
         raise ApiError(413, "too_many_images", message, param="images")
-    # Until they are submitted nothing bounds the images of all requests together: of many, one request's at a time.
+    # Nothing bounds the images of all requests together before they are submitted, so requests with many take turns.
     async with service.turn() if len(sources) > 1 else contextlib.nullcontext():
         pictures = await _readable(request, sources)
         good = [picture for picture in pictures if isinstance(picture, Picture)]
@@ -297,7 +297,7 @@ async def explain(request: Request, payload: ExplainRequest) -> Any:
 
 @router.post("/v1/evidence", tags=["verdict"])
 async def evidence(request: Request, payload: EvidenceRequest) -> Any:
-    """Where the verdict comes from: a value in nats for each place, and the map as a transparent PNG to lay over."""
+    """Where the verdict comes from: a value in nats for each place, and the map as a transparent PNG overlay."""
     service = service_of(request)
     picture = await service.picture(payload.image_url)
     found: EvidenceMap = await service.result(request, Map(payload.topic), service.detector(payload.model), picture)
@@ -314,7 +314,8 @@ async def evidence(request: Request, payload: EvidenceRequest) -> Any:
 
 
 async def _look_by_cnn(request: Request, service: Service, picture: Picture) -> dict[str, Any] | None:
-    """Verdict and Grad-CAM of the CNN that is served beside, or None; its picture is the square that it reads."""
+    """Verdict and Grad-CAM of the CNN that is served with the models, or None; its image is the square that the CNN
+    reads."""
     if service.cnn is None:
         return None
     task = LookByCnn(service.cnn)

@@ -1,4 +1,5 @@
-"""What the server knows of the request that it answers: its images, its deadline, and whether anybody still waits."""
+"""What the server knows about a running request: its images, its deadline, and whether the client is still
+connected."""
 
 from __future__ import annotations
 
@@ -16,19 +17,19 @@ from vlm_detect.apps.errors import ApiError
 from vlm_detect.apps.worker import Expired
 
 T = TypeVar("T")
-POLL_S = 0.25  # how often a waiting request looks whether its client is still there
+POLL_S = 0.25  # how often a waiting request checks that its client is still connected
 
 
 @dataclass(frozen=True)
 class Asked:
-    """`deadline` is a time of `time.monotonic()`, `content` what was taken out of the body."""
+    """`deadline` is a time of `time.monotonic()`, `content` the images and parts taken out of the body."""
 
     request: Request
     content: Content
     deadline: float
 
     async def within_deadline(self, result: Awaitable[T]) -> T:
-        """`result`, given up with `Expired` at the deadline and with an `ApiError` when the client goes first."""
+        """Await `result`; raises `Expired` at the deadline and `ApiError` when the client disconnects first."""
         try:
             async with asyncio.timeout(self.deadline - time.monotonic()):
                 return await unless_gone(self.request, result)
@@ -40,7 +41,7 @@ _asked: ContextVar[Asked] = ContextVar("asked")
 
 
 def asked() -> Asked:
-    """The request of the task that calls."""
+    """The request of the calling task."""
     return _asked.get()
 
 
@@ -49,7 +50,8 @@ def answer_in_this_task(request: Asked) -> None:
 
 
 def part_of(source: str) -> Part:
-    """What a string of the body holds of an image: the part that it names, or itself, a short data URL."""
+    """The image that a string of the body stands for: the part that it names, or the string itself (a short data
+    URL)."""
     return asked().content.images.get(source) or Part(memoryview(source.encode("utf-8", "replace")), "data_url")
 
 
@@ -58,7 +60,7 @@ def client_gone() -> ApiError:
 
 
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:
-    """`result`, given up with an `ApiError` when the client disconnects first."""
+    """Await `result`; raises `ApiError` when the client disconnects first."""
 
     async def gone() -> None:
         while not await request.is_disconnected():

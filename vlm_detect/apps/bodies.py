@@ -1,13 +1,13 @@
-"""Request bodies before anything parses them: images taken out, everything else bounded.
+"""Pre-parse request bodies: images are taken out, everything else is bounded.
 
     small, content = open_body(content_type, body, max_images)
 
-`small` is JSON of at most a megabyte, with names in place of its data URLs, and `content.images` what they stand for;
-of multipart/form-data `content.fields` are the parts, and nothing is left to parse.
+`small` is JSON of at most a megabyte, with names in place of its data URLs; `content.images` maps the names to images.
+For multipart/form-data `content.fields` holds the parts, and `small` is empty.
 
 A JSON parser builds an object for each value, and a validator an error for each wrong one: thirty megabytes of
-`[0,0,...]` are minutes of work and gigabytes. So values, strings and depth are counted first, by searches that stop at
-the bound; the strings that hold images never become Python strings here, and go on as views of the body.
+`[0,0,...]` take minutes and gigabytes. So values, strings and depth are counted first, by searches that stop at the
+bound. Strings that hold images never become Python strings here: they stay views of the body.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MAX_DEPTH = 32
 MAX_TEXT_BYTES = 1 << 20  # of a JSON body without its images
 MIN_IMAGE_BYTES = 1024  # shorter data URLs stay where they are
 MAX_PART_HEADER_BYTES = 8192
-OTHER_FIELDS = 9  # parts of a form beside its images
+OTHER_FIELDS = 9  # parts of a form other than its images
 _SLICE = 1 << 16
-_NAME = f"part-{secrets.token_hex(16)}-"  # nobody who asks can know it
+_NAME = f"part-{secrets.token_hex(16)}-"  # unguessable for clients
 _NOT_STRUCTURE = bytes(sorted(set(range(256)) - set(b"[]{},")))
 
 
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class FormPart:
-    """A part of multipart/form-data; `is_file` where it bears a file's name."""
+    """A part of multipart/form-data; `is_file` where it has a file name."""
 
     name: str
     is_file: bool
@@ -61,14 +61,14 @@ class Content:
     fields: Sequence[FormPart] = ()
 
     def release(self) -> None:
-        """Let go of the body: what still names a part of it, as the traceback of a refusal does, holds no bytes."""
+        """Release the body: whatever still refers to a part of it, such as a traceback, then holds no bytes."""
         for data in [*(part.data for part in self.images.values()), *(one.data for one in self.fields)]:
-            with suppress(BufferError):  # a decoder that was ended a moment ago still reads it
+            with suppress(BufferError):  # a decoder that was just stopped still reads it
                 data.release()
 
 
 def open_body(content_type: str, body: bytes | bytearray, max_images: int) -> tuple[bytes, Content]:
-    """The body as a parser may see it, and what was taken out of it; `ApiError` where it is beyond a bound."""
+    """The body for the parser, and what was taken out of it; `ApiError` where it exceeds a bound."""
     if content_type.lower().startswith("multipart/"):
         return b"", Content(fields=read_form(content_type, body, max_parts=max_images + OTHER_FIELDS))
     small, images = take_out_images(body)
@@ -78,8 +78,8 @@ def open_body(content_type: str, body: bytes | bytearray, max_images: int) -> tu
 def take_out_images(body: bytes | bytearray) -> tuple[bytes, dict[str, Part]]:
     """The body with a name in place of each long data URL, and what each name stands for.
 
-    Raises `ApiError` where the rest is too large, too deep, or of too many values. A body that is no JSON comes back as
-    it is: to say so is the parser's.
+    Raises `ApiError` where the rest is too large, too deep, or has too many values. A body that is not JSON is returned
+    unchanged: the parser reports it.
     """
     parts: dict[str, Part] = {}
     kept: list[bytes | bytearray] = []
@@ -109,7 +109,7 @@ def take_out_images(body: bytes | bytearray) -> tuple[bytes, dict[str, Part]]:
         place = closing + 1
     size = sum(map(len, kept)) + len(body) - kept_to
     if size > MAX_TEXT_BYTES:
-        message = f"the body has {size} bytes besides its images, at most {MAX_TEXT_BYTES}: images go as data URLs"
+        message = f"the body has {size} bytes without its images, at most {MAX_TEXT_BYTES}: images go as data URLs"
         raise ApiError(413, "body_too_large", message)
     return b"".join([*kept, body[kept_to:]]), parts
 
@@ -128,7 +128,7 @@ def _depth_after(structure: bytes | bytearray, depth: int) -> int:
 
 
 def _end_of_string(body: bytes | bytearray, start: int, most: int) -> tuple[int, int]:
-    """The place of the quote that ends a JSON string, or -1, and how many quotes were looked at, at most `most` + 1."""
+    """The index of the quote that ends a JSON string, or -1, and how many quotes were checked, at most `most` + 1."""
     place = start
     for seen in count(1):
         found = body.find(b'"', place)
@@ -148,7 +148,7 @@ _BLANK_LINE = re.compile(rb"\r\n\r\n")
 
 
 def read_form(content_type: str, body: bytes | bytearray, *, max_parts: int) -> list[FormPart]:
-    """The parts of a multipart/form-data body, as views of it; `ApiError` where it is none."""
+    """The parts of a multipart/form-data body, as views of it; `ApiError` where it is malformed."""
     head = Message()
     head["content-type"] = content_type
     try:
@@ -156,7 +156,7 @@ def read_form(content_type: str, body: bytes | bytearray, *, max_parts: int) -> 
     except (ValueError, LookupError, TypeError) as error:  # in a character set that does not exist
         raise _invalid_form("its boundary cannot be read") from error
     if not boundary or len(boundary) > 70:
-        raise _invalid_form("no boundary of 1 to 70 characters in its Content-Type")
+        raise _invalid_form("its Content-Type has no boundary of 1 to 70 characters")
     delimiter = b"\r\n--" + boundary.encode("utf-8", "replace")
     starts_at_once = body.startswith(delimiter[2:])
     opening = 0 if starts_at_once else _find(body, delimiter, 0) + 2
@@ -167,7 +167,7 @@ def read_form(content_type: str, body: bytes | bytearray, *, max_parts: int) -> 
     while body[place : place + 2] != b"--":
         end = _find(body, delimiter, place)
         if end < 0:
-            raise _invalid_form("it was cut off: its last boundary is missing")
+            raise _invalid_form("it is truncated: its last boundary is missing")
         if len(parts) == max_parts:
             raise ApiError(413, "too_many_images", f"more than {max_parts} parts: send several requests")
         parts.append(_read_part(body, place, end))
@@ -176,7 +176,7 @@ def read_form(content_type: str, body: bytes | bytearray, *, max_parts: int) -> 
 
 
 def _find(body: bytes | bytearray, needle: bytes, start: int) -> int:
-    """`find` by slices: between them other threads may run, however slow the search is in bytes made for that."""
+    """`find` in slices, so that other threads can run even when crafted bytes make the search slow."""
     for place in range(start, len(body), _SLICE):
         found = body.find(needle, place, place + _SLICE + len(needle) - 1)
         if found >= 0:
@@ -185,10 +185,12 @@ def _find(body: bytes | bytearray, needle: bytes, start: int) -> int:
 
 
 def _read_part(body: bytes | bytearray, start: int, end: int) -> FormPart:
-    limit = min(end + 2, start + MAX_PART_HEADER_BYTES)  # a part may be empty: its blank line ends where it begins
+    limit = min(
+        end + 2, start + MAX_PART_HEADER_BYTES
+    )  # a part may be empty: its blank line is then both start and end
     found = _BLANK_LINE.search(body, start, limit)
     if found is None:
-        raise _invalid_form("a part has no end of its headers")
+        raise _invalid_form("the headers of a part have no end")
     headers = BytesHeaderParser().parsebytes(bytes(body[start : found.end()]).lstrip(b"\r\n"))
     try:
         name = headers.get_param("name", header="content-disposition")

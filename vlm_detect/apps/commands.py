@@ -1,4 +1,4 @@
-"""The verbs that use a model or look through files: flags in, one call out.
+"""The verbs that use a model or read files: parse the flags, then make one call.
 
 Nothing heavy is imported before the flags are read, so that `--help` answers at once.
 """
@@ -86,13 +86,13 @@ def scan(argv: list[str]) -> int:
 
 
 def serve(argv: list[str]) -> None:
-    """A page and an API on this machine.
+    """Serve a web page and an API.
 
     vlm-detect serve --model runs/moondream_lora --port 8000
     """
     judge, options = parse_config([Judge, ServeOptions], argv, doc=serve.__doc__)
     if len({judge.model, *options.compare}) <= len(options.compare):
-        raise UsageError("--compare names a model that is served already: give another")
+        raise UsageError("--compare names a model that is already served: give another")
     require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
     from vlm_detect.apps.server import serve as serve_models
 
@@ -101,7 +101,7 @@ def serve(argv: list[str]) -> None:
 
 
 def doctor(argv: list[str]) -> None:
-    """What this machine has, what is missing, what is cached, and which training configs fit.
+    """Show what this machine has, what is missing, what is cached, and which training configs fit.
 
     vlm-detect doctor
     vlm-detect doctor --model vikhyatk/moondream2 --config moondream_qlora_8gb
@@ -131,7 +131,7 @@ def configs(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """Write a finetuned model in the form that other tools read.
+    """Export a finetuned model to a format that other tools read.
 
     vlm-detect export runs/moondream_lora exported/ --to merged
     """
@@ -143,7 +143,7 @@ def export(argv: list[str]) -> None:
 
 
 def audit(argv: list[str]) -> None:
-    """What gives the label of a dataset away without looking at content.
+    """Find what leaks the label of a dataset without looking at content.
 
     vlm-detect audit data/pairs --json
     """
@@ -167,7 +167,7 @@ def explain(argv: list[str]) -> None:
 
 
 def report(argv: list[str]) -> None:
-    """A page that shows a dataset: images, audit, sources, rejects.
+    """Write a page that shows a dataset: images, audit, sources, rejects.
 
     vlm-detect report data/pairs
     """
@@ -179,7 +179,7 @@ def report(argv: list[str]) -> None:
 
 
 def view(argv: list[str]) -> None:
-    """Look through a dataset, or through a run's errors.
+    """Browse a dataset, or the errors of a run.
 
     vlm-detect view runs/moondream_lora/eval --out errors.html
     """

@@ -1,11 +1,12 @@
-"""HTTP connections within bounds: uvicorn's own protocol, for clients that send too slowly, in crumbs, or not at all.
+"""HTTP connections within bounds: uvicorn's protocol, hardened against clients that send slowly, in tiny chunks, or
+nothing.
 
-uvicorn waits for ever for the end of a request's headers, and counts who makes it wait among those it serves. Here
+uvicorn waits forever for the end of a request's headers, and such connections count against its limit. Here
 
-- headers have to be complete within a time, and of the connections that owe them the oldest go when there are too many,
-  those that have asked before apart from those that never did;
-- a connection is read in pieces that the event loop is done with in milliseconds, and chunks of a few bytes, which cost
-  more than they carry, are refused;
+- headers have to be complete within a time limit; when too many connections are incomplete, the oldest are closed
+  (connections that have sent a request before are counted separately);
+- a connection is read in pieces that take the event loop milliseconds, and chunks of a few bytes, which cost more than
+  they carry, are refused;
 - a client that does not read its answer is dropped.
 """
 
@@ -21,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlm_detect.apps.settings import ServerSettings
 
-HEAD_BYTES, BODY_BYTES = 4 << 10, 64 << 10  # read at a time; a head can hold the beginning of many small chunks
+HEAD_BYTES, BODY_BYTES = 4 << 10, 64 << 10  # read at a time; the headers can be followed by many small chunks
 MIN_BYTES_A_LINE = 32  # of a chunked body, whose chunks are framed by lines
 ACCEPTED_AT_ONCE, WAITING_CONNECTIONS = 32, 2048
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -29,8 +30,8 @@ _TOO_SMALL = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which takes in a burst of connections a few at a time: asyncio takes in as many at once as may
-    wait to be taken in, and is deaf until it has made a protocol of each."""
+    """uvicorn's server, accepting a burst of connections a few at a time: asyncio accepts the whole backlog at once,
+    and does nothing else until each connection has its protocol object."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -39,7 +40,7 @@ class Server(uvicorn.Server):
 
 
 class Connections:
-    """The connections of a server that owe it a request, the longest first; makes the protocol of each new one."""
+    """The connections with an incomplete request, the oldest first; makes the protocol of each new connection."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -63,7 +64,7 @@ class Connections:
 
 
 class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
-    """One connection. As a buffered protocol it says itself how much is read at a time."""
+    """One connection. A buffered protocol, so it decides how much is read at a time."""
 
     def __init__(self, connections: Connections, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -118,7 +119,7 @@ class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     @property
     def _is_busy(self) -> bool:
-        """A request has come whose answer has not gone."""
+        """A request has arrived and its response is not yet sent."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _is_in_crumbs(self, data: bytes) -> bool:

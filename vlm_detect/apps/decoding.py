@@ -1,10 +1,10 @@
-"""The images of requests, decoded in processes of their own: what a stranger sends is opened where it can be ended.
+"""Decode the images of requests in separate processes, so that untrusted input is opened where it can be killed.
 
     decoding = Decoding(settings)
-    picture = await decoding.picture(part)      # `ImageRejected` where it is none
+    picture = await decoding.picture(part)      # `ImageRejected` where it is not an image
 
-Base64, pixels and metadata are read there. A request that is cancelled, as at its deadline or when its client goes,
-ends the process that works for it.
+Base64, pixels and metadata are read there. When a request is cancelled, at its deadline or because its client
+disconnects, the process that works for it is killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Decoding:
             decoder.start(settings.max_pixels)
 
     async def picture(self, part: Part) -> Picture:
-        """The image, and what its file says of itself; `Busy` where too many wait."""
+        """The image and its file's metadata; `Busy` where too many wait."""
         if self._waiting >= self._settings.max_jobs:
             raise Busy(1)
         self._waiting += 1
@@ -60,6 +60,6 @@ class Decoding:
         )
 
     def stop(self) -> None:
-        """End the processes, and what they are at."""
+        """End the processes and their current work."""
         for decoder in self._all:
             decoder.stop()

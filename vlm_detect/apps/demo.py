@@ -1,9 +1,10 @@
-"""The whole job on bundled photographs with the nano models: what `make demo` runs, and a template for the real one.
+"""The complete workflow on bundled photographs with the nano models: what `make demo` runs, and a template for real
+use.
 
     vlm-detect demo [--out runs/demo]          # in a clone: python recipes/demo.py
 
 Every step is the verb that a GPU user runs, with small configs; the commands are printed, so that they can be run by
-hand. A step whose result stands is skipped, so a second run takes seconds. Nothing here detects anything in the wild.
+hand. A step whose result exists is skipped, so a second run takes seconds. Nothing here detects anything in the wild.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from vlm_detect.extras import require
 
 @dataclass(frozen=True)
 class Config:
-    out: str = field(default="runs/demo", metadata={"help": "Folder for everything that the demo makes."})
+    out: str = field(default="runs/demo", metadata={"help": "Folder for all output of the demo."})
 
 
 def main(argv: list[str]) -> None:
     (config,) = parse_config([Config], argv, doc=__doc__)
     require("demo", "diffusers", "imagehash", "skimage")
-    from vlm_detect.apps.demo_steps import run_demo  # late: with torch, which --help does without
+    from vlm_detect.apps.demo_steps import run_demo  # lazy: imports torch, which --help does not need
 
     run_demo(Path(config.out))
 

@@ -37,7 +37,7 @@ ANSWERS_SHOWN = 8
 
 
 def run_demo(out: Path) -> None:
-    """Every step into `out`, then a table and out/report.html."""
+    """Run every step into `out`, then print a table and write out/report.html."""
     started = time.monotonic()
     photos, pairs, run = out / "photos", out / "pairs", out / "moondream_lora"
     evals = {"base": out / "eval" / "base", "finetuned": out / "eval" / "finetuned"}
@@ -77,7 +77,7 @@ def run_demo(out: Path) -> None:
 
 
 def step(product: Path, command: Sequence[object]) -> None:
-    """Run a command, unless what it leaves at its very end is there."""
+    """Run a command, unless its final output exists."""
     if product.exists():
         print(f"{product.parent}: done before")
         return
@@ -89,7 +89,9 @@ def call(command: Sequence[object], **options: Any) -> str:
     print(f"\n$ {shlex.join(arguments).replace(shlex.join(VERB), 'vlm-detect')}", flush=True)
     done = subprocess.run(arguments, text=True, check=False, **options)
     if done.returncode:
-        raise UserError(f"this step ended with exit status {done.returncode}; mend what it says and run the demo again")
+        raise UserError(
+            f"this step ended with exit status {done.returncode}; fix what it reports and run the demo again"
+        )
     return done.stdout or ""
 
 

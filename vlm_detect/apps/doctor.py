@@ -3,9 +3,9 @@
     vlm-detect doctor
     vlm-detect doctor --model vikhyatk/moondream2 --config moondream_qlora_8gb
 
-Nothing is downloaded or loaded. The memory of the package's own configs is recorded in `estimates.json`; that of
-another config or model is estimated on the spot (`estimates.py`), which takes seconds. Estimates exist for moondream
-and the LLaVA family.
+Nothing is downloaded or loaded. The memory of the package's own configs is recorded in `estimates.json`; for another
+config or model it is estimated on demand (`estimates.py`), which takes seconds. Estimates exist for moondream and the
+LLaVA family.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def examine(model: str | None = None, configs: Sequence[str] = ()) -> Iterator[s
     if not paths:
         yield from _machine()
         paths = sized_configs()
-        yield "Training configs (estimates; the memory that a step takes at its fullest):"
+        yield "Training configs (estimated peak memory of a step):"
     recorded = json.loads(ESTIMATES.read_text(encoding="utf-8")) if model is None else {}
     for path in paths:
         yield f"  {path.name}: {_said(recorded.get(path.stem) if _is_own(path) else None, path, model)}"
@@ -64,7 +64,7 @@ def _is_own(path: Path) -> bool:
 
 def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str:
     if found is None:
-        from vlm_detect.apps.estimates import record_of  # late: what it imports takes longer than all of the rest
+        from vlm_detect.apps.estimates import record_of  # lazy: its imports take longer than everything else here
 
         found = record_of(str(path), model)
     total_gb = sum(found["parts"].values()) / 1e9
@@ -75,7 +75,7 @@ def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str
 
 def _verdict(total_gb: float) -> str:
     if not torch.cuda.is_available():
-        return "there is no GPU here to hold it against"
+        return "there is no GPU here to compare with"
     free, whole = (size / 1e9 for size in torch.cuda.mem_get_info())
     return f"{'fits' if total_gb <= free else 'DOES NOT FIT'} ({free:.1f} of {whole:.1f} GB are free)"
 
@@ -88,7 +88,7 @@ def _machine() -> Iterator[str]:
             device = torch.cuda.get_device_properties(index)
             yield f"GPU {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
     else:
-        yield "GPU: none; models run on the CPU in float32, and `auto` means nano"
+        yield "GPU: none; models run on the CPU in float32, and `auto` selects nano"
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if find_spec(package) is None]
         remedy = f"missing {', '.join(missing)}: {how_to_install(extra)}" if missing else "complete"
@@ -97,4 +97,4 @@ def _machine() -> Iterator[str]:
         yield f"plugin {point.dist.name if point.dist else '(unknown)'}: {point.name} = {point.value}"
     yield from mistaken()
     for name in MODELS:
-        yield f"{name}: {'in the local cache' if is_cached(name) else 'not cached, fetched when it is first used'}"
+        yield f"{name}: {'in the local cache' if is_cached(name) else 'not cached, downloaded on first use'}"

@@ -1,4 +1,4 @@
-"""How a request is refused: one shape for every route, which both the OpenAI and the moondream clients read.
+"""Error responses: one shape for every route, which both the OpenAI and the moondream clients read.
 
 {"error": {"message": "...", "type": "invalid_request_error", "param": null, "code": "not_an_image"}}
 """
@@ -43,7 +43,7 @@ def refused_image(error: ImageRejected, param: str = "image_url") -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a failed job, or an image that cannot be used, is to its requester."""
+    """The response for a failed job or an unusable image."""
     match error:
         case ApiError():
             return error
@@ -59,4 +59,4 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, "invalid_request", str(error))
         case MemoryError() | RuntimeError() if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
             return ApiError(503, "out_of_memory", "the model ran out of memory: send fewer or smaller images")
-    return ApiError(500, "internal_error", "the model failed on this request; the server's log says why")
+    return ApiError(500, "internal_error", "the model failed on this request; see the server's log")

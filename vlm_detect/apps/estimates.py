@@ -1,9 +1,9 @@
 """How much memory a training config takes, from the model's shapes on the meta device; and the record of the package's.
 
-    python -m vlm_detect.apps.estimates          # computes estimates.json anew, which `vlm-detect doctor` reads
+    python -m vlm_detect.apps.estimates          # recomputes estimates.json, which `vlm-detect doctor` reads
 
-An estimate takes seconds and imports everything, so those of the package's own configs are recorded. A test computes
-them again and holds the record to them.
+An estimate takes seconds and imports everything, so those of the package's own configs are recorded. A test recomputes
+them and compares.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.memory import Estimate, Step, estimate_memory
 from vlm_detect.train.options import DataOptions, LoraOptions, ModelOptions, QuestionOptions, TrainOptions
 
-# What a recipe's config may say.
+# The allowed keys of a recipe's config.
 _KNOWN = {
     key
     for options in (ModelOptions, DataOptions, QuestionOptions, LoraOptions, TrainArguments)
@@ -40,19 +40,19 @@ _KNOWN = {
 
 
 def record_of(path: str, model: str | None = None) -> dict[str, Any]:
-    """An estimate as it is recorded: bytes by what they are for, and the images of a step with the crops of each."""
+    """An estimate as recorded: bytes by purpose, and the images of a step with the crops of each."""
     estimate, step = estimate_config(path, model)
     return {"parts": estimate.parts, "images": step.images, "crops": step.crops}
 
 
 def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step]:
-    """The memory of a step as a recipe's YAML sets it up, of its own model or of `model`."""
+    """The memory of a step under a recipe's YAML, for the YAML's model or for `model`."""
     try:
         values = yaml.safe_load(find_config(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(values, dict) or (unknown := values.keys() - _KNOWN):
-        wrong = f"unknown keys {', '.join(sorted(map(str, unknown)))}" if isinstance(values, dict) else "no mapping"
+        wrong = f"unknown keys {', '.join(sorted(map(str, unknown)))}" if isinstance(values, dict) else "not a mapping"
         raise UserError(f"--config {path}: {wrong}; give a config of vlm-detect train")
     name = model or values.get("model") or ModelOptions().model
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
@@ -74,7 +74,7 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
 
 
 def _skeleton(name: str) -> PreTrainedModel:
-    """The model without its weights; of `auto` and the Hub's two the released shapes, without asking the Hub."""
+    """The model without its weights; `auto` and the two Hub ids have their released shapes, without network access."""
     config: PreTrainedConfig
     if name in (HUB_ID, "auto"):
         config = MoondreamConfig()
@@ -83,11 +83,11 @@ def _skeleton(name: str) -> PreTrainedModel:
     else:
         resolved = resolve_id(name)
         if not resolved.is_local:
-            raise UserError(f"--model {name}: memory is estimated for {HUB_ID}, {TINYLLAVA_ID}, folders and nano alone")
+            raise UserError(f"--model {name}: memory is estimated only for {HUB_ID}, {TINYLLAVA_ID}, folders and nano")
         try:
             config = load_untrusted(AutoConfig, resolved.path_or_id)
         except (OSError, ValueError) as error:
-            raise UserError(f"--model {name}: no model's configuration can be read there ({error})") from error
+            raise UserError(f"--model {name}: its configuration cannot be read ({error})") from error
         if config.model_type not in FAMILIES or not FAMILIES[config.model_type].estimates_memory:
             raise UserError(
                 f"--model {name}: memory is estimated for moondream and the LLaVA family, not for {config.model_type}"

@@ -1,10 +1,10 @@
-"""What stands before every route: who may ask, how much may be sent, and the headers of every answer.
+"""Middleware in front of every route: authentication, limits on uploads, and the headers of every response.
 
-- Without a key the server listens on loopback only, and there a web page of another site must not reach it: requests
-  whose Host is no name of this machine (DNS rebinding) or whose Origin is another site are refused.
-- With a key every API route asks for it, as `Authorization: Bearer KEY` or `X-Moondream-Auth: KEY`.
-- A body is read whole before any route sees it, within a size, a time, and what all bodies may hold together, and the
-  images in it are taken out before anything parses it (`bodies.py`).
+- Without a key the server listens on loopback only, and web pages of other sites must not reach it: requests whose Host
+  is not a name of this machine (DNS rebinding) or whose Origin is another site are refused.
+- With a key every API route requires it, as `Authorization: Bearer KEY` or `X-Moondream-Auth: KEY`.
+- A body is read completely before any route sees it, within limits of size, time, and the total of all bodies; its
+  images are taken out before anything parses it (`bodies.py`).
 
 No CORS header is ever sent, so that browsers show the answers to the server's own page alone.
 """
@@ -26,7 +26,7 @@ from vlm_detect.apps.bodies import Content, open_body
 from vlm_detect.apps.errors import ApiError
 from vlm_detect.apps.settings import ServerSettings, is_loopback
 
-OPEN_PATHS = ("/healthz", "/", "/page/")  # need no key: nothing but the page's own files
+OPEN_PATHS = ("/healthz", "/", "/page/")  # need no key: only the page's own files
 _LARGE_BYTES = 1 << 16
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -78,7 +78,7 @@ class Guard:
         finally:
             content.release()
             if body is not None:
-                with suppress(BufferError):  # a decoder that was ended a moment ago still has it
+                with suppress(BufferError):  # a decoder that was just stopped still has it
                     body.clear()
             self._held_bytes -= held
 
@@ -98,7 +98,8 @@ class Guard:
             raise ApiError(401, "invalid_api_key", "give the server's key as `Authorization: Bearer KEY`")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytearray | None:
-        """The whole body, or None where the client has gone. What was read counts as held until the answer is out."""
+        """The complete body, or None where the client disconnected. Its bytes count as held until the response is
+        sent."""
         if scope["method"] in ("GET", "HEAD"):
             return bytearray()
         declared = Headers(scope=scope).get("content-length", "0")
@@ -113,7 +114,7 @@ class Guard:
             self._uploads -= 1
 
     async def _open(self, content_type: str, body: bytearray) -> tuple[bytes, Content]:
-        """What a parser may see of a body, and what was taken out; one large body at a time, off the event loop."""
+        """The body for the parser, and what was taken out; one large body at a time, off the event loop."""
         if len(body) < _LARGE_BYTES:
             return open_body(content_type, body, self.settings.max_images)
         async with self._opening:
@@ -159,7 +160,7 @@ def _hostname(host: str) -> str:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body that was read already, then whatever comes (a disconnect)."""
+    """The body that was already read, then any further message (a disconnect)."""
     sent = False
 
     async def replay() -> Message:

@@ -15,7 +15,7 @@ import torch
 
 from vlm_detect.models.base import VLM
 
-_LEAST = -9999.0  # the protocol's own for a token that cannot come, for JSON has no infinity
+_LEAST = -9999.0  # the protocol's value for an impossible token, as JSON has no infinity
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""moondream's own API: query, caption, detect, point, and gaze, which its own server does not have."""
+"""moondream's API: query, caption, detect, point, and gaze (which moondream's own server lacks)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ router = APIRouter(tags=["moondream"])
 
 @router.post("/v1/query")
 async def query(request: Request, payload: Query) -> Any:
-    """An answer about an image, or without one; with `reasoning` the thoughts before it too."""
+    """An answer about an image, or without one; with `reasoning` also the reasoning before it."""
     service = service_of(request)
     settings, references = payload.settings, payload.spatial_refs or []
     if references and payload.image_url is None:
-        raise ApiError(400, "no_image", "spatial_refs are places in an image: give it", param="image_url")
+        raise ApiError(400, "no_image", "spatial_refs are places in an image: give the image too", param="image_url")
     tokens = token_limit(service, settings)
     if payload.reasoning:
         question = checked_text(payload.question, service.settings)
@@ -72,7 +72,7 @@ async def _text(request: Request, payload: Query | Caption, task: TextTask, url:
 
 
 def reasoning_of(answer: Answer) -> dict[str, Any]:
-    """The thoughts before an answer as moondream's API gives them; nothing where there were none."""
+    """The reasoning before an answer as moondream's API gives it; empty where there is none."""
     if answer.reasoning is None:
         return {}
     grounding = [one._asdict() for one in answer.reasoning.grounding]
@@ -89,7 +89,7 @@ async def detect(request: Request, payload: Detect) -> Any:
 async def point(request: Request, payload: PointAt) -> Any:
     """A point on each of what `object` names, in parts of the image's width and height."""
     if payload.spatial_refs:
-        raise ApiError(501, "not_implemented", "point takes no spatial_refs: moondream2 knows them in query alone")
+        raise ApiError(501, "not_implemented", "point takes no spatial_refs: moondream2 supports them in query only")
     return await _locate(request, payload, "point", "points")
 
 
@@ -108,9 +108,9 @@ async def _locate(request: Request, payload: Detect, skill: Skill, field: str) -
 
 @router.post("/v1/gaze")
 async def gaze(request: Request, payload: Gaze) -> Any:
-    """Where an eye looks, or, steadier and slower, a face; null where the model says that it looks nowhere."""
+    """Where an eye looks, or (steadier and slower) a face; null where the model finds no target."""
     if (payload.eye is None) == (payload.face is None):
-        raise ApiError(400, "invalid_request", "give eye (a point) or face (a box), one of the two", param="eye")
+        raise ApiError(400, "invalid_request", "give exactly one of eye (a point) and face (a box)", param="eye")
     service = service_of(request)
     eye = None if payload.eye is None else Point(payload.eye.x, payload.eye.y)
     face = None if payload.face is None else Box(**payload.face.model_dump())

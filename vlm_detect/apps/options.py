@@ -1,4 +1,4 @@
-"""The flags of the verbs that use a model or look through files; without the imports that they take."""
+"""The flags of the verbs that use a model or read files, without heavy imports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ FAIL_ON = ("generated", "unsure", "unreadable")
 
 
 def form_of(out: Path) -> Format:
-    """The format that a file's name asks for; `UserError` for any other name."""
+    """The format for a file name; `UserError` for an unknown suffix."""
     suffix = out.suffix.lower()
     if suffix not in FORMS:
-        raise UserError(f"--out {out}: rows are written as {', '.join(FORMS)}; give a file of such a name")
+        raise UserError(
+            f"--out {out}: rows are written as {', '.join(FORMS)}; give a file name with one of these suffixes"
+        )
     return FORMS[suffix]
 
 
@@ -67,7 +69,10 @@ class ScanOptions:
     csv: bool = field(default=False, metadata={"help": "CSV on stdout."})
     out: str | None = field(
         default=None,
-        metadata={"metavar": "FILE", "help": "Write FILE.csv or FILE.jsonl; what it holds is not judged again."},
+        metadata={
+            "metavar": "FILE",
+            "help": "Write FILE.csv or FILE.jsonl; images that it already covers are not judged again.",
+        },
     )
     explain: bool = field(
         default=False,
@@ -76,7 +81,7 @@ class ScanOptions:
     only_confirmed: bool = field(
         default=False, metadata={"help": "With --explain: only the sentences that a measurement confirms."}
     )
-    batch_size: int = field(default=16, metadata={"help": "Images judged at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Images per batch."})
     max_fpr: float | None = field(
         default=None,
         metadata={
@@ -94,7 +99,7 @@ class ScanOptions:
     )
     fail_on: str = field(
         default="",
-        metadata={"metavar": "LABELS", "help": "Exit with 1 where an image is any of generated,unsure,unreadable."},
+        metadata={"metavar": "LABELS", "help": "Exit with 1 if any image is one of: generated,unsure,unreadable."},
     )
 
     def __post_init__(self) -> None:
@@ -114,7 +119,7 @@ class ScanOptions:
 
     @property
     def labels(self) -> list[str]:
-        """Those of --fail_on."""
+        """The labels of --fail_on."""
         return [label for label in self.fail_on.split(",") if label]
 
 
@@ -128,32 +133,37 @@ class ServeOptions:
         default=None,
         metadata={
             "metavar": "RUN",
-            "help": "Run of `vlm-detect train cnn`: its Grad-CAM stands with the evidence maps.",
+            "help": "Run of `vlm-detect train cnn`: show its Grad-CAM with the evidence maps.",
         },
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; by default this machine alone."})
-    port: int = field(default=8000, metadata={"help": "Port to listen on; 0: any that is free."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; by default only this machine can connect."}
+    )
+    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 picks a free one."})
     api_key: str | None = field(
         default_factory=lambda: os.environ.get("VLM_DETECT_API_KEY"),
         metadata={
-            "help": "Ask every request for this key. By default that of the environment variable VLM_DETECT_API_KEY, "
-            "where other users of the machine cannot read it."
+            "help": "Require this key of every request. Default: the environment variable VLM_DETECT_API_KEY, "
+            "which other users of the machine cannot read."
         },
     )
     without_key: bool = field(
-        default=False, metadata={"help": "Listen beyond this machine without a key: anyone there may ask."}
+        default=False,
+        metadata={"help": "Listen beyond this machine without a key: anyone who can connect can use the server."},
     )
-    max_body_mb: float = field(default=32, metadata={"metavar": "MB", "help": "Size of one request."})
-    max_megapixels: float = field(default=50, metadata={"metavar": "MP", "help": "Size of one image."})
-    max_images: int = field(default=32, metadata={"help": "Images of one request."})
-    max_new_tokens: int = field(default=512, metadata={"help": "Tokens of one answer."})
+    max_body_mb: float = field(default=32, metadata={"metavar": "MB", "help": "Maximum size of a request."})
+    max_megapixels: float = field(default=50, metadata={"metavar": "MP", "help": "Maximum size of an image."})
+    max_images: int = field(default=32, metadata={"help": "Maximum number of images per request."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per answer."})
     only_confirmed: bool = field(
         default=False, metadata={"help": "Explanations hold only the sentences that a measurement confirms."}
     )
-    queue: int = field(default=64, metadata={"help": "Images that may wait and run."})
-    max_batch: int = field(default=16, metadata={"help": "Images computed together."})
-    deadline_s: float = field(default=120, metadata={"metavar": "S", "help": "Time until an answer is given up."})
-    drain_s: float = field(default=30, metadata={"metavar": "S", "help": "Time to finish in after SIGTERM."})
+    queue: int = field(default=64, metadata={"help": "Maximum number of images queued or running."})
+    max_batch: int = field(default=16, metadata={"help": "Images per batch."})
+    deadline_s: float = field(default=120, metadata={"metavar": "S", "help": "Time limit of a request."})
+    drain_s: float = field(
+        default=30, metadata={"metavar": "S", "help": "Time to finish running requests after SIGTERM."}
+    )
 
     def __post_init__(self) -> None:
         limits = "max_body_mb max_megapixels max_images max_new_tokens queue max_batch deadline_s drain_s"
@@ -184,11 +194,11 @@ class ServeOptions:
 @dataclass(frozen=True)
 class DoctorOptions:
     model: str | None = field(
-        default=None, metadata={"metavar": "ID", "help": "Estimate for this model. Default: that of the config."}
+        default=None, metadata={"metavar": "ID", "help": "Estimate for this model. Default: the config's model."}
     )
     config: list[str] = field(
         default_factory=list,
-        metadata={"metavar": "YAML", "help": "Recipe configs to estimate: files, or names of the package's."},
+        metadata={"metavar": "YAML", "help": "Recipe configs to estimate: files, or names of the package's configs."},
     )
 
 
@@ -196,7 +206,7 @@ class DoctorOptions:
 class ExportOptions:
     run: str = field(metadata={"positional": True, "help": "Run directory of a recipe."})
     out: str = field(metadata={"positional": True, "help": "A new folder."})
-    to: Literal["adapter", "merged", "official", "variant"] = field(metadata={"help": "The form."})
+    to: Literal["adapter", "merged", "official", "variant"] = field(metadata={"help": "Export format."})
 
 
 @dataclass(frozen=True)
@@ -204,11 +214,11 @@ class AuditOptions:
     dataset: str = field(
         metadata={
             "positional": True,
-            "help": "Pair or image dataset, folder with real/ and fake/ in it, or Hub dataset id.",
+            "help": "Pair or image dataset, folder with real/ and fake/ subfolders, or Hub dataset id.",
         }
     )
     json: bool = field(default=False, metadata={"help": "The audit as JSON on stdout."})
-    max_images: int = field(default=2000, metadata={"help": "Images that are read."})
+    max_images: int = field(default=2000, metadata={"help": "Maximum number of images to read."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_images")
@@ -227,7 +237,7 @@ class ReportOptions:
     out: str | None = field(
         default=None, metadata={"metavar": "PAGE", "help": "The HTML page to write. Default: DATASET/report.html."}
     )
-    n: int = field(default=24, metadata={"help": "Rows that are shown."})
+    n: int = field(default=24, metadata={"help": "Number of rows to show."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "n")
@@ -243,8 +253,8 @@ class ViewOptions:
         }
     )
     out: str = field(default="view.html", metadata={"metavar": "PAGE", "help": "The HTML page to write."})
-    split: str | None = field(default=None, metadata={"help": "Split of a dataset. Default: the first there is."})
-    n: int = field(default=200, metadata={"help": "Images or errors that are shown, at most."})
+    split: str | None = field(default=None, metadata={"help": "Split of a dataset. Default: the first one."})
+    n: int = field(default=200, metadata={"help": "Maximum number of images or errors to show."})
     seed: int = field(default=0, metadata={"help": "Seed of the sample from a dataset."})
 
     def __post_init__(self) -> None:
@@ -254,7 +264,7 @@ class ViewOptions:
 @dataclass(frozen=True)
 class CalibrateOptions:
     run: str = field(
-        metadata={"positional": True, "help": "Run directory of a recipe; its calibration.json is written anew."}
+        metadata={"positional": True, "help": "Run directory of a recipe; its calibration.json is replaced."}
     )
     data: str = field(
         metadata={
@@ -265,7 +275,7 @@ class CalibrateOptions:
     split: str | None = field(
         default=None,
         metadata={
-            "help": "The split that is read, never test. Default: validation; with --max_fpr all but test, unless the "
+            "help": "Split to calibrate on; never test. Default: validation; with --max_fpr all but test, unless the "
             "run was trained on them."
         },
     )
@@ -276,7 +286,7 @@ class CalibrateOptions:
             "confidence; 0.01 needs 299 photos."
         },
     )
-    limit: int | None = field(default=None, metadata={"help": "Read at most so many images."})
+    limit: int | None = field(default=None, metadata={"help": "Maximum number of images to read."})
     force: bool = field(
         default=False,
         metadata={"help": "Write the calibration even where the model is at chance; it is marked as not reliable."},
@@ -286,7 +296,7 @@ class CalibrateOptions:
         check_at_least(self, 1, "limit")
         check_max_fpr(self.max_fpr)
         if self.split == "test":
-            raise UserError("--split test: a threshold chosen on the test images is not measured by them")
+            raise UserError("--split test: a threshold chosen on the test images cannot be evaluated on them")
 
 
 @dataclass(frozen=True)
@@ -351,6 +361,6 @@ class AdaptOptions:
 @dataclass(frozen=True)
 class ConfigsOptions:
     name: str | None = field(
-        default=None, metadata={"positional": True, "help": "Print this one, as a start for your own."}
+        default=None, metadata={"positional": True, "help": "Print this config, as a template for your own."}
     )
-    path: bool = field(default=False, metadata={"help": "Print where it is instead."})
+    path: bool = field(default=False, metadata={"help": "Print its path instead."})

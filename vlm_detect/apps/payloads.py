@@ -1,4 +1,4 @@
-"""What requests may hold. Images are data URLs: the server opens no address and no path that a request names."""
+"""Request bodies. Images are data URLs: the server opens no URL and no path that a request names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _TEXT_PART = '{"type": "text", "text": "..."}'
 
 
 def _whole(text: str) -> str:
-    """JSON can spell halves of characters, which no tokenizer takes and no answer can carry."""
+    """Reject lone surrogates, which JSON can express, but no tokenizer or response can encode."""
     if is_name_of_part(text):
-        raise ValueError("is an image where a text is wanted")
+        raise ValueError("is an image where text is expected")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("holds a lone surrogate, which is no character") from error
+        raise ValueError("contains a lone surrogate, which is not a character") from error
     return text
 
 
@@ -39,7 +39,7 @@ References = Annotated[list[Reference], Field(max_length=64, fail_fast=True)]
 
 
 class Payload(BaseModel):
-    """Unknown fields are ignored, as the clients of both APIs send those of other servers; null is a field left out."""
+    """Unknown fields are ignored, because clients of both APIs send fields of other servers; null means not given."""
 
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=False)
 
@@ -101,7 +101,7 @@ class Region(Payload):
 
 
 class Gaze(Payload):
-    """Where the eye at `eye` looks, or the `face`."""
+    """Where the eye at `eye`, or the `face`, looks."""
 
     image_url: ImageUrl
     eye: Place | None = None
@@ -148,7 +148,7 @@ class ImagePart(Payload):
 
 
 def _checked_messages(messages: Any) -> Any:
-    """Refuse parts of other forms by their place: a union's own errors name every branch and no remedy."""
+    """Reject malformed parts by their place: a union's own errors list every branch and no remedy."""
     for i, message in enumerate(messages if isinstance(messages, list) else []):
         content = message.get("content") if isinstance(message, dict) else None
         place = f"messages[{i}].content"
@@ -204,10 +204,10 @@ class ChatCompletion(Payload):
 
 
 def question_and_image(messages: list[Message]) -> tuple[str, str | None]:
-    """The text that a conversation asks and the image it is about, if it has any.
+    """The question of a conversation and its image, if it has one.
 
-    The models answer one question about one image: the last user message is asked, behind any system text, about the
-    latest image that was given; what was said in between is not read again.
+    The models answer one question about one image: the last user message, after any system text, about the latest
+    image. Earlier turns are ignored.
     """
     instructions = [_text(message) for message in messages if message.role in ("system", "developer")]
     asked = [message for message in messages if message.role == "user"]

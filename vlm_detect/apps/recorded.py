@@ -1,4 +1,4 @@
-"""The package's configs that are for a card of some size, and the file that records the memory that each takes."""
+"""The package's configs for a GPU of a given size, and the file that records their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes of every API share: the service behind a request, and answers as they grow."""
+"""Shared by the routes of every API: the service of a request, and streamed answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def service_of(request: Request) -> Service:
 
 
 def token_limit(service: Service, settings: Settings) -> int:
-    """How many tokens a text may have; refuses what no text here can have."""
+    """The token limit of a text; rejects requests that no text here can meet."""
     if settings.variant:
         raise ApiError(501, "not_implemented", "variants are not offered here: name a model instead")
     return min(settings.max_tokens or service.settings.max_new_tokens, service.settings.max_new_tokens)
@@ -31,7 +31,7 @@ def finish_reason(cut_off: bool) -> str:
 
 
 def event_stream(events: AsyncIterator[dict[str, Any]], end: str | None = None) -> StreamingResponse:
-    """Server-sent events; an error in the middle is the last of them, in the usual shape."""
+    """Server-sent events; an error midway is sent as the last event, in the usual shape."""
 
     async def lines() -> AsyncIterator[str]:
         try:

@@ -5,9 +5,9 @@
     vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
     vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl     # with checked reasons
 
-One row an image, in the order of the arguments, written as soon as its batch is judged. An image that cannot be read
-has a row too, with the reason in `error`; what is odd about a file stands in `notes`. A path that leads nowhere is an
-error, after the others are judged.
+One row per image, in the order of the arguments, written as soon as its batch is judged. An image that cannot be read
+also gets a row, with the reason in `error`; `notes` lists what is unusual about a file. A path that matches nothing is
+an error, reported after the other images are judged.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def scan(
     explain: bool = False,
     only_confirmed: bool = False,
 ) -> Counter[str]:
-    """Judge everything that `specs` name and write the rows to `out`, or to stdout; how many got which label.
+    """Judge every image of `specs` and write the rows to `out`, or to stdout; returns the count of each label.
 
-    With `explain` rows have reasons, with `only_confirmed` those alone that a measurement confirms.
-    Rows that `out` holds already, by the same model and of unchanged files, are counted and not judged again. What
-    leads to no images is told on stderr in the end, and counted as "missing".
+    With `explain` rows have reasons, with `only_confirmed` those alone that a measurement confirms. Rows already in
+    `out`, by the same model and of unchanged files, are counted and not judged again. A spec without images is reported
+    on stderr at the end, and counted as "missing".
     """
     if out is not None:
         form = form_of(out)
@@ -147,12 +147,14 @@ def _appending(out: Path) -> Iterator[TextIO]:
         with out.open("a", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; what was written stays, run again") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror}; the rows written so far are kept; run again to continue"
+        ) from error
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Something that gave no bytes."""
+    """A file that could not be read."""
 
     path: str
     reason: str
@@ -161,7 +163,7 @@ class Unread:
 def _open(spec: str) -> Source | UserError:
     path = Path(spec)
     try:
-        # A single file is an image whatever it is called, but for a list of paths.
+        # A single file is an image whatever its suffix, unless it is a list of paths.
         if path.is_file() and path.suffix.lower() != ".txt":
             return FileSource([path], named=spec)
         return open_source(spec)
@@ -218,7 +220,7 @@ def _judge(
 
 
 def _decode(detector: Detector, photo: SourcePhoto | Unread) -> Picture | str:
-    """The picture, or why there is none that the model reads."""
+    """The picture, or why the model cannot read it."""
     if isinstance(photo, Unread):
         return photo.reason
     try:
@@ -262,7 +264,7 @@ def _several(witnesses: Mapping[str, Testimony]) -> dict[str, dict[str, float]] 
 
 
 class _Writer:
-    """Rows as a table for eyes, CSV, or JSON Lines."""
+    """Writes rows as a readable table, CSV, or JSON Lines."""
 
     def __init__(self, file: TextIO, form: Format, header: bool) -> None:
         self._file = file
@@ -290,22 +292,22 @@ class _Writer:
 
 
 def _earlier_rows(out: Path, form: Format, detector: Detector) -> list[Row]:
-    """The rows of an earlier scan; a line that was cut off in the middle is taken out of the file."""
+    """The rows of an earlier scan; a truncated last line is removed from the file."""
     if not out.exists():
         return []
     begin = b'{"path": ' if form == "jsonl" else ",".join(_FIRST_COLUMNS).encode()
     try:
         data = out.read_bytes()
         if data[: len(begin)] != begin[: len(data)]:
-            raise ValueError("it begins otherwise")
+            raise ValueError("its header differs")
         whole = data[: data.rfind(b"\n") + 1]
         text = whole.decode("utf-8")
-        if form == "jsonl":  # not splitlines, which also parts a name at the other ends of line that Unicode has
+        if form == "jsonl":  # not splitlines, which also splits names at Unicode's other line separators
             rows = [Row(**json.loads(line)) for line in text.split("\n")[:-1]]
         else:
             rows = [_from_csv(values) for values in csv.DictReader(io.StringIO(text))]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{out}: not the rows of a scan ({error}); give another --out") from error
+        raise UserError(f"{out}: not a file of scan rows ({error}); give another --out") from error
     if others := {row.model for row in rows} - {detector.name}:
         raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {detector.name}")
     asked = {"max_fpr": detector.calibration.max_fpr, "views": detector.views}
@@ -321,7 +323,7 @@ def _earlier_rows(out: Path, form: Format, detector: Detector) -> list[Row]:
 
 
 def _write_anew(out: Path, rows: Sequence[Row]) -> None:
-    """The same rows with the columns that an earlier version did not have."""
+    """The rows with the columns that an earlier version lacks."""
     partial_file = out.with_name(f".{out.name}.partial")
     with partial_file.open("w", encoding="utf-8", newline="") as file:
         write = _Writer(file, "csv", header=True)

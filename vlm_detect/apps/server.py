@@ -1,10 +1,10 @@
-"""The server: a page, and APIs that the clients of moondream and of OpenAI speak.
+"""The server: a web page, and APIs compatible with the clients of moondream and OpenAI.
 
     vlm-detect serve --model runs/moondream_lora                      # http://127.0.0.1:8000
     vlm-detect serve --model runs/a --compare vikhyatk/moondream2     # two models: the page's compare tab
 
-docs/server.md has the routes, the limits and the clients. Nothing that is sent is written to disk or logged, and the
-server opens no address. SIGTERM and Ctrl-C let the requests that run come to their end.
+docs/server.md has the routes, the limits and the clients. Request content is never written to disk or logged, and the
+server opens no outgoing connection. SIGTERM and Ctrl-C let running requests finish.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ PAGE = Path(str(files("vlm_detect") / "apps" / "page"))
 _ERRORS = {
     400: "The request or its image cannot be used",
     401: "The key is missing or wrong",
-    403: "Asked from another site",
+    403: "The request comes from another site",
     404: "No such model or route",
     408: "The body did not arrive in time",
     413: "Too large",
-    415: "Not a kind of body that is read here",
-    429: "Too many requests wait: see Retry-After",
-    499: "The client went away",
-    501: "Not offered",
+    415: "Unsupported content type",
+    429: "Too many requests are waiting: see Retry-After",
+    499: "The client disconnected",
+    501: "Not supported",
     503: "Out of time or memory, or shutting down",
 }
 
@@ -66,7 +66,7 @@ _ERRORS = {
 def create_app(
     detectors: Mapping[str, Detector], settings: ServerSettings | None = None, cnn: CnnDetector | None = None
 ) -> FastAPI:
-    """The application that serves `detectors`, the first of which answers where a request names no model."""
+    """The application that serves `detectors`; the first one answers requests that name no model."""
     settings = settings or ServerSettings()
 
     @contextlib.asynccontextmanager
@@ -79,7 +79,7 @@ def create_app(
         title="vlm-detect",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from other sites
         redoc_url=None,
         responses={status: {"description": text} for status, text in _ERRORS.items()},
     )
@@ -98,7 +98,7 @@ def create_app(
     _add_error_handlers(app)
     _describe_refusals(app)
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Counted)  # the outermost: what the guard refuses counts too
+    app.add_middleware(Counted)  # outermost, so that requests refused by the guard are counted too
     return app
 
 
@@ -131,13 +131,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    """`messages[0].role` of a place in a body."""
+    """A location in a body, such as `messages[0].role`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "body"]
     return "".join(parts).removeprefix(".")
 
 
 def _describe_refusals(app: FastAPI) -> None:
-    """The schema names 400 where FastAPI would answer 422."""
+    """The schema lists 400 where FastAPI would list 422."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -151,7 +151,7 @@ def _describe_refusals(app: FastAPI) -> None:
 
 
 class Counted:
-    """ASGI middleware: how often each route was answered with what, and how long the whole answers took."""
+    """ASGI middleware: counts responses by route and status, and measures the time to the complete response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -172,32 +172,32 @@ class Counted:
             await self.app(scope, receive, counted)
         finally:
             metrics: Metrics = scope["app"].state.service.metrics
-            route = getattr(scope.get("route"), "path", "other")  # a path of the asker's making is no label
+            route = getattr(scope.get("route"), "path", "other")  # a path chosen by the client must not become a label
             metrics.requests.labels(route, status).inc()
             metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens there; `UserError` where it cannot, before any model is loaded."""
+    """A listening socket; `UserError` where the port cannot be used, before any model is loaded."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         family, kind, protocol, _, address = found[0]
-        # asyncio sends small answers at once (TCP_NODELAY) only over sockets that say that they speak TCP.
+        # asyncio sets TCP_NODELAY only on sockets whose protocol is TCP.
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(2048)
     except OSError as error:
-        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
+        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
         raise UserError(f"port {port} on {host} {reason}: give another with --port") from error
     return bound
 
 
 def http_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """uvicorn within the bounds of `settings`. It logs errors alone: strangers must not fill the log with warnings."""
+    """uvicorn within the bounds of `settings`. It logs errors only: clients must not fill the log with warnings."""
     return uvicorn.Config(
         app,
-        http=Connections(settings),  # type: ignore[arg-type]  # it calls whatever makes a protocol
+        http=Connections(settings),  # type: ignore[arg-type]  # any callable that makes a protocol works
         backlog=ACCEPTED_AT_ONCE,
         ws="none",
         log_level="error",
@@ -209,7 +209,7 @@ def http_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 
 
 def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let what runs come to its end within `drain_s`."""
+    """Serve until SIGTERM or Ctrl-C, then let running requests finish within `drain_s`."""
     config = http_config(app, settings)
     # It logs every oddity of a body: strangers must not fill the log. Of Pillow `set_up_process` says so.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
@@ -238,15 +238,15 @@ def serve(
             loaded.append(_base_among(loaded, model) or load_detector(model, adapter, own))
         detectors = {detector.name: detector for detector in loaded}
         if len(detectors) < len(loaded):
-            raise UserError(f"--compare names the model that is served already ({loaded[0].name}): give another")
+            raise UserError(f"--compare names a model that is already served ({loaded[0].name}): give another")
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"{', '.join(detectors)}: http://{shown}:{port} (Ctrl-C ends)", flush=True)
+        print(f"{', '.join(detectors)}: http://{shown}:{port} (Ctrl-C to stop)", flush=True)
         run(create_app(detectors, settings, looking), settings, bound)
 
 
 def _base_among(loaded: Sequence[Detector], model: str) -> Detector | None:
-    """A detector by `model` that shares the weights of one that is loaded with an adapter on it, or None."""
+    """A detector for `model` that shares the weights of a loaded one, which has an adapter on it, or None."""
     for detector in loaded:
         vlm = detector.engine.vlm
         if vlm.name == model and (base := without_adapter(vlm)) is not None:

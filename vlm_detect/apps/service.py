@@ -1,6 +1,6 @@
-"""Between the routes and the worker: decoding within bounds, waiting for results, and what is counted.
+"""Between the routes and the worker: bounded decoding, waiting for results, and metrics.
 
-A request that is waited for notices when its client has gone, and takes its job along.
+A waiting request notices when its client disconnects, and cancels its job.
 """
 
 from __future__ import annotations
@@ -31,26 +31,24 @@ T = TypeVar("T")
 
 
 class Metrics:
-    """Prometheus figures of one server."""
+    """Prometheus metrics of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         names: dict[str, Any] = {"namespace": "vlm_detect", "registry": self.registry}
-        self.requests = Counter("requests", "Answered requests", ["route", "status"], **names)
-        self.seconds = Histogram("request_seconds", "From request to whole answer", ["route"], **names)
-        self.batch = Histogram(
-            "batch_size", "Jobs that were computed together", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64), **names
-        )
+        self.requests = Counter("requests", "Requests by route and status", ["route", "status"], **names)
+        self.seconds = Histogram("request_seconds", "Time from request to complete response", ["route"], **names)
+        self.batch = Histogram("batch_size", "Jobs per batch", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64), **names)
         self.verdicts = Counter("verdicts", "Verdicts given", ["label"], **names)
-        self.contradictions = Counter("contradictions", "Verdicts that the model contradicts itself on", **names)
+        self.contradictions = Counter("contradictions", "Verdicts where the model contradicts itself", **names)
         self.tokens = Counter("generated_tokens", "Tokens generated", **names)
-        self.jobs = Gauge("jobs", "Jobs that wait or run", **names)
+        self.jobs = Gauge("jobs", "Jobs queued or running", **names)
 
 
 class Service:
-    """The models of one server and the thread that runs them; the first of `detectors` is the default.
+    """The models of one server and the thread that runs them; the first detector is the default.
 
-    `cnn`, where there is one, only shows where it looks, beside the evidence of the others.
+    `cnn`, if given, only shows where it looks, next to the evidence maps of the others.
     """
 
     def __init__(
@@ -70,20 +68,20 @@ class Service:
         self.metrics.jobs.set_function(lambda: self.worker.n_held)
         self._decoding = Decoding(settings)
         self._checking = ThreadPoolExecutor(1, "vlm-detect-checks")
-        self._gathering = asyncio.Lock()  # held by the request that decodes many images before it submits them
+        self._gathering = asyncio.Lock()  # held by a request while it decodes many images
 
     def detector(self, name: str | None) -> Detector:
         if name is None:
             return next(iter(self.detectors.values()))
         if name not in self.detectors:
             known = ", ".join(self.detectors)
-            raise ApiError(404, "model_not_found", f"no model {name[:100]!r} here; known: {known}", param="model")
+            raise ApiError(404, "model_not_found", f"no model named {name[:100]!r}; available: {known}", param="model")
         return self.detectors[name]
 
     # Images
 
     async def picture(self, source: str | Part, param: str = "image_url") -> Picture:
-        """The image of a data URL, or of a part of a body."""
+        """The image of a data URL or of a form part."""
         part = source if isinstance(source, Part) else part_of(source)
         try:
             return await asked().within_deadline(self._decoding.picture(part))
@@ -92,7 +90,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Alone among the requests of many images; `Expired` where the turn does not come before the deadline."""
+        """Exclusive access among requests with many images; `Expired` where the deadline passes first."""
         has_turn = False
         try:
             async with asyncio.timeout(asked().deadline - time.monotonic()):
@@ -105,7 +103,7 @@ class Service:
                 self._gathering.release()
 
     def stop(self) -> None:
-        """End what runs."""
+        """Stop the worker and the decoders."""
         self._decoding.stop()
         self._checking.shutdown(wait=False, cancel_futures=True)
         self.worker.stop()
@@ -113,7 +111,7 @@ class Service:
     # Jobs
 
     def start(self, task: Task, detector: Detector, pictures: Sequence[Picture | None]) -> Started:
-        """One job a picture (or none, for a question alone), all of them taken or none."""
+        """Submit one job per picture (None for a question without an image), all or none."""
         return self.start_each([task] * len(pictures), detector, pictures)
 
     def start_each(self, tasks: Sequence[Task], detector: Detector, pictures: Sequence[Picture | None]) -> Started:
@@ -128,9 +126,11 @@ class Service:
         return list(zip(jobs, queues, strict=True))
 
     async def results(self, request: Request, started: Started) -> list[Any | Exception]:
-        """What each job ends with, or why it failed; nothing of it is streamed."""
+        """The result of each job, or why it failed; nothing is streamed."""
 
-        async def ended() -> list[Any | Exception]:  # not `gather`, which logs a traceback when nobody waits any more
+        async def ended() -> list[
+            Any | Exception
+        ]:  # not `gather`, which logs a traceback when nothing awaits it any more
             return [await events.last() for _, events in started]
 
         try:
@@ -146,7 +146,7 @@ class Service:
         return found
 
     async def verdicts(self, request: Request, started: Started) -> list[Verdict | Exception]:
-        """As `results`, of jobs that judge; counted."""
+        """As `results`, for verdict jobs, which are counted."""
         found = await self.results(request, started)
         for verdict in found:
             if isinstance(verdict, Verdict):
@@ -190,7 +190,8 @@ class Service:
         return answer
 
     async def pieces(self, task: TextTask, detector: Detector, picture: Picture | None) -> AsyncIterator[str | Answer]:
-        """The pieces of a text while it grows, then its `Answer`; the job is taken before the first is awaited."""
+        """The pieces of a text as they are generated, then its `Answer`; the job is submitted before the first is
+        awaited."""
         ((job, events),) = self.start(task, detector, [picture])
 
         async def follow() -> AsyncIterator[str | Answer]:
@@ -210,14 +211,14 @@ class Service:
 
 
 class Events:
-    """The events of one job, brought from the worker's thread into the event loop."""
+    """The events of one job, passed from the worker's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
 
     def put(self, event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -228,7 +229,7 @@ class Events:
                 return
 
     async def last(self) -> Any:
-        """The value that the job ends with, or the exception that it fails with."""
+        """The result of the job, or the exception that it failed with."""
         async for event in self:
             if isinstance(event, Done):
                 return event.value
@@ -243,7 +244,7 @@ Started = list[tuple[Job, Events]]
 def prompt_of(
     question: str, settings: ServerSettings, references: Sequence[Sequence[float]] = ()
 ) -> Callable[[Detector], tuple[str, list[int]]]:
-    """A `Write` task's prompt for a question; refused here where it is empty or far too long."""
+    """The prompt of a `Write` task for a question; rejected where it is empty or far too long."""
     checked = checked_text(question, settings)
     return lambda detector: ("", detector.question_prompt(checked, references))
 

@@ -1,4 +1,4 @@
-"""A conversation about an image: what was asked and answered, and the verdict above it."""
+"""A conversation about an image: questions, answers, and the verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Turn:
 
 
 class Session:
-    """One image at a time; its verdict is given when it is first asked for.
+    """Holds one image at a time; its verdict is computed on first use.
 
     With `only_confirmed` nothing of an explanation is shown that no measurement confirms.
     """
@@ -36,7 +36,7 @@ class Session:
         self.open(image)
 
     def open(self, image: str) -> None:
-        """Go over to another image; `UserError`, and the old one stays, where it cannot be read."""
+        """Switch to another image; `UserError` where it cannot be read, and the old image stays."""
         self._picture = open_picture(image)
         self.name = image
         self._verdict: Verdict | None = None
@@ -59,13 +59,13 @@ class Session:
 
     @property
     def contradictions(self) -> tuple[str, ...]:
-        """Those of the verdict, and that of its explanation once there is one."""
+        """The contradictions of the verdict, and of its explanation once there is one."""
         return self.verdict.contradictions_with(self.explanation)
 
     def explain(self) -> Iterator[str]:
-        """The reasons under the verdict, piece by piece; what came until it was stopped is kept, and checked.
+        """Stream the reasons for the verdict; what was generated before a stop is kept, and checked.
 
-        With `only_confirmed` there are no pieces: what is left of the explanation is known when all of it is written.
+        With `only_confirmed` nothing is streamed, because the remaining sentences are known only at the end.
         """
         text = ""
         try:
@@ -82,7 +82,7 @@ class Session:
         return self.explanation.draw(self.image, min_side=_BOXES_SIDE)
 
     def ask(self, question: str) -> Iterator[str]:
-        """The answer, piece by piece; a turn of the conversation even where it is stopped halfway."""
+        """Stream the answer; it becomes a turn of the conversation even if stopped halfway."""
         answer, whole = "", False
         try:
             for piece in self.detector.stream_answer(self.image, question):
@@ -94,11 +94,11 @@ class Session:
                 self.turns.append(Turn(question, answer, stopped=not whole))
 
     def reset(self) -> None:
-        """Forget the questions and answers; image and verdict stay."""
+        """Clear questions and answers; image and verdict are kept."""
         self.turns = []
 
     def save(self, path: Path) -> None:
-        """The conversation as JSON (`.json`) or as text."""
+        """Save the conversation as JSON (`.json`) or as text."""
         lines = [describe(self.verdict, self.name), *details(self.verdict, self.contradictions), self.explanation.text]
         lines += reason_lines(self.explanation.reasons)
         for turn in self.turns:
@@ -128,7 +128,7 @@ def describe(verdict: Verdict, name: str) -> str:
 
 
 def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
-    """What else has to be known to read the verdict: its operating point, its contradictions, what the file is like."""
+    """Context of the verdict: its operating point, contradictions, and notes on the file."""
     low, high = verdict.unsure_band
     band = f", unsure between {low:.2f} and {high:.2f}" if high > low else ""
     lines = [f"  generated above {verdict.threshold:.2f}{band}"]
@@ -136,7 +136,7 @@ def details(verdict: Verdict, contradictions: tuple[str, ...]) -> list[str]:
     lines += witness_lines(verdict)
     lines += [f"  contradiction: {sentence}" for sentence in contradictions]
     lines += [f"  the file: {note}" for note in verdict.notes]
-    lines += [f"  the file says (no part of the verdict): {fact.source}, {fact.text}" for fact in verdict.provenance]
+    lines += [f"  metadata (not part of the verdict): {fact.source}, {fact.text}" for fact in verdict.provenance]
     return lines
 
 
@@ -155,10 +155,11 @@ def witness_lines(verdict: Verdict) -> list[str]:
 
 
 def reason_lines(reasons: Sequence[CheckedReason]) -> list[str]:
-    """One line per sentence, numbered as its box: the sentence, what measurement says of it, and what it speaks for."""
+    """One line per sentence, numbered as its box: the sentence, its status by measurement, and the label that it
+    supports."""
     lines = []
     for number, reason in enumerate(reasons, start=1):
-        side = f", speaks for {reason.supports}" if reason.supports else ""
+        side = f", supports {reason.supports}" if reason.supports else ""
         text = "".join(c for c in reason.text if c.isprintable())  # a model's answer must not steer the terminal
         lines.append(f"  {number}. {text} [{reason.note}{side}]")
     return lines

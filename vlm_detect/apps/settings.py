@@ -1,4 +1,4 @@
-"""What a server allows: every bound in one place."""
+"""The limits of a server, in one place."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
-    without_key: bool = False  # beyond loopback, that is
+    without_key: bool = False  # beyond loopback
     max_body_bytes: int = 32 << 20
     max_held_bytes: int = 512 << 20
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
-    write_timeout_s: float = 30.0  # in which a client has to read on
-    max_idle_connections: int = 256  # those that owe a request
-    max_uploads: int = 128  # bodies that arrive at a time
+    write_timeout_s: float = 30.0  # within which a client has to continue reading
+    max_idle_connections: int = 256  # connections with an incomplete request
+    max_uploads: int = 128  # concurrent uploads
     max_pixels: int = 50_000_000
-    decoders: int = 2  # images that are decoded at a time, each in a process of its own
+    decoders: int = 2  # images decoded concurrently, each in its own process
     decode_s: float = 10.0  # processor time of one image
     max_held_pixels: int = 400_000_000
     max_images: int = 32
@@ -43,7 +43,7 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine to itself; a name such as 127.example.org does not."""
+    """Whether `host` is a loopback name; a name such as 127.example.org is not."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -51,15 +51,15 @@ def is_loopback(host: str) -> bool:
 
 
 def check_settings(settings: ServerSettings) -> None:
-    """`UserError` where there is no such port, or the server would be open to the network without a key."""
+    """`UserError` for an invalid port, or where the server would be open to the network without a key."""
     check_between(settings, 0, 65535, "port")
     key = settings.api_key
     if key is not None and not key.strip():
-        raise UserError("--api_key is empty: give a long random text, or leave the flag out")
+        raise UserError("--api_key is empty: give a long random string, or omit the flag")
     if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-        raise UserError("--api_key holds what no header can carry: give ASCII characters without spaces at the ends")
+        raise UserError("--api_key cannot be sent in a header: use ASCII characters without spaces at the ends")
     if key is None and not settings.is_loopback and not settings.without_key:
         raise UserError(
             f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), or "
-            "--without_key where something in front of it lets nobody else in"
+            "--without_key if a proxy in front of it controls access"
         )

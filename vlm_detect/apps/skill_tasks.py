@@ -1,4 +1,4 @@
-"""What the worker can do with a moondream2 alone: find things, follow a gaze, think before it answers."""
+"""Worker tasks for moondream2 only: detection, pointing, gaze, and reasoning before an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlm_detect.models.regions import Box, Point
 
 @dataclass(frozen=True)
 class Located:
-    """`cut_off` is True where there may be more of them."""
+    """`cut_off` is True where there may be more objects."""
 
     places: list[Box | Point]
     cut_off: bool
@@ -23,7 +23,7 @@ class Located:
 
 @dataclass
 class Locate:
-    """Ends with a `Located`: the boxes (of `detect`) or points (of `point`), at most `max_objects`."""
+    """Ends with a `Located`: at most `max_objects` boxes (`detect`) or points (`point`)."""
 
     skill: Skill
     phrase: str
@@ -50,7 +50,7 @@ class Locate:
 
 
 class _Sought:
-    """One phrase while its objects are found."""
+    """The state of one phrase while its objects are found."""
 
     def __init__(self, job: Job) -> None:
         task: Locate = job.task
@@ -62,7 +62,7 @@ class _Sought:
 
 @dataclass
 class FindGaze:
-    """Ends with a `Point`, or None; of an eye at a place, or of a face."""
+    """Ends with a `Point` or None: the target of the gaze of an eye or a face."""
 
     eye: Point | None
     face: Box | None
@@ -84,7 +84,7 @@ class FindGaze:
 
 @dataclass
 class Reason:
-    """Ends with an `Answer` that has its reasoning, after the answer's pieces."""
+    """Ends with an `Answer` that includes its reasoning, after the answer's pieces."""
 
     question: str
     references: Sequence[Sequence[float]]
@@ -108,7 +108,7 @@ class Reason:
 
 
 class _Thinker:
-    """One answer while it is thought about and written."""
+    """The state of one answer while it is generated."""
 
     def __init__(self, job: Job) -> None:
         task: Reason = job.task
@@ -119,7 +119,7 @@ class _Thinker:
         self.text = TextStream(vlm)
 
     def follow(self, text: Reasoned) -> None:
-        """Emit what the answer has grown by."""
+        """Emit the new text of the answer."""
         if not self.job.open:
             return
         for token in text.answer_ids[self.text.n_tokens :]:

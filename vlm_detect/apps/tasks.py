@@ -1,4 +1,4 @@
-"""What the worker can do with an image: judge it, answer about it, map its evidence."""
+"""Worker tasks on an image: verdict, answer, evidence map."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Answer:
-    """`length` is True where the text was cut at its limit of tokens; `n_tokens` counts thoughts as well."""
+    """`length` is True where the text ended at its token limit; `n_tokens` includes the reasoning."""
 
     text: str
     n_prompt_tokens: int
@@ -59,10 +59,10 @@ class Sampled(Protocol):
 
 @dataclass
 class Write:
-    """Ends with an `Answer`, after its pieces; with its tokens' log-probabilities where `top_logprobs` is a number.
+    """Ends with an `Answer`, after its pieces; with its tokens' log-probabilities where `top_logprobs` is given.
 
-    `prompt` gives what the text begins with and the ids that ask for the rest; it may raise UserError. Temperature 0 is
-    greedy; else `top_p` keeps the likeliest tokens as moondream's own decoder does.
+    `prompt` gives the beginning of the text and the ids that prompt for the rest; it may raise UserError. Temperature 0
+    is greedy; otherwise `top_p` filters tokens as moondream's decoder does.
     """
 
     prompt: Callable[[Detector], tuple[str, list[int]]]
@@ -87,7 +87,7 @@ class Write:
 
 
 class Row(Protocol):
-    """What is done with one job while its lane runs."""
+    """The state of one job while its lane runs."""
 
     job: Job
 
@@ -96,20 +96,20 @@ R = TypeVar("R", bound=Row)
 
 
 def start_each(jobs: Sequence[Job], make: Callable[[Job], R]) -> list[R]:
-    """The row of each job; where its prompt is refused, that job alone fails."""
+    """The row of each job; if its prompt is rejected, only that job fails."""
     rows = []
     for job in jobs:
         try:
             rows.append(make(job))
         except UserError as error:
             job.fail(error)
-        except ValueError as error:  # such as a caption of a length that the release does not know
+        except ValueError as error:  # such as a caption length that the release does not have
             job.fail(UserError(str(error)))
     return rows
 
 
 def of_one_length(rows: Sequence[R]) -> list[list[R]]:
-    """Rows that the engine can decode together: images read at their own size, and none, have prefixes of many."""
+    """Group rows that the engine can decode together: prefixes differ in length by image size, and without an image."""
     if not rows:
         return []
     engine = rows[0].job.detector.engine
@@ -137,7 +137,7 @@ def _stream(rows: Sequence[_Row]) -> Iterator[torch.Tensor]:
 
 
 class _Row:
-    """One text while it is written."""
+    """The state of one text while it is generated."""
 
     def __init__(self, job: Job) -> None:
         task: Write = job.task
@@ -155,7 +155,7 @@ class _Row:
         self._top_logprobs = task.top_logprobs
 
     def note(self, logits: torch.Tensor, token: int) -> None:
-        """The logits (V,) that `token` was chosen by, before it is pushed."""
+        """Record the logits (V,) that `token` was chosen from, before it is pushed."""
         if self._top_logprobs is not None and self.job.open and token != self.end:
             self.logprobs.append(token_logprob(logits, token, self._top_logprobs))
 
@@ -199,7 +199,7 @@ def sampler(tasks: Sequence[Sampled]) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @dataclass
 class Map:
-    """Ends with the `EvidenceMap`; runs for one image at a time, whose regions are a batch already."""
+    """Ends with the `EvidenceMap`; handles one image at a time, as its regions already fill a batch."""
 
     topic: Topic = "generation"
     kind = "evidence"
@@ -218,7 +218,7 @@ class Map:
 
 @dataclass(frozen=True)
 class CnnLook:
-    """A CNN's verdict and where it looks: `heat` is the square that it read, under its Grad-CAM, (S, S, 3) uint8."""
+    """A CNN's verdict and where it looks: `heat` is its input with the Grad-CAM overlaid, (S, S, 3) uint8."""
 
     label: str
     p_fake: float

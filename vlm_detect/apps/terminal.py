@@ -2,9 +2,9 @@
 
     vlm-detect chat --model runs/moondream_lora photo.jpg                                  # a conversation
     vlm-detect chat --model runs/moondream_lora photo.jpg "Is this image AI-generated?"    # one answer
-    vlm-detect chat --model runs/moondream_lora photo.jpg < questions.txt                  # an answer a line
+    vlm-detect chat --model runs/moondream_lora photo.jpg < questions.txt                  # one answer per line
 
-One answer goes to stdout and nothing else does, so that it can be piped. In a conversation Ctrl-C stops the answer and
+A single answer is the only output on stdout, so that it can be piped. In a conversation Ctrl-C stops the answer and
 Ctrl-D ends.
 """
 
@@ -26,13 +26,13 @@ from vlm_detect.infer.detector import Detector
 MARK_RGB = (230, 97, 1)
 
 HELP = """\
-  /image PATH     go over to another image
-  /verdict        the verdict and its reasons again
+  /image PATH     switch to another image
+  /verdict        show the verdict and its reasons again
   /boxes [FILE]   the places that the reasons name, numbered (green: confirmed, red: contradicted, grey: unchecked)
-  /map [FILE]     where in the image the verdict comes from (orange: generated, blue: real)
+  /map [FILE]     map the evidence of the verdict (orange: generated, blue: real)
   /detect NAME    boxes around what NAME names, in pixels (moondream2); /point: a point on each
-  /reset          forget the questions so far
-  /save FILE      write the conversation: text, or JSON where FILE ends in .json
+  /reset          clear the conversation
+  /save FILE      save the conversation as text, or as JSON if FILE ends in .json
   /help, /quit    anything else is a question about the image"""
 
 
@@ -43,7 +43,7 @@ def answer_once(detector: Detector, image: str, question: str) -> None:
 
 
 def converse(detector: Detector, image: str, *, only_confirmed: bool = False) -> None:
-    """Verdict and reasons, then an answer a line until the end of input; a terminal also gets a prompt and history."""
+    """Print verdict and reasons, then answer each line of input; a terminal also gets a prompt and history."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         with contextlib.suppress(ImportError):  # not on Windows; importing it gives `input` its history
@@ -71,7 +71,7 @@ def converse(detector: Detector, image: str, *, only_confirmed: bool = False) ->
 
 
 def _guarded(session: Session, line: str, interactive: bool) -> None:
-    """Carry out one line; what is wrong with it is said, and the conversation goes on."""
+    """Execute one line; an error is printed and the conversation continues."""
     try:
         _carry_out(session, line)
     except UserError as error:
@@ -104,14 +104,14 @@ def _carry_out(session: Session, line: str) -> None:
             _show_points(session, argument)
         case "/reset":
             session.reset()
-            print("The questions so far are forgotten.")
+            print("The conversation is cleared.")
         case "/save" if argument:
             session.save(Path(argument).expanduser())
             print(f"{argument}: written")
         case "/help":
             print(HELP)
         case _:
-            raise UserError(f"{line}: no such command, or its argument is missing; /help lists them")
+            raise UserError(f"{line}: unknown command, or its argument is missing; see /help")
 
 
 def _show_verdict(session: Session) -> None:
@@ -173,7 +173,7 @@ def _list(phrase: str, found: list[str]) -> None:
 
 
 def _show_image(image: Image.Image) -> bool:
-    """Whether this terminal could show it."""
+    """Show an image in the terminal; False where it cannot."""
     protocol = protocol_of(os.environ) if sys.stdout.isatty() else None
     if protocol:
         print(escape_sequence(image, protocol), end="", flush=True)
@@ -181,7 +181,8 @@ def _show_image(image: Image.Image) -> bool:
 
 
 def _stream(pieces: Iterable[str]) -> None:
-    """Print text as it comes; of control characters only line ends, lest a model's answer steer the terminal."""
+    """Print text as it arrives, without control characters other than line ends, so that an answer cannot control the
+    terminal."""
     for piece in pieces:
         print("".join(c for c in piece if c.isprintable() or c == "\n"), end="", flush=True)
     print()

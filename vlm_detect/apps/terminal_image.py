@@ -11,11 +11,11 @@ from PIL import Image
 
 Protocol = Literal["kitty", "iterm"]
 MAX_SIDE = 480  # pixels
-_CHUNK = 4096  # of base64, the most that kitty takes in one command
+_CHUNK = 4096  # of base64, kitty's limit per command
 
 
 def protocol_of(environment: Mapping[str, str]) -> Protocol | None:
-    """What the terminal speaks by its own word; None where it says nothing, and inside tmux, which passes none on."""
+    """The protocol that the terminal announces; None if unknown, and inside tmux, which forwards none."""
     if "TMUX" in environment:
         return None
     if "KITTY_WINDOW_ID" in environment or environment.get("TERM") in ("xterm-kitty", "xterm-ghostty"):
@@ -24,7 +24,7 @@ def protocol_of(environment: Mapping[str, str]) -> Protocol | None:
 
 
 def escape_sequence(image: Image.Image, protocol: Protocol) -> str:
-    """What to print so that `image` appears, scaled down to `MAX_SIDE`."""
+    """The escape sequence that shows `image`, scaled down to `MAX_SIDE`."""
     small = image.copy()
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()

@@ -1,11 +1,11 @@
-"""One thread that owns the models: what arrives together is computed together.
+"""One thread that owns the models and batches the jobs that arrive together.
 
     worker = Worker(max_jobs=64)
     worker.submit([Job(task, detector, picture, on_event, deadline)])     # Busy where the queue is full
 
-Waiting jobs of one kind and model become a lane: one batch through the engine. Lanes take turns, a step each (a token
-of every answer, a batch of hidden regions), so that a verdict need not wait for a long answer that began before it.
-Events (`str` pieces of text, then one `Done` or `Failed`) are handed to a job's `on_event` from this thread.
+Waiting jobs of one kind and model become a lane: one batch through the engine. Lanes take turns, one step each (one
+token of every answer, one batch of hidden regions), so that a verdict does not wait for a long answer that started
+earlier. Events (`str` pieces of text, then one `Done` or `Failed`) are passed to a job's `on_event` from this thread.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture
 
 log = logging.getLogger(__name__)
-GATHER_S = 0.004  # how long an idle worker waits for company after the first job
+GATHER_S = 0.004  # how long an idle worker waits for more jobs after the first
 
 
 class Busy(Exception):
-    """The queue is full; `retry_after_s` is about when there will be room."""
+    """The queue is full; `retry_after_s` estimates when there will be room."""
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"too many requests are waiting: try again in {retry_after_s} s")
@@ -41,7 +41,7 @@ class Expired(Exception):
 
 
 class Stopped(Exception):
-    """The server is going down."""
+    """The server is shutting down."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ Event = str | Done | Failed
 
 
 class Task(Protocol):
-    """What is wanted of an image; equal `kind`s may share a batch."""
+    """What to compute for an image; tasks of equal `kind` may share a batch."""
 
     kind: str
 
     def lane(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Works on `jobs`, whose tasks are all of this kind, and gives way between steps."""
+        """Process `jobs`, all of this kind; yields between steps."""
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class Job:
     picture: Picture | None
     on_event: Callable[[Event], None]
     deadline: float = math.inf
-    open: bool = field(default=True, init=False)  # nobody has ended it yet
+    open: bool = field(default=True, init=False)  # not yet ended
     begun: bool = field(default=False, init=False)  # some of its text was sent
 
     @property
@@ -84,7 +84,7 @@ class Job:
 
     @property
     def seen(self) -> Picture:
-        """The picture of a task that cannot do without one."""
+        """The picture of a task that requires one."""
         assert self.picture is not None
         return self.picture
 
@@ -104,11 +104,11 @@ class Job:
         self._end(Failed(error))
 
     def cancel(self) -> None:
-        """Nobody waits any more: the worker drops it at its next step."""
+        """The client is gone: the worker drops the job at its next step."""
         self.open = False
 
     def wanted(self) -> bool:
-        """Whether it is still worth working on; fails it where its deadline has passed."""
+        """Whether to continue with the job; fails it if its deadline has passed."""
         if self.open and time.monotonic() > self.deadline:
             self.fail(Expired("the deadline passed before the answer was ready"))
         return self.open
@@ -127,9 +127,10 @@ class _Lane:
 
 
 class Worker:
-    """`max_jobs` and `max_pixels` bound what waits and runs, `max_batch` jobs make a lane, `max_lanes` run at a time.
+    """`max_jobs` and `max_pixels` bound queued and running jobs, `max_batch` jobs make a lane, `max_lanes` run at a
+    time.
 
-    `observe(kind, size)` is told of every lane that starts.
+    `observe(kind, size)` is called for every lane that starts.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take all of `jobs` or none: `Busy` where there is no room, `Stopped` where no more are taken."""
+        """Accept all of `jobs` or none: raises `Busy` if there is no room, `Stopped` during shutdown."""
         with self._changed:
             if self._stopping:
                 raise Stopped("the server is shutting down")
@@ -168,7 +169,7 @@ class Worker:
 
     @property
     def n_held(self) -> int:
-        """Jobs that wait or run."""
+        """Jobs queued or running."""
         with self._changed:
             return len(self._held())
 
@@ -176,7 +177,7 @@ class Worker:
         return [*self._waiting, *(job for lane in self._running for job in lane.jobs)]
 
     def stop(self, timeout_s: float = 10) -> None:
-        """Take no more jobs, fail those that are left, end the thread."""
+        """Accept no more jobs, fail the remaining ones, end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -210,12 +211,12 @@ class Worker:
 
     def _step(self, lane: _Lane) -> None:
         try:
-            if sum(job.wanted() for job in lane.jobs):  # each of them is to notice its deadline
+            if sum(job.wanted() for job in lane.jobs):  # each must notice its deadline
                 next(lane.steps)
                 return
         except StopIteration:
             pass
-        # Whatever a model raises must end these jobs and not the thread that all the others wait for.
+        # An exception of a model must fail these jobs and not end the thread that all others depend on.
         except Exception as error:
             self._part_or_fail(lane.jobs, error)
         with self._changed:
@@ -224,7 +225,7 @@ class Worker:
             self._seconds_a_job += 0.1 * (spent - self._seconds_a_job)
 
     def _part_or_fail(self, jobs: Sequence[Job], error: Exception) -> None:
-        """One bad job must not take those beside it along: a batch that failed is tried again one by one."""
+        """One bad job must not fail its whole batch: a failed batch is retried job by job."""
         left = [job for job in jobs if job.open]
         if len(jobs) > 1 and not any(job.begun for job in left):
             with self._changed:

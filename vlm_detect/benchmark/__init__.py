@@ -1,1 +1,1 @@
-"""The VQA benchmark: items, prompts, scoring, figures with their intervals and floors, and the report."""
+"""The VQA benchmark: items, prompts, scoring, metrics with intervals and blind baselines, and the report."""

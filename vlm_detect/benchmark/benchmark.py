@@ -1,4 +1,4 @@
-"""A benchmark in memory: items ready to be asked, and how their images are opened."""
+"""A benchmark in memory: validated items, and how their images are opened."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Items ready to be asked, how to open their images, and what was left out of the file."""
+    """Validated items, how to open their images, and what was skipped."""
 
     name: str
     items: list[Item]
     image: Callable[[str], Image.Image]
-    sha256: str  # of the file or, for a dataset, of its images and what is known of them: what a resumed run compares
+    sha256: str  # of the file or, for a dataset, of its images and metadata; compared by a resumed run
     answers: dict[str, str] = field(default_factory=dict)  # id -> recorded answer, where the file has any
     skipped: list[str] = field(default_factory=list)
     dataset: DatasetImages | None = None  # what the items were made of, where that is a dataset

@@ -1,4 +1,4 @@
-"""Write a benchmark from a dataset, or check what one gives away: what `vlm-detect build-vqa` does."""
+"""Build a benchmark from a dataset, or check one for leaks: the implementation of `vlm-detect build-vqa`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.progress import progress
 from vlm_detect.records import Item
 
-JPEG_QUALITY = 95  # the one encoding of all images, whatever was done to them before
+JPEG_QUALITY = 95  # all images share one encoding, whatever their history
 
 
 def build_or_check(options: BuildOptions) -> None:
@@ -40,34 +40,34 @@ def write(options: BuildOptions, dataset: Path) -> None:
     sizes = sizes_from(options)
     items = build(pairs, sizes, options.seed)
     if not items:
-        raise UserError(
-            f"{dataset}: its {options.split} split has no photo with a twin to ask about; try another --split"
-        )
+        raise UserError(f"{dataset}: its {options.split} split has no photo with a twin; try another --split")
     assert options.out is not None
     out = Path(options.out)
     images = out.parent / f"{out.stem}_images"
     images.mkdir(parents=True, exist_ok=True)
 
     def written(shown: str) -> str:
-        """The image in the common encoding, with what is to be done to it done; the name is a hash of the content."""
+        """The image in the common encoding, after its operation; the name is a hash of the content."""
         buffer = io.BytesIO()
         opened(shown, data, options.seed).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         path = images / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:20]}.jpg"
         path.write_bytes(buffer.getvalue())
         return str(path.relative_to(out.parent))
 
-    # Shuffled, so that a block's images do not stand together.
+    # Shuffled, so that a block's images are not adjacent.
     order = random.Random(options.seed).sample(range(len(items)), len(items))
     rows = [row_of(f"{place:06d}", items[i], written) for place, i in enumerate(order)]
     write_json(out, rows)
     counts = {kind: sum(item.kind == kind for item in items) for kind in sorted({item.kind for item in items})}
-    write_run_json(images, options, dataset=str(dataset), items=counts)  # beside `out` may lie a dataset with its own
+    write_run_json(
+        images, options, dataset=str(dataset), items=counts
+    )  # the folder of `out` may be a dataset with its own
     print(f"{out}: " + ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items()))
     for kind in ("true_false", "multiple_choice"):
         wanted = sizes[kind]
         if counts.get(kind, 0) < wanted:
             print(
-                f"  {wanted} {kind} items were asked for; {len(pairs)} pairs give {counts.get(kind, 0)} different ones"
+                f"  {wanted} {kind} items were requested; {len(pairs)} pairs give {counts.get(kind, 0)} different ones"
             )
 
 
@@ -95,7 +95,7 @@ def check(options: BuildOptions) -> None:
         print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))
         return
     rows = {"all": floors, **(by_kind if len(by_kind) > 1 else {})}
-    print(f"{benchmark.name}: {len(benchmark.items)} items; accuracies without looking at an image")
+    print(f"{benchmark.name}: {len(benchmark.items)} items; accuracy without looking at an image")
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     width = max(map(len, rows))
     print(" " * width + "".join(f"  {name}" for name in names))

@@ -1,12 +1,12 @@
-"""Builds a benchmark from a dataset so that its text says nothing about its answers.
+"""Build a benchmark from a dataset so that its text does not leak its answers.
 
     items = build(pairs, {"true_false": 200}, seed=0)       # records.Item, their images named by `Source`
-    image = opened(item.images[0], data, seed=0)            # the image, with what is to be done to it done
+    image = opened(item.images[0], data, seed=0)            # the image, after its operation
 
-Items come in blocks of one text: the same question with the same options is put to as many images as it has answers,
-and each answer is right for one of them. Whatever looks at the text alone (the longest option, a letter, the words, a
-model shown a blank image) therefore scores exactly chance over a block, whatever it is. What the blocks hold is up to
-each kind of question (`questions/kinds/`).
+Items come in blocks of one text: the same question with the same options is asked about as many images as it has
+answers, and each answer is right for one of them. Any predictor that sees only the text (the longest option, a letter,
+the words, a model shown a blank image) therefore scores exactly chance over a block. Each kind of question defines its
+blocks (`questions/kinds/`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vlm_detect.records import Item, Pair
 
 
 def default_sizes() -> dict[str, int]:
-    """{kind: items at most} of a benchmark, for every kind that is in one."""
+    """{kind: maximum number of items}, for every kind that a benchmark contains."""
     return {name: kind.default_size for name, kind in KINDS.items() if kind.in_benchmark}
 
 
 def sizes_from(options: Any) -> dict[str, int]:
-    """`default_sizes` with what was asked for: `n_<kind>` of the options, and `n_items` of "KIND=N" for other kinds."""
+    """`default_sizes` updated by the options: `n_<kind>`, and `n_items` with "KIND=N" for other kinds."""
     sizes = default_sizes()
     sizes |= {name: getattr(options, f"n_{name}") for name in sizes if hasattr(options, f"n_{name}")}
     for given in options.n_items:
@@ -43,9 +43,9 @@ def sizes_from(options: Any) -> dict[str, int]:
 
 
 def build(pairs: Sequence[Pair], sizes: Mapping[str, int] | None = None, seed: int = 0) -> list[Item]:
-    """At most so many items of each kind; fewer where `pairs` do not give as many different ones.
+    """Build at most `sizes` items of each kind; fewer where `pairs` do not give enough distinct ones.
 
-    `sizes` in place of `default_sizes`. The ids are left empty.
+    `sizes` defaults to `default_sizes`. The ids are left empty.
     """
     made = [pair for pair in pairs if pair[1].label == "generated"]
     edits = [pair for pair in pairs if pair[1].label == "edited"]
@@ -56,9 +56,9 @@ def build(pairs: Sequence[Pair], sizes: Mapping[str, int] | None = None, seed: i
 
 
 def _fill(blocks: Iterator[Block], size: int) -> list[Item]:
-    """Whole blocks, of one length, up to `size` items: part of one would tip the balance.
+    """Complete blocks of equal length, up to `size` items: a partial block would be unbalanced.
 
-    No item comes twice, as a photo with several twins would: its answers would count as so many independent ones.
+    No item is repeated (a photo with several twins would be): its answers would count as independent.
     """
     items: list[Item] = []
     asked: set[tuple[object, ...]] = set()
@@ -73,13 +73,13 @@ def _fill(blocks: Iterator[Block], size: int) -> list[Item]:
 
 
 def opened(shown: str, data: Callable[[str], bytes], seed: int) -> Image.Image:
-    """An image as an item shows it; `data` gives the file of a `Source.ref`, `seed` decides how it is changed."""
+    """An image as an item shows it; `data` gives the file of a `Source.ref`; `seed` seeds the operation."""
     ref, _, operation = shown.partition("#")
     return operate(decode_image(data(ref)).image, operation, random.Random(f"{seed}:{ref}:{operation}"))
 
 
 def operate(image: Image.Image, operation: str, rng: random.Random) -> Image.Image:
-    """Carry out one of `questions.kinds.multiple_choice.OPERATIONS`; "" leaves the image as it is."""
+    """Apply one of `questions.kinds.multiple_choice.OPERATIONS`; "" leaves the image unchanged."""
     width, height = image.size
     if operation == "crop":
         share = rng.uniform(0.6, 0.85)

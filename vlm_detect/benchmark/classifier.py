@@ -1,11 +1,11 @@
-"""An image classifier (a run of `vlm-detect train cnn`) answers a benchmark: it reads no question, it gives odds.
+"""Let an image classifier (a run of `vlm-detect train cnn`) answer a benchmark by its class probabilities.
 
     for results in classify(benchmark, CnnDetector.load("runs/cnn"), done=set()): writer.write(results)
 
-True/false items are answered by the probability of "generated" (or "edited"), attributions by those of the generators
-where it knows all that are named, two images side by side by judging each. Of a multiple choice it knows the class
-only: the options of one class are equally likely, so that the reason gets its share of the point and no more. What it
-cannot answer at all, an edit where it was never taught any, is a tie as well: chance.
+True/false items are answered by the probability of "generated" (or "edited"), attributions by the probabilities of the
+generators where it knows all of them, two images side by side by scoring each. In a multiple choice it knows the class
+only: options of one class are equally likely, so a correct class earns a share of the point. What it cannot answer (an
+edit, for a classifier trained without edits) is a tie: chance.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VERDICT = "verdict"
 
 
 class Scores(Protocol):
-    """`odds` (N,): log-odds of what the classifier suspects, in nats; `heads`: probabilities (N, classes)."""
+    """`odds` (N,): log-odds of the positive class, in nats; `heads`: probabilities (N, classes)."""
 
     @property
     def odds(self) -> np.ndarray: ...
@@ -40,7 +40,7 @@ class Scores(Protocol):
 
 
 class Classifier(Protocol):
-    """What of `vlm_detect.models.cnn.detector.CnnDetector` is used here."""
+    """The part of `vlm_detect.models.cnn.detector.CnnDetector` that is used here."""
 
     @property
     def heads(self) -> Mapping[str, Sequence[str]]: ...
@@ -51,11 +51,11 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Belief:
-    """What is believed of one image; None where the classifier was never taught that."""
+    """The prediction for one image; None for classes that the classifier was not trained on."""
 
     p_generated: float | None
     p_edited: float | None
-    by_generator: Mapping[str, float]  # plain names, "real" among them; empty where it names none
+    by_generator: Mapping[str, float]  # generator names, including "real"; empty without a generator head
 
 
 def classify(
@@ -67,7 +67,7 @@ def classify(
     batch_size: int = 64,
     image_of: Callable[[Item], Image.Image] | None = None,
 ) -> Iterator[list[Result]]:
-    """Yield the results of one batch of images after another; arguments as in `score.score`."""
+    """Yield the results batch by batch; arguments as in `score.score`."""
     work = left_to_do(plan(benchmark, generate=False), done, shard)
     for start in range(0, len(work), batch_size):
         batch = [[prompt for prompt, _ in asked] for asked in work[start : start + batch_size]]
@@ -81,7 +81,7 @@ def classify(
 
 
 def believe(classifier: Classifier, images: Sequence[Image.Image]) -> list[Belief]:
-    """One belief an image, from the classifier's own odds, uncalibrated."""
+    """One prediction per image, from the classifier's uncalibrated log-odds."""
     found = classifier.scores(images)
     classes = list(classifier.heads[_VERDICT])
     beliefs = []
@@ -98,7 +98,7 @@ def believe(classifier: Classifier, images: Sequence[Image.Image]) -> list[Belie
 
 
 def candidate_probabilities(prompt: Prompt, belief: Belief) -> np.ndarray:
-    """(candidates,) probabilities; those that the classifier does not tell apart share theirs."""
+    """(candidates,) probabilities; candidates that the classifier cannot distinguish share theirs equally."""
     n = len(prompt.candidates)
     if topic_of(prompt.item) == "edit":
         if belief.p_edited is None or not prompt.polarity:
@@ -126,7 +126,7 @@ def _answered(prompts: Sequence[Prompt], beliefs: Sequence[Belief]) -> Iterator[
 
 
 def _which(prompt: Prompt, beliefs: Sequence[Belief]) -> np.ndarray:
-    """Which of two images is meant, by the difference of their log-odds, over the options as shown."""
+    """Which of two images is generated, by the difference of their log-odds, over the options as shown."""
     left, right = (belief.p_generated for belief in beliefs)
     n = len(prompt.candidates)
     if left is None or right is None or n != 2:
@@ -138,5 +138,5 @@ def _which(prompt: Prompt, beliefs: Sequence[Belief]) -> np.ndarray:
 
 
 def _images(benchmark: Benchmark, item: Item, image_of: Callable[[Item], Image.Image] | None) -> list[Image.Image]:
-    """Both images of a pair by themselves; what stands in for a pair stands on both sides."""
+    """The two images of a pair; a substitute for the pair is used on both sides."""
     return [benchmark.image(ref) for ref in item.images] if image_of is None else [image_of(item)] * len(item.images)

@@ -1,7 +1,7 @@
-"""Several runs over the same items in one table, with paired tests: what `vlm-detect compare` prints and shows.
+"""Several runs on the same items in one table, with paired tests: the content of `vlm-detect compare`.
 
 A run is a folder with `results.jsonl`, or a CSV of any detector with the columns `image, p_fake` (and `label`,
-`generator`, `group`, where no benchmark is given that knows them). Only items that every run answered are compared.
+`generator`, `group`, unless a benchmark provides them). Only items that every run answered are compared.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _ROBUSTNESS = Path("robustness") / "robustness.json"  # next to a run's results,
 
 @dataclass(frozen=True)
 class Run:
-    """One column of the table; `how` says what its answers are (log-probability, generation, a score file)."""
+    """One column of the table; `how` is the source of its answers (log-probability, generation, a score file)."""
 
     name: str
     how: str
     scores: dict[str, ItemScore]
     calibration: Calibration | None = None  # of the run itself
-    robustness: dict[str, Any] | None = None  # what vlm-detect robustness found for the same model
+    robustness: dict[str, Any] | None = None  # results of vlm-detect robustness for the same model
     note: str = ""
     explained: dict[str, Any] | None = None  # the figures of its explanations, as its summary has them
 
@@ -59,9 +59,7 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
     if path.is_dir():
         results = read_results(path / RESULTS)
         if not results:
-            raise UserError(
-                f"{path}: no {RESULTS} with answers there; give the --out of vlm-detect benchmark, or a CSV"
-            )
+            raise UserError(f"{path}: no {RESULTS} with answers; give the --out of vlm-detect benchmark, or a CSV")
         how = "logprob" if any(result.scoring == "logprob" for result in results) else "generate"
         scores = {score.id: score for score in item_scores(results, how)}
         calibration = Calibration.load(path.resolve().parent)
@@ -82,11 +80,12 @@ def load_run(path: Path, benchmark: Benchmark | None = None) -> Run:
 
 
 def read_csv(path: Path, benchmark: Benchmark | None) -> list[ItemScore]:
-    """The yes/no items of `benchmark` by the score of their image; without one, one item a row with a `label`."""
+    """The yes/no items of `benchmark` with their image's score; without a benchmark, one item per row with a
+    `label`."""
     rows = _csv_rows(path)
     if benchmark is None:
         names = [Path(row["image"]).name for _, row in rows]
-        short = len(set(names)) == len(names)  # else real/1.png and fake/1.png would be one
+        short = len(set(names)) == len(names)  # otherwise real/1.png and fake/1.png would be the same
         ids = names if short else [row["image"] for _, row in rows]
         return [_labelled(path, number, row, id_) for id_, (number, row) in zip(ids, rows, strict=True)]
     p_fake = {row["image"]: float(row["p_fake"]) for _, row in rows}
@@ -96,12 +95,12 @@ def read_csv(path: Path, benchmark: Benchmark | None) -> list[ItemScore]:
             by_end[end].append(image)
     found: list[ItemScore] = []
     missing: list[str] = []
-    taken: dict[str, str] = {}  # row -> the image whose score it is
+    taken: dict[str, str] = {}  # row -> its image
     for item in benchmark.items:
         truth = is_fake(item)
         if not KINDS[item.kind].is_verdict or truth is None:
             continue
-        # An image inside a dataset has no file name: there the item's id stands for it.
+        # An image inside a dataset has no file name: the item's id is used instead.
         ends = [item.id] if item.id in p_fake else _ends(item.images[0])
         fitting: list[str] = next((by_end[end] for end in ends if end in by_end), [])
         if not fitting:
@@ -109,8 +108,8 @@ def read_csv(path: Path, benchmark: Benchmark | None) -> list[ItemScore]:
             continue
         if len(fitting) > 1 or taken.setdefault(fitting[0], item.images[0]) != item.images[0]:
             raise UserError(
-                f"{path}: image {fitting[0]} could be more than one of the benchmark's, such as {item.images[0]}; give "
-                "the paths with as many folders as tell them apart"
+                f"{path}: image {fitting[0]} matches several images of the benchmark, such as {item.images[0]}; give "
+                "the paths with enough parent folders to be unique"
             )
         facts = (item.group, generator_of(item), str(item.metadata.get("object_class") or ""))
         found.append(_score(item.id, *facts, truth, p_fake[fitting[0]]))
@@ -129,13 +128,13 @@ def _ends(path: str) -> list[str]:
 def compare(
     runs: Sequence[Run], *, by: Mapping[str, Mapping[str, str]] | None = None, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Figures of every run over the items that all share, and each run against the first.
+    """Metrics of every run on the items that all share, and each run against the first.
 
-    `by` maps a column to {item id: value}; every rate is then also given for each value.
+    `by` maps a column to {item id: value}; every rate is then also computed per value.
     """
     shared = sorted(set.intersection(*(set(run.scores) for run in runs)))
     if not shared:
-        raise UserError("the runs share no item: compare runs over the same benchmark")
+        raise UserError("the runs share no item: compare runs on the same benchmark")
     for id_ in shared:
         _check_one_item([run.scores[id_] for run in runs])
     table = {run.name: [run.scores[id_] for id_ in shared] for run in runs}
@@ -160,11 +159,11 @@ def compare(
 
 
 def _check_one_item(scores: Sequence[ItemScore]) -> None:
-    """`UserError` where one id stands for different items: benchmarks often number theirs alike."""
+    """`UserError` where one id means different items: many benchmarks use the same numbers as ids."""
     asked = [{(result.question, result.ground_truth) for result in score.results} for score in scores if score.results]
     if len({score.is_fake for score in scores}) > 1 or (asked and not set.intersection(*asked)):
         raise UserError(
-            f"the runs answered different benchmarks: item {scores[0].id} is not the same in all; compare runs over "
+            f"the runs answered different benchmarks: item {scores[0].id} is not the same in all; compare runs on "
             "the same benchmark"
         )
 
@@ -181,7 +180,7 @@ def _figures(run: Run, scores: Sequence[ItemScore], resamples: int) -> dict[str,
 
 
 def paired(first: Sequence[ItemScore], second: Sequence[ItemScore], *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """McNemar on the items, and the bootstrap of each difference over the groups that both share."""
+    """McNemar's test on the items, and the bootstrap of each difference over the shared groups."""
     only_first, only_second, p = mcnemar([s.correct for s in first], [s.correct for s in second])
     tests: dict[str, Any] = {"mcnemar": {"only_first": only_first, "only_second": only_second, "p": p}}
     differences = paired_bootstrap([s.group for s in first], _accuracy(first), _accuracy(second), resamples=resamples)
@@ -223,14 +222,14 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         if not row["image"]:
             problems.append(f"line {number}: no image")
         elif not in_range:
-            problems.append(f"line {number}: p_fake {row['p_fake']!r} is no number from 0 to 1")
+            problems.append(f"line {number}: p_fake {row['p_fake']!r} is not a number from 0 to 1")
         elif row["image"] in seen:
-            problems.append(f"line {number}: image {row['image']} stands twice")
+            problems.append(f"line {number}: image {row['image']} occurs twice")
         seen.add(row["image"])
     if problems:
         raise UserError(f"{path}: {len(problems)} bad lines: {'; '.join(problems[:20])}")
     if not rows:
-        raise UserError(f"{path}: holds no scores")
+        raise UserError(f"{path}: contains no scores")
     return rows
 
 
@@ -254,7 +253,7 @@ def _score(id_: str, group: str, generator: str, object_class: str, truth: bool,
 
 
 def _curves(run: Path, folder: Path) -> dict[str, Any] | None:
-    """What `vlm-detect robustness` left in `folder`, unless its record and the run's name different models."""
+    """The results of `vlm-detect robustness` in `folder`, if they are of the same model as the run."""
     record, of_run = (read_run_json(place) for place in ((folder / _ROBUSTNESS).parent, run))
     if record and of_run and _model(record) != _model(of_run):
         return None
@@ -262,7 +261,7 @@ def _curves(run: Path, folder: Path) -> dict[str, Any] | None:
 
 
 def _model(record: dict[str, Any]) -> Any:
-    """A local model by its weights, whatever the path by which it was named."""
+    """Identify a local model by its weights, regardless of its path."""
     return sorted((record.get("weights_sha256") or {}).values()) or (record.get("model"), record.get("adapter"))
 
 
@@ -276,5 +275,5 @@ def _json(path: Path, kind: Kind | None = None) -> dict[str, Any] | None:
 
 
 def _name(path: Path) -> str:
-    """`runs/moondream_lora/eval` is known as moondream_lora."""
+    """The name of a run: `runs/moondream_lora/eval` becomes moondream_lora."""
     return path.resolve().parent.name if path.name == "eval" else path.name

@@ -1,4 +1,4 @@
-"""The page of `vlm-detect compare`: several runs side by side."""
+"""The page of `vlm-detect compare`: several runs in one report."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def write_compare_report(
     columns: Sequence[str],
     benchmark: Benchmark | None = None,
 ) -> None:
-    """`columns` name the slices of `comparison` ("by_<column>") that are shown next to those by generator.
+    """`columns` name the slices of `comparison` ("by_<column>") to show in addition to those by generator.
 
-    With the `benchmark`, items that most runs get wrong, and those that they are unsure of, are shown as images.
+    With the `benchmark`, items that most runs get wrong, and items that runs are unsure of, are shown as images.
     """
     figures = comparison["runs"]
     names = [run.name for run in runs]
@@ -77,7 +77,7 @@ def write_compare_report(
 
 
 def _score_rows(figures: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every figure that some run has; those by a run's own calibration below."""
+    """Every metric that some run has; calibrated metrics below."""
     labels = figure_labels()
     tables = [("", {name: figures[name] for name in names}, tuple(labels))]
     tables += [(", calibrated", {name: figures[name].get("calibrated") or {} for name in names}, _CALIBRATED)]
@@ -100,7 +100,7 @@ def _score_rows(figures: Mapping[str, Any], names: Sequence[str]) -> list[dict[s
 
 def _notes(comparison: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
     notes = [
-        f"{n} answers of {name} are left out: other runs have none to the same items."
+        f"{n} answers of {name} are excluded: other runs have no answers to these items."
         for name, n in comparison["left_out"].items()
         if n
     ]
@@ -128,7 +128,7 @@ def _charts(runs: Sequence[Run], comparison: Mapping[str, Any]) -> list[Picture]
 
 
 def _robustness_charts(runs: Sequence[Run]) -> list[Picture]:
-    """A chart a curve with the AUROC of every run whose robustness was measured."""
+    """One chart per curve with the AUROC of every run whose robustness was measured."""
     charts = []
     for family, unit in UNITS.items():
         lines, clean = {}, {}
@@ -163,7 +163,7 @@ def _tier_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _cards(
     runs: Sequence[Run], comparison: Mapping[str, Any], benchmark: Benchmark
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The items that most runs get wrong, the most confident first, and those that some run is least sure of."""
+    """The items that most runs get wrong, most confident first, and the items that runs are least sure of."""
     card = card_maker(benchmark)
     wrong: list[tuple[int, float, ItemScore]] = []
     near: list[ItemScore] = []

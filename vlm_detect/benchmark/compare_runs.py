@@ -1,4 +1,4 @@
-"""Runs and score files over the same items: what `vlm-detect compare` does."""
+"""Runs and score files on the same items: the implementation of `vlm-detect compare`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ece")
 
 
 def compare_runs(options: CompareOptions) -> None:
-    """compare.json and report.html in `--out`, and a table on stdout."""
+    """Write compare.json and report.html into `--out`, and print a table."""
     benchmark = load_benchmark(options.benchmark, split=options.split) if options.benchmark else None
     runs = distinct([load_run(Path(path), benchmark) for path in options.runs], options.runs)
     columns = {column: column_of(benchmark, column, needed=True) for column in options.by} if benchmark else {}
@@ -50,10 +50,10 @@ def cell(figures: dict, name: str) -> str:
 
 
 def distinct(runs: list[Run], paths: list[str]) -> list[Run]:
-    """Runs of one name are called by as much of their paths as tells all apart."""
+    """Runs of equal names get enough of their paths to be unique."""
     parts = [Path(path).resolve().parts for path in paths]
     if len(set(parts)) < len(parts):
-        raise UserError(f"{' '.join(paths)}: give each only once")
+        raise UserError(f"{' '.join(paths)}: give each run once")
     length = next(n for n in itertools.count(1) if len({found[-n:] for found in parts}) == len(parts))
     counts = Counter(run.name for run in runs)
     return [

@@ -1,8 +1,8 @@
-"""A pair or image dataset as a benchmark: the yes/no pair about each image of one split.
+"""A pair or image dataset as a benchmark: yes/no questions about each image of one split.
 
-"Is this image AI-generated?" is asked of real and generated images; the scorer adds "Is this a real photo?". Edited
-images, and what they were made from, are asked whether a part was altered instead; where an image dataset does not say
-what that was, as many of its photos are.
+"Is this image AI-generated?" is asked about real and generated images; the scorer adds "Is this a real photo?". About
+edited images and their originals the question is whether a part was altered; where an image dataset does not name the
+originals, an equal number of its photos is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IMAGE_COLUMNS = {"image", "label", "group"}
 
 
 def dataset_benchmark(folder: Path, *, split: str = "test") -> Benchmark:
-    """One item an image of `split`; a photo that several twins were made from is asked about once."""
+    """One item per image of `split`; a photo with several twins is used once."""
     rows = load_split(folder, split)
     is_pairs = set(rows.column_names) >= PAIR_COLUMNS
     items: dict[str, Item] = {}
@@ -50,7 +50,8 @@ def dataset_benchmark(folder: Path, *, split: str = "test") -> Benchmark:
 
 
 def load_split(folder: Path, split: str) -> Dataset:
-    """The rows of one split, images as undecoded bytes; `UserError` where the folder is no dataset of ours."""
+    """The rows of one split, images as undecoded bytes; `UserError` where the folder is neither a pair nor an image
+    dataset."""
     if not list(folder.glob(f"data/{split}-*.parquet")):
         found = sorted({file.name.split("-")[0] for file in folder.glob("data/*.parquet")})
         have = f"it has {', '.join(found)}" if found else "it has no data/*.parquet: make it with vlm-detect make-pairs"
@@ -62,7 +63,7 @@ def load_split(folder: Path, split: str) -> Dataset:
     columns = set(rows.column_names)
     if not (columns >= PAIR_COLUMNS or columns >= IMAGE_COLUMNS):
         missing = sorted((IMAGE_COLUMNS if "label" in columns else PAIR_COLUMNS) - columns)
-        raise UserError(f"{folder}: neither a pair nor an image dataset; it lacks the columns {', '.join(missing)}")
+        raise UserError(f"{folder}: neither a pair nor an image dataset; columns {', '.join(missing)} are missing")
     if not columns >= PAIR_COLUMNS:
         rows = known_labels(rows, folder)
     for column in columns & {"image", "twin"}:
@@ -88,7 +89,7 @@ def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
 
 
 def _maker(row: dict[str, Any]) -> str:
-    """What made a pair's image: an edit of a twin bears that twin's generator."""
+    """The generator of a pair's image: an edit of a twin has that twin's generator."""
     return "real" if row["image_label"] == "real" else row["generator"] or ""
 
 
@@ -114,10 +115,10 @@ def _item(id_: str, ref: str, label: str, generator: str, about_edits: bool, met
 
 
 def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str], bytes]]:
-    """(photo, twin) of every row of `split`, and how to get the file of each; what `build.build` takes.
+    """(photo, twin) of every row of `split`, and how to get the file of each: the input of `build.build`.
 
-    An image dataset has no pairs: its photos and its other images are paired at random, within an object class while
-    both have images of it, then across classes.
+    In an image dataset, which has no pairs, photos and other images are paired at random, within an object class as far
+    as possible, then across classes.
     """
     rows = load_split(folder, split)
 
@@ -128,7 +129,7 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
     if not set(rows.column_names) >= PAIR_COLUMNS:
         return _matched(rows), data
     pairs = []
-    first: dict[str, str] = {}  # a photo stands in a row for each of its twins, and is one image all the same
+    first: dict[str, str] = {}  # a photo has a row for each of its twins, but is a single image
     for index, row in enumerate(rows):
         edited = row["kind"] == "edit"
         if row["image_label"] != "real" and not edited:
@@ -162,7 +163,7 @@ def _matched(rows: Dataset) -> list[Pair]:
 
 
 def _by_lot(photos: dict[str, list[Source]], others: dict[str, list[Source]], rng: random.Random) -> Iterator[Pair]:
-    """Pairs within a class of objects, then of what is left over."""
+    """Pairs within an object class, then among the rest."""
     rest: tuple[list[Source], list[Source]] = ([], [])
     for name in sorted(photos.keys() | others.keys()):
         drawn = [rng.sample(side.get(name, []), len(side.get(name, []))) for side in (photos, others)]

@@ -1,4 +1,5 @@
-"""The page at the end of `make demo`: the scores before and after and a CNN's, curves, pairs, and some answers."""
+"""The page at the end of `make demo`: scores before and after finetuning and of a CNN, curves, pairs, and some
+answers."""
 
 from __future__ import annotations
 
@@ -29,11 +30,11 @@ def demo_report(
 
     Args:
         pairs: (photo, twin, caption, split).
-        log_history: of transformers' Trainer; may be empty.
-        summaries: what `summary.json` holds, by the name of the model, in the order of the table's columns.
+        log_history: the log of transformers' Trainer; may be empty.
+        summaries: the content of `summary.json` by model name, in the order of the table's columns.
         answers: (image, question, answer, truth, p_fake).
-        notes: what a reader has to know before he believes a figure; shown above everything else.
-        results: the lines of `results.jsonl` by the names of `summaries`, for the ROC curves.
+        notes: caveats, shown above everything else.
+        results: the lines of `results.jsonl` by model name, for the ROC curves.
     """
     columns = witness_columns(summaries)
     floors = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
@@ -63,7 +64,7 @@ def demo_report(
         ],
         answers=[
             {
-                "pictures": [photo(image, f"Image asked about; it is: {truth}")],
+                "pictures": [photo(image, f"Image of this question; it is: {truth}")],
                 "question": question,
                 "answer": answer,
                 "truth": truth,

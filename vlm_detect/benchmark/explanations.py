@@ -1,14 +1,14 @@
-"""What free explanations are worth, judged without a judge model: by words, against what is known to have been done.
+"""Score free explanations without a judge model: by their words, against the known edits and labels.
 
     rows = read_explanations(items, results)      # with a dataset and a calibration also held against measurements
     explanations(rows)                            # {"n": 200, "verdict_accuracy": {...}, "measured": {...}, ...}
 
-Asked are the open items. Their answers are read for a verdict, for faults that they claim to see, and, of planted
-edits, for the operation and the place. Claims are found by the word lists below, negated ones ("no distortion") left
-out: that misses what is said in other words, equally for every model, and never credits what was not said. An answer
-that names several places or operations names none.
+The answers to open items are parsed for a verdict, for faults that they claim to see, and, for planted edits, for the
+operation and the place. Claims are found by the word lists below, without negated ones ("no distortion"): claims in
+other words are missed, equally for every model, and nothing is credited that was not stated. An answer that names
+several places or operations counts as naming none.
 
-Reference scores (ROUGE-L) need the package rouge-score (the extra `eval`) and come in addition, not instead.
+ROUGE-L against references is computed in addition if the package rouge-score is installed (the extra `eval`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vlm_detect.questions.read import parse_explanation, sentences
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
 
-# Faults that a generated image is said to have. "Blurry" is not among them: photos are that, too.
+# Faults attributed to generated images. "Blurry" is not included: photos can be blurry, too.
 _FAULTS = (
     r"arti?e?facts?",
     r"anomal(?:y|ies|ous)",
@@ -57,12 +57,12 @@ _CLAUSE = re.compile(r"[,;:]|\b(?:but|although|however|while)\b")
 
 @dataclass(frozen=True)
 class Explained:
-    """One free answer and what it says; `verdict` (generated, or altered) is None where none is plain."""
+    """One free answer and its claims; `verdict` (generated, or altered) is None where it is unclear."""
 
     item: Item
     truth: bool | None
     verdict: bool | None
-    scored: bool | None  # what the same model's probabilities say of the same image
+    scored: bool | None  # the same model's verdict on the same image by probability
     faults: int
     contradicts_itself: bool
     answer: str
@@ -140,23 +140,23 @@ def explanations(rows: Sequence[Explained], *, seed: int = 0, resamples: int = R
 
 
 def claimed_faults(text: str) -> int:
-    """How many different faults `text` claims to see."""
+    """The number of distinct faults that `text` claims."""
     return sum(any(_claims(text, pattern)) for pattern in _FAULTS)
 
 
 def operation_words() -> dict[str, str]:
-    """{edit in words: how an answer names it}."""
+    """{edit in words: pattern of its mention in an answer}."""
     return {one.spoken: one.words for one in EDITS.values()}
 
 
 def names(text: str, truth: str, words: Mapping[str, str]) -> bool:
-    """Whether `text` names `truth` and nothing else of its kind; what has no words of its own goes by its name."""
+    """Whether `text` names `truth` and nothing else of its kind; a truth without patterns is matched by its name."""
     patterns = {**words, truth: words.get(truth, re.escape(truth))}
     return {name for name, pattern in patterns.items() if any(_claims(text, pattern))} == {truth}
 
 
 def contradicts_itself(text: str, verdict: bool | None, topic: str, faults: int) -> bool:
-    """Whether the reasons speak against the verdict: a real photo with faults, or a sentence with the other verdict."""
+    """Whether the reasons contradict the verdict: a real photo with faults, or a sentence with the other verdict."""
     if verdict is None:
         return False
     later = (parse_explanation(sentence, topic) for sentence in sentences(text)[1:])  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def contradicts_itself(text: str, verdict: bool | None, topic: str, faults: int)
 
 
 def rouge_l(pairs: Iterable[tuple[str, str]]) -> float | None:
-    """Mean ROUGE-L F1 of (reference, answer); None without references of more than a word, or without the package."""
+    """Mean ROUGE-L F1 of (reference, answer); None without references longer than one word, or without the package."""
     known = [(reference, answer) for reference, answer in pairs if len(reference.split()) > 1]
     if not known or importlib.util.find_spec("rouge_score") is None:
         return None
@@ -175,7 +175,7 @@ def rouge_l(pairs: Iterable[tuple[str, str]]) -> float | None:
 
 
 def _is_told(item: Item) -> bool:
-    """Whether the item says what its edit is and where, in words."""
+    """Whether the item has its edit's operation and place in words."""
     edit = item.metadata.get("edit")
     return isinstance(edit, Mapping) and all(isinstance(edit.get(name), str) for name in ("operation", "place"))
 
@@ -216,7 +216,7 @@ def read_explanations(
 
 
 def _claims(text: str, pattern: str) -> Iterable[bool]:
-    """For every clause whether it claims `pattern`: has it, and no negation before it."""
+    """For every clause whether it claims `pattern`: contains it, with no negation before it."""
     word = re.compile(rf"\b(?:{pattern})\b")
     for sentence in sentences(text.lower()):
         for clause in _CLAUSE.split(sentence):
@@ -225,7 +225,7 @@ def _claims(text: str, pattern: str) -> Iterable[bool]:
 
 
 def _share(rows: Sequence[Explained], values: Sequence[bool], resamples: int) -> dict[str, Any] | None:
-    """{n, share, ci95}; None of nothing."""
+    """{n, share, ci95}; None for no flags."""
     if not rows:
         return None
     right = np.asarray(values, float)

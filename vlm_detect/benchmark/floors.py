@@ -1,10 +1,10 @@
-"""What a benchmark's text gives away: accuracies reached without looking at any image.
+"""Blind baselines: the accuracy that a benchmark's text allows without looking at any image.
 
     text_floors(items)      # {"chance": 0.25, "longest": 0.81, "shortest": 0.0, "commonest_letter": 0.3, ...}
 
-A model's score means something only above the greatest of these. Ties between options share the point. Options and
-two-way answers are counted apart: `longest`, `shortest` and `commonest_letter` are of the items with options,
-`commonest_answer` of the others; `chance` and `bag_of_words` are of all.
+A model's score is meaningful only above the highest of these. Ties between options share the point. `longest`,
+`shortest` and `commonest_letter` are over the items with options, `commonest_answer` over the others; `chance` and
+`bag_of_words` are over all items.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FOLDS = 5
 
 
 def text_floors(items: Sequence[Item]) -> dict[str, float]:
-    """Every floor that applies to `items`, each an accuracy."""
+    """Every blind baseline that applies to `items`, each an accuracy."""
     makers = makers_in(items)
     prompts = [prompts_of(item, makers)[0] for item in items]
     prompts = [prompt for prompt in prompts if prompt.right is not None]
@@ -46,13 +46,15 @@ def text_floors(items: Sequence[Item]) -> dict[str, float]:
 
 
 def chief_floors(items: Sequence[Item]) -> dict[str, float]:
-    """The blind baselines of a summary's top figures: of the closed items about generation, where there are any."""
+    """The blind baselines of a summary's top-level metrics: over the closed items about generation, if there are
+    any."""
     closed = [item for item in items if not KINDS[item.kind].is_open] or list(items)
     return text_floors([item for item in closed if topic_of(item) == "generation"] or closed)
 
 
 def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """`text_floors` of each kind of item by itself, those about edits apart: a mixture's chance is nobody's."""
+    """`text_floors` of each kind of item, items about edits separately: the chance level of a mixture applies to none
+    of its parts."""
     rows: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         rows[f"edit_{item.kind}" if topic_of(item) == "edit" else item.kind].append(item)
@@ -60,10 +62,10 @@ def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
 
 
 def bag_of_words(prompts: Sequence[Prompt]) -> float:
-    """Accuracy of a classifier on words and pairs of words, cross-validated so that no group is in both parts.
+    """Accuracy of a classifier on words and word pairs, cross-validated by group.
 
-    It judges each answer from the question and the answer's text, and picks the likeliest: position, length and image
-    unseen. It takes two groups at least.
+    It scores each answer from the question and the answer's text and picks the likeliest, without position, length or
+    image. It needs at least two groups.
     """
     groups = np.unique([prompt.item.group for prompt in prompts], return_inverse=True)[1]
     texts = [[_text(prompt, option) for option in prompt.options] for prompt in prompts]
@@ -75,10 +77,10 @@ def bag_of_words(prompts: Sequence[Prompt]) -> float:
         words = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", min_df=2, max_features=20_000, binary=True)
         try:
             words.fit([text for i in train for text in texts[i]])
-        except ValueError:  # nothing occurs twice: the words tell nothing
+        except ValueError:  # no word occurs twice: the words are uninformative
             points += sum(1 / len(texts[i]) for i in test)
             continue
-        # Equal rows are fitted as one that weighs as much.
+        # Equal rows are merged into one with their total weight.
         model = LogisticRegression(C=0.3, max_iter=300)
         rows, weights = zip(*counted.items(), strict=True)
         model.fit(words.transform([text for text, _ in rows]), [is_right for _, is_right in rows], weights)
@@ -90,7 +92,8 @@ def bag_of_words(prompts: Sequence[Prompt]) -> float:
 
 
 def _text(prompt: Prompt, option: str) -> str:
-    """Words of the option, and each joined with the question's own so that "Yes." may depend on what is asked."""
+    """Words of the option, each also joined with the question, so that the weight of "Yes." can depend on the
+    question."""
     asked = " ".join(prompt.question.split()) if not prompt.lettered else ""
     return (
         f"{option.lower()} {'_'.join(asked.lower().split())}=={option.lower().strip('. ')}" if asked else option.lower()
@@ -108,7 +111,7 @@ def _shared_point(scores: np.ndarray, right: int) -> float:
 
 
 def _commonest(prompts: Sequence[Prompt]) -> float:
-    """The commonest right answer, always given; of each set of candidates its own."""
+    """Always give the most frequent right answer of each set of candidates."""
     answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for prompt in prompts:
         answers[prompt.candidates][prompt.candidates[prompt.right or 0]] += 1

@@ -1,15 +1,15 @@
-"""The public VQA sets of the field as items of ours: LOKI, FakeBench, FakeClue, in the layouts that they publish.
+"""Import public VQA sets: LOKI, FakeBench and FakeClue, in their published layouts.
 
     rows, left_out, problems = import_rows("loki", json.loads(...), images=Path("loki/media"))
 
 - LOKI (`true_or_false.json`, `multi_choice.json`, `open_ended_vqa.json`): the image questions; video, audio, text and
-  3D are left out and counted. Two images to choose from become which_of_two.
+  3D are skipped and counted. A choice between two images becomes which_of_two.
 - FakeBench (`FakeClass.json`, `FakeClue.json`): questions by authenticity, and free analyses. Its fault-finding prompt
-  gives the verdict away and is left out. The public files hold no reference texts.
-- FakeClue (`data_json/*.json` of FakeVLM): each conversation becomes a real/fake item and an open one, whose reference
-  is the answer that was published.
+  leaks the verdict and is skipped. The public files contain no reference texts.
+- FakeClue (`data_json/*.json` of FakeVLM): each conversation becomes a real/fake item and an open item, whose reference
+  is the published answer.
 
-Questions stay as they were written, image tags aside.
+Questions are kept verbatim, except for image tags.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _YES_OR_NO, _LETTER = "Answer with yes or no.", "Answer with the option letter."
 
 
 class LeftOut(Exception):
-    """A row that is sound but not of images; the message says what it is of."""
+    """A valid row that is not about images; the message names its modality."""
 
 
 def vqa_importer(name: str) -> Callable[[Reader], Reader]:
@@ -51,10 +51,10 @@ def vqa_importer(name: str) -> Callable[[Reader], Reader]:
 def import_rows(
     layout: str, rows: Sequence[Any], images: Path, *, named: Callable[[Path], str] = str
 ) -> tuple[list[dict[str, Any]], Counter[str], list[str]]:
-    """(items for a benchmark file, how many rows were left out by reason, what is wrong with the bad ones).
+    """(items for a benchmark file, skipped rows by reason, the problems of invalid rows).
 
-    Image paths are those of another machine: the longest end of one that names a file under `images` is taken; `named`
-    says what the item calls it.
+    Image paths are of another machine: an image is the file under `images` that matches the longest suffix of its path;
+    `named` gives the item's name for it.
     """
     items: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
@@ -77,7 +77,7 @@ def import_rows(
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The file under `folder` that the longest end of `name` leads to; ValueError where none does."""
+    """The file under `folder` that matches the longest suffix of `name`; ValueError if none does."""
     if (found := find_file(folder, str(name).replace("\\", "/").lstrip("/"))) is None:
         raise ValueError(f"image {name} is not under {folder}")
     return found
@@ -97,7 +97,7 @@ def loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
         options, answer = list(row["choices"]), str(row["answer"]).strip().upper()
         question = f"{question}\n{_lettered(options)}\n{_LETTER}"
         if len(paths) == 2:
-            # "real_from_fake" asks for the photo; a reader of single images has to know which is meant.
+            # "real_from_fake" asks for the photo; a model that sees single images has to know which one is meant.
             asks_for_photo = "real_from_fake" in kind_of_question or "not generated" in question.partition("Which")[2]
             seeks = {"seeks": "real"} if asks_for_photo else {}
             yield base | _item("which_of_two", paths, question, answer, about | seeks, options)
@@ -128,7 +128,7 @@ def fakebench(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
         yield {"id": f"{number}:{name}"} | _item("open", [name], row["inference_mode"], reference, about) | answer
         return
     fake = _label(row["authenticity"], fake=0)
-    # Fakes are named by their generator: "Glide-01493.jpg".
+    # File names of fakes start with the generator: "Glide-01493.jpg".
     about = {"label": "generated", "generator": name.rpartition("-")[0]} if fake else {"label": "real"}
     question = row["question"]
     if "yes or no" in question.lower():
@@ -177,9 +177,10 @@ def _lettered(options: Sequence[str]) -> str:
 
 
 def _beside(out: Path, images: Path, path: Path) -> str:
-    """The name of an image as seen from the benchmark's file, beside which one that lies elsewhere is linked or copied.
+    """The name of an image relative to the benchmark's file; an image from another folder is linked or copied next to
+    it.
 
-    A benchmark is whole in its folder: files outside of it are read with --allow_local_paths alone.
+    A benchmark is self-contained in its folder: files outside of it are read only with --allow_local_paths.
     """
     folder, path = out.parent.resolve(), path.resolve()
     if not path.is_relative_to(folder):
@@ -196,7 +197,7 @@ def _beside(out: Path, images: Path, path: Path) -> str:
 
 
 def import_file(options: ImportOptions) -> None:
-    """The benchmark file of a published one."""
+    """Write the benchmark file of a published set."""
     source, out = Path(options.questions), Path(options.out)
     images = Path(options.images) if options.images else source.parent
     if not images.is_dir():
@@ -206,11 +207,13 @@ def import_file(options: ImportOptions) -> None:
     if problems and not options.skip_bad:
         raise UserError(bad_items_message(source, problems, len(items) + len(problems)))
     if not items:
-        raise UserError(f"{source}: no row of it is about images" + (f"; such as {problems[0]}" if problems else ""))
+        raise UserError(
+            f"{source}: none of its rows is about images" + (f"; such as {problems[0]}" if problems else "")
+        )
     write_json(out, items)
     kinds = sorted({item["kind"] for item in items})
     counts = [f"{sum(item['kind'] == kind for item in items)} {kind.replace('_', ' ')}" for kind in kinds]
-    counts += [f"{n} left out ({reason})" for reason, n in left_out.items()]
+    counts += [f"{n} skipped ({reason})" for reason, n in left_out.items()]
     counts += [f"{len(problems)} bad"] if problems else []
     print(f"{out}: " + ", ".join(counts))
 
@@ -223,5 +226,5 @@ def read(path: Path) -> list:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: not a list of questions, or an empty one")
+        raise UserError(f"{path}: not a list of questions, or an empty list")
     return rows

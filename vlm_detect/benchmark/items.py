@@ -1,10 +1,10 @@
-"""Benchmark items from a file: a JSON list or JSONL as in `docs/design.md`, and the TeoScardov files as they are.
+"""Read benchmark items from a file: a JSON list or JSONL as in `docs/design.md`, or the TeoScardov files unchanged.
 
     benchmark = load_benchmark("vqa_true_false_benchmark.json")      # or a dataset folder: see dataset_items.py
     image = benchmark.image(benchmark.items[0].images[0])            # PIL, RGB
 
-Every item is checked before anything expensive starts. Bad ones (a missing image, an id used twice, a ground truth
-outside the options, a broken line) are listed together; with `skip_bad` they are left out and counted.
+Every item is checked before anything expensive starts. Invalid items (a missing image, a duplicate id, a ground truth
+outside the options, a malformed line) are listed together; with `skip_bad` they are skipped and counted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def load_benchmark(
 ) -> Benchmark:
     """Read a benchmark file, or make the yes/no items of a pair or image dataset folder (its `split`).
 
-    Raises `UserError` for a file that is not there or empty and, unless `skip_bad`, for any bad item.
-    `need_images=False` leaves images unlooked at: recorded answers are scored without them.
+    Raises `UserError` for a missing or empty file and, unless `skip_bad`, for any invalid item. `need_images=False`
+    skips the check of images: recorded answers are scored without them.
     """
     path = Path(path)
     if path.is_dir():
@@ -62,7 +62,7 @@ def load_benchmark(
         if isinstance(row, dict) and isinstance(row.get("answer"), str):
             answers[item.id] = row["answer"]
     if not items and not problems:
-        raise UserError(f"{path}: holds no items; a benchmark is a JSON list or JSONL of items")
+        raise UserError(f"{path}: contains no items; a benchmark is a JSON list or JSONL of items")
     if problems and not skip_bad:
         raise UserError(bad_items_message(path, problems, len(items) + len(problems)))
     if not items:
@@ -71,21 +71,21 @@ def load_benchmark(
 
 
 def column_of(benchmark: Benchmark, column: str, *, needed: bool = False) -> dict[str, str]:
-    """{item id: value} of a metadata column; where `needed`, a column that no item has is a `UserError`."""
+    """{item id: value} of a metadata column; with `needed`, a column that no item has raises `UserError`."""
     found = {item.id: str(item.metadata[column]) for item in benchmark.items if item.metadata.get(column)}
     if needed and not found:
         known = sorted({name for item in benchmark.items for name in item.metadata})
-        raise UserError(f"--by {column}: no item has that column; known are {', '.join(known) or 'none'}")
+        raise UserError(f"--by {column}: no item has this column; available: {', '.join(known) or 'none'}")
     return found
 
 
 def bad_items_message(path: Path, problems: list[str], n: int) -> str:
-    """One line that lists what is wrong; a long list is cut, and printed in full before it."""
+    """One line that lists the problems; a long list is truncated, and printed in full first."""
     if len(problems) > _LISTED_IN_ERROR:
         print("\n".join(problems))
     listed = "; ".join(problems[:_LISTED_IN_ERROR])
     more = f"; and {len(problems) - _LISTED_IN_ERROR} more, listed above" if len(problems) > _LISTED_IN_ERROR else ""
-    return f"{path}: {len(problems)} of {n} items are bad: {listed}{more}. Mend them, or leave them out with --skip_bad"
+    return f"{path}: {len(problems)} of {n} items are bad: {listed}{more}. Fix them, or skip them with --skip_bad"
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -93,7 +93,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def side_by_side(left: Image.Image, right: Image.Image, *, gap: int = 8) -> Image.Image:
-    """Two images as one, equal heights, a white gap between: how models that see one image compare two."""
+    """Two images side by side, with equal heights and a white gap, for models that take a single image."""
     height = min(left.height, right.height)
     scaled = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in (left, right)]
     canvas = Image.new("RGB", (scaled[0].width + gap + scaled[1].width, height), "white")
@@ -103,7 +103,7 @@ def side_by_side(left: Image.Image, right: Image.Image, *, gap: int = 8) -> Imag
 
 
 def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
-    """One checked item; ValueError says what is wrong with it."""
+    """One checked item; raises ValueError with the problem."""
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):
@@ -130,20 +130,20 @@ def _item(row: Any, folder: Path, *, need_images: bool) -> Item:
     )
     if kind not in KINDS or not KINDS[kind].in_benchmark:
         known = [name for name in KINDS.own if KINDS[name].in_benchmark]
-        raise ValueError(f"kind {kind!r} is none of {', '.join(known)}, nor of a package that is installed")
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(known)}, and no installed package provides it")
     names = row.get("images") or row.get("image")
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ValueError("no image")
     if len(names) != KINDS[kind].n_images:
-        raise ValueError(f"{len(names)} images for kind {kind}, which has {KINDS[kind].n_images}")
+        raise ValueError(f"{len(names)} images for kind {kind}, which needs {KINDS[kind].n_images}")
     paths = [_find(name, folder, need_images) for name in names]
     if need_images:
         hashes = [_checked_sha256(path) for path in paths]
-        # Equal files are one photo under two names: their answers are not independent.
+        # Equal files are one photo under several names: their answers are not independent.
         metadata = {**metadata, "group": metadata.get("group") or "|".join(hashes)}
     item = Item(str(row["id"]), kind, tuple(map(str, paths)), question, ground_truth, tuple(options), metadata)
-    prompts_of(item)  # raises where the ground truth is none of the answers
+    prompts_of(item)  # raises if the ground truth is not one of the answers
     return item
 
 

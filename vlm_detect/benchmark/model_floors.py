@@ -1,4 +1,4 @@
-"""What a model scores without seeing the image asked about: it is shown a blank one, or another item's."""
+"""A model's blind baselines: its score when it is shown a blank image, or another item's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model_floors(
 ) -> dict[str, dict[str, float]]:
     """{"all" and each row of by_kind: {blank_image, other_image}}: accuracies by log-probability.
 
-    Both polarities and all rotations are asked, as of the images themselves; `count` is given the number answered.
+    Both polarities and all rotations are asked, as for the real images; `count` is called with the number of answers.
     """
     floors: dict[str, dict[str, float]] = {}
     for name, image_of in (("blank_image", _blank), ("other_image", _others(benchmark, seed))):
@@ -42,7 +42,8 @@ def _blank(item: Item) -> Image.Image:
 
 
 def _others(benchmark: Benchmark, seed: int) -> Callable[[Item], Image.Image]:
-    """Each item gets another one's image: in a random order the next with as many images and another group."""
+    """Give each item another item's image: the next in a random order with the same number of images and another
+    group."""
     order = random.Random(seed).sample(benchmark.items, len(benchmark.items))
     places = {item.id: place for place, item in enumerate(order)}
 

@@ -1,4 +1,4 @@
-"""The flags of the programs that score, build and compare; without the imports that they take."""
+"""The flags of the programs that score, build and compare, without heavy imports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vlm_detect.errors import UserError
 from vlm_detect.plugins import Registry
 from vlm_detect.records import Topic
 
-# The items (as in a benchmark file, images as the set names them) of one row and its number.
+# From one row and its number to items (as in a benchmark file, images named as in the set).
 Reader = Callable[[Mapping[str, Any], str], Iterator[dict[str, Any]]]
 VQA_IMPORTERS: Registry[Reader] = Registry("vqa_importer", ["vlm_detect.benchmark.importers"])
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """What answers, and what is asked."""
+    """The model and the benchmark."""
 
     model: str = field(default="auto", metadata={"help": "A run directory, a Hub id, a local folder, nano or auto."})
     adapter: str | None = field(default=None, metadata={"help": "A run directory whose LoRA is put on --model."})
@@ -27,23 +27,25 @@ class BenchmarkOptions:
         default=None, metadata={"help": "The run of a CNN, in place of the one that the run's fusion names."}
     )
     endpoint: str | None = field(
-        default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1) that has --model."}
+        default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1) that serves --model."}
     )
     api_key_env: str = field(
         default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoint's key."}
     )
-    parallel: int = field(default=8, metadata={"help": "Requests to the endpoint at a time."})
+    parallel: int = field(default=8, metadata={"help": "Concurrent requests to the endpoint."})
     benchmark: str | None = field(
         default=None, metadata={"help": "A JSON or JSONL file of items, or a dataset folder."}
     )
     answers: str | None = field(default=None, metadata={"help": "Score these recorded answers; no model is loaded."})
     out: str | None = field(default=None, metadata={"help": "Folder for the results; default <run>/eval."})
-    split: str = field(default="test", metadata={"help": "Which split of a dataset folder is asked about."})
-    skip_bad: bool = field(default=False, metadata={"help": "Leave bad items out and count them."})
-    limit: int | None = field(default=None, metadata={"help": "Only the first so many items."})
-    generate: bool = field(default=True, metadata={"help": "Also answer freely, with a strict parse."})
-    max_new_tokens: int = field(default=16, metadata={"help": "Length of a free answer, in tokens."})
-    explanation_tokens: int = field(default=96, metadata={"help": "Length of an answer to an open question."})
+    split: str = field(default="test", metadata={"help": "Split to use of a dataset folder."})
+    skip_bad: bool = field(default=False, metadata={"help": "Skip and count invalid items."})
+    limit: int | None = field(default=None, metadata={"help": "Use only the first N items."})
+    generate: bool = field(default=True, metadata={"help": "Also score free answers, with a strict parser."})
+    max_new_tokens: int = field(default=16, metadata={"help": "Maximum length of a free answer, in tokens."})
+    explanation_tokens: int = field(
+        default=96, metadata={"help": "Maximum length of an answer to an open question, in tokens."}
+    )
     explanations: int = field(
         default=0, metadata={"help": "Also ask about so many images of a dataset for an explanation, and check it."}
     )
@@ -60,8 +62,10 @@ class BenchmarkOptions:
         default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1) that has --judge."}
     )
     seed: int = field(default=0, metadata={"help": "Chooses the images that are explained, and those held against."})
-    batch_size: int = field(default=8, metadata={"help": "Images encoded together."})
-    by: list[str] = field(default_factory=list, metadata={"help": "Further metadata columns to slice the scores by."})
+    batch_size: int = field(default=8, metadata={"help": "Images per batch."})
+    by: list[str] = field(
+        default_factory=list, metadata={"help": "Additional metadata columns to slice the scores by."}
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "parallel", "limit", "max_new_tokens", "explanation_tokens", "batch_size")
@@ -81,7 +85,7 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class RobustnessOptions:
-    """What answers, and under which conditions."""
+    """The model and the conditions."""
 
     benchmark: str = field(metadata={"help": "A JSON or JSONL file of items, or a dataset folder."})
     model: str = field(default="auto", metadata={"help": "A run directory, a Hub id, a local folder, nano or auto."})
@@ -110,12 +114,17 @@ class RobustnessOptions:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """The runs."""
+    """The runs to compare."""
 
     runs: list[str] = field(metadata={"positional": True, "help": "Result folders and CSV score files."})
     out: str = field(default="runs/compared", metadata={"help": "Folder for compare.json and report.html."})
-    benchmark: str | None = field(default=None, metadata={"help": "What the items are: for CSVs, --by and the floors."})
-    split: str = field(default="test", metadata={"help": "Of --benchmark, where that is a dataset folder."})
+    benchmark: str | None = field(
+        default=None,
+        metadata={
+            "help": "The benchmark of the items; needed for --by, for blind baselines, and for CSVs without labels."
+        },
+    )
+    split: str = field(default="test", metadata={"help": "Split of --benchmark, if it is a dataset folder."})
     by: list[str] = field(default_factory=list, metadata={"help": "Metadata columns of --benchmark to slice by."})
     explanations: str | None = field(
         default=None,
@@ -130,7 +139,7 @@ class CompareOptions:
                 f"--explanations takes two runs, not {len(self.runs)}: the one that explains, and one without"
             )
         if self.by and not self.benchmark:
-            raise UserError("--by needs --benchmark, which says what the items' columns are")
+            raise UserError("--by needs --benchmark, which has the items' columns")
 
 
 @dataclass(frozen=True)
@@ -140,65 +149,72 @@ class BuildOptions:
     dataset: str | None = field(
         default=None, metadata={"positional": True, "help": "Folder of a pair or image dataset."}
     )
-    out: str | None = field(default=None, metadata={"help": "The JSON file to write; images go beside it."})
-    split: str = field(default="test", metadata={"help": "The split of the dataset that is asked about."})
-    n_true_false: int = field(default=1000, metadata={"help": "Yes/no and true/false items, at most."})
-    n_multiple_choice: int = field(default=1000, metadata={"help": "Four-way items, at most."})
-    n_attribution: int = field(default=200, metadata={"help": "Items on what made an image, at most."})
-    n_which_of_two: int = field(default=200, metadata={"help": "Items on two images side by side, at most."})
-    n_open: int = field(default=200, metadata={"help": "Items that ask for a verdict and its reason, at most."})
+    out: str | None = field(default=None, metadata={"help": "JSON file to write; images go into a folder next to it."})
+    split: str = field(default="test", metadata={"help": "Split of the dataset to use."})
+    n_true_false: int = field(default=1000, metadata={"help": "Maximum number of yes/no and true/false items."})
+    n_multiple_choice: int = field(default=1000, metadata={"help": "Maximum number of four-way items."})
+    n_attribution: int = field(default=200, metadata={"help": "Maximum number of items that ask for the generator."})
+    n_which_of_two: int = field(default=200, metadata={"help": "Maximum number of items with two images side by side."})
+    n_open: int = field(default=200, metadata={"help": "Maximum number of open items (verdict and reasons)."})
     n_items: list[str] = field(
-        default_factory=list, metadata={"help": "Of another kind, as an installed package brings one: KIND=N, at most."}
+        default_factory=list,
+        metadata={"help": "Maximum number of items of a kind from an installed package, as KIND=N."},
     )
-    seed: int = field(default=0, metadata={"help": "Of every draw."})
-    check: str | None = field(default=None, metadata={"help": "Print the floors of this benchmark instead."})
-    json: bool = field(default=False, metadata={"help": "With --check: print them as JSON."})
-    model: str | None = field(default=None, metadata={"help": "With --check: also floors of this model."})
-    skip_bad: bool = field(default=False, metadata={"help": "With --check: leave bad items out."})
+    seed: int = field(default=0, metadata={"help": "Random seed."})
+    check: str | None = field(
+        default=None, metadata={"help": "Print the blind baselines of this benchmark instead of building one."}
+    )
+    json: bool = field(default=False, metadata={"help": "With --check: print JSON."})
+    model: str | None = field(default=None, metadata={"help": "With --check: also the blind baselines of this model."})
+    skip_bad: bool = field(default=False, metadata={"help": "With --check: skip invalid items."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "n_true_false", "n_multiple_choice", "n_attribution", "n_which_of_two", "n_open")
         if bool(self.dataset) == bool(self.check) or (self.dataset and not self.out):
             raise UserError("give a DATASET with --out FILE, or --check FILE")
         if self.n_items:
-            from vlm_detect.benchmark.build import sizes_from  # late: it knows the kinds of installed packages
+            from vlm_detect.benchmark.build import sizes_from  # lazy: loads the question kinds of installed packages
 
             sizes_from(self)
 
 
 class Layout(str):
-    """The name of one of `VQA_IMPORTERS`, checked where the command line is parsed."""
+    """A name in `VQA_IMPORTERS`, checked when the command line is parsed."""
 
     def __new__(cls, text: str) -> Layout:
         if text not in VQA_IMPORTERS:
-            raise ArgumentTypeError(f"known layouts are {', '.join(VQA_IMPORTERS)}, not {text}")
+            raise ArgumentTypeError(f"{text}: choose from {', '.join(VQA_IMPORTERS)}")
         return super().__new__(cls, text)
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """The set, as it is published."""
+    """The published set."""
 
     questions: str = field(metadata={"positional": True, "help": "The published JSON file."})
-    layout: Layout = field(metadata={"help": "Whose layout.", "aliases": ["--from"]})
-    out: str = field(metadata={"help": "The JSON file to write."})
-    images: str | None = field(default=None, metadata={"help": "Folder of the images; default that of the questions."})
-    skip_bad: bool = field(default=False, metadata={"help": "Leave bad rows out and count them."})
+    layout: Layout = field(metadata={"help": "Layout of the published file.", "aliases": ["--from"]})
+    out: str = field(metadata={"help": "JSON file to write."})
+    images: str | None = field(
+        default=None, metadata={"help": "Folder of the images. Default: the folder of the questions."}
+    )
+    skip_bad: bool = field(default=False, metadata={"help": "Skip and count invalid rows."})
 
 
 @dataclass(frozen=True)
 class EvidenceOptions:
-    """The model, and the edits it is asked about."""
+    """The model and the edits."""
 
     data: str = field(metadata={"help": "A pair dataset with edits."})
     model: str = field(default="auto", metadata={"help": "Run directory, model folder, Hub id, nano."})
-    adapter: str | None = field(default=None, metadata={"help": "A LoRA to put on the model."})
-    split: str = field(default="test", metadata={"help": "Split whose edits are looked at."})
+    adapter: str | None = field(default=None, metadata={"help": "A LoRA to apply to the model."})
+    split: str = field(default="test", metadata={"help": "Split whose edits are used."})
     topic: Topic = field(
-        default="edit", metadata={"help": "Ask edit: was a part altered; generation: is it generated."}
+        default="edit", metadata={"help": "Question: edit (was a part altered?) or generation (is it generated?)."}
     )
-    limit: int | None = field(default=None, metadata={"help": "At most so many edits."})
-    out: str | None = field(default=None, metadata={"help": "By default evidence beside the run's eval."})
+    limit: int | None = field(default=None, metadata={"help": "Maximum number of edits."})
+    out: str | None = field(
+        default=None, metadata={"help": "Output folder. Default: `evidence`, next to the run's eval."}
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit")

@@ -1,4 +1,4 @@
-"""What happens to images on their way: the fixed tiers, and curves over one thing at a time.
+"""Image perturbations: the fixed tiers, and curves over one parameter at a time.
 
     for condition in TIERS + CURVES:
         changed = condition.apply(image, seed="item 17")
@@ -67,7 +67,7 @@ class Condition:
 
 
 def fit(image: Image.Image, long_side: int) -> Image.Image:
-    """Scaled down so that the long side is at most `long_side` pixels; never up."""
+    """Scale down so that the long side is at most `long_side` pixels; never up."""
     scale = long_side / max(image.size)
     return image if scale >= 1 else rescale(image, scale)
 
@@ -102,7 +102,7 @@ def _crop(image: Image.Image, rng: np.random.Generator, share: float) -> Image.I
 
 
 def _screenshot(image: Image.Image, rng: np.random.Generator, times: int) -> Image.Image:
-    """Shown at another size, captured and uploaded, `times` over: resampled off the grid, then JPEG 75."""
+    """A screenshot shared `times` times: resampled off the pixel grid, then JPEG 75."""
     for _ in range(times):
         image = through_jpeg(rescale(image, float(rng.uniform(0.8, 1.1))), 75)
     return image
@@ -145,6 +145,6 @@ UNITS = {
     "scale": "share of the size, scaled back",
     "blur": "radius of the blur in pixels",
     "noise": "standard deviation of the noise in grey levels",
-    "crop": "share of the sides that is left",
-    "screenshot": "times captured and uploaded",
+    "crop": "remaining share of each side",
+    "screenshot": "number of screenshots",
 }

@@ -1,4 +1,4 @@
-"""Maps and words of a model against planted edits, which are known: what `vlm-detect evidence` does."""
+"""Compare a model's maps and answers with planted edits: the implementation of `vlm-detect evidence`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ MAX_NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Edit:
-    """What was found about one: whether the peak hit its box, the box's share, both images' log-odds, and what was said
-    of it; `true` and `said` by the keys of `WORDS`."""
+    """The result for one edit: whether the peak hit its box, the box's share of the image, both images' log-odds, and
+    the answers; `true` and `said` by the keys of `WORDS`."""
 
     group: str
     operation: str
@@ -51,8 +51,8 @@ class Edit:
     odds_before: float
     true: dict[str, str]
     said: dict[str, str]
-    likeliest: str  # of the names of operations
-    said_before: str  # of the untouched image, asked for the operation
+    likeliest: str  # log-probabilities of the operations' names
+    said_before: str  # the answer about the unedited image
 
     def right(self, what: str) -> bool:
         if what == "likeliest":
@@ -61,7 +61,7 @@ class Edit:
 
 
 def judge_pointing(options: EvidenceOptions) -> None:
-    """evidence.json in `--out`, and a line a figure on stdout."""
+    """Write evidence.json into `--out` and print one line per metric."""
     rows = load_pairs(options.data, options.split).filter(lambda kind: kind == "edit", input_columns="kind")
     if not len(rows):
         raise UserError(
@@ -81,7 +81,7 @@ def judge_pointing(options: EvidenceOptions) -> None:
         "commit": git_commit(),
         "device": str(detector.engine.vlm.device),
     }
-    # Never a folder called like a Hub id: it would be taken for the model from then on.
+    # Never a folder named like a Hub id: it would shadow the model from then on.
     model = resolve_id(options.model).name if options.model == "auto" else options.model
     out = Path(options.out or default_out(options.adapter or model, None).parent / "evidence")
     write_json(out / "evidence.json", found)
@@ -125,7 +125,7 @@ def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
 
 
 def true_words(edit: dict[str, Any], size: tuple[int, int]) -> dict[str, str]:
-    """The answers to `WORDS` that training gives."""
+    """The training answers to `WORDS`."""
     subject = Subject(label="edited", kind="edit", edit=edit, size=size)
     kinds = ("operation", "place", "explain")
     asked = [make_question(subject, kind, "fake", Random(0), topic="edit") for kind in kinds]
@@ -196,10 +196,10 @@ def of_operation(edits: Sequence[Edit]) -> dict[str, Any]:
 
 
 def shown(interval: Interval) -> str:
-    """Of one photo alone there is no interval."""
+    """A single photo has no interval."""
     return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
 
 
 def commonest(words: Sequence[str]) -> float:
-    """The share of the commonest of them."""
+    """The share of the most frequent value."""
     return Counter(words).most_common(1)[0][1] / len(words)

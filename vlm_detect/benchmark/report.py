@@ -1,8 +1,8 @@
-"""`report.html`: one self-contained page on one run, from its summary and its answers, section by section.
+"""`report.html`: one self-contained page on one run, built section by section from its summary and answers.
 
 write_report(out / "report.html", summary, results, benchmark)
 
-@section("longest", title="The longest answers")       # a section of one's own, behind those of this package
+@section("longest", title="The longest answers")       # a custom section, after the built-in ones
 def longest(report: Report) -> str | None: ...
 """
 
@@ -29,7 +29,7 @@ _FEW_GROUPS = 30
 
 @dataclass(frozen=True)
 class Report:
-    """What a section can show: `summary.json`, every answer, and the benchmark that was asked."""
+    """The input of a section: `summary.json`, every answer, and the benchmark."""
 
     summary: dict[str, Any]
     results: Sequence[Result]
@@ -37,7 +37,7 @@ class Report:
 
     @cached_property
     def scored(self) -> list[ItemScore]:
-        """The closed items as decided by log-probability; none where answers were recorded."""
+        """The closed items as decided by log-probability; empty for recorded answers."""
         return item_scores(self._closed, "logprob")
 
     @cached_property
@@ -51,18 +51,18 @@ class Report:
 
     @cached_property
     def card(self) -> Callable[[ItemScore], dict[str, Any]]:
-        """Makes what `cards` of `pieces.html.j2` shows of an item."""
+        """Make the arguments of the macro `cards` of `pieces.html.j2` for an item."""
         return card_maker(self.benchmark)
 
     @property
     def _closed(self) -> Sequence[Result]:
-        """Open questions have figures of their own, and no right answer to show on a card."""
+        """Open questions have their own metrics, and no right answer to show on a card."""
         return [result for result in self.results if not KINDS[result.kind].is_open] or self.results
 
 
 @dataclass(frozen=True)
 class Section:
-    """`body` gives HTML as `markupsafe.Markup` (a plain string is text), or None where there is nothing to show."""
+    """`body` returns HTML as `markupsafe.Markup` (a plain string is escaped), or None for nothing to show."""
 
     title: str
     body: Callable[[Report], str | None]
@@ -74,7 +74,7 @@ SECTIONS: Registry[Section] = Registry("section", ["vlm_detect.benchmark.report_
 def section(
     name: str, *, title: str = ""
 ) -> Callable[[Callable[[Report], str | None]], Callable[[Report], str | None]]:
-    """Register a function as a section of the report; without a `title` it brings its own."""
+    """Register a function as a section of the report; without a `title` the body contains its own."""
 
     def register(body: Callable[[Report], str | None]) -> Callable[[Report], str | None]:
         SECTIONS.add(name, Section(title, body), body)
@@ -84,7 +84,7 @@ def section(
 
 
 def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Result], benchmark: Benchmark) -> None:
-    """Write the page; images that cannot be opened any more (recorded answers) are left out of the cards."""
+    """Write the page; images that cannot be opened (recorded answers) are omitted from the cards."""
     report = Report(summary, results, benchmark)
     shown = [_shown(name, report) for name in SECTIONS]
     html = render(
@@ -98,20 +98,21 @@ def write_report(path: str | Path, summary: dict[str, Any], results: Sequence[Re
 
 
 def _shown(name: str, report: Report) -> tuple[str, str | None]:
-    """A section's title and body. One of another package that fails says so in its place: the answers took hours."""
+    """A section's title and body. A failing section of another package is replaced by its error, because the answers
+    took hours."""
     try:
         found = SECTIONS[name]
         return found.title, found.body(report)
     except Exception as error:
         if name in SECTIONS.own:
             raise
-        reason = f"section {name!r} of the report cannot be made: {type(error).__name__}: {first_line(error)}"
+        reason = f"section {name!r} of the report failed: {type(error).__name__}: {first_line(error)}"
         print(reason, file=sys.stderr)
         return name, reason
 
 
 def notes_of(summary: dict[str, Any]) -> list[str]:
-    """What a reader has to know before he believes a figure."""
+    """Caveats for the reader."""
     notes = [summary["note"]] if summary.get("note") else []
     if summary["groups"] < _FEW_GROUPS:
         notes.append(
@@ -124,10 +125,10 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
         if best and figures["accuracy"] is not None and figures["accuracy"] <= best[1]:
             about = f" in {kind.replace('_', ' ')}" if kind else ""
             notes.append(
-                f"The accuracy of {figures['accuracy']:.3f}{about} is not above the floor "
-                f"“{best[0].replace('_', ' ')}” of {best[1]:.3f}, which looks at no image."
+                f"The accuracy of {figures['accuracy']:.3f}{about} is not above the blind baseline "
+                f"“{best[0].replace('_', ' ')}” of {best[1]:.3f}, which sees no image."
             )
     unparsed = (summary.get("generate") or {}).get("unparsed_rate") or 0
     if unparsed > 0.05:
-        notes.append(f"{100 * unparsed:.0f} % of the free answers could not be read; each counts as wrong.")
+        notes.append(f"{100 * unparsed:.0f} % of the free answers could not be parsed; each counts as wrong.")
     return notes

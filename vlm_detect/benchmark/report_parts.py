@@ -1,4 +1,4 @@
-"""What the pages on one run and on several have in common: rows, charts, and cards of single items."""
+"""Shared by the pages on one run and on several: rows, charts, and cards of single items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CARDS = 12
 
 
 def kind_rows(summaries: Sequence[dict[str, Any]], *, auroc: bool = True) -> list[dict[str, Any]]:
-    """A row for each kind of question, edits apart: n, its greatest floor, and each summary's figures."""
+    """A row for each kind of question, edits separately: n, its highest blind baseline, and each summary's metrics."""
     kinds = sorted({kind for summary in summaries for kind in summary["by_kind"]})
     rows = []
     for kind in kinds:
@@ -39,7 +39,7 @@ def kind_rows(summaries: Sequence[dict[str, Any]], *, auroc: bool = True) -> lis
 
 
 def charts_of(scores: Sequence[ItemScore], summary: dict[str, Any]) -> list[Picture]:
-    """ROC, reliability, confusion and accuracy by generator, as far as the answers give them."""
+    """ROC, reliability, confusion and accuracy by generator, as far as the answers allow."""
     charts = []
     y, p, _, ranked = verdicts(scores)
     if ranked and 0 < y.sum() < len(y):
@@ -52,7 +52,7 @@ def charts_of(scores: Sequence[ItemScore], summary: dict[str, Any]) -> list[Pict
 
 
 def confusion_counts(y: Array, p: Array) -> Array:
-    """(2, 2): true class by the class that was said."""
+    """(2, 2): true class by predicted class."""
     said = p >= 0.5
     return np.array([[((y == truth) & (said == answer)).sum() for answer in (0, 1)] for truth in (0, 1)], float)
 
@@ -67,7 +67,7 @@ def most_unsure(scores: Sequence[ItemScore], n: int = CARDS, band: float = 0.1) 
 
 
 def confidence(score: ItemScore) -> float:
-    """The probability that the item's answer was given: of the verdict, or of the option chosen."""
+    """The probability of the given answer: of the verdict, or of the chosen option."""
     if score.results[0].logprobs is None:
         return 0.0
     kind = KINDS[score.kind]

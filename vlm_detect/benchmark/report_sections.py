@@ -1,4 +1,4 @@
-"""The sections of `report.html` that every run has, in order; the macros of `report_sections.html.j2` show them."""
+"""The built-in sections of `report.html`, in order; rendered by the macros of `report_sections.html.j2`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def curves(report: Report) -> Markup | None:
     return fragment(_TEMPLATE, "curves", charts=charts) if charts else None
 
 
-@section("habits", title="Habits of the model")
+@section("habits", title="Consistency and biases")
 def habits(report: Report) -> Markup | None:
     rows = _biases(report.summary)
     return fragment(_TEMPLATE, "habits", rows=rows) if rows else None
@@ -82,14 +82,14 @@ def unsure(report: Report) -> Markup | None:
     return fragment("pieces.html.j2", "cards", rows=cards) if cards else None
 
 
-@section("unparsed", title="Answers that could not be read")
+@section("unparsed", title="Unparsed answers")
 def unparsed(report: Report) -> Markup | None:
     cards = [report.card(score) for score in [s for s in report.generated if not s.parsed][:CARDS]]
     return fragment(_TEMPLATE, "unparsed", rows=cards) if cards else None
 
 
 def _slices(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Accuracy by every column that has at least two values, generators aside: they have a chart."""
+    """Accuracy by every column with at least two values, except generators, which have a chart."""
     shown = []
     for name, by in summary.items():
         if name.startswith("by_") and name not in ("by_kind", "by_generator") and len(by) > 1:
@@ -100,7 +100,7 @@ def _slices(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
 
 def _biases(summary: dict[str, Any]) -> list[tuple[str, str]]:
     named = {
-        "polarity_consistency": "Same verdict when asked the other way round",
+        "polarity_consistency": "Same verdict in the opposite polarity",
         "rotation_consistency": "Same option in every rotation",
         "yes_rate": "Says yes",
         "prompt_accuracy": "Accuracy of single prompts",

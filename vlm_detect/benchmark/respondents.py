@@ -1,10 +1,10 @@
-"""Who answers a benchmark: a model through the engine, a model behind an endpoint, or an image classifier.
+"""What answers a benchmark: a model through the engine, a model behind an endpoint, or an image classifier.
 
     respondent = respondent_for(model="runs/moondream_lora")       # cheap: nothing is loaded yet
     answer = respondent.start()                                    # loads, or connects
     for results in answer(benchmark, done=set(), shard=(0, 1)): ...
 
-`run.answer_all` takes any of them, so that all land in the same table.
+`run.answer_all` takes any of them, so that all results are comparable.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class Respondent:
-    """`logprob` and `generate` say in which ways it answers; `identity` tells its answers from another's.
+    """`logprob` and `generate` are the supported scorings; `identity` distinguishes its answers from others.
 
     With `explain` it answers open questions even where `generate` is off. `engine` gives what is asked, loaded once;
     `base` is the same model without its adapter. Both are None where there is none.
@@ -66,7 +66,7 @@ class Respondent:
     explain: bool = False
     engine: Callable[[], ScoringEngine] | None = None
     base: Respondent | None = None
-    note: str = ""  # what a reader of its figures has to know
+    note: str = ""  # caveats for readers of its metrics
     calibration: Calibration | None = None
     weights: Mapping[str, float] | None = None  # of the witnesses of a run that has several
 
@@ -93,8 +93,8 @@ def respondent_for(
             lambda: partial(classify, classifier=CnnDetector.load(model, best_device()), batch_size=64),
             identity,
             generate=False,
-            note="An image classifier: it reads no question. Multiple choice is answered by the class that it finds "
-            "likelier; the reasons of one class tie, and share the point.",
+            note="An image classifier, which reads no question. Multiple choice is answered by the likelier class; the "
+            "reasons of one class tie and share the point.",
             calibration=calibration,
         )
 
@@ -161,7 +161,8 @@ def endpoint_respondent(
     explanation_tokens: int = 96,
     options: dict[str, Any] | None = None,
 ) -> Respondent:
-    """A model behind an OpenAI-compatible endpoint; `options` as an earlier run found them, else it is asked now."""
+    """A model behind an OpenAI-compatible endpoint; `options` as found by an earlier run; otherwise the endpoint is
+    probed."""
     endpoint = Endpoint(
         url,
         model,
@@ -171,7 +172,7 @@ def endpoint_respondent(
         options=options,
     )
     if not (endpoint.gives_logprobs or generate or explain):
-        raise UserError(f"{url} gives no log-probabilities: ask it for free answers, without --generate false")
+        raise UserError(f"{url} gives no log-probabilities: score free answers, without --generate false")
     return Respondent(
         lambda: partial(
             score,
@@ -189,14 +190,14 @@ def endpoint_respondent(
         generate=generate,
         explain=explain,
         engine=(lambda: endpoint) if endpoint.gives_logprobs else None,
-        note="Asked through an endpoint: its log-probabilities are those of an answer's first token."
+        note="Scored through an endpoint: log-probabilities are those of an answer's first token."
         if endpoint.gives_logprobs
-        else "Asked through an endpoint that gives no log-probabilities: only free answers are scored.",
+        else "Scored through an endpoint without log-probabilities: only free answers are scored.",
     )
 
 
 def model_identity(model: str, adapter: str | None) -> dict[str, Any]:
-    """What tells one model from another: its name and, of a local folder or the shipped one, its weights."""
+    """The identity of a model: its name and, for a local folder or a nano model, the hash of its weights."""
     folders = {model: nano_path("moondream") if model == "nano" else Path(model)}
     folders |= {adapter: Path(adapter)} if adapter else {}
     hashes = {

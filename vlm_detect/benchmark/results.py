@@ -1,11 +1,11 @@
-"""`results.jsonl`: one line an answered prompt, appended as the answers come, so that an interrupted run goes on.
+"""`results.jsonl`: one line per answered prompt, appended as answers arrive, so that an interrupted run can resume.
 
-Several processes write a file each (the first `results.jsonl`, the others `results.part-N.jsonl`); `merge` makes one
-file of them. A line that was cut off by an interruption, or altered since, is dropped and its prompt asked again; a key
-that occurs twice is kept once.
+Each process writes its own file (the first `results.jsonl`, the others `results.part-N.jsonl`); `merge` combines them.
+A line that was truncated by an interruption, or altered since, is dropped and its prompt asked again; a duplicate key
+is kept once.
 
-Beside each file stands one with a checksum a line (`results.sha256`), written before the line is. Where there is none,
-as of an earlier version, every line counts.
+Next to each file is a file with one checksum per line (`results.sha256`), written before the line. Without it, as in
+earlier versions, every line counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlm_detect.records import Result
 
 Key = tuple[str, str, str, int]
 RESULTS = "results.jsonl"
-_told: set[tuple[Path, int]] = set()  # of what was altered, once
+_told: set[tuple[Path, int]] = set()  # warn about altered lines once
 _FIELDS = {field.name for field in dataclasses.fields(Result)}
 
 
@@ -37,11 +37,11 @@ class ResultWriter:
     def __enter__(self) -> ResultWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_off = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
-        # Lines of an earlier version have no checksums, and would not count if those that follow had some.
+        # Lines of an earlier version have no checksums, and would not count if later lines had some.
         old = self.path.is_file() and not _checksum_file(self.path).is_file()
         self._file = self.path.open("a", encoding="utf-8")
         self._checksums = None if old else _checksum_file(self.path).open("a", encoding="utf-8")
-        if cut_off:  # an interruption in the middle of a line: what follows must not be joined to it
+        if cut_off:  # interrupted in the middle of a line: the next line must not be joined to it
             self._file.write("\n")
         return self
 
@@ -66,7 +66,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _checksum(row: dict[str, Any]) -> str:
-    """Of what a line says, however its keys are ordered and its characters escaped."""
+    """The checksum of a line's content, independent of key order and escapes."""
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -81,9 +81,9 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def read_results(path: str | Path) -> list[Result]:
-    """The results of one file; lines that do not parse, as an interruption leaves them, are passed over.
+    """The results of one file; lines that do not parse (after an interruption) are skipped.
 
-    So are those that were altered since they were written, which is printed.
+    Altered lines are skipped too, with a warning.
     """
     path = Path(path)
     if not path.is_file():
@@ -104,12 +104,13 @@ def read_results(path: str | Path) -> list[Result]:
                 continue
     if altered and (path, altered) not in _told:
         _told.add((path, altered))
-        print(f"{path}: {altered} lines were altered since they were written and do not count", file=sys.stderr)
+        print(f"{path}: {altered} lines were altered after they were written and are ignored", file=sys.stderr)
     return found
 
 
 def merge(out: Path, order: Iterable[str] = ()) -> list[Result]:
-    """Make one `results.jsonl` of what all processes wrote, each key once, items in `order` (ids), and return it."""
+    """Merge the files of all processes into one `results.jsonl`, each key once, items in `order` (ids), and return
+    it."""
     parts = sorted(out.glob("results.part-*.jsonl"))
     by_key: dict[Key, Result] = {}
     for path in (out / RESULTS, *parts):
@@ -120,7 +121,7 @@ def merge(out: Path, order: Iterable[str] = ()) -> list[Result]:
     if results or parts:
         temporary = out / f"{RESULTS}.tmp"
         temporary.write_text("".join(_line(result.to_json()) for result in results), encoding="utf-8")
-        # Added to those that are there: a run that is killed between the two renames loses nothing.
+        # Added to the existing ones: a run that is killed between the two renames loses nothing.
         checksums = _checksum_file(out / RESULTS)
         known = checksums.read_text(encoding="utf-8") if checksums.is_file() else ""
         new = "".join(f"{_checksum(result.to_json())}\n" for result in results)

@@ -1,4 +1,4 @@
-"""A model's verdicts under each condition, on both classes and on each alone: what `vlm-detect robustness` does."""
+"""Verdicts under each condition, on both classes and on each alone: the implementation of `vlm-detect robustness`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _turned(
 
 
 def curve_figures(found: Mapping[str, Any]) -> list[Picture]:
-    """For each family the AUROC on both classes, and what share of each class alone is still told right."""
+    """For each family the AUROC on both classes, and the share of each class that is still classified correctly."""
     pictures = []
     for family, unit in UNITS.items():
         rows = [row for row in found.values() if row["family"] == family]
@@ -100,8 +100,8 @@ def curve_figures(found: Mapping[str, Any]) -> list[Picture]:
         axes = figure.subplots()
         series = {
             "AUROC": [row["both"]["auroc"] for row in rows],
-            "generated found (TPR)": [row["both"]["tpr"] for row in rows],
-            "photos left alone (TNR)": [row["both"]["tnr"] for row in rows],
+            "generated detected (TPR)": [row["both"]["tpr"] for row in rows],
+            "photos accepted (TNR)": [row["both"]["tnr"] for row in rows],
         }
         for colour, (label, values) in zip(PALETTE, series.items(), strict=False):
             axes.plot(levels, values, color=colour, marker="o", markersize=4, label=label)
@@ -126,11 +126,11 @@ def _shown(value: float | None) -> str:
 
 
 def answer_conditions(options: RobustnessOptions) -> None:
-    """Answers under every condition, their figures and a page in `--out`."""
+    """Write answers under every condition, their metrics and a page into `--out`."""
     loaded = load_benchmark(options.benchmark, split=options.split, skip_bad=options.skip_bad)
     items = [item for item in loaded.items if KINDS[item.kind].is_verdict and is_fake(item) is not None]
     if not items:
-        raise UserError(f"{options.benchmark}: has no item that asks for a verdict (yes/no, real or fake)")
+        raise UserError(f"{options.benchmark}: no item asks for a verdict (yes/no, real or fake)")
     benchmark = replace(loaded, items=items[: options.limit])
     if options.model == "auto":
         options = replace(options, model=resolve_id(options.model).name)

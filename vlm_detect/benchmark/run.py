@@ -1,4 +1,4 @@
-"""A run's folder: whose answers it holds, getting those that are missing, and the table at the end.
+"""A run's folder: the identity of its answers, computing missing ones, and the final table.
 
 results = answer_all(benchmark, out, state, respondent)       # resumed, shared among processes, merged
 """
@@ -26,7 +26,7 @@ from vlm_detect.progress import progress
 from vlm_detect.records import Item, Result
 from vlm_detect.schema import check_schema, with_schema
 
-_SETTINGS = "settings.json"  # whose answers results.jsonl holds; written before the first one
+_SETTINGS = "settings.json"  # the identity of the answers in results.jsonl; written before the first answer
 _EXPLAINED = (
     "measured.claims_an_image",
     "measured.truth",
@@ -47,7 +47,7 @@ _SHOWN = ("accuracy", "balanced_accuracy", "auroc", "ap", "fpr_at_95_tpr", "ece"
 
 
 def default_out(model: str, answers: str | None) -> Path:
-    """`<run>/eval` for a run directory, `runs/<name>/eval` for anything else."""
+    """`<run>/eval` for a run directory, otherwise `runs/<name>/eval`."""
     if answers:
         return Path("runs") / Path(answers).stem / "eval"
     run = Path(model)
@@ -55,15 +55,15 @@ def default_out(model: str, answers: str | None) -> Path:
 
 
 def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
-    """`UserError` where `out` holds the answers of another model or to another benchmark."""
+    """`UserError` where `out` has answers of another model or to another benchmark."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder for the results")
+        raise UserError(f"--out {out}: is a file; give a folder")
     before = settings_of(out)
     if before and _holds_answers(out):
         if differing := [name for name in identity if before.get(name) != identity[name]]:
             name = differing[0]
             raise UserError(
-                f"{out} holds the answers of another run ({name} was {before.get(name)}, is {identity[name]}); "
+                f"{out} contains the answers of another run ({name} was {before.get(name)}, is {identity[name]}); "
                 "choose another --out, or remove that folder"
             )
     elif write:
@@ -71,12 +71,12 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
 
 
 def _holds_answers(out: Path) -> bool:
-    """Whether anything was answered: a run that ended while its model was loaded leaves its settings alone."""
+    """Whether anything was answered: a run that failed while loading its model leaves only its settings."""
     return any(read_results(path) for path in out.rglob("results*.jsonl"))
 
 
 def settings_of(out: Path) -> dict[str, Any]:
-    """Whose answers `out` holds; empty where it holds none yet."""
+    """The identity of the answers in `out`; empty without answers."""
     path = out / _SETTINGS
     if not path.is_file():
         return {}
@@ -86,7 +86,7 @@ def settings_of(out: Path) -> dict[str, Any]:
 
 
 def finished(out: Path, config: Any, benchmark: Benchmark, facts: dict[str, Any]) -> bool:
-    """Whether `out` has a complete run over just these items, summed up with these `facts`."""
+    """Whether `out` has a complete run over exactly these items, summarized with these `facts`."""
     run = read_run_json(out)
     if run is None or not all((out / name).is_file() for name in ("summary.json", "report.html")):
         return False
@@ -95,14 +95,14 @@ def finished(out: Path, config: Any, benchmark: Benchmark, facts: dict[str, Any]
 
 
 def _is_same(recorded: Any, fact: Any) -> bool:
-    """Whether a record states this fact; what it does not know of came later and had its default."""
+    """Whether a record agrees with this fact; an option newer than the record had its default."""
     if isinstance(recorded, dict) and isinstance(fact, dict):
         return all(name in fact and fact[name] == value for name, value in recorded.items())
     return bool(recorded == fact)
 
 
 def needed_keys(benchmark: Benchmark, respondent: Respondent) -> set[Key]:
-    """Every answer that a complete run over `benchmark` has."""
+    """The keys of a complete run over `benchmark`."""
     asked_about = plan(benchmark, logprob=respondent.logprob, generate=respondent.generate, explain=respondent.explain)
     return {key_of(*asked) for image in asked_about for asked in image}
 
@@ -115,20 +115,20 @@ def answer_all(
     *,
     image_of: Callable[[Item], Image.Image] | None = None,
 ) -> list[Result]:
-    """Get the answers that `out` does not hold yet, each process its share, and return all in the items' order.
+    """Compute the answers missing in `out`, each process its share, and return all in the items' order.
 
-    `respondent` is started only where something is left to ask. Every process has to call this.
+    `respondent` is started only if answers are missing. Every process has to call this.
     """
     order = [item.id for item in benchmark.items]
     if state.is_main_process:
-        merge(out, order)  # of an interrupted run, perhaps of another number of processes
+        merge(out, order)  # of an interrupted run, possibly with another number of processes
     state.wait_for_everyone()
     needed = needed_keys(benchmark, respondent)
     done = {result.key for result in read_results(out / RESULTS)} & needed
     if done != needed:
         answer = respondent.start()
         if state.is_main_process and done:
-            print(f"{len(done)} of {len(needed)} prompts were answered before; going on", file=sys.stderr)
+            print(f"{len(done)} of {len(needed)} prompts are already answered; continuing", file=sys.stderr)
         share = -(-(len(needed) - len(done)) // state.num_processes)
         bar = progress(desc="benchmark", total=share, unit="prompts", quiet=not state.is_main_process)
         with bar, ResultWriter(out, state.process_index) as writer:
@@ -167,8 +167,8 @@ def without_refused(
 
 
 def print_table(summary: dict[str, Any], out: Path) -> None:
-    """The chief figures on stdout, with intervals, floors and what free generation says."""
-    left_out = f", {summary['skipped']} bad ones left out" if summary["skipped"] else ""
+    """Print the main metrics with intervals, blind baselines and the accuracy of free generation."""
+    left_out = f", {summary['skipped']} invalid ones skipped" if summary["skipped"] else ""
     print(
         f"{summary['benchmark']}: {summary['n']} items{left_out}, {summary['groups']} groups, model {summary['model']}"
     )
@@ -192,4 +192,4 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
             told = name.removeprefix("measured.").replace("_", " ").replace(".", ", ")
             print(f"  {told:<26}{found['share']:.3f}  {shown}  n {found['n']}")
     floors = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
-    print(f"  floors: {floors}\n  {out / 'report.html'}")
+    print(f"  blind baselines: {floors}\n  {out / 'report.html'}")

@@ -1,11 +1,11 @@
-"""Asks a model the prompts of a benchmark: by log-probability of whole answers, and by free generation.
+"""Score a model on the prompts of a benchmark: by log-probability of complete answers, and by free generation.
 
-    for results in score(benchmark, engine, shard=(0, 1), done=set()):      # one list of results a batch of images
+    for results in score(benchmark, engine, shard=(0, 1), done=set()):      # one list of results per batch of images
         writer.write(results)
 
 All prompts about an image go to the engine together, so that it is encoded and prefilled once. By log-probability an
-item is asked in both polarities and all rotations; by generation once, as it is written. An open question is answered
-by generation, and the verdict question about its image is scored next to it.
+item is asked in both polarities and all rotations; by generation once, as written. An open question is answered by
+generation, and the verdict question about its image is scored as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class ScoringEngine(Protocol):
-    """What of `vlm_detect.infer.engine.Engine` is used here."""
+    """The part of `vlm_detect.infer.engine.Engine` that is used here."""
 
     def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[Any]]]: ...
 
@@ -57,7 +57,7 @@ class _Ask(Protocol):
 
 
 def plan(benchmark: Benchmark, *, logprob: bool = True, generate: bool = True, explain: bool = False) -> list[_Asked]:
-    """The (prompt, scoring) of every answer that the benchmark needs, in one list an image (or pair of images).
+    """The (prompt, scoring) of every answer that the benchmark needs, one list per image (or pair of images).
 
     With `explain` open questions are answered in free words even where `generate` is off.
     """
@@ -93,10 +93,10 @@ def score(
     witnesses: OtherWitnesses | None = None,
     refusal: Callable[[tuple[int, int]], str | None] = lambda size: None,
 ) -> Iterator[list[Result]]:
-    """Yield the results of one batch of images after another, leaving out the keys in `done`.
+    """Yield the results batch by batch, without the keys in `done`.
 
     Args:
-        ask: makes what the engine is asked, `vlm_detect.infer.engine.Ask`.
+        ask: builds the engine's requests, `vlm_detect.infer.engine.Ask`.
         shard: (index, count): this process answers every count-th image.
         batch_size: images encoded together.
         logprob: score by log-probability.
@@ -130,7 +130,7 @@ def score(
 
 
 def left_to_do(plan: Sequence[_Asked], done: Collection[Key], shard: tuple[int, int]) -> list[_Asked]:
-    """This process's share of the images, each with those of its prompts that are not in `done`."""
+    """This process's share of the images, each with its prompts that are not in `done`."""
     index, count = shard
     shares = ([asked for asked in image if key_of(*asked) not in done] for image in plan[index::count])
     return [share for share in shares if share]
@@ -190,7 +190,7 @@ def _generated(
 def _chosen(
     images: Sequence[Image.Image], batch: Sequence[_Asked], wanted: Callable[[Prompt, str], bool]
 ) -> list[tuple[Image.Image, list[Prompt]]]:
-    """The images that have prompts that are wanted, with those prompts."""
+    """The images with selected prompts, and those prompts."""
     prompts = [[prompt for prompt, how in asked if wanted(prompt, how)] for asked in batch]
     return [(image, some) for image, some in zip(images, prompts, strict=True) if some]
 
@@ -201,8 +201,8 @@ def item_image(benchmark: Benchmark, item: Item) -> Image.Image:
 
 
 def scored_result(prompt: Prompt, logprobs: Sequence[float], n_tokens: Sequence[int]) -> Result:
-    """The answer is the candidate of the greatest summed log-probability; `UserError` where the model gives none."""
-    if not np.isfinite(np.max(logprobs)):  # NaN is the greatest, too
+    """The answer is the candidate with the highest summed log-probability; `UserError` where it is non-finite."""
+    if not np.isfinite(np.max(logprobs)):  # NaN counts as the maximum
         raise UserError(
             f"item {prompt.item.id}: the model's log-probabilities are {list(logprobs)}; its weights are broken, or "
             "overflow in their dtype"
@@ -228,9 +228,9 @@ def generated_result(prompt: Prompt, text: str) -> Result:
 
 
 def fake_probability(logprobs: Sequence[float], fake: Sequence[bool | None]) -> float | None:
-    """Softmax over the candidates, summed over those that say "generated"; None where none states a verdict.
+    """Softmax over the candidates, summed over those that mean "generated"; None where none states a verdict.
 
-    Candidates without a verdict among others with one are left out of the softmax.
+    If some candidates state a verdict, those without one are excluded from the softmax.
     """
     stated = [(value, says) for value, says in zip(logprobs, fake, strict=True) if says is not None]
     if len({says for _, says in stated}) < 2:

@@ -1,4 +1,4 @@
-"""Score a model, or recorded answers, on a VQA benchmark: what `vlm-detect benchmark` does."""
+"""Score a model, or recorded answers, on a VQA benchmark: the implementation of `vlm-detect benchmark`."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from vlm_detect.schema import with_schema
 
 
 def score(options: BenchmarkOptions) -> None:
-    """Answers, figures and a page in `--out`; says so where all of it is there."""
+    """Write answers, metrics and a page into `--out`; says so if everything exists."""
     if options.model == "auto" and not options.answers:
         options = replace(options, model=resolve_id(options.model).name)
     out = Path(options.out or default_out(options.model, options.answers))
-    # Told so, accelerate lets several processes meet on a CPU as well.
+    # needed by accelerate for several processes on a CPU
     state = PartialState(cpu=best_device().type == "cpu")
     with held(out, when=state.is_main_process):
         if options.answers:
@@ -115,14 +115,14 @@ def respondent_of(options: BenchmarkOptions, out: Path) -> Respondent:
 
 
 def score_answers(options: BenchmarkOptions, out: Path) -> None:
-    """Answers that were recorded elsewhere: the question file with `answer` filled in."""
+    """Score recorded answers: the question file with `answer` filled in."""
     assert options.answers is not None
     benchmark = limited(load_benchmark(options.answers, skip_bad=options.skip_bad, need_images=False), options.limit)
     missing = [item.id for item in benchmark.items if not benchmark.answers.get(item.id, "").strip()]
     if len(missing) == len(benchmark.items):
-        raise UserError(f"{options.answers}: no item has an answer; it is the question file with `answer` filled in")
+        raise UserError(f"{options.answers}: no item has an answer; give the question file with `answer` filled in")
     check_same_run(out, {"answers": options.answers}, write=True)
-    # A blank answer is an unparsed one: wrong, and counted.
+    # A blank answer counts as unparsed: wrong, and counted.
     results = [generated_result(prompts_of(item)[0], benchmark.answers.get(item.id, "")) for item in benchmark.items]
     (out / "results.jsonl").unlink(missing_ok=True)
     with ResultWriter(out) as writer:
@@ -142,7 +142,7 @@ def finish(
     respondent: Respondent | None = None,
     explained: dict[str, Any] | None = None,
 ) -> None:
-    """summary.json, report.html and, last, run.json."""
+    """Write summary.json, report.html and, last, run.json."""
     slices = {column: column_of(benchmark, column) for column in ("twin_kind", *options.by)}
     calibration = respondent.calibration if respondent else None
     weights = respondent.weights if respondent else None

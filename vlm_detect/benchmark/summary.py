@@ -1,15 +1,15 @@
-"""From answered prompts to the figures of `summary.json`.
+"""From answered prompts to the metrics of `summary.json`.
 
     summary = summarise(results, floors=text_floors(items))
 
 An item is decided by all of its prompts together: a verdict by the probability averaged over both polarities, a
-multiple choice by the option whose probability, averaged over the rotations, is greatest. So a model's liking for
-"Yes." or for a letter cancels out, and stands in figures of its own (`yes_rate`, `letter_rates`, the consistencies;
-`prompt_accuracy` is what single prompts get right). Options that tie share the point. The figures of verdicts (AUROC
-and so on) are those of the yes/no and real/fake items; a benchmark that has none takes them from the options' verdicts.
+multiple choice by the option with the highest probability averaged over the rotations. So a model's bias towards "Yes."
+or a letter cancels out; it is reported separately (`yes_rate`, `letter_rates`, the consistencies; `prompt_accuracy` is
+the accuracy of single prompts). Tied options share the point. Verdict metrics (AUROC and so on) are computed on the
+yes/no and real/fake items, or on the options' verdicts in a benchmark without such items.
 
-Questions about local edits are figured by themselves (`edits`, and rows of their own in `by_kind`), open questions in
-`explanations`: the figures at the top are about neither, unless there is nothing else.
+Questions about local edits are summarized separately (`edits`, and rows in `by_kind`), open questions in
+`explanations`: the top-level metrics include neither, unless there is nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNSURE_BAND = (0.4, 0.6)
 class ItemScore:
     """One item, decided. `said_fake` is its verdict; `p_fake` is None by generation and for items without a verdict.
 
-    Of an item about edits the three say altered in place of generated. `correct` is 1, 0, or its share of a tie.
+    For items about edits all three mean altered instead of generated. `correct` is 1, 0, or a share of a tie.
     """
 
     id: str
@@ -55,7 +55,7 @@ class ItemScore:
 
     @property
     def row(self) -> str:
-        """Where `by_kind` counts it."""
+        """Its key in `by_kind`."""
         return f"edit_{self.kind}" if self.topic == "edit" else self.kind
 
 
@@ -69,7 +69,7 @@ def summarise(
     weights: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Everything that `summary.json` says about the answers; `slices` maps a column to {item id: value}.
+    """The content of `summary.json` about the answers; `slices` maps a column to {item id: value}.
 
     With a `calibration` that was fitted, `calibrated` holds the verdicts' figures by it, next to those at a raw 0.5.
     Of a run with several witnesses, `witnesses` holds the figures of each by itself, with its weight in `weights`.
@@ -99,7 +99,7 @@ def summarise(
 def every_figure(
     scores: Sequence[ItemScore], band: tuple[float, float] = UNSURE_BAND, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """The figures at the top, those of each kind of item (`by_kind`), and those of all questions about `edits`."""
+    """The top-level metrics, those of each kind of item (`by_kind`), and those of all questions about `edits`."""
     rows: dict[str, list[ItemScore]] = defaultdict(list)
     for score in scores:
         rows[score.row].append(score)
@@ -111,7 +111,7 @@ def every_figure(
 
 
 def chief_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
-    """Those that the figures at the top are about: closed questions about generation, where there are any."""
+    """The items of the top-level metrics: closed questions about generation, if there are any."""
     closed = [score for score in scores if not KINDS[score.kind].is_open] or list(scores)
     return [score for score in closed if score.topic == "generation"] or closed
 
@@ -136,17 +136,17 @@ def option_probabilities(results: Sequence[Result]) -> Array:
     turned = []
     for result in results:
         assert result.logprobs is not None
-        # Option i of rotation 0 stands at place i - rotation.
+        # Option i of rotation 0 is at position i - rotation.
         turned.append(np.roll(softmax(result.logprobs), result.rotation))
     return np.mean(turned, axis=0)
 
 
 def says_fake(result: Result, answer: str | None) -> bool | None:
-    """The verdict that `answer` (a letter, or a candidate) amounts to; None where it states none."""
+    """The verdict of `answer` (a letter, or a candidate); None where it states none."""
     if answer is None:
         return None
     truth, kind = truth_of(result), KINDS[result.kind]
-    if kind.is_verdict or not kind.states_verdicts:  # right is what the image is, wrong the other
+    if kind.is_verdict or not kind.states_verdicts:  # a right answer states the true verdict, a wrong one the other
         return None if truth is None else truth == (answer == result.ground_truth)
     lettered = kind.chooses and answer in LETTERS[: len(result.options)]
     return kind.says_fake(result.options[LETTERS.index(answer)] if lettered else answer)
@@ -242,15 +242,15 @@ def _score(rows: tuple[Result, ...], **decision: Any) -> ItemScore:
 
 
 def truth_of(row: Result) -> bool | None:
-    """Whether the image is generated or, where the topic is edits, altered; None where the question is not of that."""
+    """Whether the image is generated or, for edits, altered; None where the question is about neither."""
     if row.topic == "generation":
         return row.is_fake
-    # Only a yes/no question has a polarity; its first answer affirms it.
+    # Only a yes/no question has a polarity; its first answer affirms.
     return (row.ground_truth == row.options[0]) == (row.polarity == "fake") if row.polarity else None
 
 
 def _p_positive(row: Result) -> float | None:
-    """Probability of "generated" or, where the topic is edits, of "altered"."""
+    """Probability of "generated" or, for edits, of "altered"."""
     if row.topic == "generation" or not row.polarity:
         return row.p_fake
     assert row.logprobs is not None
@@ -260,7 +260,7 @@ def _p_positive(row: Result) -> float | None:
 
 def _p_right(row: Result) -> float:
     assert row.logprobs is not None
-    if row.ground_truth not in row.options:  # an open item of whose image nothing is known
+    if row.ground_truth not in row.options:  # an open item whose image has no label
         return 0.0
     return float(softmax(row.logprobs)[row.options.index(row.ground_truth)])
 
@@ -268,7 +268,7 @@ def _p_right(row: Result) -> float:
 def figures_of(
     scores: Sequence[ItemScore], band: tuple[float, float] = UNSURE_BAND, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Accuracy of all, the figures of those with a verdict, their intervals, and accuracy by generator."""
+    """Accuracy of all items, the metrics of those with a verdict, their intervals, and accuracy by generator."""
     right = np.array([score.correct for score in scores], float)
     found: dict[str, Any] = {
         "n": len(scores),
@@ -313,7 +313,7 @@ def figures_of(
 def calibrated_figures(
     scores: Sequence[ItemScore], calibration: Calibration, resamples: int = RESAMPLES
 ) -> dict[str, Any] | None:
-    """The figures of yes/no and real/fake verdicts by a run's own calibration; None where there are none.
+    """The metrics of yes/no and real/fake verdicts under a run's calibration; None without such verdicts.
 
     It was fitted on the log-odds averaged over both polarities, fused where there are several witnesses, and is applied
     to those.
@@ -325,7 +325,7 @@ def calibrated_figures(
     odds = np.array([item_odds(score) for score in known])
     p, y = calibration.p_fake(odds), np.array([s.is_fake for s in known], float)
     right = ((p > calibration.threshold) == (y > 0)).astype(float)
-    above = float(np.nextafter(calibration.threshold, 2))  # what exceeds the threshold, not what reaches it
+    above = float(np.nextafter(calibration.threshold, 2))  # strictly above the threshold
     groups, points = [s.group for s in known], figures(y, p, threshold=above)
 
     def drawn(w: Array) -> dict[str, Array]:
@@ -350,7 +350,7 @@ def calibrated_figures(
 
 
 def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool]:
-    """(y, p, groups, whether p ranks) of the items with a verdict; by generation p is the bare decision.
+    """(y, p, groups, whether p ranks) of the items with a verdict; by generation p is the decision itself.
 
     An unparsed answer counts as the wrong verdict.
     """
@@ -366,7 +366,7 @@ def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool
 
 
 def _biases(scores: Sequence[ItemScore]) -> dict[str, Any]:
-    """What single prompts show: their accuracy, consistency, and the liking for an answer as such."""
+    """Metrics of single prompts: accuracy, consistency, and the bias towards an answer."""
     rows = [row for score in scores for row in score.results]
     found: dict[str, Any] = {
         "prompts": len(rows),
@@ -392,7 +392,7 @@ def _option(row: Result) -> int:
 
 
 def _normalised_right(score: ItemScore) -> float:
-    """Decided as ever, with log-probabilities divided by the answers' lengths in tokens."""
+    """Decide as usual, with log-probabilities divided by the answers' lengths in tokens."""
     turned = []
     for row in score.results:
         assert row.logprobs is not None
@@ -405,10 +405,10 @@ def _normalised_right(score: ItemScore) -> float:
 
 
 def generation_figures(scores: Sequence[ItemScore]) -> dict[str, Any]:
-    """What only free answers have: unparsed ones, and the published scripts' exact match."""
+    """Metrics of free answers only: the number unparsed, and the published scripts' exact match."""
     rows = [score.results[0] for score in scores]
     unparsed = sum(not score.parsed for score in scores)
-    # As the published TeoScardov scripts compare: verdicts to the letter, option letters in either case.
+    # As in the published TeoScardov scripts: verdicts exactly, option letters in either case.
     exact = [row.ground_truth in (row.answer.strip(), row.answer.strip().upper()) for row in rows]
     return {
         "unparsed": unparsed,
@@ -421,7 +421,7 @@ def generation_figures(scores: Sequence[ItemScore]) -> dict[str, Any]:
 
 
 def _by(scores: Sequence[ItemScore], key: Callable[[ItemScore], str], resamples: int) -> dict[str, Any]:
-    """{value: {n, accuracy, ci95}} of every value that occurs; () where the column says nothing."""
+    """{value: {n, accuracy, ci95}} of every value that occurs; () for a missing value."""
     slices: dict[str, list[ItemScore]] = defaultdict(list)
     for score in scores:
         if value := key(score):

@@ -1,10 +1,10 @@
-"""`vlm-detect view`: a dataset, or the errors of a run, as one page of images to look through.
+"""`vlm-detect view`: a dataset, or the errors of a run, as one page of images.
 
     view("data/cifake", Path("page.html"), split="train")      # a sample, by label and generator
-    view("runs/cnn_fakenet2/validation", Path("page.html"))    # what was judged wrongly, the surest first
+    view("runs/cnn_fakenet2/validation", Path("page.html"))    # the errors, most confident first
 
-A results folder is one that holds results.jsonl, of a CNN or of a VLM; its images come from the benchmark or dataset
-that its run.json names.
+A results folder contains results.jsonl, of a CNN or of a VLM; its images come from the benchmark or dataset named in
+its run.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIDE = 192  # pixels of a thumbnail
 
 
 def view(source: str, out: Path, *, split: str | None = None, n: int = 200, seed: int = 0) -> int:
-    """Write the page on `source`; returns how many images, or pairs, it shows (at most `n`)."""
+    """Write the page on `source`; returns the number of images, or pairs, that it shows (at most `n`)."""
     if (Path(source) / RESULTS).is_file():
         return view_errors(Path(source), out, n=n)
     if read_run_json(source) is not None and (Path(source) / "validation" / RESULTS).is_file():
@@ -41,7 +41,7 @@ def view(source: str, out: Path, *, split: str | None = None, n: int = 200, seed
 
 
 def view_dataset(data: str, out: Path, *, split: str | None, n: int, seed: int) -> int:
-    """A sample of a split (by default the first there is), as many of each label and generator as there are."""
+    """A sample of a split (by default the first), balanced over labels and generators."""
     opened = open_dataset(data)
     split = split or next(iter(opened))
     if split not in opened:
@@ -54,7 +54,7 @@ def view_dataset(data: str, out: Path, *, split: str | None, n: int, seed: int) 
     html = render(
         "view.html.j2",
         title=f"{Path(data).name}: {split}",
-        lead=f"{sum(map(len, chosen.values()))} of {len(rows)} rows, drawn by lot.",
+        lead=f"{sum(map(len, chosen.values()))} of {len(rows)} rows, sampled at random.",
         counts=sorted(Counter(kinds).items()),
         groups=[(kind, [_dataset_card(rows[place]) for place in places]) for kind, places in sorted(chosen.items())],
     )
@@ -63,12 +63,12 @@ def view_dataset(data: str, out: Path, *, split: str | None, n: int, seed: int) 
 
 
 def view_errors(folder: Path, out: Path, *, n: int) -> int:
-    """What a run judged wrongly, the surest first; from `results.jsonl` and the benchmark that `run.json` names."""
+    """The errors of a run, most confident first; from `results.jsonl` and the benchmark named in `run.json`."""
     config = (read_run_json(folder) or {}).get("config", {})
     if not config.get("benchmark"):
         raise UserError(f"{folder}: its run.json names no benchmark or dataset to take the images from")
     if not Path(config["benchmark"]).exists():
-        raise UserError(f"{folder}: was scored on {config['benchmark']}, which is not here; run this where that lies")
+        raise UserError(f"{folder}: was scored on {config['benchmark']}, which does not exist here")
     benchmark = load_benchmark(config["benchmark"], split=config.get("split") or "test", skip_bad=True)
     items = {item.id: item for item in benchmark.items}
     results = read_results(folder / RESULTS)
@@ -86,7 +86,7 @@ def view_errors(folder: Path, out: Path, *, n: int) -> int:
         "view.html.j2",
         title=f"Errors of {config.get('model') or folder}",
         lead=f"{len(wrong)} of {len(scores)} items of {benchmark.name} are wrong"
-        + (f"; the {n} surest are shown." if len(wrong) > n else "."),
+        + (f"; the {n} most confident are shown." if len(wrong) > n else "."),
         counts=sorted((f"wrong: {name}", count) for name, count in Counter(map(_said, wrong)).items()),
         groups=sorted(groups.items()),
     )
@@ -95,14 +95,14 @@ def view_errors(folder: Path, out: Path, *, n: int) -> int:
 
 
 def _kinds(rows: Dataset) -> list[str]:
-    """What each row is of: its label, or the kind of its twin, and the generator."""
+    """The class of each row: its label, or the kind of its twin, and the generator."""
     labels = rows["kind"] if "twin" in rows.column_names else rows["label"]
     generators = rows["generator"] if "generator" in rows.column_names else [""] * len(rows)
     return [f"{label} ({name})" if name else label for label, name in zip(labels, generators, strict=True)]
 
 
 def _drawn(kinds: Sequence[str], n: int, seed: int) -> list[int]:
-    """At most `n` rows, kinds in turn."""
+    """At most `n` rows, balanced over kinds."""
     places: dict[str, list[int]] = defaultdict(list)
     for place in random.Random(seed).sample(range(len(kinds)), len(kinds)):
         places[kinds[place]].append(place)
@@ -135,7 +135,7 @@ def _said(score: ItemScore) -> str:
 
 def _error_lines(score: ItemScore) -> list[str]:
     result = score.results[0]
-    lines = [f"said {result.answer}, true is {result.ground_truth}"]
+    lines = [f"answer {result.answer}, truth {result.ground_truth}"]
     if score.p_fake is not None:
         lines.append(f"P(generated) = {score.p_fake:.3f}")
     return lines + [text for text in (score.object_class, score.id) if text]

@@ -1,4 +1,4 @@
-"""Data: sources, image sets, pairs on disk, splits, and the audit of what gives a label away."""
+"""Data: sources, image sets, pairs on disk, splits, and the audit for leaks."""
 
 from vlm_detect._moved import add_aliases
 

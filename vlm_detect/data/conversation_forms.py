@@ -1,12 +1,12 @@
-"""One conversation about an image, from the forms in which people write them.
+"""Parse one conversation about an image from common JSON layouts.
 
     talk = read_talk({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nReal?"}, ...]})
     talk = read_talk({"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>Real?"}, ...]})
     talk.image, talk.turns
 
 LLaVA and ShareGPT write `conversations` of from and value; OpenAI and ms-swift `messages` of role and content, which
-may be a list of parts; ms-swift once wrote `query`, `response` and `history`. The tag of the image's place in the first
-question goes; whatever else looks like a tag is text.
+may be a list of parts; older ms-swift writes `query`, `response` and `history`. The tag that marks the image's place in
+the first question is removed; anything else that looks like a tag is text.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PATH_TAG = re.compile(
 
 @dataclass(frozen=True)
 class Talk:
-    """`image` is a path or the bytes of a file; `turns` are questions with their answers."""
+    """`image` is a path or the bytes of a file; `turns` are (question, answer) pairs."""
 
     image: str | bytes
     turns: tuple[tuple[str, str], ...]
-    system: str  # what stands before the first question
+    system: str  # text before the first question
     label: Label | None
     generator: str
 
 
 def read_talk(record: Any) -> Talk:
-    """A record as a conversation; ValueError says why it is none."""
+    """Parse a record; raises ValueError with the reason if it is invalid."""
     if not isinstance(record, Mapping):
         raise ValueError(f"a {type(record).__name__}, not an object")
     images = [*_listed(record.get("images")), *_listed(record.get("image"))]
@@ -53,7 +53,7 @@ def read_talk(record: Any) -> Talk:
         else:
             turns.append((role, text))
     if len(images) != 1:
-        raise ValueError(f"it names {len(images)} images; one is read" if images else "no image is named")
+        raise ValueError(f"it has {len(images)} images; exactly one is supported" if images else "it has no image")
     label, generator = _label(record)
     return Talk(_image(images[0]), _paired(turns), system, label, generator)
 
@@ -66,19 +66,19 @@ def _messages(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]
         said = [*history, record["query"], record.get("response")]
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError("it holds no conversation (conversations, messages, or query and response)")
+        raise ValueError("it has no conversation (conversations, messages, or query and response)")
     for message in messages:
         if not isinstance(message, Mapping):
             raise ValueError(f"a message is a {type(message).__name__}, not an object")
         role = str(message.get("from", message.get("role"))).lower()
         role = "user" if role in _ASKS else "assistant" if role in _ANSWERS else role
         if role not in ("system", "user", "assistant"):
-            raise ValueError(f"a message is by {role!r}, which is neither the user nor the model")
+            raise ValueError(f"a message has the role {role!r}, which is neither the user nor the model")
         yield role, *_content(message.get("value", message.get("content")))
 
 
 def _content(content: Any) -> tuple[str, list[Any]]:
-    """The text of a message and the images that it names itself."""
+    """The text of a message and its own images."""
     if isinstance(content, str):
         return _PATH_TAG.sub("", content), [found[2] for found in _PATH_TAG.finditer(content)]
     if not isinstance(content, Sequence):
@@ -91,7 +91,7 @@ def _content(content: Any) -> tuple[str, list[Any]]:
         if isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
-            # An image part that names none stands for the record's own.
+            # An image part without a path means the record's image.
             images += _listed(part.get("image_url") or part.get("image") or part.get("url") or part.get("path"))
     return "\n".join(texts), images
 
@@ -99,7 +99,7 @@ def _content(content: Any) -> tuple[str, list[Any]]:
 def _paired(turns: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     roles = [role for role, _ in turns]
     if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
-        raise ValueError("its conversation is not made of questions and answers in turn")
+        raise ValueError("its questions and answers do not alternate")
     texts = [untagged(turns[0][1]).strip(), *(text.strip() if role == "user" else text for role, text in turns[1:])]
     if not all(text.strip() for text in texts):
         raise ValueError("a question or an answer is empty")
@@ -107,7 +107,7 @@ def _paired(turns: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
 
 
 def _label(record: Mapping[str, Any]) -> tuple[Label | None, str]:
-    """What the record says of its image: a label by its name, else by its generator's."""
+    """The record's label: from a label field, or else from its generator."""
     about = record.get("metadata") or {}
     if not isinstance(about, Mapping):
         raise ValueError(f"its metadata are a {type(about).__name__}, not an object")
@@ -127,7 +127,7 @@ def _image(named: Any) -> str | bytes:
     if isinstance(named, Mapping):  # {path, bytes}, {url}
         named = named.get("path") or named.get("url") or named.get("bytes")
     if not isinstance(named, str):
-        raise ValueError("no image is named")
+        raise ValueError("it has no image")
     if not named.startswith("data:"):
         return named
     try:

@@ -1,10 +1,10 @@
-"""The rows of a `datasets` folder, of a saved dataset, or of a Hub dataset, with images as bytes: nothing is decoded.
+"""The rows of a `datasets` folder, of a saved dataset, or of a Hub dataset, with images as undecoded bytes.
 
     splits = open_all_splits("owner/set:config:split:column", streaming=True)
-    for index, data in splits["train"].images([0, 1, 2]): ...      # bytes, or why there are none
+    for index, data in splits["train"].images([0, 1, 2]): ...      # bytes, or the reason of failure
 
-Images may stand in a column of `datasets.Image`, in structs of bytes and path, as raw bytes, in lists of one, or in the
-columns jpg, png, ... of WebDataset's tars. With HF_HUB_OFFLINE=1 what the local cache holds is read, and nothing asked.
+Images may be in a column of `datasets.Image`, structs of bytes and path, raw bytes, lists of one, or the columns jpg,
+png, ... of WebDataset tars. With HF_HUB_OFFLINE=1 only the local cache is read.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _DATA_SUFFIXES = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"
 
 
 class DatasetRows:
-    """The rows of one split, whole or streamed.
+    """The rows of one split, loaded or streamed.
 
-    `column` names the images, where it is not the first that holds some; `mask_column` their masks, if there are any.
+    `column` names the image column (default: the first one with images), `mask_column` the column of masks, if any.
     """
 
     def __init__(self, rows: Any, name: str, column: str = "", mask_column: str = "") -> None:
@@ -61,7 +61,7 @@ class DatasetRows:
         return cls(load_dataset("parquet", data_files=files, split="train"), str(paths[0].parent))
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows of these indices, which ascend."""
+        """The rows of these ascending indices."""
         if not indices:
             return
         if not self._streamed:
@@ -77,22 +77,22 @@ class DatasetRows:
         yield from ((index, self.image_of(row)) for index, row in self.read(indices))
 
     def image_of(self, row: Mapping[str, Any]) -> bytes | ImageRejected:
-        """A row's image, or why there is none."""
+        """A row's image, or why it is missing."""
         found = next((row[name] for name in self._columns if row[name] is not None), None)
         return _bytes(found)
 
     def mask_of(self, row: Mapping[str, Any]) -> bytes | None:
-        """The mask of a row's image; None where it has none."""
+        """The mask of a row's image; None without a mask."""
         found = _bytes(row[self.mask]) if self.mask else None
         return found if isinstance(found, bytes) else None
 
     def facts(self) -> Iterator[dict[str, Any]]:
-        """What stands beside the images, row by row, without fetching them."""
+        """The other columns, row by row, without fetching images."""
         yield from self._rows.remove_columns(list(self._kinds))
 
     @property
     def columns(self) -> list[str]:
-        """The columns that `facts` gives; the fields of a struct as "column.field"."""
+        """The columns of `facts`; the fields of a struct as "column.field"."""
         found = []
         for name, feature in self.features.items():
             if name not in self._kinds:
@@ -100,23 +100,23 @@ class DatasetRows:
         return found
 
     def class_names(self) -> dict[str, list[str]]:
-        """The names of the classes of columns that have some."""
+        """The class names of ClassLabel columns."""
         return {name: list(feature.names) for name, feature in self.features.items() if hasattr(feature, "names")}
 
     def column(self, name: str) -> list[Any]:
         return list(self._rows[name])
 
     def paths(self) -> list[str]:
-        """The file names that the images bear within the dataset."""
+        """The file names of the images within the dataset."""
         images = self._rows.data.table.column(self._columns[0]).combine_chunks()
         return [str(path) for path in images.field("path").to_pylist()]
 
 
 def _kind(feature: Any) -> Kind | None:
-    """In which form a column may hold images; None where it holds none."""
+    """The form in which a column may hold images; None if it cannot."""
     import datasets
 
-    # parquet that was not written by `datasets` has the same {bytes, path} without being called Image
+    # parquet not written by `datasets` has the same {bytes, path} without the feature type Image
     if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature)):
         return "image"
     if isinstance(feature, datasets.List) and _kind(feature.feature) == "image":
@@ -126,7 +126,7 @@ def _kind(feature: Any) -> Kind | None:
 
 
 def _choose(kinds: Mapping[str, Kind], columns: Sequence[str], column: str, name: str) -> list[str]:
-    """The column of the images; several where a file's suffix names the column, of which a row fills one."""
+    """The image column; several if columns are named by file suffix and each row fills one of them."""
     if column:
         chosen = [key for key in kinds if key.lower() == column.lower()]
     else:
@@ -139,7 +139,7 @@ def _choose(kinds: Mapping[str, Kind], columns: Sequence[str], column: str, name
     if not chosen:
         have = ", ".join(kinds) or "none"
         raise UserError(
-            f"{name}: no image column {column or 'that is told by its form or name'} (with images: {have}; all: "
+            f"{name}: no image column {column or 'recognized'} (with images: {have}; all: "
             f"{', '.join(columns)}): name one with --image_column, or as ID:CONFIG:SPLIT:COLUMN"
         )
     return chosen
@@ -162,21 +162,21 @@ def _bytes(cell: Any) -> bytes | ImageRejected:
 
 
 def split_spec(spec: str) -> tuple[str, str, str, str]:
-    """(id, config, split, column) of `id:config:split:column`; what is left out is empty."""
+    """(id, config, split, column) of `id:config:split:column`; omitted parts are empty."""
     name, config, split, column = (*spec.split(":", 3), "", "", "")[:4]
     return name, config, split, column
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder holds a dataset: one that `datasets` saved, or files of rows."""
+    """Whether a folder contains a dataset: saved by `datasets`, or files of rows."""
     saved = any((folder / name).exists() for name in _DATASET_FILES)
     return saved or any(path.suffix in _DATA_SUFFIXES for path in folder.rglob("*"))
 
 
 def open_all_splits(spec: str, *, streaming: bool, **columns: str) -> dict[str, DatasetRows]:
-    """Each split of a Hub dataset (streamed or fetched whole) or of a local one; one, where `spec` names it.
+    """Each split of a Hub dataset (streamed or downloaded) or of a local one; only one if `spec` names it.
 
-    `columns` are those of `DatasetRows`.
+    `columns` are passed to `DatasetRows`.
     """
     name, config, split, column = split_spec(spec)
     opened = _open(name, config or None, streaming=streaming)
@@ -188,7 +188,7 @@ def open_all_splits(spec: str, *, streaming: bool, **columns: str) -> dict[str, 
 
 
 def open_split(name: str, config: str | None, split: str, limit: int | None, column: str) -> tuple[DatasetRows, int]:
-    """(the rows of one split, how many they are); a Hub dataset is streamed."""
+    """(the rows of one split, their number); a Hub dataset is streamed."""
     opened = _open(name, config, streaming=True)
     splits = opened if isinstance(opened, dict) else {"train": opened}
     if split not in splits:
@@ -196,7 +196,7 @@ def open_split(name: str, config: str | None, split: str, limit: int | None, col
     rows = splits[split]
     known = len(rows) if hasattr(rows, "__len__") else _stated_length(rows, split)
     if not known and limit is None and not hasattr(rows, "__len__"):
-        raise UserError(f"{name}: the Hub does not tell how many rows {split} has; give --limit N")
+        raise UserError(f"{name}: the Hub does not report the number of rows of {split}; give --limit N")
     return DatasetRows(rows, name, column), known or limit or 0
 
 
@@ -211,7 +211,7 @@ def _stated_length(rows: Any, split: str) -> int:
 
 
 def _open(name: str, config: str | None, *, streaming: bool) -> Any:
-    """A DatasetDict, or a single dataset; a Hub dataset comes as an iterable one where `streaming`."""
+    """A DatasetDict, or a single dataset; with `streaming` a Hub dataset is iterable."""
     import datasets
 
     path = Path(name).expanduser()
@@ -224,26 +224,27 @@ def _open(name: str, config: str | None, *, streaming: bool) -> Any:
             return datasets.load_from_disk(str(path))
         if path.is_file():
             if (builder := _DATA_SUFFIXES.get(path.suffix.lower())) is None:
-                raise UserError(f"{name}: rows are read of files named {', '.join(_DATA_SUFFIXES)}, and of folders")
+                raise UserError(f"{name}: rows are read from {', '.join(_DATA_SUFFIXES)} files and from folders")
             return load_dataset(builder, data_files=str(path))
         return load_dataset(name, config, streaming=streaming and not is_here and not is_offline())
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        offline = "; HF_HUB_OFFLINE is set, so that only what the local cache holds is read" if is_offline() else ""
+        offline = "; HF_HUB_OFFLINE is set, so only the local cache is read" if is_offline() else ""
         raise UserError(f"{name}: cannot be read as a dataset: {first_line(error)}{offline}") from error
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the Hub."""
+    """Whether HF_HUB_OFFLINE forbids network access to the Hub."""
     import datasets
 
     return bool(datasets.config.HF_HUB_OFFLINE)
 
 
 def load_dataset(*arguments: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, without its progress bars where stderr is no terminal, and with fresh rows of a folder.
+    """`datasets.load_dataset`, without progress bars if stderr is not a terminal, and never with stale rows of a
+    folder.
 
-    datasets 5.2 knows a cached folder by its name alone: another folder of that name, or what stood in this one before,
-    would come back. A cache of its own for each state of the folder keeps them apart.
+    datasets 5.2 identifies a cached folder only by its name: another folder of that name, or an earlier state of this
+    one, would be returned. A separate cache for each state of the folder avoids that.
     """
     import datasets
 
@@ -256,20 +257,21 @@ def load_dataset(*arguments: Any, **options: Any) -> Any:
 
 
 def _state_of(folder: Path) -> str:
-    """A digest of where a folder is and of the names, sizes and times of its files."""
+    """A digest of a folder's path and of the names, sizes and times of its files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:32]
 
 
 def _ask_hub(name: str) -> None:
-    """`UserError` where the Hub does not give this dataset; at once, where `load_dataset` would retry for long."""
+    """Raise `UserError` if the Hub does not give access to this dataset, at once instead of after `load_dataset`'s
+    retries."""
     import huggingface_hub
 
     try:
         huggingface_hub.dataset_info(name, timeout=20)
     except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
         raise UserError(
-            f"{name}: neither a folder here nor a dataset that the Hub gives ({first_line(error)}); check the name, "
-            "the network (HF_HUB_OFFLINE=1 takes what the local cache holds), and `hf auth login` where it is gated"
+            f"{name}: neither a local folder nor an accessible Hub dataset ({first_line(error)}); check the name, "
+            "the network (HF_HUB_OFFLINE=1 uses only the local cache), and `hf auth login` if it is gated"
         ) from error

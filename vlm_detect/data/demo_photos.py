@@ -1,10 +1,10 @@
-"""Photographs that are on the disk already: those inside scikit-image and scikit-learn, cut into tiles.
+"""Demo photographs without a download: those in scikit-image and scikit-learn, cut into tiles.
 
     python -m vlm_detect.data.demo_photos OUT        # OUT/*.png and OUT/metadata.jsonl; no network
 
-A dozen photographs are far too few to measure anything; they serve to run every step on real pixels. The `group` of a
-tile is its photograph; the two pictures of a stereo pair show the same motorcycle and are one group. Tiles of JPEG
-photographs are cut on the JPEG's own 16-pixel grid, and the metadata tell the quality that they still carry.
+A dozen photographs are far too few to measure anything; they are for running every step on real pixels. The `group` of
+a tile is its photograph; the two images of a stereo pair show the same motorcycle and are one group. Tiles of JPEG
+photographs are cut on the JPEG's 16-pixel grid, and the metadata have the quality of their compression.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GRID = 16  # pixels: a block of JPEG's chroma at half resolution
 
 @dataclass(frozen=True)
 class Photograph:
-    """One photograph in an installed package; licences as the package's documentation states them."""
+    """One photograph in an installed package; licences as stated in the package's documentation."""
 
     package: str
     path: str
@@ -62,8 +62,8 @@ class TileConfig:
     """How the photographs are cut."""
 
     tile: int = field(default=64, metadata={"help": "Side of a tile in pixels, a multiple of 16."})
-    tiles_per_group: int = field(default=56, metadata={"help": "Most tiles of each photograph."})
-    min_deviation: float = field(default=12.0, metadata={"help": "Flatter tiles (sky, wall) are passed over, of 255."})
+    tiles_per_group: int = field(default=56, metadata={"help": "Maximum number of tiles per photograph."})
+    min_deviation: float = field(default=12.0, metadata={"help": "Skip flatter tiles (sky, wall); on a scale to 255."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "tiles_per_group")
@@ -72,7 +72,7 @@ class TileConfig:
 
 
 def write_demo_photos(out: Path, config: TileConfig | None = None) -> int:
-    """Write the tiles and their metadata to `out`, by one rename, and return their number; a finished folder stays."""
+    """Write the tiles and their metadata to `out` atomically, and return their number; a finished folder is kept."""
     config = config or TileConfig()
     if (out / "metadata.jsonl").exists():
         return len((out / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
@@ -95,7 +95,7 @@ def write_demo_photos(out: Path, config: TileConfig | None = None) -> int:
     try:
         partial.rename(out)
     except OSError as error:
-        raise UserError(f"{out}: is there and holds something else; give another folder") from error
+        raise UserError(f"{out}: exists with other content; give another folder") from error
     return len(rows)
 
 
@@ -107,7 +107,7 @@ def _by_group() -> dict[str, list[Photograph]]:
 
 
 def _tiles(photograph: Photograph, count: int, config: TileConfig) -> Iterator[tuple[Image.Image, int | None]]:
-    """Up to `count` tiles (and the JPEG quality they carry) that do not overlap, spread by the hash of their place."""
+    """Up to `count` non-overlapping tiles (and their JPEG quality), spread by the hash of their place."""
     decoded = decode_image(photograph_path(photograph))
     step = config.tile
     corners = [
@@ -123,12 +123,12 @@ def _tiles(photograph: Photograph, count: int, config: TileConfig) -> Iterator[t
 
 
 def photograph_path(photograph: Photograph) -> Path:
-    """The file in the installed package, which is not imported for it."""
+    """The file in the installed package, without importing the package."""
     spec = find_spec(photograph.package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / photograph.path).is_file():
             return path
-    raise UserError(f"{photograph.package} is not installed here with its pictures; run: {how_to_install('demo')}")
+    raise UserError(f"{photograph.package} is not installed with its images; run: {how_to_install('demo')}")
 
 
 @dataclass(frozen=True)

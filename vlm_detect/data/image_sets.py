@@ -1,18 +1,18 @@
-"""Image datasets that others made, as they lie on disk: which image has which label, generator, class and split.
+"""Third-party image datasets in their original layouts: the label, generator, class and split of each image.
 
     images = open_image_set("cifake", "archive/")              # {train,test}/{REAL,FAKE}/0000 (7).jpg, or parquet
-    images = open_image_set("cifake", "kaggle")                # fetched by kagglehub
+    images = open_image_set("cifake", "kaggle")                # downloaded by kagglehub
     images = open_image_set("genimage", "GenImage/")           # <generator>/{train,val}/{ai,nature}
     images = open_image_set("folders", "set/")                 # 0_real and 1_fake, REAL, FAKE, EDITED, ...
-    images = open_image_set("folders", "labels.csv")           # or a folder with such a table beside its images
+    images = open_image_set("folders", "labels.csv")           # or a folder with such a table
     images = open_image_set("hub", "owner/set:config:split")   # a Hub dataset or `datasets` folder with a label column
 
-    @importer("my_layout")                                     # an importer of one's own
+    @importer("my_layout")                                     # a custom importer
     def my_layout(src: str, selection: Selection) -> ImageSet: ...
 
-The layouts of this package are in `layouts.py`. An importer lists and reads bytes; `import_step.py` decodes. The order
-of images is that of hashes of their names, so that no stretch of a set is all one class; a Hub dataset of which only a
-part is wanted (a limit) is streamed in its own order.
+The built-in layouts are in `layouts.py`. An importer lists and reads bytes; `import_step.py` decodes. Images are
+ordered by hashes of their names, so that no range of a set has a single class; a Hub dataset with a limit is streamed
+in its own order.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ CIFAKE_HANDLE = "birdy654/cifake-real-and-ai-generated-synthetic-images"
 
 
 class ImageSet(Protocol):
-    """Labelled images in a fixed order. `fingerprint` changes when the list does; `skipped` as of a `Source`.
+    """Labelled images in a fixed order. `fingerprint` changes with the list; `skipped` is as in a `Source`.
 
-    `reading` says how the labels were read, in a line.
+    `reading` is a one-line description of how labels were read.
     """
 
     skipped: Counter[str]
@@ -48,13 +48,13 @@ class ImageSet(Protocol):
     fingerprint: str
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
-        """The images `start` to `stop`; in place of one that cannot be read, the reason."""
+        """The images `start` to `stop`; for one that cannot be read, the reason."""
 
 
-# What lists the images of a SRC; UserError where it has not that layout.
+# Lists the images of a SRC; UserError if it does not have the layout.
 Importer = Callable[[str, Selection], ImageSet]
 IMPORTERS: Registry[Importer] = Registry("importer", ["vlm_detect.data.layouts"])
-# The entry of an image: its path, the folders above it within SRC, and what words mean labels. None: it has none.
+# The entry of an image, from its path, the folders above it within SRC, and the meanings of words. None: no label.
 EntryOf = Callable[[Path, Sequence[str], Mapping[str, Label]], Entry | None]
 
 
@@ -69,31 +69,31 @@ def importer(name: str) -> Callable[[Importer], Importer]:
 
 
 def open_image_set(layout: str, src: str, selection: Selection | None = None) -> ImageSet:
-    """The images of a set; `UserError` where `src` has not that layout."""
+    """The images of a set; raises `UserError` if `src` does not have that layout."""
     if src == "kaggle" or src.startswith("kaggle:"):
         src = fetch_from_kaggle(src.partition(":")[2] or CIFAKE_HANDLE)
     return IMPORTERS[layout](src, selection or Selection())
 
 
 def fetch_from_kaggle(handle: str) -> str:
-    """The folder in which kagglehub keeps a dataset, downloaded where it is not there yet."""
+    """kagglehub's folder of a dataset, downloaded if necessary."""
     require("kaggle", "kagglehub")
     import kagglehub
 
     try:
         return str(kagglehub.dataset_download(handle))
-    except Exception as error:  # kagglehub passes on the errors of its HTTP library
+    except Exception as error:  # kagglehub raises the errors of its HTTP library
         reason = first_line(error)
         raise UserError(
-            f"kaggle:{handle}: Kaggle does not give it ({reason}); check the name and the network"
+            f"kaggle:{handle}: cannot be downloaded from Kaggle ({reason}); check the name and the network"
         ) from error
 
 
 def folder_of(src: str) -> Path:
-    """SRC as a folder; UserError where there is none."""
+    """SRC as a folder; raises UserError if it does not exist."""
     folder = Path(src).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{src}: no such folder; give the one that holds the images")
+        raise UserError(f"{src}: no such folder; give the folder of the images")
     return folder
 
 
@@ -104,17 +104,17 @@ def in_folders(
     *,
     layout: str,
     finish: Callable[[Sequence[Entry]], Sequence[Entry]] = list,
-    where: str = "lies in folders",
+    where: str = "is in folders",
 ) -> FileSet:
-    """The images below `folder` that have an entry, all of them seen once more by `finish`.
+    """The images below `folder` that have an entry, post-processed by `finish`.
 
     Raises:
-        UserError: where none has; `where` says how it would have to be.
+        UserError: if none has an entry; `where` describes the expected layout.
     """
     words = LABEL_NAMES | {word_of(name): label for name, label in selection.labels}
     found = look_into(folder)
     listed: list[Entry] = []
-    readings: Counter[tuple[str, Label]] = Counter()  # (the folder that names the label, the label)
+    readings: Counter[tuple[str, Label]] = Counter()  # (the folder that gives the label, the label)
     for path in found.images:
         parts = path.relative_to(folder).parts[:-1]
         if (entry := entry_of(path, parts, words)) is not None and entry.label is not None:
@@ -128,14 +128,14 @@ def in_folders(
             "vlm-detect import-images --help shows the layouts"
         )
     if outside := len(found.images) - len(entries):
-        found.skipped["image in a folder that names no label"] += outside
-    # hashes of the paths within the folder, so that a copy elsewhere has the same order
+        found.skipped["image in a folder without a label"] += outside
+    # hashes of relative paths, so that a copy of the folder has the same order
     entries.sort(key=lambda entry: text_digest([Path(entry.where).relative_to(folder).as_posix()]))
     return FileSet(select(entries, selection), found.skipped, f"folders: {told(readings)}")
 
 
 class FileSet:
-    """Files in folders that name the label, or that a table lists."""
+    """Files with labels from folder names, or from a table."""
 
     def __init__(self, entries: Sequence[Entry], skipped: Counter[str], reading: str = "") -> None:
         self.entries, self.skipped = entries, skipped

@@ -1,12 +1,12 @@
-"""Which column of a set tells the label, and what its values mean: by words, never by a guess.
+"""Find the label column of a set and the meaning of its values: by words, never by guessing.
 
     reader = LabelReader.choose(["image", "is_real"], named="owner/set")
     reader({"is_real": True})       # "real"
     reader.told()                   # 'is_real: true = real (1)'
 
-Words and names of classes are read by the one list in `records.py`, also inside a name (AiArtData). Numbers and truth
-values are read where the column's name asks (is_fake, is_real). A bare 0 or 1 under "label" says nothing, as public
-sets differ in what it means: there the answer has to be given, `--labels 0=real 1=generated`.
+Words and class names are read by the list in `records.py`, also within a name (AiArtData). Numbers and booleans are
+read where the column's name defines them (is_fake, is_real). A bare 0 or 1 in "label" is ambiguous, because public sets
+differ: there `--labels 0=real 1=generated` is required.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from vlm_detect.errors import UserError
 from vlm_detect.records import DEPICTED, Label, label_named
 
-# Columns that ask a question, and the label of those that say yes.
+# Boolean columns, and the label of a true value.
 _QUESTIONS: dict[str, Label] = {
     **dict.fromkeys(
         ("is_fake", "is_ai", "is_generated", "is_ai_generated", "ai_generated", "is_synthetic"), "generated"
@@ -50,15 +50,15 @@ _NEGATION = {"not", "non", "no", "without"}
 
 @dataclass
 class LabelReader:
-    """Reads the labels of rows, and counts what it read."""
+    """Reads the labels of rows, and counts them."""
 
     column: str
-    names: Sequence[str] | None = None  # of a column of classes
+    names: Sequence[str] | None = None  # of a ClassLabel column
     given: Mapping[str, Label] = field(default_factory=dict)
-    named: str = ""  # the set, for messages
-    remedy: str = ""  # what to do about a value whose meaning is not known; by default --labels
+    named: str = ""  # name of the set, for messages
+    remedy: str = ""  # remedy for an unknown value; default: --labels
     counts: Counter[tuple[str, Label]] = field(default_factory=Counter)
-    without: int = 0  # rows that have no label
+    without: int = 0  # rows without a label
 
     @classmethod
     def choose(
@@ -71,9 +71,9 @@ class LabelReader:
         named: str = "",
         **options: Any,
     ) -> LabelReader:
-        """By `column` or the first that is called like one; `names` are those of columns of classes.
+        """Use `column`, or the first column with a known name; `names` are the class names of ClassLabel columns.
 
-        `given` are meanings of the set's own words. A dot in a column's name leads into a struct.
+        `given` maps the set's own words to labels. A dot in a column's name selects a field of a struct.
         """
         columns = list(columns)
         chosen = _chosen(columns, column)
@@ -84,7 +84,7 @@ class LabelReader:
         return cls(chosen, (names or {}).get(chosen), plain, named, **options)
 
     def __call__(self, row: Mapping[str, Any]) -> Label | None:
-        """The label of a row, None where it has none; UserError for a value whose meaning is not known."""
+        """The label of a row, None without one; raises UserError for an unknown value."""
         value = value_at(row, self.column)
         word = self.word(value)
         if word is None:
@@ -97,7 +97,7 @@ class LabelReader:
         return label
 
     def word(self, value: Any) -> str | None:
-        """What a cell says, in a word: a class by its name, 1.0 as 1; None where it says nothing."""
+        """A cell's value as a word: a class by its name, 1.0 as 1; None if empty."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
         if isinstance(value, bool):
@@ -116,7 +116,7 @@ class LabelReader:
 
     def _unknown(self, word: str, row: Mapping[str, Any]) -> str:
         if word.lower() not in _TRUTH and not word.lstrip("-").isdigit():
-            return f"{self.column} {word} is no label known here"
+            return f"{self.column} {word} is not a known label"
         hint = next((f" (the row's {name} is {row[name]})" for name in GENERATOR_COLUMNS if row.get(name)), "")
         return f"{self.column} {word} does not say whether an image is real{hint}"
 
@@ -129,12 +129,12 @@ GENERATOR_COLUMNS = ("generator", "model", "model_name", "source_model", "genera
 
 
 def told(counts: Mapping[tuple[str, Label], int]) -> str:
-    """How words were read, and how often: "FAKE = generated (12), REAL = real (12)"."""
+    """How words were read, with counts: "FAKE = generated (12), REAL = real (12)"."""
     return ", ".join(f"{word} = {label} ({count})" for (word, label), count in sorted(counts.items()))
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column; of "json.label" that of a struct's field."""
+    """The value of a column; "json.label" is a field of a struct."""
     if column in row:
         return row[column]
     outer, _, inner = column.partition(".")
@@ -143,7 +143,7 @@ def value_at(row: Mapping[str, Any], column: str) -> Any:
 
 
 def label_within(name: str) -> Label | None:
-    """The one label that a name of several words holds: AiArtData is generated, RealArt real, real_vs_fake neither."""
+    """The only label within a name of several words: AiArtData is generated, RealArt real, real_vs_fake neither."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     if len(words) < 2 or _NEGATION & set(words):
         return None
@@ -152,11 +152,11 @@ def label_within(name: str) -> Label | None:
 
 
 def _remedy(word: str) -> str:
-    """The flags that say what a value means; of a pair of values for both."""
+    """The flags that define a value; both values of a known pair."""
     no, yes = next((pair for pair in _PAIRS if word.lower() in pair), (word, ""))
     if not yes:
-        return f"say which it is with --labels {word}=real or --labels {word}=generated"
-    return f"look at some, and give --labels {no}=real {yes}=generated, or {no}=generated {yes}=real"
+        return f"define it with --labels {word}=real or --labels {word}=generated"
+    return f"inspect some images, then give --labels {no}=real {yes}=generated, or {no}=generated {yes}=real"
 
 
 def _chosen(columns: Sequence[str], column: str) -> str | None:

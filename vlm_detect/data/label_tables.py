@@ -1,9 +1,9 @@
-"""Tables of images and labels beside the files, as most detectors' lists are: CSV, TSV or JSON Lines.
+"""Tables of images and labels: CSV, TSV or JSON Lines.
 
     rows = read_tables(Path("set/"))            # metadata.csv, labels.csv, train/metadata.jsonl, ...
     rows = read_tables(Path("labels.csv"))
 
-A row names its label and its file (file_name, image, path, ...), relative to the table or as a path of another machine.
+A row has a label and a file (file_name, image, path, ...), relative to the table or as a path of another machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUFFIXES = {".csv", ".tsv", ".jsonl"}
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row: the image's path, which may lead nowhere, and all that the row says."""
+    """One row: the image's path, which may not exist, and all other columns."""
 
     path: Path
     row: Mapping[str, Any]
@@ -33,7 +33,7 @@ class TableRow:
 
 
 def find_tables(folder: Path) -> list[Path]:
-    """The tables in a folder and in those right below it."""
+    """The tables in a folder and in its direct subfolders."""
     found = [path for depth in ("*", "*/*") for path in folder.glob(depth) if path.suffix.lower() in _SUFFIXES]
     return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
@@ -41,7 +41,7 @@ def find_tables(folder: Path) -> list[Path]:
 def read_tables(
     place: Path, *, file_column: str = "", label_column: str = "", given: Mapping[str, Any] | None = None
 ) -> list[TableRow]:
-    """The rows of a table, or of all the tables of a folder that list images with labels."""
+    """The rows of a table, or of all tables of a folder that list images with labels."""
     found: list[TableRow] = []
     for table in [place] if place.is_file() else find_tables(place):
         rows = list(_rows(table))
@@ -52,8 +52,8 @@ def read_tables(
             if place.is_file():
                 what, flag = ("labels", "--label_column") if files else ("files", "--image_column")
                 has = ", ".join(columns) or "none"
-                raise UserError(f"{table}: no column of {what} in it (it has {has}): name one with {flag}")
-            continue  # a table of something else
+                raise UserError(f"{table}: no column of {what} (it has {has}): name one with {flag}")
+            continue  # an unrelated table
         reader = LabelReader.choose(columns, column=labels, given=given, named=str(table))
         for row in rows:
             name = str(row.get(files) or "").strip()

@@ -1,4 +1,4 @@
-"""Labelled rows of `datasets`: each row's place and label are listed, its image is read when it is wanted.
+"""Labelled rows of `datasets`: each row's index and label are listed, its image is read on demand.
 
 images = hub_rows("owner/set:config:split", Selection())
 images.reading                                     # 'label: 0 = real (12), 1 = generated (12)'
@@ -23,7 +23,7 @@ from vlm_detect.images.decode import ImageRejected
 
 
 class RowSet:
-    """Rows of a dataset that has a label column; a part is a split or a file of it."""
+    """Rows of a dataset with a label column; a part is a split or a file."""
 
     def __init__(self, parts: Sequence[DatasetRows], entries: Sequence[Entry], named: str, reading: str = "") -> None:
         if not entries:
@@ -46,7 +46,7 @@ class RowSet:
 
 
 def hub_rows(spec: str, selection: Selection) -> RowSet:
-    """Every split of a Hub dataset or of a local one, or the one that `id:config:split` names."""
+    """Every split of a Hub dataset or of a local one, or the one named by `id:config:split`."""
     columns = {"column": selection.image_column, "mask_column": selection.mask_column}
     splits = open_all_splits(spec, streaming=selection.limit is not None, **columns)
     entries: list[Entry] = []
@@ -65,7 +65,7 @@ def hub_rows(spec: str, selection: Selection) -> RowSet:
             taken[str(label)] += 1
             if selection.limit and (label is None or taken[label] > selection.limit):
                 if min(taken["real"], taken["generated"]) > selection.limit:
-                    break  # no more of a streamed set has to be fetched
+                    break  # no more of a streamed set has to be downloaded
                 continue
             entry = Entry(
                 where=f"{spec.split(':')[0]}:{name}#{index}",
@@ -81,7 +81,7 @@ def hub_rows(spec: str, selection: Selection) -> RowSet:
         readings.append(f"{name}: {label_of.told()}" if len(splits) > 1 else label_of.told())
     if selection.limit is None:
         entries.sort(key=lambda entry: text_digest([entry.where]))
-    if len(splits) == 1:  # a lone split, often named train for want of another name, is ours to divide
+    if len(splits) == 1:  # a single split, often named train by default, is divided here
         entries = [replace(entry, split=None) for entry in entries]
     return RowSet(list(splits.values()), select(entries, selection), spec, "; ".join(readings))
 
@@ -93,7 +93,7 @@ def read_as(entries: Iterable[Entry]) -> str:
 
 
 def text_of(row: Mapping[str, Any], *columns: str) -> str:
-    """The first of these columns that says something."""
+    """The first of these columns that is not empty."""
     return next((str(row[name]) for name in columns if row.get(name) not in (None, "")), "")
 
 

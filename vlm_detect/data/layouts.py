@@ -1,4 +1,4 @@
-"""The layouts of this package: CIFAKE, GenImage, folders named by label or tables of labels, and Hub datasets."""
+"""The built-in layouts: CIFAKE, GenImage, label folders or label tables, and Hub datasets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def genimage(src: str, selection: Selection) -> ImageSet:
 
 @importer("folders")
 def folders(src: str, selection: Selection) -> ImageSet:
-    """0_real and 1_fake, REAL, FAKE, EDITED, ..., or a table of files and labels, given or in the folder."""
+    """0_real and 1_fake, REAL, FAKE, EDITED, ..., or a table of files and labels."""
     if (table := Path(src).expanduser()).is_file():
         return _tables(table, [], selection)
     folder = folder_of(src)
@@ -49,7 +49,7 @@ def folders(src: str, selection: Selection) -> ImageSet:
     named = any(_folder_entry(path, path.relative_to(folder).parts[:-1], words) for path in images)
     if not named and find_tables(folder):
         return _tables(folder, images, selection)
-    where = "lies in folders or stands in a table with its label"
+    where = "is in a label folder or in a table with labels"
     return in_folders(folder, _folder_entry, selection, layout="folders", where=where)
 
 
@@ -60,7 +60,7 @@ def hub(src: str, selection: Selection) -> ImageSet:
 
 
 def cifake_class(file_name: str) -> str:
-    """The class that a CIFAKE file name tells: "0000.jpg" is of CIFAR-10's first, "0000 (7).jpg" of its seventh."""
+    """The class in a CIFAKE file name: "0000.jpg" is CIFAR-10's first, "0000 (7).jpg" its seventh."""
     found = re.search(r"\((\d+)\)\.\w+$", file_name)
     number = int(found.group(1)) if found else 1
     if not 1 <= number <= len(CIFAR_CLASSES):
@@ -69,7 +69,7 @@ def cifake_class(file_name: str) -> str:
 
 
 def _cifake_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
-    """{train,test}/{REAL,FAKE}, whatever folders lie above."""
+    """{train,test}/{REAL,FAKE}, below any folders."""
     names = [word_of(part) for part in parts[-2:]]
     if len(names) < 2 or names[0] not in ("train", "test") or names[1] not in ("real", "fake"):
         return None
@@ -81,16 +81,16 @@ def _cifake_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) 
 def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
     """<generator>/{train,val}/{ai,nature}; results are published on `val`, so that is the test split.
 
-    Unpacked archives may put a folder of their own (imagenet_ai_0419_biggan) between; the outermost is the generator.
+    Unpacked archives may add a folder (imagenet_ai_0419_biggan) in between; the outermost is the generator.
     """
     names = [word_of(part) for part in parts[-2:]]
     if len(names) < 2 or names[0] not in ("train", "val") or names[1] not in ("ai", "nature"):
         return None
-    # The folder may have been given as "." or "..", and as a link, whose own name is the one that counts.
+    # The folder may be given as ".", "..", or a link, whose own name counts.
     generator = parts[0] if len(parts) > 2 else Path(os.path.normpath(path.parents[2].absolute())).name
     label = words[names[1]]
     # n01440764_10027.JPEG is a photo of that synset; 789_biggan_00101.png and VQDM_1000_200_00_017_vqdm_00020.png show
-    # ImageNet's classes 789 and 17, which count the synsets in their order; validation photos tell nothing
+    # ImageNet's classes 789 and 17, which number the synsets in order; validation photos have no class
     synset = re.match(r"(n\d{8})_", path.name)
     number = re.search(r"(?:^|_)(\d{1,3})_[A-Za-z]\w*_\d+$", path.stem)
     object_class = synset.group(1) if synset else str(int(number.group(1))) if number else ""
@@ -99,7 +99,7 @@ def _genimage_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]
 
 
 def _with_synsets(entries: Sequence[Entry]) -> list[Entry]:
-    """Class numbers as synsets, where the photos show all thousand; otherwise the two cannot be brought together."""
+    """Map class numbers to synsets if the photos cover all thousand; otherwise they cannot be matched."""
     synsets = sorted({entry.object_class for entry in entries if entry.object_class.startswith("n")})
     if len(synsets) < 1000:
         return list(entries)
@@ -110,7 +110,8 @@ def _with_synsets(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) -> Entry | None:
-    """The innermost folder that names a label decides; of the others the first is the generator, the next the class."""
+    """The innermost label folder gives the label; of the other folders the first is the generator, the next the
+    class."""
     names = [word_of(part) for part in parts]
     labels = [words[name] for name in names if name in words]
     if not labels:
@@ -124,13 +125,13 @@ def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) 
 
 
 def _tables(place: Path, images: Sequence[Path], selection: Selection) -> FileSet:
-    """Images that tables list with their labels; `images` are those that are there."""
+    """Images listed in tables with labels; `images` are the existing files."""
     columns = {"file_column": selection.image_column, "label_column": selection.label_column}
     rows = read_tables(place, given=dict(selection.labels), **columns)
     folder = place.parent if place.is_file() else place
     if not rows:
         tables = ", ".join(table.name for table in find_tables(folder))
-        raise UserError(f"{place}: neither a folder nor a table in it ({tables}) tells labels; name --label_column")
+        raise UserError(f"{place}: no label folders, and no labels in its tables ({tables}); give --label_column")
     entries = []
     for listed in rows:
         label = listed.reader(listed.row)
@@ -149,16 +150,16 @@ def _tables(place: Path, images: Sequence[Path], selection: Selection) -> FileSe
         )
     entries.sort(key=lambda entry: text_digest([entry.where]))
     unlisted = len(set(images) - {row.path for row in rows})
-    skipped = Counter({"image that no table lists": unlisted} if unlisted else {})
+    skipped = Counter({"image not in any table": unlisted} if unlisted else {})
     readers = {id(row.reader): row.reader for row in rows}
     return FileSet(select(entries, selection), skipped, "; ".join(reader.told() for reader in readers.values()))
 
 
 def _cifake_rows(folder: Path, selection: Selection) -> RowSet:
-    """CIFAKE as `train-*.parquet` and `test-*.parquet` (image, label real/fake), and, where asked for, edits beside it.
+    """CIFAKE as `train-*.parquet` and `test-*.parquet` (image, label real/fake), and, if requested, edits next to it.
 
-    An edit keeps its original's name and gets its group: those made from real images come from the training images,
-    those made from fakes from the official test images.
+    An edit has its original's name and gets its group: edits of real images are from the training images, edits of
+    fakes from the official test images.
     """
     files = {"train": sorted(folder.glob("train-*.parquet")), "test": sorted(folder.glob("test-*.parquet"))}
     if selection.edited:

@@ -1,10 +1,10 @@
-"""Every image of a pair or image dataset in one order: split by split, row by row, a row's image before its twin.
+"""Iterate over all images of a pair or image dataset in a fixed order: by split, by row, a row's image before its twin.
 
     members = open_members("data/pairs")
     for number, split, row in members.numbered(0, 1000):
         for member in members.of_row(number, split, row): ...       # .column, .label, .group, .image, ...
 
-Rows are numbered over all splits, so that work on them can be cut into shards.
+Rows are numbered over all splits, so that work can be sharded.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Column = Literal["image", "twin"]
 
 @dataclass(frozen=True)
 class Member:
-    """One image: the `row` it stands in, by its number over all splits, and what that row says of it."""
+    """One image: its `row` number over all splits, and its columns."""
 
     row: int
     column: Column
     id: str
-    names: tuple[str, ...]  # what the row goes by: ids, where its image came from, that file's SHA-256
+    names: tuple[str, ...]  # the row's identifiers: ids, the image's origin, that file's SHA-256
     split: str
     label: Label
     group: str
@@ -45,15 +45,15 @@ class Member:
 
     @cached_property
     def image(self) -> StoredImage:
-        """UserError where the cell names a file that cannot be read."""
+        """Raises UserError if the cell names an unreadable file."""
         return StoredImage.of(self.cell, self.id)
 
 
 @dataclass(frozen=True)
 class Members:
-    """A dataset's rows, undecoded, by split in the order of `SPLITS`.
+    """A dataset's undecoded rows, by split in the order of `SPLITS`.
 
-    `features` are those of the dataset as it was opened; `fingerprint` changes with its content.
+    `features` are those of the opened dataset; `fingerprint` changes with its content.
     """
 
     splits: Mapping[str, Dataset]
@@ -69,7 +69,7 @@ class Members:
         return ("image", "twin") if "twin" in self.features else ("image",)
 
     def numbered(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """(number, split, row) of the rows from `start` to `stop`, which is outside; images as {bytes, path}."""
+        """(number, split, row) of the rows from `start` to `stop` (exclusive); images as {bytes, path}."""
         before = 0
         for split, rows in self.splits.items():
             first, last = max(start - before, 0), min(stop - before, len(rows))
@@ -79,7 +79,7 @@ class Members:
             before += len(rows)
 
     def of_row(self, number: int, split: str, row: Mapping[str, Any]) -> list[Member]:
-        """The images of a row that `numbered` gave."""
+        """The images of a row from `numbered`."""
         return [self._member(number, split, row, column) for column in self.columns]
 
     def _member(self, number: int, split: str, row: Mapping[str, Any], column: Column) -> Member:
@@ -88,7 +88,7 @@ class Members:
         else:
             label = label_named(str(row["image_label" if "twin" in self.columns else "label"]))
         if label is None:
-            raise UserError(f"row {number} of {split}: its label is none of {', '.join(get_args(Label))}")
+            raise UserError(f"row {number} of {split}: its label is not one of {', '.join(get_args(Label))}")
         names = names_of(row)
         name = names[0] if names else f"{split} {number}"
         return Member(
@@ -105,7 +105,7 @@ class Members:
 
 
 def names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a row goes by, the shortest first; of a file that it came from also the SHA-256."""
+    """A row's identifiers, shortest first, including the SHA-256 of its source file."""
     source = row.get("source")
     facts = source if isinstance(source, Mapping) else {"path_or_id": source}
     found = (row.get("pair_id"), row.get("id"), facts.get("path_or_id"), facts.get("sha256"))
@@ -114,7 +114,7 @@ def names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=2)
 def open_members(dataset: str) -> Members:
-    """Of a folder or a Hub dataset; opened once a process, which may have many shards of it."""
+    """Open a folder or a Hub dataset; cached per process, which may handle many shards of it."""
     opened = open_dataset(dataset)
     order = [*(split for split in SPLITS if split in opened), *sorted(set(opened) - set(SPLITS))]
     splits = {split: undecoded(opened[split]) for split in order}
@@ -122,6 +122,6 @@ def open_members(dataset: str) -> Members:
     for path in sorted(Path(dataset).rglob("*.parquet")):
         if path.name != "rejects.parquet":
             digest.update(file_sha256(path).encode())
-    for split, rows in splits.items():  # of a Hub dataset all that is known without its files
+    for split, rows in splits.items():  # for a Hub dataset everything known without its files
         digest.update(f"{split} {rows['group'][:]}".encode())
     return Members(splits, opened[order[0]].features, digest.hexdigest())

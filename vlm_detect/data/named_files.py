@@ -1,6 +1,6 @@
-"""Lists in JSON that another machine or another program wrote: their rows, and the files that they name.
+"""Read JSON lists from other machines or programs: their rows, and the files that they name.
 
-for where, row in json_rows(Path("talks.jsonl")): ...       # a JSON list, or one object a line
+for where, row in json_rows(Path("talks.jsonl")): ...       # a JSON list, or one object per line
 find_file(Path("data"), "C:\\\\sets\\\\images\\\\3.jpg")            # data/images/3.jpg, else data/3.jpg
 """
 
@@ -19,9 +19,9 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def json_rows(path: Path, content: bytes | None = None) -> Iterator[tuple[str, Any]]:
-    """(where it stands, a row) of a file; a broken line comes as a ValueError in place of the row.
+    """(location, row) of a file; a malformed line gives a ValueError instead of the row.
 
-    `content` are the file's bytes, where they have been read before. Text is UTF-8, or UTF-16 with its byte order mark.
+    `content` are the file's bytes, if already read. Text is UTF-8, or UTF-16 with its byte order mark.
     """
     if content is None:
         try:
@@ -37,7 +37,7 @@ def json_rows(path: Path, content: bytes | None = None) -> Iterator[tuple[str, A
             rows = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             at, reason = (error.lineno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, "too deep")
-            raise UserError(f"{path}: broken JSON at line {at}: {reason}; mend it there") from error
+            raise UserError(f"{path}: invalid JSON at line {at}: {reason}; fix it there") from error
         yield from ((f"item {i + 1}", row) for i, row in enumerate(rows))
         return
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 within a text
@@ -52,9 +52,9 @@ def json_rows(path: Path, content: bytes | None = None) -> Iterator[tuple[str, A
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file that `name` says, seen from `folder`; of a path of another machine its longest end that is there.
+    """Find the file `name` relative to `folder`; for a path of another machine, by its longest existing suffix.
 
-    A file outside of the folder is found with `--allow_local_paths` alone: whoever wrote the list chose the name.
+    A file outside of the folder is found only with `--allow_local_paths`, because the list may be untrusted.
     """
     if "\0" in name:
         return None
@@ -65,10 +65,10 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def why_not_found(folder: Path, name: str) -> str:
-    """What to say of a name for which `find_file` has no file."""
+    """The error message for a name that `find_file` does not find."""
     if "\0" not in name and _seen_from(folder, name).is_file():
-        return f"{name} lies outside of {folder}: put it there, or give {ALLOW_LOCAL_PATHS}"
-    return f"{name} is missing (looked there, and by the end of its path in {folder})"
+        return f"{name} is outside of {folder}: move it there, or give {ALLOW_LOCAL_PATHS}"
+    return f"{name} is missing (searched there, and by the end of its path in {folder})"
 
 
 def _seen_from(folder: Path, name: str) -> Path:

@@ -18,7 +18,7 @@ from vlm_detect.records import label_named
 
 
 def open_dataset(path_or_id: str | Path) -> datasets.DatasetDict:
-    """All splits of a pair or image dataset, from a folder or the Hub; `UserError` for anything else."""
+    """All splits of a pair or image dataset, from a folder or the Hub; raises `UserError` for anything else."""
     opened = open_splits(path_or_id)
     if _kind_of(opened, path_or_id) == "images":
         opened = datasets.DatasetDict({name: known_labels(rows, path_or_id) for name, rows in opened.items()})
@@ -31,14 +31,14 @@ def open_splits(path_or_id: str | Path) -> datasets.DatasetDict:
         return load_dataset(str(path_or_id))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error)
-        here = "" if Path(path_or_id).exists() else "there is no such folder here; "
+        here = "" if Path(path_or_id).exists() else "there is no such folder; "
         raise UserError(f"{path_or_id}: cannot be opened as a dataset ({here}{reason})") from error
 
 
 def known_labels(rows: datasets.Dataset, named: str | Path) -> datasets.Dataset:
-    """An image dataset with the labels real, generated and edited, which its writer may call by other names.
+    """Normalize the labels of an image dataset to real, generated and edited.
 
-    Rows without a label are left out, which is printed. Values that name none stay as they are, for `check_labels`.
+    Rows without a label are dropped, with a message. Unknown values are kept, for `check_labels`.
     """
     names = getattr(rows.features["label"], "names", None)
     given = rows.unique("label")
@@ -49,7 +49,7 @@ def known_labels(rows: datasets.Dataset, named: str | Path) -> datasets.Dataset:
     labels = list(rows["label"])
     kept = [row for row, label in enumerate(labels) if label is not None and not (names and label < 0)]
     if len(kept) < len(labels):
-        print(f"{named}: {len(labels) - len(kept)} of {len(labels)} rows are left out: they have no label")
+        print(f"{named}: {len(labels) - len(kept)} of {len(labels)} rows are skipped: they have no label")
     found = [str(meant[labels[row]]) for row in kept]
     return rows.select(kept).remove_columns("label").add_column("label", found)
 
@@ -58,7 +58,7 @@ def load_pairs(path_or_id: str | Path, split: str) -> datasets.Dataset:
     """One split of a pair dataset."""
     opened = open_dataset(path_or_id)
     if _kind_of(opened, path_or_id) != "pairs":
-        raise UserError(f"{path_or_id}: one row an image, where pairs are needed; make some with vlm-detect make-pairs")
+        raise UserError(f"{path_or_id}: an image dataset, where pairs are needed; make some with vlm-detect make-pairs")
     if split not in opened:
         raise UserError(f"{path_or_id}: has no split {split} (has {', '.join(opened)})")
     return opened[split]

@@ -1,8 +1,8 @@
-"""A dataset seen by eye: one self-contained page with counts, audit, a draw of its images, sources and rejects.
+"""A dataset report: one self-contained page with counts, audit, a sample of images, sources and rejects.
 
     vlm-detect report data/pairs [--out PAGE] [--n 24]
 
-It reads a dataset folder of ours; what others made is looked at with `vlm-detect view`, and audited as it is.
+It reads a dataset folder written by this package; use `vlm-detect view` and `vlm-detect audit` for others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FACTS = ("pair_id", "group", "kind", "label", "generator", "source")
 
 @dataclass
 class _Facts:
-    """What stands in the columns next to the images."""
+    """The columns other than images."""
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, kind or label)
     groups: dict[str, set[str]] = field(default_factory=dict)
@@ -46,8 +46,8 @@ def write_report(dataset: Path, out: Path, *, n: int = 24) -> int:
         raise UserError(f"{files[0]}: cannot be read as parquet ({first_line(error)})") from error
     if not {"image", "group", "source"} <= names:
         raise UserError(
-            f"{dataset}: no dataset folder of ours (no data/*.parquet with image, group and source in it); vlm-detect "
-            "view shows others"
+            f"{dataset}: not a dataset folder of vlm-detect (no data/*.parquet with image, group and source); use "
+            "vlm-detect view for others"
         )
     is_paired = "twin" in names
     facts = _read_facts(files)
@@ -99,7 +99,7 @@ def _read_facts(files: Sequence[Path]) -> _Facts:
             name = row.get("label") or "source photos"
             if not source.get("sha256"):  # rendered from a prompt
                 continue
-            key = f"{name}/{source['sha256']}"  # a photo of several pairs counts once
+            key = f"{name}/{source['sha256']}"  # a photo in several pairs counts once
             if source["width"] and key not in seen:
                 seen.add(key)
                 facts.long_sides.setdefault(name, []).append(max(source["width"], source["height"]))
@@ -118,7 +118,7 @@ def _lead(facts: _Facts, is_paired: bool) -> str:
 
 
 def _areas(audit: Audit) -> list[Picture]:
-    """A figure a comparison: both in one would be too fine to read."""
+    """One chart per comparison: combined, they would be too small to read."""
     comparisons = {"Real or generated": "", "Edited or not": _EDITED}
     if not any(probe.name.startswith(_EDITED) for probe in audit.probes):
         comparisons = {"The label": ""}
@@ -134,7 +134,7 @@ def _areas(audit: Audit) -> list[Picture]:
             for probe in audit.probes
             if probe.name.startswith(_EDITED) == bool(prefix)
         ]
-        told = f"{title}: what it can be told from, with corrected 95 % intervals; leaks in red"
+        told = f"{title}: AUC of the probes with corrected 95 % intervals; leaks in red"
         figures.append(areas_figure(rows, FAULT, told))
     return figures
 
@@ -149,7 +149,7 @@ def _charts(facts: _Facts) -> list[Picture]:
 
 
 def _cards(files: Sequence[Path], n: int, is_paired: bool) -> Iterator[dict[str, Any]]:
-    """`n` rows in the order of their hashes: the same page from the same dataset."""
+    """`n` rows in the order of their hashes, so that the same dataset gives the same page."""
     places = []
     for path in files:
         key = "pair_id" if is_paired else "group"
@@ -164,7 +164,7 @@ def _cards(files: Sequence[Path], n: int, is_paired: bool) -> Iterator[dict[str,
 
 
 def _rows(path: Path, wanted: set[int]) -> Iterator[dict[str, Any]]:
-    """The rows of these places; only their row groups are read."""
+    """The rows at these places; only their row groups are read."""
     with pq.ParquetFile(path) as file:
         start = 0
         for group in range(file.num_row_groups):

@@ -1,4 +1,4 @@
-"""Which images of a set are taken, which are held out, and where each goes: decided on the list, before any is read."""
+"""Select the images of a set, the held-out ones and their splits, on the list before any image is read."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from vlm_detect.records import Label
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a set; `where` is its path or its place in a dataset. Without a label it is left out."""
+    """One image of a set; `where` is its path or its place in a dataset. Without a label it is skipped."""
 
     where: str
     label: Label | None
-    generator: str = ""  # of a real image: empty
+    generator: str = ""  # empty for a real image
     object_class: str = ""
-    group: str | None = None  # None: the image is a group of its own
+    group: str | None = None  # None: the image is its own group
     split: Split | None = None  # as published
     licence: str | None = None
-    place: tuple[int, int] = (0, 0)  # in a set of rows: (which part, which row of it)
-    mask: bytes | None = None  # the file of the mask of its edit, where the set has some; known once it is read
+    place: tuple[int, int] = (0, 0)  # in a set of rows: (part, row)
+    mask: bytes | None = None  # the file of its edit mask, if the set has masks; known once it is read
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a set is wanted."""
+    """The selection from a set."""
 
     limit: int | None = None
     hold_out: tuple[str, ...] = ()  # generator=NAME, source=GLOB
-    labels: tuple[tuple[str, Label], ...] = ()  # words of the set's own, and the labels that they mean
-    edited: bool = False  # of CIFAKE's parquet: the edits that lie next to it
+    labels: tuple[tuple[str, Label], ...] = ()  # the set's words for labels
+    edited: bool = False  # CIFAKE parquet: include the edits next to it
     image_column: str = ""
     label_column: str = ""
     mask_column: str = ""
 
 
 def select(entries: Sequence[Entry], selection: Selection) -> list[Entry]:
-    """The entries that are wanted, in their order, with `split` "unseen" where they are held out."""
+    """The selected entries, in order, with `split` "unseen" for held-out ones."""
     return balanced(hold_out(entries, selection.hold_out), selection.limit)
 
 
 def balanced(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
-    """`limit` entries: labels alike as far as they go, and within a label the published splits and the generators."""
+    """`limit` entries, balanced over labels, and within a label over published splits and generators."""
     if limit is None or limit >= len(entries):
         return list(entries)
     strata: dict[str, dict[tuple[Split | None, str], list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -66,7 +66,7 @@ def _in_turns(lists: Sequence[list[int]]) -> Iterator[int]:
 
 
 def check_hold_out(rules: Sequence[str]) -> None:
-    """`UserError` for a rule that is none."""
+    """Raise `UserError` for an invalid rule."""
     for rule in rules:
         kind, _, value = rule.partition("=")
         if kind not in ("generator", "source") or not value:
@@ -74,7 +74,7 @@ def check_hold_out(rules: Sequence[str]) -> None:
 
 
 def is_held_out(rules: Sequence[str], generator: str, where: str) -> bool:
-    """Whether a rule names this generator, a folder of that name on the way to `where`, or `where` by its glob."""
+    """Whether a rule matches this generator, a folder of that name in the path `where`, or `where` by its glob."""
     for rule in rules:
         kind, _, value = rule.partition("=")
         if kind == "generator" and (value == generator or value in PurePath(where).parts[:-1]):
@@ -85,10 +85,10 @@ def is_held_out(rules: Sequence[str], generator: str, where: str) -> bool:
 
 
 def hold_out(entries: Sequence[Entry], rules: Sequence[str]) -> list[Entry]:
-    """The entries with those that a rule names in the unseen split, and real images next to them there.
+    """Move the entries that match a rule to the unseen split, together with real images.
 
-    Where a held-out generator has no real images of its own (a folder of its name may hold some), as many are moved as
-    it has fakes, though no more than a fifth of those that are not published for training.
+    If a held-out generator has no real images of its own (in a folder of its name), as many real images are moved as it
+    has fakes, but at most a fifth of those not published for training.
     """
     check_hold_out(rules)
     if not rules:
@@ -96,7 +96,7 @@ def hold_out(entries: Sequence[Entry], rules: Sequence[str]) -> list[Entry]:
     marked = [replace(e, split="unseen") if is_held_out(rules, e.generator, e.where) else e for e in entries]
     unseen = [entry.label for entry in marked if entry.split == "unseen"]
     if not unseen:
-        raise UserError(f"--hold_out {' '.join(rules)}: no image is by that generator or from that source")
+        raise UserError(f"--hold_out {' '.join(rules)}: no image matches")
     if "real" in unseen:
         return marked
     free = [i for i, entry in enumerate(marked) if entry.label == "real" and entry.split in (None, "test")]

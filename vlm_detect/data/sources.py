@@ -1,18 +1,18 @@
-"""SRC: where photos come from. One name for a folder, a glob, a list file, a `datasets` folder or a Hub dataset.
+"""SRC, the source of photos: a folder, a glob, a list file, a `datasets` folder or a Hub dataset.
 
-    source = open_source("photos/")                        # *.jpg, *.png, ... in it and below
+    source = open_source("photos/")                        # *.jpg, *.png, ..., recursively
     source = open_source("photos/*.jpg", limit=100)
-    source = open_source("list.txt")                       # one path a line, relative to the file
-    source = open_source("nlphuji/flickr30k::test:image")  # id:config:split:column; each but the id may be left out
+    source = open_source("list.txt")                       # one path per line, relative to the file
+    source = open_source("nlphuji/flickr30k::test:image")  # id:config:split:column; only the id is required
     for photo in source.read(0, 10): ...
 
-A source has a fixed order and length, so that shards of it can be planned; it reads bytes and decodes nothing.
+A source has a fixed order and length, so that it can be sharded; it reads bytes without decoding.
 
-A `metadata.jsonl` or `metadata.csv` beside the images (the imagefolder convention: `file_name` relative to it) may give
-for each image: `group` (what must stay in one split), `licence`, `caption`, `object_class`, and `jpeg_quality` (at
-which the picture was compressed before it came into this file, as a PNG cut from a JPEG). Columns of a dataset of the
-same names mean the same. The captions may stand in another column: `open_source(SRC, caption_column="sentence")`; of a
-list of captions the first is taken.
+A `metadata.jsonl` or `metadata.csv` next to the images (the imagefolder convention: `file_name` relative to it) may
+give for each image: `group` (what must stay in one split), `licence`, `caption`, `object_class`, and `jpeg_quality` (of
+an earlier JPEG compression, such as of a PNG cut from a JPEG). Columns of the same names in a dataset mean the same.
+Captions may be in another column: `open_source(SRC, caption_column="sentence")`; of a list of captions the first is
+used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class SourcePhoto:
-    """One photo as it came: its bytes, and what its source says about it."""
+    """One photo: its original bytes, and its metadata in the source."""
 
     path_or_id: str
     data: bytes
@@ -56,7 +56,7 @@ class SourcePhoto:
 class Source(Protocol):
     """Photos in a fixed order. `fingerprint` changes when the list of photos does.
 
-    `skipped` counts by suffix the files that were not taken for photos.
+    `skipped` counts by suffix the files that are not photos.
     """
 
     skipped: Counter[str]
@@ -67,11 +67,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> Iterator[SourcePhoto | tuple[str, ImageRejected]]:
-        """The photos `start` to `stop`; in place of one that cannot be read, its id and the reason."""
+        """The photos `start` to `stop`; for one that cannot be read, its id and the reason."""
 
 
 def open_source(spec: str, limit: int | None = None, *, caption_column: str = "caption") -> Source:
-    """The photos that `spec` names, at most the first `limit` of them; `UserError` where there are none."""
+    """The photos that `spec` names, at most the first `limit`; raises `UserError` if there are none."""
     path = Path(spec).expanduser()
     if path.is_dir():
         found = look_into(path)
@@ -79,14 +79,14 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
             return FileSource(found.images[:limit], spec, caption_column, found.skipped)
         if is_dataset(path):
             return DatasetSource(spec, limit, caption_column)
-        there = f"; it holds {listed(found.skipped)}" if found.skipped else ""
+        there = f"; it contains {listed(found.skipped)}" if found.skipped else ""
         raise UserError(f"{spec}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))}{there})")
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return FileSource([path][:limit], spec, caption_column)
         return FileSource(_read_list(path)[:limit], spec, caption_column)
     if glob.has_magic(spec):
-        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, for Path.glob takes no absolute pattern
+        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, because Path.glob accepts no absolute pattern
         matches = [Path(name) for name in names]
         return FileSource([match for match in matches if match.is_file()][:limit], spec, caption_column)
     if _HUB_ID.fullmatch(spec.split(":")[0]) or Path(spec.split(":")[0]).is_dir():
@@ -96,21 +96,21 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
 
 @dataclass
 class Found:
-    """What a folder holds: images in the order of paths, and how many other files by their suffix."""
+    """The content of a folder: images in path order, and the number of other files by suffix."""
 
     images: list[Path] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images of `look_into`, for who has nobody to tell what was skipped."""
+    """The images of `look_into`, without the skipped files."""
     return look_into(folder).images
 
 
 def look_into(folder: Path) -> Found:
-    """Every file in and below `folder`, but for hidden ones and tables of metadata.
+    """Every file in and below `folder`, except hidden ones and metadata tables.
 
-    Links are followed, for sets are often put together of them, but for those that lead back or nowhere.
+    Links are followed, because sets often consist of them, except circular and broken ones.
     """
     found = Found()
     _look_below(folder, frozenset(), found)
@@ -128,7 +128,7 @@ def _look_below(folder: Path, above: frozenset[str], found: Found) -> None:
                 if entry.name.startswith(".") or entry.name in _METADATA_FILES:
                     continue
                 suffix = PurePath(entry.name).suffix.lower()
-                if entry.is_symlink() and not os.access(entry, os.F_OK):  # to what is gone, or to itself
+                if entry.is_symlink() and not os.access(entry, os.F_OK):  # to a missing file, or to itself
                     found.skipped["broken link"] += 1
                 elif entry.is_dir():
                     _look_below(folder / entry.name, above | {here}, found)
@@ -137,11 +137,11 @@ def _look_below(folder: Path, above: frozenset[str], found: Found) -> None:
                 else:
                     found.skipped[suffix or "without a suffix"] += 1
     except PermissionError:
-        found.skipped["folder that may not be read"] += 1
+        found.skipped["folder without read permission"] += 1
 
 
 def tell_skipped(named: str, skipped: Counter[str]) -> None:
-    """Say on stderr what of a folder was not taken for an image."""
+    """Report on stderr the files of a folder that were skipped."""
     if skipped:
         files = f"{skipped.total()} file{'s' * (skipped.total() > 1)}"
         told = f"{named}: skipped {files} not named like an image: {listed(skipped)}"
@@ -157,12 +157,12 @@ def _read_list(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: neither an image nor a text file with one path a line ({error})") from error
+        raise UserError(f"{path}: neither an image nor a text file with one path per line ({error})") from error
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
 class FileSource:
-    """Image files on disk, with what the `metadata` file of their folder says of them."""
+    """Image files on disk, with the `metadata` file of their folder."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class FileSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the paths and of what the metadata say: other captions are another list."""
+        """A hash of the paths and the metadata: other captions give another fingerprint."""
         told = (json.dumps(self._facts(path), sort_keys=True) for path in self.paths)
         return text_digest(
             f"{path} {facts}" if facts != "{}" else str(path) for path, facts in zip(self.paths, told, strict=True)
@@ -196,7 +196,7 @@ class FileSource:
                 yield spelled(str(path)), rejected
 
     def _facts(self, path: Path) -> Mapping[str, Any]:
-        """The metadata of one image: from its own folder, or the nearest one above that has a metadata file."""
+        """The metadata of one image: from the nearest folder with a metadata file, starting at its own."""
         for folder in path.parents:
             if folder not in self._metadata:
                 self._metadata[folder] = read_metadata(folder)
@@ -206,7 +206,7 @@ class FileSource:
 
 
 def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
-    """`file_name` -> the other columns, from the folder's metadata.jsonl or metadata.csv; empty where there is none."""
+    """`file_name` -> the other columns, from the folder's metadata.jsonl or metadata.csv; empty if there is none."""
     path = next((folder / name for name in _METADATA_FILES if (folder / name).is_file()), None)
     if path is None:
         return {}
@@ -215,8 +215,8 @@ def read_metadata(folder: Path) -> dict[str, dict[str, Any]]:
             lines = (line for line in file if line.strip())
             rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in lines]
         for row in rows:
-            if None in row:  # where the csv module puts them
-                raise ValueError(f"{row['file_name']} has more values than there are columns; quote texts with commas")
+            if None in row:  # the csv module's key for surplus values
+                raise ValueError(f"{row['file_name']} has more values than columns; quote texts with commas")
         return {row["file_name"]: row for row in rows}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: not a table with a column file_name ({type(error).__name__}: {error})") from error
@@ -251,7 +251,7 @@ class DatasetSource:
 def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_column: str) -> SourcePhoto:
     def text(key: str) -> str | None:
         value = facts.get(key)
-        if isinstance(value, list):  # as the five captions of a Flickr photo
+        if isinstance(value, list):  # such as the five captions of a Flickr photo
             value = next(iter(value), None)
         return str(value) if value not in (None, "") else None
 
@@ -263,7 +263,7 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_colum
         except (ValueError, OverflowError):
             found = 0
         if not 1 <= found <= 100:
-            raise UserError(f"{path_or_id}: its metadata say jpeg_quality {given}; give 1 to 100, or nothing")
+            raise UserError(f"{path_or_id}: its metadata have jpeg_quality {given}; give 1 to 100, or nothing")
         return found
 
     return SourcePhoto(
@@ -278,10 +278,10 @@ def _photo(path_or_id: str, data: bytes, facts: Mapping[str, Any], caption_colum
 
 
 def text_digest(parts: Iterable[str]) -> str:
-    """One SHA-256 of texts in their order."""
+    """The SHA-256 of a sequence of texts."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def spelled(name: str) -> str:
-    """A file's name as text: its bytes that are no UTF-8, which no table takes, are spelled out."""
+    """A file's name as valid text: bytes that are not UTF-8, which tables cannot store, are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Which photo goes to which split, and which photo is another one over again."""
+"""Assign photos to splits, and find near-duplicate photos."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 from vlm_detect.errors import UserError
 
-# `unseen` holds what was held out by generator or source; no training looks into it, and no validation either.
+# `unseen` has what was held out by generator or source; neither training nor validation reads it.
 Split = Literal["train", "validation", "test", "unseen"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "unseen")
 
-# How folders, columns and splits of others name them, in lower case with "_" between words.
+# Names of splits in other datasets, in lower case with "_" between words.
 SPLIT_WORDS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -26,17 +26,17 @@ _BITS = 64
 
 
 def check_shares(validation: float, test: float) -> None:
-    """`UserError` where the two leave nothing to train on."""
+    """Raise `UserError` if the two leave nothing for training."""
     if validation < 0 or test < 0 or validation + test >= 1:
-        raise UserError(f"--validation {validation:g} --test {test:g}: give parts from 0 up, together below 1")
+        raise UserError(f"--validation {validation:g} --test {test:g}: give fractions of at least 0 with a sum below 1")
 
 
 def split_groups(groups: Iterable[str], *, validation: float = 0.1, test: float = 0.2) -> dict[str, Split]:
-    """Each group's split, by the rank of its hash: no list to keep, and adding groups moves few of the others.
+    """Each group's split, by the rank of its hash: no list is needed, and adding groups moves few of the others.
 
-    From three groups on every split has one; from six on the test split has two, for over one photo no interval can be
-    given. With two groups there is no validation split, with one only train. A share of 0 leaves the split out, and
-    train always has a group.
+    With at least three groups every split has one; with at least six the test split has two, because an interval needs
+    more than one photo. With two groups there is no validation split, with one only train. A share of 0 omits the
+    split, and train always has a group.
     """
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     count = len(ranked)
@@ -51,9 +51,10 @@ def split_groups(groups: Iterable[str], *, validation: float = 0.1, test: float 
 
 
 def find_duplicates(phashes: Mapping[str, str], groups: Mapping[str, str], *, distance: int = 3) -> dict[str, str]:
-    """id -> the id that it repeats: perceptual hashes of another group at most `distance` bits away; the first stays.
+    """id -> the id that it duplicates: perceptual hashes of another group at most `distance` bits away; the first is
+    kept.
 
-    Photos of one group (tiles of a photograph, frames of a film) may look alike: they share a split in any case.
+    Photos of one group (tiles of a photograph, frames of a film) may look alike: they share a split anyway.
     """
     seen = _Near(distance)
     repeats: dict[str, str] = {}
@@ -68,9 +69,9 @@ def find_duplicates(phashes: Mapping[str, str], groups: Mapping[str, str], *, di
 
 
 def merge_groups(phashes: Mapping[str, str], groups: Mapping[str, str], *, distance: int = 3) -> dict[str, str]:
-    """id -> its group, after groups that hold near copies of each other became one.
+    """id -> its group, after merging groups that contain near-duplicates of each other.
 
-    For sets where near copies have to be kept, as a photo and its edit are: they only must not be torn apart.
+    For sets where near-duplicates have to be kept, such as a photo and its edit, but not be separated.
     """
     by_value: dict[int, str] = {}
     seen = _Near(distance)
@@ -87,7 +88,7 @@ def merge_groups(phashes: Mapping[str, str], groups: Mapping[str, str], *, dista
 
 
 def join_groups(groups: Mapping[str, str], links: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """id -> its group, after the groups of each two linked ids became one; it bears the second's name."""
+    """id -> its group, after merging the groups of linked ids; the merged group has the second's name."""
     parent: dict[str, str] = {group: group for group in groups.values()}
 
     def root(group: str) -> str:
@@ -103,7 +104,8 @@ def join_groups(groups: Mapping[str, str], links: Iterable[tuple[str, str]]) -> 
 class _Near:
     """Finds 64-bit hashes at most `distance` bits away.
 
-    Two such hashes agree wholly in at least one of `distance + 1` bands, so only those that share a band are compared.
+    Two such hashes agree completely in at least one of `distance + 1` bands, so only those that share a band are
+    compared.
     """
 
     def __init__(self, distance: int) -> None:

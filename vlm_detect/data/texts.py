@@ -1,14 +1,15 @@
-"""What others wrote about images, and where in them: the notes of published sets, in one form.
+"""Third-party annotations: the texts of published sets about images and regions, in one form.
 
     for name, notes in read_texts("synthscars", Path("SynthScars/train/annotations/train.json")): ...
 
-- `conversations`: LLaVA's form and its relatives, so FakeVLM's FakeClue and TeoScardov's files: the answers, whole.
+- `conversations`: LLaVA's layout and similar ones, such as FakeVLM's FakeClue and TeoScardov's files: complete answers.
 - `loki` (LOKI's open-ended questions): global and regional notes, with boxes.
-- `synthscars` (LEGION's SynthScars): a note a marked region, its box that of the polygons.
-- `x_aigd` (X-AIGD): a parquet file or a folder of them; regions by polygon and category, said in words here.
-- `plain`: JSON or JSONL of {image or id, text, kind?, box?, about: image | twin?}: anything else, brought to this form.
+- `synthscars` (LEGION's SynthScars): one note per marked region, with the bounding box of its polygons.
+- `x_aigd` (X-AIGD): a parquet file or a folder of them; regions by polygon and category, put into words here.
+- `plain`: JSON or JSONL of {image or id, text, kind?, box?, about: image | twin?}: anything else, converted to this
+  form.
 
-An image goes by its path, of which the longest end counts, by the SHA-256 of its file, or, of pairs, by `pair_id`.
+An image is identified by its path (by the longest suffix), by the SHA-256 of its file, or, in pairs, by `pair_id`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from vlm_detect.data.named_files import json_rows
 from vlm_detect.errors import UserError
 from vlm_detect.records import ReasonKind, TextsLayout
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image that was annotated
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the annotated image
 
-# X-AIGD's categories of what is wrong: the kind, and words for it, for the set has none.
+# X-AIGD's categories of faults: the kind, and a sentence, as the set has none.
 _X_AIGD: dict[str, tuple[ReasonKind, str]] = {
     "low-level-edge_shape": ("edges", "An outline is broken or misshapen."),
     "low-level-texture": ("texture", "A surface has an unnatural texture."),
@@ -42,7 +43,7 @@ _X_AIGD: dict[str, tuple[ReasonKind, str]] = {
 
 @dataclass(frozen=True)
 class Note:
-    """A text about an image or a place in it; `kind` is None where the set does not say."""
+    """A text about an image or a place in it; `kind` is None if unknown."""
 
     text: str
     box: Box | None = None
@@ -51,10 +52,10 @@ class Note:
 
 
 def read_texts(layout: TextsLayout, path: Path) -> Iterator[tuple[str, list[Note] | ValueError]]:
-    """(what the image goes by, its notes) of every record; a ValueError in place of those that cannot be read.
+    """(image identifier, its notes) of every record; a ValueError for unreadable ones.
 
     Raises:
-        UserError: where the file is no such file at all.
+        UserError: if the file has another layout.
     """
     if layout == "x_aigd":
         yield from _x_aigd(path)
@@ -109,11 +110,11 @@ def _plain(record: Any) -> tuple[str, list[Note]]:
 def _x_aigd(path: Path) -> Iterator[tuple[str, list[Note] | ValueError]]:
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path}: holds no parquet file; give X-AIGD's folder, or one of its files")
+        raise UserError(f"{path}: contains no parquet file; give X-AIGD's folder, or one of its files")
     for file in files:
         with pq.ParquetFile(file) as opened:
             if not {"image", "labels"} <= set(opened.schema_arrow.names):
-                raise UserError(f"{file}: has no columns image and labels, as X-AIGD's labelled splits have")
+                raise UserError(f"{file}: lacks the columns image and labels of X-AIGD's labelled splits")
             for batch in opened.iter_batches(16, columns=["image", "labels"]):
                 for row in batch.to_pylist():
                     yield _x_aigd_row(row)
@@ -125,14 +126,14 @@ def _x_aigd_row(row: Mapping[str, Any]) -> tuple[str, list[Note] | ValueError]:
     notes = []
     for label in row["labels"] or ():
         if label["label"] not in _X_AIGD:
-            return name, ValueError(f"category {label['label']!r} is none of {', '.join(_X_AIGD)}")
+            return name, ValueError(f"category {label['label']!r} is not one of {', '.join(_X_AIGD)}")
         kind, text = _X_AIGD[label["label"]]
         notes.append(Note(text, _bounds(label["points"] or ()), kind))
     return name, notes
 
 
 def _points(polygon: Sequence[Any]) -> list[tuple[float, float]]:
-    """Of [x, y, x, y, ...] or [[x, y], ...]."""
+    """The bounding box of [x, y, x, y, ...] or [[x, y], ...]."""
     if polygon and isinstance(polygon[0], int | float):
         return list(zip(polygon[::2], polygon[1::2], strict=True))
     return [(float(point[0]), float(point[1])) for point in polygon]

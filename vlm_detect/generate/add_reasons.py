@@ -1,4 +1,4 @@
-"""A finished dataset in, the same dataset with reasons for its labels out. The same command resumes.
+"""Add reasons for the labels to a finished dataset. The same command resumes.
 
     vlm-detect add-reasons data/cifake --out data/cifake_reasons
     vlm-detect add-reasons data/pairs --out data/pairs_reasons --reasons measured,edit --workers 4
@@ -7,10 +7,10 @@
     vlm-detect add-reasons data/fakeclue --out data/fakeclue_reasons --reasons imported \\
         --texts FakeClue/train.json --texts_layout conversations
 
-A measured reason says by how much an image's pixels differ from those of photos of its size; only measures speak that
-tell the classes of the training split apart. A reason of an edit says what was done, and where. A teacher is any
-vision-language model that is shown photo and twin with the truth told; what it says is kept where two draws agree and
-a judge that is not told the label denies it of the other image; so are texts that others published.
+A measured reason says by how much an image's pixels differ from those of photos of its size; only measures that
+separate the classes of the training split are used. A reason of an edit gives its operation and place. A teacher is any
+vision-language model that sees photo and twin with their labels; its sentences are kept if two samples agree and a
+judge without the label denies them for the other image. The same check applies to texts from published sets.
 docs/explanations.md has the kinds and the columns.
 """
 
@@ -30,7 +30,7 @@ from vlm_detect.jobs.launch import Launch
 class Config:
     dataset: str = field(metadata={"positional": True, "help": "A pair or image dataset: a folder, or a Hub id."})
     out: str = field(metadata={"help": "Folder of the new dataset."})
-    dry_run: bool = field(default=False, metadata={"help": "Say what would be asked of whom, and stop."})
+    dry_run: bool = field(default=False, metadata={"help": "Print what would be requested from which model, and stop."})
 
 
 def main(argv: list[str]) -> None:

@@ -1,10 +1,10 @@
-"""Teachers and judges of reasons: a model behind an endpoint, or one that is loaded here, asked alike.
+"""Teachers and judges of reasons: a common interface for a model behind an endpoint or a local model.
 
-    asked = open_model(AskedModel("qwen2.5-vl", "http://localhost:8000/v1"))       # or AskedModel("nano"), loaded here
-    asked.answer([Prompt((photo, twin), "How do they differ?")], 512)         # one Reply a prompt
+    asked = open_model(AskedModel("qwen2.5-vl", "http://localhost:8000/v1"))       # or AskedModel("nano"), loaded
+    locally asked.answer([Prompt((photo, twin), "How do they differ?")], 512)         # one Reply per prompt
     asked.score([photo], [[Ask("Is this true: ...?", ("Yes.", "No."))]])       # where `gives_logprobs`
 
-A model that is loaded here reads one image at a time, so the images of a prompt are put side by side.
+A local model reads one image at a time, so the images of a prompt are placed side by side.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vlm_detect.errors import UserError
 from vlm_detect.infer.asks import Ask, CandidateScore
 from vlm_detect.infer.endpoint import Endpoint, Prompt, Reply
 
-_GAP = 8  # pixels between images that stand side by side
+_GAP = 8  # pixels between images placed side by side
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class AskedModel:
-    """Which model, and where it is: without an endpoint it is loaded here."""
+    """A model and its endpoint; without an endpoint it is loaded locally."""
 
     name: str
     endpoint: str | None = None
@@ -37,7 +37,7 @@ class AskedModel:
 
     @property
     def leaves_this_machine(self) -> bool:
-        """Whether images that it is shown go elsewhere."""
+        """Whether its images are sent to another machine."""
         return self.endpoint is not None and urlsplit(self.endpoint).hostname not in _HERE
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Asked(Protocol):
 
 @functools.lru_cache(maxsize=2)
 def open_model(model: AskedModel) -> Asked:
-    """Connected or loaded once a process."""
+    """Connect or load, once per process."""
     if model.endpoint:
         key = os.environ.get(model.api_key_env)
         return Endpoint(model.endpoint, model.name, api_key=key, parallel=model.parallel)
@@ -85,8 +85,8 @@ class LocalModel:
         )
         if room < 1:
             raise UserError(
-                f"{self.name}: a question of the teacher's does not fit its context of {vlm.context} tokens; "
-                "give a --teacher with a longer one"
+                f"{self.name}: a teacher's question does not fit its context of {vlm.context} tokens; "
+                "use a --teacher with a longer context"
             )
         said = self.engine.generate(images, [[prompt.text] for prompt in prompts], min(max_new_tokens, room))
         return [Reply(texts[0]) for texts in said]
@@ -96,7 +96,7 @@ class LocalModel:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """One image of all, from left to right, on white."""
+    """All images in one, from left to right, on white."""
     if len(images) == 1:
         return images[0]
     width = sum(image.width for image in images) + _GAP * (len(images) - 1)

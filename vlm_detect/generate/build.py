@@ -1,8 +1,8 @@
-"""From the steps' shards to a dataset that stands: what the programs of data generation end with.
+"""From the steps' shards to a finished dataset: the last part of the data generation programs.
 
     build_dataset(out, settings, steps=caption_and_render, pack=pack_pairs_of, push_to_hub="me/pairs")
 
-Unfinished work lies in OUT.work. A dataset that is there already is not made again, only uploaded where that is asked.
+Unfinished work is in OUT.work. An existing dataset is not rebuilt, only uploaded if requested.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def build_dataset(
     push_to_hub: str | None = None,
     keep_work: bool = False,
 ) -> None:
-    """Make the dataset `out` of these `settings` and tell what came of it, its audit included.
+    """Make the dataset `out` with these `settings` and print a summary, including its audit.
 
     Args:
-        steps: does the work in the folder that it is given; returns the id of a cluster's job where it was only queued.
+        steps: does the work in the given folder; returns the id of a cluster job if it was only queued.
         pack: writes `out` from that folder.
         push_to_hub: OWNER/NAME to upload the finished folder to.
     """
@@ -46,14 +46,16 @@ def build_dataset(
             print(f"{out}: {pack(work)}")
             print(read_audit(out) or "Too few photos for an audit.")
         if not keep_work:
-            shutil.rmtree(work, ignore_errors=True)  # also what a run left that was killed behind its last step
+            shutil.rmtree(work, ignore_errors=True)  # also the remains of a run that was killed after its last step
     if push_to_hub:
         print(f"uploaded to {push_dataset(out, push_to_hub)}")
 
 
 def work_folder(out: Path) -> Path:
     if out.name in ("", ".."):
-        raise UsageError(f"--out {out}: name the folder itself; it is written beside its place and renamed")
+        raise UsageError(
+            f"--out {out}: give the path of the new folder itself; it is written under a temporary name and renamed"
+        )
     return out.with_name(f"{out.name}.work")
 
 

@@ -1,4 +1,4 @@
-"""Step 1 of 3: describe photos. Photos in, photos with captions out; the same command resumes.
+"""Step 1 of 3: caption photos. The same command resumes.
 
 vlm-detect caption --images photos/ --out work/captions --captioner vikhyatk/moondream2 --workers 2
 """

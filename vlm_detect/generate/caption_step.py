@@ -1,7 +1,7 @@
-"""The first step: photos in, the same photos with captions out (`vlm-detect caption`).
+"""The first step: caption photos (`vlm-detect caption`).
 
-Each photo is decoded once to learn whether it can be used. Its own bytes are passed on untouched, with the facts of its
-source, so that no later step has to reach back to the source.
+Each photo is decoded once to check whether it is usable. Its original bytes are passed on with the facts of its source,
+so that no later step has to read the source.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from vlm_detect.machine import free_memory
 from vlm_detect.models.registry import NANO_NAMES, check_reachable, load_vlm, resolve_id
 from vlm_detect.records import FROM_PROMPTS, Reject
 
-_MAX_NEW_TOKENS = 128  # of an answer to a question
+_MAX_NEW_TOKENS = 128  # maximum, for an answer to a question
 
-# One row a photo.
+# One row per photo.
 PHOTO_FEATURES = Features(
     {
         "id": Value("string"),  # the first 16 hexadecimal digits of the SHA-256 of its bytes
         "group": Value("string"),
-        "image": Image(),  # the bytes as they came
+        "image": Image(),  # the original bytes
         "object_class": Value("string"),
         "caption": Value("string"),  # cleaned: content only
-        "caption_raw": Value("string"),  # as the captioner said it
+        "caption_raw": Value("string"),  # the captioner's output
         "captioner": Value("string"),
         "captioner_revision": Value("string"),
         "source": SOURCE_FEATURES,
@@ -49,7 +49,7 @@ PHOTO_FEATURES = Features(
 
 @dataclass(frozen=True)
 class Usable:
-    """A photo that was decoded and is about to be captioned."""
+    """A decoded photo to be captioned."""
 
     id: str
     photo: SourcePhoto
@@ -57,7 +57,7 @@ class Usable:
 
 
 def name_captioner(captioner: str, prompts: str | None = None) -> str:
-    """The captioner that is meant: `auto` becomes the name of what fits this machine."""
+    """The captioner's name: `auto` is replaced by what fits this machine."""
     if prompts:
         return FROM_PROMPTS
     return captioner if captioner == FROM_COLUMN else resolve_id(captioner, "captioner").name
@@ -70,7 +70,7 @@ def check_captioner(captioner: str) -> None:
 
 
 def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
-    """The source's photos in shards; `UserError` where there are none."""
+    """The source's photos in shards; raises `UserError` if there are none."""
     photos = open_source(source.images, source.limit, caption_column=source.caption_column)
     tell_skipped(source.images, photos.skipped)
     settings = asdict(config)
@@ -82,7 +82,7 @@ def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
 def caption_photos(
     source: SourceConfig, config: CaptionConfig, plan: Plan, folder: Path, launch: Launch | None = None
 ) -> str | None:
-    """What `run_shards` returns: None when all is done."""
+    """Run the shards; returns the result of `run_shards`: None when all is done."""
     try:
         launch = (launch or Launch()).with_models(config.captioner not in (*NANO_NAMES, FROM_COLUMN, FROM_PROMPTS))
         return run_shards(CaptionShard(source, config, plan, folder), plan, folder, launch)
@@ -93,7 +93,7 @@ def caption_photos(
 
 @dataclass(frozen=True)
 class CaptionShard:
-    """The work on one shard; called in whichever process has it."""
+    """Process one shard; called in any process."""
 
     source: SourceConfig
     config: CaptionConfig
@@ -106,7 +106,7 @@ class CaptionShard:
         captioner, revision, raw_captions = self._captions(usable)
         rows = []
         for item, raw in zip(usable, raw_captions, strict=True):
-            caption = raw if captioner == FROM_PROMPTS else clean_caption(raw)  # prompts say what they mean to
+            caption = raw if captioner == FROM_PROMPTS else clean_caption(raw)  # prompts are not cleaned
             if caption:
                 rows.append(_row(item, caption, raw, captioner, revision))
             else:
@@ -129,13 +129,13 @@ class CaptionShard:
                 yield Usable(decoded.sha256[:16], found, decoded)
 
     def _captions(self, usable: list[Usable]) -> tuple[str, str | None, list[str]]:
-        """(the captioner's name, its revision, a caption each)."""
+        """(the captioner's name, its revision, one caption per photo)."""
         if self.config.captioner == FROM_COLUMN:
             missing = [item.photo.path_or_id for item in usable if not item.photo.caption]
             if missing:
                 raise UserError(
-                    f"--captioner {FROM_COLUMN}: {len(missing)} photos have no caption column, the first {missing[0]}; "
-                    "add one to the metadata or choose a captioner"
+                    f"--captioner {FROM_COLUMN}: {len(missing)} photos have no caption, the first is {missing[0]}; "
+                    "add captions to the metadata or choose a captioner"
                 )
             return FROM_COLUMN, None, [str(item.photo.caption) for item in usable]
         if self.config.prompts:
@@ -168,7 +168,7 @@ def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | N
     }
 
 
-# A worker does many shards: the listing and the model are opened once a process.
+# A worker processes many shards: the listing and the model are cached per process.
 @functools.cache
 def _source(images: str, limit: int | None, caption_column: str) -> Source:
     return open_source(images, limit, caption_column=caption_column)
@@ -176,7 +176,7 @@ def _source(images: str, limit: int | None, caption_column: str) -> Source:
 
 @functools.cache
 def _load_captioner(captioner: str) -> tuple[str, str | None, Any]:
-    from vlm_detect.infer.engine import Engine  # late: the steps behind this one should not wait for its imports
+    from vlm_detect.infer.engine import Engine  # lazy: the following steps should not wait for these imports
 
     resolved = resolve_id(captioner, "captioner")
     return resolved.name, resolved.revision, Engine(load_vlm(captioner))

@@ -1,21 +1,21 @@
-"""What a caption may say: content only.
+"""Clean captions: keep content only.
 
-A captioner that says "a blurry photo" of a photo makes the renderer draw a blurry photo, and the detector learns style
-instead of content. The rule, in this order:
+A captioner that writes "a blurry photo" makes the generator render a blurry image, and the detector learns style
+instead of content. The rules, in this order:
 
-1. a sentence about the picture itself ("The image is sharp.") goes;
-2. the opening that names the medium ("A close-up photo of", "The image shows") goes, its object stays;
-3. a part between commas that holds a camera, style or quality term goes, where another part stays;
-4. such terms that are left go as words.
+1. a sentence about the picture itself ("The image is sharp.") is removed;
+2. an opening that names the medium ("A close-up photo of", "The image shows") is removed, its object is kept;
+3. a part between commas with a camera, style or quality term is removed, if another part remains;
+4. remaining terms are removed as words.
 
-The captioner's own words are kept with the cleaned ones, so nothing is lost.
+The original caption is stored with the cleaned one, so nothing is lost.
 """
 
 from __future__ import annotations
 
 import re
 
-# What pictures are called; "painting" or "drawing" are not among them, for a photo may well show one.
+# Words for images; "painting" and "drawing" are not included, because a photo may show one.
 _MEDIUM = r"(?:image|photo|photograph|picture|snapshot|shot|selfie|scene|view|portrait|close-?up)"
 _LOOK = (
     r"(?:close-?up|macro|aerial|wide-?angle|high-?quality|low-?quality|high-?resolution|low-?resolution|black and white"
@@ -60,7 +60,7 @@ _TERMS = re.compile(
 
 
 def clean_caption(text: str) -> str:
-    """The content of a caption; empty where it spoke of nothing else than the picture."""
+    """The content of a caption; empty if it is only about the picture itself."""
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
     return " ".join(cleaned for sentence in sentences if (cleaned := _clean_sentence(sentence)))
 

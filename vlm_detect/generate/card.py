@@ -1,4 +1,4 @@
-"""The dataset card: README.md with the YAML header by which `datasets` and the Hub find the splits."""
+"""The dataset card: README.md with the YAML header that `datasets` and the Hub read the splits from."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from vlm_detect.generate.dataset_files import Packed
 from vlm_detect.measures.calibration import MeasureCalibration
 
 _PAIRS = """\
-Each row pairs a photo (`image`) with a `twin` that was made from it. Both were decoded to RGB, brought to the same
+Each row pairs a photo (`image`) with a `twin` that was made from it. Both were decoded to RGB, resized to the same
 width and height by the same filter, and written by one encoder with the same parameters, without metadata; a twin of a
-photo that came as a JPEG was first compressed with the photo's own tables. What is left to tell them apart is content.
+JPEG photo was first compressed with the photo's own tables. The remaining difference is content.
 """
 _PROMPTED = """\
-Each row is a photo or an image that was drawn from a prompt (`prompt`). No image is a photo's twin, so they differ in
-what they show; size, shape, compression and encoder are alike, for each image took those of a photo, which shares its
+Each row is a photo or an image that was rendered from a prompt (`prompt`). No image is a photo's twin, so they differ
+in content; size, shape, compression and encoder match, because each image has those of a photo, which shares its
 `group`.
 """
 _IMAGES = """\
-Each row is an image of a set that others made, with its `label`, `generator` and `object_class`. The pixels are as they
-were published and carry every trace of how they were stored: real and generated images may differ in size, compression
-and format. `vlm-detect audit` tells how far these give the label away. Metadata were removed. The test split is {test}.
-Near copies share a group.
+Each row is an image of a third-party set, with its `label`, `generator` and `object_class`. The pixels are as
+published, with every trace of how they were stored: real and generated images may differ in size, compression
+and format. `vlm-detect audit` measures how far these leak the label. Metadata were removed. The test split is {test}.
+Near-duplicates share a group.
 """
 
 _REASONS = """\
-Each reason is a sentence that speaks for the label of its image, with what it rests on: a measurement of the pixels
-held against photos of the same size, what is known to have been done to the image, or what a teacher saw in it and a
-judge bore out. `docs/explanations.md` has the columns and the kinds.
+Each reason is a sentence that supports the label of its image, with its evidence: a measurement of the pixels
+compared with photos of the same size, the known edit of the image, or an observation of a teacher, confirmed by a
+judge. `docs/explanations.md` has the columns and the kinds.
 """
 
 
@@ -43,13 +43,13 @@ def pair_card(
     generators: Sequence[str],
     encoder: str,
 ) -> str:
-    """Of pairs; or, where `packed` counts images, of images rendered from prompts next to photos.
+    """The card of pairs or, if `packed` counts images, of photos and images rendered from prompts.
 
-    `kinds` and `licences` count pairs; `captioners` are none where others captioned; `encoder` wrote both members.
+    `kinds` and `licences` count pairs; `captioners` is empty for existing captions; `encoder` wrote both members.
     """
     if packed.unit == "images":
         facts = {"Drawn": f"{sum(kinds.values())} images, by {', '.join(generators)}", "Encoder": encoder}
-        return _card("Photos and images drawn from prompts", "images", packed, _PROMPTED, facts, licences)
+        return _card("Photos and images rendered from prompts", "images", packed, _PROMPTED, facts, licences)
     makers = {"Captions by": captioners, "Twins by": generators}
     made = {name: ", ".join(names) for name, names in makers.items() if names}
     facts = {"Twins": _counts(kinds), **made, "Encoder": encoder}
@@ -64,8 +64,8 @@ def image_card(
     licences: Mapping[str, int],
     published: Sequence[str],
 ) -> str:
-    """`labels`, `generators` and `licences` count images; `published` are the splits that the set came with."""
-    test = "the published one" if "test" in published else "held out here, for the set came without one"
+    """`labels`, `generators` and `licences` count images; `published` are the set's original splits."""
+    test = "the published one" if "test" in published else "held out here, because the set has none"
     facts = {"Labels": _counts(labels), "Generators": _counts(generators)}
     return _card("Real and generated images", "images", packed, _IMAGES.format(test=test), facts, licences)
 
@@ -77,9 +77,9 @@ def reasons_section(
     calibration: MeasureCalibration | None,
     teacher: Mapping[str, str],
 ) -> str:
-    """What reasons the rows have: `images` and those `without` any by label, `reasons` by (source, kind, supports).
+    """The section on reasons: `images` and those `without` any by label, `reasons` by (source, kind, supports).
 
-    `teacher` are facts of a teacher's step, by name.
+    `teacher` has facts of a teacher's step, by name.
     """
     by_source, by_kind = Counter[str](), Counter[str]()
     for (source, kind, _), count in reasons.items():
@@ -99,7 +99,7 @@ def reasons_section(
         ]
         counts = f"{_counts(calibration.images)} images of the training split (`measures.json`)"
         facts["Calibrated on"] = counts
-        facts["Measures that tell the labels apart, by area under the ROC curve"] = "; ".join(telling) or "none"
+        facts["Measures that separate the labels, by area under the ROC curve"] = "; ".join(telling) or "none"
     listed = "\n".join(f"- {name}: {value}" for name, value in {**facts, **teacher}.items())
     return f"## Reasons\n\n{_REASONS}\n{listed}"
 
@@ -107,7 +107,7 @@ def reasons_section(
 def _card(
     title: str, tag: str, packed: Packed, text: str, facts: Mapping[str, str], licences: Mapping[str, int]
 ) -> str:
-    counts = {"Left out (`rejects.parquet`)": _counts(packed.rejects), "Licences": _counts(licences)}
+    counts = {"Rejected (`rejects.parquet`)": _counts(packed.rejects), "Licences": _counts(licences)}
     listed = "\n".join(f"- {name}: {value}" for name, value in {**facts, **counts}.items())
     return f"""{_header(title, tag, packed.rows)}
 
@@ -149,7 +149,7 @@ def _splits(packed: Packed) -> str:
 |---|---|---|
 {rows}
 
-The unit of splits and of statistics is the `group` (the source photo): what descends from one stays in one split."""
+The unit of splits and of statistics is the `group` (the source photo): what is derived from it is in the same split."""
 
 
 def _counts(values: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""What a run will make, before it is begun: `--dry_run` prints it and stops."""
+"""The cost of a run before it starts: printed by `--dry_run`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_detect.generate.options import PackConfig, RenderConfig
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import Plan, missing
 
-# Mean over 38 photographs of 400 pixels and more: PNG between the steps, and JPEG of quality 96, 4:4:4.
+# Means over 38 photographs of at least 400 pixels: PNG between the steps, and JPEG of quality 96, 4:4:4.
 PNG_BYTES_A_PIXEL = 1.75
 JPEG_BYTES_A_PIXEL = 0.59
 
@@ -17,12 +17,12 @@ JPEG_BYTES_A_PIXEL = 0.59
 def describe_plan(
     captions: Plan, renders: Plan, render: RenderConfig, pack: PackConfig, encode: EncodeConfig, work: Path
 ) -> str:
-    """Images, denoising steps and bytes, at most: rejects make them fewer."""
+    """Upper bounds of images, denoising steps and bytes; rejects reduce them."""
     kinds = render.twins.kinds
     images = {kind: captions.items * (2 if kind == "edit" and render.edits_on == "both" else 1) for kind in kinds}
     lines = [f"{captions.items} photos in {captions.shards} shards of {captions.shard_size}"]
     for name, plan in (("captions", captions), ("renders", renders)):
-        lines.append(f"{name}: {len(missing(work / name, plan))} of {plan.shards} shards are to be made")
+        lines.append(f"{name}: {len(missing(work / name, plan))} of {plan.shards} shards to run")
     listed = ", ".join(f"{count} {kind}" for kind, count in images.items())
     lines.append(f"twins: {listed}, by {render.generator}{render.sampling.variant}")
     if "caption" in images:
@@ -34,7 +34,7 @@ def describe_plan(
         packed = sum(images.values()) * 2 * (pack.size or render.render_size) ** 2
         a_pixel = JPEG_BYTES_A_PIXEL if encode.encode == "jpeg" else PNG_BYTES_A_PIXEL
         lines.append(
-            f"bytes: about {_size(drawn * PNG_BYTES_A_PIXEL)} of twins beside the photos' own in {work}, "
+            f"bytes: about {_size(drawn * PNG_BYTES_A_PIXEL)} of twins in addition to the photos in {work}, "
             f"about {_size(packed * a_pixel)} of dataset; {_size(_free(work))} are free there"
         )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""The files of a dataset folder: parquet by split, named as the Hub names them, and the folder in place by one rename.
+"""The files of a dataset folder: parquet by split with the Hub's file names, written atomically.
 
-Pair and image datasets are written through this; it knows neither. Each is audited before it stands.
+Used for pair and image datasets. Each is audited before it is published under its name.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vlm_detect.errors import UserError
 from vlm_detect.jobs.shards import differences, told_when_full, write_rows
 from vlm_detect.records import Reject
 
-_GROUP_BYTES = 16 * 1024**2  # of a parquet row group: what a reader holds at a time
+_GROUP_BYTES = 16 * 1024**2  # of a parquet row group: the unit that a reader holds in memory
 _GROUP_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What came of it: rows and groups by split, rejects by reason."""
+    """The result: rows and groups by split, rejects by reason."""
 
     rows: dict[str, int]
     unit: str  # pairs or images
@@ -42,11 +42,11 @@ class Packed:
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {count} of {self.groups[split]} groups" for split, count in self.rows.items())
         left_out = ", ".join(f"{count} {reason}" for reason, count in self.rejects.items())
-        return f"{sum(self.rows.values())} {self.unit} ({splits}); left out: {left_out or 'none'}"
+        return f"{sum(self.rows.values())} {self.unit} ({splits}); rejected: {left_out or 'none'}"
 
 
 class SplitWriter:
-    """Parquet files of each split, in row groups that are small enough to stream."""
+    """Parquet files of each split, in row groups small enough to stream."""
 
     def __init__(self, folder: Path, features: Features, rows_per_file: int) -> None:
         self._folder, self._schema, self._rows_per_file = folder, features.arrow_schema, rows_per_file
@@ -86,7 +86,7 @@ class SplitWriter:
             self._open.pop(split).close()
 
     def close(self) -> dict[str, str]:
-        """Finish every file and give it its final name, which tells how many there are; name -> SHA-256."""
+        """Finish every file and give it its final name, which includes the number of files; name -> SHA-256."""
         for split in list(self._pending):
             self._flush(split)
         for writer in self._open.values():
@@ -108,7 +108,7 @@ def finish_folder(
     settings: dict[str, Any],
     card: Callable[[Packed], str],
 ) -> Packed:
-    """What stands next to the rows: rejects, card and `run.json`."""
+    """The files other than rows: rejects, card and `run.json`."""
     files = writer.close()
     write_rows(folder / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
     rows: dict[str, int] = {split: writer.rows[split] for split in SPLITS if writer.rows[split]}
@@ -121,7 +121,7 @@ def finish_folder(
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A folder to write to that becomes `out` when all went well; what a killed run left of it is removed first."""
+    """A temporary folder that becomes `out` on success; remains of a killed run are removed first."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with told_when_full(out):
@@ -134,11 +134,13 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 def is_finished(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds the dataset that these settings make; `UserError` where it holds something else."""
+    """Whether `out` is the dataset of these settings; raises `UserError` if it has other content."""
     if (record := read_run_json(out)) is not None:
         if changes := differences(record["config"], json.loads(json.dumps(settings))):
-            raise UserError(f"{out} was made otherwise ({'; '.join(changes)}); give another --out or remove it")
+            raise UserError(
+                f"{out} was made with other settings ({'; '.join(changes)}); give another --out or remove it"
+            )
         return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there and is no finished dataset; give another --out or remove it")
+        raise UserError(f"{out}: exists and is not a finished dataset; give another --out or remove it")
     return False

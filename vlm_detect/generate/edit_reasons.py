@@ -1,4 +1,4 @@
-"""What a planted edit is, and where, as sentences: true by construction, for the row says what was done.
+"""Sentences about a planted edit's operation and place: true by construction.
 
 edit_reasons(row["edit"], size, seed="an image's id")     # one of kind operation, one of kind place with its box
 """
@@ -25,7 +25,7 @@ _CHANGED = ("what was changed", "the altered part", "the edit")
 
 
 def edit_reasons(edit: Mapping[str, Any] | None, size: tuple[int, int], *, seed: str) -> list[Reason]:
-    """Of a row's column `edit` and the stored image's (width, height); what the row does not tell is not said."""
+    """From a row's column `edit` and the stored image's (width, height); unknown facts are omitted."""
     if not edit:
         return []
     rng, found = random.Random(f"{seed}:edit"), []
@@ -45,7 +45,7 @@ def operation_wordings(operation: str) -> list[str]:
 
 def place_wordings(place: str) -> list[str]:
     if place not in PLACES:
-        raise ValueError(f"{place}: no place of {', '.join(PLACES)}")
+        raise ValueError(f"{place}: not one of {', '.join(PLACES)}")
     return [_sentence(lies.format(subject=subject, place=place)) for lies, subject in product(_LIES, _CHANGED)]
 
 

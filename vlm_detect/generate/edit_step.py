@@ -1,7 +1,7 @@
-"""Edits as a part of the render step: one of each photo and one of its first twin, made by `edits.py`.
+"""Edits as part of the render step: one of each photo and one of its first twin, made by `edits.py`.
 
-A photo's edit makes a pair of real against edited, a twin's one of generated against edited. A splice takes from
-another photo of the shard; its id is recorded, so that the two photos can be kept in one split.
+A photo's edit gives a pair of real and edited, a twin's a pair of generated and edited. A splice copies from another
+photo of the shard; its id is recorded, so that the two photos can be kept in one split.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlm_detect.images.edits import EDITS, Paint
 
 @dataclass(frozen=True)
 class EditSubject:
-    """An image to put an edit into."""
+    """An image to edit."""
 
     of: str  # "photo", or the kind of a twin
     image: Image.Image
@@ -30,9 +30,9 @@ class EditSubject:
 
 
 def donor_groups(groups: Iterable[str]) -> dict[str, str]:
-    """group -> the one other group whose photos its splices take from: two by two, and of an odd number three in a row.
+    """group -> the one other group that its splices copy from: in pairs, with one triple for an odd number.
 
-    A photo and its donor have to share a split. Were donors free, splices would soon tie all groups into one.
+    A photo and its donor have to share a split. With unrestricted donors, splices would soon merge all groups into one.
     """
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     partners = {}
@@ -46,7 +46,7 @@ def donor_groups(groups: Iterable[str]) -> dict[str, str]:
 def draw_edits(
     subjects: Sequence[EditSubject], operations: Sequence[str]
 ) -> Iterator[tuple[EditSubject, dict[str, Any], Image.Image | ImageRejected]]:
-    """(subject, what the column `edit` says, the edited image or why there is none) for each."""
+    """(subject, value of the column `edit`, the edited image or why it failed) for each."""
     for subject in subjects:
         try:
             edited = draw_edit(

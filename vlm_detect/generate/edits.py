@@ -1,15 +1,15 @@
-"""Local edits whose operation and place are known: what was done, where, and nothing outside of it.
+"""Local edits with a known operation and place, and no change outside of it.
 
     edited = draw_edit(photo, seed=7, donor=another)       # .image, .operation, .box (x0, y0, x1, y1), .strength
     edited = draw_edit(photo, seed=7, operations=("blur",))
 
-An edit lies within a box, under a soft mask that is zero along the box's border, so no seam gives it away and no pixel
-outside changes. The seed decides operation, one of nine places, size and settings. An edit that is too weak to
-be seen, or so strong that the box is a patch of its own, is sampled again with the next number of the same seed: the
-first within the bounds is taken, never the best of several.
+An edit is within a box, under a soft mask that is zero along the box's border, so there is no visible seam and no pixel
+outside changes. The seed determines operation, one of nine places, size and settings. An edit that is too weak to be
+visible, or so strong that the box looks like a foreign patch, is sampled again with the next number of the same seed:
+the first within the bounds is used, never the best of several.
 
-Photos keep their own compression: the edit is put into decoded pixels before the common encoder. What each operation
-does is in `images/edit_operations.py`; `inpaint` takes a diffusion pipeline (`renderer.py`).
+Photos keep the traces of their compression: the edit is applied to decoded pixels before the common encoder. The
+operations are in `images/edit_operations.py`; `inpaint` needs a diffusion pipeline (`renderer.py`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from PIL import Image
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.images.edits import EDITS, Box, Paint, Place, Scene
 
-# Mean absolute change within the box, of the full range: below it no one sees the edit, above it is a foreign patch.
+# Mean absolute change within the box, of the full range: invisible below, a foreign patch above.
 MIN_STRENGTH, MAX_STRENGTH = 0.018, 0.35
 SIDES = (0.25, 0.45)  # of the image's sides
-MIN_SIDE = 16  # pixels; under the soft mask a smaller box has too few left for a blur to be told from a smear
+MIN_SIDE = 16  # pixels; under the soft mask a smaller box has too few to distinguish a blur from a smear
 _ATTEMPTS = 20
 
 
@@ -34,7 +34,7 @@ _ATTEMPTS = 20
 class Edited:
     """An edited image; `strength` is the mean absolute change within the box, of the full range.
 
-    `attempt` is the number of the draw: with the seed and the operation it makes the same edit again (`edit_once`).
+    `attempt` is the number of the sample: with the seed and the operation it reproduces the edit (`edit_once`).
     """
 
     image: Image.Image
@@ -52,18 +52,17 @@ def draw_edit(
     donor: Image.Image | None = None,
     paint: Paint | None = None,
 ) -> Edited:
-    """One edit of an RGB image, all of it sampled from `seed`.
+    """One edit of an RGB image, with all choices sampled from `seed`.
 
     Args:
-        operations: to sample from, by default all of this package; those that need a `donor` (another photo) or `paint`
-            are passed over without it.
-        paint: returns the image at the same size.
+        operations: to sample from, by default all built-in ones; those that need a `donor` (another photo) or `paint`
+        are skipped without it. paint: returns the image at the same size.
 
     Raises:
-        ImageRejected: `too_small` for a box, or `edit_invisible` where no draw lies within the bounds of strength.
+        ImageRejected: `too_small` for a box, or `edit_invisible` if no sample is within the bounds of strength.
     """
     if min(image.size) < 2 * MIN_SIDE:
-        raise ImageRejected("too_small", f"{image.width}x{image.height} pixels, an edit needs {2 * MIN_SIDE} a side")
+        raise ImageRejected("too_small", f"{image.width}x{image.height} pixels, an edit needs {2 * MIN_SIDE} per side")
     operations = EDITS.own if operations is None else operations
     edits = [EDITS[name] for name in operations]
     possible = [one.name for one in edits if (donor or not one.needs_donor) and (paint or not one.needs_paint)]
@@ -71,13 +70,13 @@ def draw_edit(
         raise ImageRejected("no_operation", f"{', '.join(operations)} need another photo or a pipeline")
     first = np.random.default_rng(seed).integers(len(possible))
     for attempt in range(_ATTEMPTS):
-        # The operation is kept while it can be; a plain sky shows no blur, whatever its place.
+        # The operation is kept as long as possible; a plain sky shows no blur at any place.
         operation = possible[(first + attempt // (_ATTEMPTS // 2)) % len(possible)]
         edited = edit_once(image, seed, attempt, operation, donor=donor, paint=paint)
         if MIN_STRENGTH <= edited.strength <= MAX_STRENGTH:
             return edited
     raise ImageRejected(
-        "edit_invisible", f"none of {_ATTEMPTS} draws changes a box by {MIN_STRENGTH} to {MAX_STRENGTH}"
+        "edit_invisible", f"none of {_ATTEMPTS} samples changes a box by {MIN_STRENGTH} to {MAX_STRENGTH}"
     )
 
 
@@ -90,7 +89,7 @@ def edit_once(
     donor: Image.Image | None = None,
     paint: Paint | None = None,
 ) -> Edited:
-    """One draw of `draw_edit`, however strong it is; a splice needs `donor`, inpainting `paint`."""
+    """One sample of `draw_edit`, of any strength; a splice needs `donor`, inpainting `paint`."""
     rng = np.random.default_rng([seed, attempt])
     place = draw_place(image.size, rng)
     edited = place.put(image, EDITS[operation].make(Scene(image, place, rng, donor, paint)))
@@ -110,7 +109,7 @@ def draw_place(size: tuple[int, int], rng: np.random.Generator) -> Place:
         side = max(MIN_SIDE, round(length * rng.uniform(*SIDES)))
         third = rng.integers(3)
         centre = length * rng.uniform(third, third + 1) / 3
-        # moved inwards where the box would stick out; its centre stays in its third, for no side is over two thirds
+        # moved inwards if the box would stick out; its centre stays in its third, because no side is over two thirds
         start = int(min(max(round(centre - side / 2), 0), length - side))
         spans.append((start, start + side))
     (x0, x1), (y0, y1) = spans

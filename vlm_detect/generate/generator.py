@@ -1,4 +1,4 @@
-"""What renders twins: a class that turns prompts into images, and perhaps photos into their reconstructions.
+"""Generators render twins: a class that turns prompts into images, and optionally photos into reconstructions.
 
     @generator("my_gan")
     class MyGan(Generator):
@@ -7,8 +7,8 @@
 
     make_pairs --generator my_gan
 
-Any pipeline of diffusers needs no class (`renderer.Renderer` is for them), at most a YAML with its settings
-(`presets.py`); `generator_yaml` gives such a file a name.
+A diffusers pipeline needs no class (`renderer.Renderer` handles them), at most a YAML with its settings (`presets.py`);
+`generator_yaml` registers such a file under a name.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Generator(ABC):
     """A loaded generator. Equal prompts, seeds and sizes must give equal images.
 
     Args:
-        model: its name, where it is loaded from, and its revision, which receipts hold.
-        sampling: the settings of the run; what does not apply to it is ignored.
-        device: where it runs; default the best there is.
+        model: its name, source and revision, which receipts record.
+        sampling: the settings of the run; inapplicable ones are ignored.
+        device: default: the best available one.
     """
 
-    revision: ClassVar[str | None] = None  # which version of it this is, for the receipts
+    revision: ClassVar[str | None] = None  # its version, for the receipts
     can_reconstruct: ClassVar[bool] = False  # VAE twins
 
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
@@ -44,18 +44,18 @@ class Generator(ABC):
 
     @classmethod
     def resolve(cls, name: str, revision: str | None = None) -> ResolvedModel:
-        """What `--generator name` stands for."""
+        """The model of `--generator name`."""
         return ResolvedModel(name, name, cls.revision)
 
     @classmethod
     def check(cls, model: ResolvedModel) -> None:
-        """UserError where it cannot be had; asked before hours go into captions, so it loads nothing."""
+        """Raise UserError if it is unavailable; called before captioning, so it loads nothing."""
         return None
 
     @property
     @abstractmethod
     def native_side(self) -> int:
-        """Side in pixels of the square that it renders by default."""
+        """Default side of its square images, in pixels."""
 
     @property
     def size_multiple(self) -> int:
@@ -69,7 +69,7 @@ class Generator(ABC):
 
     @property
     def dtype(self) -> str:
-        """Of its weights, for the receipts."""
+        """The dtype of its weights, for the receipts."""
         return "float32"
 
     @property
@@ -77,7 +77,7 @@ class Generator(ABC):
         return False
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """For each prompt what `render` is given of it; a pipeline may encode its texts here, once for all images."""
+        """The input of `render` for each prompt; a pipeline may encode texts here, once for all images."""
         return [{"prompt": prompt} for prompt in prompts]
 
     @abstractmethod
@@ -87,15 +87,15 @@ class Generator(ABC):
         """RGB images of `size` (width, height), one for each of `encode_prompts`' results, in one batch."""
 
     def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
-        """Photos of one size through its autoencoder and back."""
+        """Reconstruct photos of one size with its autoencoder."""
         raise NotImplementedError
 
     def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
-        """`image` with what lies under the mask of `place` inpainted; `arguments` are a result of `encode_prompts`."""
+        """Inpaint `image` under the mask of `place`; `arguments` are a result of `encode_prompts`."""
         raise NotImplementedError
 
 
-# Classes, and YAMLs that say which generator they are of.
+# Classes, and YAML files that name their generator.
 GENERATORS: Registry[type[Generator] | Path] = Registry("generator", [])
 Class = TypeVar("Class", bound=type[Generator])
 

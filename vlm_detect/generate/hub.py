@@ -1,4 +1,4 @@
-"""A finished dataset folder to the Hub, card and audit included: `--push_to_hub OWNER/NAME`."""
+"""Upload a finished dataset folder to the Hub, with card and audit: `--push_to_hub OWNER/NAME`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vlm_detect.errors import UserError, first_line
 
 
 def push_dataset(folder: Path, name: str, *, private: bool = True) -> str:
-    """Upload `folder` as the dataset `name`, made where it is not there yet; returns its address.
+    """Upload `folder` as the dataset `name`, created if necessary; returns its URL.
 
-    What is there already is not sent again. Private, for the photos' licences are not ours to judge.
+    Existing files are not sent again. The dataset is private, because photos may have restrictive licences.
     """
     api = huggingface_hub.HfApi()
     try:
@@ -24,7 +24,7 @@ def push_dataset(folder: Path, name: str, *, private: bool = True) -> str:
     except (HfHubHTTPError, OSError) as error:  # OSError: no network
         reason = first_line(error)
         raise UserError(
-            f"{name}: the Hub did not take the dataset ({reason}); log in with `hf auth login`, then run the same "
+            f"{name}: uploading the dataset failed ({reason}); log in with `hf auth login`, then run the same "
             f"command again ({folder} is complete)"
         ) from error
     return str(address)

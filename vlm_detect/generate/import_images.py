@@ -1,15 +1,15 @@
-"""Images that others labelled in, an image dataset out. The same command resumes.
+"""Import labelled images as an image dataset. The same command resumes.
 
     vlm-detect import-images --from cifake archive/ --out data/cifake   # {train,test}/{REAL,FAKE}, or parquet
-    vlm-detect import-images --from cifake kaggle --out data/cifake     # fetched by kagglehub
+    vlm-detect import-images --from cifake kaggle --out data/cifake     # downloaded by kagglehub
     vlm-detect import-images --from genimage GenImage/ --out data/genimage --hold_out generator=ADM
     vlm-detect import-images --from folders set/ --out data/set         # 0_real, 1_fake, REAL, FAKE, EDITED
-    vlm-detect import-images --from folders labels.csv --out data/set   # or a folder with such a table in it
+    vlm-detect import-images --from folders labels.csv --out data/set   # or a folder with such a table
     vlm-detect import-images --from hub owner/name:config:split --out data/name --labels 0=real 1=generated
 
-GenImage is <generator>/{train,val}/{ai,nature}. In `folders` the innermost folder that names a label decides; of those
-above it that name neither a label nor a split, the first is the generator and the next the class. A published test set
-stays the test split. Pixels stay as they are, metadata go; `vlm-detect audit OUT` tells what gives the labels away.
+GenImage is <generator>/{train,val}/{ai,nature}. In `folders` the innermost label folder gives the label; of the folders
+above it that are neither a label nor a split, the first is the generator and the next the class. A published test set
+stays the test split. Pixels are unchanged, metadata are removed; `vlm-detect audit OUT` finds leaks of the label.
 """
 
 from __future__ import annotations

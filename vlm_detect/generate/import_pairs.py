@@ -1,4 +1,4 @@
-"""Pairs that were rendered elsewhere in, a pair dataset out, with the checks that our own go through. Resumes.
+"""Import existing pairs of photos and generated twins as a pair dataset, with all checks of make-pairs. Resumes.
 
     vlm-detect import-pairs photos/ twins/ --out data/pairs --generator midjourney-6     # matched by name
     vlm-detect import-pairs pairs.csv --out data/pairs

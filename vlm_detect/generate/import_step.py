@@ -1,11 +1,11 @@
-"""Images that others labelled become an image dataset (`vlm-detect import-images`): read in shards, then packed.
+"""Import labelled images as an image dataset (`vlm-detect import-images`): read in shards, then written.
 
-An image keeps its pixels, bit for bit. Where a file holds no more than pixels its bytes stay as well, without their
-metadata; a file that has to be turned, brought to sRGB or laid over white is written anew: a JPEG with its own tables,
-anything else as PNG. So what gives the label away in a published set stays in it, for `vlm-detect audit` to find.
+An image keeps its pixels exactly. Usually its compressed data are also kept, without metadata; a file that has to be
+rotated, converted to sRGB or composited over white is re-encoded: a JPEG with its own tables, anything else as PNG. So
+leaks in a published set are preserved, for `vlm-detect audit` to find.
 
-Near copies stay together in one split; equal files are kept once. Images that a set publishes for training are divided
-into train and validation; its test images are the test, and whatever of the training images repeats one is left out.
+Near-duplicates share a split; equal files are kept once. Published training images are divided into train and
+validation; published test images are the test split, and training images that duplicate one are rejected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vlm_detect.jobs.shards import Plan, counted, read_plan, read_rejects, read_
 from vlm_detect.progress import progress
 from vlm_detect.records import Reject
 
-# One row an image, before it is known which split it goes to.
+# One row per image, before its split is known.
 IMPORT_FEATURES = Features({**IMAGE_FEATURES, "edit": EDIT_FEATURES, "split": Value("string")})
 
 
@@ -49,18 +49,18 @@ def plan_import(src: str, config: ImportConfig) -> Plan:
     print(f"{src}: {images.reading}")
     labels = {entry.label for entry in images.entries if entry.label is not None}
     if len(labels) < 2:
-        raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; a detector needs two labels")
+        raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; two labels are needed")
     return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
 
 
 def import_images(src: str, config: ImportConfig, plan: Plan, folder: Path, launch: Launch | None = None) -> str | None:
-    """What `run_shards` returns: None when all is done."""
+    """Run the shards; returns the result of `run_shards`: None when all is done."""
     return run_shards(ImportShard(src, config, plan, folder), plan, folder, launch)
 
 
 @dataclass(frozen=True)
 class ImportShard:
-    """The work on one shard; called in whichever process has it."""
+    """Process one shard; called in any process."""
 
     src: str
     config: ImportConfig
@@ -80,7 +80,7 @@ class ImportShard:
 
 def _row(entry: Entry, data: bytes | ImageRejected, config: ImportConfig) -> dict[str, Any]:
     if entry.label is None:
-        raise ImageRejected("no_label", "the set says nothing of it")
+        raise ImageRejected("no_label", "the set has no label for it")
     if isinstance(data, ImageRejected):
         raise data
     decoded = decode_image(data)
@@ -99,7 +99,7 @@ def _row(entry: Entry, data: bytes | ImageRejected, config: ImportConfig) -> dic
 
 
 def stored_bytes(data: bytes, decoded: DecodedImage) -> bytes:
-    """The file without metadata, or, where its pixels had to be changed to be right, the right ones written anew."""
+    """The file without metadata, or re-encoded if its pixels had to be corrected."""
     if decoded.is_plain and (bare := bare_bytes(data)) is not None:
         return bare
     buffer = io.BytesIO()
@@ -119,11 +119,11 @@ def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[st
     facts = [row for shard in range(plan.shards) for row in read_rows(shards, shard, columns)]
     places = assign_splits(facts, config, rejects)
     if not any(places):
-        raise UserError(f"none of the {plan.items} images is of use {sum_up(rejects)}")
+        raise UserError(f"none of the {plan.items} images is usable {sum_up(rejects)}")
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("label", "generator", "licence")}
     with written_whole(out) as partial:
         features = IMAGE_FEATURES
-        if any(row["edit"] for row in facts):  # a column of its own where the set has masks
+        if any(row["edit"] for row in facts):  # an additional column if the set has masks
             features = Features({**IMAGE_FEATURES, "edit": EDIT_FEATURES})
         writer = SplitWriter(partial / "data", features, config.images_per_file)
         rows = (row for shard in range(plan.shards) for row in read_rows(shards, shard))
@@ -148,10 +148,10 @@ def pack_images(shards: Path, out: Path, config: ImportConfig, settings: dict[st
 def assign_splits(
     facts: Sequence[dict[str, Any]], config: ImportConfig, rejects: list[Reject]
 ) -> list[tuple[Split, str] | None]:
-    """(split, group) of each image, None for those left out; why stands in `rejects`, which grows."""
+    """(split, group) of each image, None for rejected ones; the reasons are appended to `rejects`."""
     ranks: dict[Split | None, int] = {"test": 0, "unseen": 1, "validation": 2, "train": 3, None: 4}
     order = sorted(range(len(facts)), key=lambda i: ranks[facts[i]["split"]])  # stable
-    # Of equal files the one nearest to the test stays: a training image must not be asked about.
+    # Of equal files the one in the test split is kept: a training image must not be in the test.
     first: dict[str, int] = {}
     for i in order:
         source = facts[i]["source"]
@@ -180,12 +180,12 @@ def assign_splits(
         group, own = groups[str(i)], facts[i]["split"]
         split = drawn.get(group) or published[group]
         if own and ranks[own] > ranks[published[group]]:
-            detail = f"a near copy of it is published in the {split} split"
+            detail = f"a near-duplicate of it is published in the {split} split"
             rejects.append(Reject(facts[i]["source"]["path_or_id"], "pack", "near_duplicate", detail))
         else:
             places[i] = split, group
     return places
 
 
-# A worker does many shards: the listing is made once a process.
+# A worker processes many shards: the listing is cached per process.
 _image_set = functools.cache(open_image_set)

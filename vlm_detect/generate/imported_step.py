@@ -1,13 +1,13 @@
-"""What others wrote about a dataset's images as reasons: found by the images' names, read sentence by sentence.
+"""Import third-party texts about a dataset's images as reasons: matched by image name, split into sentences.
 
     plan = plan_imported(members, "data/fakeclue", config)
     run_shards(ImportedShard("data/fakeclue", config, plan, work / "imported"), plan, work / "imported", launch)
 
-A text is cut into sentences; those that only give the verdict, or only say what the image shows, go; the others get
-their kind by their words (`taxonomy.py`). A text whose verdict is not its image's label is left out whole. Of pairs
-each sentence is put to the judge, of its image and of the other one, as a teacher's is; an image that has no
-counterpart is judged alone where a judge is given, and else kept as unchecked. Every sentence, and every text, that is
-left out is a row of the rejects.
+A text is split into sentences; sentences that only state the verdict or describe the content are dropped; the others
+get their kind by keywords (`taxonomy.py`). A text whose verdict contradicts its image's label is rejected completely.
+In pairs the judge is asked about each sentence for its image and for the other one, as with a teacher's sentences; an
+image without a counterpart is judged alone if a judge is given, and otherwise its sentences are kept as unchecked.
+Every rejected sentence or text is a row of the rejects.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ STAGE = "imported"
 
 
 def plan_imported(members: Members, dataset: str, config: TextsConfig, judging: TeacherConfig) -> Plan:
-    """UserError where the file cannot be read, names none of the images, or is about pairs and nobody judges."""
+    """Raises UserError if the file cannot be read, matches no image, or is about pairs without a judge."""
     assert config.texts is not None
     if len(members.columns) > 1 and judging.judge is None:
         raise UserError(
-            f"{dataset} holds pairs, of which a sentence has to be denied of the other image: give a --judge"
+            f"{dataset} contains pairs, where a judge has to deny each sentence for the other image: give a --judge"
         )
     found = matched(dataset, config.texts, config.texts_layout)
     if not found.notes:
         example = found.strangers[0].id if found.strangers else "nothing"
         raise UserError(
             f"{config.texts}: none of its records is about an image of {dataset} (the first is about {example}); "
-            "images go by their path, their file's SHA-256, or a pair's id"
+            "images are matched by path, by their file's SHA-256, or by a pair's id"
         )
     path = Path(config.texts)
     settings = {
@@ -62,7 +62,7 @@ def plan_imported(members: Members, dataset: str, config: TextsConfig, judging: 
 
 @dataclass(frozen=True)
 class ImportedShard:
-    """The imported reasons of one shard's rows; called in whichever process has it."""
+    """The imported reasons of one shard's rows; called in any process."""
 
     dataset: str
     config: TextsConfig
@@ -89,7 +89,7 @@ class ImportedShard:
 
 @dataclass(frozen=True)
 class Matched:
-    """The notes of each row that has some, by the row's number; and the texts that are about no row, or unreadable."""
+    """The notes of rows by row number; and the texts that match no row or are unreadable."""
 
     notes: Mapping[int, Sequence[Note]]
     strangers: Sequence[Reject]
@@ -97,7 +97,7 @@ class Matched:
 
 @functools.lru_cache(maxsize=2)
 def matched(dataset: str, texts: str, layout: TextsLayout) -> Matched:
-    """Once a process. Of a path its longest end counts that only one row has."""
+    """Cached per process. A path is matched by its longest suffix that is unique to one row."""
     rows = _RowNames(open_members(dataset))
     notes: dict[int, list[Note]] = {}
     strangers: list[Reject] = []
@@ -113,7 +113,7 @@ def matched(dataset: str, texts: str, layout: TextsLayout) -> Matched:
 
 
 class _RowNames:
-    """Rows by what they go by: names as they are, and file names for paths of another machine."""
+    """Rows by identifier: full names, and file names for paths of another machine."""
 
     def __init__(self, members: Members) -> None:
         self._exact: dict[str, int] = {}
@@ -129,7 +129,7 @@ class _RowNames:
                 number += 1
 
     def find(self, name: str) -> int:
-        """`Unusable` where no row goes by that name, or several do."""
+        """Raises `Unusable` if no row or several rows match the name."""
         if name in self._exact:
             return self._exact[name]
         parts = _parts(name)
@@ -139,7 +139,7 @@ class _RowNames:
         if len(rows) == 1:
             return rows.pop()
         raise Unusable(
-            "no_such_image" if not rows else "several_such_images", f"{len(rows)} rows end so" if rows else ""
+            "no_such_image" if not rows else "several_such_images", f"{len(rows)} rows match" if rows else ""
         )
 
 
@@ -148,13 +148,13 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts at the end are the same."""
+    """The number of equal trailing parts."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _sightings(item: Sequence[Member], note: Note, rejects: list[Reject]) -> Iterator[Sighting]:
-    """The sentences of a note that may be reasons; those that may not become rejects."""
+    """The sentences of a note that may be reasons; the others become rejects."""
     number = 1 if note.about == "twin" and len(item) == 2 else 0
     member = item[number]
     verdict = parse_explanation(note.text)
@@ -192,7 +192,7 @@ def _kind(note: Note, text: str) -> ReasonKind:
 
 
 def _part_of(note: Note, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """A note's box in parts of its image, cut at the image's sides; None where nothing of it is left."""
+    """A note's box as fractions of its image, clipped; None if it is outside."""
     if note.box is None:
         return None
     x0, x1 = (min(max(value / size[0], 0.0), 1.0) for value in (note.box[0], note.box[2]))

@@ -1,12 +1,12 @@
-"""A judge that is not told the label: is a statement likelier true of its own image than of the other one?
+"""A judge without access to the label: is a statement more likely true of its own image than of the other one?
 
     judged = judge(asked, [Statement("The hand has six fingers.", twin, photo, place="left")])
     judged[0].margin         # nats, or None where the model gives no log-probabilities
     judged[0].holds(1.0)
 
-A statement is put as a yes/no question about one image at a time. Its margin is the log-odds of yes for its own image,
-less those for the counterpart; where there is no counterpart, the log-odds for its own alone. A model that gives no
-log-probabilities is asked for its answer: yes to the one, and no to the other.
+A statement is asked as a yes/no question about one image at a time. Its margin is the log-odds of yes for its own image
+minus those for the counterpart; without a counterpart, the log-odds for its own image. A model without
+log-probabilities has to answer yes for its own image and no for the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TOKENS = 16
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """A sentence about `image`; `other` is the counterpart, of which it should not be true."""
+    """A sentence about `image`; `other` is the counterpart, for which it should be false."""
 
     text: str
     image: Image.Image
@@ -43,7 +43,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`margin` in nats, where log-probabilities were given; `own` and `other` are the answers where they were not."""
+    """`margin` in nats, if log-probabilities are available; otherwise `own` and `other` are the answers."""
 
     margin: float | None = None
     own: bool | None = None
@@ -51,7 +51,7 @@ class Judgement:
     alone: bool = False  # there was no counterpart
 
     def holds(self, least: float) -> bool:
-        """Whether the statement may be kept, with `least` nats."""
+        """Whether the statement is kept, with a minimum margin of `least` nats."""
         if self.margin is not None:
             return self.margin >= least
         return self.own is True and (self.alone or self.other is False)
@@ -59,12 +59,12 @@ class Judgement:
     def __str__(self) -> str:
         if self.margin is not None:
             return f"{self.margin:.2f} nats"
-        said = {True: "yes", False: "no", None: "no plain answer"}
+        said = {True: "yes", False: "no", None: "no clear answer"}
         return said[self.own] if self.alone else f"{said[self.own]} of its image, {said[self.other]} of the other"
 
 
 def judge(asked: Asked, statements: Sequence[Statement]) -> list[Judgement]:
-    """What `asked` says of each statement."""
+    """The judgement of `asked` on each statement."""
     questions = [
         (image, statement.question)
         for statement in statements
@@ -87,13 +87,13 @@ def judge(asked: Asked, statements: Sequence[Statement]) -> list[Judgement]:
 
 
 def _log_odds(asked: Asked, questions: Sequence[tuple[Image.Image, str]]) -> list[float | None]:
-    """Of yes against no, in nats."""
+    """Log-odds of yes against no, in nats."""
     scores = asked.score([image for image, _ in questions], [[Ask(question, (YES, NO))] for _, question in questions])
     return [yes.logprob - no.logprob for ((yes, no),) in scores]
 
 
 def _answers(asked: Asked, questions: Sequence[tuple[Image.Image, str]]) -> list[float | None]:
-    """1 for yes, -1 for no, None for what is neither."""
+    """1 for yes, -1 for no, None for neither."""
     replies = asked.answer([Prompt((image,), question) for image, question in questions], _TOKENS)
     said = [parse_answer(reply.text, (YES, NO)) if not reply.failure else None for reply in replies]
     return [None if index is None else 1.0 - 2.0 * index for index in said]

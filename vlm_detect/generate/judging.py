@@ -1,9 +1,9 @@
-"""Sentences of others as reasons: put to a judge, kept or left out, and written as the rows of a shard.
+"""Judge candidate sentences: keep or reject them, and write the reasons as rows of a shard.
 
     judging = Judging(asked, min_margin=1.0, checked_by="a-model", source="teacher")
     rows = judging.rows([([photo, twin], sighting), ...], rejects)       # records of measure_step.SPOKEN_FEATURES
 
-Each sentence is about one image of its item; the other one, where there is one, is its counterpart.
+Each sentence is about one image of its item; the other one, if any, is its counterpart.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vlm_detect.generate.sightings import Sighting, box_in_pixels
 from vlm_detect.places import place_of
 from vlm_detect.records import Reason, ReasonSource, Reject
 
-Claimed = tuple[Sequence[Member], Sighting]  # a photo and its twin, or one image, and what is said of one of them
+Claimed = tuple[Sequence[Member], Sighting]  # a photo and its twin, or one image, and a sentence about one of them
 
 
 @dataclass(frozen=True, eq=False)
 class Judging:
-    """`asked` is None where nobody judges: every sentence stays, checked by nobody."""
+    """Without a judge (`asked` is None) every sentence is kept as unchecked."""
 
     asked: Asked | None
     min_margin: float
@@ -32,7 +32,7 @@ class Judging:
     source: ReasonSource  # also the stage of the rejects
 
     def rows(self, claims: Sequence[Claimed], rejects: list[Reject]) -> list[dict[str, Any]]:
-        """What is kept, image by image; what is not is added to `rejects`."""
+        """The kept sentences by image; the others are appended to `rejects`."""
         judgements: Sequence[Judgement | None] = [None] * len(claims)
         if self.asked is not None and claims:
             judgements = judge(self.asked, [_statement(item, sighting) for item, sighting in claims])

@@ -1,15 +1,15 @@
-"""Photos in, a pair dataset out: caption, render and pack in a row. The same command resumes.
+"""Make a pair dataset from photos: caption, render and write. The same command resumes.
 
     vlm-detect make-pairs --images photos/ --out data/pairs
     vlm-detect make-pairs --images photos/ --generator stabilityai/stable-diffusion-3.5-medium --twins vae
     vlm-detect make-pairs --images owner/dataset::train:image --limit 1000 --workers 4
     vlm-detect make-pairs --images photos/ --config 24gb --dry_run
-    vlm-detect make-pairs --images photos/ --prompts prompts.yaml     # images without pairs; a start: configs prompts
+    vlm-detect make-pairs --images photos/ --prompts prompts.yaml     # images without pairs; template: configs prompts
     vlm-detect make-pairs --images photos/ --executor slurm --workers 16 --gpus 1 --slurm_partition gpu
 
-Unfinished work lies in OUT.work and is removed when OUT stands. What is not given of the generator's settings is taken
-from the file in vlm_detect/configs/generators that is for it. Slurm jobs are queued and left alone: run the same
-command again when they are done. The audit's findings end the run; `vlm-detect report OUT` shows the dataset.
+Unfinished work is in OUT.work and is removed when OUT is complete. Settings of the generator that are not given come
+from its file in vlm_detect/configs/generators. Slurm jobs are only queued: run the same command again when they are
+done. The run ends with an audit; `vlm-detect report OUT` shows the dataset.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     captions_plan = plan_captions(source, caption)
     render = complete(render, CONFIGS / "generators")
     if caption.prompts:
-        render = replace(render, twins=TwinKinds("caption"))  # nothing else comes from a text alone
+        render = replace(render, twins=TwinKinds("caption"))  # the only kind that needs no photo
     renders_plan = plan_renders(captions_plan, render)
     settings = {"caption": asdict(captions_plan), "render": asdict(renders_plan)}
     settings |= {"pack": asdict(pack), "encode": asdict(encode)}

@@ -1,4 +1,4 @@
-"""The mask of an edit as a box: what of an image was changed, where a set says it pixel by pixel."""
+"""Convert the pixel mask of an edit to a box."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.images.decode import decode_image
 from vlm_detect.records import Label
 
-_SET = 128  # grey from which a pixel of the mask counts; JPEG leaves others near the edges
-_WHOLE = 0.995  # share of pixels from which the whole image was made
+_SET = 128  # grey level from which a mask pixel counts; JPEG creates lower ones near edges
+_WHOLE = 0.995  # share of pixels from which the entire image counts as generated
 
 
 def edit_of_mask(mask: bytes, size: tuple[int, int]) -> dict[str, Any] | None:
-    """The column `edit` of an image of `size` (width, height); None where the mask is empty or covers all of it.
+    """The column `edit` of an image of `size` (width, height); None if the mask is empty or covers everything.
 
-    The operation is not known of a mask, nor how strong it was. Raises `ImageRejected` for a mask that is no image.
+    A mask gives neither the operation nor its strength. Raises `ImageRejected` for a mask that is not an image.
     """
     try:
         changed = np.asarray(decode_image(mask).image.convert("L")) >= _SET  # (H, W)
@@ -39,9 +39,9 @@ def edit_of_mask(mask: bytes, size: tuple[int, int]) -> dict[str, Any] | None:
 
 
 def label_with_edit(label: Label, edit: dict[str, Any] | None) -> Label:
-    """What an image is whose mask covers a part of it: edited, whatever the set calls it."""
+    """The label of an image with a mask of a part of it: edited, whatever the set's label."""
     if edit is None:
         return label
     if label == "real":
-        raise ImageRejected("mask_on_real", "its label says real, its mask that a part of it was changed")
+        raise ImageRejected("mask_on_real", "it is labelled real, but its mask marks a changed part")
     return "edited"

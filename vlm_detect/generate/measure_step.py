@@ -1,10 +1,10 @@
 """Measured reasons of a dataset's images, in two passes over shards with a calibration between.
 
     measure_images(dataset, plan, work / "measures", launch)             # every image's numbers
-    calibration = calibrate(work / "measures")                           # of the training split alone
+    calibration = calibrate(work / "measures")                           # of the training split only
     speak(dataset, plan, work / "measured", ...)                         # sentences, for the images of every split
 
-What is usual is known only when all photos of the training split are measured; hence two passes.
+The calibration needs the measurements of all photos of the training split, hence two passes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vlm_detect.measures.reasons import measured_reasons
 from vlm_detect.measures.registry import MEASURES, Measured, measure_image
 from vlm_detect.records import Reject
 
-# A shard's rows: reasons of one image, which is known by its row's number and its column.
+# A shard's rows: the reasons of one image, identified by row number and column.
 SPOKEN_FEATURES = Features({"row": Value("int64"), "column": Value("string"), "reasons": List(REASON_FEATURES)})
 _FACTS = {
     "row": Value("int64"),
@@ -45,7 +45,7 @@ _FACTS = {
 
 
 def measured_features() -> Features:
-    """A column a measure, null where the image is too small for it."""
+    """One column per measure, null if the image is too small for it."""
     return Features({**_FACTS, **{name: Value("float64") for name in MEASURES}})
 
 
@@ -57,7 +57,7 @@ def plan_measures(members: Members, dataset: str, shard_size: int) -> Plan:
 
 @dataclass(frozen=True)
 class MeasureShard:
-    """The numbers of one shard's images; called in whichever process has it."""
+    """The numbers of one shard's images; called in any process."""
 
     dataset: str
     plan: Plan
@@ -65,7 +65,7 @@ class MeasureShard:
 
     def __call__(self, shard: int) -> None:
         rows, rejects = [], []
-        known: dict[str, Measured] = {}  # a photo stands beside each of its twins
+        known: dict[str, Measured] = {}  # a photo has one row for each of its twins
         for member in counted_rows(open_members(self.dataset), self.plan, shard):
             try:
                 key = member.image.sha256
@@ -81,7 +81,8 @@ class MeasureShard:
 
 
 def _measure(member: Member) -> Measured:
-    """Without its pixels; `ImageRejected` where it is no image, or too small for any measure."""
+    """The image's measurements without pixels; raises `ImageRejected` if it is not an image, or too small for any
+    measure."""
     decoded = decode_image(member.image.content)
     measured = measure_image(np.asarray(decoded.image), decoded.jpeg.quality if decoded.jpeg else None)
     if not measured.values:
@@ -121,7 +122,7 @@ def plan_speaking(measures: Plan, calibration: Path, *, seed: int, most: int) ->
 
 @dataclass(frozen=True)
 class SpeakShard:
-    """The measured reasons of one shard's images. `work` holds the calibration and the numbers' shards."""
+    """The measured reasons of one shard's images. `work` contains the calibration and the shards of numbers."""
 
     dataset: str
     plan: Plan
@@ -139,7 +140,7 @@ class SpeakShard:
             if row is None or member.label == "edited":
                 continue
             if not any(calibration.standing(_measured(row), name) for name in MEASURES):
-                size = f"{row['width']}x{row['height']} pixels, of which the training split has too few photos"
+                size = f"{row['width']}x{row['height']} pixels: the training split has too few photos of this size"
                 rejects.append(Reject(member.id, "measured", "unusual_size", size))
                 continue
             pixels = Pixels.from_array(np.asarray(decode_image(member.image.content).image))
@@ -152,6 +153,6 @@ class SpeakShard:
 
 
 def counted_rows(members: Members, plan: Plan, shard: int) -> Iterator[Member]:
-    """The images of a shard's rows; each row counts once for the progress of the step."""
+    """The images of a shard's rows; each row counts once in the progress."""
     for number, split, row in counted(members.numbered(*plan.span(shard))):
         yield from members.of_row(number, split, row)

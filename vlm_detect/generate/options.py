@@ -1,4 +1,4 @@
-"""The flags of data generation, step by step; without the imports that the steps take."""
+"""The flags of data generation by step, without the steps' heavy imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FROM_COLUMN = "column"
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Which photos."""
+    """The photos."""
 
     images: str = field(
         metadata={"help": "SRC: a folder, a glob, a list file, or a dataset as id:config:split:column."}
@@ -26,7 +26,7 @@ class SourceConfig:
     caption_column: str = field(
         default="caption", metadata={"help": "Column of the captions, for '--captioner column'."}
     )
-    shard_size: int = field(default=64, metadata={"help": "Photos in a shard: what a worker does before it saves."})
+    shard_size: int = field(default=64, metadata={"help": "Photos per shard, the unit that a worker saves."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit", "shard_size")
@@ -34,24 +34,24 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class CaptionConfig:
-    """Who describes them, and how."""
+    """The captioner."""
 
     captioner: str = field(
         default="auto",
         metadata={
-            "help": f"A moondream: auto, nano, a folder or a Hub id; '{FROM_COLUMN}' takes the source's captions."
+            "help": f"A moondream: auto, nano, a folder or a Hub id; '{FROM_COLUMN}' uses the source's captions."
         },
     )
     caption_length: Literal["short", "normal", "long"] = field(default="normal")
     caption_question: str | None = field(
-        default=None, metadata={"help": "What the captioner is asked instead of for a caption."}
+        default=None, metadata={"help": "A question to ask the captioner instead of captioning."}
     )
     prompts: str | None = field(
         default=None,
-        metadata={"help": "YAML of prompts to draw instead of captions: an image dataset without pairs comes out."},
+        metadata={"help": "YAML of prompts to render instead of captions, for an image dataset without pairs."},
     )
-    caption_batch: int = field(default=16, metadata={"help": "Photos that the captioner sees at a time."})
-    min_side: int = field(default=16, metadata={"help": "Photos with a shorter side, in pixels, are rejected."})
+    caption_batch: int = field(default=16, metadata={"help": "Photos per captioning batch."})
+    min_side: int = field(default=16, metadata={"help": "Reject photos with a shorter side than this, in pixels."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "caption_batch", "min_side")
@@ -59,30 +59,30 @@ class CaptionConfig:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a generator draws: its own best settings, from vlm_detect/configs/generators."""
+    """The generator's sampling settings. Default: its preset in vlm_detect/configs/generators."""
 
     steps: int = 28
     guidance: float = 4.5
-    max_sequence_length: int = 256  # tokens of the T5 encoder, where there is one
+    max_sequence_length: int = 256  # tokens of the T5 encoder, if there is one
     dtype: str = "auto"  # auto: bfloat16 on an accelerator, float32 on a CPU
     quantization: str = "none"  # nf4: the denoiser and T5 in four bits
-    offload: str = "none"  # stages: encoders and denoiser take turns; group: layers come when they are needed
+    offload: str = "none"  # stages: encoders and denoiser take turns on the GPU; group: layers are loaded when needed
     compile: bool = False
 
     @property
     def variant(self) -> str:
-        """What the generator's name gets behind it: drawn in another way, it is another generator."""
+        """The suffix of the generator's name: with other settings it counts as another generator."""
         chosen = [value for value in (self.quantization, self.offload) if value != "none"]
         return "".join(f"+{value}" for value in [*chosen, *(["compile"] if self.compile else [])])
 
 
 class TwinKinds(str):
-    """Kinds of twin with commas between, checked where the command line is parsed."""
+    """Comma-separated kinds of twins, checked when the command line is parsed."""
 
     def __new__(cls, text: str) -> TwinKinds:
         known = get_args(TwinKind)
         if unknown := [kind for kind in text.split(",") if kind not in known]:
-            raise ArgumentTypeError(f"known kinds are {', '.join(known)}, not {', '.join(unknown)}")
+            raise ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(known)}")
         return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
 
     @property
@@ -91,20 +91,20 @@ class TwinKinds(str):
 
 
 class EditOperations(str):
-    """Operations with commas between, checked where the command line is parsed."""
+    """Comma-separated operations, checked when the command line is parsed."""
 
     def __new__(cls, text: str = "") -> EditOperations:
-        if not text:  # asks for no import
+        if not text:  # needs no import
             return super().__new__(cls)
-        from vlm_detect.images.edits import EDITS  # late: with NumPy and SciPy, which --help does without
+        from vlm_detect.images.edits import EDITS  # lazy: imports NumPy and SciPy, which --help does not need
 
         if unknown := [name for name in text.split(",") if name not in EDITS]:
-            raise ArgumentTypeError(f"known edits are {', '.join(EDITS)}, not {', '.join(unknown)}")
+            raise ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(EDITS)}")
         return super().__new__(cls, ",".join(name for name in EDITS if name in text.split(",")))
 
     @classmethod
     def all_own(cls) -> EditOperations:
-        """Every one of this package."""
+        """All built-in operations."""
         from vlm_detect.images.edits import EDITS
 
         return cls(",".join(EDITS.own))
@@ -116,7 +116,7 @@ class EditOperations(str):
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """Who draws the twins, and how. What is not given is the generator's own, from vlm_detect/configs/generators."""
+    """The generator and its settings. Defaults come from its preset in vlm_detect/configs/generators."""
 
     generator: str = field(
         default="auto",
@@ -125,31 +125,33 @@ class RenderConfig:
     twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
     steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
     guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
-    render_size: int | None = field(default=None, metadata={"help": "Side of the square of as many pixels as a twin."})
-    aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
-    max_sequence_length: int | None = field(default=None, metadata={"help": "Tokens that T5 reads of a prompt."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "Of the weights; auto: bfloat16 on an accelerator, float32 on a CPU."}
+    render_size: int | None = field(
+        default=None, metadata={"help": "Size of a twin: the side of a square with as many pixels."}
     )
-    render_batch: int | None = field(default=None, metadata={"help": "Twins drawn at a time."})
+    aspect: Literal["photo", "square"] | None = field(default=None, metadata={"help": "Shape of twins."})
+    max_sequence_length: int | None = field(default=None, metadata={"help": "Maximum number of prompt tokens for T5."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Dtype of the weights; auto: bfloat16 on an accelerator, float32 on a CPU."}
+    )
+    render_batch: int | None = field(default=None, metadata={"help": "Twins per batch."})
     quantization: Literal["none", "nf4"] = field(
-        default="none", metadata={"help": "nf4: denoiser and T5 in four bits; another generator by its name."}
+        default="none", metadata={"help": "nf4: denoiser and T5 in four bits; it counts as another generator."}
     )
     offload: Literal["none", "stages", "group"] = field(
         default="none",
-        metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: its layers do as well."},
+        metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: so do its layers."},
     )
     compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
-    prompt_suffix: str = field(default="", metadata={"help": "Neutral words after every caption."})
-    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
+    prompt_suffix: str = field(default="", metadata={"help": "Neutral suffix for every caption."})
+    allow_small: bool = field(default=False, metadata={"help": "Upscale photos that are smaller than their twins."})
     edit_operations: EditOperations = field(
         default=EditOperations(),
-        metadata={"help": "Edits to draw from, as in blur,splice; default all of this package (docs/data.md)."},
+        metadata={"help": "Edits to sample from, such as blur,splice. Default: all built-in ones (docs/data.md)."},
     )
     edits_on: Literal["photos", "twins", "both"] = field(
-        default="both", metadata={"help": "Edits go into photos, into their first caption or VAE twin, or both."}
+        default="both", metadata={"help": "Edit photos, their first caption or VAE twin, or both."}
     )
-    seed: int = field(default=0, metadata={"help": "All seeds derive from this one and the photo's id."})
+    seed: int = field(default=0, metadata={"help": "Base seed; all seeds derive from it and the photo's id."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")
@@ -165,19 +167,25 @@ class RenderConfig:
 
 @dataclass(frozen=True)
 class PackConfig:
-    """What the dataset looks like."""
+    """The layout of the dataset."""
 
     size: int | None = field(
-        default=None, metadata={"help": "Side of the square of as many pixels as both members; by default the twin's."}
+        default=None,
+        metadata={"help": "Size of both members: the side of a square with as many pixels. Default: the twin's."},
     )
-    validation: float = field(default=0.1, metadata={"help": "Part of the photos for validation."})
-    test: float = field(default=0.2, metadata={"help": "Part of the photos for the test."})
-    duplicate_bits: int = field(default=3, metadata={"help": "Photos whose 64-bit hashes differ by no more are one."})
+    validation: float = field(default=0.1, metadata={"help": "Fraction of the photos for validation."})
+    test: float = field(default=0.2, metadata={"help": "Fraction of the photos for testing."})
+    duplicate_bits: int = field(
+        default=3,
+        metadata={"help": "Photos whose 64-bit perceptual hashes differ in at most this many bits are duplicates."},
+    )
     hold_out: list[str] = field(
         default_factory=list,
-        metadata={"help": "generator=NAME or source=GLOB: those photos, with all their twins, go to a split unseen."},
+        metadata={
+            "help": "generator=NAME or source=GLOB: move those photos, with all their twins, to the split `unseen`."
+        },
     )
-    pairs_per_file: int = field(default=5000, metadata={"help": "Pairs in one parquet file."})
+    pairs_per_file: int = field(default=5000, metadata={"help": "Pairs per parquet file."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 16, "size")
@@ -188,59 +196,60 @@ class PackConfig:
 
 
 class Layout(str):
-    """The name of an importer, checked where the command line is parsed."""
+    """The name of an importer, checked when the command line is parsed."""
 
     def __new__(cls, text: str) -> Layout:
-        from vlm_detect.data.image_sets import IMPORTERS  # late: with `datasets`, which --help does without
+        from vlm_detect.data.image_sets import IMPORTERS  # lazy: imports `datasets`, which --help does not need
 
         if text not in IMPORTERS:
-            raise ArgumentTypeError(f"known layouts are {', '.join(IMPORTERS)}, not {text}")
+            raise ArgumentTypeError(f"{text}: choose from {', '.join(IMPORTERS)}")
         return super().__new__(cls, text)
 
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What is read, and what of it."""
+    """The images to import."""
 
     layout: Layout = field(
         metadata={
-            "help": "Layout of SRC: cifake, genimage, folders, hub, or one of an installed package.",
+            "help": "Layout of SRC: cifake, genimage, folders, hub, or that of an installed package.",
             "aliases": ["--from"],
         },
     )
     limit: int | None = field(
-        default=None, metadata={"help": "Take N images: labels alike as far as they go, then splits and generators."}
+        default=None, metadata={"help": "Import N images, balanced over labels, then over splits and generators."}
     )
     labels: list[str] = field(
         default_factory=list,
-        metadata={"help": "What the set's own names mean: NAME=real, NAME=generated, NAME=edited."},
+        metadata={"help": "Meaning of the set's own label names: NAME=real, NAME=generated, NAME=edited."},
     )
     image_column: str = field(
-        default="", metadata={"help": "hub, tables: the column of images or files. Default: found."}
+        default="", metadata={"help": "hub, tables: the column of images or files. Default: detected."}
     )
-    label_column: str = field(default="", metadata={"help": "hub, tables: the column of labels. Default: found."})
-    mask_column: str = field(default="", metadata={"help": "hub: the column of masks of edits. Default: mask."})
+    label_column: str = field(default="", metadata={"help": "hub, tables: the column of labels. Default: detected."})
+    mask_column: str = field(default="", metadata={"help": "hub: the column of edit masks. Default: mask."})
     hold_out: list[str] = field(
         default_factory=list,
-        metadata={"help": "generator=NAME or source=GLOB, which go to a split of their own, unseen."},
+        metadata={"help": "generator=NAME or source=GLOB: move those images to the split `unseen`."},
     )
-    edited: bool = field(default=False, metadata={"help": "cifake parquet: with the edited images beside it."})
-    licence: str | None = field(default=None, metadata={"help": "Licence of the images, where the set states none."})
-    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
-    validation: float = field(default=0.1, metadata={"help": "Part of the training images for validation."})
-    test: float = field(default=0.2, metadata={"help": "Part for the test, where the set publishes no test images."})
+    edited: bool = field(default=False, metadata={"help": "cifake parquet: include the edited images next to it."})
+    licence: str | None = field(default=None, metadata={"help": "Licence of the images, if the set states none."})
+    min_side: int = field(default=16, metadata={"help": "Reject images with a shorter side than this, in pixels."})
+    validation: float = field(default=0.1, metadata={"help": "Fraction of the training images for validation."})
+    test: float = field(default=0.2, metadata={"help": "Fraction for testing, if the set has no test images."})
     duplicate_bits: int = field(
-        default=3, metadata={"help": "Images whose 64-bit hashes differ by no more share a split."}
+        default=3,
+        metadata={"help": "Images whose 64-bit perceptual hashes differ in at most this many bits share a split."},
     )
-    images_per_file: int = field(default=50_000, metadata={"help": "Images in one parquet file."})
-    shard_size: int = field(default=1024, metadata={"help": "Images in a shard: what a worker does before it saves."})
+    images_per_file: int = field(default=50_000, metadata={"help": "Images per parquet file."})
+    shard_size: int = field(default=1024, metadata={"help": "Images per shard, the unit that a worker saves."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit", "min_side", "images_per_file", "shard_size")
         check_between(self, 0, 32, "duplicate_bits")
         check_shares(self.validation, self.test)
         check_hold_out(self.hold_out)
-        _ = self.selection  # whose labels are checked
+        _ = self.selection  # for which labels are checked
 
     @property
     def selection(self) -> Selection:
@@ -256,15 +265,15 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class PairSetConfig:
-    """What is known of the pairs where a CSV does not say otherwise."""
+    """Facts about the pairs, unless a CSV gives them."""
 
-    kind: Literal["caption", "vae"] = field(default="caption", metadata={"help": "What the twins are."})
-    generator: str = field(default="unknown", metadata={"help": "What drew them."})
+    kind: Literal["caption", "vae"] = field(default="caption", metadata={"help": "Kind of the twins."})
+    generator: str = field(default="unknown", metadata={"help": "Generator of the twins."})
     licence: str | None = field(default=None, metadata={"help": "Licence of the photos."})
-    allow_small: bool = field(default=False, metadata={"help": "Enlarge photos that are smaller than their twins."})
-    min_side: int = field(default=16, metadata={"help": "Images with a shorter side, in pixels, are rejected."})
+    allow_small: bool = field(default=False, metadata={"help": "Upscale photos that are smaller than their twins."})
+    min_side: int = field(default=16, metadata={"help": "Reject images with a shorter side than this, in pixels."})
     limit: int | None = field(default=None, metadata={"help": "Take only the first N pairs."})
-    shard_size: int = field(default=64, metadata={"help": "Pairs in a shard: what a worker does before it saves."})
+    shard_size: int = field(default=64, metadata={"help": "Pairs per shard, the unit that a worker saves."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "limit", "min_side", "shard_size")
@@ -272,9 +281,11 @@ class PairSetConfig:
 
 @dataclass(frozen=True)
 class Upload:
-    """Where the finished dataset goes besides."""
+    """Upload of the finished dataset."""
 
-    push_to_hub: str | None = field(default=None, metadata={"help": "Upload the dataset as OWNER/NAME, private."})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Upload the dataset as the private Hub dataset OWNER/NAME."}
+    )
 
     def __post_init__(self) -> None:
         if self.push_to_hub is None:
@@ -284,21 +295,19 @@ class Upload:
 
         try:
             huggingface_hub.utils.validate_repo_id(self.push_to_hub)
-        except HFValidationError as error:  # found out before the work, not behind it
-            raise UserError(f"--push_to_hub {self.push_to_hub}: no Hub name like owner/name") from error
+        except HFValidationError as error:  # checked before the work, not after it
+            raise UserError(f"--push_to_hub {self.push_to_hub}: not a Hub name like owner/name") from error
 
 
-ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit", "teacher", "imported")  # that add-reasons can find
+ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit", "teacher", "imported")  # supported by add-reasons
 
 
 class ReasonSources(str):
-    """Sources with commas between, checked where the command line is parsed."""
+    """Comma-separated sources, checked when the command line is parsed."""
 
     def __new__(cls, text: str) -> ReasonSources:
         if unknown := [name for name in text.split(",") if name not in ADDABLE_SOURCES]:
-            raise ArgumentTypeError(
-                f"known sources of reasons are {', '.join(ADDABLE_SOURCES)}, not {', '.join(unknown)}"
-            )
+            raise ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(ADDABLE_SOURCES)}")
         return super().__new__(cls, ",".join(name for name in ADDABLE_SOURCES if name in text.split(",")))
 
     @property
@@ -308,16 +317,16 @@ class ReasonSources(str):
 
 @dataclass(frozen=True)
 class ReasonsConfig:
-    """Which reasons are added."""
+    """The reasons to add."""
 
     reasons: ReasonSources | None = field(
         default=None,
-        metadata={"help": f"Sources, of {','.join(ADDABLE_SOURCES)}; measured, and edit where the dataset has edits."},
+        metadata={"help": f"Of {','.join(ADDABLE_SOURCES)}. Default: measured, and edit if the dataset has edits."},
     )
-    measured_reasons: int = field(default=4, metadata={"help": "Measured reasons of an image, at most."})
-    seed: int = field(default=0, metadata={"help": "Of the wordings."})
-    rows_per_file: int = field(default=50_000, metadata={"help": "Rows in one parquet file."})
-    shard_size: int = field(default=1024, metadata={"help": "Rows in a shard: what a worker does before it saves."})
+    measured_reasons: int = field(default=4, metadata={"help": "Maximum number of measured reasons per image."})
+    seed: int = field(default=0, metadata={"help": "Seed of the wordings."})
+    rows_per_file: int = field(default=50_000, metadata={"help": "Rows per parquet file."})
+    shard_size: int = field(default=1024, metadata={"help": "Rows per shard, the unit that a worker saves."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "measured_reasons", "rows_per_file", "shard_size")
@@ -325,27 +334,28 @@ class ReasonsConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Who says what it sees, and who judges that (for --reasons teacher)."""
+    """The teacher and the judge (for --reasons teacher)."""
 
     teacher: str | None = field(
-        default=None, metadata={"help": "A vision-language model: its name at --teacher_endpoint, else an ID to load."}
+        default=None, metadata={"help": "A vision-language model: its name at --teacher_endpoint, or an ID to load."}
     )
     teacher_endpoint: str | None = field(
         default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1): images are sent there."}
     )
     judge: str | None = field(
-        default=None, metadata={"help": "Who is asked whether a sentence is true, without the label; the teacher."}
+        default=None, metadata={"help": "Model that checks sentences without the label. Default: the teacher."}
     )
     judge_endpoint: str | None = field(default=None, metadata={"help": "URL of the judge's endpoint."})
     api_key_env: str = field(
         default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoints' key."}
     )
     min_margin: float = field(
-        default=1.0, metadata={"help": "Nats by which a sentence has to be likelier of its image than of the other."}
+        default=1.0,
+        metadata={"help": "Minimum difference of log-odds (nats) of a sentence between its image and the other."},
     )
-    teacher_limit: int | None = field(default=None, metadata={"help": "Show the teacher the first N rows only."})
-    teacher_shard_size: int = field(default=16, metadata={"help": "Rows in a shard of the teacher."})
-    parallel: int = field(default=8, metadata={"help": "Requests to an endpoint at a time."})
+    teacher_limit: int | None = field(default=None, metadata={"help": "Show the teacher only the first N rows."})
+    teacher_shard_size: int = field(default=16, metadata={"help": "Rows per shard of the teacher."})
+    parallel: int = field(default=8, metadata={"help": "Concurrent requests to an endpoint."})
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "teacher_limit", "teacher_shard_size", "parallel")
@@ -353,12 +363,12 @@ class TeacherConfig:
         check_url(self, "teacher_endpoint", "judge_endpoint")
         for endpoint, model in (("teacher_endpoint", "teacher"), ("judge_endpoint", "judge")):
             if getattr(self, endpoint) and not getattr(self, model):
-                raise UserError(f"--{endpoint} {getattr(self, endpoint)}: name the --{model} that it has")
+                raise UserError(f"--{endpoint} {getattr(self, endpoint)}: give its model's name with --{model}")
 
 
 @dataclass(frozen=True)
 class TextsConfig:
-    """What others wrote about the images (for --reasons imported)."""
+    """Third-party texts about the images (for --reasons imported)."""
 
     texts: str | None = field(
         default=None, metadata={"help": "A file of texts about the dataset's images; for x_aigd a folder of parquet."}
@@ -366,7 +376,7 @@ class TextsConfig:
     texts_layout: TextsLayout = field(
         default="plain",
         metadata={
-            "help": "conversations (LLaVA's form: FakeVLM's FakeClue, TeoScardov), loki, synthscars, x_aigd, "
+            "help": "conversations (LLaVA's layout: FakeVLM's FakeClue, TeoScardov), loki, synthscars, x_aigd, "
             "or plain: {image or id, text, kind?, box?, about?}."
         },
     )

@@ -1,7 +1,7 @@
-"""The last step that makes a pair dataset (`vlm-detect pack`): renders and photos in, the folder out.
+"""The last step of making a pair dataset (`vlm-detect pack`): write photos and twins into a dataset folder.
 
-The folder appears complete or not at all: it is written under another name and renamed. `pair_rows.py` makes the rows,
-`vlm_detect.data.splits` assigns photos to splits, `card.py` describes the result to a reader.
+The folder is written atomically, under a temporary name. `pair_rows.py` makes the rows,
+`vlm_detect.data.splits` assigns photos to splits, `card.py` writes the dataset card.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from vlm_detect.records import FROM_PROMPTS, Reject
 def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfig, settings: dict[str, Any]) -> Packed:
     """Write the dataset `out` from the finished render step in `renders`.
 
-    `settings` are those of all steps, for `run.json`: by them a rerun sees that nothing is left to do.
+    `settings` are those of all steps, for `run.json`: a rerun compares them to see that nothing is left to do.
     """
     plan = read_plan(renders)
     rejects = [reject for shard in range(plan.shards) for reject in read_rejects(renders, shard)]
-    # what was rendered from prompts is no photo's twin: then a row is an image
+    # images rendered from prompts are not twins: then a row is an image
     is_paired = not any(
         row["captioner"] == FROM_PROMPTS
         for shard in range(plan.shards)
@@ -45,7 +45,7 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
     splits = _split_photos(renders, plan.shards, drawn, config, rejects)
     if not splits:
         why = sum_up(rejects) if rejects else "(nothing was rendered)"
-        raise UserError(f"none of the {plan.items} photos could be made a pair of {why}")
+        raise UserError(f"none of the {plan.items} photos gave a pair {why}")
     with written_whole(out) as partial:
         return _write(
             partial,
@@ -80,7 +80,7 @@ def _write(
             if (place := splits.get(photo["id"])) is None:
                 continue
             split, group = place
-            # the second of two equal files would otherwise be packed as well
+            # otherwise the second of two equal files would be written as well
             splits[photo["id"]] = None
             for row in pair_rows(photo, group, size=config.size, encode=encode):
                 for written in [row] if is_paired else prompted_rows(row, photo["object_class"]):
@@ -111,15 +111,15 @@ def _drawn_hashes(renders: Path, shards: int) -> dict[str, str]:
 def _split_photos(
     renders: Path, shards: int, drawn: Mapping[str, str], config: PackConfig, rejects: list[Reject]
 ) -> dict[str, tuple[Split, str] | None]:
-    """id -> (split, group) of each photo to pack; the repeated ones are appended to `rejects`.
+    """id -> (split, group) of each photo to write; duplicates are appended to `rejects`.
 
-    Photos whose `drawn` images (by their hashes) are near copies of each other get one group.
+    Photos whose rendered images (`drawn`: their hashes) are near-duplicates get one group.
     """
     groups: dict[str, str] = {}
     phashes: dict[str, str] = {}
     names: dict[str, str] = {}
     generators: dict[str, str] = {}
-    links: list[tuple[str, str]] = []  # whose groups belong together
+    links: list[tuple[str, str]] = []  # pairs of groups to merge
     for shard in range(shards):
         for row in read_rows(renders, shard, ["id", "group", "source", "generator", "twins.list.element.edit"]):
             name = row["source"]["path_or_id"]
@@ -138,14 +138,14 @@ def _split_photos(
     for photo, first in repeats.items():
         rejects.append(Reject(names[photo], "pack", "near_duplicate", f"looks like {names[first]}"))
         names.pop(photo)
-    # The rest of a left out photo's group, and what was spliced from it, belong with the one that it repeats.
+    # The group of a rejected photo, and what was spliced from it, belong to the photo that it duplicates.
     links = [*repeats.items(), *((photo, other) for photo, other in links if other in groups)]
     merged = merge_groups(drawn, join_groups(groups, links), distance=config.duplicate_bits)
     kept = {photo: merged[photo] for photo in groups if photo in names}
     held_out = {kept[photo] for photo, name in names.items() if is_held_out(config.hold_out, generators[photo], name)}
     if config.hold_out and not held_out:
-        raise UserError(f"--hold_out {' '.join(config.hold_out)}: no pair is by that generator or from that source")
+        raise UserError(f"--hold_out {' '.join(config.hold_out)}: no pair matches")
     if kept and held_out == set(kept.values()):
-        raise UserError(f"--hold_out {' '.join(config.hold_out)}: that is every photo; none would be left to train on")
+        raise UserError(f"--hold_out {' '.join(config.hold_out)}: that is every photo; none would remain for training")
     splits = split_groups(set(kept.values()) - held_out, validation=config.validation, test=config.test)
     return {photo: ("unseen" if group in held_out else splits[group], group) for photo, group in kept.items()}

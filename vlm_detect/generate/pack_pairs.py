@@ -1,4 +1,4 @@
-"""Step 3 of 3: pack photos and twins alike into a pair dataset that `datasets.load_dataset` opens.
+"""Step 3 of 3: write photos and twins with identical encoding into a pair dataset for `datasets.load_dataset`.
 
 vlm-detect pack --renders work/renders --out data/pairs --size 1024
 vlm-detect pack --renders work/renders --out data/pairs --size 1024 --push_to_hub owner/name
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         steps=lambda work: None,  # they are done
         pack=lambda work: pack_pairs(renders, out, pack, encode, settings),
         push_to_hub=upload.push_to_hub,
-        keep_work=True,  # another command's
+        keep_work=True,  # of another command
     )
 
 

@@ -1,9 +1,9 @@
-"""The rows of a photo and its twins: both members of a pair brought to one size, one history and one encoding.
+"""The rows of a photo and its twins: both members of a pair get the same size, compression history and encoding.
 
     for row in pair_rows(photo, "a group", size=None, encode=EncodeConfig()): ...      # columns.PAIR_FEATURES
     for row in prompted_rows(row, object_class=None): ...                              # columns.PROMPTED_FEATURES
 
-`photo` is a row of the render step. `receipts.py` makes a member again from its row.
+`photo` is a row of the render step. `receipts.py` reproduces a member from its row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlm_detect.images.jpeg import standard_encoding
 def pair_rows(
     photo: Mapping[str, Any], group: str, *, size: int | None, encode: EncodeConfig
 ) -> Iterator[dict[str, Any]]:
-    """Each twin of a photo next to what it was made from; `size` is as in `output_size`."""
+    """Each twin of a photo with its original; `size` is as in `output_size`."""
     decoded = decode_image(photo["image"]["bytes"])
     jpeg = decoded.jpeg
     if jpeg is None and photo["source"]["jpeg_quality"]:
@@ -45,7 +45,7 @@ def pair_rows(
             before_edit = drawn[edit["of"]]
             before = like_source(before_edit, out_size, cropped.size, jpeg)
         after = with_edit(before, before_edit, image) if edit else like_source(image, out_size, cropped.size, jpeg)
-        recompressed = jpeg is not None and not (edit and of_photo)  # an edited photo has its compression already
+        recompressed = jpeg is not None and not (edit and of_photo)  # an edited photo already has its compression
         encoding = encode.describe() | {
             "filter": "lanczos",
             "image_scale": round(out_size[0] / (cropped if of_photo else image).width, 4),
@@ -55,7 +55,7 @@ def pair_rows(
             "source_cropped": list(cropped.size),
             "drawn_at": list(image.size),
         }
-        # an autoencoder takes no steps and has no guidance, an edit no model at all unless it paints
+        # an autoencoder has no steps and no guidance, an edit no model unless it inpaints
         is_drawn = twin["kind"] == "caption" or bool(edit and edit["operation"] == "inpaint")
         generator = edit["operation"] if edit and of_photo and not is_drawn else photo["generator"]
         pair_id = hashlib.sha256(f"{photo['id']}/{twin['kind']}/{photo['generator']}/{twin['seed']}".encode())
@@ -88,9 +88,9 @@ def pair_rows(
 
 
 def prompted_rows(row: Mapping[str, Any], object_class: str | None) -> list[dict[str, Any]]:
-    """The members of a pair as rows of their own, where a prompt and no photo was what the one was made from.
+    """The members of a pair as separate rows, for images rendered from prompts.
 
-    Which of the two comes first is decided by the row's id, so that no place in the dataset tells a label.
+    The row's id decides which comes first, so that positions in the dataset do not leak the label.
     """
     drawn = Image.open(io.BytesIO(row["twin"]["bytes"]))
     about = {
@@ -126,15 +126,15 @@ def prompted_rows(row: Mapping[str, Any], object_class: str | None) -> list[dict
 
 
 def twin_image(twin: Mapping[str, Any]) -> Image.Image:
-    """A twin as it was rendered, from a row of the render step."""
+    """The rendered twin from a row of the render step."""
     return Image.open(io.BytesIO(twin["image"]["bytes"])).convert("RGB")
 
 
 def with_edit(before: Image.Image, before_edit: Image.Image, edited: Image.Image) -> Image.Image:
-    """`before` with what was changed between `before_edit` and `edited`, which may be of another size.
+    """`before` with the change from `before_edit` to `edited`, which may have another size.
 
-    Only the difference is added, which is zero outside the box: where sizes agree the edit is as it was rendered, and a
-    resized one takes nothing with it but its own resizing.
+    Only the difference is added, which is zero outside the box: with equal sizes the edit is unchanged, and otherwise
+    only the edit is resized.
     """
     was, is_now = (np.asarray(resize(image, before.size), dtype=np.int16) for image in (before_edit, edited))
     changed = np.asarray(before, dtype=np.int16) + (is_now - was)
@@ -142,12 +142,12 @@ def with_edit(before: Image.Image, before_edit: Image.Image, edited: Image.Image
 
 
 def scaled_box(box: Sequence[int], size: tuple[int, int], to: tuple[int, int]) -> list[int]:
-    """A box of an image of `size` in its copy of size `to`, with the few pixels into which the filter carries it."""
+    """Scale a box of an image from `size` to `to`, with a margin for the resampling filter."""
     if size == to:
         return list(box)
     scaled = []
     for start, stop, length, new in ((box[0], box[2], size[0], to[0]), (box[1], box[3], size[1], to[1])):
-        reach = 3 * max(1.0, new / length)  # Lanczos reads three pixels to either side, of the coarser grid
+        reach = 3 * max(1.0, new / length)  # Lanczos reads three pixels of the coarser grid to either side
         scaled.append(
             (max(0, math.floor(start * new / length - reach)), min(new, math.ceil(stop * new / length + reach)))
         )

@@ -1,11 +1,11 @@
-"""Pairs that were rendered elsewhere, in the form that the render step writes: `pack_pairs` does the rest.
+"""Existing pairs in the format of the render step; `pack_pairs` does the rest.
 
-    entries = list_pairs(["photos/", "twins/"], PairSetConfig())     # matched by name, whatever the suffix
-    entries = list_pairs(["pairs.csv"], PairSetConfig())             # real,twin and, if known, caption, generator, ...
+    entries = list_pairs(["photos/", "twins/"], PairSetConfig())     # matched by name, ignoring the suffix
+    entries = list_pairs(["pairs.csv"], PairSetConfig())             # real,twin and optionally caption, generator, ...
 
-The same checks as for our own: both members decoded within bounds, small, blank and repeated ones left out, the photo
-cut to its twin's aspect and never enlarged unasked, both brought to one size and encoder. A twin that was stored as
-JPEG keeps what that left in it, which nobody can take out again; the audit tells how far it gives the label away.
+The same checks as in make-pairs: both members are decoded within bounds, small, blank and duplicate ones rejected, the
+photo cropped to its twin's aspect and never upscaled by default, both written with one size and encoder. A twin stored
+as JPEG keeps its compression artifacts, which cannot be removed; the audit measures how far they leak the label.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from vlm_detect.jobs.shards import Plan, counted, write_shard
 from vlm_detect.records import Reject
 
 _COLUMNS = ("kind", "generator", "caption", "prompt", "group", "licence")
-_MAX_ASPECT = 1.5  # of a twin's width to height over its photo's: beyond it they can hardly show the same
+_MAX_ASPECT = 1.5  # maximum ratio of their aspects: beyond it they cannot show the same content
 
 
 @dataclass(frozen=True)
 class PairEntry:
-    """A photo, its twin, and what is known of them."""
+    """A photo, its twin, and their metadata."""
 
     real: Path
     twin: Path
@@ -54,7 +54,7 @@ class PairEntry:
 
 
 def list_pairs(sources: Sequence[str], config: PairSetConfig) -> list[PairEntry]:
-    """From two folders or one CSV; `UserError` where they hold no pairs."""
+    """List pairs from two folders or one CSV; raises `UserError` without pairs."""
     paths = [Path(source).expanduser() for source in sources]
     if len(paths) == 2 and all(path.is_dir() for path in paths):
         entries = _matched(paths[0], paths[1], config)
@@ -77,7 +77,7 @@ def _matched(reals: Path, twins: Path, config: PairSetConfig) -> list[PairEntry]
         if name in others
     ]
     if not entries:
-        raise UserError(f"{reals} and {twins}: no image has the same name in both (suffixes aside)")
+        raise UserError(f"{reals} and {twins}: no image has the same name in both (ignoring suffixes)")
     return entries
 
 
@@ -86,18 +86,18 @@ def _by_name(folder: Path) -> dict[str, Path]:
     for path in find_images(folder):
         if (first := found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)) != path:
             raise UserError(
-                f"{folder}: {first.name} and {path.name} have one name, so neither can be matched; keep one"
+                f"{folder}: {first.name} and {path.name} have the same name, so neither can be matched; keep one"
             )
     return found
 
 
 def _tell_unpaired(reals: Path, twins: Path) -> None:
-    """Say on stderr what of the two folders is in no pair."""
+    """Report unmatched files of the two folders on stderr."""
     photos, others = (set(_by_name(folder.expanduser())) for folder in (reals, twins))
     for folder, own, other in ((reals, photos, others), (twins, others, photos)):
         tell_skipped(str(folder), look_into(folder.expanduser()).skipped)
         if alone := sorted(own - other):
-            print(f"{folder}: left out {len(alone)} images without a counterpart, such as {alone[0]}", file=sys.stderr)
+            print(f"{folder}: skipped {len(alone)} images without a counterpart, such as {alone[0]}", file=sys.stderr)
 
 
 def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
@@ -112,13 +112,13 @@ def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
     entries = []
     for number, row in enumerate(rows, 2):
         if not row["real"] or not row["twin"]:
-            raise UserError(f"{path}, line {number}: a pair takes a real and a twin")
+            raise UserError(f"{path}, line {number}: a pair needs real and twin")
         known = {key: row[key] for key in _COLUMNS if row.get(key)}
         if known.get("kind", "caption") not in ("caption", "vae"):
             raise UserError(f"{path}, line {number}: kind {known['kind']} is neither caption nor vae")
         seed = row.get("seed")
         if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
-            raise UserError(f"{path}, line {number}: seed {seed} is no whole number from 0 to 2^63 - 1")
+            raise UserError(f"{path}, line {number}: seed {seed} is not an integer from 0 to 2^63 - 1")
         given = {"kind": config.kind, "generator": config.generator, "licence": config.licence} | known
         real, twin = path.parent / row["real"], path.parent / row["twin"]
         if outside := [name for name in (real, twin) if name.exists() and not is_within(name, path.parent)]:
@@ -138,13 +138,13 @@ def plan_pairs(sources: Sequence[str], config: PairSetConfig) -> Plan:
 def take_pairs(
     sources: Sequence[str], config: PairSetConfig, plan: Plan, folder: Path, launch: Launch | None = None
 ) -> str | None:
-    """What `run_shards` returns: None when all is done."""
+    """Run the shards; returns the result of `run_shards`: None when all is done."""
     return run_shards(PairShard(tuple(sources), config, plan, folder), plan, folder, launch)
 
 
 @dataclass(frozen=True)
 class PairShard:
-    """The work on one shard; called in whichever process has it."""
+    """Process one shard; called in any process."""
 
     sources: tuple[str, ...]
     config: PairSetConfig
@@ -171,7 +171,7 @@ class PairShard:
         write_shard(self.folder, shard, rows, RENDER_FEATURES, rejects)
 
 
-# A worker does many shards: the listing is made once a process.
+# A worker processes many shards: the listing is cached per process.
 _entries = functools.cache(list_pairs)
 
 
@@ -198,7 +198,7 @@ def _row(entry: PairEntry, data: bytes, photo: DecodedImage, twin: DecodedImage)
     }
     photo_id = photo.sha256[:16]
     return {
-        # a photo may have a twin by each of several generators: those are several rows of one group
+        # a photo may have twins by several generators: these are several rows of one group
         "id": f"{photo_id}/{twin.sha256[:16]}",
         "group": entry.group or photo_id,
         "image": {"bytes": data, "path": None},

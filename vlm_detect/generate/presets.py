@@ -1,4 +1,4 @@
-"""A generator's own settings, one YAML each: those of this package, of an installed one, or a file that is given.
+"""Presets: the settings of a generator in a YAML file, built-in, from an installed package, or given by path.
 
     generator: stabilityai/stable-diffusion-3.5-medium      # a Hub id, a folder, or a registered name
     steps: 40
@@ -7,8 +7,8 @@
     with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-medium"), CONFIGS / "generators").steps    # 40
     with_given_file(RenderConfig(generator="my_generator.yaml")).generator
 
-A setting that is given on the command line stays. A key that is no setting is an error: it would be ignored, and what
-was rendered would not be what the file says.
+The command line overrides a preset. An unknown key is an error, because ignoring it would render with other settings
+than the file says.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.generate.generator import GENERATORS
 from vlm_detect.generate.options import RenderConfig
 
-# What a file can say: the settings that a run leaves to the generator.
+# The allowed keys: settings without a fixed default.
 SETTINGS = tuple(field.name for field in fields(RenderConfig) if field.default is None)
 _HINTS = get_type_hints(RenderConfig)
 
@@ -34,7 +34,7 @@ def read_preset(path: Path) -> dict[str, Any]:
     """The settings in a generator's YAML, `generator` among them.
 
     Raises:
-        UserError: for a key that is no setting, with the nearest that is, and for a value of another type.
+        UserError: for an unknown key, with the nearest known one, and for a value of another type.
     """
     values = _read(path)
     known = ("generator", *SETTINGS)
@@ -42,16 +42,16 @@ def read_preset(path: Path) -> dict[str, Any]:
         if key not in known:
             near = get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]}? Known are" if near else "known are"
-            raise UserError(f"{path}: {key} is no setting of a generator; {hint} {', '.join(known)}")
+            raise UserError(f"{path}: {key} is not a setting of a generator; {hint} {', '.join(known)}")
         if not _fits(value, _HINTS[key]):
             raise UserError(f"{path}: {key}: {value!r} is not {_named(_HINTS[key])}")
     if not values.get("generator"):
-        raise UserError(f"{path}: names no generator; add a line such as generator: owner/name")
+        raise UserError(f"{path}: has no generator; add a line such as generator: owner/name")
     return values
 
 
 def with_preset(config: RenderConfig, folder: Path) -> RenderConfig:
-    """`config` with what it leaves open taken from the YAML in `folder` that is for the same generator."""
+    """Fill open settings of `config` from the YAML in `folder` for the same generator."""
     for path in sorted(folder.glob("*.yaml")):
         if _read(path).get("generator") == config.generator:
             config = _filled(config, read_preset(path))
@@ -59,7 +59,7 @@ def with_preset(config: RenderConfig, folder: Path) -> RenderConfig:
 
 
 def with_given_file(config: RenderConfig) -> RenderConfig:
-    """`config` with the YAML that it names as its generator read: its generator, and what the run leaves open."""
+    """If `config.generator` is a YAML file, read it: its generator, and the settings left open."""
     path = _file_of(config.generator)
     if path is None:
         return config
@@ -68,7 +68,7 @@ def with_given_file(config: RenderConfig) -> RenderConfig:
 
 
 def _file_of(generator: str) -> Path | None:
-    """The YAML that a generator's name stands for, by its path or as it was registered."""
+    """The YAML of a generator's name, by its path or registration."""
     if generator in GENERATORS:
         found = GENERATORS[generator]
         return found if isinstance(found, Path) else None
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, not settings of a generator")
+        raise UserError(f"{path}: contains a {type(values).__name__}, not the settings of a generator")
     return values
 
 
@@ -105,9 +105,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _named(hint: Any) -> str:
-    """A type as a user would say it."""
+    """A readable name of a type."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_args(hint):
         return " or ".join(_named(one) for one in get_args(hint) if one is not NoneType)
-    return {int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))
+    return {int: "an integer", float: "a number", str: "a text"}.get(hint, str(hint))

@@ -1,4 +1,4 @@
-"""Prompts sampled from a YAML of a base text and modifiers, for images that are no photo's twin.
+"""Sample prompts from a YAML with base texts and modifiers, for images without a photo.
 
     base: "a photo of {subject} {place}, {light}"
     modifiers:
@@ -9,8 +9,7 @@
     book = PromptBook.read(Path("prompts.yaml"))
     book.draw(seed=7)            # the same seed, the same prompt
 
-`base` may be a list, from which one is sampled. Modifiers that the base does not name are unused, and
-an unknown name is an error.
+`base` may be a list to sample from. Modifiers that are not in the base are unused, and an unknown name is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from vlm_detect.errors import UserError
 
 @dataclass(frozen=True)
 class PromptBook:
-    """Base texts with {names}, and what may stand for each name."""
+    """Base texts with {names}, and the alternatives for each name."""
 
     bases: Sequence[str]
     modifiers: Mapping[str, Sequence[str]]
@@ -38,7 +37,7 @@ class PromptBook:
 
     @classmethod
     def read(cls, path: Path) -> PromptBook:
-        """`UserError` for a file that is not there or of another form."""
+        """Raises `UserError` for a missing or malformed file."""
         try:
             content = path.read_bytes()
             values = yaml.safe_load(content)
@@ -50,7 +49,9 @@ class PromptBook:
         modifiers = values.get("modifiers") or {}
         lists = [bases, *(modifiers.values() if isinstance(modifiers, dict) else [None])]
         if not all(isinstance(texts, list) and texts for texts in lists):
-            raise UserError(f"{path}: `base` is a text or a list of texts, each of the `modifiers` a list of texts")
+            raise UserError(
+                f"{path}: `base` has to be a text or a list of texts, each of the `modifiers` a list of texts"
+            )
         modifiers = {str(name): [str(text or "") for text in texts] for name, texts in modifiers.items()}
         for base in bases:
             try:
@@ -60,13 +61,13 @@ class PromptBook:
                     raise UserError(f"{path}: {{{missing[0]}}} in the base has no modifiers (known: {known})")
                 base.format(**{name: texts[0] for name, texts in modifiers.items()})
             except (ValueError, TypeError, LookupError) as error:
-                raise UserError(f"{path}: the base {base!r} is no text with {{names}} ({error})") from error
+                raise UserError(f"{path}: the base {base!r} is not a text with {{names}} ({error})") from error
         return cls(bases, modifiers, hashlib.sha256(content).hexdigest())
 
     def draw(self, seed: int) -> str:
         rng = random.Random(seed)
         base = rng.choice(self.bases)
-        # in the file's order, used or not: another base must not change what the others draw
+        # in the file's order, used or not, so that the base does not affect other samples
         chosen = {name: rng.choice(texts) for name, texts in self.modifiers.items()}
         text = re.sub(r"\s+", " ", base.format(**chosen))
         return re.sub(r"(?:\s*,)+", ",", text).strip(" ,")

@@ -1,7 +1,7 @@
-"""The rows of a dataset with the reasons that were found beside them (`pack_reasons`), and its card.
+"""Write a dataset with the found reasons (`pack_reasons`), and its card.
 
-An image dataset gains the column `reasons`, a pair dataset `image_reasons` and `twin_reasons`. A dataset that has
-reasons already keeps those of other sources than are asked for. All else is copied: rows, splits, card and rejects.
+An image dataset gains the column `reasons`, a pair dataset `image_reasons` and `twin_reasons`. Existing reasons of
+other sources than the requested ones are kept. Everything else is copied: rows, splits, card and rejects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vlm_detect.records import REASON_KINDS, Reject
 
 @dataclass
 class Tally:
-    """What was added, counted for the card."""
+    """Counts of the added reasons, for the card."""
 
     images: Counter[str] = field(default_factory=Counter)  # by label
     without: Counter[str] = field(default_factory=Counter)  # images without a reason, by label
@@ -46,7 +46,7 @@ class Tally:
 
 
 def pack_reasons(plan: ReasonsPlan, work: Path, out: Path) -> Packed:
-    """Write the dataset `out`: the rows of the old one with what was found beside them."""
+    """Write the dataset `out`: the rows of the old one with the found reasons."""
     members, source = open_members(plan.dataset), Path(plan.dataset)
     unit = "pairs" if "twin" in members.columns else "images"
     columns = REASON_COLUMNS[unit]
@@ -68,7 +68,7 @@ def pack_reasons(plan: ReasonsPlan, work: Path, out: Path) -> Packed:
 def _with_reasons(
     plan: ReasonsPlan, work: Path, members: Members, columns: Mapping[str, str], tally: Tally
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, row) of every row, with all of its reasons: those that were found, and those of other sources."""
+    """(split, row) of every row, with the found reasons and those of other sources."""
     measured, taught, imported = (Spoken(work / name) for name in ("measured", "teacher", "imported"))
     for number, split, row in progress(members.numbered(0, members.rows), "pack", total=members.rows, unit="row"):
         for member in members.of_row(number, split, row):
@@ -82,7 +82,7 @@ def _with_reasons(
 
 
 class Spoken:
-    """The reasons that a finished step found, asked for in the order of the rows; none where the step was not run."""
+    """Iterate over the reasons of a finished step in row order; empty if the step was not run."""
 
     def __init__(self, folder: Path) -> None:
         plan = read_plan(folder) if (folder / "plan.json").is_file() else None
@@ -103,22 +103,22 @@ def _of_edit(member: Member, seed: int) -> list[dict[str, Any]]:
     try:
         image = member.image
         reasons = edit_reasons(member.edit, image.size, seed=f"{seed}:{image.sha256}")
-    except UserError:  # it cannot be read, which the numbers' rejects tell
+    except UserError:  # it cannot be read, as recorded in the rejects of the measures
         return []
     return [reason.to_row() for reason in reasons]
 
 
 def _facts(plan: ReasonsPlan, work: Path) -> dict[str, str]:
-    """What the card says of the sentences of others: who wrote and who judged them, and how many were kept."""
+    """The card's facts on teacher and imported sentences: their source, judge, and the number kept."""
     found: dict[str, str] = {}
     teacher = plan.wanted.teacher
     if "teacher" in plan.steps:
         same = judge_of(teacher) == teacher_of(teacher)
         found["Teacher"] = f"{teacher_of(teacher)}; judge: {'the teacher itself' if same else judge_of(teacher)}"
-        found["Of the teacher's sentences were kept"] = kept_of(work / "teacher")
+        found["Kept teacher's sentences"] = kept_of(work / "teacher")
     if "imported" in plan.steps:
         found["Imported"] = f"{plan.wanted.texts.texts}; judge: {judge_of(teacher) or 'none'}"
-        found["Of the imported sentences were kept"] = kept_of(work / "imported")
+        found["Kept imported sentences"] = kept_of(work / "imported")
     if found:
         models = [model for model in (teacher_of(teacher), judge_of(teacher)) if model and model.leaves_this_machine]
         found["Images were sent to"] = ", ".join(sorted({str(model.endpoint) for model in models})) or "nobody"
@@ -126,7 +126,7 @@ def _facts(plan: ReasonsPlan, work: Path) -> dict[str, str]:
 
 
 def kept_of(folder: Path) -> str:
-    """Of a step that judges sentences: how many were kept of how many, by kind; and why the others were left out."""
+    """For a step with judged sentences: the kept and total numbers by kind, and the reasons of rejection."""
     plan, kept, proposed, left_out = read_plan(folder), Counter[str](), Counter[str](), Counter[str]()
     for shard in range(plan.shards):
         kept.update(reason["kind"] for row in read_rows(folder, shard) for reason in row["reasons"])
@@ -137,11 +137,11 @@ def kept_of(folder: Path) -> str:
     proposed += kept
     by_kind = ", ".join(f"{kept[kind]} of {count} {kind}" for kind, count in proposed.most_common())
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-    return f"{kept.total()} of {proposed.total()} ({by_kind or 'none'}); left out: {reasons or 'none'}"
+    return f"{kept.total()} of {proposed.total()} ({by_kind or 'none'}); rejected: {reasons or 'none'}"
 
 
 def _copy_files(source: Path, work: Path, partial: Path) -> MeasureCalibration | None:
-    """Whatever else the dataset's folder holds, and the new calibration; the one that stands there then."""
+    """Copy the other files of the dataset's folder, and write the new calibration; returns the one in effect."""
     written = {"data", "README.md", "run.json", "audit.json", "rejects.parquet"}
     for path in source.iterdir() if source.is_dir() else []:
         if path.name not in written and not path.name.startswith("."):
@@ -162,7 +162,7 @@ def _rejects(source: Path, work: Path) -> list[Reject]:
 
 
 def _card(_packed: Packed, *, before: str, section: str) -> str:
-    """The card that was there, with this section in the place of an older one."""
+    """The existing card with this section, which replaces an older one."""
     head, _, old = before.partition("\n## Reasons\n")
     _, mark, rest = old.partition("\n## ")
     return f"{head.rstrip()}\n\n{section}\n{mark}{rest}"

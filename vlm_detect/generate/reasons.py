@@ -1,14 +1,14 @@
-"""Reasons for the labels of a finished dataset (`vlm-detect add-reasons`): what is asked for, and who finds it.
+"""Add reasons to a finished dataset (`vlm-detect add-reasons`): the plan and its steps.
 
 plan = plan_reasons("data/pairs", out, Wanted(ReasonsConfig(), TeacherConfig(), TextsConfig()))
-find_reasons(plan, work, launch)            # all that takes time, in shards
-pack_reasons(plan, work, out)               # reason_rows.py: the same rows with what was found beside them
+find_reasons(plan, work, launch)            # the slow part, in shards
+pack_reasons(plan, work, out)               # reason_rows.py: the same rows with the found reasons
 
 WORK/measures/       shards: every image's numbers
-WORK/measures.json   what the training split's photos measure, and which measures tell its classes apart
+WORK/measures.json   the calibration: measurements of the training split, and which measures separate its classes
 WORK/measured/       shards: measured reasons
-WORK/teacher/        shards: what a teacher saw and a judge bore out
-WORK/imported/       shards: what others wrote
+WORK/teacher/        shards: a teacher's sentences that a judge confirmed
+WORK/imported/       shards: third-party texts
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class ReasonsPlan:
-    """What is added to which dataset; `steps` are the plans of the steps that take time, by the sources they are of."""
+    """The dataset and the reasons to add; `steps` are the plans of the slow steps by source."""
 
     dataset: str
     wanted: Wanted
     sources: tuple[ReasonSource, ...]
     steps: dict[ReasonSource, Plan]
-    settings: dict[str, Any]  # those of the dataset, and these
+    settings: dict[str, Any]  # the dataset's reasons, and these
 
 
 def plan_reasons(dataset: str, out: Path, wanted: Wanted) -> ReasonsPlan:
-    """UserError where `dataset` is none, is `out`, or has no edits where reasons of edits are asked for."""
+    """Raises UserError if `dataset` is not a dataset, equals `out`, or has no edits for reasons of edits."""
     reasons, teacher, texts = wanted
     asked = reasons.reasons.sources if reasons.reasons else []
     if ("teacher" in asked) != (teacher.teacher is not None):
@@ -59,12 +59,12 @@ def plan_reasons(dataset: str, out: Path, wanted: Wanted) -> ReasonsPlan:
     if ("imported" in asked) != (texts.texts is not None):
         raise UsageError("--reasons imported and --texts FILE go together: give both, or neither")
     if Path(dataset).resolve() == out.resolve():
-        raise UsageError(f"--out {out}: is the dataset itself; give another folder")
+        raise UsageError(f"--out {out}: is the input dataset; give another folder")
     members = open_members(dataset)
     has_edits = _has_edits(members)
     sources: tuple[ReasonSource, ...] = tuple(asked) or (("measured", "edit") if has_edits else ("measured",))
     if "edit" in sources and not has_edits:
-        raise UserError(f"--reasons {reasons.reasons}: {dataset} has no row that tells of an edit; leave edit out")
+        raise UserError(f"--reasons {reasons.reasons}: {dataset} has no edits; omit edit")
     steps: dict[ReasonSource, Plan] = {}
     if "measured" in sources:
         steps["measured"] = plan_measures(members, dataset, reasons.shard_size)
@@ -87,7 +87,7 @@ def _has_edits(members: Members) -> bool:
 
 
 def announce(plan: ReasonsPlan) -> list[str]:
-    """What a run does and costs, and to whom images go, in a line each."""
+    """What a run does, its cost, and where images are sent, one line each."""
     members, teacher = open_members(plan.dataset), plan.wanted.teacher
     lines = [f"{plan.dataset}: {members.rows} rows, reasons: {', '.join(plan.sources)}"]
     if "teacher" in plan.steps:
@@ -95,12 +95,12 @@ def announce(plan: ReasonsPlan) -> list[str]:
     asked = {"teacher": teacher_of(teacher), "judge": judge_of(teacher)}
     for role, model in asked.items():
         if model is not None and model.leaves_this_machine:
-            lines.append(f"images leave this machine: they are sent to {model.endpoint} (the {role}, {model.name})")
+            lines.append(f"images are sent from this machine to {model.endpoint} (the {role}, {model.name})")
     return lines
 
 
 def find_reasons(plan: ReasonsPlan, work: Path, launch: Launch | None = None) -> str | None:
-    """All that takes time; the id of the job where a cluster was only handed the work, None when all is done."""
+    """Run the slow steps; returns the id of a queued cluster job, None when all is done."""
     if "measured" in plan.steps and (job := _find_measured(plan, work, launch)):
         return job
     teacher, texts = plan.wanted.teacher, plan.wanted.texts

@@ -1,14 +1,14 @@
-"""One image again, from what its row says: the proof that a receipt holds all that is needed.
+"""Reproduce an image from its row: a test that receipts are complete.
 
     render_row(Path("data/pairs"), "0f3a...", Path("twin.jpg"))      # vlm-detect render --row ID
 
-The row gives prompt, seed, batch, sizes and encoding, `run.json` the generator's settings. A matrix product's last bits
-depend on how many rows it has and which of them an image is, but not on what the others hold: so a twin is rendered in
-a batch of its copies, as large as the one in the receipt and at the same place. With the same number of threads that
-gives the same file on a CPU.
+The row has prompt, seed, batch, sizes and encoding, `run.json` the generator's settings. The last bits of a matrix
+product depend on the number of rows and on the image's row index, but not on the other rows: so a twin is rendered in a
+batch of its copies, of the size in the receipt and at the same index. With the same number of threads that gives the
+same file on a CPU.
 
-What was made of a photo needs that photo again, found by its path and known by its SHA-256: a VAE twin, an edit of a
-photo, and a splice the photo that it takes from. An edit of a twin is put into that twin, which is rendered first.
+Images made from a photo (a VAE twin, an edit of a photo, a splice and its donor) need that photo, found by its path and
+verified by its SHA-256. For an edit of a twin, the twin is rendered first.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from vlm_detect.jobs.shards import told_when_full
 
 
 def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = None, donor: str | None = None) -> str:
-    """Make the twin of a pair, or the image that was rendered from a prompt, and say how like the dataset's own it is.
+    """Reproduce the twin of a pair, or an image rendered from a prompt, and report its similarity to the dataset's.
 
-    It is written to `out` as the dataset has it. `photo` and `donor` are the files of the source photo and of the one
-    that a splice takes from, where they are no longer where they were.
+    It is written to `out` with the dataset's encoding. `photo` and `donor` are the files of the source photo and of the
+    donor of a splice, if they have moved.
     """
     row = read_row(dataset, row_id)
     if row.get("label") == "real":
-        raise UserError(f"{row_id}: a photo, which nothing has drawn; give the id of a generated image")
+        raise UserError(f"{row_id}: a photo, which was not rendered; give the id of a generated image")
     stored = row["image" if "label" in row else "twin"]["bytes"]
     data = encode_image(_Again(dataset, row, photo, donor).make(), _encoder(row))
     with told_when_full(out):
@@ -71,7 +71,9 @@ def read_row(dataset: Path, row_id: str) -> dict[str, Any]:
         key = next((name for name in ("pair_id", "id") if name in names), None)
         if key and (row := _first(path, pc.field(key) == row_id)) is not None:
             return row
-    raise UserError(f"{row_id}: no row of {dataset} has this id (column pair_id, or id where prompts were drawn)")
+    raise UserError(
+        f"{row_id}: no row of {dataset} has this id (column pair_id, or id for images rendered from prompts)"
+    )
 
 
 def _find(dataset: Path, where: pc.Expression) -> dict[str, Any] | None:
@@ -86,9 +88,9 @@ def _first(path: Path, where: pc.Expression) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a receipt tells of sizes and of the source's compression."""
+    """The sizes and the source's compression from a receipt."""
 
-    drawn_at: tuple[int, int]  # of the twin before it was brought to its size in the dataset
+    drawn_at: tuple[int, int]  # of the twin before resizing to its size in the dataset
     cropped: tuple[int, int]  # of the source photo, after its crop to that aspect
     jpeg: dict[str, Any] | None
 
@@ -102,7 +104,7 @@ class _Sizes:
 
 
 class _Again:
-    """One row's image once more; the generator is loaded where it is needed."""
+    """Reproduces one row's image; the generator is loaded only if needed."""
 
     def __init__(self, dataset: Path, row: Mapping[str, Any], photo: str | None, donor: str | None) -> None:
         self._dataset, self._row, self._photo, self._donor = dataset, row, photo, donor
@@ -110,7 +112,7 @@ class _Again:
         self._config = _render_config(dataset)
 
     def make(self) -> Image.Image:
-        """The image before the last encoder."""
+        """The image before the final encoding."""
         size = Image.open(io.BytesIO(self._row["image"]["bytes"])).size  # both members have it
         if self._row.get("edit"):
             return self._edited(size)
@@ -144,7 +146,7 @@ class _Again:
         return cls(model, self._config.sampling)
 
     def _drawn(self, row: Mapping[str, Any]) -> Image.Image:
-        """A caption or VAE twin of this photo as the pipeline gives it."""
+        """A caption or VAE twin of this photo, as rendered by the pipeline."""
         place, count = map(int, row["receipt"]["batch"].split("/"))
         at = self._sizes.drawn_at
         if row.get("kind") == "vae":
@@ -161,15 +163,15 @@ class _Again:
         return _open_checked(self._photo or source["path_or_id"], source["sha256"], "source photo", "--photo")
 
     def _spliced_from(self, donor: str) -> Image.Image:
-        """The photo that a splice took from, as large as its own twins."""
+        """The donor of a splice, at the size of its own twins."""
         row = _find(self._dataset, pc.starts_with(pc.field("source", "sha256"), donor))
         path = self._donor or (row["source"]["path_or_id"] if row else None)
         if path is None:
             raise UserError(
-                f"{self._row['pair_id']}: the photo that it was spliced from (SHA-256 {donor}...) was left out of the "
+                f"{self._row['pair_id']}: the donor of its splice (SHA-256 {donor}...) is not in the "
                 "dataset; give it with --donor FILE"
             )
-        photo = _open_checked(path, donor, "photo that it was spliced from", "--donor")
+        photo = _open_checked(path, donor, "donor of its splice", "--donor")
         if row:
             return fit(photo, _Sizes.of(row).drawn_at)
         side = self._config.render_size or self._renderer.native_side
@@ -178,10 +180,10 @@ class _Again:
 
 
 def _open_checked(path_or_id: str, sha256: str, what: str, flag: str) -> Image.Image:
-    """A photo that is known by its hash, or by how that begins."""
+    """A photo verified by its hash, or by the beginning of its hash."""
     path = Path(path_or_id)
     if not path.is_file():
-        raise UserError(f"{path}: the {what} is not there; give it with {flag} FILE")
+        raise UserError(f"{path}: the {what} is missing; give it with {flag} FILE")
     if not file_sha256(path).startswith(sha256):
         raise UserError(f"{path}: not the {what} of this row (its SHA-256 is another)")
     return decode_image(path).image
@@ -193,7 +195,7 @@ def _render_config(dataset: Path) -> RenderConfig:
         settings = dict(record["config"]["render"]["settings"])
     except KeyError as error:
         raise UserError(
-            f"{dataset}: its run.json tells no settings of the render step; was it rendered here?"
+            f"{dataset}: its run.json has no settings of a render step; was it made with make-pairs?"
         ) from error
     names = RenderConfig.__dataclass_fields__
     settings = {name: value for name, value in settings.items() if name in names}

@@ -1,10 +1,10 @@
-"""Step 2 of 3: make the twins. Captioned photos in, photos with twins out; the same command resumes.
+"""Step 2 of 3: render the twins of captioned photos. The same command resumes.
 
     vlm-detect render --captions work/captions --out work/renders \\
         --generator stabilityai/stable-diffusion-3.5-large --twins caption,vae
-    vlm-detect render --row ID --pairs data/pairs --out twin.jpg    # one twin or edit again, from its receipt
+    vlm-detect render --row ID --pairs data/pairs --out twin.jpg    # reproduce one twin or edit from its receipt
 
-What is not given (steps, guidance, size, ...) is taken from the generator's file in vlm_detect/configs/generators.
+Defaults of steps, guidance, size, ... come from the generator's preset in vlm_detect/configs/generators.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vlm_detect.jobs.launch import Launch
 
 @dataclass(frozen=True)
 class Config:
-    out: str = field(metadata={"help": "Folder of the rendered twins; of one row: the image file."})
+    out: str = field(metadata={"help": "Folder of the rendered twins; with --row: the image file."})
     captions: str | None = field(default=None, metadata={"help": "Output of vlm-detect caption."})
-    row: str | None = field(default=None, metadata={"help": "Make only the image of this row (pair_id or id) again."})
-    pairs: str = field(default="data/pairs", metadata={"help": "The dataset that has --row."})
-    photo: str | None = field(default=None, metadata={"help": "The source photo of --row, where it has moved."})
-    donor: str | None = field(default=None, metadata={"help": "The photo that --row, a splice, takes from."})
+    row: str | None = field(default=None, metadata={"help": "Reproduce only the image of this row (pair_id or id)."})
+    pairs: str = field(default="data/pairs", metadata={"help": "The dataset of --row."})
+    photo: str | None = field(default=None, metadata={"help": "The source photo of --row, if it has moved."})
+    donor: str | None = field(default=None, metadata={"help": "The donor photo of --row, if it is a splice."})
 
     def __post_init__(self) -> None:
         if self.captions is None and self.row is None:

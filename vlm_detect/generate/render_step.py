@@ -1,8 +1,8 @@
-"""The second step: captioned photos in, the same photos with their twins out (`vlm-detect render`).
+"""The second step: render the twins of captioned photos (`vlm-detect render`).
 
-Each kind of twin leaks something else, so a dataset has several: `caption` twins, rendered from the caption alone,
-leak photographic style (arXiv 2602.12381), `vae` twins are the photo itself through the generator's autoencoder and say
-little of other generators (arXiv 2605.14486).
+Each kind of twin has its own weakness, so a dataset has several: `caption` twins, rendered from the caption only,
+differ in photographic style (arXiv 2602.12381); `vae` twins are the photo itself, reconstructed by the generator's
+autoencoder, and generalize little to other generators (arXiv 2605.14486).
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write
 from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.records import Reject, TwinKind
 
-_BESIDE = 2  # threads that decode and encode while the device draws
+_BESIDE = 2  # threads that decode and encode while the device renders
 
-# One row a photo, with the twins that could be made of it.
+# One row per photo, with its twins.
 RENDER_FEATURES = Features(
     {
         **PHOTO_FEATURES,
         "twins": List(
             {
                 "kind": Value("string"),
-                "image": Image(),  # PNG at the size it was rendered
+                "image": Image(),  # PNG at the rendered size
                 "prompt": Value("string"),
                 "seed": Value("int64"),
-                "batch": Value("string"),  # its place / the batch's size: a GPU repeats it bit for bit only there
+                "batch": Value("string"),  # index / batch size: bits are reproducible only there
                 "edit": EDIT_FEATURES,
             }
         ),
@@ -65,13 +65,13 @@ RENDER_FEATURES = Features(
 
 
 def complete(config: RenderConfig, presets: Path) -> RenderConfig:
-    """The configuration with nothing left open: the generator that `auto` means here, and its own settings."""
+    """The complete configuration: the generator that `auto` selects, with its preset."""
     config = replace(with_given_file(config), edit_operations=config.edit_operations or EditOperations.all_own())
     return with_preset(replace(config, generator=find_generator(config.generator)[1].name), presets)
 
 
 def check_generator(config: RenderConfig) -> None:
-    """`UserError` where there is no such generator: found out before hours go into captions for it."""
+    """Raise `UserError` for an unavailable generator, before hours of captioning."""
     cls, model = find_generator(config.generator)
     if "vae" in config.twins.kinds and not cls.can_reconstruct:
         raise UserError(f"--twins vae: {model.name} has no autoencoder to encode photos with; give --twins caption")
@@ -79,7 +79,7 @@ def check_generator(config: RenderConfig) -> None:
 
 
 def derive_seed(seed: int, photo_id: str, kind: str) -> int:
-    """63 bits from the run's seed, the photo and the kind: never from the order of work."""
+    """63 bits from the run's seed, the photo and the kind, independent of the order of work."""
     digest = hashlib.sha256(f"{seed}/{photo_id}/{kind}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -97,20 +97,20 @@ def render_twins(
     launch: Launch | None = None,
     after: str | None = None,
 ) -> str | None:
-    """What `run_shards` returns: None when all is done."""
+    """Run the shards; returns the result of `run_shards`: None when all is done."""
     launch = (launch or Launch()).with_models(config.generator not in NANO_NAMES)
     return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
 
 
 @dataclass
 class _Photo:
-    """A photo on its way through the step; `drawn` and then `twins` grow."""
+    """A photo in progress; filled with `drawn` and then `twins`."""
 
     row: dict[str, Any]
     size: tuple[int, int]  # width, height of its twins
     pixels: Future[PILImage.Image]  # the photo at that size, decoded while others are rendered
     prompt: str
-    arguments: dict[str, Any] = field(default_factory=dict)  # what stands for the prompt in the pipeline's call
+    arguments: dict[str, Any] = field(default_factory=dict)  # the pipeline's arguments for the prompt
     drawn: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
     twins: list[dict[str, Any]] = field(default_factory=list)
 
@@ -121,7 +121,7 @@ class _Photo:
 
 @dataclass(frozen=True)
 class RenderShard:
-    """The work on one shard; called in whichever process has it."""
+    """Process one shard; called in any process."""
 
     captions: Path
     config: RenderConfig
@@ -132,7 +132,7 @@ class RenderShard:
         name, revision, renderer = _load_renderer(self.config.generator, self.config.sampling)
         rejects = read_rejects(self.captions, shard)
         kinds = self.config.twins.kinds
-        # Photos are decoded ahead of the drawing and twins encoded behind it: PIL does both outside of Python's lock.
+        # Photos are decoded before and twins encoded after rendering, in threads: PIL releases the GIL for both.
         with ThreadPoolExecutor(_BESIDE, thread_name_prefix="beside") as beside:
             photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, beside))
             edits = [EDITS[name] for name in self.config.edit_operations.operations] if "edit" in kinds else []
@@ -192,14 +192,14 @@ class RenderShard:
             photo.drawn.append((twin | {"edit": None}, finished))
 
     def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
-        """What was rendered of a photo: twins, or rejects with their reason."""
+        """The results for a photo: twins, or rejects with their reason."""
         where = photo.row["source"]["path_or_id"]
         for twin, drawn in photo.drawn:
             if isinstance(drawn, Exception):
                 detail = f"{twin['kind']}: {type(drawn).__name__}: {drawn}"
                 rejects.append(Reject(where, "render", "renderer_failed", detail))
             elif (data := drawn.result()) is None:
-                rejects.append(Reject(where, "render", "blank", f"{twin['kind']}: one colour all over"))
+                rejects.append(Reject(where, "render", "blank", f"{twin['kind']}: a single colour"))
             else:
                 photo.twins.append(twin | {"image": {"bytes": data, "path": None}})
 
@@ -231,7 +231,7 @@ class RenderShard:
 
 
 def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
-    """Up to `size` photos of one width and height, in the order of their sizes' first appearance."""
+    """Batches of up to `size` photos of one width and height, in the order of first appearance."""
     by_size: dict[tuple[int, int], list[_Photo]] = {}
     for photo in photos:
         batch = by_size.setdefault(photo.size, [])
@@ -244,16 +244,16 @@ def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
 def _draw_or_split(
     draw: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
 ) -> Iterator[tuple[PILImage.Image | Exception, str]]:
-    """(image, "place/size" of its batch) for each place; a batch that fails is rendered again one by one."""
+    """(image, "index/size" of its batch) for each place; a failed batch is retried one by one."""
     try:
         images = draw(places)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"out of memory while drawing {len(places)} at a time; lower --render_batch") from error
+        raise UserError(f"out of memory while rendering {len(places)} at a time; lower --render_batch") from error
     except torch.AcceleratorError as error:  # the device answers every later call so: the photos are not to blame
         raise UserError(
             f"the accelerator failed: {first_line(error)}; run the same command again, which continues at this shard"
         ) from error
-    except Exception as error:  # whatever a pipeline raises on one prompt must not cost the others
+    except Exception as error:  # an exception for one prompt must not affect the others
         if len(places) == 1:
             yield error, "0/1"
             return
@@ -268,18 +268,18 @@ def _fitted(data: bytes, size: tuple[int, int]) -> PILImage.Image:
 
 
 def _finished(image: PILImage.Image) -> bytes | None:
-    """The bytes of a twin, or None where there is nothing to see on it."""
+    """The bytes of a twin, or None if it is blank."""
     return None if is_blank(image) else _png(image)
 
 
 def _png(image: PILImage.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # between two steps: lossless, and fast before small
+    image.save(buffer, "PNG", compress_level=1)  # between two steps: lossless, and speed over size
     return buffer.getvalue()
 
 
 @functools.cache
 def _load_renderer(generator: str, sampling: Sampling) -> tuple[str, str | None, Generator]:
-    """Once a process, whatever the number of its shards."""
+    """Cached per process."""
     cls, model = find_generator(generator)
     return model.name, model.revision, cls(model, sampling)

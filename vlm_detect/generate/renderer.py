@@ -1,9 +1,9 @@
-"""A diffusers text-to-image pipeline as this toolkit uses it: captions to twins, and photos through its autoencoder.
+"""The generator for diffusers' text-to-image pipelines: captions to twins, and photos through the autoencoder.
 
-Any pipeline that `DiffusionPipeline.from_pretrained` opens will do; Stable Diffusion 3 and XL and FLUX have their
-prompts encoded ahead, so that their text encoders are freed before anything is rendered. Each image has its own random
-generator and seed: neither the order of work nor the other images of a batch change a result. The size of the batch and
-the place in it do, in the last bits of a matrix product, so receipts hold them.
+Any pipeline that `DiffusionPipeline.from_pretrained` opens works; prompts for Stable Diffusion 3, XL and FLUX are
+encoded first, so that the text encoders are freed before rendering. Each image has its own random generator and seed:
+neither the order of work nor the other images of a batch change a result. The batch size and the index in the batch do,
+in the last bits of a matrix product, so receipts record them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_l
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.quiet import quiet
 
-# Their warnings tell, on every call, of prompts cut at 77 tokens and of image processors that are not used here; their
-# bars show the loading of each part.
+# They warn on every call about prompts truncated at 77 tokens and about image processors that are not used here, and
+# show progress bars of loading.
 QUIET = quiet("transformers", "diffusers")
 
 
@@ -52,12 +52,12 @@ class Renderer(Generator):
 
     @QUIET
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
-        import diffusers  # late, for it takes seconds that a run with nothing left to do should not spend
+        import diffusers  # lazy: takes seconds, which a run with nothing left to do should not spend
 
         self.device = torch.device(device or best_device())
         name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
         if sampling.quantization == "nf4" and self.device.type != "cuda":
-            raise UserError("--quantization nf4: diffusers quantises on a CUDA device only; leave it out here")
+            raise UserError("--quantization nf4: diffusers quantises only on a CUDA device; omit it here")
         options: dict[str, Any] = {"revision": model.revision, "dtype": DTYPES[name]}
         try:
             if sampling.quantization == "nf4":
@@ -69,7 +69,7 @@ class Renderer(Generator):
 
     @classmethod
     def of(cls, pipeline: Any, sampling: Sampling, device: str | None = None) -> Renderer:
-        """A renderer of a pipeline that is already in memory; its dtype is the denoiser's."""
+        """A renderer of a loaded pipeline; its dtype is the denoiser's."""
         renderer = cls.__new__(cls)
         renderer.device = torch.device(device or best_device())
         dtype = next(name for name, value in DTYPES.items() if value == denoiser_of(pipeline).dtype)
@@ -80,7 +80,7 @@ class Renderer(Generator):
         self._call = call_of(pipeline)
         pipeline.set_progress_bar_config(disable=True)
         if getattr(pipeline, "watermark", None) is not None:
-            pipeline.watermark = None  # SDXL's invisible mark would tell every twin
+            pipeline.watermark = None  # SDXL's invisible watermark would leak the label
         self.pipeline, self.sampling, self._dtype = pipeline, sampling, dtype
         modules = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         self._encoders = [part for key, part in modules.items() if key.startswith("text_encoder")]
@@ -104,7 +104,7 @@ class Renderer(Generator):
 
     @property
     def _encodes_apart(self) -> bool:
-        """Whether prompts can be encoded before anything is rendered, so that the encoders need not stay."""
+        """Whether prompts can be encoded before rendering, so that the encoders can be freed."""
         return type(self.pipeline).__name__ in _ENCODE_OPTIONS
 
     @property
@@ -117,7 +117,7 @@ class Renderer(Generator):
 
     @property
     def native_side(self) -> int:
-        """Side in pixels of the square that the pipeline draws by default."""
+        """Default side of the pipeline's square images, in pixels."""
         return native_side_of(self.pipeline)
 
     @property
@@ -128,9 +128,9 @@ class Renderer(Generator):
     @QUIET
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """For each prompt the arguments of the pipeline's call that stand for it.
+        """The pipeline's arguments for each prompt.
 
-        The text encoders come to the device for this and leave it: a T5 takes as much room as what it speaks to.
+        The text encoders are moved to the device and back: a T5 needs as much memory as the denoiser.
         """
         if not self._encodes_apart:
             return [{"prompt": prompt} for prompt in prompts]  # the pipeline encodes them itself, batch by batch
@@ -138,7 +138,7 @@ class Renderer(Generator):
             self._move(self._others, torch.device("cpu"))
         self._move(self._encoders, self.device)
         encoded: list[dict[str, Any]] = []
-        for prompt in prompts:  # one at a time: a padded neighbour must not change an embedding's last bits
+        for prompt in prompts:  # one at a time: padding must not change an embedding's last bits
             encoded.append(self._encode(prompt, encoded[0] if encoded else {}))
         if self.device.type != "cpu":
             self._move(self._encoders, torch.device("cpu"))
@@ -151,7 +151,7 @@ class Renderer(Generator):
         options: dict[str, Any] = {"prompt": prompt, "device": self.device}
         if has_length:
             options["max_sequence_length"] = self.sampling.max_sequence_length
-        if "negative_prompt_embeds" in names:  # nothing is forbidden: the same for all, so the first one's serves
+        if "negative_prompt_embeds" in names:  # the empty negative prompt is the same for all
             options["do_classifier_free_guidance"] = self.sampling.guidance > 1
             options |= {name: value for name, value in first.items() if name.startswith("negative")}
         if "prompt_3" in inspect.signature(self.pipeline.encode_prompt).parameters:
@@ -183,7 +183,8 @@ class Renderer(Generator):
     @QUIET
     @torch.inference_mode()
     def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
-        """Photos of one size through the autoencoder and back: the latents' mode, so that no seed is needed."""
+        """Reconstruct photos of one size with the autoencoder, from the mode of the latents, so that no seed is
+        needed."""
         pixels = self.pipeline.image_processor.preprocess(list(photos)).to(self.device, self.pipeline.vae.dtype)
         decoded = through_autoencoder(self.pipeline.vae, pixels)
         return _to_images(self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt"))
@@ -195,7 +196,7 @@ class Renderer(Generator):
     @QUIET
     @torch.inference_mode()
     def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
-        """`image` with what lies under the mask of `place` inpainted after the prompt of `arguments`."""
+        """Inpaint `image` under the mask of `place`, with the prompt of `arguments`."""
         mask = np.zeros((image.height, image.width), np.uint8)
         x0, y0, x1, y1 = place.box
         mask[y0:y1, x0:x1] = 255 * (place.mask > 0)
@@ -224,7 +225,7 @@ class Renderer(Generator):
         return inpainter
 
 
-# What `encode_prompt` of a pipeline returns, by the names that its call takes, and whether it asks for T5's length.
+# The results of a pipeline's `encode_prompt` by argument name, and whether it takes T5's length.
 _FOUR = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _ENCODE_OPTIONS = {
     "StableDiffusion3Pipeline": (_FOUR, True),
@@ -234,13 +235,13 @@ _ENCODE_OPTIONS = {
 
 
 def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [0, 1] to images, rounded on the device as diffusers rounds them behind it."""
+    """(B, 3, H, W) in [0, 1] to images, rounded on the device in the same way as in diffusers."""
     whole = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image) for image in whole]
 
 
 def _nf4(diffusers: Any, model: ResolvedModel, dtype: torch.dtype) -> Any:
-    """Four bits for the denoiser and for T5: those are large, and the others suffer."""
+    """Four bits for the denoiser and T5, which are large; the other parts would lose quality."""
     require("quant", "bitsandbytes")
     index = diffusers.DiffusionPipeline.load_config(model.path_or_id, revision=model.revision)
     large = [key for key, value in index.items() if key in ("transformer", "unet") or "T5EncoderModel" in str(value)]
@@ -257,19 +258,19 @@ ASPECTS = (9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9)
 
 
 def find_generator(name: str, revision: str | None = None) -> tuple[type[Generator], ResolvedModel]:
-    """The class that renders with `--generator name`, and what it is loaded from: diffusers' unless it has its own."""
+    """The class for `--generator name`, and its source: the diffusers class unless one is registered."""
     if name in GENERATORS and not isinstance(cls := GENERATORS[name], Path):
         return cls, cls.resolve(name, revision)
     return Renderer, Renderer.resolve(name, revision)
 
 
 def check_pipeline(model: ResolvedModel) -> None:
-    """`UserError` where `model` is no pipeline, or one that the Hub does not give; fetches no weights."""
+    """Raise `UserError` if `model` is not an accessible pipeline; downloads no weights."""
     index = "model_index.json"
     try:
         if model.is_local:
             if not (Path(model.path_or_id) / index).is_file():
-                raise OSError(f"no {index} in it, so it is no diffusers pipeline")
+                raise OSError(f"it has no {index}, so it is not a diffusers pipeline")
         else:
             check_reachable(model, index)
             hf_hub_download(model.path_or_id, index, revision=model.revision)

@@ -1,10 +1,10 @@
-"""What a teacher says that it sees: how it is asked, how its JSON is read, and which of its sentences may be used.
+"""A teacher's observations: its prompt, the parsing of its JSON, and the filter of its sentences.
 
-    text = pair_question(photo_first=True, twin="generated")       # of two images, with the truth told
-    found = read_sightings(reply, images=2)                        # Unusable where it is no such JSON
-    kept, dropped = agreed(first_draw, second_draw)                # what two draws say alike
+    text = pair_question(photo_first=True, twin="generated")       # for two images, with their labels
+    found = read_sightings(reply, images=2)                        # raises Unusable for other replies
+    kept, dropped = agreed(first_draw, second_draw)                # sentences on which two samples agree
 
-A sentence is about one image alone: it is learned, and judged, without the other one beside it.
+A sentence is about a single image: it is trained on, and judged, without the other one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 from vlm_detect.questions.read import parse_explanation
 from vlm_detect.records import REASON_KINDS, Label, ReasonKind
 
-MOST = 4  # sentences that are asked for, of each draw
-_LONGEST = 240  # characters of a sentence
-_LARGEST = 0.5  # part of the image that a box may cover
-_OVERLAP = 0.3  # intersection over union, from which two boxes mean the same place
+MOST = 4  # maximum number of sentences per sample
+_LONGEST = 240  # maximum characters of a sentence
+_LARGEST = 0.5  # maximum fraction of the image that a box may cover
+_OVERLAP = 0.3  # minimum intersection over union of two boxes for the same place
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in parts of the width and the height
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of width and height
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -67,7 +67,7 @@ _NAMES_ANOTHER = re.compile(
 
 @dataclass(frozen=True)
 class Sighting:
-    """One sentence about the image of number `image`, counted from 0; `box` is None where it is everywhere."""
+    """One sentence about the image of number `image`, counted from 0; `box` is None for the entire image."""
 
     image: int
     kind: ReasonKind
@@ -76,7 +76,7 @@ class Sighting:
 
 
 class Unusable(Exception):
-    """An answer, or a sentence of it, that cannot be used: `reason` to count by, `detail` the particulars."""
+    """An unusable answer or sentence: `reason` is counted, `detail` has specifics."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -84,19 +84,20 @@ class Unusable(Exception):
 
 
 def pair_question(*, photo_first: bool, twin: Label) -> str:
-    """Of two images: a photo and what was made from it."""
+    """The question about two images: a photo and its twin."""
     photo, other = _WHAT["real"], _WHAT[twin]
     order = (photo, other) if photo_first else (other, photo)
     return f"Image 1 is {order[0]}. Image 2 is {order[1]}. The one was made from the other. {_TASK}"
 
 
 def single_question(label: Label, *, again: bool = False) -> str:
-    """Of one image; `again` in other words, for a second draw of a model that always answers alike."""
+    """The question about one image; `again` rephrases it, for a second sample of a deterministic model."""
     return f"Look closely at image 1, {_WHAT[label]}. {_TASK}" if again else f"Image 1 is {_WHAT[label]}. {_TASK}"
 
 
 def read_sightings(text: str, *, images: int) -> tuple[list[Sighting], list[Unusable]]:
-    """The sentences of an answer about `images` images, and what is wrong with the others; `Unusable` for all of it."""
+    """The sentences of an answer about `images` images, and the faults of the others; raises `Unusable` for the
+    complete answer."""
     found, faults = [], []
     for item in _items(text):
         try:
@@ -107,7 +108,7 @@ def read_sightings(text: str, *, images: int) -> tuple[list[Sighting], list[Unus
 
 
 def check_sighting(sighting: Sighting, label: Label) -> None:
-    """`Unusable` where the sentence cannot stand alone beside an image of `label`."""
+    """Raise `Unusable` if the sentence is not self-contained for an image of `label`."""
     said = parse_explanation(sighting.text)
     if said is not None and said != (label == "generated"):
         raise Unusable("contradicts_label", _told(sighting))
@@ -120,10 +121,10 @@ def check_sighting(sighting: Sighting, label: Label) -> None:
 
 
 def agreed(first: Sequence[Sighting], second: Sequence[Sighting]) -> tuple[list[Sighting], list[Sighting]]:
-    """(those of `first` that `second` has as well, the others of both).
+    """(sentences of `first` that are also in `second`, the others of both).
 
-    Two agree that are of one image and kind and whose boxes, where both have one, overlap. A place that only one of
-    them gives is left out.
+    Two agree if they have the same image and kind, and their boxes, if both have one, overlap. A place given by only
+    one of them is dropped.
     """
     kept, left = [], list(second)
     dropped = []
@@ -138,7 +139,7 @@ def agreed(first: Sequence[Sighting], second: Sequence[Sighting]) -> tuple[list[
 
 
 def box_in_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Of an image of `size` (width, height); at least one pixel wide and high."""
+    """The box in pixels of an image of `size` (width, height); at least one pixel wide and high."""
     (left, right), (top, bottom) = (
         (math.floor(low * length), max(math.ceil(high * length), math.floor(low * length) + 1))
         for low, high, length in ((box[0], box[2], size[0]), (box[1], box[3], size[1]))
@@ -147,7 +148,7 @@ def box_in_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _items(text: str) -> list[Any]:
-    """The list of an answer: its JSON may stand in a code block, or behind words."""
+    """The list of an answer: its JSON may be in a code block, or after other text."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise Unusable("no_json", text[:200])

@@ -1,11 +1,11 @@
-"""What a free sentence is about, by its words: its kind, whether it speaks for a label, and the reason in a verdict.
+"""Classify a free sentence by keywords: its kind, whether it supports a label, and the reason in a verdict.
 
     kind_of("The left hand has six fingers.")                                 # "anatomy"
     speaks_for("The left hand has six fingers.", "generated")                 # True; of "A hand holds a cup." False
     reason_in("It is fake because the snake has no head.")                    # "The snake has no head."
 
-Words decide, in the order of the list below: a sentence about the shadow of a hand is about light. A sentence without
-any of them has no kind, and its reader leaves it out.
+Keywords are tried in the order below: a sentence about the shadow of a hand is about light. A sentence without any of
+them has no kind and is dropped.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ _BECAUSE = re.compile(r"\b(?:because|since|given that|due to the fact that)\s+(?
 
 
 def kind_of(sentence: str) -> ReasonKind | None:
-    """The first kind of which the sentence has a word."""
+    """The first kind with a keyword in the sentence."""
     lowered = sentence.lower()
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(lowered)), None)
 
 
 def speaks_for(sentence: str, label: Label) -> bool:
-    """Whether it names a fault, of what is generated or edited, or what is as it should be, of what is real.
+    """Whether it states a fault (for generated or edited), or that something is correct (for real).
 
-    What an image shows speaks for neither.
+    A description of the content supports neither.
     """
     lowered = sentence.lower()
     has_fault = bool(_FAULT.search(lowered))
@@ -71,7 +71,7 @@ def speaks_for(sentence: str, label: Label) -> bool:
 
 
 def reason_in(sentence: str) -> str:
-    """The sentence without the verdict that it gives as well: what stands behind "because", or before "suggesting"."""
+    """The sentence without its verdict: the part after "because", or before "suggesting"."""
     before, because, behind = _split(sentence)
     if because and parse_explanation(before) is not None:
         sentence = behind[:1].upper() + behind[1:]

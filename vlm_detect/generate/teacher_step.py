@@ -1,13 +1,14 @@
-"""A teacher's reasons: it is shown what is what, says what it sees, and is believed where it can be checked.
+"""A teacher's reasons: it sees the labels, describes what it sees, and its sentences are verified.
 
     plan = plan_teacher(members, "data/pairs", config)
     run_shards(TeacherShard("data/pairs", config, plan, work / "teacher"), plan, work / "teacher", launch)
 
-A photo and its twin are shown together, in both orders, one draw each; an image that has no twin is shown twice. What
-both draws say alike is put to a judge that is not told the label, of the image and of its counterpart (`judge.py`).
-Every sentence that is left out is a row of the rejects. Edits are passed over: their rows say what was done.
+A photo and its twin are shown together, in both orders, one sample each; an image without a twin is shown twice.
+Sentences on which both samples agree go to a judge without the label, for the image and for its counterpart
+(`judge.py`). Every rejected sentence is a row of the rejects. Edits are skipped: their rows already have the operation
+and place.
 
-Finished shards are kept whatever happens to the endpoint, and the same command goes on behind them.
+Finished shards are kept if the endpoint fails, and the same command resumes after them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from vlm_detect.records import Label, ReasonSource, Reject
 
 STAGE = "teacher"
 TEMPERATURE = 0.7
-TOKENS = 700  # of an answer, at most
+TOKENS = 700  # maximum per answer
 
 
 def teacher_of(config: TeacherConfig) -> AskedModel | None:
@@ -50,14 +51,14 @@ def teacher_of(config: TeacherConfig) -> AskedModel | None:
 
 
 def judge_of(config: TeacherConfig) -> AskedModel | None:
-    """By default the teacher."""
+    """The judge; default: the teacher."""
     if config.judge is None:
         return teacher_of(config)
     return AskedModel(config.judge, config.judge_endpoint, config.api_key_env, config.parallel)
 
 
 def judging_of(config: TeacherConfig, source: ReasonSource) -> Judging:
-    """Connected or loaded. A judge that is its own teacher is named as such."""
+    """Connect or load. A judge that equals the teacher is named as such."""
     model = judge_of(config)
     if model is None:
         return Judging(None, config.min_margin, "", source)
@@ -69,14 +70,14 @@ def plan_teacher(members: Members, dataset: str, config: TeacherConfig) -> Plan:
     rows = min(members.rows, config.teacher_limit or members.rows)
     questions = hashlib.sha256(f"{_prompts_of(())}{SCHEMA}".encode()).hexdigest()[:16]
     settings = {"dataset": dataset, "asked": questions, **asdict(config)}
-    for name in ("parallel", "api_key_env"):  # change nothing of what comes out
+    for name in ("parallel", "api_key_env"):  # do not affect the result
         settings.pop(name)
     return Plan(STAGE, rows, config.teacher_shard_size, members.fingerprint, settings)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run asks at most: requests, the images in them, and tokens of text (four letters each)."""
+    """Upper bounds of a run: requests, their images, and text tokens (four letters each)."""
 
     draws: int
     draw_images: int
@@ -93,7 +94,7 @@ class Cost:
 
 
 def cost(members: Members, plan: Plan) -> Cost:
-    """Without asking anything: every answer counted at its longest."""
+    """Estimate without any request: every answer at its maximum length."""
     draws = images = tokens = statements = 0
     for item in _items(members, 0, plan.items):
         prompts = _prompts_of(item)
@@ -106,7 +107,7 @@ def cost(members: Members, plan: Plan) -> Cost:
 
 @dataclass(frozen=True)
 class TeacherShard:
-    """The teacher's reasons for one shard's rows; called in whichever process has it."""
+    """The teacher's reasons for one shard's rows; called in any process."""
 
     dataset: str
     config: TeacherConfig
@@ -118,7 +119,7 @@ class TeacherShard:
         start, stop = self.plan.span(shard)
         items = list(_usable(counted(_items(open_members(self.dataset), start, stop)), rejects))
         model = teacher_of(self.config)
-        assert model is not None  # or there were no such plan
+        assert model is not None  # otherwise there is no such plan
         teacher = open_model(model)
         prompts = [prompt for number, item in enumerate(items) for prompt in _draws(item, start + number)]
         replies = iter(teacher.answer(prompts, TOKENS) if prompts else [])
@@ -131,7 +132,7 @@ class TeacherShard:
 
 
 def _items(members: Members, start: int, stop: int) -> Iterator[list[Member]]:
-    """What the teacher is shown together: a photo and its twin, or one image."""
+    """The images of one request to the teacher: a photo and its twin, or one image."""
     for number, split, row in members.numbered(start, stop):
         found = members.of_row(number, split, row)
         if len(found) == 1 or (found[0].label, found[1].label) == ("real", "generated"):
@@ -150,7 +151,7 @@ def _usable(items: Iterator[list[Member]], rejects: list[Reject]) -> Iterator[li
 
 
 def _prompts_of(item: Sequence[Member]) -> list[str]:
-    """The questions of both draws; of no item at all those of every case, by which a plan knows them."""
+    """The questions of both samples; without items, those of every case, to identify a plan."""
     if not item:
         pairs = [pair_question(photo_first=first, twin="generated") for first in (True, False)]
         return [*pairs, *(single_question(label, again=again) for label in get_args(Label) for again in (False, True))]
@@ -160,7 +161,7 @@ def _prompts_of(item: Sequence[Member]) -> list[str]:
 
 
 def _draws(item: Sequence[Member], number: int) -> Iterator[Prompt]:
-    """Two draws; those of a pair show it in both orders."""
+    """Two samples; a pair is shown in both orders."""
     images = [member.image.open() for member in item]
     for draw, text in enumerate(_prompts_of(item)):
         shown = tuple(images if draw == 0 else reversed(images))
@@ -168,7 +169,7 @@ def _draws(item: Sequence[Member], number: int) -> Iterator[Prompt]:
 
 
 def _heard(item: Sequence[Member], draws: Sequence[Reply], rejects: list[Reject]) -> list[Sighting]:
-    """What both draws say alike and can stand alone; all else becomes rejects."""
+    """The self-contained sentences on which both samples agree; the others become rejects."""
     seen: list[list[Sighting]] = []
     said_something = False
     for number, reply in enumerate(draws):
@@ -177,7 +178,7 @@ def _heard(item: Sequence[Member], draws: Sequence[Reply], rejects: list[Reject]
                 raise Unusable(reply.failure, reply.text)
             found, faults = read_sightings(reply.text, images=len(item))
         except Unusable as fault:
-            rejects.append(Reject(item[-1].id, STAGE, fault.reason, f"draw {number + 1}: {fault.detail}"))
+            rejects.append(Reject(item[-1].id, STAGE, fault.reason, f"sample {number + 1}: {fault.detail}"))
             return []
         said_something |= bool(found or faults)
         rejects += [Reject(item[-1].id, STAGE, fault.reason, fault.detail) for fault in faults]

@@ -1,4 +1,4 @@
-"""A decoded picture at the door: whether it is of use, and what its row says of where it came from."""
+"""Check whether a decoded image is usable, and describe its source."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vlm_detect.images.encode import is_blank
 
 
 def check_usable(decoded: DecodedImage, min_side: int) -> None:
-    """`ImageRejected` for a picture with a side below `min_side` pixels, or of one colour all over."""
+    """Raise `ImageRejected` for an image with a side below `min_side` pixels, or of a single colour."""
     if min(decoded.width, decoded.height) < min_side:
         raise ImageRejected("too_small", f"{decoded.width}x{decoded.height} pixels, a side below {min_side}")
     if is_blank(decoded.image):
-        raise ImageRejected("blank", "one colour all over")
+        raise ImageRejected("blank", "a single colour")
 
 
 def source_facts(
     where: str, decoded: DecodedImage, licence: str | None, *, jpeg_quality: int | None = None
 ) -> dict[str, Any]:
-    """The column `source`; `jpeg_quality` is that of the JPEG from which a file of another format was cut."""
+    """The column `source`; `jpeg_quality` is that of an earlier JPEG compression of a file in another format."""
     return {
         "path_or_id": where,
         "sha256": decoded.sha256,

@@ -1,4 +1,4 @@
-"""One statement of a file about its origin, and what it comes to."""
+"""One statement in a file's metadata about its origin, and its meaning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCE_TYPE = re.compile(r"digitalsourcetype/(\w+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Fact:
-    """One statement of the file; `claim` is what it comes to, None where it says nothing about real or generated."""
+    """One statement of the file; `claim` is its meaning, None if it says nothing about real or generated."""
 
     source: Literal["C2PA", "PNG text", "EXIF", "XMP", "IPTC", "comment"]
     text: str
@@ -31,6 +31,7 @@ class Fact:
 
 
 def one_line(text: str) -> str:
-    """One printable line of at most `MAX_TEXT` characters: the file's text must not reach a terminal as commands."""
+    """One printable line of at most `MAX_TEXT` characters: the file's text must not reach a terminal as control
+    sequences."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_TEXT]).split())
     return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "…"

@@ -1,13 +1,13 @@
-"""Pixels of any mode of Pillow to RGB in sRGB: their range, their colour profile, their transparency.
+"""Convert pixels of any Pillow mode to RGB in sRGB: range, colour profile, transparency.
 
-    image, notes = to_rgb(opened)      # of a file that Pillow has opened, or of an image in memory
+    image, notes = to_rgb(opened)      # of a file opened by Pillow, or of an image in memory
 
-- Grey of more than 8 bits is scaled; 32-bit and float pixels have no stated range and are rejected.
-- An ICC profile of the image's own colour space is converted to sRGB. A profile that is broken, or of another space, is
-  passed over, as browsers do; CMYK is then converted by the plain formula.
-- Transparency is shown over white.
+- Grey of more than 8 bits is scaled; 32-bit and float pixels have no defined range and are rejected.
+- An ICC profile of the image's own colour space is converted to sRGB. An invalid profile, or one of another space, is
+  ignored, as in browsers; CMYK is then converted by the simple formula.
+- Transparency is composited over white.
 
-`notes` say what was passed over, one short phrase each.
+`notes` list what was ignored, one short phrase each.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from PIL import Image, ImageCms
 
 from vlm_detect.images.bounds import ImageRejected
 
-PROFILE_PASSED_OVER = "its colour profile is broken or of another colour space, and is passed over"
-CMYK_BY_FORMULA = "CMYK without a colour profile, converted by the plain formula"
+PROFILE_PASSED_OVER = "its colour profile is invalid or of another colour space, and is ignored"
+CMYK_BY_FORMULA = "CMYK without a colour profile, converted by the simple formula"
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0  # of _PHOTOMETRIC
-# The colour space that a profile states (its bytes 16 to 20), and the modes of pixels that it can describe.
+# A profile's colour space (its bytes 16 to 20), and the pixel modes that it applies to.
 _SPACES = {
     b"GRAY": {"1", "L", "LA", "La"},
     b"RGB ": {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr"},
@@ -36,12 +36,12 @@ _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """(RGB in sRGB over white, what was passed over); `ImageRejected` for pixels without a stated range or colour."""
-    image.load()  # some formats state their transparency only now
+    """(RGB in sRGB over white, notes); `ImageRejected` for pixels without a defined range or colour."""
+    image.load()  # in some formats transparency is known only now
     alpha, profile = _alpha(image), image.info.get("icc_profile")
     image = _eight_bits(image)
     if image.mode not in _KNOWN_MODES:
-        raise ImageRejected("colour_undefined", f"pixels of mode {image.mode} have no stated range or colour")
+        raise ImageRejected("colour_undefined", f"pixels of mode {image.mode} have no defined range or colour")
     notes = []
     colour = _by_profile(image, profile) if profile else None
     if colour is None:
@@ -59,18 +59,18 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """The opacity of every pixel, of mode L; None for an image that has none."""
+    """The opacity of every pixel, of mode L; None for an image without transparency."""
     if not is_transparent(image):
         return None
-    if image.mode.startswith("I;16"):  # which Pillow converts without its transparent colour
+    if image.mode.startswith("I;16"):  # Pillow drops their transparent colour in conversion
         return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
     return image.convert("RGBA").getchannel("A")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more bits scaled to mode L, where its range is stated; Image.convert would clip it."""
+    """Scale grey of more bits to mode L, if its range is defined; Image.convert would clip it."""
     if image.mode == "I" and getattr(image, "format", None) == "PPM":
-        white, inverted = 65535, False  # Pillow's reader scales PGM to it
+        white, inverted = 65535, False  # Pillow's reader scales PGM to this range
     elif image.mode.startswith("I;16"):
         tags = getattr(image, "tag_v2", {})
         white, inverted = 2 ** int(tags.get(_BITS, (16,))[0]) - 1, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
@@ -82,7 +82,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """`image` converted by its profile; None where the profile cannot be applied to such pixels."""
+    """`image` converted by its profile; None if the profile does not apply to such pixels."""
     space = profile[16:20]
     if image.mode not in _SPACES.get(space, ()):
         return None
@@ -103,7 +103,7 @@ def _converted(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.Im
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """RGB without its alpha; Pillow converts a transparent palette entry, and premultiplied colours, by way of RGBA."""
+    """RGB without alpha; Pillow converts a transparent palette entry, and premultiplied colours, via RGBA."""
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGBA").convert("RGB") if image.mode in {"P", "PA", "RGBa"} else image.convert("RGB")

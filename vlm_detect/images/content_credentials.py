@@ -1,8 +1,8 @@
-"""C2PA content credentials: who made an image, of what kind it is, and what it was made from.
+"""C2PA content credentials: an image's creator, its kind, and its ingredients.
 
-A generator's image that an editor opened and saved again carries the generator's manifest as an ingredient; so the
-ingredients are walked, and what they claim is said of the version that it is about. Nothing is fetched: a manifest that
-lies elsewhere is not read. A signature proves that nobody changed the manifest since, not that it is true.
+A generated image that was saved by an editor has the generator's manifest as an ingredient; so ingredients are
+followed, and their claims are attributed to the version they are about. Nothing is downloaded: a remote manifest is not
+read. A signature proves that the manifest was not changed, not that it is true.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TRUST = {"Trusted": "signature valid and trusted", "Valid": "signature valid, s
 
 
 def c2pa_facts(data: bytes) -> Iterator[Fact]:
-    if b"c2pa" not in data:  # the label of a manifest store; most files have none and spare the reader
+    if b"c2pa" not in data:  # the label of a manifest store; most files have none and skip the reader
         return
     if find_spec("c2pa") is None:
-        yield Fact("C2PA", f"It has content credentials, unread: {how_to_install('serve')}")
+        yield Fact("C2PA", f"It has content credentials, which cannot be read: {how_to_install('serve')}")
         return
     import c2pa
 
@@ -59,7 +59,7 @@ def _source_types(manifests: Mapping[str, Any], active: str) -> Iterator[Fact]:
             below = str(ingredient.get("active_manifest"))
             if below in manifests and below not in seen:
                 seen.add(below)
-                # A part of a part is no more of this image than the part is.
+                # A part of a part counts like the part.
                 inside = relation if relation not in ("", "parentOf") else str(ingredient.get("relationship"))
                 waiting.append((below, inside))
 
@@ -68,7 +68,7 @@ _WHAT = {"parentOf": "an earlier version", "componentOf": "a part", "inputTo": "
 
 
 def _claim(source_type: str, relation: str) -> Claim | None:
-    """An earlier version's claim is still true of the image; a generated part makes it an edited one."""
+    """An earlier version's claim still applies to the image; a generated part makes it an edited one."""
     claim = DIGITAL_SOURCE.get(source_type)
     if relation in ("", "parentOf"):
         return claim

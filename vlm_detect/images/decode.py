@@ -1,18 +1,19 @@
-"""Image bytes to RGB pixels: as an ordinary viewer shows them, or rejected with a reason; never a crash.
+"""Decode image bytes to RGB pixels as a viewer shows them, or reject them with a reason; never crash.
 
-    decoded = decode_image(Path("photo.jpg"))     # .image is RGB, upright and sRGB; .notes say what is odd
+    decoded = decode_image(Path("photo.jpg"))     # .image is upright RGB in sRGB; .notes list peculiarities
 
-Everything in the package that looks at pixels gets them from here, so that an image is one and the same in training, in
-measuring and in use. The rules:
+All code in the package gets pixels from here, so that an image is the same in training, evaluation and inference. The
+rules:
 
-- bytes, pixels, scans and processor time are bounded (`bounds.py`), before any pixel is decoded where the header tells;
+- bytes, pixels, scans and CPU time are bounded (`bounds.py`), as far as possible from the header, before decoding;
 - formats whose decoders cannot be stopped (TIFF, JPEG 2000, AVIF, HEIF) are decoded in another process (`isolated.py`);
-- the EXIF orientation is applied, colours are brought to sRGB over white (`colour.py`), then all metadata are dropped;
-- of an animation, a file of several pages or a camera's MPO the first image is taken, which a viewer shows first;
-- metadata that cannot be read (a broken profile or EXIF block, texts of megabytes) take nothing from the pixels;
-- what no viewer can show is rejected: no image, a file that was cut off, pixels without a stated range or colour.
+- the EXIF orientation is applied, colours are converted to sRGB over white (`colour.py`), then all metadata are
+  dropped;
+- of an animation, a multi-page file or a camera's MPO the first image is used, which a viewer shows first;
+- unreadable metadata (an invalid profile or EXIF block, texts of megabytes) do not affect the pixels;
+- what no viewer can show is rejected: other files, a truncated file, pixels without a defined range or colour.
 
-Formats that run a program to be read (EPS) or that are documents (PDF) are not opened at all.
+Formats that need an external program (EPS) or that are documents (PDF) are not opened at all.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from vlm_detect.images.isolated import Reply, shared_decoder
 from vlm_detect.images.jpeg import JpegEncoding, jpeg_encoding
 from vlm_detect.images.strip_metadata import bare_bytes, shown_chunks
 
-# The number of these rules, which grows when they change: stored with all that was computed from pixels.
+# The version of these rules: stored with everything computed from pixels.
 DECODER = 2
-FIRST_OF_SEVERAL = "an animation or a file of several pages, of which the first is taken"
-UNREAD_EXIF = "its EXIF data cannot be read and are passed over"
-UNREAD_METADATA = "metadata that cannot be read are passed over"
-# What files of these formats are called; used to find images in a folder, never to decide how one is decoded.
+FIRST_OF_SEVERAL = "an animation or a multi-page file, of which the first image is used"
+UNREAD_EXIF = "its EXIF data cannot be read and are ignored"
+UNREAD_METADATA = "metadata that cannot be read are ignored"
+# Suffixes of these formats; used to find images in a folder, never to choose a decoder.
 SUFFIXES = frozenset(
     [
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -66,7 +67,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image ready to use and the facts of its file; `width` and `height` are those after the orientation."""
+    """A decoded image and facts about its file; `width` and `height` are after applying the orientation."""
 
     image: Image.Image
     format: str
@@ -74,8 +75,8 @@ class DecodedImage:
     height: int
     sha256: str
     jpeg: JpegEncoding | None
-    is_plain: bool  # the file's own pixels are these: no turning, colour conversion or blending was needed
-    notes: tuple[str, ...] = ()  # what is odd about the file, in words
+    is_plain: bool  # the file's pixels are unchanged: no rotation, colour conversion or compositing
+    notes: tuple[str, ...] = ()  # peculiarities of the file, in words
 
 
 def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -89,13 +90,13 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
 
 
 def decode_here(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """As `decode_image`, in this process whatever the format is."""
+    """As `decode_image`, but in this process for every format."""
     try:
         return _decode(data, data, max_pixels)
     except ImageRejected as rejected:
         if rejected.reason not in ("unreadable", "not_an_image"):
             raise
-        # Pillow gives a file up for metadata that a viewer passes over.
+        # Pillow fails on some metadata that viewers ignore.
         for less in _with_less_metadata(data):
             try:
                 return _decode(less, data, max_pixels, UNREAD_METADATA)
@@ -105,7 +106,7 @@ def decode_here(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 
 
 def decoded_of(reply: Reply) -> DecodedImage:
-    """What a process of its own has decoded."""
+    """Decode in a separate process."""
     told = {name: reply.header[name] for name in ("format", "width", "height", "sha256", "is_plain")}
     jpeg = reply.header["jpeg"]
     if jpeg is not None:
@@ -114,7 +115,7 @@ def decoded_of(reply: Reply) -> DecodedImage:
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels of what `decode_image` gives, read from the header; `ImageRejected` as there."""
+    """(width, height) in pixels of the result of `decode_image`, read from the header; `ImageRejected` as there."""
     try:
         with open_bounded(data) as opened:
             width, height = opened.size
@@ -128,7 +129,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
 def is_plainly_stored(data: bytes) -> bool:
     """Whether a header states neither an orientation, transparency, a colour profile nor more than 8 bits.
 
-    No rule of this file changes the pixels of such an image, whatever `DECODER` is.
+    No rule of this file changes the pixels of such an image, in any version of `DECODER`.
     """
     try:
         with open_bounded(data) as opened:
@@ -139,11 +140,11 @@ def is_plainly_stored(data: bytes) -> bool:
 
 
 def _decode(data: bytes, whole: bytes, max_pixels: int, *notes: str) -> DecodedImage:
-    """Decode `data`, the file `whole` with less metadata."""
+    """Decode `data`, the file `whole` with some metadata removed."""
     with open_bounded(data, max_pixels=max_pixels) as opened:
         found = list(notes)
         file_format = str(opened.format)
-        # Not `n_frames`, which goes through all the frames of a GIF or the pages of a TIFF.
+        # Not `n_frames`, which reads all frames of a GIF or pages of a TIFF.
         is_animated = file_format != "MPO" and bool(getattr(opened, "is_animated", False))
         found += [FIRST_OF_SEVERAL] if is_animated else []
         jpeg = jpeg_encoding(opened)
@@ -153,7 +154,7 @@ def _decode(data: bytes, whole: bytes, max_pixels: int, *notes: str) -> DecodedI
         image = shown.image
         is_plain = opened.mode in ("RGB", "L") and not (shown.is_turned or is_transparent(opened) or is_animated)
         if is_plain and opened.info.get("icc_profile"):
-            # Half of the profiles in the wild are sRGB itself, and converting by them does nothing but round.
+            # Half of all profiles are sRGB itself, and converting by them only rounds.
             stored = opened.convert("RGB")
             is_plain = bool(np.abs(np.asarray(stored, np.int16) - np.asarray(image, np.int16)).max() <= 1)
             image = stored if is_plain else image
@@ -171,7 +172,7 @@ def _decode(data: bytes, whole: bytes, max_pixels: int, *notes: str) -> DecodedI
 
 
 class ShownPixels(NamedTuple):
-    """RGB, whether the orientation turned it, and what was passed over."""
+    """RGB, whether the orientation changed it, and notes."""
 
     image: Image.Image
     is_turned: bool
@@ -179,27 +180,27 @@ class ShownPixels(NamedTuple):
 
 
 def shown_pixels(opened: Image.Image) -> ShownPixels:
-    """An image that Pillow has opened, or one in memory, upright, as RGB in sRGB over white."""
+    """Convert an image opened by Pillow, or in memory, to upright RGB in sRGB over white."""
     notes: list[str] = []
     orientation = _orientation(opened, notes)
     image, passed_over = to_rgb(opened)
-    if orientation in _TURNS and opened.format != "TIFF":  # which Pillow turns when it loads it
+    if orientation in _TURNS and opened.format != "TIFF":  # Pillow rotates it when loading
         image = image.transpose(_TURNS[orientation])
     return ShownPixels(image, orientation in _TURNS, (*notes, *passed_over))
 
 
 def _with_less_metadata(data: bytes) -> Iterator[bytes]:
-    """The file with what is shown of it and no more, then with its pixels alone."""
+    """The file with only the metadata that affect its display, then with pixels only."""
     for less in (shown_chunks(data), bare_bytes(data)):
         if less is not None:
             yield less
 
 
 def _orientation(opened: Image.Image, notes: list[str]) -> int:
-    """EXIF's number for how the pixels have to be turned; 1 (not at all) where it states none."""
+    """The EXIF orientation; 1 (unchanged) if there is none."""
     try:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    # Pillow's reader raises nearly any exception on a broken block.
+    # Pillow's reader raises nearly any exception on an invalid block.
     except Exception:
         notes.append(UNREAD_EXIF)
         return 1
@@ -207,7 +208,7 @@ def _orientation(opened: Image.Image, notes: list[str]) -> int:
 
 
 def _mend_transparent_colour(opened: ImageFile.ImageFile, data: bytes) -> None:
-    """Bring a PNG's transparent colour to eight bits, as Pillow brings the pixels and not the colour."""
+    """Convert a PNG's transparent colour to eight bits, because Pillow converts only the pixels."""
     depth, key = data[24], opened.info.get("transparency")
     if opened.mode == "L" and depth < 8 and isinstance(key, int):
         opened.info["transparency"] = key * 255 // (2**depth - 1)

@@ -6,8 +6,8 @@ A request is the length of a JSON object (8 bytes, little-endian), the object (`
 `max_pixels`, `max_seconds`) and `size` bytes. The answer is a length and a JSON object: `rejected` [reason, detail], or
 the fields of `DecodedImage` and the `facts` of the file, and then width x height x 3 bytes of RGB.
 
-It ends by SIGXCPU where an image takes more processor time than is allowed; its memory is bounded by the pixels that
-may come. On Windows neither can be set, and only the asker's clock ends it.
+It is killed by SIGXCPU if an image takes more CPU time than allowed; its memory is bounded by the maximum of pixels. On
+Windows neither limit exists, and only the parent's timeout applies.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BYTES_A_PIXEL = 64  # RGBA, RGB and the arrays that compare them
 
 def main() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # output of libraries must not mix with answers
     if resource is not None:
         _bound(resource.RLIMIT_AS, _BASE_BYTES + _BYTES_A_PIXEL * int(sys.argv[1]))
         _bound(resource.RLIMIT_CORE, 0)
@@ -63,7 +63,7 @@ def answer(data: bytes, request: dict[str, Any], answers: IO[bytes]) -> None:
     except ImageRejected as rejected:
         header = {"rejected": (rejected.reason, rejected.detail)}
     except MemoryError:
-        header = {"rejected": ("too_large", "it does not fit the memory that is allowed for it")}
+        header = {"rejected": ("too_large", "it exceeds the memory limit")}
     head = json.dumps(header).encode()
     answers.write(_LENGTH.pack(len(head)) + head)
     answers.write(pixels)
@@ -71,9 +71,9 @@ def answer(data: bytes, request: dict[str, Any], answers: IO[bytes]) -> None:
 
 
 def _bound(kind: int, value: int) -> None:
-    """Lower a limit of this process, never beyond what it may have."""
+    """Lower a limit of this process, never above its hard limit."""
     _, hard = resource.getrlimit(kind)
-    with contextlib.suppress(OSError, ValueError):  # a system that has no such limit
+    with contextlib.suppress(OSError, ValueError):  # a system without this limit
         resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 

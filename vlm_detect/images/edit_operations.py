@@ -1,4 +1,4 @@
-"""The local edits of this package: what each does to the pixels of its box, and how it is spoken of."""
+"""The built-in local edits: their effect on the pixels of a box, and their wording."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def copy_move(scene: Scene) -> np.ndarray:
     needs_donor=True,
 )
 def splice(scene: Scene) -> np.ndarray:
-    """A part of another photo, which is enlarged where it is smaller than the box."""
+    """A part of another photo, upscaled if it is smaller than the box."""
     assert scene.donor is not None
     donor = scene.donor
     height, width = scene.place.mask.shape
@@ -64,7 +64,7 @@ def smear(scene: Scene) -> np.ndarray:
 
 @edit("warp", words=r"warp\w*|twist\w*|swirl\w*", done=("was warped", "was twisted out of shape", "has been warped"))
 def warp(scene: Scene) -> np.ndarray:
-    """Turned about the middle, the more the nearer to it."""
+    """Rotate about the centre, more strongly near it."""
     patch = scene.patch
     height, width, _ = patch.shape
     y, x = np.mgrid[:height, :width] - np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
@@ -84,7 +84,7 @@ def warp(scene: Scene) -> np.ndarray:
     done=("was recoloured", "was tinted", "has been recoloured"),
 )
 def recolour(scene: Scene) -> np.ndarray:
-    """Colours turned round the wheel at equal brightness, with a tint, so that greys change as well."""
+    """Rotate hues at equal brightness, with a tint, so that greys change as well."""
     red, green, blue = np.moveaxis(scene.patch, -1, 0)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     cb, cr = 0.564 * (blue - luma), 0.713 * (red - luma)
@@ -103,10 +103,10 @@ def recolour(scene: Scene) -> np.ndarray:
     done=("was removed and covered up", "was erased and covered up", "has been removed"),
 )
 def removal(scene: Scene) -> np.ndarray:
-    """What the box shows gives way to its surroundings: the colours of its border, with the texture of another place.
+    """Replace the content of the box by its surroundings: the colours of its border, with the texture of another place.
 
-    The colours solve Laplace's equation between the borders, found on a small copy of the box; being smooth, it can be
-    enlarged. The texture is what another place of the image has besides its own such colours.
+    The colours solve Laplace's equation between the borders, found on a small copy of the box; being smooth, the
+    solution can be upscaled. The texture is the difference of another place of the image from its own smooth colours.
     """
     height, width = scene.place.mask.shape
     x, y = _elsewhere(scene)
@@ -132,7 +132,8 @@ def _side(place: Place) -> int:
 
 
 def _window(scene: Scene, margin: int) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """The box with up to `margin` pixels around it, for filters that look further; and how to get the box back."""
+    """The box with up to `margin` pixels around it, for filters with larger support, and the slices to get the box
+    back."""
     x0, y0, x1, y1 = scene.place.box
     left, top = max(0, x0 - margin), max(0, y0 - margin)
     window = scene.pixels[top : y1 + margin, left : x1 + margin]
@@ -140,7 +141,8 @@ def _window(scene: Scene, margin: int) -> tuple[np.ndarray, Callable[[np.ndarray
 
 
 def _elsewhere(scene: Scene) -> tuple[int, int]:
-    """(x, y) of another box of the same size in the image, at least half a side away; a box is less than half of it."""
+    """(x, y) of another box of the same size in the image, at least half a side away; a box is smaller than half the
+    image."""
     (height, width), pixels, rng = scene.place.mask.shape, scene.pixels, scene.rng
     while True:
         x, y = rng.integers(pixels.shape[1] - width + 1), rng.integers(pixels.shape[0] - height + 1)
@@ -154,7 +156,7 @@ def _carried_inwards(patch: np.ndarray, side: int = 24, rounds: int = 400) -> np
     small_size = (min(side, width), min(side, height))
     small = np.asarray(Image.fromarray(patch.astype(np.uint8)).resize(small_size, Image.Resampling.BOX), dtype=float)
     small[1:-1, 1:-1] = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]]).mean(axis=0)
-    for _ in range(rounds):  # Jacobi; 24 pixels a side settle long before
+    for _ in range(rounds):  # Jacobi; 24 pixels per side converge long before
         small[1:-1, 1:-1] = (small[:-2, 1:-1] + small[2:, 1:-1] + small[1:-1, :-2] + small[1:-1, 2:]) / 4
     channels = [
         np.asarray(Image.fromarray(small[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,12 +1,12 @@
-r"""What a local edit is: pixels for a place, and the words for it. Every edit by its name.
+r"""The registry of local edits: each replaces the pixels of a place and has a wording.
 
     @edit("posterise", words=r"posteri[sz]\w*|banded", done=("was posterised", "was banded"))
     def posterise(scene: Scene) -> np.ndarray:
         return (scene.patch // 64) * 64
 
-    EDITS["blur"].make(scene)          # what is to stand in the box of `scene.place`, (height, width, 3)
+    EDITS["blur"].make(scene)          # new content of the box of `scene.place`, (height, width, 3)
 
-`generate/edits.py` samples where an edit goes and puts it into the image; `edit_operations.py` has this package's own.
+`generate/edits.py` samples the place and applies the edit; `edit_operations.py` has the built-in ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from PIL import Image
 from vlm_detect.errors import UserError
 from vlm_detect.plugins import Registry
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are exclusive
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an edit goes: its box, and how far each of the box's pixels is exchanged, (height, width) in 0 to 1."""
+    """The place of an edit: its box, and the blending weight of each of the box's pixels, (height, width) from 0 to
+    1."""
 
     box: Box
     mask: np.ndarray
@@ -38,7 +39,7 @@ class Place:
         return pixels[y0:y1, x0:x1]
 
     def put(self, image: Image.Image, patch: np.ndarray) -> Image.Image:
-        """`image` with `patch` (height, width, 3; 0 to 255) under the mask; other pixels stay as they are."""
+        """`image` with `patch` (height, width, 3; 0 to 255) under the mask; other pixels are unchanged."""
         pixels = np.asarray(image).copy()
         mixed = self.of(pixels) * (1 - self.mask[..., None]) + patch * self.mask[..., None]
         self.of(pixels)[:] = mixed.round().clip(0, 255).astype(np.uint8)
@@ -50,7 +51,7 @@ Paint = Callable[[Image.Image, Place, int], Image.Image]  # the image with that 
 
 @dataclass(frozen=True)
 class Scene:
-    """What an edit has to work with. Everything random comes from `rng`."""
+    """The input of an edit. All randomness comes from `rng`."""
 
     image: Image.Image  # RGB
     place: Place
@@ -77,12 +78,10 @@ class Edit:
     """An edit operation.
 
     Args:
-        name: in data sets, with "_" between words.
-        function: gives the pixels for the box, (height, width, 3) from 0 to 255; it is mixed in under the soft mask.
-        words: a regular expression of how an answer in free words names it; no other edit's may match the same.
-        done: what reasons say of the place, in those words: "was blurred".
-        needs_donor: it takes from another photo.
-        needs_paint: it takes a generator that can inpaint.
+        name: as in datasets, with "_" between words. function: returns the pixels for the box, (height, width, 3) from
+        0 to 255; they are blended under the soft mask. words: a regular expression of its mention in a free answer; it
+        must not overlap with those of other edits. done: wordings for reasons, which match `words`: "was blurred".
+        needs_donor: it copies from another photo. needs_paint: it needs a generator that can inpaint.
     """
 
     name: str
@@ -98,10 +97,12 @@ class Edit:
         return self.name.replace("_", " ")
 
     def make(self, scene: Scene) -> np.ndarray:
-        """The pixels for the box; UserError where the function gives something else."""
+        """The pixels for the box; raises UserError if the function returns another shape."""
         patch = np.asarray(self.function(scene), dtype=float)
         if patch.shape != scene.patch.shape:
-            raise UserError(f"edit {self.name!r} gives pixels of shape {patch.shape} for a box of {scene.patch.shape}")
+            raise UserError(
+                f"edit {self.name!r} returns pixels of shape {patch.shape} for a box of {scene.patch.shape}"
+            )
         return patch
 
 
@@ -113,7 +114,7 @@ def edit(
 ) -> Callable[[Make], Make]:
     """Register a function as an edit; the arguments are those of `Edit`."""
     if unread := [phrase for phrase in done if not re.search(rf"\b(?:{words})\b", phrase)]:
-        raise UserError(f"edit {name!r}: its words do not match {unread[0]!r}, which a reason would say of it")
+        raise UserError(f"edit {name!r}: its words do not match its wording {unread[0]!r}")
 
     def register(function: Make) -> Make:
         EDITS.add(name, Edit(name, function, words, done, needs_donor, needs_paint), function)

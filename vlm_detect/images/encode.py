@@ -1,11 +1,11 @@
-"""Both members of a pair are brought to one size and written by one encoder.
+"""Give both members of a pair the same size and the same encoder.
 
-The photo has a history that its twin lacks: it was compressed once before. So the twin is first given what the photo's
-own quantisation tables and chroma subsampling leave, at the photo's size and reduced by the same filter. Then one
-encoder with the same parameters writes both, without metadata.
+The photo has been compressed once before, unlike its twin. So the artifacts of the photo's quantisation tables and
+chroma subsampling are first added to the twin, at the photo's size and downscaled by the same filter. Then one encoder
+with the same parameters writes both, without metadata.
 
-A lossy history other than JPEG (WebP, AVIF) is recorded in `source.format` and cannot be repeated: such files do not
-tell their settings.
+Earlier lossy compression other than JPEG (WebP, AVIF) is recorded in `source.format` but cannot be reproduced: such
+files do not store their settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def crop_size(photo_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, 
 
 
 def crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest centred part of `image` with the aspect of `size` (width, height); nothing is squashed or padded."""
+    """The largest centred part of `image` with the aspect of `size` (width, height); nothing is stretched or padded."""
     width, height = crop_size(image.size, size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -48,12 +48,12 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def like_source(
     twin: Image.Image, size: tuple[int, int], photo_size: tuple[int, int], jpeg: JpegEncoding | None
 ) -> Image.Image:
-    """The twin at `size`, with what the photo's compression at `photo_size` (after its crop) would have left of itself.
+    """The twin at `size`, with the artifacts of the photo's compression at `photo_size` (after its crop).
 
-    Enlarging the twin, compressing it and reducing it again would blur it as well: of real pictures' fine detail (mean
-    absolute Laplacian) 13 % were gone, a leak as good as the one to be closed. So only the difference that compression
-    makes is taken from the enlarged twin, reduced like the photo, and added to the twin itself: within 4 % of the
-    photo's own detail at all reductions tried (1 to 3 times, qualities 30 to 90), and plain JPEG where sizes agree.
+    Upscaling the twin, compressing it and downscaling it again would also blur it: 13 % of real images' fine detail
+    (mean absolute Laplacian) was lost, a leak as large as the original one. So only the difference caused by
+    compression is computed on the upscaled twin, downscaled like the photo, and added to the twin itself: within 4 % of
+    the photo's own detail at all tested factors (1 to 3 times, qualities 30 to 90), and plain JPEG for equal sizes.
     """
     fitted = resize(twin, size)
     if jpeg is None:
@@ -66,7 +66,7 @@ def like_source(
 
 
 def recompress(image: Image.Image, jpeg: JpegEncoding) -> Image.Image:
-    """`image` once through JPEG with the given tables; a one-table (grey) source compresses luminance only."""
+    """A JPEG round trip of `image` with the given tables; a one-table (grey) source compresses luminance only."""
     if len(jpeg.tables) == 1:
         return through_jpeg(ImageOps.grayscale(image), qtables=[list(jpeg.tables[0])])
     options = {"subsampling": jpeg.subsampling} if jpeg.subsampling >= 0 else {}
@@ -74,14 +74,14 @@ def recompress(image: Image.Image, jpeg: JpegEncoding) -> Image.Image:
 
 
 def through_jpeg(image: Image.Image, quality: int = 75, **options: Any) -> Image.Image:
-    """The pixels, RGB, that are left of `image` when Pillow has written it as JPEG with these options."""
+    """The RGB pixels of `image` after a JPEG round trip in Pillow with these options."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, **options)
     return Image.open(buffer).convert("RGB")
 
 
 def describe_jpeg(jpeg: JpegEncoding | None) -> dict[str, Any] | None:
-    """How a photo was compressed, for its receipt: the quality where the tables are libjpeg's own, else the tables."""
+    """A photo's compression, for its receipt: the quality if the tables are libjpeg's, otherwise the tables."""
     if jpeg is None:
         return None
     told = {"quality": jpeg.quality, "subsampling": jpeg.subsampling}
@@ -89,7 +89,7 @@ def describe_jpeg(jpeg: JpegEncoding | None) -> dict[str, Any] | None:
 
 
 def read_jpeg(told: Mapping[str, Any] | None) -> JpegEncoding | None:
-    """The reverse of `describe_jpeg`."""
+    """The inverse of `describe_jpeg`."""
     if told is None:
         return None
     tables = told.get("tables") or standard_encoding(told["quality"]).tables
@@ -100,7 +100,7 @@ def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:
     """RGB pixels to bytes, without metadata."""
     buffer = io.BytesIO()
     image = image.copy()
-    image.info.clear()  # from which Pillow would write comments, profiles and the like
+    image.info.clear()  # Pillow would write its comments, profiles and so on
     if config.encode == "png":
         image.save(buffer, "PNG")
     else:
@@ -109,7 +109,7 @@ def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:
 
 
 def is_blank(image: Image.Image, min_deviation: float = 2.0) -> bool:
-    """Whether there is nothing to see: no channel's standard deviation reaches `min_deviation` (of 255)."""
+    """Whether the image is blank: every channel's standard deviation is below `min_deviation` (of 255)."""
     counts = np.array(image.histogram()).reshape(-1, 256)  # (channels, 256)
     values = np.arange(256)
     mean = counts @ values / counts.sum(axis=1)

@@ -1,12 +1,12 @@
-"""Whether a text is one that an image generator writes: its name where programs sign, its settings anywhere.
+"""Detect texts written by image generators: a name in a field for programs, or settings in any field.
 
-    names_generator("Adobe Firefly 2.0")                     # of a field for the program: True
+    names_generator("Adobe Firefly 2.0")                     # in a field for the program: True
     names_generator("Solar Flux Viewer")                     # False
-    states_settings("a dog\\nSteps: 20, Sampler: Euler a")    # of any field: True
+    states_settings("a dog\\nSteps: 20, Sampler: Euler a")    # in any field: True
     states_settings("A firefly on a leaf")                   # False
 
-A word like firefly, flux or gemini means nothing by itself. A name counts in a field that software writes, and there
-only at its beginning; settings count wherever they stand, in the forms that generators' front ends write them.
+A word like firefly, flux or gemini is ambiguous. A name counts only at the beginning of a field that software writes;
+settings count anywhere, in the forms written by generators' front ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _VENDOR = (
     r"(?:(?:adobe|amazon|bing|black forest labs|bytedance|google(?: ai)?|meta|microsoft|openai|stability(?:\.ai| ai)?)"
     r"[ /:_-]+)"
 )
-# Coined names, which nothing else bears.
+# Coined names, unambiguous.
 _COINED = (
     r"stable[ _-]?diffusion|sdxl|sd ?3(?:\.5)?|midjourney|dall[·.\- ]e|dalle[ -]?[23]|comfyui|invoke ?ai|novelai|"
     r"automatic1111|fooocus|dreamstudio|diffusionbee|draw things|easy diffusion|(?:stable)?swarmui|leonardo\.ai|"
@@ -27,7 +27,7 @@ _COINED = (
     r"hunyuanimage|tensor\.art|mage\.space|bluewillow|artbreeder|bing image creator|image creator from designer|"
     r"(?:apple )?image playground"
 )
-# Words that mean something else as well: with their vendor, their version or their kind.
+# Ambiguous words, only with their vendor, version or kind.
 _ORDINARY = (
     r"adobe firefly|google imagen|google gemini|openai sora|imagen(?=[ -]?[2-9])|"
     r"gemini(?=[ -]\d(?:\.\d)?[ -](?:flash|pro))|"
@@ -41,9 +41,9 @@ _MADE_WITH = re.compile(
     re.IGNORECASE,
 )
 _SETTINGS = re.compile(
-    r"\bSteps: \d+, (?:[^\n]*, )?(?:Sampler|CFG scale|Seed): ?\S"  # AUTOMATIC1111 and all that write like it
+    r"\bSteps: \d+, (?:[^\n]*, )?(?:Sampler|CFG scale|Seed): ?\S"  # AUTOMATIC1111 and compatible programs
     r"|\bJob ID: [0-9a-f]{8}-[0-9a-f]{4}-"  # Midjourney
-    r"|(?:^|\s)-s ?\d+ .*-S ?\d+ .*-C ?\d"  # InvokeAI's first form
+    r"|(?:^|\s)-s ?\d+ .*-S ?\d+ .*-C ?\d"  # early InvokeAI
     r'|"AIGC"\s*:\s*\{[^{}]*"Label"\s*:\s*"1"',  # the label of China's standard GB 45438
 )
 _PREFIX = re.compile(r"\s*(?:prompt|workflow|parameters|extra_data)\s*:\s*(?=\{)", re.IGNORECASE)
@@ -56,23 +56,23 @@ _KEYS = {
     "guidance": r"(?:cfg|guidance)(?:_?scale)?|scale",
 }
 _JSON_KEYS = {name: re.compile(rf'"(?:{pattern})"\s*:', re.IGNORECASE) for name, pattern in _KEYS.items()}
-_READ = 1 << 16  # characters in which settings are looked for
+_READ = 1 << 16  # searched prefix, in characters
 
 
 def names_generator(text: str) -> bool:
-    """Whether the name of a program, a device or a source is a generator's."""
+    """Whether the name of a program, a device or a source is that of a generator."""
     return _NAME.match(text) is not None
 
 
 def made_with(text: str) -> Claim | None:
-    """What a credit such as "Made with Google AI" claims."""
+    """The claim of a credit such as "Made with Google AI"."""
     if found := _MADE_WITH.match(text):
         return "edited" if found["verb"].lower() == "edited" else "generated"
     return "generated" if (name := _NAME.match(text)) and not text[name.end() :].strip(r" .\d") else None
 
 
 def states_settings(text: str) -> bool:
-    """Whether a text holds a generator's settings or its graph of nodes."""
+    """Whether a text contains a generator's settings or node graph."""
     text = text[:_READ]
     if _SETTINGS.search(text):
         return True

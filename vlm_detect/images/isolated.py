@@ -1,12 +1,12 @@
-"""Decoding in a process of its own, which can be ended: for bytes whose decoder may crash, hang or talk.
+"""Decode in a separate process that can be killed, for formats whose decoders may crash, hang or print.
 
     decoder = IsolatedDecoder()
     reply = decoder.decode(data, max_pixels=50_000_000, max_seconds=10)   # .image, .header; raises ImageRejected
     decoder.stop()                                                         # from any thread, at any time
 
-The process (`decoder_process.py`) is started at first use and again after it was ended. It is bounded in processor time
-for each image and in memory as a whole, what its libraries write to stderr is dropped, and what it answers is read as
-data: a length, JSON, and the pixels. The price is one copy of the pixels through a pipe.
+The process (`decoder_process.py`) is started on first use and again after it was killed. It has a limit of CPU time per
+image and a memory limit, its stderr is dropped, and its answer is read as data: a length, JSON, and the pixels. The
+cost is one copy of the pixels through a pipe.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vlm_detect.images.bounds import MAX_DECODE_S, MAX_PIXELS, ImageRejected
 
 Encoding = Literal["file", "data_url", "json_data_url"]
 MAX_HEADER_BYTES = 16 << 20
-# On a clock, where no limit of processor time holds: a busy machine gives a process only a part of each second.
+# Wall-clock factor, where CPU time cannot be limited: a loaded machine gives a process only a part of each second.
 WALL_S, WALL_S_A_SECOND = 30, 10
 _PACKAGE = Path(__file__).parents[2]
 _LENGTH = struct.Struct("<Q")
@@ -39,14 +39,14 @@ _BAND_BYTES = 1 << 20
 
 
 class Reply(NamedTuple):
-    """The pixels of an image, and what else the process says about it (`decoder_process.py`)."""
+    """The pixels of an image, and the process's header about it (`decoder_process.py`)."""
 
     image: Image.Image
     header: dict[str, Any]
 
 
 class IsolatedDecoder:
-    """One process that decodes one image at a time; further threads wait for their turn."""
+    """One process that decodes one image at a time; other threads wait for their turn."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,9 +61,9 @@ class IsolatedDecoder:
         max_pixels: int = MAX_PIXELS,
         max_seconds: float = MAX_DECODE_S,
     ) -> Reply:
-        """The image in `data`, which took at most `max_seconds` of processor time; `ImageRejected` otherwise.
+        """Decode the image in `data` within `max_seconds` of CPU time; raises `ImageRejected` otherwise.
 
-        `encoding` is what the data are: a file, the characters of a data URL, or such characters as JSON escapes them.
+        `encoding` is the kind of data: a file, the characters of a data URL, or such characters with JSON escapes.
         """
         request = {
             "size": len(data),
@@ -83,19 +83,19 @@ class IsolatedDecoder:
                 raise
             except (OSError, EOFError, ValueError, KeyError, struct.error) as error:
                 raise self._ended(process, max_seconds) from error
-            except BaseException:  # an interrupted reading leaves half an answer in the pipe
+            except BaseException:  # an interrupted read leaves part of an answer in the pipe
                 self.stop()
                 raise
             finally:
                 timer.cancel()
 
     def start(self, max_pixels: int = MAX_PIXELS) -> None:
-        """Start the process ahead of its first image; what it loads takes a moment."""
+        """Start the process before its first image, because its imports take a moment."""
         with self._turn:
             self._running(max_pixels)
 
     def stop(self) -> None:
-        """End the process, and with it the decoding that is under way; the next image starts another."""
+        """Kill the process and its current decoding; the next image starts another."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -114,7 +114,7 @@ class IsolatedDecoder:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | threads | {"PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the program that asks, which may let this image come to its end
+            start_new_session=True,  # Ctrl-C is for the parent, which may let this image finish
         )
         return self._process
 
@@ -130,24 +130,24 @@ class IsolatedDecoder:
         process.stdin.flush()
         (length,) = _LENGTH.unpack(_read(process.stdout, _LENGTH.size))
         if length > MAX_HEADER_BYTES:
-            raise ValueError("an answer beyond its bound")
+            raise ValueError("an answer exceeds its limit")
         header = json.loads(_read(process.stdout, length))
         if "rejected" in header:
             reason, detail = header["rejected"]
             raise ImageRejected(str(reason), str(detail))
         width, height = int(header["width"]), int(header["height"])
         if not 0 < width * height <= max_pixels:
-            raise ValueError("an image beyond its bound")
+            raise ValueError("an image exceeds its limit")
         return Reply(_read_pixels(process.stdout, width, height), header)
 
     def _ended(self, process: subprocess.Popen[bytes], max_seconds: float) -> ImageRejected:
-        """Why the process gave no answer."""
+        """Why the process did not answer."""
         process.kill()
         status = process.wait()
         if status == -getattr(signal, "SIGXCPU", 0):
             return ImageRejected("too_slow", f"not decoded within {max_seconds:g} s of processor time")
         if status == -getattr(signal, "SIGKILL", 0):
-            return ImageRejected("too_slow", "its decoding was ended")
+            return ImageRejected("too_slow", "its decoding was stopped")
         return ImageRejected("unreadable", f"its decoder crashed (status {status})")
 
 
@@ -159,7 +159,7 @@ def _read(stream: IO[bytes], size: int) -> bytes:
 
 
 def _read_pixels(stream: IO[bytes], width: int, height: int) -> Image.Image:
-    """RGB of height x width x 3 bytes, in bands: Pillow unpacks bytes under Python's lock, which others wait for."""
+    """RGB of height x width x 3 bytes, in bands: Pillow unpacks bytes while holding the GIL."""
     image = Image.new("RGB", (width, height))
     rows = max(1, _BAND_BYTES // (3 * width))
     for top in range(0, height, rows):
@@ -171,17 +171,17 @@ def _read_pixels(stream: IO[bytes], width: int, height: int) -> Image.Image:
 def _close(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            with contextlib.suppress(OSError):  # what was still to be written has no reader
+            with contextlib.suppress(OSError):  # pending writes have no reader
                 stream.close()
 
 
-# A decoder for each thread that asks at the same time, of the process that asks: what a fork inherits is its parent's.
+# A decoder per concurrent thread, keyed by process id: those inherited by a fork belong to the parent.
 _idle: dict[int, list[IsolatedDecoder]] = {}
 
 
 @contextmanager
 def shared_decoder() -> Iterator[IsolatedDecoder]:
-    """A decoder of this process that nobody else uses meanwhile."""
+    """A decoder of this process for exclusive use."""
     idle = _idle.setdefault(os.getpid(), [])
     try:
         decoder = idle.pop()

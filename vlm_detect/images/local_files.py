@@ -1,11 +1,11 @@
-"""Which files of this machine data may name: those of its own folder, and what the Hub's libraries keep.
+"""Restrict the local files that data may refer to: those in its own folder, and the caches of the Hub's libraries.
 
-    may_name(Path("data/set"))          # from now on, rows may name files in it
+    may_name(Path("data/set"))          # from now on, rows may refer to files in it
     data = read_named(cell["path"])     # ImageRejected for a file elsewhere
 
-The rows of a dataset and the items of a benchmark come from anybody, and an image that they name is shown, copied into
-other datasets and sent to endpoints. `--allow_local_paths` lets them name any file; it and the folders stand in the
-environment, for a program's workers are processes of their own.
+The rows of a dataset and the items of a benchmark may be untrusted, and an image that they refer to is shown, copied
+into other datasets and sent to endpoints. `--allow_local_paths` allows any file; the flag and the folders are stored in
+environment variables, because workers are separate processes.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ def allows_all() -> bool:
 
 
 def may_name(folder: Path) -> None:
-    """Data of this folder is read: it may name files there."""
+    """Allow data to refer to files in this folder."""
     found = str(folder.expanduser().resolve())
     if found not in (known := _named_folders()):
         os.environ[_FOLDERS] = json.dumps([*known, found])
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, links followed, or any file may be named."""
+    """Whether a file is in an allowed folder, after resolving links, or any file is allowed."""
     return allows_all() or path.resolve().is_relative_to(folder.expanduser().resolve())
 
 
 def read_named(name: str) -> bytes:
-    """The bytes of a file that a row names; `ImageRejected` where there is none, or where it may not be named."""
+    """The bytes of a file in a row; raises `ImageRejected` if it is missing or not allowed."""
     try:
         path = _find(name)
-    except (OSError, ValueError) as error:  # a null byte, a link in a circle
+    except (OSError, ValueError) as error:  # a null byte, a circular link
         raise ImageRejected("unreadable", str(error)) from error
     if path is None:
         raise ImageRejected("outside", f"{name} is not in the folder of its dataset; {ALLOW_LOCAL_PATHS} reads it")
@@ -50,7 +50,7 @@ def read_named(name: str) -> bytes:
 
 
 def _find(name: str) -> Path | None:
-    """The file that may be read; where there is none of this name at all, the name, for the reader to say so."""
+    """The allowed file; for a missing file the name, so that the reader reports it."""
     named = Path(name)
     if allows_all():
         return named

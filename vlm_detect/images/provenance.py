@@ -1,10 +1,10 @@
-"""What a file says about where it comes from: content credentials, and what programs write beside the pixels.
+"""Provenance of a file from its metadata: content credentials, and what programs write.
 
     for fact in provenance(path.read_bytes()): print(fact.source, fact.text, fact.claim)
 
-These are claims of the file, to be read beside a verdict and never part of one: text is written and removed by anyone,
-and most files say nothing. What people write (titles, captions, authors) claims nothing, whatever words it has;
-`generator_text.py` has the forms in which software speaks.
+These are unverified claims, shown with a verdict and never part of it: anyone can write and remove text, and most files
+have none. Text by people (titles, captions, authors) is never a claim; `generator_text.py` has the forms written by
+software.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from vlm_detect.images.strip_metadata import shown_chunks
 
 __all__ = ["MAX_TEXT", "Claim", "Fact", "provenance"]
 
-_HEADER_BYTES = 4 << 20  # metadata further inside a file than this is not looked for by text search
+_HEADER_BYTES = 4 << 20  # the text search for metadata ends here
 _XMP_KEY = "XML:com.adobe.xmp"
-# Keys of PNG texts. Those of generators alone are claims by themselves where they hold a record.
+# Keys of PNG texts. Keys used only by generators are claims by themselves if they contain a record.
 _GENERATORS_OWN = {"sd-metadata", "invokeai_metadata", "invokeai_graph", "generation_data"}
 _PROGRAMS = {"software", "source"}
 _PNG_KEYS = (
@@ -40,12 +40,12 @@ _PNG_KEYS = (
 _EXIF_TAGS = ("Software", "ProcessingSoftware", "Make", "Model", "ImageDescription", "Artist", "HostComputer")
 _BY_PROGRAMS = {"Software", "ProcessingSoftware"}
 _BY_CAMERAS = {"Make", "Model"}
-_BY_PEOPLE = ("XPTitle", "XPComment", "XPSubject", "XPKeywords")  # of Windows; told where they hold settings alone
+_BY_PEOPLE = ("XPTitle", "XPComment", "XPSubject", "XPKeywords")  # of Windows; reported only if they contain settings
 _IPTC_CREDIT = (2, 110)
 
 
 def provenance(data: bytes) -> tuple[Fact, ...]:
-    """What the bytes of an image file state about its origin; () where they state nothing or cannot be read."""
+    """The statements of an image file about its origin; () if there are none or it cannot be read."""
     return tuple(dict.fromkeys([*c2pa_facts(data), *_png_facts(data), *_metadata_facts(data)]))
 
 
@@ -65,10 +65,10 @@ def _png_claim(key: str, text: str) -> Claim | None:
 
 def _metadata_facts(data: bytes) -> Iterator[Fact]:
     found = None
-    for readable in (data, shown_chunks(data)):  # of a PNG also without its texts, which may keep Pillow from it
+    for readable in (data, shown_chunks(data)):  # for a PNG also without its texts, which may make Pillow fail
         if found is None and readable is not None:
             found = _read(readable)
-    if found is None:  # a file that cannot be read states nothing
+    if found is None:  # an unreadable file states nothing
         return
     info, exif, details, iptc = found
     for name in _EXIF_TAGS:
@@ -81,13 +81,13 @@ def _metadata_facts(data: bytes) -> Iterator[Fact]:
                 yield Fact("EXIF", one_line(f"{name}: {text}"), "generated")
     if comment := _user_comment(details.get(ExifTags.Base.UserComment), big_endian=exif.endian == ">"):
         yield Fact("EXIF", one_line(f"UserComment: {comment}"), "generated" if states_settings(comment) else None)
-    # A comment without a claim is its encoder's signature, most often.
+    # A comment without a claim is usually an encoder's signature.
     text = _as_text(info.get("comment"))
     if claim := "generated" if states_settings(text) or names_generator(text) else made_with(text):
         yield Fact("comment", one_line(text), claim)
     if credit := _as_text(iptc.get(_IPTC_CREDIT)):
         yield Fact("IPTC", one_line(f"Credit: {credit}"), made_with(credit))
-    if not data.startswith(b"\x89PNG"):  # whose packet is one of its texts
+    if not data.startswith(b"\x89PNG"):  # its packet is one of the texts
         yield from _xmp_facts(_as_text(info.get("xmp")))
 
 
@@ -95,13 +95,13 @@ _Read = tuple[dict[Any, Any], Image.Exif, Mapping[int, Any], Mapping[Any, Any]]
 
 
 def _read(data: bytes) -> _Read | None:
-    """(info, EXIF, its details, IPTC) of a file; None where it cannot be opened."""
+    """(info, EXIF, its details, IPTC) of a file; None if it cannot be opened."""
     try:
         with open_bounded(data) as opened:
             exif = Image.Exif()
             details: Mapping[int, Any] = {}
             iptc: Mapping[Any, Any] = {}
-            # Pillow's readers raise nearly any exception on a broken block, which is no reason to pass over the others.
+            # Pillow's readers raise nearly any exception on an invalid block; the other blocks are still read.
             with contextlib.suppress(Exception):
                 exif = opened.getexif()
                 details = exif.get_ifd(ExifTags.IFD.Exif)
@@ -113,7 +113,7 @@ def _read(data: bytes) -> _Read | None:
 
 
 def _exif_claim(name: str, text: str) -> Claim | None:
-    if states_settings(text):  # ComfyUI writes its workflow as the camera's maker, its prompt as the model
+    if states_settings(text):  # ComfyUI stores its workflow as the camera's maker, its prompt as the model
         return "generated"
     if name in _BY_PROGRAMS:
         return "generated" if names_generator(text) else made_with(text)
@@ -133,7 +133,7 @@ def _xmp_facts(packet: str) -> Iterator[Fact]:
 
 
 def _property(packet: str, name: str) -> str:
-    """The value of a property, written as an attribute or as an element."""
+    """The value of a property, stored as an attribute or as an element."""
     found = re.search(rf":{name}(?:\s*=\s*[\"']|(?:\s[^<>]*)?>)\s*([^\"'<]{{1,200}})", packet)
     return found[1].strip() if found else ""
 
@@ -147,7 +147,7 @@ def _as_text(value: Any) -> str:
 
 
 def _user_comment(value: Any, *, big_endian: bool) -> str:
-    """EXIF's UserComment: eight bytes that name the encoding, then text; some programs leave the eight out."""
+    """EXIF's UserComment: eight bytes for the encoding, then text; some programs omit the eight bytes."""
     if not isinstance(value, bytes):
         return _as_text(value)
     code, text = value[:8], value[8:]
@@ -158,9 +158,9 @@ def _user_comment(value: Any, *, big_endian: bool) -> str:
 
 
 def _utf16(text: bytes, *, big_endian: bool) -> str:
-    """Of the two byte orders, which the standard leaves open, the one with more letters, digits and spaces of Latin.
+    """Decode with the byte order (undefined in the standard) that gives more Latin letters, digits and spaces.
 
-    Where they tie, as in text without any, it is the order of the EXIF block.
+    For ties, as in text without any, the order of the EXIF block is used.
     """
     text = text[: _HEADER_BYTES & ~1]
     orders = ("utf-16-be", "utf-16-le") if big_endian else ("utf-16-le", "utf-16-be")

@@ -1,4 +1,4 @@
-"""Images as a dataset stores them: bytes with a key, decoded only where pixels are needed, by the decoder of all."""
+"""Stored images: bytes with a key, decoded only when pixels are needed, by the common decoder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One encoded image; `name` says which it is where it cannot be used."""
+    """One encoded image; `name` identifies it in errors."""
 
     content: bytes
     name: str = field(default="an image", compare=False)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any] | None, name: str = "an image") -> StoredImage:
-        """From a cell of an undecoded image column, which holds bytes or the path of a file, or nothing.
+        """From a cell of an undecoded image column, with bytes, the path of a file, or nothing.
 
-        Raises `ImageRejected` where there is no such file, or where data may not name it.
+        Raises `ImageRejected` for a missing file, or one that data may not refer to.
         """
         if stored is None or stored.get("bytes") is not None:
             return cls(b"" if stored is None else stored["bytes"], name)
@@ -43,12 +43,13 @@ class StoredImage:
 
     @cached_property
     def key(self) -> str:
-        """Equal keys, equal pixels. An image that every version of the decoder shows alike has one in all of them."""
+        """Equal keys mean equal pixels. An image that all versions of the decoder decode alike has the same key in all
+        of them."""
         return self.sha256 if is_plainly_stored(self.content) else f"{self.sha256} {DECODER}"
 
     @cached_property
     def sha256(self) -> str:
-        """Of the stored bytes."""
+        """The SHA-256 of the stored bytes."""
         return hashlib.sha256(self.content).hexdigest()
 
     @cached_property
@@ -57,7 +58,7 @@ class StoredImage:
         return self._read(upright_size)
 
     def open(self) -> Image.Image:
-        """The pixels, RGB; `ImageRejected`, with the image's name, where there are none."""
+        """The pixels, RGB; raises `ImageRejected` with the image's name."""
         return self._read(lambda content: decode_image(content).image)
 
     def _read(self, read: Callable[[bytes], T]) -> T:
@@ -69,7 +70,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Cells(Sequence[StoredImage]):
-    """Image cells of a dataset, (row, column) each; an image is read when it is asked for."""
+    """Image cells of a dataset as (row, column), read lazily."""
 
     rows: Dataset  # undecoded
     places: Sequence[tuple[int, str]]
@@ -89,7 +90,7 @@ def cell_name(row: int, column: str) -> str:
 
 
 def undecoded(rows: Dataset) -> Dataset:
-    """The same rows with every image column as stored bytes."""
+    """The rows with every image column undecoded."""
     for name, feature in rows.features.items():
         if isinstance(feature, ImageFeature):
             rows = rows.cast_column(name, ImageFeature(decode=False))

@@ -1,10 +1,10 @@
-"""An image file without its metadata, its compressed pixels untouched.
+"""Remove metadata from an image file without changing its compressed pixels.
 
-    bare = bare_bytes(data)      # JPEG without EXIF, XMP, ICC, C2PA, comments and thumbnails; PNG with its pixels alone
-    shown_chunks(data)           # PNG with the metadata that change how it is shown: orientation and colour profile
+    bare = bare_bytes(data)      # JPEG without EXIF, XMP, ICC, C2PA, comments and thumbnails; PNG with pixels only
+    shown_chunks(data)           # PNG with the metadata that affect its display: orientation and colour profile
 
-For sets whose published pixels have to stay as they are, where encoding anew would change them. It knows two formats;
-anything else, or a file that is not built as it should be, comes back as None and has to be encoded anew.
+For published sets, whose pixels re-encoding would change. It supports two formats; anything else, or a malformed file,
+gives None and has to be re-encoded.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def bare_bytes(data: bytes) -> bytes | None:
 
 
 def shown_chunks(data: bytes) -> bytes | None:
-    """A PNG without metadata but for its EXIF block and colour profile, where their checksums are right."""
+    """A PNG without metadata except its EXIF block and colour profile, if their checksums are valid."""
     return _bare_png(data, _SHOWN_CHUNKS) if data.startswith(_PNG) else None
 
 
 def _bare_jpeg(data: bytes) -> bytes | None:
-    """Segments but for APPn and comments; JFIF's header in one form, Adobe's stays, for it tells the colour space."""
+    """The segments except APPn and comments; JFIF's header is normalized, Adobe's is kept, because it defines the
+    colour space."""
     kept, at = [b"\xff\xd8"], 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -59,7 +60,7 @@ def _bare_jpeg(data: bytes) -> bytes | None:
 
 
 def _end_of_scan(data: bytes, at: int) -> int:
-    """Where the next marker stands: in compressed data 0xFF is followed by 0x00 or a restart marker."""
+    """The position of the next marker: in compressed data 0xFF is followed by 0x00 or a restart marker."""
     while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
         if data[at + 1] != 0x00 and not 0xD0 <= data[at + 1] <= 0xD7:
             return at
@@ -68,7 +69,7 @@ def _end_of_scan(data: bytes, at: int) -> int:
 
 
 def _bare_png(data: bytes, also: frozenset[bytes] = frozenset()) -> bytes | None:
-    """Its pixels and those of the chunks of `also` whose checksum is right."""
+    """The pixel chunks, and the chunks of `also` with a valid checksum."""
     kept, at = [_PNG], len(_PNG)
     while at + 12 <= len(data):
         length, name = struct.unpack(">I4s", data[at : at + 8])

@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it gives."""
+"""Requests to the engine, and its results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Ask:
-    """A question and the answers whose probabilities are wanted: whole ones, or (`whole=False`) ways to begin."""
+    """A question and its candidate answers: complete answers, or (`whole=False`) beginnings of answers."""
 
     question: str
     candidates: tuple[str, ...]
@@ -18,12 +18,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """Summed log-probability of an answer's tokens, a whole one's end of text included, and how many they are."""
+    """Summed log-probability of an answer's tokens (with the end of text for a complete answer), and their number."""
 
     logprob: float
     n_tokens: int
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) to the likeliest id of each (...)."""
+    """Logits (..., V) to the ids with the highest logit (...)."""
     return logits.argmax(-1)

@@ -1,10 +1,10 @@
-"""Prompts that grow side by side behind image prefixes: one forward a step for all prompts of all images.
+"""Decode many prompts after image prefixes in parallel: one forward pass per step for all prompts of all images.
 
-    branches = Branches(vlm, prefixes, prompts)      # prompts[i]: those of image i, which do not see each other
+    branches = Branches(vlm, prefixes, prompts)      # prompts[i]: the prompts of image i, which do not see each other
     branches.logits                                  # (images, most prompts of an image, vocabulary)
-    branches.read(chosen)                            # the next token of each; its logits replace the last
+    branches.read(chosen)                            # append one token to each; updates the logits
 
-Text, boxes and grounded reasoning are all made by such steps; they differ in what is read next.
+Text, boxes and grounded reasoning are all decoded by such steps; they differ in the next input.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vlm_detect.models.prompt import numbers_of, stack_numbers
 
 
 class Branches:
-    """Reads the prompts when it is made, then one token a prompt at a time.
+    """Reads the prompts on construction, then one token per prompt at a time.
 
-    `there` (B, W) says which of a row's W places hold a prompt, `logits` (B, W, V) what comes next. The prefixes are of
-    one length.
+    `there` (B, W) marks which of a row's W slots hold a prompt, `logits` (B, W, V) predict the next token. All prefixes
+    have the same length.
     """
 
     def __init__(self, vlm: VLM, prefixes: Sequence[Prefix], prompts: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -43,7 +43,7 @@ class Branches:
         last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
         self._position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)
         self._position += prefix_length + shifts
-        # What each prompt may see, (B, 1, W, length so far), which grows by itself with every token.
+        # What each prompt may attend to, (B, 1, W, length so far), extended with every token.
         self._seen = mask.gather(2, last[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
         self._itself = torch.eye(width, dtype=torch.bool, device=device).expand(len(rows), 1, -1, -1)
 
@@ -56,14 +56,15 @@ class Branches:
 
     @property
     def hidden(self) -> torch.Tensor:
-        """(B, W, D): what the region head reads, of a model that has one."""
+        """(B, W, D): the input of the region head, for a model that has one."""
         assert self._hidden is not None
         return self._hidden
 
     def read(
         self, ids: torch.Tensor, *, coordinates: torch.Tensor | None = None, sizes: torch.Tensor | None = None
     ) -> None:
-        """Read one token of each prompt (B, W); in its place a number (B, W), or two (B, W, 2), that is not NaN."""
+        """Append one token to each prompt (B, W), or instead one number (B, W) or two (B, W, 2) where they are not
+        NaN."""
         self._seen = torch.cat([self._seen, self._itself], dim=-1)
         given = {name: part for name, part in (("coordinates", coordinates), ("sizes", sizes)) if part is not None}
         outputs = forward(self.vlm, ids, self._position, self._seen, self._cache, None, **given)
@@ -81,7 +82,7 @@ def forward(
     logits_at: torch.Tensor | None,
     **numbers: torch.Tensor,
 ) -> Any:
-    """The model's outputs behind packed tokens (B, T); logits at all of them where `logits_at` is None."""
+    """The model's outputs for packed tokens (B, T); logits at all of them where `logits_at` is None."""
     return vlm.model(
         input_ids=ids,
         position_ids=vlm.position_ids(positions),

@@ -1,4 +1,4 @@
-"""The detector: an image in, a verdict that can be questioned out.
+"""The detector: from an image to a verdict that can explain itself and answer questions.
 
     from vlm_detect import Detector
 
@@ -6,11 +6,11 @@
     verdict.p_fake, verdict.label          # 0.93, "generated"
     verdict.explain()
     for reason in verdict.explanation().reasons:     # of many: detector.explanations(verdicts)
-        print(reason.text, reason.note)    # confirmed or contradicted by measurement, or the model's word
+        print(reason.text, reason.note)    # confirmed, contradicted or unchecked by measurement
     verdict.ask("What is in the picture?")
     verdict.map().overlay(verdict.image).save("where.png")
     Detector("runs/moondream_lora")(["a.jpg", "b.jpg"])       # a list of verdicts
-    for box in verdict.detect("hand"):     # of a moondream2; the crop is judged by itself
+    for box in verdict.detect("hand"):     # moondream2 only; the crop gets its own verdict
         print(box, verdict.look_at(box).p_fake)
     verdict.provenance                     # what the file says of itself; never part of p_fake
     verdict.witnesses["head"].log_odds     # what each witness says, where the run has several
@@ -69,12 +69,12 @@ ANSWER_TOKENS = 128
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image, what its file said of itself, and what is odd about the file."""
+    """A decoded image, its file's metadata, and notes on anything unusual about the file."""
 
     image: Image.Image
     provenance: tuple[Fact, ...] = ()
     notes: tuple[str, ...] = ()
-    jpeg_quality: int | None = None  # 1 to 100 of a JPEG file, as measures compare like with like
+    jpeg_quality: int | None = None  # JPEG quality, 1 to 100; measures compare images of similar quality
 
 
 Openable = Image.Image | np.ndarray | Picture | bytes | str | Path
@@ -93,7 +93,7 @@ class Testimony(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one image.
+    """The result for one image.
 
     `log_odds` are the fused ones of all `witnesses`, in nats, `odds` the language model's own; calibrated, `log_odds`
     are `p_fake`. `dissent` names the witnesses that lean against the verdict, `why_unsure` says why it is "unsure";
@@ -132,46 +132,47 @@ class Verdict:
     def ask(
         self, question: str, max_new_tokens: int = ANSWER_TOKENS, references: Sequence[Sequence[float]] = ()
     ) -> str:
-        """The model's answer to a question about the image, which it does not read again.
+        """The model's answer to a question about the image, whose prefix is reused.
 
-        `references` are points or boxes that the question is about, in parts of width and height (moondream2 only).
+        `references` are points or boxes that the question refers to, as fractions of width and height (moondream2
+        only).
         """
         return self._detector.ask(self.image, question, max_new_tokens, references)
 
     def reason(self, question: str, max_new_tokens: int = REASONING_TOKENS) -> ReasonedAnswer:
-        """Thoughts, with the places that they point at, and then the answer (moondream2 only)."""
+        """The reasoning, with the places it refers to, and then the answer (moondream2 only)."""
         return self._detector.engine.reason([self.image], [[question]], max_new_tokens)[0][0]
 
     def detect(self, phrase: str, max_objects: int = MAX_OBJECTS) -> list[Box]:
-        """The boxes of what `phrase` names, in parts of width and height (moondream2 only)."""
+        """The boxes of what `phrase` names, as fractions of width and height (moondream2 only)."""
         return self._detector.engine.detect([self.image], [[phrase]], max_objects)[0][0]
 
     def point(self, phrase: str, max_objects: int = MAX_OBJECTS) -> list[Point]:
-        """A point on each of what `phrase` names, in parts of width and height (moondream2 only)."""
+        """A point on each object that `phrase` names, as fractions of width and height (moondream2 only)."""
         return self._detector.engine.point([self.image], [[phrase]], max_objects)[0][0]
 
     def look_at(self, box: Box, margin: float = 0.1) -> Verdict:
-        """The verdict on what is in `box`, cut out with a margin and read at its own size.
+        """The verdict on the content of `box`, cropped with a margin and read at its own size.
 
-        It is marked as not calibrated: the calibration was fitted on whole images.
+        It is marked as not calibrated: the calibration was fitted on complete images.
         """
         crop = self.image.crop(box.pixels(*self.image.size, margin))
         return replace(self._detector(crop), calibrated=False)
 
     def explain(self, max_new_tokens: int = ANSWER_TOKENS) -> str:
-        """The model's reasons in its own words, given under this verdict; freely where it is unsure."""
+        """The model's own reasons for this verdict; without a given verdict where it is unsure."""
         return "".join(self._detector.stream_explanation(self.image, self.label, max_new_tokens))
 
     def explanation(self, max_new_tokens: int = ANSWER_TOKENS, *, only_confirmed: bool = False) -> Explanation:
-        """The same sentence by sentence, each confirmed or contradicted by a measurement, or the model's word.
+        """The explanation sentence by sentence, each confirmed, contradicted or unchecked by measurement.
 
-        Where the verdict is "unsure", what the measurements say for either side follows.
+        Where the verdict is "unsure", the measured reasons for either side follow.
         """
         found = self.check(self.explain(max_new_tokens))
         return found.only_confirmed() if only_confirmed else found
 
     def check(self, text: str) -> Explanation:
-        """Hold each sentence of an explanation of this image against its measurements."""
+        """Check each sentence of an explanation against this image's measurements."""
         found = check_explanation(
             text,
             self.image,
@@ -187,11 +188,11 @@ class Verdict:
         return (*self.contradictions, *against)
 
     def map(self, topic: Topic = "generation") -> EvidenceMap:
-        """Where in the image the verdict comes from."""
+        """The evidence map: where in the image the verdict comes from."""
         return evidence_map(self._detector.engine, self.image, topic=topic)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the image."""
+        """All fields except the image."""
         return {
             "p_fake": self.p_fake,
             "label": self.label,
@@ -266,7 +267,7 @@ class Detector:
         return self.judge([image])[0]
 
     def judge(self, images: Sequence[Openable]) -> list[Verdict]:
-        """The verdicts on several images, which are read in batches."""
+        """The verdicts on several images, computed in batches."""
         pictures = [open_picture(image) for image in images]
         for number, picture in enumerate(pictures):
             if refusal := self.refusal(picture):
@@ -312,7 +313,7 @@ class Detector:
         return [one.only_confirmed() for one in found] if only_confirmed else found
 
     def refusal(self, picture: Picture) -> str | None:
-        """Why the model does not read this picture; None where it does."""
+        """Why the model cannot read this picture; None where it can."""
         return self.engine.vlm.refusal(picture.image.size)
 
     def _verdict(self, picture: Picture, odds: Odds, beside: Beside) -> Verdict:
@@ -382,13 +383,13 @@ class Detector:
         max_new_tokens: int = ANSWER_TOKENS,
         references: Sequence[Sequence[float]] = (),
     ) -> Iterator[str]:
-        """As `ask`, piece by piece while it is generated."""
+        """As `ask`, streamed."""
         yield from self._stream(image, self.question_prompt(question, references), max_new_tokens)
 
     def stream_explanation(
         self, image: Image.Image, label: Label, max_new_tokens: int = ANSWER_TOKENS
     ) -> Iterator[str]:
-        """The reasons for the verdict `label`, piece by piece."""
+        """The reasons for the verdict `label`, streamed."""
         beginning, prompt = self.explanation_prompt(label)
         if beginning:
             yield beginning
@@ -396,17 +397,17 @@ class Detector:
             yield f" {piece}" if beginning and i == 0 else piece
 
     def question_prompt(self, question: str, references: Sequence[Sequence[float]] = ()) -> list[int]:
-        """The ids behind the image that ask `question`; UserError where it is empty, too long, or no text."""
+        """The prompt ids after the image for `question`; UserError where it is empty, too long, or not text."""
         if not question.strip():
             raise UserError("the question is empty: ask something, for example 'Is this image AI-generated?'")
         if any("\ud800" <= c <= "\udfff" for c in question):
-            raise UserError("the question holds bytes that are no UTF-8: say it in UTF-8")
+            raise UserError("the question contains bytes that are not UTF-8: encode it as UTF-8")
         if references:
             return needs_moondream(self.engine.vlm, "spatial references").question_ids(question, references)
         return self.engine.vlm.question_ids(question)
 
     def explanation_prompt(self, label: Label) -> tuple[str, list[int]]:
-        """What an explanation under `label` begins with, and the ids that ask for the rest of it."""
+        """The beginning of an explanation under `label`, and the prompt ids for the rest."""
         prompt = self.engine.vlm.question_ids(EXPLAIN_QUESTION)
         if label == "unsure":
             return "", prompt
@@ -427,7 +428,7 @@ class Detector:
 
 
 def open_picture(source: Openable, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decoded within bounds: a file or its bytes, an image of Pillow, an array of pixels; UserError where it is none.
+    """Decode an image within bounds: a file, its bytes, a Pillow image, or an array of pixels; UserError otherwise.
 
     An array is uint8 of shape (H, W), (H, W, 3) or (H, W, 4): grey, RGB or RGBA.
     """
@@ -447,14 +448,14 @@ def open_picture(source: Openable, max_pixels: int = MAX_PIXELS) -> Picture:
     except ImageRejected as error:
         name = str(source) if isinstance(source, str | Path) else "image"
         raise UserError(f"{name}: {error}") from error
-    except (OSError, SyntaxError) as error:  # an image of Pillow that was opened and cannot be loaded
+    except (OSError, SyntaxError) as error:  # an opened Pillow image that cannot be loaded
         raise UserError(f"image: unreadable: {error}") from error
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         given = f"an array of shape {pixels.shape} and {pixels.dtype}"
-        raise UserError(f"{given} is no image: give uint8 of (H, W), (H, W, 3) or (H, W, 4)")
+        raise UserError(f"{given} is not an image: give uint8 of shape (H, W), (H, W, 3) or (H, W, 4)")
     if not pixels.size:
         raise UserError(f"an array of shape {pixels.shape} has no pixels")
     return Image.fromarray(pixels)

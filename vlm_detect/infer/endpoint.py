@@ -1,16 +1,16 @@
-"""A model behind any OpenAI-compatible endpoint (`/v1/chat/completions`) as one that a benchmark can ask.
+"""A model behind an OpenAI-compatible endpoint (`/v1/chat/completions`), with the engine's interface for benchmarks.
 
     endpoint = Endpoint("http://localhost:8000/v1", "qwen2.5-vl", api_key=os.environ["OPENAI_API_KEY"])
-    endpoint.generate([photo], [["Is this image AI-generated?"]])      # free answers, greedy where that can be asked
+    endpoint.generate([photo], [["Is this image AI-generated?"]])      # free answers, greedy where supported
     endpoint.score([photo], [[Ask("Is this ...?", ("Yes.", "No."))]])  # where the endpoint gives log-probabilities
     endpoint.answer([Prompt((photo, twin), "How do they differ?", schema={...}, temperature=0.7)], 512)
 
-Images travel as PNG data URLs, pixel for pixel. Rate limits, timeouts and server errors are tried again with growing
-pauses; a request that the server refuses for good (content filters) is an unreadable answer that says so.
+Images are sent as PNG data URLs, without loss. Rate limits, timeouts and server errors are retried with exponential
+backoff; a request that the server rejects permanently (content filters) gives an unparsed answer with the reason.
 
-An endpoint tells no probability of a whole answer: `score` takes that of the first token, summed over the tokens that
-begin one candidate and no other; what is not among the tokens listed gets the least probability listed. That decides
-letters and yes or no; it says little of candidates that begin alike.
+An endpoint gives no probability of a complete answer: `score` uses the first token, summed over the tokens that begin
+exactly one candidate; tokens that are not listed get the lowest listed probability. This suffices for letters and for
+yes or no, but says little about candidates that begin alike.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from vlm_detect.extras import require
 from vlm_detect.infer.asks import Ask, CandidateScore
 from vlm_detect.infer.prefixes import image_key
 
-_TOP = 20  # alternatives of the first token that are asked for; the protocol's most
+_TOP = 20  # top_logprobs of the first token; the protocol's maximum
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The text, and the first token's alternatives as (token, log-probability), where they were given."""
+    """The text, and the first token's alternatives as (token, log-probability), if given."""
 
     text: str
     top: tuple[tuple[str, float], ...] = ()
-    failure: Literal["", "refused", "timed_out"] = ""  # what is wrong with this one request
+    failure: Literal["", "refused", "timed_out"] = ""  # why this one request failed
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request: images, in order, and a text behind them.
+    """One request: images, in order, followed by a text.
 
-    `schema` is a JSON schema that the answer has to follow; where the endpoint takes none, the text alone asks for it.
-    `temperature` and `seed` are for answers that may differ from draw to draw; the endpoint may pass them over.
+    `schema` is a JSON schema for the answer; for an endpoint without schemas, only the text requests it. `temperature`
+    and `seed` are for sampled answers; the endpoint may ignore them.
     """
 
     images: tuple[Image.Image, ...]
@@ -59,14 +59,14 @@ class Prompt:
 
 
 class TimedOut(UserError):
-    """A request was not answered in time, however often it was tried."""
+    """A request was not answered in time, despite retries."""
 
 
 class Endpoint:
-    """Asks one model of an endpoint, `parallel` requests at a time.
+    """Queries one model of an endpoint, with up to `parallel` concurrent requests.
 
-    `options` are those of the protocol that the endpoint takes: give what `options` of an earlier one held, or leave
-    it out and the first request finds them.
+    `options` are the protocol options that the endpoint supports: pass the `options` of an earlier instance, or omit it
+    and the first request detects them.
     """
 
     def __init__(
@@ -85,15 +85,19 @@ class Endpoint:
         import openai
 
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"--endpoint {url}: not a URL; it begins with http:// or https:// and mostly ends with /v1")
+            raise UserError(
+                f"--endpoint {url}: not a URL; it begins with http:// or https:// and usually ends with /v1"
+            )
         self._openai = openai
         self.url, self.model = url, model
         self.parallel, self.max_new_tokens = parallel, max_new_tokens
-        # A local server asks for no key, the client for any.
+        # A local server needs no key, but the client requires one.
         self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", max_retries=retries, timeout=timeout_s)
         self.options = options if options is not None else self._find_options()
         self._said: dict[tuple[bytes, str, int], str] = {}
-        self._forms = deque(("json_schema", "json_object", ""))  # of a schema, the best that is not refused first
+        self._forms = deque(
+            ("json_schema", "json_object", "")
+        )  # ways to request a schema, the best supported one first
 
     @property
     def gives_logprobs(self) -> bool:
@@ -102,7 +106,7 @@ class Endpoint:
     def generate(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[str]], max_new_tokens: int = 16
     ) -> list[list[str]]:
-        """A free answer to each question of each image; what `score` heard just before is not asked again."""
+        """A free answer to each question of each image; answers just seen by `score` are reused."""
         keys = [image_key(image) for image in images]
         wanted = [(i, question) for i, some in enumerate(questions) for question in some]
         known = {entry: self._said.get((keys[entry[0]], entry[1], max_new_tokens)) for entry in wanted}
@@ -112,7 +116,7 @@ class Endpoint:
         return [[known[i, question] or "" for question in some] for i, some in enumerate(questions)]
 
     def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
-        """Log-probabilities of the candidates' first tokens: for each image, for each of its asks, one a candidate."""
+        """Log-probabilities of the candidates' first tokens: per image, per ask, one per candidate."""
         wanted = [(i, ask.question) for i, some in enumerate(asks) for ask in some]
         replies = dict(zip(wanted, self._all(images, wanted, self.max_new_tokens), strict=True))
         keys = [image_key(image) for image in images]
@@ -126,9 +130,9 @@ class Endpoint:
         ]
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]:
-        """A reply to each prompt; what one prompt alone failed by stands in its reply.
+        """A reply to each prompt; a failure of a single prompt is recorded in its reply.
 
-        UserError where the endpoint answers none of them, or limits the rate for longer than it is worth waiting.
+        UserError where the endpoint answers none of them, or limits the rate for too long.
         """
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
@@ -158,7 +162,7 @@ class Endpoint:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 message = _message(error)
                 if form and any(word in message for word in ("response_format", "json", "schema", "guided")):
-                    if self._forms[0] == form:  # another request may have found it out already
+                    if self._forms[0] == form:  # another request may have detected it already
                         self._forms.popleft()
                 elif "seed" in options and "seed" in message:
                     del options["seed"]
@@ -186,7 +190,7 @@ class Endpoint:
         return "max_completion_tokens" if "max_completion_tokens" in self.options else "max_tokens"
 
     def _request(self, urls: Sequence[str], question: str, options: dict[str, Any]) -> Reply:
-        """One request. Raises UserError for what no other question would change, the client's error for the rest."""
+        """One request. Raises UserError for failures that affect every request, otherwise the client's error."""
         openai = self._openai
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content = [*pictures, {"type": "text", "text": question}]
@@ -195,22 +199,23 @@ class Endpoint:
             choice = self._client.chat.completions.create(model=self.model, messages=messages, **options).choices[0]
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise UserError(
-                f"{self.url} refuses the key ({_message(error)}): put a valid one into the variable of --api_key_env"
+                f"{self.url} refuses the key ({_message(error)}): set a valid one in the variable of --api_key_env"
             ) from error
         except openai.NotFoundError as error:
             raise UserError(f"{self.url} has no model {self.model!r} ({_message(error)}); see its /models") from error
         except (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError) as error:
             failed = TimedOut if isinstance(error, openai.APITimeoutError) else UserError
             raise failed(
-                f"{self.url} does not answer ({_message(error)}): look to the URL and its server, then run the same "
-                "command again to go on, with a smaller --parallel where it limits the rate"
+                f"{self.url} does not answer ({_message(error)}): check the URL and its server, then run the same "
+                "command again to continue, with a smaller --parallel if it limits the rate"
             ) from error
         given = choice.logprobs.content if choice.logprobs else None
         top = tuple((entry.token, entry.logprob) for entry in given[0].top_logprobs) if given else ()
         return Reply(choice.message.content or "", top)
 
     def _find_options(self) -> dict[str, Any]:
-        """The options that the endpoint takes: what its refusal of a small request names is renamed or left out."""
+        """The options that the endpoint supports: options named in its rejection of a small request are renamed or
+        dropped."""
         options: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": _TOP}
         picture = data_url(Image.new("RGB", (64, 64), "gray"))
         while True:
@@ -224,13 +229,13 @@ class Endpoint:
                     ) from error
                 options = found
                 continue
-            if not reply.top:  # taken, and passed over
+            if not reply.top:  # accepted and ignored
                 options = {name: value for name, value in options.items() if "logprobs" not in name}
             return options
 
 
 def _json_form(form: str, schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The option that asks for JSON: by its schema, as any object, or not at all."""
+    """The option that requests JSON: by its schema, as any object, or none."""
     if form == "json_schema":
         named = {"name": "answer", "schema": schema, "strict": True}
         return {"response_format": {"type": "json_schema", "json_schema": named}}
@@ -238,7 +243,7 @@ def _json_form(form: str, schema: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def without_refused(options: dict[str, Any], message: str) -> dict[str, Any] | None:
-    """`options` without the one that `message` names; None where it names none of them."""
+    """`options` without the one named in `message`; None where it names none."""
     if "max_completion_tokens" in message and "max_tokens" in options:
         rest = {name: value for name, value in options.items() if name != "max_tokens"}
         return {"max_completion_tokens": max(options["max_tokens"], 16), **rest}
@@ -252,7 +257,7 @@ def without_refused(options: dict[str, Any], message: str) -> dict[str, Any] | N
 
 
 def first_token_scores(top: Sequence[tuple[str, float]], candidates: Sequence[str]) -> list[float]:
-    """The log-probability that the first token begins each candidate and no other; all equal where none is known."""
+    """The log-probability that the first token begins exactly each candidate; all equal where none is known."""
     plain = [candidate.strip().lower() for candidate in candidates]
     begun: list[list[float]] = [[] for _ in plain]
     for token, logprob in top:

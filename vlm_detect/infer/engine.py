@@ -1,14 +1,15 @@
-"""The engine: read an image once, then ask anything of it. Captioning, benchmark, chat, scan and serve all use it.
+"""The engine: encode an image once, then ask any number of questions. Used by captioning, benchmark, chat, scan and
+serve.
 
     engine = Engine(load_vlm("nano"))
     engine.score([photo], [[Ask("Is this image AI-generated?", ("Yes.", "No."))]])     # log-probabilities, one forward
     engine.generate([photo], [["What is in the picture?"]])                            # greedy text
     engine.caption([photo])
 
-Images are encoded in one batch of the tower and prefilled once into the KV cache; the prefix stays in memory (bounded
-in bytes, oldest out first) for later calls. All questions and candidate answers of an image then ride behind it in one
-packed row. `vlm_detect.infer.reference` is the plain path that this one must agree with; models whose image prefix
-depends on what follows it take it instead.
+Images are encoded in one batch of the tower and prefilled once into the KV cache; the prefix stays in memory (an LRU
+cache bounded in bytes) for later calls. All questions and candidate answers of an image then follow it in one packed
+row. `vlm_detect.infer.reference` is the plain path that this one must agree with; models whose image prefix depends on
+what follows it use the plain path.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from vlm_detect.models.regions import Box, Point
 
 
 class Engine:
-    """Asks one model about images, in batches of `batch_images` images.
+    """Runs one model on images, in batches of `batch_images`.
 
-    `cache_bytes` bounds the memory of image prefixes that are kept between calls.
+    `cache_bytes` bounds the memory of image prefixes kept between calls.
     """
 
     def __init__(self, vlm: VLM, *, batch_images: int = 16, batch_rows: int = 64, cache_bytes: int = 2 << 30) -> None:
@@ -56,7 +57,7 @@ class Engine:
     # Prefixes
 
     def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
-        """The prefix of each image, from memory where it is held; None is no image, a question alone."""
+        """The prefix of each image, from memory where cached; None is a question without an image."""
         return self.memory.prefixes(images)
 
     def pooled(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -64,17 +65,17 @@ class Engine:
         return self.memory.pooled(images)
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Image embeddings (B, N, D), read again."""
+        """Image embeddings (B, N, D), always recomputed."""
         return encode(self.vlm, images)
 
     def prefill(self, embeds: torch.Tensor) -> list[Prefix]:
-        """The prefix of each of (B, N, D) image embeddings; none is kept."""
+        """The prefix of each of (B, N, D) image embeddings; not cached."""
         return prefill(self.vlm, embeds)
 
     # Scoring
 
     def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
-        """Log-probabilities of whole answers: for each image, for each of its asks, one score a candidate."""
+        """Log-probabilities of answers: per image, per ask, one score per candidate."""
         if not self.vlm.supports_prefix_cache:
             return [
                 [[score_plain(self.vlm, image, a.question, one, whole=a.whole) for one in a.candidates] for a in some]
@@ -93,7 +94,7 @@ class Engine:
     def score_prefixes(
         self, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
     ) -> list[list[list[CandidateScore]]]:
-        """As `score`, behind prefixes of one length that make one batch."""
+        """As `score`, after prefixes of equal length, as one batch."""
         return score_packed(self.vlm, prefixes, asks)
 
     # Generation
@@ -107,7 +108,7 @@ class Engine:
     ) -> list[list[str]]:
         """An answer to each question of each image; greedy unless `options` (transformers' generate) say otherwise.
 
-        None in place of an image asks without one, which not every model can be.
+        None in place of an image asks without one, which not every model supports.
         """
         prompts = [[self.vlm.question_ids(question) for question in some] for some in questions]
         return self.continue_prompts(images, prompts, max_new_tokens, **options)
@@ -128,10 +129,10 @@ class Engine:
         max_new_tokens: int,
         **options: Any,
     ) -> list[list[str]]:
-        """Text generated behind each prompt (ids after the image prefix) of each image.
+        """Text generated after each prompt (ids after the image prefix) of each image.
 
-        Greedy answers to all prompts of an image grow side by side behind one prefix. `options` (sampling, a streamer)
-        go through transformers' generate, one row a prompt.
+        Greedy answers to all prompts of an image are decoded in parallel after one prefix. With `options` (sampling, a
+        streamer) transformers' generate is used, one row per prompt.
         """
         if not (self.vlm.has_fixed_prefix or (self.vlm.supports_prefix_cache and not options)):
             return [
@@ -144,7 +145,7 @@ class Engine:
                 some = slice(start, start + self.batch_images)
                 answers[some] = self._generate_packed(images[some], prompts[some], max_new_tokens)
             return answers
-        # Rows with an image and rows without one have prefixes of two lengths, and are batches of their own.
+        # Rows with and without an image have prefixes of different lengths, so they form separate batches.
         rows = [(i, prompt) for i, some in enumerate(prompts) for prompt in some]
         rows.sort(key=lambda row: images[row[0]] is None)
         with_image = sum(images[i] is not None for i, _ in rows)
@@ -160,7 +161,7 @@ class Engine:
         return answers
 
     def room(self, prompt: Sequence[int], *, with_image: bool = True) -> int:
-        """How many tokens can follow `prompt` behind an image or alone; UserError where there is no place for one."""
+        """How many tokens can follow `prompt` after an image or alone; UserError where there is room for none."""
         length = len(self.vlm.prefix_ids() if with_image else self.vlm.text_prefix_ids()) + len(prompt)
         check_length(self.vlm, length + 1)
         return self.vlm.context - length
@@ -192,12 +193,11 @@ class Engine:
         max_new_tokens: int,
         choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
     ) -> Iterator[torch.Tensor]:
-        """Decode every prompt of every image at once, one step an iteration.
+        """Decode every prompt of every image in parallel, one step per iteration.
 
-        Yields ids (images, most prompts of an image): the next token of each prompt, the end of text for those that
-        have ended or are not there. `choose` turns logits (images, prompts, vocabulary) into ids. The images make one
-        batch, of prefixes of one length, and the caller sees to it that no prompt is followed for longer than there is
-        `room`.
+        Yields ids (images, most prompts of an image): the next token of each prompt, the end of text for prompts that
+        have ended and for padding. `choose` turns logits (images, prompts, vocabulary) into ids. The images form one
+        batch, with prefixes of equal length, and the caller makes sure that no prompt exceeds its `room`.
         """
         if self.vlm.supports_prefix_cache:
             yield from self._stream(self.prefixes(images), prompts, max_new_tokens, choose)
@@ -212,7 +212,7 @@ class Engine:
         max_new_tokens: int,
         choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
     ) -> Iterator[torch.Tensor]:
-        """As `stream`, behind prefixes of one length."""
+        """As `stream`, after prefixes of equal length."""
         if not any(map(len, prompts)):
             return
         branches = Branches(self.vlm, prefixes, prompts)
@@ -234,21 +234,21 @@ class Engine:
     def detect(
         self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], max_objects: int = MAX_OBJECTS
     ) -> list[list[list[Box]]]:
-        """The boxes of what each phrase names in each image; UserError of a model that has no region head."""
+        """The boxes of what each phrase names in each image; UserError for a model without a region head."""
         found: Any = self._locate(images, object_prompts(self.vlm, phrases, "detect"), "detect", max_objects)
         return found
 
     def point(
         self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], max_objects: int = MAX_OBJECTS
     ) -> list[list[list[Point]]]:
-        """A point on each of what each phrase names in each image; UserError of a model that has no region head."""
+        """A point on each object that each phrase names in each image; UserError for a model without a region head."""
         found: Any = self._locate(images, object_prompts(self.vlm, phrases, "point"), "point", max_objects)
         return found
 
     def gaze(
         self, images: Sequence[Image.Image], eyes: Sequence[Sequence[Point]], *, force: bool = False
     ) -> list[list[Point | None]]:
-        """Where each eye at a place of each image looks; None where the model says nowhere, which `force` forbids."""
+        """The gaze target of an eye in each image; None where the model finds no target, unless `force` is set."""
         vlm = needs_moondream(self.vlm, "gaze skill")
         prompts = [[vlm.processor.gaze_ids(eye) for eye in some] for some in eyes]
         found: Any = self._locate(images, prompts, "point", 1, force=force)
@@ -257,7 +257,8 @@ class Engine:
     def gaze_of_face(
         self, image: Image.Image, face: Box, *, force: bool = False, seed: int | None = None
     ) -> Point | None:
-        """As `gaze`, steadier: the mean of twenty random eyes in `face`, ten of them in the mirrored image."""
+        """As `gaze`, but more stable: the mean over twenty random eye positions in `face`, ten of them in the mirrored
+        image."""
         mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         found, flipped = self.gaze([image, mirrored], random_eyes(face, seed), force=force)
         return steady_gaze([*found, *(point and Point(1 - point.x, point.y) for point in flipped)])
@@ -287,7 +288,7 @@ class Engine:
         questions: Sequence[Sequence[str]],
         max_new_tokens: int = REASONING_TOKENS,
     ) -> list[list[ReasonedAnswer]]:
-        """Thoughts and then an answer to each question of each image; UserError of a model without a reasoning mode.
+        """Reasoning and then an answer to each question of each image; UserError for a model without a reasoning mode.
 
         `max_new_tokens` bounds each of the two; the context bounds both together.
         """
@@ -318,6 +319,6 @@ def batches(
 ) -> Iterator[tuple[Sequence[Image.Image], Sequence[Sequence[Ask]]]]:
     """Consecutive slices of at most `size` images with their asks."""
     if len(images) != len(asks):
-        raise ValueError(f"{len(images)} images with {len(asks)} lists of asks: give one list an image")
+        raise ValueError(f"{len(images)} images with {len(asks)} lists of asks: give one list per image")
     for start in range(0, len(images), size):
         yield images[start : start + size], asks[start : start + size]

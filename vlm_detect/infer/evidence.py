@@ -1,17 +1,17 @@
-"""Where in the image the verdict comes from: what its log-odds lose when a region's features are hidden.
+"""Evidence maps: how much the verdict's log-odds drop when the features of a region are hidden.
 
     evidence = evidence_map(engine, photo)
-    evidence.values                      # (rows, columns), nats: positive places speak for "generated"
+    evidence.values                      # (rows, columns), nats: positive places are evidence for "generated"
     evidence.overlay(photo).save("map.png")
 
 The tower reads the image once. Overlapping square regions of its features are then replaced by the mean feature, one
-region a copy, and all copies are asked the verdict questions in batches: occlusion (Zeiler and Fergus 2014, arXiv
-1311.2901) in feature space. It shows what this model's verdict rests on, not what is wrong with the image; and features
-have seen their surroundings, so that hiding a place does not hide all that is known of it.
+region per copy, and all copies are asked the verdict questions in batches: occlusion (Zeiler and Fergus 2014, arXiv
+1311.2901) in feature space. It shows what this model's verdict depends on, not what is wrong with the image; and
+features also encode their surroundings, so hiding a place does not remove all information about it.
 
-Of a model whose features do not lie in the order of places (most but moondream) regions of the image itself are
-painted over with its mean colour, and the tower reads every copy. A patch of one colour is a thing to see by itself. Of
-edits (topic "edit") it is done so with every model: what the tower has seen of them it passes on to other places.
+For a model whose features are not in spatial order (most except moondream), regions of the image itself are painted
+with its mean colour, and the tower reads every copy; a patch of one colour is itself a visible feature. For edits
+(topic "edit") this is done with every model, because the tower spreads what it has seen of an edit to other places.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.verdict import TOPIC_ASKS, mean_odds
 from vlm_detect.records import Topic
 
-PIXEL_GRID = (8, 8)  # of a map whose regions are hidden in the image
-GENERATED_RGB, REAL_RGB = (230, 97, 1), (0, 92, 184)  # orange and blue: told apart by colour-blind eyes too
+PIXEL_GRID = (8, 8)  # for maps whose regions are hidden in the image
+GENERATED_RGB, REAL_RGB = (230, 97, 1), (0, 92, 184)  # orange and blue: distinguishable with colour blindness
 
 Region = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
 class EvidenceMap:
-    """`values` (rows, columns) in nats: the mean loss of log-odds over the hidden regions that cover a place."""
+    """`values` (rows, columns) in nats: the mean drop of log-odds over the hidden regions that cover a place."""
 
     values: np.ndarray
     log_odds: float
 
     @property
     def peak(self) -> tuple[float, float]:
-        """Where the most speaks for "generated": the middle of the place(s), (x, y) as parts of width and height."""
+        """The strongest evidence for "generated": the centre of the place(s), (x, y) as fractions of width and
+        height."""
         row, column = np.argwhere(np.isclose(self.values, self.values.max())).mean(axis=0)
         rows, columns = self.values.shape
         return float(column + 0.5) / columns, float(row + 0.5) / rows
 
     def layer(self, size: tuple[int, int]) -> Image.Image:
-        """The map alone, RGBA of `size`: orange speaks for "generated", blue for "real", clear for neither."""
+        """The map alone, RGBA of `size`: orange is evidence for "generated", blue for "real", transparent for
+        neither."""
         strongest = max(float(np.abs(self.values).max()), 1e-9)
         strength = Image.fromarray((self.values / strongest).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
         signed = np.asarray(strength)
@@ -58,7 +60,7 @@ class EvidenceMap:
         return Image.fromarray(np.concatenate([colour, alpha], axis=-1).astype(np.uint8), "RGBA")
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """The map overlaid on the image it was made of, RGB."""
+        """The map overlaid on its image, RGB."""
         return Image.alpha_composite(image.convert("RGBA"), self.layer(image.size)).convert("RGB")
 
     def png(self, size: tuple[int, int]) -> bytes:
@@ -69,7 +71,7 @@ class EvidenceMap:
 
 
 def evidence_map(engine: Engine, image: Image.Image, *, topic: Topic = "generation", across: int = 9) -> EvidenceMap:
-    """The evidence map of one image; `across` squared regions are hidden, one at a time.
+    """The evidence map of one image; `across` x `across` regions are hidden, one at a time.
 
     Topic "edit" asks whether a part of the image was altered.
     """
@@ -85,7 +87,7 @@ def evidence_map(engine: Engine, image: Image.Image, *, topic: Topic = "generati
 def evidence_steps(
     engine: Engine, image: Image.Image, *, topic: Topic = "generation", across: int = 9
 ) -> Generator[float, None, EvidenceMap]:
-    """As `evidence_map`, which it returns in the end; yields the part that is done after each batch."""
+    """As `evidence_map`, yielding progress (0 to 1) after each batch; returns the map."""
     asks = TOPIC_ASKS[topic]
     places = engine.vlm.feature_grid if topic == "generation" else None
     grid = places or PIXEL_GRID
@@ -117,7 +119,7 @@ def _in_features(engine: Engine, image: Image.Image, grid: tuple[int, int], asks
 
 
 def _in_pixels(engine: Engine, image: Image.Image, grid: tuple[int, int], asks: Sequence[Ask]) -> AskHidden:
-    # No one asks for these copies again: their prefixes are not kept.
+    # These copies are used once: their prefixes are not cached.
     forgetful = Engine(engine.vlm, batch_images=engine.batch_images, cache_bytes=0)
 
     def ask(some: Sequence[Region]) -> list[float]:
@@ -128,9 +130,9 @@ def _in_pixels(engine: Engine, image: Image.Image, grid: tuple[int, int], asks: 
 
 
 def regions(rows: int, columns: int, across: int) -> list[Region]:
-    """At most `across` by `across` regions of which exactly four cover any place, those at the border cut off by it.
+    """At most `across` by `across` regions; exactly four cover any place, and regions at the border are clipped.
 
-    Were border places covered less often, a cue near them would light them up as much as its own place.
+    If border places were covered less often, a cue near them would highlight them as much as its own place.
     """
 
     def spans(side: int) -> list[slice]:

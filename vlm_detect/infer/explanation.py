@@ -1,12 +1,12 @@
-"""An explanation as sentences, each held against a measurement of the very image.
+"""An explanation as sentences, each checked against a measurement of the same image.
 
     explanation = check_explanation("AI-generated. Its noise is less even than in 94 % of photos.", image, calibration)
     for reason in explanation.reasons:
         reason.text, reason.status, reason.percentile, reason.box
 
-A sentence that states a measured kind is `confirmed` or `contradicted` by the image's own numbers. Every other one is
-`unchecked`: the model's word. Nothing is checked where a run has no `measures.json`, which a dataset with reasons gives
-it (`vlm-detect add-reasons`), and where that has no photos of the image's size.
+A sentence that states a measured kind is `confirmed` or `contradicted` by the image's own numbers. Every other sentence
+is `unchecked`. Nothing is checked for a run without `measures.json`, which comes from training on a dataset with
+reasons (`vlm-detect add-reasons`), or if that has no photos of the image's size.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _COLOURS: dict[Status, tuple[int, int, int]] = {
 }
 _ALTERED = re.compile(r"(?:(?:it|(?:this|the) (?:image|picture|photo)) (?:is|was|has been) )?(?:not )?\w+")
 _A_SIDE = 2  # sentences for each label where the verdict is unsure
-_NUMBERED = 24  # pixels: the least side of a box that has room for its number
+_NUMBERED = 24  # pixels: the minimum side of a box with room for its number
 NOTES: dict[Status, str] = {
     "confirmed": "confirmed by measurement",
     "contradicted": "contradicted by measurement",
-    "unchecked": "the model's word",
+    "unchecked": "not checked",
 }
 
 
@@ -47,9 +47,9 @@ NOTES: dict[Status, str] = {
 class CheckedReason:
     """One sentence of an explanation.
 
-    `box` (x0, y0, x1, y1 in pixels, the last two outside) is the place that the sentence names. `value` and
-    `percentile` (0 to 100, among photos of this size) are those of the `measure` that it speaks of. `supports` is the
-    label that this number is likelier of, where the sentence is confirmed and the measure tells the labels apart.
+    `box` (x0, y0, x1, y1 in pixels, x1 and y1 exclusive) is the place that the sentence names. `value` and `percentile`
+    (0 to 100, among photos of this size) are those of the `measure` that it refers to. `supports` is the likelier label
+    given this value, if the sentence is confirmed and the measure separates the labels.
     """
 
     text: str
@@ -78,7 +78,7 @@ class CheckedReason:
 
 @dataclass(frozen=True)
 class Explanation:
-    """`text` is what the model said, `reasons` its sentences without those that only state the verdict.
+    """`text` is the model's answer, `reasons` its sentences except those that only state the verdict.
 
     `against_verdict` says that the text states the other verdict than the one that it was written under.
     """
@@ -88,7 +88,7 @@ class Explanation:
     against_verdict: bool = False
 
     def only_confirmed(self) -> Explanation:
-        """The same without every sentence that no measurement confirms."""
+        """The explanation with only the sentences that a measurement confirms."""
         kept = tuple(reason for reason in self.reasons if reason.status == "confirmed")
         return replace(self, reasons=kept, text=" ".join(reason.text for reason in kept))
 
@@ -131,7 +131,7 @@ def check_explanation(
     jpeg_quality: int | None = None,
     either_side: bool = False,
 ) -> Explanation:
-    """Hold each sentence of `text` against `image` (RGB). `jpeg_quality` is that of its file, where it is a JPEG.
+    """Check each sentence of `text` against `image` (RGB). `jpeg_quality` is that of its file, if it is a JPEG.
 
     With `either_side` the two strongest measurements for each label follow, but for those that `text` states.
     """
@@ -169,7 +169,7 @@ def _measure(
 
 
 def _is_verdict(sentence: str) -> bool:
-    """Whether a sentence says the verdict alone: "AI-generated.", "Yes.", "This is a real photo.", "Not altered."."""
+    """Whether a sentence states only the verdict: "AI-generated.", "Yes.", "This is a real photo.", "Not altered."."""
     words = sentence.strip(" .!").lower()
     if _ALTERED.fullmatch(words) and parse_explanation(sentence, "edit") is not None:
         return True
@@ -196,5 +196,5 @@ def _checked(
 
 
 def summary(reasons: Sequence[CheckedReason]) -> dict[str, int]:
-    """How many sentences have which status."""
+    """The number of sentences of each status."""
     return {status: sum(reason.status == status for reason in reasons) for status in NOTES}

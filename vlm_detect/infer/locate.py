@@ -1,4 +1,4 @@
-"""Boxes and points of what is named, and where an eye looks: moondream's detect(), point() and gaze, in batches.
+"""Detection, pointing and gaze in batches: moondream's detect(), point() and gaze skills.
 
 Every object takes the same steps (its x, its y, its width and height, and whether another follows), so that all phrases
 of all images go through them together. `vlm_detect.models.moondream.skills` has the loops one prompt at a time, which
@@ -29,14 +29,14 @@ GAZE_EYES = 10  # of a face, and as many of its mirror image
 
 
 def needs_moondream(vlm: VLM, what: str) -> MoondreamVLM:
-    """The model, where it has a region head; else UserError."""
+    """The model, if it has a region head; otherwise UserError."""
     if not vlm.can_locate:
-        raise UserError(f"{vlm.name} has no {what}: give a moondream2 as --model")
+        raise UserError(f"{vlm.name} has no {what}: use a moondream2 as --model")
     return cast("MoondreamVLM", vlm)
 
 
 def object_prompts(vlm: VLM, phrases: Sequence[Sequence[str]], skill: Skill) -> list[list[list[int]]]:
-    """The prompts that ask for each of the `phrases` of each image; UserError for a phrase that is empty."""
+    """The prompts for each of the `phrases` of each image; UserError for an empty phrase."""
     moondream = needs_moondream(vlm, f"{skill} skill")
     for phrase in (phrase for some in phrases for phrase in some):
         if not phrase.strip():
@@ -54,10 +54,10 @@ def locate(
     *,
     force: bool = False,
 ) -> Iterator[list[list[list[Box | Point]]]]:
-    """What each prompt of each image finds, one object more an iteration; the last is the whole.
+    """The objects of each prompt of each image, one more per iteration; the last iteration is complete.
 
-    `limits` says how many objects a prompt may find. The prefixes are of one length. `force` takes a first object for
-    granted.
+    `limits` is the maximum number of objects per prompt. All prefixes have the same length. `force` makes the model
+    give at least one object.
     """
     moondream = needs_moondream(vlm, f"{skill} skill")
     config, region = moondream.processor.config, moondream.region
@@ -104,10 +104,10 @@ def random_eyes(face: Box, seed: int | None = None) -> tuple[list[Point], list[P
 
 
 def steady_gaze(found: Sequence[Point | None]) -> Point | None:
-    """One point of what twenty eyes of a face gave; None where fewer than ten gave any.
+    """One point from the targets of twenty eye positions in a face; None where fewer than ten gave one.
 
     Points far from their nearest neighbour, more than twice the median of such distances, do not count. (The official
-    code averages the two smallest distances of each point, of which one is that to itself.)
+    code averages the two smallest distances of each point, one of which is the distance to itself.)
     """
     points = np.array([point for point in found if point is not None])
     if len(points) < GAZE_EYES:

@@ -1,9 +1,9 @@
-"""Many continuations of one prefix in a single row: the layout and the mask that keep them blind to each other.
+"""Pack many continuations of one prefix into a single row: the layout, and the mask that separates them.
 
     prefix | question 1 | answer 1a | answer 1b | question 2 | answer 2a | ...
 
-A segment sees the prefix, the segments it continues, and itself up to the present token. Positions restart behind the
-parent segment, so that every token stands where it would stand alone.
+A segment attends to the prefix, the segments it continues, and itself up to the current token. Positions continue from
+the parent segment, so every token has the position that it would have alone.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 
 @dataclass
 class Packed:
-    """A growing row of segments behind a prefix; `positions` count from the prefix's end."""
+    """A growing row of segments after a prefix; `positions` count from the prefix's end."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)  # of each token
     ancestors: list[frozenset[int]] = field(default_factory=list)  # of each segment, itself included
-    ends: list[int] = field(default_factory=list)  # position behind each segment
+    ends: list[int] = field(default_factory=list)  # position after each segment
     last_index: list[int] = field(default_factory=list)  # index in the row of each segment's last token
 
     def add(self, ids: Sequence[int], parent: int | None = None) -> int:
-        """Append a segment that continues `parent` (None: the prefix); gives its number."""
+        """Append a segment that continues `parent` (None: the prefix); returns its index."""
         number = len(self.ancestors)
         start = 0 if parent is None else self.ends[parent]
         self.ancestors.append(frozenset([number]) | (frozenset() if parent is None else self.ancestors[parent]))
@@ -38,7 +38,8 @@ class Packed:
         return number
 
     def mask(self, prefix_length: int, length: int) -> torch.Tensor:
-        """(length, prefix_length + length) bool, True where a token of the row may look; padded rows see the prefix."""
+        """(length, prefix_length + length) bool, True where a token of the row may attend; padding attends to the
+        prefix."""
         family = torch.zeros(len(self.ancestors), len(self.ancestors), dtype=torch.bool)
         for number, ancestors in enumerate(self.ancestors):
             family[number, list(ancestors)] = True
@@ -51,7 +52,7 @@ class Packed:
 def pad_packed(
     rows: Sequence[Packed], prefix_length: int, pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of rows behind prefixes of one length: ids (B, T), positions (B, T), mask (B, 1, T, prefix + T) bool."""
+    """A batch of rows after prefixes of equal length: ids (B, T), positions (B, T), mask (B, 1, T, prefix + T) bool."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad_id)
     positions = torch.full((len(rows), length), prefix_length)

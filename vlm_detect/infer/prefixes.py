@@ -1,10 +1,10 @@
-"""An image's KV cache, prefilled once; the last used ones stay in memory, bounded in bytes.
+"""The KV cache of an image, prefilled once; an LRU cache, bounded in bytes, keeps recent ones.
 
     memory = PrefixMemory(vlm, max_bytes=2 << 30)
     memory.prefixes([photo, other])      # what is not held is encoded in one batch and prefilled in one
     memory.pooled([photo, other])        # (2, F) features of the tower: of images that were just read nothing is read
 
-`stack_prefixes` joins several into the KV cache of a batch that continues from them.
+`stack_prefixes` joins several into the KV cache of a batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HELD_POOLED = 256  # images whose features are kept: more than any batch, and a
 
 @dataclass(frozen=True)
 class Prefix:
-    """An image in the decoder's KV cache; text behind it starts at position `len(prefix) + shift`."""
+    """An image in the decoder's KV cache; text after it starts at position `len(prefix) + shift`."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, (1, H, P, D)
     shift: int = 0
@@ -44,7 +44,7 @@ class Prefix:
 
 
 class PrefixMemory:
-    """Reads images into prefixes and keeps at most `max_bytes` of them, the oldest out first."""
+    """Reads images into prefixes and keeps at most `max_bytes` of them, evicting the least recently used."""
 
     def __init__(self, vlm: VLM, max_bytes: int) -> None:
         self.vlm = vlm
@@ -54,9 +54,9 @@ class PrefixMemory:
         self._pooled: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # (F,) each
 
     def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
-        """The prefix of each image; those not held are encoded together and prefilled together.
+        """The prefix of each image; misses are encoded and prefilled together.
 
-        None is no image: what a question without one stands behind.
+        None gives the prefix of a question without an image.
         """
         keys = [image_key(image) for image in images]
         found = {key: self._held[key] for key in keys if key in self._held}
@@ -120,14 +120,14 @@ def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
         vlm.model(**vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         for row, (i, shift) in enumerate(zip(alike, vlm.shifts(len(alike)), strict=True)):
-            # Copies, so that one image's prefix does not keep the whole batch's memory alive.
+            # Copies, so that one image's prefix does not keep the memory of the batch alive.
             found[i] = Prefix([(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v in layers], shift)
     return [found[i] for i in range(len(embeds))]
 
 
 @torch.inference_mode()
 def prefill_text(vlm: VLM) -> Prefix:
-    """The prefix of a question without an image; UserError of a model that answers about images only."""
+    """The prefix of a question without an image; UserError for a model that needs an image."""
     cache = DynamicCache()
     ids = torch.tensor([vlm.text_prefix_ids()], device=vlm.device)
     vlm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -141,13 +141,13 @@ def image_key(image: Image.Image | None) -> bytes:
     header = f"{image.mode} {image.size}".encode()
     digest = hashlib.sha256(header + bytes(image.getpalette("RGBA") or ()))
     rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):  # in bands: whole, a large image stops the threads beside this one
+    for top in range(0, image.height, rows):  # in bands: hashing a large image at once blocks the other threads
         digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
     return digest.digest()
 
 
 def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
-    """A fresh cache whose row i holds prefix i; what is appended to it leaves the prefixes alone."""
+    """A fresh cache whose row i holds prefix i; appending to it does not change the prefixes."""
     return DynamicCache(
         [
             (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
@@ -157,7 +157,7 @@ def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
 
 
 def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
-    """The indices of prefixes of one length, group by group."""
+    """The indices of prefixes, grouped by equal length."""
     groups: dict[int, list[int]] = {}
     for i, prefix in enumerate(prefixes):
         groups.setdefault(len(prefix), []).append(i)
@@ -165,7 +165,7 @@ def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
 
 
 def check_length(vlm: VLM, length: int) -> None:
-    """UserError where `length` tokens are more than the model's context."""
+    """UserError where `length` tokens exceed the model's context."""
     if length > vlm.context:
         raise UserError(
             f"image and prompt make {length} tokens, the model's context is {vlm.context}: shorten the question"

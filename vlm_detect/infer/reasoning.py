@@ -1,7 +1,7 @@
-"""Thinking before answering: moondream's query(reasoning=True), in batches.
+"""Reasoning before the answer: moondream's query(reasoning=True), in batches.
 
-Every prompt is either thinking, being given the marker that asks for its answer, or answering; each step reads one
-token of each, whatever it is at. A coordinate token among the thoughts is read as the place that the region head gives.
+Every prompt is in one of three states: reasoning, reading the marker that starts its answer, or answering; each step
+processes one token of each. A coordinate token in the reasoning is replaced by the place that the region head predicts.
 `vlm_detect.models.moondream.skills.reason` is the loop for one prompt, which this one must agree with.
 """
 
@@ -24,11 +24,11 @@ from vlm_detect.models.moondream.configuration import MoondreamConfig
 from vlm_detect.models.moondream.prompts import Reference
 from vlm_detect.models.moondream.skills import Reasoning, Thoughts
 
-REASONING_TOKENS = 768  # of the thoughts, and of the answer, as in the official code
+REASONING_TOKENS = 768  # of the reasoning, and of the answer, as in the official code
 
 
 class ReasonedAnswer(NamedTuple):
-    """`cut_off` is True where the answer ended at its limit of tokens; `n_tokens` counts thoughts and answer."""
+    """`cut_off` is True where the answer ended at its token limit; `n_tokens` counts reasoning and answer."""
 
     reasoning: Reasoning
     answer: str
@@ -37,16 +37,17 @@ class ReasonedAnswer(NamedTuple):
 
 
 class Forbids(IntEnum):
-    """What may not come next."""
+    """The token ids that are masked next."""
 
     NOTHING = 0
-    END = 1  # the end of text and sizes, while thinking
+    END = 1  # the end of text and sizes, while reasoning
     ANSWER_MARKER = 2  # while answering
 
 
 @dataclass
 class Reasoned:
-    """One prompt's thoughts and answer while they grow. `room` is how many tokens may follow the prompt in all."""
+    """The state of one prompt's reasoning and answer. `room` is the total number of tokens that may follow the
+    prompt."""
 
     config: MoondreamConfig
     max_new_tokens: int
@@ -55,7 +56,7 @@ class Reasoned:
     answer_ids: list[int] = field(default_factory=list)
     thinks: bool = True
     ended: bool = False
-    marker: list[int] = field(default_factory=list)  # ids of the marker that are still to be read
+    marker: list[int] = field(default_factory=list)  # remaining ids of the marker
 
     @property
     def forbids(self) -> Forbids:
@@ -69,7 +70,7 @@ class Reasoned:
         return self.ended and len(self.answer_ids) >= self._answer_limit
 
     def read(self, vlm: VLM) -> ReasonedAnswer:
-        """The text of both."""
+        """The text of reasoning and answer."""
         n_tokens = len(self.thoughts.ids), len(self.answer_ids)
         answer = vlm.decode(self.answer_ids).strip()
         return ReasonedAnswer(self.thoughts.ground(vlm.decode), answer, self.cut_off, n_tokens)
@@ -80,7 +81,7 @@ class Reasoned:
 
     @property
     def _thought_limit(self) -> int:
-        """Where the context is short, a quarter of it is kept for the answer."""
+        """With a short context, a quarter of it is reserved for the answer."""
         kept = max(1, min(self.max_new_tokens, self.room // 4))
         return min(self.max_new_tokens, self.room - len(self._suffix) - kept)
 
@@ -89,7 +90,7 @@ class Reasoned:
         return min(self.max_new_tokens, self.room - len(self.thoughts.ids) - len(self._suffix))
 
     def take(self, chosen: int, coordinate: float) -> tuple[int, float]:
-        """The token to read after `chosen` was predicted, and the coordinate in its place, or NaN."""
+        """The token to read after `chosen` was predicted, and the coordinate that replaces it, or NaN."""
         config = self.config
         if self.thinks:
             if chosen != config.answer_token_id and len(self.thoughts.ids) < self._thought_limit:
@@ -109,11 +110,11 @@ class Reasoned:
 def reasoning_prompt(
     vlm: VLM, question: str, references: Sequence[Reference] = (), *, with_image: bool = True
 ) -> list[int]:
-    """The ids behind the prefix; UserError of a model without a reasoning mode, or without room for an answer."""
+    """The ids after the prefix; UserError for a model without a reasoning mode, or without room for an answer."""
     moondream = needs_moondream(vlm, "reasoning mode")
     prompt = moondream.processor.reasoning_ids(question, references)
     prefix = vlm.prefix_ids() if with_image else vlm.text_prefix_ids()
-    least = len(moondream.processor.config.templates["query"]["suffix"]) + 2  # a thought, the marker, a word
+    least = len(moondream.processor.config.templates["query"]["suffix"]) + 2  # reasoning, the marker, one word
     check_length(vlm, len(prefix) + len(prompt) + least)
     return prompt
 
@@ -126,10 +127,11 @@ def reason_steps(
     max_new_tokens: Sequence[Sequence[int]],
     choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
 ) -> Iterator[list[list[Reasoned]]]:
-    """Thoughts and answers of every prompt of every image, one token more an iteration; the last is the whole.
+    """The reasoning and answer of every prompt of every image, one more token per iteration; the last iteration is
+    complete.
 
-    `max_new_tokens` bounds each prompt's thoughts and its answer; the context bounds both together. The prefixes are of
-    one length. `choose` turns logits (images, prompts, vocabulary) into ids.
+    `max_new_tokens` bounds each prompt's reasoning and its answer; the context bounds both together. All prefixes have
+    the same length. `choose` turns logits (images, prompts, vocabulary) into ids.
     """
     moondream = needs_moondream(vlm, "reasoning mode")
     config = moondream.processor.config

@@ -1,6 +1,6 @@
-"""The plain path: everything is read again for every answer, nothing cached, nothing packed, batch one.
+"""The reference path: everything is recomputed for every answer, no caching, no packing, batch size one.
 
-Right for every model, and slow. The engine takes it for models whose image prefix depends on what follows it, and is
+Correct for every model, and slow. The engine uses it for models whose image prefix depends on what follows, and is
 tested against it for all others.
 """
 
@@ -21,7 +21,7 @@ from vlm_detect.models.rows import Answered, Row, stack_rows
 
 @torch.inference_mode()
 def score_plain(vlm: VLM, image: Image.Image, question: str, answer: str, *, whole: bool = True) -> CandidateScore:
-    """The log-probability of `answer` to `question` about `image`; of its end too, if it is the whole answer."""
+    """The log-probability of `answer` to `question` about `image`, with the end of text if the answer is complete."""
     ids = vlm.answer_ids(answer)
     ids = ids if whole else ids[:-1]
     inputs = plain_inputs(vlm, image, vlm.question_ids(question), ids)
@@ -34,7 +34,8 @@ def score_plain(vlm: VLM, image: Image.Image, question: str, answer: str, *, who
 def generate_plain(
     vlm: VLM, image: Image.Image | None, prompt_ids: Sequence[int], max_new_tokens: int, **options: Any
 ) -> str:
-    """Text behind `prompt_ids` (after the image prefix), greedy unless `options` of transformers' generate say else."""
+    """Text after `prompt_ids` (after the image prefix), greedy unless `options` (of transformers' generate) say
+    otherwise."""
     inputs = plain_inputs(vlm, image, prompt_ids)
     output = vlm.model.generate(
         **inputs,
@@ -55,7 +56,7 @@ def stream_plain(
     max_new_tokens: int,
     choose: Callable[[torch.Tensor], torch.Tensor] = greedy,
 ) -> Iterator[torch.Tensor]:
-    """As `Engine.stream`; each step reads the image again."""
+    """As `Engine.stream`, but each step reads the image again."""
     width, eos = max(map(len, prompts)), vlm.eos_token_id
     if not width:
         return
@@ -79,7 +80,7 @@ def stream_plain(
 def plain_inputs(
     vlm: VLM, image: Image.Image | None, prompt: Sequence[int], answer: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """Arguments of one forward over [prefix, prompt, answer]; the prefix is an image's, or that of a text alone."""
+    """Arguments of one forward pass over [prefix, prompt, answer]; the prefix is of an image or of text only."""
     prepared = None if image is None else vlm.prepare([image])
     if prepared is None:
         prefix = vlm.text_prefix_ids()

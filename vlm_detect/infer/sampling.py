@@ -1,4 +1,5 @@
-"""Text by transformers' generate behind prefixes, one row a prompt: for sampling, streamers and the rest it offers."""
+"""Generate text with transformers' generate after prefixes, one row per prompt: for sampling, streamers and other
+options."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def generate_rows(
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> list[str]:
-    """Text behind prompts whose prefixes have all the ids `prefix_ids`; `options` are those of `generate`."""
+    """Text after prompts whose prefixes all have the ids `prefix_ids`; `options` are those of `generate`."""
     longest = max(map(len, prompts))
     check_length(vlm, len(prefix_ids) + longest + max_new_tokens)
     pad_id = vlm.eos_token_id
@@ -33,7 +34,7 @@ def generate_rows(
     attention_mask = torch.ones_like(input_ids)
     for row, pad in zip(attention_mask, pads, strict=True):
         row[len(prefix_ids) : len(prefix_ids) + pad] = 0
-    # The model reads what is behind the prefix alone, and numbers are counted from there.
+    # The model reads only what follows the prefix, and positions start there.
     numbers = [
         {pad + index: value for index, value in numbers_of(prompt).items()}
         for pad, prompt in zip(pads, prompts, strict=True)

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers behind image prefixes: all questions and candidates of an image in one packed row."""
+"""Log-probabilities of answers after image prefixes: all questions and candidates of an image in one packed row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vlm_detect.models.base import VLM
 def score_packed(
     vlm: VLM, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
 ) -> list[list[list[CandidateScore]]]:
-    """For each image, for each of its asks, one score a candidate; prefixes are of one length and make one batch."""
+    """Per image, per ask, one score per candidate; prefixes have equal length and form one batch."""
     rows, spans = zip(*(_pack(vlm, image_asks) for image_asks in asks), strict=True)
     prefix_length = len(prefixes[0])
     check_length(vlm, prefix_length + max(end for row in rows for end in row.ends))
     ids, positions, mask = pad_packed(rows, prefix_length, vlm.eos_token_id)
-    # Logits are made only where an answer's token is predicted: of a few positions, not of every one.
+    # Logits are computed only where an answer's token is predicted: at a few positions, not at all.
     needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
     place = {position: i for i, position in enumerate(needed)}
     positions += torch.tensor([[prefix.shift] for prefix in prefixes])
@@ -30,7 +30,7 @@ def score_packed(
     logits_at = torch.tensor(needed, device=vlm.device)
     outputs = forward(vlm, ids, positions, mask, stack_prefixes(prefixes), logits_at)
     logprobs = outputs.logits.float().log_softmax(-1)  # (B, needed, V)
-    # Picked at once: on a GPU every number that is fetched by itself is waited for.
+    # Gathered in one call: on a GPU every single fetch synchronizes.
     chosen = [
         (i, place[source], token)
         for i, row in enumerate(spans)

@@ -1,7 +1,7 @@
-"""Generated ids to text that can be shown while it grows.
+"""Incremental decoding: from generated ids to text that can be streamed.
 
-A piece comes only when it is final: half a character waits for its other bytes, and white space at the end waits for
-what follows, so that the pieces joined are exactly the stripped text of the whole answer.
+A piece is emitted only when it is final: an incomplete character waits for its other bytes, and trailing white space
+waits for what follows, so that the joined pieces equal the stripped text of the complete answer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from vlm_detect.models.base import VLM
 
 
 class TextStream:
-    """Takes the ids of one answer, gives its text piece by piece; `text` is what was given so far."""
+    """Takes the ids of one answer and returns its text piece by piece; `text` is the text so far."""
 
     def __init__(self, vlm: VLM) -> None:
         self._vlm = vlm
@@ -22,12 +22,12 @@ class TextStream:
         return len(self._ids)
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes, which may be none."""
+        """The text that `token_id` completes; may be empty."""
         self._ids.append(token_id)
         return self._advance(final=False)
 
     def finish(self) -> str:
-        """What was held back."""
+        """Return the pending text."""
         return self._advance(final=True)
 
     def _advance(self, final: bool) -> str:

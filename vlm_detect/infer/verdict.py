@@ -1,8 +1,7 @@
 """From scores to a verdict: the log-odds that an image is generated, asked in both polarities and asked freely.
 
-The verdict rests on the two polarities alone. The free question, "Is this image real or AI-generated? Explain your
-answer.", is scored as well, by how its answer would begin: a model whose explanations lean the other way than its
-verdicts is caught by it.
+The verdict uses only the two polarities. The free question, "Is this image real or AI-generated? Explain your answer.",
+is also scored, by how its answer would begin, to detect a model whose explanations disagree with its verdicts.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ TOPIC_ASKS: dict[Topic, list[Ask]] = {
 }
 ASKS = TOPIC_ASKS["generation"]
 SIGNS = [1 if polarity == "fake" else -1 for polarity in VERDICT_QUESTIONS]  # what "Yes." says about "generated"
-BEGINNINGS = {"generated": "AI-generated.", "real": "Real."}  # of explanations, as they are learned
+BEGINNINGS = {"generated": "AI-generated.", "real": "Real."}  # beginnings of explanations, as trained
 AGAINST_VERDICT = "Its explanation states the other verdict"
 FREE_ASK = Ask(EXPLAIN_QUESTION, (BEGINNINGS["generated"], BEGINNINGS["real"]), whole=False)
 
 
 class Odds(NamedTuple):
-    """Log-odds of "generated" in nats: by each verdict question, in the order of `ASKS`, and by the free one."""
+    """Log-odds of "generated" in nats: by each verdict question, in the order of `ASKS`, and by the free question."""
 
     polarities: tuple[float, ...]
     free: float
 
     @property
     def mean(self) -> float:
-        """What the verdict rests on: a leaning towards "Yes." cancels."""
+        """The verdict's log-odds: a bias towards "Yes." cancels out."""
         return sum(self.polarities) / len(self.polarities)
 
 
@@ -61,7 +60,7 @@ def log_odds(engine: Engine, images: Sequence[Image.Image], topic: Topic = "gene
 
 
 def read_odds(engine: Engine, images: Sequence[Image.Image]) -> list[Odds]:
-    """As `log_odds`, each question by itself and the free one with them: all ride in the same forward pass."""
+    """As `log_odds`, for each question separately, with the free question, in the same forward pass."""
     scores = engine.score(images, [[*ASKS, FREE_ASK]] * len(images))
     return [Odds(_signed(asked[:-1]), asked[-1][0].logprob - asked[-1][1].logprob) for asked in scores]
 
@@ -76,7 +75,7 @@ def _signed(asked: Sequence[Sequence[CandidateScore]]) -> tuple[float, ...]:
 
 
 def contradictions(label: Label, odds: Odds) -> tuple[str, ...]:
-    """What the model says against itself or against its verdict, one sentence each."""
+    """Contradictions between the model's answers, or with its verdict, one sentence each."""
     found = []
     fake, real = odds.polarities
     if fake * real < 0:
@@ -93,7 +92,7 @@ def in_band(low: float, high: float) -> str:
 
 
 def contradicts(label: Label, explanation: str) -> bool:
-    """Whether an explanation's own words state the other verdict than the one it was given under."""
+    """Whether an explanation states the opposite of the verdict it was given under."""
     if label == "unsure":
         return False
     reasons = explanation.removeprefix(BEGINNINGS[label])

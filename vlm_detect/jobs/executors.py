@@ -1,12 +1,11 @@
-"""Who runs the shards of a plan: processes of this machine, actors of a Ray cluster, or a Slurm array.
+"""Executors of the shards of a plan: local processes, actors of a Ray cluster, or a Slurm array.
 
-    job = run_shards(task, plan, folder, Launch(executor="local", workers=4))      # task(shard) for what is missing
+    job = run_shards(task, plan, folder, Launch(executor="local", workers=4))      # task(shard) for each missing shard
 
-A worker takes the next shard when it is free, and keeps what it has loaded from shard to shard. A worker that dies ends
-the run at once, with the shard that it had; what is finished stays, and the same command continues from there.
+A free worker takes the next shard, and keeps loaded models between shards. If a worker dies, the run stops at once and
+reports its shard; finished shards are kept, and the same command resumes.
 
-Slurm is only handed the work: `run_shards` returns when the array is queued, and the same call again, when the job is
-done, finds nothing missing.
+With Slurm `run_shards` returns when the array is queued; the same call after the job finds nothing missing.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ _POLL_S = 0.5
 
 
 class WorkerDied(UserError):
-    """A worker went away in the middle of a shard."""
+    """A worker died during a shard."""
 
 
 def run_shards(
     task: Task, plan: Plan, folder: Path, launch: Launch | None = None, after: str | None = None
 ) -> str | None:
-    """Call `task(shard)` for each shard of `plan` that is not in `folder` yet.
+    """Call `task(shard)` for each shard of `plan` that is missing in `folder`.
 
-    `task` is pickled for each shard: it holds settings, and loads its models by a function that has a cache. Returns
-    None when all is done, and the id of the job where a cluster was only handed the work; it starts after job `after`.
+    `task` is pickled for each shard: it has settings, and loads models by a cached function. Returns None when all is
+    done, or the id of a queued cluster job, which starts after job `after`.
 
     Raises:
         WorkerDied: a worker was killed.
-        UserError: the cluster cannot be reached, or what the task raises.
+        UserError: the cluster cannot be reached, or the task raised it.
     """
     launch = launch or Launch()
     missing = shards.missing(folder, plan)
@@ -80,7 +79,7 @@ def run_shards(
 def _share_out(
     missing: Sequence[int], workers: Sequence[Callable[[int], Future[None]]], death: type[Exception]
 ) -> Iterator[list[int]]:
-    """Hand each worker the next shard when it is free; the shards finished since the last time, twice a second."""
+    """Give each free worker the next shard; yields the newly finished shards, twice a second."""
     waiting, idle, running = deque(missing), list(workers), dict[Future[None], tuple[int, Any]]()
     while waiting or running:
         while waiting and idle:
@@ -93,7 +92,7 @@ def _share_out(
                 future.result()
             except death as error:
                 raise WorkerDied(
-                    f"the worker of shard {shard} died, most likely for want of memory; what is finished is kept: run "
+                    f"the worker of shard {shard} died, most likely out of memory; finished shards are kept: run "
                     "the same command again, with fewer --workers or smaller batches"
                 ) from error
             finished.append(shard)
@@ -105,15 +104,15 @@ def _share_out(
 
 
 def _run_in_processes(task: Task, missing: Sequence[int], workers: int, bar: tqdm[Any]) -> None:
-    """One pool for each worker: a pool that breaks names the shard of its only process."""
+    """One pool per worker, so that a broken pool identifies the shard of its only process."""
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        # Torch is imported once, not once a worker, and what a process of ours settles comes before it.
+        # Torch is imported once, not once per worker, after our process settings.
         context.set_forkserver_preload(["vlm_detect.jobs.worker", type(task).__module__])
-    counts = context.RawArray("q", workers)  # images that each worker has finished
+    counts = context.RawArray("q", workers)  # finished images of each worker
     start = bar.n
-    reader, writer = context.Pipe(duplex=False)  # nothing is written: who reads an end of file has lost its parent
+    reader, writer = context.Pipe(duplex=False)  # nothing is written: an end of file means that the parent is gone
     with ExitStack() as stack, writer:
         settings = ((number, counts, reader) for number in range(workers))
         pools = [stack.enter_context(ProcessPoolExecutor(1, context, _start_worker, each)) for each in settings]
@@ -123,7 +122,7 @@ def _run_in_processes(task: Task, missing: Sequence[int], workers: int, bar: tqd
                 bar.update(start + sum(counts) - bar.n)
         except BaseException as error:
             if isinstance(error, WorkerDied) or not isinstance(error, Exception):
-                writer.close()  # ends the workers; after an error of the task they finish the shards that they have
+                writer.close()  # ends the workers; after an error of the task they finish their current shards
             raise
 
 
@@ -134,16 +133,16 @@ def _start_worker(number: int, counts: Any, parent: Any) -> None:
     def leave_with_parent() -> None:
         with suppress(OSError):
             parent.poll(None)
-        os._exit(1)  # a worker that outlives its run would write into the next one's folder
+        os._exit(1)  # a worker that outlives its run could write into the next run's folder
 
     def count(images: int) -> None:
         counts[number] += images
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that leaves in haste leaves behind
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore, which a killed worker would leak
     shards.count_with(count)
     if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())  # a GPU each, as far as there are enough
+        torch.cuda.set_device(number % torch.cuda.device_count())  # one GPU each, if there are enough
 
 
 # --- clusters ------------------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ class _Actor:
 
 
 def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, workers: int, bar: tqdm[Any]) -> None:
-    """Connects to the cluster that RAY_ADDRESS names or that runs here, and else starts one of this machine."""
+    """Connects to the cluster of RAY_ADDRESS or a local one, or else starts one on this machine."""
     require("ray", "ray")
     import ray
     from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -182,25 +181,25 @@ def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, 
 
 @dataclass(frozen=True)
 class _Part:
-    """The shards of one task of a Slurm array."""
+    """Run the shards of one task of a Slurm array."""
 
     task: Task
     folder: Path
 
     def __call__(self, part: Sequence[int]) -> None:
         for shard in part:
-            if not shards.is_done(self.folder, shard):  # a job that Slurm starts again does the rest
+            if not shards.is_done(self.folder, shard):  # a job requeued by Slurm does the rest
                 self.task(shard)
 
 
 def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch: Launch, after: str | None) -> str:
-    """The id of the queued array, one task a worker: that of the last call while it is still queued or running."""
+    """The id of the queued array, one task per worker; that of the last call if it is still queued or running."""
     require("slurm", "submitit")
     import submitit
     from submitit.core.utils import FailedJobError
 
     if lacking := [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]:
-        raise UserError(f"--executor slurm: no {lacking[0]} on this machine; run it where jobs are submitted")
+        raise UserError(f"--executor slurm: no {lacking[0]} on this machine; run it on a submit host")
     logs = folder.absolute() / "logs"
     ticket = logs / "slurm_job.json"
     if ticket.is_file() and _is_queued(job := str(json.loads(ticket.read_text(encoding="utf-8"))["job"])):
@@ -211,20 +210,20 @@ def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch
         name=f"vlm-detect-{plan.step}",
         cpus_per_task=launch.cpus,
         mem_gb=launch.memory_gb,
-        gpus_per_node=launch.gpus or None,  # not 0: a cluster without GPUs may know no such resource
+        gpus_per_node=launch.gpus or None,  # not 0: a cluster without GPUs may not define this resource
         slurm_partition=launch.slurm_partition,
         slurm_array_parallelism=workers,
         slurm_dependency=f"afterok:{after}" if after else None,
         slurm_additional_parameters={
             "time": launch.slurm_time,
-            "kill_on_invalid_dep": "yes",  # else it waits for ever for a job that failed
+            "kill_on_invalid_dep": "yes",  # otherwise it waits forever for a failed job
             **dict(argument.split("=", 1) for argument in launch.slurm_args),
         },
     )
     try:
         queued = executor.map_array(_Part(task, folder.absolute()), [missing[i::workers] for i in range(workers)])
     except FailedJobError as error:
-        raise UserError(f"--executor slurm: sbatch refused the job: {error}") from error
+        raise UserError(f"--executor slurm: sbatch rejected the job: {error}") from error
     job = queued[0].job_id.partition("_")[0]
     ticket.write_text(json.dumps({"job": job}), encoding="utf-8")
     return job

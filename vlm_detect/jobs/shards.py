@@ -1,11 +1,11 @@
-"""Work in shards: a list fixed by the inputs, each shard written by one atomic rename; `executors.py` runs them.
+"""Sharded work: a plan determined by the inputs, shards written atomically; `executors.py` runs them.
 
-    FOLDER/plan.json                   what is done to what; a rerun with another plan is refused
+    FOLDER/plan.json                   settings and inputs; a rerun with another plan is an error
     FOLDER/shards/00000/rows.parquet   a shard's rows
     FOLDER/shards/00000/rejects.parquet
-    FOLDER/logs/                       of Slurm: its scripts and what they print
+    FOLDER/logs/                       Slurm scripts and their output
 
-A shard that exists is complete and is never written again, so a killed run continues where it stopped.
+An existing shard is complete and is never rewritten, so a killed run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OFF: tuple[Any, ...] = (None, False, "", "none", 0, [], {})
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step does: its settings, and the number and the fingerprint of the items it does it to."""
+    """A step: its settings, and the number and the fingerprint of its items."""
 
     step: str
     items: int
@@ -54,13 +54,15 @@ class Plan:
 
 
 def begin(folder: Path, plan: Plan) -> None:
-    """Write the plan, or check that the one already there is the same."""
+    """Write the plan, or check that the existing one is equal."""
     path = folder / "plan.json"
     wanted = json.loads(json.dumps(asdict(plan), default=str))
     if path.exists():
         found = read_plan(folder)
         if changes := differences(asdict(found), wanted):
-            raise UserError(f"{folder} was begun otherwise ({'; '.join(changes)}); give another --out or remove it")
+            raise UserError(
+                f"{folder} was started with other settings ({'; '.join(changes)}); give another --out or remove it"
+            )
         return
     try:
         write_json(path, wanted)
@@ -69,18 +71,20 @@ def begin(folder: Path, plan: Plan) -> None:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a step's folder, or `UserError` where `folder` is none."""
+    """The plan of a step's folder; raises `UserError` for other folders."""
     try:
         return Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: not the output of a data generation step (no valid plan.json in it)") from error
+        raise UserError(f"{folder}: not the output of a data generation step (no valid plan.json)") from error
 
 
 def check_finished(folder: Path, *steps: str) -> Plan:
-    """The plan of one of `steps`; `UserError` where it is another's, or not all of its shards are there."""
+    """The plan of one of `steps`; raises `UserError` for other steps or missing shards."""
     plan = read_plan(folder)
     if plan.step not in steps:
-        raise UserError(f"{folder}: the output of the {plan.step} step, where that of the {steps[0]} step is needed")
+        raise UserError(
+            f"{folder}: the output of the {plan.step} step, but the output of the {steps[0]} step is needed"
+        )
     done = sum(is_done(folder, shard) for shard in range(plan.shards))
     if done < plan.shards:
         raise UserError(
@@ -90,9 +94,9 @@ def check_finished(folder: Path, *steps: str) -> Plan:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Sentences on what differs between two nested settings, each once.
+    """Sentences on the differences between two nested settings.
 
-    A setting that `old` lacks, as one of a later version than wrote it, was off.
+    A setting missing in `old`, which an earlier version wrote, was off.
     """
     found: list[str] = []
     for name in {**old, **new}:
@@ -100,7 +104,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after)
         elif before != after and (name in old or after not in _OFF):
-            found.append("the list of images is another" if name == "inputs" else f"{name} was {before}, is {after}")
+            found.append("the list of images has changed" if name == "inputs" else f"{name} was {before}, is {after}")
     return list(dict.fromkeys(found))
 
 
@@ -111,11 +115,11 @@ def is_done(folder: Path, shard: int) -> bool:
 def write_shard(
     folder: Path, shard: int, rows: Sequence[dict[str, Any]], features: Features, rejects: Sequence[Reject]
 ) -> None:
-    """Write a shard next to its place, then rename it there."""
+    """Write a shard under a temporary name, then rename it."""
     final = _shard_folder(folder, shard)
     partial = final.with_name(f".{final.name}.partial")
     with told_when_full(folder):
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(partial, ignore_errors=True)  # remains of a killed run
         partial.mkdir(parents=True)
         write_rows(partial / "rows.parquet", rows, features)
         write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
@@ -123,7 +127,7 @@ def write_shard(
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
-    """Rows to a parquet file that `datasets` reads with these features; images are given as {bytes, path}."""
+    """Write rows to a parquet file that `datasets` reads with these features; images are {bytes, path}."""
     pq.write_table(pa.Table.from_pylist(list(rows), schema=features.arrow_schema), path)
 
 
@@ -140,7 +144,7 @@ def read_rejects(folder: Path, shard: int) -> list[Reject]:
 
 
 def sum_up(rejects: Sequence[Reject]) -> str:
-    """Why nothing is left of a run: "(3 not_an_image, 1 too_small); the first is a.png: no image"."""
+    """Why all items of a run were rejected: "(3 not_an_image, 1 too_small); the first is a.png: no image"."""
     counts = Counter(reject.reason for reject in rejects).most_common()
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
     return f"({reasons}); the first is {rejects[0].id}: {rejects[0].detail}"
@@ -150,17 +154,17 @@ def missing(folder: Path, plan: Plan) -> list[int]:
     return [shard for shard in range(plan.shards) if not is_done(folder, shard)]
 
 
-_count: Callable[[int], Any] | None = None  # in each process that works on shards: where images that are done are added
+_count: Callable[[int], Any] | None = None  # in each worker process: the progress callback
 
 
 def count_with(count: Callable[[int], Any] | None) -> None:
-    """Let `counted` of this process add to what `count` keeps."""
+    """Make `counted` report to `count` in this process."""
     global _count
     _count = count
 
 
 def counted(items: Iterable[Any]) -> Iterator[Any]:
-    """`items`, each counted as an image of the step when the next one is asked for."""
+    """Iterate over `items`, counting each as done when the next one is requested."""
     for item in items:
         yield item
         if _count is not None:
@@ -169,7 +173,7 @@ def counted(items: Iterable[Any]) -> Iterator[Any]:
 
 @contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """Report a full disk, or a folder that may not be written, in one line; finished shards stay."""
+    """Report a full disk or missing write permission in one line; finished shards are kept."""
     try:
         yield
     except OSError as error:
@@ -178,7 +182,7 @@ def told_when_full(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"{folder}: no room left on this disk; what is finished is kept: make room and run the same command again"
+            f"{folder}: no space left on this disk; finished shards are kept: free some and run the same command again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The entry point of worker processes: what the server that forks them imports first."""
+"""The preload module of the fork server of worker processes."""
 
 from vlm_detect.errors import set_up_process
 

@@ -1,9 +1,9 @@
-"""The pieces of a self-contained HTML page: figures and images inlined as data URIs, and the template they stand in.
+"""Building blocks of self-contained HTML pages: charts and images as data URIs, and templates.
 
     html = render("report.html.j2", title="...", roc=roc_figure({"run": (y, p)}))
 
-Nothing on a page is fetched from anywhere. Figures are SVG made by matplotlib without its global state; photographs
-are JPEG thumbnails. Every picture carries its alternative text.
+A page loads no external resources. Charts are SVG by matplotlib without its global state; photographs are JPEG
+thumbnails. Every image has an alternative text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Interval = Sequence[float] | None
 
 @dataclass(frozen=True)
 class Picture:
-    """An image for a page: a data URI, its alternative text, and its size in pixels where that matters."""
+    """An image for a page: a data URI, its alternative text, and optionally its size in pixels."""
 
     uri: str
     alt: str
@@ -42,12 +42,12 @@ class Picture:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `vlm_detect/pages/templates`, filled in; everything but markup of ours is escaped."""
+    """Render a template of `vlm_detect/pages/templates`; everything except our markup is escaped."""
     return _environment().get_template(template).render(**values)
 
 
 def fragment(template: str, macro: str, **values: Any) -> Markup:
-    """A macro of a template, filled in: part of a page."""
+    """Render a macro of a template: part of a page."""
     return getattr(_environment().get_template(template).module, macro)(**values)
 
 
@@ -75,7 +75,7 @@ def write_page(path: str | Path, html: str) -> None:
 
 
 def photo(image: Image.Image, alt: str, *, max_side: int = 256, caption: str = "") -> Picture:
-    """A thumbnail; an image of few pixels keeps them all (PNG), so that the page shows what the model saw."""
+    """A thumbnail; a small image keeps all its pixels (PNG), so that the page shows what the model saw."""
     thumbnail = image.convert("RGB")
     small = max(thumbnail.size) <= 128
     thumbnail.thumbnail((max_side, max_side))
@@ -86,10 +86,10 @@ def photo(image: Image.Image, alt: str, *, max_side: int = 256, caption: str = "
 
 def svg(figure: Figure, alt: str, caption: str = "") -> Picture:
     buffer = io.BytesIO()
-    # A "$" in a name is no mathematics, neither in texts that are there nor in ticks that come with the drawing.
+    # A "$" in a name is not mathematics, neither in existing texts nor in ticks created on drawing.
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    # No date and no random names in the file: the same figures give the same page.
+    # No date and no random ids in the file, so that the same values give the same page.
     with rc_context({"svg.hashsalt": "vlm-detect", "text.parse_math": False}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return Picture(_uri(buffer.getvalue(), "image/svg+xml"), alt, caption)
@@ -111,7 +111,8 @@ def roc_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
 
 
 def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
-    """Share of generated images against the stated probability, in ten bins; dots grow with the number of items."""
+    """Share of generated images against the predicted probability, in ten bins; dot size grows with the number of
+    items."""
     figure, axes = _axes()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
     for colour, (name, (y, p)) in zip(_colours(len(runs)), runs.items(), strict=True):
@@ -126,7 +127,7 @@ def reliability_figure(runs: Mapping[str, tuple[Array, Array]]) -> Picture:
 
 
 def bars_figure(rows: Mapping[str, Mapping[str, Any]], title: str) -> Picture:
-    """One bar a name with its 95 % interval; rows are {name: {n, accuracy, ci95}}."""
+    """One bar per name with its 95 % interval; rows are {name: {n, accuracy, ci95}}."""
     names = list(rows)[::-1]
     figure = Figure(figsize=(4.6, 0.7 + 0.32 * len(names)), layout="constrained")
     axes = figure.subplots()
@@ -143,7 +144,7 @@ def bars_figure(rows: Mapping[str, Mapping[str, Any]], title: str) -> Picture:
 
 
 def grouped_bars_figure(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Picture:
-    """Accuracy of several runs side by side, a group of bars a name; runs are {run: {name: {n, accuracy, ci95}}}."""
+    """Accuracy of several runs, a group of bars per name; runs are {run: {name: {n, accuracy, ci95}}}."""
     names = sorted({name for rows in runs.values() for name in rows})[::-1]
     height = 0.8 / len(runs)
     figure = Figure(figsize=(4.6, 0.9 + (0.2 + 0.17 * len(runs)) * len(names)), layout="constrained")
@@ -182,7 +183,7 @@ def lines_figure(
 
 
 def confusion_figure(counts: Array, labels: Sequence[str], title: str = "Confusion") -> Picture:
-    """`counts` (truth, said) as a table of shades; labels name rows and columns."""
+    """The confusion matrix `counts` (truth, prediction) as a shaded table; labels name rows and columns."""
     shape = counts.shape
     figure = Figure(figsize=(1.4 + 0.9 * shape[1], 1.0 + 0.8 * shape[0]), layout="constrained")
     axes = figure.subplots()
@@ -196,7 +197,7 @@ def confusion_figure(counts: Array, labels: Sequence[str], title: str = "Confusi
     axes.set_yticks(range(shape[0]), labels[: shape[0]])
     axes.set(xlabel="Said", ylabel="True")
     cells = "; ".join(
-        f"true {labels[row]} said {labels[column]}: {int(counts[row, column])}"
+        f"true {labels[row]} predicted {labels[column]}: {int(counts[row, column])}"
         for row in range(shape[0])
         for column in range(shape[1])
     )
@@ -204,7 +205,7 @@ def confusion_figure(counts: Array, labels: Sequence[str], title: str = "Confusi
 
 
 def loss_figure(log_history: Sequence[Mapping[str, Any]]) -> Picture | None:
-    """Training and validation loss over the steps of a `log_history`, or None where nothing was logged."""
+    """Training and validation loss over the steps of a `log_history`, or None if nothing was logged."""
     series = {
         name: [(row["step"], row[key]) for row in log_history if key in row and "step" in row]
         for name, key in (("training", "loss"), ("validation", "eval_loss"))
@@ -222,7 +223,7 @@ def loss_figure(log_history: Sequence[Mapping[str, Any]]) -> Picture | None:
 
 
 def histogram_figure(values: Mapping[str, Sequence[float]], title: str, unit: str) -> Picture:
-    """How often which value occurs, one outline a name, on common bins."""
+    """A histogram with one outline per name, on common bins."""
     figure, axes = _axes()
     every = np.concatenate([np.asarray(found, float) for found in values.values()])
     low, high = float(every.min()), float(every.max())
@@ -237,7 +238,7 @@ def histogram_figure(values: Mapping[str, Sequence[float]], title: str, unit: st
 
 
 def areas_figure(rows: Sequence[tuple[str, float, Sequence[float], bool]], line: float, title: str) -> Picture:
-    """Areas under ROC curves with their intervals, from the top down; rows are (name, area, interval, stands out)."""
+    """Areas under ROC curves with their intervals, from top to bottom; rows are (name, area, interval, highlighted)."""
     figure = Figure(figsize=(5.6, 0.8 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, (_, area, interval, stands_out) in enumerate(rows[::-1]):
@@ -260,7 +261,7 @@ def _axes() -> tuple[Figure, Any]:
 
 
 def _name_lines(figure: Figure, axes: Any) -> None:
-    """The legend among the lines where few names leave room, else above them in a figure that much taller."""
+    """Place the legend inside for few names, otherwise above, in a taller figure."""
     names = axes.get_legend_handles_labels()[1]
     if len(names) <= 4:
         axes.legend(loc="lower right", frameon=False)

@@ -1,9 +1,9 @@
-"""Conformal p-values: how strange a score is among ordinary ones, whatever the distribution of those.
+"""Conformal p-values: how unusual a score is among ordinary ones, for any distribution.
 
-    p_values(scores, ordinary)      # small: hardly any of the ordinary scores is as high
+    p_values(scores, ordinary)      # small: hardly any ordinary score is as high
 
 For a new image from the source of the ordinary ones, P(p <= level) <= level for every level (Vovk, Gammerman and
-Shafer, "Algorithmic Learning in a Random World", 2005; exchangeability is the only condition). The least p-value is
+Shafer, "Algorithmic Learning in a Random World", 2005; exchangeability is the only condition). The smallest p-value is
 1 / (n + 1), so a level needs at least 1 / level - 1 ordinary scores.
 """
 
@@ -22,5 +22,5 @@ def p_values(scores: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
 
 
 def least_n(level: float) -> int:
-    """How many ordinary scores a `level` in (0, 1) needs before any p-value can fall to it; 99 for 0.01."""
+    """The minimum number of ordinary scores for a p-value of `level` in (0, 1); 99 for 0.01."""
     return math.ceil(1 / level - 1e-9) - 1

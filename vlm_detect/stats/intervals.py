@@ -2,9 +2,9 @@
 
     bootstrap(groups, lambda w: weighted_figures(y, p, w))        # {"auroc": (low, high), ...}
 
-Whole groups are sampled, never single images: a photo's twins, tiles and rotations are not independent evidence.
-Percentile intervals, 1000 resamples; a resample in which a figure is not defined (no generated image sampled) is left
-out of that figure's interval, and a figure that most resamples leave undefined has none.
+Groups are resampled, never single images: a photo's twins, tiles and rotations are not independent evidence. Percentile
+intervals, 1000 resamples; a resample in which a metric is undefined (no generated image sampled) is excluded from that
+metric's interval, and a metric that is undefined in most resamples has none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from vlm_detect.stats.metrics import Array
 
 RESAMPLES = 1000
-_CELLS = 4_000_000  # weights held at once: 32 MB, and a few arrays of that size next to it
+_CELLS = 4_000_000  # weights in memory: 32 MB, plus a few arrays of that size
 
 Interval = tuple[float, float] | None
 
@@ -30,11 +30,11 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The 95 % interval of every figure that `figures(weights)` gives; weights are (B, n), values (B,).
+    """The 95 % interval of every metric of `figures(weights)`; weights are (B, n), values (B,).
 
-    None where there is one group only, or where fewer than half of the resamples define the figure. `biased` gives
-    the points of those figures that come out higher in a resample than in the sample (the calibration error does: a
-    resample has fewer different images in a bin); their draws are moved back by the mean difference, not below 0.
+    None with a single group, or if the metric is defined in fewer than half of the resamples. `biased` has the point
+    estimates of metrics that are biased upwards in resamples (such as the calibration error: a resample has fewer
+    distinct images per bin); their resampled values are shifted by the mean difference, not below 0.
     """
     draws = {name: np.concatenate(values) for name, values in _draws(groups, figures, resamples, seed).items()}
     for name, point in (biased or {}).items():
@@ -51,7 +51,7 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[Interval, float]]:
-    """(95 % interval of second - first, two-sided p) for every figure, both runs scored on the same resamples."""
+    """(95 % interval of second - first, two-sided p) for every metric, both runs on the same resamples."""
 
     def difference(weights: Array) -> dict[str, Array]:
         a, b = first(weights), second(weights)
@@ -61,7 +61,7 @@ def paired_bootstrap(
     for name, values in _draws(groups, difference, resamples, seed).items():
         sample = np.concatenate(values)
         sample = sample[np.isfinite(sample)]
-        # Twice the smaller tail, ties counted to both; never below what so many resamples can show.
+        # Twice the smaller tail, ties counted in both; bounded below by the resolution of the resamples.
         tail = min((sample <= 0).mean(), (sample >= 0).mean()) if len(sample) else 1.0
         p = float(min(1.0, max(2 * tail, 1 / resamples)))
         found[name] = (_percentiles(np.concatenate(values)), p)
@@ -71,7 +71,7 @@ def paired_bootstrap(
 def mcnemar(first_right: Sequence[float], second_right: Sequence[float]) -> tuple[int, int, float]:
     """(only the first is right, only the second is right, exact two-sided p of an even split) on the same items.
 
-    A shared point (two options tied: 0.5) counts by its part; the sums are rounded.
+    A shared point (two tied options: 0.5) counts as a fraction; the sums are rounded.
     """
     a, b = np.asarray(first_right, float), np.asarray(second_right, float)
     only_first, only_second = (round(float(np.maximum(part, 0).sum())) for part in (a - b, b - a))

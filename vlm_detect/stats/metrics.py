@@ -1,17 +1,18 @@
-"""Figures of a detector from labels and scores, for one sample and for many resamples at once.
+"""Metrics of a detector from labels and scores, for one sample and for many resamples at once.
 
-    figures(y, p)                    # {"auroc": ..., "ece": ...}: the points, by scikit-learn where it has them
-    weighted_figures(y, p, weights)  # the same for each row of weights (B, n): what the bootstrap needs, vectorised
+    figures(y, p)                    # {"auroc": ..., "ece": ...}: point estimates, by scikit-learn where available
+    weighted_figures(y, p, weights)  # the same for each row of weights (B, n): vectorised for the bootstrap
 
-    @metric("youden", "Youden's J")  # a figure of one's own: a function of a `Sample`
+    @metric("youden", "Youden's J")  # a custom metric: a function of a `Sample`
     def youden(sample: Sample) -> Array: return sample.tpr + sample.tnr - 1
 
-`y` is 1 for generated, `p` the probability of that in [0, 1]. A weight is how often an item was sampled. Where a figure
-is not defined (one class only) it is NaN here and null in files. The two functions agree for weights of one: a test.
+`y` is 1 for generated, `p` the probability of that in [0, 1]. A weight is the number of times an item was sampled. An
+undefined metric (one class only) is NaN here and null in files. A test checks that the two functions agree for weights
+of one.
 
-Definitions: FPR at 95 % TPR is the least false-positive rate among the thresholds that reach a true-positive rate of
-0.95; TPR at x FPR the greatest true-positive rate among those that stay at or below x; no interpolation. ECE has ten
-equal bins of p: sum over bins of (share of items) * |mean p - share of generated|.
+Definitions: FPR at 95 % TPR is the lowest false-positive rate among thresholds with a true-positive rate of at least
+0.95; TPR at x FPR is the highest true-positive rate among thresholds with an FPR of at most x; no interpolation. ECE
+has ten equal bins of p: sum over bins of (share of items) * |mean p - share of generated|.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ECE_BINS = 10
 
 
 class Curves(NamedTuple):
-    """Points of the ROC and precision-recall curves, one a distinct score, highest first: ties share a point."""
+    """Points of the ROC and precision-recall curves, one per distinct score, highest first: ties share a point."""
 
     pos_bu: Array  # (B, U): generated at each score
     neg_bu: Array
@@ -48,7 +49,7 @@ class Curves(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Labels and scores (n,), and B resamples of them as `weights` (B, n); whatever is derived is (B,)."""
+    """Labels and scores (n,), and B resamples of them as `weights` (B, n); derived values are (B,)."""
 
     y: Array
     p: Array
@@ -102,13 +103,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure.
+    """A metric.
 
     Args:
-        compute: of a `Sample`, (B,); NaN where the figure is not defined.
-        label: what reports call it.
-        needs_scores: it needs probabilities; the others can be had from decisions alone.
-        biased: it comes out higher in a resample than in the sample, which its interval allows for.
+        compute: from a `Sample` to (B,); NaN where undefined.
+        label: its name in reports.
+        needs_scores: it needs probabilities, not only decisions.
+        biased: it is biased upwards in resamples, which its interval corrects.
     """
 
     compute: Callable[[Sample], Array]
@@ -123,7 +124,7 @@ METRICS: Registry[Metric] = Registry("metric", [])
 def metric(
     name: str, label: str, *, needs_scores: bool = False, biased: bool = False
 ) -> Callable[[Callable[[Sample], Array]], Callable[[Sample], Array]]:
-    """Register a function of a `Sample` as a figure; the arguments are those of `Metric`."""
+    """Register a function of a `Sample` as a metric; the arguments are those of `Metric`."""
 
     def register(compute: Callable[[Sample], Array]) -> Callable[[Sample], Array]:
         METRICS.add(name, Metric(compute, label, needs_scores, biased), compute)
@@ -137,12 +138,12 @@ def balanced_accuracy(sample: Sample) -> Array:
     return (sample.tpr + sample.tnr) / 2
 
 
-@metric("tpr", "Generated images found (TPR)")
+@metric("tpr", "Generated images detected (TPR)")
 def tpr(sample: Sample) -> Array:
     return sample.tpr
 
 
-@metric("tnr", "Photos left alone (TNR)")
+@metric("tnr", "Photos accepted (TNR)")
 def tnr(sample: Sample) -> Array:
     return sample.tnr
 
@@ -171,7 +172,7 @@ def fpr_at_95_tpr(sample: Sample) -> Array:
     return sample.where_both(np.where(c.tpr >= 0.95, c.fpr, 1.0).min(axis=1))
 
 
-# A ROC curve starts at (0, 0), a threshold above every score: hence the least TPR of 0.
+# A ROC curve starts at (0, 0), with a threshold above every score: hence the minimum of 0.
 @metric("tpr_at_1_fpr", "TPR at 1 % FPR", needs_scores=True)
 def tpr_at_1_fpr(sample: Sample) -> Array:
     c = sample.curves
@@ -197,27 +198,27 @@ def brier(sample: Sample) -> Array:
 
 
 def figure_names(*, scores: bool = True) -> list[str]:
-    """Every figure's name; without `scores` those that bare decisions have."""
+    """The names of all metrics; without `scores` those defined for decisions."""
     return [name for name, one in METRICS.items() if scores or not one.needs_scores]
 
 
 def figure_labels() -> dict[str, str]:
-    """{name: what reports call it} of every figure, the accuracy of all items first."""
+    """{name: name in reports} of every metric, the accuracy of all items first."""
     return {"accuracy": "Accuracy", **{name: one.label for name, one in METRICS.items()}}
 
 
 def biased_points(points: Mapping[str, float]) -> dict[str, float]:
-    """Those of the `points` whose intervals have to allow for a bias of resamples (`stats.intervals.bootstrap`)."""
+    """The `points` of metrics whose intervals have to be corrected for bias (`stats.intervals.bootstrap`)."""
     return {name: points[name] for name, one in METRICS.items() if one.biased}
 
 
 def logit(p: float, least: float = 1e-12) -> float:
-    """The log-odds of a probability, which is taken to be `least` away from 0 and 1 at least."""
+    """The log-odds of a probability, which is clipped to at least `least` from 0 and 1."""
     return float(scipy.special.logit(min(max(p, least), 1 - least)))
 
 
 def figures(y: Array, p: Array, *, threshold: float = THRESHOLD) -> dict[str, float]:
-    """Every figure for one sample; NaN where it is not defined."""
+    """Every metric for one sample; NaN where undefined."""
     y = np.asarray(y, dtype=float)
     p = np.asarray(p, dtype=float)
     found = dict.fromkeys(figure_names(), np.nan)
@@ -249,7 +250,7 @@ def expected_calibration_error(y: Array, p: Array) -> float:
 
 
 def reliability(y: Array, p: Array, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
-    """(mean p, share of generated, items) of each bin that holds any: the reliability diagram."""
+    """(mean p, share of generated, items) of each non-empty bin: the reliability diagram."""
     bin_of = _bins(np.asarray(p, float), bins)
     rows = []
     for b in range(bins):
@@ -262,7 +263,7 @@ def reliability(y: Array, p: Array, bins: int = ECE_BINS) -> list[tuple[float, f
 def weighted_figures(
     y: Array, p: Array, weights: Array, *, threshold: float = THRESHOLD, names: Collection[str] | None = None
 ) -> dict[str, Array]:
-    """Every figure (or those of `names`) for each row of `weights` (B, n): (B,), NaN where it is not defined."""
+    """Every metric (or those of `names`) for each row of `weights` (B, n): (B,), NaN where undefined."""
     sample = Sample(np.asarray(y, float), np.asarray(p, float), weights, threshold)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {name: METRICS[name].compute(sample) for name in (figure_names() if names is None else names)}

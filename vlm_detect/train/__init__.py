@@ -1,4 +1,4 @@
-"""Finetuning: examples and their questions, LoRA, the Trainer, validation, and what a run leaves behind."""
+"""Finetuning: examples and their questions, LoRA, the Trainer, validation, and the run directory."""
 
 from vlm_detect._moved import add_aliases
 

@@ -11,4 +11,4 @@ from vlm_detect.train.options import TrainOptions
 
 @dataclass
 class TrainArguments(TrainOptions, TrainingArguments):
-    """What the Trainer of a VLM is given. A class of a module, so that the Trainer can store it."""
+    """The arguments of a VLM's Trainer. A module-level class, so that the Trainer can pickle it."""

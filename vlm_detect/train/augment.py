@@ -1,6 +1,6 @@
-"""Augmentations, drawn once for both members of a unit: what happens to a photo happens to its twin.
+"""Augmentations, sampled once for both members of a unit: a photo and its twin are augmented alike.
 
-    draw = draw_augmentation(["flip", "jpeg"], rng)          # a draw, which says itself what it does
+    draw = draw_augmentation(["flip", "jpeg"], rng)          # sampled parameters
     AugmentedImage.of_draw(image, draw).open()
 
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
@@ -45,14 +45,14 @@ def blur(image: Image.Image, radius: float) -> Image.Image:
 
 
 def noise(image: Image.Image, sigma: float, seed: int) -> Image.Image:
-    """Gaussian noise of `sigma` grey levels; images of one size get the same."""
+    """Gaussian noise of `sigma` grey levels; images of equal size get equal noise."""
     pixels = np.asarray(image, dtype=np.float32)
     noisy = pixels + np.random.default_rng(seed).normal(0, sigma, pixels.shape)
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
 def invert_saturate(image: Image.Image) -> Image.Image:
-    """The view of the colour-space method: the negative, its colours driven to their ends."""
+    """The view of the colour-space method: the negative, strongly saturated."""
     return ImageEnhance.Color(ImageOps.invert(image)).enhance(_SATURATION)
 
 
@@ -72,7 +72,7 @@ Draw = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the
 
 @dataclass(frozen=True)
 class AugmentedImage(StoredImage):
-    """A stored image that opens as `draw` changes it."""
+    """A stored image that opens with an augmentation applied."""
 
     draw: Draw = ()
 
@@ -93,7 +93,7 @@ class AugmentedImage(StoredImage):
 
 @dataclass(frozen=True)
 class Views(Sequence[StoredImage]):
-    """Every one of `images` under every one of `draws`."""
+    """All combinations of `images` and `draws`."""
 
     images: Sequence[StoredImage]
     draws: Sequence[Draw]
@@ -114,9 +114,9 @@ def check_augmentations(names: Sequence[str]) -> None:
 
 
 def draw_augmentation(names: Sequence[str], rng: random.Random) -> Draw:
-    """What happens to one unit, each of `names` with even odds.
+    """Sample the augmentations of one unit, each of `names` with probability 1/2.
 
-    Everything is sampled whatever is used, so that one choice does not shift another.
+    All parameters are sampled even if unused, so that one choice does not shift the random stream of another.
     """
     arguments: dict[str, tuple[float, ...]] = {
         "flip": (),

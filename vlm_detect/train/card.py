@@ -1,4 +1,4 @@
-"""The model card: what the adapter is, what it learned from, how it scored on validation, and what it is not."""
+"""The model card: base model, training data, validation scores, and limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Answers "Is this image AI-generated?" and other questions about where an image c
 
 {data_table}
 
-Questions: {kinds}; {per_image} an image in an epoch.{control}
+Questions: {kinds}; {per_image} per image and epoch.{control}
 
 {floors}
 
@@ -45,21 +45,21 @@ Questions: {kinds}; {per_image} an image in an epoch.{control}
 
 ## Limits
 
-A detector knows the generators and the photos it was trained with. On others it can be wrong with great confidence;
-its verdict is evidence, not proof. A probability is only as good as the validation images are like yours: refit it with
+A detector knows the generators and the photos it was trained on. On others it can be wrong with high confidence;
+its verdict is evidence, not proof. A probability is only valid for images like the validation images: refit it with
 `vlm-detect calibrate`.
 """
 
 _VALIDATION = """Scored by the log-probability of the answers to both polarities of the verdict question. Checkpoint, \
 threshold and
-temperature are chosen on these images, so their scores flatter; the benchmark's are the ones to quote.
+temperature are chosen on these images, so their scores are optimistic; quote those of the benchmark.
 
 {score_table}"""
-_UNVALIDATED = """There were no images to validate on: this is the last checkpoint, and its probabilities are not
+_UNVALIDATED = """There were no validation images: this is the last checkpoint, and its probabilities are not
 calibrated (`vlm-detect calibrate`)."""
 _PAIRS = "training units of two images (an unaltered one and its counterpart)"
-_CONVERSATIONS = "conversations about an image each, which bring their own questions"
-_CONTROL = "\n\n**A control: the labels were drawn by lot, so this adapter knows nothing.**"
+_CONVERSATIONS = "conversations about one image each, with their own questions"
+_CONTROL = "\n\n**A control: the labels were shuffled, so this adapter has learned nothing.**"
 _COLUMNS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "log_loss": "log loss"}
 
 
@@ -73,9 +73,9 @@ def write_card(
     scores: Mapping[str, float],
     scored_images: int,
 ) -> None:
-    """Write `README.md` into the run directory, of the training splits `parts` and the Trainer's log history.
+    """Write `README.md` into the run directory, from the training splits `parts` and the Trainer's log history.
 
-    `scores` are those of the adapter that stays, on `scored_images` validation images; empty where it has none.
+    `scores` are those of the saved adapter, on `scored_images` validation images; empty without validation.
     """
     text = _TEMPLATE.format(
         base_model=run.facts["model"],
@@ -95,7 +95,7 @@ def write_card(
 
 
 def _composition(rows: Dataset) -> Counter[str]:
-    """How many images there are of each kind and generator."""
+    """The number of images of each kind and generator."""
     if "twin" not in rows.column_names:
         generators = rows["generator"] if "generator" in rows.column_names else [""] * len(rows)
         names = zip(rows["label"], generators, strict=True)
@@ -105,15 +105,13 @@ def _composition(rows: Dataset) -> Counter[str]:
 
 
 def _floors(audit: Path) -> str:
-    """What probes that see no content reach on the dataset: a detector has to beat them."""
+    """The AUC of the audit's probes on the dataset: a detector has to beat them."""
     if not audit.is_file():
-        return (
-            f"What gives the labels away without looking at content was not audited: `vlm-detect audit {audit.parent}`."
-        )
+        return f"Leaks of the labels were not audited: `vlm-detect audit {audit.parent}`."
     found = json.loads(audit.read_text(encoding="utf-8"))
     probes = [(p["name"], f"{p['auc']:.3f}", " to ".join(f"{x:.3f}" for x in p["ci95"])) for p in found["probes"]]
     findings = "\n".join(f"- {finding}" for finding in found["findings"])
-    told = "Floors: what small probes reach without looking at content, as area under the ROC curve."
+    told = "Baselines: the area under the ROC curve of small probes (`vlm-detect audit`)."
     return "\n\n".join(part for part in (told, markdown_table(["probe", "AUC", "95 %"], probes), findings) if part)
 
 

@@ -1,10 +1,10 @@
-"""A run's checkpoints: sealed with checksums when they are complete, and the newest that a run can go on from.
+"""A run's checkpoints: sealed with checksums when complete, and found again to resume from.
 
     trainer.add_callback(SealCheckpoints())
-    found = find_checkpoint("runs/moondream_lora")     # .path, and .damaged, what was passed over and why
+    found = find_checkpoint("runs/moondream_lora")     # .path, and .damaged: what was skipped and why
 
-A checkpoint is complete where its trainer state, written last by the Trainer, is whole, its files are those that were
-written, and so are those of the checkpoint that it names as the best so far, which is loaded in the end.
+A checkpoint is complete if its trainer state, which the Trainer writes last, is complete, its files match their
+checksums, and so do those of the best checkpoint so far, which is loaded at the end.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vlm_detect.checksums import damage_of, write_checksums
 
-# An optimiser as one file, as FSDP's whole or sharded one, as DeepSpeed's.
+# An optimiser as one file, FSDP's full or sharded one, DeepSpeed's.
 _OPTIMIZERS = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, f"{OPTIMIZER_NAME_BIN.split('.')[0]}_*", "global_step*")
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """`path` is None where there is none to go on from; `damaged` has a sentence for each newer one."""
+    """`path` is None if there is no checkpoint to resume from; `damaged` has a sentence for each newer one."""
 
     path: Path | None
     damaged: tuple[str, ...] = ()
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes the checksums of a checkpoint when every process has written its part of it."""
+    """Writes the checksums of a checkpoint after every process has written its part."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         args.distributed_state.wait_for_everyone()
@@ -42,7 +42,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 class FindBest(TrainerCallback):
-    """A run that goes on in a folder that has moved finds its best checkpoint there, and not where it was."""
+    """Lets a run that resumes in a moved folder find its best checkpoint at the new path."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,7 +52,7 @@ class FindBest(TrainerCallback):
 
 
 def find_checkpoint(run: str | Path) -> FoundCheckpoint:
-    """The newest complete checkpoint of a run. One whose saving was cut short is no damage: it is passed over."""
+    """The newest complete checkpoint of a run. An interrupted save does not count as damage and is skipped."""
     folders: dict[int, Path] = {}
     for folder in Path(run).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = folder.name.rpartition("-")[2]
@@ -67,26 +67,26 @@ def find_checkpoint(run: str | Path) -> FoundCheckpoint:
 
 
 def checkpoint_damage(checkpoint: Path) -> str | None:
-    """What makes a checkpoint no basis to go on from, in words; None where it is complete."""
+    """Why a checkpoint cannot be resumed from; None where it is complete."""
     state = trainer_state(checkpoint)
     if state is None:
-        return "its saving was cut short"
+        return "its saving was interrupted"
     if damage := damage_of(checkpoint):
         return damage
     best = state.get("best_model_checkpoint")
     if best and (here := _best_of(checkpoint.parent, best)) != checkpoint:
-        damage = damage_of(here) if here.is_dir() else "nothing is there"
+        damage = damage_of(here) if here.is_dir() else "it does not exist"
         return f"of {here.name}, its best so far, {damage}" if damage else None
     return None
 
 
 def holds_model_alone(checkpoint: Path) -> bool:
-    """Whether training cannot go on from a checkpoint as if it had not stopped, as --save_only_model leaves it."""
+    """Whether a checkpoint lacks the training state, as with --save_only_model, so that training cannot resume."""
     return any(checkpoint.glob("*.safetensors")) and not any(any(checkpoint.glob(name)) for name in _OPTIMIZERS)
 
 
 def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The state that the Trainer writes last into a checkpoint; None where that is not there, or half of it."""
+    """The state that the Trainer writes last into a checkpoint; None where it is missing or truncated."""
     try:
         found = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -95,5 +95,5 @@ def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _best_of(run: Path, recorded: str) -> Path:
-    """The best checkpoint, recorded by its path at the time, where the run is now."""
+    """The best checkpoint, recorded under its former path, in the run's current folder."""
     return run / Path(recorded.replace("\\", "/")).name

@@ -1,13 +1,13 @@
-"""A batch: every image once, and rows in which questions with their answers follow an image's prefix.
+"""A batch: every image once, and rows of questions with answers after an image's prefix.
 
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
     embeds     (N, T, D)          the images' embeddings
-    row_images (M,)               which image each prefix is, row by row
+    row_images (M,)               the image of each prefix, row by row
     ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
-    n_images, n_questions, n_tokens            of the batch; tokens behind the prefixes
+    n_images, n_questions, n_tokens            of the batch; tokens after the prefixes
 
-Without packing a row holds one question; with packing all questions of an image ride behind one prefix, and up to
-`row_tokens` tokens of several images share a row.
+Without packing a row holds one question; with packing all questions of an image follow one prefix, and several images
+share a row of up to `row_tokens` tokens.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from vlm_detect.train.features import Features
 
 @dataclass(frozen=True)
 class Collator:
-    """Turns units into a batch. The ids of a question are exactly those that inference decodes from."""
+    """Turns units into a batch. The ids of a question are exactly those used at inference."""
 
     vlm: VLM
     pack: bool = False
-    row_tokens: int | None = None  # of a packed row; None: one image a row
+    row_tokens: int | None = None  # of a packed row; None: one image per row
     features: Features | None = None
-    max_length: int = 2048  # of an image with one question and answer: the model's context
+    max_length: int = 2048  # maximum of an image with one question and answer: the model's context
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to worker processes that are not forked: all but the weights, which they do not need."""
+        """State for spawned worker processes: everything except the weights, which they do not need."""
         reader: Any = copy.copy(self.vlm)
         reader.model = None
         return {**vars(self), "vlm": reader}
@@ -73,7 +73,7 @@ class Collator:
         return Answered(self.vlm.dialogue_ids(q.history, q.question), self.vlm.answer_ids(q.answer))
 
     def _layout(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
-        """What each row holds: images with their questions."""
+        """The content of each row: images with their questions."""
         if not (self.pack and self.vlm.supports_packing):
             return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
         lengths = [len(prefix) + sum(map(len, some)) for prefix, some in zip(prefixes, asked, strict=True)]
@@ -96,7 +96,7 @@ class Collator:
             longest = max(map(len, questions))  # positions restart with each question
             if len(prefix) + longest > self.max_length:
                 raise UserError(
-                    f"{name}: a question with its answer takes {longest} tokens behind an image of {len(prefix)}, and "
-                    f"the model's context holds {self.max_length}: leave that row out, or its long answers "
+                    f"{name}: a question with its answer takes {longest} tokens after an image of {len(prefix)}, and "
+                    f"the model's context has {self.max_length}: remove that row, or its long answers "
                     "(--question_kinds without explain)"
                 )

@@ -1,6 +1,6 @@
-"""A recipe's command line: all options of a run, and the same run for each of several seeds.
+"""A recipe's command line: all options of a run, repeated for several seeds if requested.
 
-options = Options.parse(argv, doc=__doc__, training=MyDefaults)     # flags, and YAML below them
+options = Options.parse(argv, doc=__doc__, training=MyDefaults)     # flags override YAML
 each_seed(options, finetune)                                        # once, or for each of --seeds
 """
 
@@ -30,7 +30,7 @@ T = TypeVar("T", bound=TrainOptions)
 
 @dataclass(frozen=True)
 class Options:
-    """All options of a run; `role` is what `auto` and `nano` mean to the recipe."""
+    """All options of a run; `role` decides what `auto` and `nano` select for the recipe."""
 
     model: ModelOptions
     data: DataOptions
@@ -51,24 +51,27 @@ class Options:
         nano_config: str | None = None,
         role: Role = "vlm",
     ) -> Options:
-        """From `--config YAML` and flags; `training`, `model`, `lora`: a recipe's own, with its defaults.
+        """From `--config YAML` and flags; `training`, `model`, `lora`: the recipe's classes, with its defaults.
 
-        Where no config is given and the model turns out to be nano, the package's `nano_config` is read: what suits a
-        real model teaches one of that size nothing.
+        Without a config and with a nano model, the package's `nano_config` is read: settings for a real model teach
+        such a small one nothing.
         """
         trainer = Deferred(training, _arguments, trainer_flags, training.replaced)
         groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, trainer]
         parsed = parse_config(groups, argv, doc=doc)
-        from vlm_detect.machine import keep_freed_memory, use_cpu_cores  # late: with torch, which --help does without
+        from vlm_detect.machine import (
+            keep_freed_memory,
+            use_cpu_cores,
+        )  # lazy: imports torch, which --help does not need
         from vlm_detect.models.registry import NANO_NAMES, resolve_id
 
         named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
         if nano_config and not named and resolve_id(parsed[0].model, role).name in NANO_NAMES:
-            print(f"the model is nano: config {nano_config} gives what no flag does")
+            print(f"the model is nano: using config {nano_config} for everything not set by a flag")
             parsed = parse_config(groups, ["--config", nano_config, *argv], doc=doc)
         options = replace(cls(*parsed), role=role)
         if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
-            raise UsageError("--cache_features needs a frozen tower: leave +vision out of --lora_targets")
+            raise UsageError("--cache_features needs a frozen tower: remove +vision from --lora_targets")
         use_cpu_cores(options.data.cpu_threads)
         if options.training.device.type == "cpu":
             keep_freed_memory()
@@ -79,7 +82,7 @@ class Options:
         return [self.model, self.data, self.questions, self.lora, self.training]
 
     def with_seed(self, seed: int) -> Options:
-        """The same for one of several seeds: a run of its own, in a folder of the run directory."""
+        """The options of one of several seeds: a separate run, in a subfolder of the run directory."""
         return replace(self, training=seeded(self.training, seed))
 
 
@@ -90,8 +93,8 @@ def _arguments() -> type:
 
 
 def seeded(training: T, seed: int) -> T:
-    """The Trainer's options for one of several seeds, which has a folder and a repository of its own."""
-    training = copy.copy(training)  # `replace` would run the derivation a second time
+    """The Trainer's options for one of several seeds, with its own folder and repository."""
+    training = copy.copy(training)  # `replace` would run `__post_init__` a second time
     training.seed, training.seeds = seed, []
     folder = Path(str(training.output_dir))
     training.output_dir = str(folder / f"seed_{seed}")
@@ -134,7 +137,7 @@ def each_seed(options: S, finetune: Callable[[S], None]) -> None:
 
 
 def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation of each score; the latter is 0 of a single run."""
+    """Mean and sample standard deviation of each score; the latter is 0 for a single run."""
     columns = {name: [one[name] for one in scores] for name in scores[0]}
     return {
         "mean": {name: statistics.fmean(values) for name, values in columns.items()},

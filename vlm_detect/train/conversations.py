@@ -1,12 +1,12 @@
-"""Files of conversations about images, as training rows: JSON or JSONL in LLaVA's form, ShareGPT's or ms-swift's.
+"""Conversation files as training rows: JSON or JSONL in the layout of LLaVA, ShareGPT or ms-swift.
 
     rows, problems = read_conversations("talks.json")
     train, validation = split(rows)
 
-`conversation_forms.py` has the forms. An image is looked for where the file says, else by the longest end of its path
-that leads to one (paths of another machine, Windows' too). Every answer is learned behind the turns before it. A
-generator that is called natural, real or the like makes an image a real one; without a generator an image trains and
-validates nothing. What is said before the first question (a system turn) is left out: a model keeps its own.
+`conversation_forms.py` has the layouts. An image is found at its path or, for paths of another machine (also Windows),
+by the longest suffix that matches a file. Every answer is trained given the turns before it. A generator named natural,
+real or similar makes an image a real one; an image without a generator is used for training, but not for validation.
+Turns before the first question (a system prompt) are dropped: a model keeps its own.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def is_conversations(data: str) -> bool:
 
 
 def read_conversations(path: str) -> tuple[Dataset, list[str]]:
-    """The rows of `FEATURES`, and for each record that cannot be used its number and the reason.
+    """The rows of `FEATURES`, and the number and reason of each unusable record.
 
     Raises:
-        UserError: where the file is no JSON, or none of its records can be used.
+        UserError: where the file is not JSON, or none of its records can be used.
     """
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -62,17 +62,17 @@ def read_conversations(path: str) -> tuple[Dataset, list[str]]:
         except (ValueError, ImageRejected) as error:
             problems.append(f"record {number}: {error}")
     if not rows:
-        reason = problems[0] if problems else "it holds none"
+        reason = problems[0] if problems else "it contains none"
         raise UserError(f"{path}: none of its {number + 1} conversations can be used; {reason}")
     if systems:
-        print(f"{path}: the system turns of {systems} conversations are left out, as a model keeps its own")
+        print(f"{path}: the system prompts of {systems} conversations are dropped; the model keeps its own")
     return Dataset.from_list(rows, features=FEATURES), problems
 
 
 def split(rows: Dataset) -> tuple[Dataset, Dataset]:
-    """Rows to train on and to validate on: a fifth of either class, chosen by the images' bytes.
+    """Split into rows for training and for validation: a fifth of either class, chosen by the images' hashes.
 
-    Where one of the classes is missing nothing can be validated on, and all rows train.
+    If one of the classes is missing, validation is impossible and all rows are used for training.
     """
     held: set[int] = set()
     for label in ("real", "generated"):
@@ -95,7 +95,7 @@ def questions_of(row: dict[str, Any]) -> list[Question]:
 
 def _row(talk: Talk, folder: Path) -> dict[str, Any]:
     content = talk.image if isinstance(talk.image, bytes) else _content(talk.image, folder)
-    decode_image(content)  # refuses what is no image, or too large a one
+    decode_image(content)  # rejects what is not an image, or too large
     return {
         "image": {"bytes": content, "path": None},
         "label": talk.label or "",

@@ -1,4 +1,4 @@
-"""The curves of a run: loss.png and validation.png, and both on one self-contained page, training.html."""
+"""The training curves of a run: loss.png, validation.png, and both on one self-contained page, training.html."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _History = Sequence[Mapping[str, Any]]
 
 
 def write_curves(
-    folder: Path, history: _History, *, title: str, command: str, loss_unit: str = "nats an answer token"
+    folder: Path, history: _History, *, title: str, command: str, loss_unit: str = "nats per answer token"
 ) -> None:
-    """Draw the Trainer's log history into a run directory; a run without validation has no curve of it."""
+    """Plot the Trainer's log history into a run directory; a run without validation has no validation curve."""
     figures = {"loss": _loss(history, loss_unit), "validation": _validation(history)}
     pictures: list[Picture] = []
     for name, drawn in figures.items():

@@ -1,4 +1,4 @@
-"""The dataset of a run: found, made from the bundled photos where none was given, opened and checked."""
+"""The dataset of a run: found, or made from the bundled photos if none was given, then opened and checked."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def dataset_or_demo(data: str, check: Callable[[], object] = lambda: None) -> st
         return data
     check()
     photos = Path(data).with_name("demo_photos")
-    print(f"no dataset in {data}: making pairs from the bundled photos, which rehearse the pipeline and teach little")
+    print(f"no dataset in {data}: making pairs from the bundled photos, which test the pipeline but teach little")
     write_demo_photos(photos)
-    # In a process of its own, whose end frees the captioner and the renderer.
+    # In a separate process, so that the captioner and the renderer are freed at its end.
     program = [sys.executable, "-m", "vlm_detect.generate.make_pairs"]
     made = subprocess.run([*program, "--images", str(photos), "--out", data], check=False)
     if made.returncode:
-        raise UserError(f"pairs could not be made from the bundled photos (exit status {made.returncode}, see above)")
+        raise UserError(f"making pairs from the bundled photos failed (exit status {made.returncode}, see above)")
     return data
 
 
 def open_splits(data: str, limit: int | None = None, validation: str | None = None) -> tuple[Dataset, Dataset]:
-    """The training split (its first `limit` rows) and the validation split; the test split is not touched.
+    """The training split (its first `limit` rows) and the validation split; the test split is never read.
 
-    Of a file of conversations a fifth is held back for validation; it may be none. `validation` names a dataset whose
+    Of a conversation file a fifth is held out for validation, which may be empty. `validation` names a dataset whose
     validation split is scored instead.
 
     Raises:
-        UserError: for a dataset of another shape, a missing split, or a training split without both classes.
+        UserError: for another kind of dataset, a missing split, or a training split without both classes.
     """
     if validation:
         return open_training(data, limit), _split(open_dataset(validation), "validation", validation)
@@ -56,9 +56,9 @@ def open_splits(data: str, limit: int | None = None, validation: str | None = No
         train, held_back = split(_conversations(data))
         if not len(held_back):
             print(
-                f"{data}: there is nothing to validate on, which takes real and generated images (metadata.generator): "
-                "all conversations train, the last checkpoint stays, and it is not calibrated (--validation DATASET "
-                "scores another)"
+                f"{data}: validation needs real and generated images (metadata.generator): all conversations are used "
+                "for training, the last checkpoint is kept, and it is not calibrated (give --validation DATASET to "
+                "score another)"
             )
         return _first(train, limit), held_back
     opened = open_dataset(data)
@@ -66,7 +66,7 @@ def open_splits(data: str, limit: int | None = None, validation: str | None = No
 
 
 def open_training(data: str, limit: int | None = None) -> Dataset:
-    """The training split (its first `limit` rows) where nothing else is needed of it: of conversations all."""
+    """The training split only (its first `limit` rows); for a conversation file all rows."""
     if is_conversations(data):
         return _first(_conversations(data), limit)
     return _training(open_dataset(data), data, limit)
@@ -83,7 +83,7 @@ def data_hashes(data: str) -> dict[str, str]:
 def _conversations(data: str) -> Dataset:
     rows, problems = read_conversations(data)
     if problems:
-        print(f"{data}: {len(problems)} of {len(rows) + len(problems)} conversations are left out ({problems[0]})")
+        print(f"{data}: {len(problems)} of {len(rows) + len(problems)} conversations are skipped ({problems[0]})")
     return rows
 
 
@@ -109,10 +109,10 @@ def _split(opened: DatasetDict, name: str, data: str) -> Dataset:
 def check_labels(rows: Dataset, data: str) -> None:
     """UserError where an image dataset has other labels, or images of one class only."""
     if {"twin", "turns"} & set(rows.column_names):
-        return  # a pair holds both classes, a conversation brings its own answer
+        return  # a pair has both classes, a conversation has its own answer
     counts = Counter(rows["label"])
     if unknown := sorted(set(map(str, counts)) - _LABELS):
-        raise UserError(f"{data}: labels {', '.join(unknown[:5])} are none of {', '.join(sorted(_LABELS))}")
+        raise UserError(f"{data}: unknown labels {', '.join(unknown[:5])}; use {', '.join(sorted(_LABELS))}")
     if not counts["real"] or not (counts["generated"] or counts["edited"]):
         found = ", ".join(f"{count} {label}" for label, count in counts.items())
-        raise UserError(f"{data}: the training split has one class only ({found}); real and generated are both needed")
+        raise UserError(f"{data}: the training split has only one class ({found}); both real and generated are needed")

@@ -1,11 +1,10 @@
-"""From a dataset's rows to what a step trains on: images with questions and answers, two classes at a time.
+"""From a dataset's rows to training examples: images with questions and answers, in units of two classes.
 
-A `Unit` is the item of the training set: an unaltered image and its counterpart, which are asked the same kinds of
-questions and go into the same batch. A pair dataset's units are its rows; from an image dataset, which has no pairs,
-each epoch draws one image of either class for a unit. So the classes are balanced in every batch.
+A `Unit` is an item of the training set: an unaltered image and its counterpart, with the same kinds of questions, in
+the same batch. The units of a pair dataset are its rows; from an image dataset, which has no pairs, each epoch samples
+one image of either class per unit. So the classes are balanced in every batch.
 
-A unit's draws depend on (seed, epoch, index) alone: worker processes, resuming and the order in which
-units are read change nothing.
+The random choices of a unit depend only on (seed, epoch, index), not on worker processes, resuming or reading order.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from vlm_detect.train.options import QuestionOptions
 
 @dataclass(frozen=True)
 class Example:
-    """One image of a unit with what is asked about it."""
+    """One image of a unit with its questions."""
 
     image: StoredImage
     questions: list[Question]
@@ -42,10 +41,9 @@ class Units(TorchDataset[list[Example]]):
     """The training set: item (epoch, index) is a unit, a list of two `Example`s.
 
     Args:
-        rows: a pair dataset or an image dataset (the columns of `vlm_detect.records`).
-        seed: of every draw.
-        augment: names of `vlm_detect.train.augment`; both members of a unit get the same draw.
-        views: how many draws there are in all, for images whose features are cached; None: one a unit and epoch.
+        rows: a pair dataset or an image dataset (the columns of `vlm_detect.records`). seed: of all random choices.
+        augment: names of `vlm_detect.train.augment`; both members of a unit are augmented alike. views: the number of
+        augmented views of each image, when features are cached; None: a new one per unit and epoch.
     """
 
     def __init__(
@@ -58,12 +56,12 @@ class Units(TorchDataset[list[Example]]):
     ) -> None:
         check_augmentations(augment)
         self.rows, self.options, self.seed, self.augment = undecoded(rows), options, seed, tuple(augment)
-        self.source: _PairUnits | _ImageUnits | None = None  # None: conversations, which bring their own questions
+        self.source: _PairUnits | _ImageUnits | None = None  # None: conversations, which have their own questions
         if "turns" not in rows.column_names:
             self.source = _PairUnits(self.rows) if "twin" in rows.column_names else _ImageUnits(self.rows, seed)
         elif options.shuffle_labels:
-            raise UserError("--shuffle_labels: conversations have no labels to draw by lot; give pairs or images")
-        # Half of the units, so that nothing about the labels is left to learn.
+            raise UserError("--shuffle_labels: conversations have no labels to shuffle; give pairs or images")
+        # In half of the units, so that the labels cannot be learned.
         lot = random.Random(f"labels:{seed}").sample(range(len(self)), len(self) // 2)
         self.swapped = frozenset(lot if options.shuffle_labels else [])
         self.views = [
@@ -78,7 +76,7 @@ class Units(TorchDataset[list[Example]]):
         if self.source is None:
             return [self._conversation(epoch, index)]
         members, topic = self.source.unit(epoch, index)
-        # The answers about an edit name its place.
+        # Answers about an edit name its place.
         draw = () if topic == "edit" else self._draw(epoch, index)
         only_flipped = [name for name, _ in draw] == ["flip"]
         subjects = [subject.mirrored() if only_flipped else subject for _, subject in members]
@@ -87,7 +85,7 @@ class Units(TorchDataset[list[Example]]):
         asked = [self._questions(subject, topic, epoch, index) for subject in subjects]
         explains = has_reasons(self.rows) and any(one.kind == "explain" for some in asked for one in some)
         if explains and not only_flipped:
-            draw = ()  # reasons were measured in the stored pixels: another noise or sharpness would make them false
+            draw = ()  # reasons were measured on the stored pixels: changed noise or sharpness would make them false
         return [
             Example(AugmentedImage.of_draw(image, draw), questions, subject.label)
             for (image, _), questions, subject in zip(members, asked, subjects, strict=True)
@@ -103,7 +101,7 @@ class Units(TorchDataset[list[Example]]):
             topic=topic,
             other_captions=self.source.captions,
         )
-        # Where none of the kinds can be asked of this image the verdict always can.
+        # If none of the kinds applies to this image, the verdict does.
         return questions or draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
 
     def _conversation(self, epoch: int, index: int) -> Example:
@@ -118,7 +116,7 @@ class Units(TorchDataset[list[Example]]):
 
     @property
     def images(self) -> Sequence[StoredImage]:
-        """Every image that an epoch may draw, in every view of it where these are numbered."""
+        """Every image that an epoch may sample, in each of its views if their number is fixed."""
         columns = [name for name in ("image", "twin") if name in self.rows.column_names]
         cells = Cells(self.rows, [(row, column) for row in range(len(self.rows)) for column in columns])
         return Views(cells, [*self.views, ()]) if self.views else cells
@@ -129,12 +127,12 @@ class Units(TorchDataset[list[Example]]):
 
 
 def has_reasons(rows: Dataset) -> bool:
-    """Whether `add-reasons` gave the rows of a pair or image dataset their reasons."""
+    """Whether the rows have reasons (from `add-reasons`)."""
     return bool({"reasons", "twin_reasons"} & set(rows.column_names))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Goes through the units in an order that follows from (seed, epoch), and tells the units which epoch it is."""
+    """Iterates over the units in an order determined by (seed, epoch), and passes the epoch to the units."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
@@ -157,7 +155,7 @@ _Members = list[tuple[StoredImage, Subject]]
 
 
 class _PairUnits:
-    """Rows of a pair dataset: the image and its twin. (A twin of a generated image is of use as an edit alone.)"""
+    """Rows of a pair dataset: the image and its twin. (A twin of a generated image is usable only as an edit.)"""
 
     def __init__(self, rows: Dataset) -> None:
         self.rows = rows
@@ -194,7 +192,7 @@ class _PairUnits:
 class _ImageUnits:
     """Rows of an image dataset: a real and a generated image; then, where there are edited ones, a real and an edited.
 
-    An epoch is as long as the larger class; images of the smaller come again.
+    An epoch is as long as the larger class; images of the smaller class are repeated.
     """
 
     def __init__(self, rows: Dataset, seed: int) -> None:
@@ -235,7 +233,7 @@ class _ImageUnits:
         )
 
     def _drawn(self, label: Label, epoch: int) -> list[int]:
-        """The class's rows in an order of this epoch's own; those of the last few stay (a mixture reads several)."""
+        """The class's rows in this epoch's order; recent epochs are cached (a mixture reads several)."""
         if (label, epoch) not in self._orders:
             self._orders = dict(list(self._orders.items())[1 - _KEPT_ORDERS :])
             order = list(self.by_label[label])
@@ -249,6 +247,6 @@ def _reasons(row: Mapping[str, Any], column: str) -> tuple[Reason, ...] | None:
 
 
 def _photo_of(object_class: str) -> str:
-    """A caption for an image of which only the class is known."""
+    """A caption for an image with only an object class."""
     article = "an" if object_class[0].lower() in "aeiou" else "a"
     return f"{article} {object_class.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""What stops a run from outside: memory, disk and refused flags, each reported in one line with what to do."""
+"""Failures from outside: out of memory, a full disk and rejected flags, each reported in one line with a remedy."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FROM_WORKER = re.compile(r"(?:\w+: )?Caught \w+ in DataLoader worker process")
 
 @contextmanager
 def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Iterator[None]:
-    """Turns a step out of memory and a full disk into a `UserError`; whatever else passes through.
+    """Turns running out of memory or disk space into a `UserError`; other exceptions pass through.
 
-    `memory_remedies` are flags that save memory, to be named with a smaller batch.
+    `memory_remedies` are flags that save memory, suggested in addition to a smaller batch.
     """
     args = trainer.args
     try:
@@ -33,13 +33,15 @@ def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> I
         raise UserError(said) from error
     except (RuntimeError, OSError, SafetensorError) as error:  # torch.OutOfMemoryError is a RuntimeError
         folder = str(args.output_dir)
-        left = f"{checkpoint} is intact" if (checkpoint := last_checkpoint(folder)) else "no checkpoint was saved yet"
+        left = (
+            f"{checkpoint} is intact" if (checkpoint := last_checkpoint(folder)) else "no checkpoint has been saved yet"
+        )
         if _is_out_of_memory(error):
             remedies = "".join(f", or {flag}" for flag in memory_remedies)
             raise UserError(
-                f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory_gb():.1f} GB were in use): take "
-                f"--per_device_train_batch_size below {args.per_device_train_batch_size} and as many more "
-                f"--gradient_accumulation_steps{remedies}; {left}"
+                f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory_gb():.1f} GB were in use): set "
+                f"--per_device_train_batch_size below {args.per_device_train_batch_size} and raise "
+                f"--gradient_accumulation_steps accordingly{remedies}; {left}"
             ) from error
         if is_full_disk(error):
             raise UserError(
@@ -51,7 +53,7 @@ def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> I
 
 @contextmanager
 def refused_flags(args: TrainingArguments, *names: str) -> Iterator[None]:
-    """Turns what torch, transformers or a missing package say against the values of these flags into a `UserError`."""
+    """Turns an error of torch, transformers or a missing package about the values of these flags into a `UserError`."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -63,7 +65,7 @@ def refused_flags(args: TrainingArguments, *names: str) -> Iterator[None]:
 
 
 def _said_by_worker(error: UserError) -> str | None:
-    """The line of an error from a DataLoader's worker process, which torch wraps in the worker's traceback."""
+    """The message of an error in a DataLoader worker, which torch wraps in the worker's traceback."""
     text = str(error).strip()
     return text.splitlines()[-1].partition(": ")[2] if _FROM_WORKER.match(text) else None
 
@@ -73,7 +75,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Besides OSError: safetensors and torch's zip writer pass the system's words on in errors of their own."""
+    """Besides OSError: safetensors and torch's zip writer wrap the system's message in their own errors."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return True
     words = ("No space left", "PytorchStreamWriter failed writing", "unexpected pos")

@@ -1,10 +1,10 @@
-"""What can be wrong with an explanation, made from the data: the rejected one of a preference.
+"""Faults of explanations, generated from the data: the rejected explanation of a preference.
 
-    FAULTS["wrong_place"](explained, rng, among)       # the faulty explanation; None where this fault cannot be had
+    FAULTS["wrong_place"](explained, rng, among)       # the faulty explanation; None where this fault is impossible
 
-A sentence put into a rejected explanation has to be false of its image, or the preference would teach an error. A
-measured one is held against the image's own pixels; that of an edit against what the row says was done; of others,
-which nothing here can check, only a kind that the image has no reason of is taken.
+A sentence added to a rejected explanation has to be false for its image, or the preference would teach an error. A
+measured reason is checked against the image's pixels; one about an edit against the row's record. Of reasons that
+cannot be checked, only kinds that the image does not have are used.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from vlm_detect.questions.kinds.explain import VERDICTS
 from vlm_detect.records import Label, Reason
 
 OPPOSITES: dict[Label, str] = {"real": "AI-generated.", "generated": "Real.", "edited": "Not altered."}
-_TRIES = 8  # reasons of other images that are looked at for one that is false here
+_TRIES = 8  # candidate reasons of other images to check
 
 
 @dataclass(frozen=True)
 class Explained:
-    """One image with its checked reasons, of which `told` are the chosen explanation's."""
+    """One image with its checked reasons; `told` are those of the chosen explanation."""
 
     image: StoredImage = field(repr=False)
     label: Label
@@ -50,13 +50,13 @@ class Explained:
 
 @dataclass(frozen=True)
 class Among:
-    """What the faults are made of: every checked reason of the images of each label, and what is usual of photos."""
+    """The source of faults: every checked reason by label, and the calibration of measures on photos."""
 
     by_label: Mapping[Label, Sequence[Reason]]
     calibration: MeasureCalibration | None
 
     def false_reason(self, explained: Explained, supports: Label, rng: random.Random) -> Reason | None:
-        """A reason for `supports` of another image that is false of this one; None where none was found."""
+        """A reason for `supports` from another image that is false for this one; None if none was found."""
         pool = self.by_label.get(supports, ())
         for reason in rng.sample(pool, min(_TRIES, len(pool))):
             if self.is_false(reason, explained):
@@ -64,7 +64,7 @@ class Among:
         return None
 
     def is_false(self, reason: Reason, explained: Explained) -> bool:
-        """Whether what `reason` says is known not to be so of an image."""
+        """Whether `reason` is known to be false for an image."""
         if reason.source == "measured":
             claim = read_claim(reason.text)
             if claim is None or self.calibration is None:
@@ -87,7 +87,7 @@ class Among:
 
 
 def write_explanation(label: Label, reasons: Iterable[Reason]) -> str:
-    """The verdict and the reasons' sentences, as explanations are learned."""
+    """The verdict and the reasons' sentences, in the form of trained explanations."""
     return " ".join([VERDICTS[label], *(reason.text for reason in reasons)])
 
 
@@ -95,7 +95,7 @@ Fault = Callable[[Explained, random.Random, Among], str | None]
 
 
 def wrong_place(explained: Explained, rng: random.Random, among: Among) -> str | None:
-    """The same explanation, with one of its places moved to where it is not."""
+    """The same explanation with one of its places replaced by a wrong one."""
     placed = [i for i, reason in enumerate(explained.told) if len(places_in(reason.text)) == 1]
     for i in rng.sample(placed, len(placed)):
         reason = explained.told[i]
@@ -108,13 +108,13 @@ def wrong_place(explained: Explained, rng: random.Random, among: Among) -> str |
 
 
 def omitted(explained: Explained, rng: random.Random, among: Among) -> str | None:
-    """The same explanation without one of its reasons, or of a single one the verdict alone."""
+    """The same explanation without one of its reasons; with a single reason, the verdict only."""
     left_out = rng.randrange(len(explained.told))
     return write_explanation(explained.label, [r for i, r in enumerate(explained.told) if i != left_out])
 
 
 def other_image(explained: Explained, rng: random.Random, among: Among) -> str | None:
-    """As many reasons, one of them another image's of the same label, and false here."""
+    """The same number of reasons, one of them from another image of the same label, and false here."""
     reason = among.false_reason(explained, explained.label, rng)
     if reason is None:
         return None
@@ -124,7 +124,7 @@ def other_image(explained: Explained, rng: random.Random, among: Among) -> str |
 
 
 def fault_on_photo(explained: Explained, rng: random.Random, among: Among) -> str | None:
-    """Of a photo: called real, with a reason that speaks for generated images, and false here."""
+    """For a photo: called real, with a false reason that supports "generated"."""
     reason = among.false_reason(explained, "generated", rng) if explained.label == "real" else None
     return None if reason is None else write_explanation("real", [*explained.told[:-1], reason])
 
@@ -144,7 +144,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def _far_from(place: str) -> list[str]:
-    """The ninths that do not touch this one."""
+    """The cells of the 3x3 grid that do not touch this one."""
     row, column = divmod(PLACES.index(place), 3)
     return [
         name

@@ -1,15 +1,14 @@
-"""Image embeddings of a frozen tower, computed once and read by every epoch.
+"""Feature cache: image embeddings of a frozen tower, computed once and read in every epoch.
 
-    features = Features.build(vlm, images, Path("runs/features"))     # a pass of its own, resumed where it was stopped
+    features = Features.build(vlm, images, Path("runs/features"))     # a separate, resumable pass
     features.embeddings(keys)                                         # (B, N, D) from memory-mapped files
 
-The tower is the larger part of a training step (6.7 TFLOP of 10.7 for a photo of ten crops), and while it is frozen an
-image's embeddings never change. A cache lies in a folder named by everything they depend on: the tower's weights, the
-preprocessing, the dtype and the images as they are decoded. A stale or foreign cache therefore has another name and is
-never read.
+The tower takes most of a training step (6.7 TFLOP of 10.7 for a photo of ten crops), and while it is frozen an image's
+embeddings never change. The name of a cache folder is a hash of everything they depend on: the tower's weights, the
+preprocessing, the dtype and the decoded images. A stale cache has another name and is never read.
 
-Files of `CHUNK` images appear by one rename each, so a stopped pass continues with the first that is missing; process p
-of n makes every n-th.
+Files of `CHUNK` images are written atomically, so an interrupted pass resumes with the first missing file; process p of
+n computes every n-th file.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from vlm_detect.progress import progress
 from vlm_detect.schema import SCHEMAS, check_schema
 from vlm_detect.train.failures import is_full_disk
 
-CHUNK = 256  # images a file
+CHUNK = 256  # images per file
 _BATCH = 16  # images through the tower at once
 
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings on disk: `places` says in which file and at which index an image's lie."""
+    """Embeddings on disk: `places` maps an image's key to its file and index."""
 
     folder: Path
     places: dict[str, tuple[str, int]]
@@ -49,21 +48,21 @@ class Features:
     def build(
         cls, vlm: VLM, images: Sequence[StoredImage], root: Path, *, process: int = 0, n_processes: int = 1
     ) -> Features:
-        """Compute this process's part of what is missing under `root`; the others must have finished before reading.
+        """Compute this process's part of the missing files under `root`; all processes must finish before reading.
 
         Raises:
-            UserError: where the tower is trained, for then its embeddings change with every step, and for a family
-                that reads image and text together.
+            UserError: if the tower is trained, because its embeddings then change with every step, and for a family
+            that encodes image and text jointly.
         """
         if not vlm.has_fixed_prefix:
             raise UserError(
-                f"--cache_features: {vlm.name} is neither a moondream nor a LLaVA, whose embeddings can be cached; "
-                "leave it out"
+                f"--cache_features: only embeddings of moondream and LLaVA models can be cached, not of "
+                f"{vlm.name}; omit it"
             )
         if trained := [name for name, p in vlm.model.named_parameters() if p.requires_grad and is_vision(name)]:
             raise UserError(
-                f"--cache_features needs a frozen tower, and {len(trained)} of its tensors are trained: leave +vision "
-                "out of --lora_targets, or train without the cache"
+                f"--cache_features needs a frozen tower, and {len(trained)} of its tensors are trained: remove +vision "
+                "from --lora_targets, or train without the cache"
             )
         places: dict[str, int] = {}
         for i in range(len(images)):
@@ -89,7 +88,7 @@ class Features:
                     found.append(file.get_slice("image_embeds")[index])
             except (SafetensorError, OSError) as error:
                 raise UserError(
-                    f"{self.folder / name} cannot be read ({error}): remove it, and the next run makes it again"
+                    f"{self.folder / name} cannot be read ({error}): delete it, and the next run will recreate it"
                 ) from error
         return torch.stack(found)
 
@@ -107,7 +106,9 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
         for start in range(0, len(images), _BATCH)
     ]
     vlm.model.train(training)
-    partial = path.with_suffix(f".{uuid4().hex}.partial")  # of this run alone: another may make the same cache
+    partial = path.with_suffix(
+        f".{uuid4().hex}.partial"
+    )  # unique to this process: another run may write the same cache
     try:
         save_file({"image_embeds": torch.cat(embeds)}, partial, {"schema": str(SCHEMAS["features"])})
         make_readable(partial)
@@ -116,15 +117,15 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
         if not is_full_disk(error):
             raise
         raise UserError(
-            f"no space is left on the disk of {path.parent}: free some and run the same command again, which goes on "
-            "from here, or name another --features_dir"
+            f"no space is left on the disk of {path.parent}: free some and run the same command again to resume, "
+            "or give another --features_dir"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _fingerprint(vlm: VLM, keys: Sequence[str]) -> str:
-    """A name for everything that the embeddings depend on."""
+    """A hash of everything that the embeddings depend on."""
     digest = hashlib.sha256()
     for name, tensor in vlm.model.state_dict().items():
         if is_vision(name):

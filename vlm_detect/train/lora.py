@@ -1,11 +1,11 @@
-"""Which linear layers a LoRA wraps, chosen by words instead of module names.
+"""Select the linear layers of a LoRA by keywords instead of module names.
 
     select_targets(model, "attention")             # the language model's attention
     select_targets(model, "mlp", last_layers=8)    # the MLPs of its last eight layers
-    select_targets(model, "all-linear+vision")     # attention and MLP, of the vision tower and connector as well
-    select_targets(model, "all-linear+head")       # and the vocabulary head, for words that the model never said
+    select_targets(model, "all-linear+vision")     # attention and MLP, also in the vision tower and connector
+    select_targets(model, "all-linear+head")       # also the vocabulary head, for words that the model never produced
 
-Modules are distinguished by the words of their path, so the same choice works for every architecture here. The
+Modules are classified by the words of their path, so the same keywords work for every architecture here. The
 embeddings and moondream's region heads (detection and pointing) are never wrapped.
 """
 
@@ -32,11 +32,9 @@ _ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
 
 
 def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
-    """Wrap the model of `vlm` with a LoRA; nothing else of it is trained. The start depends on `seed` alone."""
+    """Wrap the model of `vlm` with a LoRA and freeze everything else. The initialization depends only on `seed`."""
     if options.train_connector and vlm.connector is None:
-        raise UserError(
-            f"--train_connector: {vlm.name} has no connector that is known; adapt it by --lora_targets +vision"
-        )
+        raise UserError(f"--train_connector: {vlm.name} has no known connector; adapt it with --lora_targets +vision")
     connector = [vlm.connector] if options.train_connector and vlm.connector else []
     targets = [
         name
@@ -55,9 +53,9 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     )
     torch.manual_seed(seed)
     wrapped = wrap(vlm.model, config)
-    # By this name the adapter finds its base model again, wherever the folder goes.
+    # By this name the adapter finds its base model, even if the folder moves.
     config.base_model_name_or_path, config.revision = recorded_base(vlm.name, NANO_NAMES), vlm.revision
-    # peft keeps a set, which is written in another order by every process: two equal runs leave equal files.
+    # peft keeps a set, whose order differs between processes; sorted, equal runs write equal files.
     config.target_modules = sorted(targets)
     trained, everything = wrapped.get_nb_trainable_parameters()
     print(f"LoRA on {len(targets)} layers: {trained:,} of {everything:,} parameters are trained")
@@ -65,8 +63,8 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
 
 
 def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """peft's model; what it trains next to the LoRA is held in float32."""
-    with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
+    """The PEFT model; modules trained in addition to the LoRA are kept in float32."""
+    with warnings.catch_warnings():  # peft 0.21 uses transformers 4's name of gradient checkpointing
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         wrapped = get_peft_model(model, config)
     for module in wrapped.modules():
@@ -79,7 +77,7 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
     """Full names of the linear layers that `targets` chooses, in the model's order.
 
     Raises:
-        UserError: for a choice that selects nothing.
+        UserError: if nothing is selected.
     """
     words = targets.split("+")
     everything = "all-linear" in words or words == ["vision"]
@@ -103,6 +101,6 @@ def select_targets(model: nn.Module, targets: str, last_layers: int | None = Non
 
 
 def _layer(name: str) -> int:
-    """The number of the layer that a module belongs to; -1 outside the stack of layers."""
+    """The index of a module's layer; -1 outside the layer stack."""
     found = _LAYER.search(name)
     return int(found[1]) if found else -1

@@ -1,4 +1,4 @@
-"""The loss: cross entropy of the answers' tokens, and of nothing else."""
+"""The loss: cross entropy of the answers' tokens only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.rows import IGNORE, PADDING, PREFIX, attention_mask, is_packed
 
-CHUNK = 256  # positions whose logits exist at one time
+CHUNK = 256  # positions whose logits exist at the same time
 
 
 def answer_loss(
@@ -26,14 +26,14 @@ def answer_loss(
 ) -> torch.Tensor:
     """Summed cross entropy of the labelled positions, divided by `n_answer_tokens` (default: those of this batch).
 
-    Only positions that predict a label reach the vocabulary, `chunk` of them at a time: with 51,200 words and about
-    780 positions a row, logits of all of them would be the largest tensor of the step.
+    Logits are computed only at positions that predict a label, `chunk` of them at a time: with 51,200 tokens in the
+    vocabulary and about 780 positions per row, logits at all positions would be the largest tensor of the step.
 
     Args:
-        vlm: knows how an image becomes a prefix.
-        model: what is called: `vlm.model`, its distributed wrapper, or its forward.
-        batch: as `Collator` gives it; a label at position t is predicted from position t - 1.
-        smoothing: the part of a target that is spread over the whole vocabulary.
+        vlm: makes prefixes from images.
+        model: the callable: `vlm.model`, its distributed wrapper, or its forward.
+        batch: from `Collator`; a label at position t is predicted from position t - 1.
+        smoothing: the part of a target that is spread over the vocabulary.
     """
     image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
     hidden_bsd = vlm.hidden_states(model, row_inputs(vlm, image_embeds, batch))
@@ -43,7 +43,7 @@ def answer_loss(
     head = vlm.model.get_output_embeddings()
     total = hidden_nd.new_zeros((), dtype=torch.float32)
     for hidden, target in zip(hidden_nd.split(chunk), targets_n.split(chunk), strict=True):
-        # The backward pass makes a chunk's logits again instead of keeping those of all chunks.
+        # The backward pass recomputes a chunk's logits instead of storing those of all chunks.
         total = total + checkpoint(cross_entropy, head, hidden, target, smoothing, use_reentrant=False)
     return total / (len(targets_n) if n_answer_tokens is None else n_answer_tokens)
 
@@ -70,9 +70,9 @@ def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> d
     inputs["position_ids"] = batch["position_ids"]
     if is_packed(batch):
         flex = attention_of(vlm.model.config.get_text_config()) == "flex_attention"
-        # The decoder's dtype, as CUDA's kernels want it: a connector trained in float32 gives embeddings of another.
+        # CUDA kernels need the decoder's dtype; a connector trained in float32 returns float32.
         decoder_dtype = inputs.get("inputs_embeds", image_embeds).dtype
         inputs["attention_mask"] = attention_mask(batch, decoder_dtype, flex=flex)
-    else:  # one question a row: the model's own mask, which fused kernels may know how to skip
+    else:  # one question per row: the model's own mask, which fused kernels may skip
         inputs["attention_mask"] = (branch != PADDING).long()
     return inputs

@@ -1,12 +1,13 @@
-"""How much memory a training step takes, from the real shapes on the meta device: nothing is loaded or computed.
+"""Estimate the memory of a training step from the real shapes on the meta device, without loading or computing
+anything.
 
     estimate = estimate_memory(model, Step(crops=10), LoraOptions())      # `model` built under torch.device("meta")
     estimate.total_gb; estimate.parts
 
-Weights, gradients and optimiser states are counted by dtype. Activations are what a whole step of tower, decoder,
-answer loss and backward pass holds at its fullest: it is run on the meta device, where every tensor has a shape and no
-content, and the bytes that are alive are followed. Attention counts as a fused kernel does, without its score matrix.
-CUDA itself and fragmentation are a flat `OVERHEAD_GB`.
+Weights, gradients and optimiser states are counted by dtype. Activations are the peak of a complete step (tower,
+decoder, answer loss and backward pass): it is run on the meta device, where tensors have shapes and no content, while
+the bytes of live tensors are tracked. Attention counts as a fused kernel, without its score matrix. CUDA itself and
+fragmentation are a flat `OVERHEAD_GB`.
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ from vlm_detect.train.loss import CHUNK
 from vlm_detect.train.options import LoraOptions
 
 OVERHEAD_GB = 1.0
-QUESTION_TOKENS = 50  # of a question with its answer and template
+QUESTION_TOKENS = 50  # for a question with its answer and template
 ANSWER_TOKENS = 4
-_BITS = {"nf4": 4.127, "int8": 8.0}  # a weight with its scales: 4 + (8 + 32 / 256) / 64
-_STATE_BYTES = {"adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # a trained weight; AdamW: 8
+_BITS = {"nf4": 4.127, "int8": 8.0}  # per weight with its scales: 4 + (8 + 32 / 256) / 64
+_STATE_BYTES = {"adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0}  # per trained weight; AdamW: 8
 
 
 @dataclass(frozen=True)
 class Step:
-    """What of a run its memory depends on."""
+    """The settings that memory depends on."""
 
     dtype: torch.dtype = torch.bfloat16
     quantize: str | None = None
     tune: str = "lora"
     optimizer: str = "adamw_torch"
-    images: int = 8  # in a step: twice the batch size
+    images: int = 8  # per step: twice the batch size
     questions: int = 1
-    crops: int = 10  # of a moondream; a LLaVA reads an image as one
+    crops: int = 10  # moondream; LLaVA reads an image as one crop
     checkpointing: bool = False
     cached_features: bool = False
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     parts: dict[str, float]
 
@@ -67,9 +68,10 @@ class Estimate:
 
 
 def estimate_memory(model: PreTrainedModel, step: Step, lora: LoraOptions) -> Estimate:
-    """The peak of one training step on the meta device, of a model whose family has estimates (`VLM.estimates_memory`).
+    """The peak of one training step on the meta device, for a model whose family has estimates
+    (`VLM.estimates_memory`).
 
-    The model is wrapped by the LoRA and kept so.
+    The model stays wrapped by the LoRA afterwards.
     """
     family = FAMILIES[model.config.model_type]
     weights = _weight_bytes(model, step)
@@ -104,7 +106,7 @@ def estimate_memory(model: PreTrainedModel, step: Step, lora: LoraOptions) -> Es
 
 
 def _weight_bytes(model: nn.Module, step: Step) -> float:
-    """Of the model as it is held: the language model's linear layers quantised where that is asked for."""
+    """The bytes of the weights: with the language model's linear layers quantised if requested."""
     quantised = set()
     if step.quantize:
         quantised = {f"{name}.weight" for name in select_targets(model, "all-linear")}
@@ -115,10 +117,10 @@ def _weight_bytes(model: nn.Module, step: Step) -> float:
 
 
 def _activation_bytes(model: Any, step: Step) -> float:
-    """The most bytes alive during a step, weights and gradients apart."""
+    """The peak of live bytes during a step, without weights and gradients."""
     _use_fused_attention(model)
     if step.checkpointing:
-        with warnings.catch_warnings():  # by its name in transformers below 5.20
+        with warnings.catch_warnings():  # its name in transformers below 5.20
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     images, text = step.images, step.questions * QUESTION_TOKENS
@@ -150,7 +152,7 @@ def _loss(head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) ->
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the bytes of the tensors that are alive; `peak` is the most there were. Those of `model` do not count."""
+    """Tracks the bytes of live tensors; `peak` is the maximum. Tensors of `model` are excluded."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _Fused(torch.autograd.Function):
-    """Attention as a fused kernel holds it: query, key, value, output, and a number a row."""
+    """The memory of fused attention: query, key, value, output, and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

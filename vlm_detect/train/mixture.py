@@ -1,10 +1,10 @@
-"""Several datasets in one epoch, in parts that their weights say.
+"""Mix several datasets in one epoch, with weights.
 
     mixture = Mixture([units_a, units_b], weights=[2, 1])      # two thirds of an epoch's units from a, one from b
 
-An epoch has as many units as the datasets together. A dataset that gives fewer units than it has continues in the next
-epoch where it stopped; one that gives more begins again, with other draws. Without weights every unit comes once an
-epoch.
+An epoch has as many units as the datasets together. A dataset that contributes fewer units than it has continues in the
+next epoch where it stopped; one that contributes more starts over, with other random choices. Without weights every
+unit occurs once per epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlm_detect.train.examples import Example, Units
 
 
 class Mixture(TorchDataset[list[Example]]):
-    """Item (epoch, index) is a unit of one of `parts`, as `Units` gives it."""
+    """Item (epoch, index) is a unit of one of `parts`, as in `Units`."""
 
     def __init__(self, parts: Sequence[Units], weights: Sequence[float] = ()) -> None:
         sizes = [len(part) for part in parts]
@@ -42,13 +42,13 @@ class Mixture(TorchDataset[list[Example]]):
 
     @property
     def images(self) -> Joined:
-        """Every image that an epoch may draw."""
+        """Every image that an epoch may sample."""
         return Joined([part.images for part in self.parts])
 
 
 @dataclass(frozen=True)
 class Joined(Sequence[StoredImage]):
-    """One sequence of images behind the other."""
+    """The concatenation of sequences of images."""
 
     parts: Sequence[Sequence[StoredImage]]
 

@@ -1,12 +1,12 @@
 """Finetune moondream2 with LoRA to tell AI images from photos.
 
-    vlm-detect train moondream                                   # whatever this machine can do
+    vlm-detect train moondream                                   # the largest model that fits this machine
     vlm-detect train moondream --config moondream_lora --data data/pairs
     vlm-detect train moondream --config moondream_nano
 
-With no dataset in data/pairs and no --data, pairs are made from the bundled photos first. What comes out in
---output_dir: the adapter in PEFT's layout, the processor, calibration.json, run.json, trainer_state.json, checkpoints
-and a model card. The same command again resumes a run that was stopped, or says that nothing is left to do.
+With no dataset in data/pairs and no --data, pairs are made from the bundled photos first. Output in --output_dir: the
+adapter in PEFT's layout, the processor, calibration.json, run.json, trainer_state.json, checkpoints and a model card.
+The same command resumes an interrupted run, or says that nothing is left to do.
 
 On all GPUs: accelerate launch -m vlm_detect.train.moondream (in a clone: recipes/moondream_lora.py), same flags.
 """
@@ -27,7 +27,7 @@ class MoondreamOptions(TrainOptions):
 
 def main(argv: list[str]) -> None:
     options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano")
-    from vlm_detect.train.program import finetune  # late: with torch, which --help does without
+    from vlm_detect.train.program import finetune  # lazy: imports torch, which --help does not need
 
     each_seed(options, finetune)
 

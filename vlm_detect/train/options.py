@@ -1,6 +1,6 @@
-"""What a training run can be told: the model, the data, the questions, the LoRA, and the Trainer's flags.
+"""The options of a training run: the model, the data, the questions, the LoRA, and the Trainer's flags.
 
-Nothing heavy is imported here, so that a recipe lists its flags at once; `arguments.py` has the whole of the Trainer's.
+Nothing heavy is imported here, so that `--help` is fast; `arguments.py` has all of the Trainer's flags.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ModelOptions:
     model: str = field(
         default="auto",
         metadata={
-            "help": "Hub id, folder, `nano` (embedded; rehearses the pipeline on a CPU), or `auto`: the real model "
-            "where it fits the accelerator's free memory, else nano."
+            "help": "Hub id, folder, `nano` (embedded; tests the pipeline on a CPU), or `auto`: the real model "
+            "if it fits the accelerator's free memory, else nano."
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of a Hub id. Default: a pinned one."})
@@ -44,7 +44,7 @@ class ModelOptions:
     )
     quantize: Literal["nf4", "int8"] | None = field(
         default=None,
-        metadata={"help": "nf4 or int8: hold the language model's frozen weights so (QLoRA; needs bitsandbytes)."},
+        metadata={"help": "nf4 or int8: quantise the language model's frozen weights (QLoRA; needs bitsandbytes)."},
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = field(
         default=None,
@@ -58,37 +58,39 @@ class ModelOptions:
     )
     compile_layers: str | None = field(
         default=None,
-        metadata={"help": "Compile each decoder layer with this torch backend, for example inductor. Default: not."},
+        metadata={
+            "help": "Compile each decoder layer with this torch backend, for example inductor. Default: no compilation."
+        },
     )
 
     def __post_init__(self) -> None:
         if self.quantize and self.tune == "full":
-            raise UserError(f"--tune full cannot train weights held in {self.quantize}: leave out --quantize")
+            raise UserError(f"--tune full cannot train weights quantised to {self.quantize}: omit --quantize")
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The dataset to learn from: pairs, single images, or conversations."""
+    """The training dataset: pairs, single images, or conversations."""
 
     data: str = field(
         default=DEFAULT_DATA,
         metadata={
-            "help": "A pair dataset or image dataset (folder or Hub id), or a JSON file of conversations in LLaVA's "
-            "form. Where the default does not exist, pairs are made from the bundled photos."
+            "help": "A pair or image dataset (folder or Hub id), or a JSON file of conversations in LLaVA's format. "
+            "If the default does not exist, pairs are made from the bundled photos."
         },
     )
     validation: str | None = field(
         default=None,
         metadata={
-            "help": "Score the validation split of this dataset. Default: that of --data, and of conversations a fifth."
+            "help": "Validate on this dataset's validation split. Default: that of --data; for conversations, a fifth."
         },
     )
     mix: list[str] = field(
-        default_factory=list, metadata={"help": "More datasets to learn from; --data alone is validated on."}
+        default_factory=list, metadata={"help": "More training datasets; validation uses only --data."}
     )
     weights: list[float] = field(
         default_factory=list,
-        metadata={"help": "With --mix: the parts of an epoch, first that of --data. Default: every unit once."},
+        metadata={"help": "With --mix: the proportions of an epoch, starting with --data. Default: every unit once."},
     )
     limit: int | None = field(default=None, metadata={"help": "Use at most this many rows of the training split."})
     validation_limit: int | None = field(
@@ -96,26 +98,30 @@ class DataOptions:
     )
     pack: bool = field(
         default=True,
-        metadata={"help": "Put all questions of an image behind one image prefix (the same loss, faster)."},
+        metadata={"help": "Pack all questions of an image after one image prefix (the same loss, faster)."},
     )
     pack_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "With --pack, put several images into a row of at most so many tokens. Default: one image a row."
+            "help": "With --pack: pack several images into rows of at most N tokens. Default: one image per row."
         },
     )
     cache_features: bool = field(
         default=False,
-        metadata={"help": "Compute the frozen tower's image embeddings once and train from them (the same losses)."},
+        metadata={
+            "help": "Compute the frozen tower's image embeddings once and train from them (the same loss, faster)."
+        },
     )
-    features_dir: str = field(default="runs/features", metadata={"help": "Where cached image embeddings are kept."})
+    features_dir: str = field(default="runs/features", metadata={"help": "Folder of cached image embeddings."})
     augment: list[str] = field(
         default_factory=list,
-        metadata={"help": f"What may happen to photo and twin alike, drawn in each epoch: {', '.join(AUGMENTATIONS)}."},
+        metadata={
+            "help": f"Augmentations, sampled in each epoch, equal for photo and twin: {', '.join(AUGMENTATIONS)}."
+        },
     )
     cached_views: int = field(
         default=4,
-        metadata={"help": "With --cache_features and --augment: how many drawn views of every image are cached."},
+        metadata={"help": "With --cache_features and --augment: number of augmented views cached per image."},
     )
     cpu_threads: int | None = field(
         default=None,
@@ -127,23 +133,23 @@ class DataOptions:
         check_at_least(self, 2, "validation_limit")
         check_known(self, AUGMENTATIONS, "augment")
         if self.weights and not self.mix:
-            raise UserError("--weights are parts of an epoch: name the other datasets by --mix, or leave them out")
+            raise UserError("--weights needs --mix with the other datasets")
         if self.weights and (len(self.weights) != 1 + len(self.mix) or min(self.weights) <= 0):
             given = " ".join(f"{weight:g}" for weight in self.weights)
-            raise UserError(f"--weights {given}: give one above 0 for each of the {1 + len(self.mix)} datasets")
+            raise UserError(f"--weights {given}: give a number above 0 for each of the {1 + len(self.mix)} datasets")
 
 
 @dataclass(frozen=True)
 class QuestionOptions:
-    """What is asked about each image in an epoch."""
+    """The questions about each image in an epoch."""
 
     question_kinds: list[str] = field(
-        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to draw from: {', '.join(training_kinds())}."}
+        default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to sample from: {', '.join(training_kinds())}."}
     )
-    questions_per_image: int = field(default=1, metadata={"help": "Questions asked about an image in an epoch."})
+    questions_per_image: int = field(default=1, metadata={"help": "Number of questions per image and epoch."})
     shuffle_labels: bool = field(
         default=False,
-        metadata={"help": "Train on labels drawn by lot: the control that a real result has to leave behind."},
+        metadata={"help": "Train on shuffled labels, as a control that a real result has to beat."},
     )
 
     def __post_init__(self) -> None:
@@ -151,14 +157,14 @@ class QuestionOptions:
         KINDS.check(*self.question_kinds, flag="--question_kinds")
         if untrained := [kind for kind in self.question_kinds if not KINDS[kind].trains]:
             raise UserError(
-                f"--question_kinds {' '.join(untrained)}: asked in benchmarks only; choose from "
+                f"--question_kinds {' '.join(untrained)}: only for benchmarks; choose from "
                 f"{', '.join(training_kinds())}"
             )
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter. Effective weight: W + (alpha / r) B A; the two variants can be combined."""
+    """The adapter. Effective weight: W + (alpha / r) B A; --use_rslora and --use_dora can be combined."""
 
     lora_targets: str = field(
         default="all-linear",
@@ -174,7 +180,7 @@ class LoraOptions:
     lora_alpha: int = field(default=32, metadata={"help": "Scale; the update is multiplied by alpha / r."})
     train_connector: bool = field(
         default=False,
-        metadata={"help": "Train the connector between tower and language model in full beside the LoRA."},
+        metadata={"help": "Also train the connector between tower and language model, in full."},
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
     use_rslora: bool = field(
@@ -185,7 +191,9 @@ class LoraOptions:
     )
     use_dora: bool = field(
         default=False,
-        metadata={"help": "Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353); slower."},
+        metadata={
+            "help": "Train each output's magnitude separately from its direction (DoRA, arXiv 2402.09353); slower."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -195,7 +203,7 @@ class LoraOptions:
             )
         check_at_least(self, 1, "lora_r", "lora_alpha", "lora_last_layers")
         if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"--lora_dropout {self.lora_dropout}: give a part from 0 to below 1")
+            raise UserError(f"--lora_dropout {self.lora_dropout}: give a fraction from 0 to below 1")
 
 
 def _has_cuda() -> bool:
@@ -206,52 +214,56 @@ def _has_cuda() -> bool:
 
 @dataclass
 class TrainOptions(_Base):
-    """The Trainer: other defaults than transformers' TrainingArguments, of which it takes every flag.
+    """The Trainer. Takes every flag of transformers' TrainingArguments, with some other defaults.
 
-    A unit of `per_device_train_batch_size` is two images: an unaltered one and its counterpart. What a run is given is
-    a `TrainArguments`, which has the fields of both.
+    A unit of `per_device_train_batch_size` is two images: an unaltered one and its counterpart. A run gets a
+    `TrainArguments`, which has the fields of both classes.
     """
 
     replaced: ClassVar[Mapping[str, str]] = {
-        "evaluation_strategy": "it is --eval_strategy in transformers 5",
-        "gpus": "the launcher has it: accelerate launch --num_processes N",
-        "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR has it in transformers 5",
-        "lr": "it is --learning_rate",
-        "no_cuda": "it is --use_cpu in transformers 5",
+        "evaluation_strategy": "use --eval_strategy (transformers 5)",
+        "gpus": "use the launcher: accelerate launch --num_processes N",
+        "logging_dir": "use the environment variable TENSORBOARD_LOGGING_DIR (transformers 5)",
+        "lr": "use --learning_rate",
+        "no_cuda": "use --use_cpu (transformers 5)",
         "overwrite_output_dir": "nothing is overwritten: give another --output_dir, or remove the folder",
-        "warmup_ratio": "it is --warmup_steps in transformers 5, which below 1 is a part of all steps",
+        "warmup_ratio": "use --warmup_steps (transformers 5); a value below 1 is a fraction of all steps",
     }
-    metrics: ClassVar[Sequence[str]] = SCORES  # what --metric_for_best_model may be; empty: anything
+    metrics: ClassVar[Sequence[str]] = SCORES  # allowed values of --metric_for_best_model; empty: any
 
     output_dir: str | None = field(default=None, metadata={"help": "The run directory. Default: runs/RECIPE."})
     per_device_train_batch_size: int = field(
-        default=4, metadata={"help": "Units of two images (a photo and its twin) in a step, per device."}
+        default=4, metadata={"help": "Units of two images (a photo and its twin) per step and device."}
     )
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images scored at once, per device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images per validation batch and device."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or below 1 a part of all steps."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up steps; a value below 1 is a fraction of all steps."}
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs."})
-    logging_steps: float = field(default=1, metadata={"help": "Log the loss every so many steps."})
-    # Zeros in place of a NaN would hide a run that has failed.
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN and infinite losses out of the log."}
-    )
+    logging_steps: float = field(default=1, metadata={"help": "Log the loss every N steps."})
+    # Zeros instead of NaN would hide a failed run.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Omit NaN and infinite losses from the log."})
     eval_strategy: Literal["no", "steps", "epoch"] = field(
-        default="epoch", metadata={"help": "When to score the validation split."}
+        default="epoch", metadata={"help": "When to run validation."}
     )
     save_strategy: Literal["no", "steps", "epoch", "best"] = field(
-        default="epoch", metadata={"help": "When to write a checkpoint."}
+        default="epoch", metadata={"help": "When to save a checkpoint."}
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep; the best is always kept."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint, not the last."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints to keep; the best is always kept."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Load the best checkpoint at the end, not the last."}
+    )
     metric_for_best_model: str | None = field(
         default="score",
         metadata={"help": "score (mean of AUROC and balanced accuracy), auroc, balanced_accuracy, log_loss."},
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after this many validations without a better score. Default: never."}
+        default=None, metadata={"help": "Stop after this many validations without improvement. Default: never."}
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] | None = field(
         default=None,
@@ -260,14 +272,14 @@ class TrainOptions(_Base):
             "in it, which on a CPU is measured. Default: what --bf16 and --fp16 say."
         },
     )
-    # Every adapter takes part in every step, and looking for those that do not costs time.
+    # All adapters are used in every step, and searching for unused parameters costs time.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
     report_to: str | list[str] | None = field(
         default_factory=lambda: "tensorboard" if find_spec("tensorboard") else "none",
         metadata={"help": "tensorboard (the default where it is installed), wandb, ..., or none."},
     )
     dataloader_pin_memory: bool = field(
-        default_factory=_has_cuda, metadata={"help": "Pin batches in memory. Default: where CUDA is."}
+        default_factory=_has_cuda, metadata={"help": "Pin batches in memory. Default: if CUDA is available."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: examples have no columns."})
     fit_head: bool = field(
@@ -280,7 +292,9 @@ class TrainOptions(_Base):
     seed: int = field(default=0, metadata={"help": "Seed of every draw."})
     seeds: list[int] = field(
         default_factory=list,
-        metadata={"help": "Train once for each of these, in folders of --output_dir; mean and spread in seeds.json."},
+        metadata={
+            "help": "Train once per seed, in subfolders of --output_dir; seeds.json has mean and standard deviation."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -296,11 +310,13 @@ class TrainOptions(_Base):
         if self.num_train_epochs <= 0:
             raise UserError(f"--num_train_epochs {self.num_train_epochs:g}: give more than 0")
         if not 0 <= self.label_smoothing_factor < 1:
-            raise UserError(f"--label_smoothing_factor {self.label_smoothing_factor}: give a part from 0 to below 1")
+            raise UserError(
+                f"--label_smoothing_factor {self.label_smoothing_factor}: give a fraction from 0 to below 1"
+            )
         if self.train_sampling_strategy != "random":
             raise UserError(
-                f"--train_sampling_strategy {self.train_sampling_strategy}: an epoch's units come in an order of its "
-                "own, in which both classes are in every batch; leave it out"
+                f"--train_sampling_strategy {self.train_sampling_strategy}: units have their own "
+                "order, with both classes in every batch; omit it"
             )
         flags: dict[str, Any] = self.__dict__
         for name, value in flags.items():
@@ -311,9 +327,12 @@ class TrainOptions(_Base):
                     raise UserError(f"--{name} {value}: not JSON ({error})") from error
         if self.mixed_precision:
             self._set_precision(self.mixed_precision)
-        if (word := str(flags["fsdp"]).lower()) in ("true", "false"):  # transformers knows words of old alone
+        if (word := str(flags["fsdp"]).lower()) in (
+            "true",
+            "false",
+        ):  # older versions of transformers accept only these names
             flags["fsdp"] = word == "true"
-        # The flag has a new name from transformers 5.20 on, which says so in a warning; both names do.
+        # transformers 5.20 renamed the flag and warns about the old name; both names work here.
         if "activation_checkpointing" in flags and flags["activation_checkpointing"] is None:
             flags["activation_checkpointing"] = flags["gradient_checkpointing"]
         metric = str(self.metric_for_best_model).removeprefix("eval_")

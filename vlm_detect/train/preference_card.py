@@ -1,4 +1,4 @@
-"""The model card of a run of preference tuning: what was preferred to what, and what came of it."""
+"""The model card of a run of preference tuning: its preferences and its results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ tags: [vlm-detect, ai-generated-image-detection, lora, dpo, trl]
 
 # AI-image detector: explanations tuned by preference, from {model}
 
-Says whether an image is AI-generated and what speaks for it. A LoRA on {base_model}, tuned by DPO (arXiv 2305.18290)
-with TRL to prefer explanations that were checked to the same with a fault. Made with vlm-detect by
+Says whether an image is AI-generated and why. A LoRA on {base_model}, tuned by DPO (arXiv 2305.18290)
+with TRL to prefer checked explanations to the same with a fault. Made with vlm-detect by
 
     {command}
 
@@ -27,13 +27,13 @@ with TRL to prefer explanations that were checked to the same with a fault. Made
 
 ## Data
 
-`{data}`: {count} preferences, made from its reasons by seed {seed}; no annotator. What is chosen was measured, planted
-or checked; what is rejected has a fault:
+`{data}`: {count} preferences, made from its reasons by seed {seed}; no annotator. Chosen explanations were measured,
+planted or checked; rejected ones have a fault:
 
 {fault_table}
 
-Faults that need a false sentence take one that the image's own pixels, or the record of its edit, contradict. Every
-preference stands in `preferences.parquet`.
+Faults that need a false sentence take one that the image's own pixels, or the record of its edit, contradict. All
+preferences are in `preferences.parquet`.
 
 ## Validation
 
@@ -41,15 +41,14 @@ preference stands in `preferences.parquet`.
 
 ## Limits
 
-A preference teaches which of two explanations to give and not how to see: an explanation can still be wrong, and
-`vlm-detect chat` holds each of its sentences against the pixels where that can be done. The verdict is evidence, not
-proof.
+A preference teaches which of two explanations to give, not how to see: an explanation can still be wrong, and
+`vlm-detect chat` checks its sentences against the pixels where possible. The verdict is evidence, not proof.
 """
 _FOLLOWED = """On preferences of the validation split: the share in which the chosen explanation has become likelier
 than the rejected one, against the model as it was, and by how many nats times beta; with them the verdicts.
 
 {table}"""
-_UNVALIDATED = "There was nothing to validate on: this is the last checkpoint."
+_UNVALIDATED = "There was no validation data: this is the last checkpoint."
 _COLUMNS = {
     "eval_loss": "loss",
     "eval_rewards/accuracies": "preferred",
@@ -62,7 +61,7 @@ _COLUMNS = {
 def write_preference_card(
     run: RunDirectory, base_model: str, faults: Mapping[str, int], history: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write `README.md` into the run directory, of the Trainer's log history."""
+    """Write `README.md` into the run directory, from the Trainer's log history."""
     validation = _UNVALIDATED
     if table := _epochs(history):
         names = ["epoch", *_COLUMNS.values()]
@@ -82,7 +81,7 @@ def write_preference_card(
 
 
 def _epochs(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A line an evaluation; the Trainer logs the preferences and the verdicts of one in two entries."""
+    """One line per evaluation; the Trainer logs the preferences and the verdicts of an evaluation in two entries."""
     merged: dict[float, dict[str, Any]] = {}
     for entry in history:
         if any(name in entry for name in _COLUMNS):

@@ -1,4 +1,4 @@
-"""The program of preference tuning: `prefer`, from the reasons of a dataset to the adapter that stays."""
+"""The program of preference tuning: `prefer`, from the reasons of a dataset to the final adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PREFERENCES = "preferences.parquet"
 
 
 def prefer(options: PreferenceRun) -> None:
-    """One run: what is read, what is made of it, what learns, and what stays."""
+    """One run: data, preferences, model, training, results."""
     training = options.training
     with training.main_process_first(desc="the dataset"):
         opened = open_dataset(options.data.data)
@@ -44,7 +44,7 @@ def prefer(options: PreferenceRun) -> None:
     if run.finished:
         return
 
-    # The model: a run whose adapter goes on learning, or a model that gets a new adapter.
+    # The model: a run whose adapter continues training, or a model that gets a new adapter.
     held = loading(options.model, training.device)
     vlm = load_vlm(source.name, revision=source.revision, device=training.device, **held)
     if isinstance(vlm.model, PeftModel):
@@ -52,7 +52,7 @@ def prefer(options: PreferenceRun) -> None:
     else:
         tune(vlm, options.model, options.lora, training.seed)
 
-    # The preferences of the training split, and of the validation split where there is one with reasons.
+    # The preferences of the training split, and of the validation split if it has reasons.
     quiet = training.process_index > 0
     splits = {
         name: _first(usable(opened[name], options.data.data, vlm, quiet=quiet), limit)
@@ -87,14 +87,14 @@ def prefer(options: PreferenceRun) -> None:
 
 
 def go_on_learning(vlm: VLM, options: PreferenceRun) -> None:
-    """Make the adapter that a run was loaded with learn again."""
-    vlm.model.set_adapter("default")  # which was loaded to be used
+    """Make the adapter of a loaded run trainable."""
+    vlm.model.set_adapter("default")  # it was loaded for inference
     trained, everything = vlm.model.get_nb_trainable_parameters()
-    print(f"the LoRA of {options.model.model} goes on: {trained:,} of {everything:,} parameters are trained")
+    print(f"continuing the LoRA of {options.model.model}: {trained:,} of {everything:,} parameters are trained")
 
 
 def make(options: PreferenceRun, rows: Dataset) -> Dataset:
-    """The preferences of one split, and how many there are."""
+    """The preferences of one split; prints their number."""
     calibration = MeasureCalibration.load(Path(options.data.data))
     made = make_preferences(rows, options.data.data, calibration, options.preferences, options.training.seed)
     if options.training.process_index == 0:
@@ -104,7 +104,7 @@ def make(options: PreferenceRun, rows: Dataset) -> Dataset:
 
 
 def without_validation(options: PreferenceRun) -> None:
-    """Set the flags so that nothing is scored and the last checkpoint stays."""
+    """Set the flags so that validation is off and the last checkpoint is kept."""
     if options.training.early_stopping_patience is not None:
         raise UserError("--early_stopping_patience needs a validation split")
     options.training.eval_strategy = IntervalStrategy.NO
@@ -133,7 +133,7 @@ def finish(
     if can_fit_head(trainer, options.training):
         head = fit_at_end(trainer.vlm, run.path, rows, options.data.data, validation, odds)
     if measures := MeasureCalibration.load(Path(options.data.data)):
-        measures.save(run.path)  # explanations are held against it wherever the run is asked
+        measures.save(run.path)  # explanations of the run are checked against it
     history = trainer.state.log_history
     write_preference_card(run, adapter_base(run.path), counts_of(learned), history)
     title = f"Preferences: {run.path.name}"
@@ -141,11 +141,11 @@ def finish(
     run.write("finished", validation=scores | _last(history), head=head)
     if options.training.push_to_hub:
         publish(run.path, trainer.hub_model_id, options.training.hub_token)
-    print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
+    print(f"{run.path}: done. Try it: vlm-detect chat --model {run.path} IMAGE")
 
 
 def _last(history: list[dict[str, float]]) -> dict[str, float]:
-    """The preference figures of the last evaluation."""
+    """The preference metrics of the last evaluation."""
     names = {"eval_rewards/accuracies": "preferred", "eval_rewards/margins": "margin"}
     found = next((entry for entry in reversed(history) if "eval_rewards/margins" in entry), {})
     return {name: found[key] for key, name in names.items() if key in found}

@@ -1,4 +1,4 @@
-"""The command line of preference tuning: everything that a run can be told, from YAML and flags."""
+"""The command line of preference tuning: all options of a run, from YAML and flags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreferenceRun:
-    """Everything that a run of preference tuning can be told."""
+    """All options of preference tuning."""
 
     model: PreferenceModel
     data: PreferenceData
@@ -37,7 +37,10 @@ class PreferenceRun:
         trainer = Deferred(PreferenceTraining, _arguments, trainer_flags, PreferenceTraining.replaced)
         groups: list[Any] = [PreferenceModel, PreferenceData, PreferenceOptions, LoraOptions, trainer]
         options = cls(*parse_config(groups, argv, doc=doc))
-        from vlm_detect.machine import keep_freed_memory, use_cpu_cores  # late: with torch, which --help does without
+        from vlm_detect.machine import (
+            keep_freed_memory,
+            use_cpu_cores,
+        )  # lazy: imports torch, which --help does not need
 
         use_cpu_cores(options.data.cpu_threads)
         if options.training.device.type == "cpu":
@@ -49,7 +52,7 @@ class PreferenceRun:
         return [self.model, self.data, self.preferences, self.lora, self.training]
 
     def with_seed(self, seed: int) -> PreferenceRun:
-        """The same for one of several seeds."""
+        """The options of one of several seeds."""
         return replace(self, training=seeded(self.training, seed))
 
 

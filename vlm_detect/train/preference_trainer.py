@@ -1,7 +1,7 @@
-"""TRL's DPOTrainer on a VLM of any family, with the order, progress and endings of the other recipes.
+"""TRL's DPOTrainer for VLMs of any family, with the data order, progress and error handling of the other recipes.
 
-The ids of a question and of its answers are those of training and use (`VLM.question_ids`, `answer_ids`), not those of
-a text that a processor tokenizes anew. The reference is the model as it was given: TRL holds a frozen copy of its
+The ids of a question and of its answers are those of training and inference (`VLM.question_ids`, `answer_ids`), not
+those of a text that a processor tokenizes again. The reference is the initial model: TRL keeps a frozen copy of its
 adapter.
 """
 
@@ -34,20 +34,21 @@ from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.usable import context_of
 from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
 
-METRICS = {"rewards/accuracies": "preferred", "rewards/margins": "margin"}  # TRL's names of what is printed
+METRICS = {"rewards/accuracies": "preferred", "rewards/margins": "margin"}  # TRL's names of the printed metrics
 
 
 @dataclass
 class PreferenceArguments(PreferenceTraining, DPOConfig):
-    """What the Trainer is given. A class of a module, so that the Trainer can store it."""
+    """The Trainer's arguments. A module-level class, so that the Trainer can pickle it."""
 
 
 @dataclass(frozen=True)
 class PreferenceCollator:
-    """Preferences to a batch: the images as `VLM.prepare` gives them, and rows of [image prefix, question, answer].
+    """Turns preferences into a batch: the images as prepared by `VLM.prepare`, and rows of [image prefix, question,
+    answer].
 
     The rows (2 * B, S) are those of `vlm_detect.models.rows`, the chosen answers first, then the rejected ones;
-    `row_images` (2 * B,) says which image each of them has.
+    `row_images` (2 * B,) is the image of each row.
     """
 
     vlm: VLM
@@ -55,13 +56,13 @@ class PreferenceCollator:
     max_length: int
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to worker processes that are not forked: all but the weights, which they do not need."""
+        """State for spawned worker processes: everything except the weights, which they do not need."""
         reader: Any = copy.copy(self.vlm)
         reader.model = None
         return {**vars(self), "vlm": reader}
 
     def image(self, preference: Mapping[str, Any]) -> StoredImage:
-        """The image that a preference is about."""
+        """The image of a preference."""
         return image_of(self.rows, preference)
 
     def __call__(self, preferences: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -76,8 +77,8 @@ class PreferenceCollator:
                 asked = Answered(self.vlm.question_ids(one["prompt"]), self.vlm.answer_ids(one[answer]))
                 if len(prefix) + len(asked) > self.max_length:
                     raise UserError(
-                        f"{images[i].name}: its explanation takes {len(asked)} tokens behind an image of "
-                        f"{len(prefix)}, and the model's context holds {self.max_length}: leave that row out"
+                        f"{images[i].name}: its explanation takes {len(asked)} tokens after an image of "
+                        f"{len(prefix)}, and the model's context has {self.max_length}: remove that row"
                     )
                 rows.append(Row())
                 rows[-1].add(i, prefix, [asked])
@@ -96,14 +97,14 @@ def model_inputs(vlm: VLM, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class IndexOrder(EpochSampler):
-    """The same order of indices for a dataset whose items do not depend on the epoch."""
+    """The epoch-dependent order for a dataset whose items do not depend on the epoch."""
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         return (index for _, index in super().__iter__())
 
 
 class PreferenceProgress(Progress):
-    """Adds to a line how many preferences are followed, and by what margin."""
+    """Adds the accuracy and margin of the preferences to a progress line."""
 
     def step_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         said = "  ".join(f"{name} {logs[key]:.3f}" for key, name in METRICS.items() if key in logs)
@@ -124,13 +125,13 @@ class PreferenceProgress(Progress):
 
 
 class PreferenceTrainer(RecipeTrainer, DPOTrainer):
-    """Tunes a VLM, whose model has a LoRA, by preferences; after each epoch held-out ones and verdicts are scored.
+    """Tunes a VLM with a LoRA on preferences; after each epoch held-out preferences and verdicts are scored.
 
     Args:
-        vlm: the family adapter; its adapter is what learns.
-        preferences, rows: what `make_preferences` made, and the split that it was made of.
-        held_out, held_out_rows: the same of the validation split, or None.
-        validation: images whose verdicts are scored beside, or None.
+        vlm: the family wrapper; its LoRA is trained.
+        preferences, rows: the output of `make_preferences`, and the split that it was made from.
+        held_out, held_out_rows: the same for the validation split, or None.
+        validation: images whose verdicts are also scored, or None.
     """
 
     memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
@@ -147,11 +148,11 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         validation: ValidationSet | None = None,
     ) -> None:
         if not isinstance(vlm.model, PeftModel):
-            raise UserError(f"{vlm.name} has no LoRA, by which preferences are learned: add one first")
+            raise UserError(f"{vlm.name} has no LoRA, which preference tuning needs: add one first")
         if isinstance(vlm, ChatVLM) and vlm.prefix_lm:
             raise UserError(
-                f"{vlm.name} reads a question and its answer in both directions unless it is given labels, which TRL's "
-                "trainer does not: give another model"
+                f"{vlm.name} uses bidirectional attention unless it is given labels, which TRL's "
+                "trainer does not do: choose another model"
             )
         self.vlm = vlm
         self.validation = validation
@@ -203,10 +204,10 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         return validation_odds(self.vlm, self.validation, self.args)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None of TRL's own, which it writes into every checkpoint's folder; the recipe writes one at the end."""
+        """Skip TRL's model card, written into every checkpoint; the recipe writes one at the end."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter that learned, without its reference, and the processor."""
+        """Save the trained adapter, without its reference, and the processor."""
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
@@ -216,6 +217,6 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
 
 
 def _named(preferences: Dataset, split: str) -> Dataset:
-    """With the split that its rows count in, and the column by which TRL knows a dataset with images."""
+    """Add the split of its rows, and the column by which TRL recognizes a dataset with images."""
     names = [split] * len(preferences)
     return preferences.add_column("split", names).add_column("image", list(range(len(preferences))))

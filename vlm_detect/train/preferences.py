@@ -1,10 +1,10 @@
-"""Preferences made from a dataset with reasons: for an image a checked explanation, and the same with a fault.
+"""Build preferences from a dataset with reasons: per image a checked explanation, and the same with a fault.
 
     preferences = make_preferences(split, name, calibration, options, seed=0)     # PREFERENCE_FEATURES
     image_of(split, preferences[0])
 
-No annotator: what is chosen was measured, planted or checked, what is rejected is made false (`faults.py`). An image is
-known by its row in the split and its column, and stays where it is.
+No annotator is needed: chosen explanations were measured, planted or checked, rejected ones are made false
+(`faults.py`). An image is referenced by its row in the split and its column, not copied.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ PREFERENCE_FEATURES = Features(
         "fault": Value("string"),
     }
 )
-# Every explanation can have these faults. For half of the images they come last, or hardly others would be left.
+# Every explanation can have these faults. For half of the images they come last, or they would crowd out the others.
 ALWAYS_POSSIBLE = ("omitted", "other_verdict")
-_REMEDY = "add some with vlm-detect add-reasons {name} --out OTHER, and give OTHER"
+_REMEDY = "add reasons with vlm-detect add-reasons {name} --out OTHER, and use OTHER"
 
 
 def make_preferences(
     rows: Dataset, name: str, calibration: MeasureCalibration | None, options: PreferenceOptions, seed: int = 0
 ) -> Dataset:
-    """The preferences of one split; what is sampled for an image depends on (seed, its bytes) alone.
+    """The preferences of one split; random choices for an image depend only on (seed, its bytes).
 
-    UserError where no image has a checked reason.
+    Raises UserError where no image has a checked reason.
     """
     rows = undecoded(rows)
     explained = list(_with_reasons(rows, name))
     if not explained:
-        raise UserError(f"{name}: no image has a checked reason to prefer; {_REMEDY.format(name=name)}")
+        raise UserError(f"{name}: no image has a checked reason; {_REMEDY.format(name=name)}")
     pools: dict[Label, list[Reason]] = {}
     for one in explained:
         pools.setdefault(one.label, []).extend(one.reasons)
@@ -64,7 +64,7 @@ def make_preferences(
 
 
 class _WithReasons(NamedTuple):
-    """Where an image stands, and its checked reasons, the strongest first."""
+    """The location of an image, and its checked reasons, strongest first."""
 
     row: int
     column: str
@@ -86,7 +86,7 @@ def _with_reasons(rows: Dataset, name: str) -> Iterator[_WithReasons]:
             reasons = [Reason.from_row(one) for one in row[of_reasons] or []]
             reasons = [reason for reason in reasons if reason.checked_by and reason.supports == label]
             key = StoredImage.of(row[column], cell_name(i, column)).sha256
-            if reasons and key not in seen:  # a photo stands in one row for each of its twins
+            if reasons and key not in seen:  # a photo has one row for each of its twins
                 seen.add(key)
                 yield _WithReasons(i, column, label, tuple(reasons))
 
@@ -125,11 +125,11 @@ def _preferences(
 
 
 def counts_of(preferences: Dataset) -> dict[str, int]:
-    """How many preferences there are of each fault."""
+    """The number of preferences of each fault."""
     return dict(sorted(Counter(preferences["fault"]).items()))
 
 
 def image_of(rows: Dataset, preference: Mapping[str, Any]) -> StoredImage:
-    """The image that a preference is about; `rows` is the undecoded split that it was made of."""
+    """The image of a preference; `rows` is the undecoded split that it was made from."""
     row, column = preference["row"], preference["column"]
     return StoredImage.of(rows.select_columns([column])[row][column], cell_name(row, column))

@@ -1,9 +1,9 @@
-"""The training program that the recipes share: `finetune`, from the data to the adapter that stays.
+"""The training program shared by the recipes: `finetune`, from the data to the final adapter.
 
     options = Options.parse(argv, doc=__doc__, training=MyDefaults)     # a recipe is its defaults
     each_seed(options, finetune)
 
-`finetune` reads from top to bottom; the steps that it names follow it, in its order.
+`finetune` reads from top to bottom; its steps follow in the same order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from vlm_detect.train.validation import ValidationSet, scores_of
 
 
 def finetune(options: Options) -> None:
-    """One run: what a recipe does, whatever its model."""
+    """One training run, for any model."""
     training = options.training
 
     # The data, and whether this run was begun or finished before.
@@ -53,7 +53,7 @@ def finetune(options: Options) -> None:
     if run.finished:
         return
 
-    # The model, and what of it learns: a LoRA around its linear layers, or the whole language model.
+    # The model, and its trained part: a LoRA around its linear layers, or the complete language model.
     held = loading(options.model, training.device)
     vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
     tune(vlm, options.model, options.lora, training.seed)
@@ -63,13 +63,13 @@ def finetune(options: Options) -> None:
     trainer = make_trainer(options, vlm, data)
     train(trainer, run)
 
-    # What stays: the adapter and the processor, the calibration, the card, and last the mark that all of it is there.
+    # Results: the adapter and the processor, the calibration, the card, and finally the mark of completion.
     finish(trainer, run, options, data)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split and the units sampled from it, and the validation images, if there are any."""
+    """The training split and the units sampled from it, and the validation images, if any."""
 
     names: list[str]
     parts: list[Dataset]  # the training splits: of `--data`, then of `--mix`
@@ -106,7 +106,7 @@ def open_data(options: Options, base: ResolvedModel) -> TrainingData:
         train_without_validation(training)
     if "explain" in options.questions.question_kinds and not has_reasons(rows) and training.process_index == 0:
         print(
-            f"{name}: has no reasons, so explanations learn only an image's origin, which follows from its label; "
+            f"{name}: has no reasons, so explanations are trained only to state the origin (from the label); "
             f"add reasons with vlm-detect add-reasons {name} --out {name.rstrip('/')}_reasons"
         )
     others = [open_training(other, options.data.limit) for other in options.data.mix]
@@ -114,15 +114,15 @@ def open_data(options: Options, base: ResolvedModel) -> TrainingData:
 
 
 def train_without_validation(training: TrainOptions) -> None:
-    """Set the flags so that nothing is scored and the last checkpoint stays."""
+    """Set the flags so that validation is off and the last checkpoint is kept."""
     if training.early_stopping_patience is not None:
-        raise UserError("--early_stopping_patience needs images to validate on: name some with --validation DATASET")
+        raise UserError("--early_stopping_patience needs validation images: give --validation DATASET")
     training.eval_strategy = IntervalStrategy.NO
     training.do_eval = training.load_best_model_at_end = False
 
 
 def readable(options: Options, vlm: VLM, data: TrainingData) -> TrainingData:
-    """The same data without what the model cannot read; what is left out is printed."""
+    """The data without what the model cannot read; prints what is skipped."""
     quiet = options.training.process_index > 0
     parts = [usable(part, name, vlm, quiet=quiet) for name, part in zip(data.names, data.parts, strict=True)]
     held = data.validation_rows
@@ -144,23 +144,23 @@ def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDi
 
 
 def open_run_directory(training: TrainOptions, groups: Sequence[Any], **facts: Any) -> RunDirectory:
-    """The run directory; says so where the run in it is finished."""
+    """The run directory; prints a message if the run in it is finished."""
     given = training.resume_from_checkpoint
     if given and (damage := checkpoint_damage(Path(given))):
         raise UserError(
-            f"--resume_from_checkpoint {given}: no whole checkpoint ({damage}); without it the run's newest is taken"
+            f"--resume_from_checkpoint {given}: no complete checkpoint ({damage}); omit it to use the run's newest one"
         )
     run = RunDirectory.open(training.output_dir, groups, **facts, processes=training.world_size)
     if run.finished:
-        print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
+        print(f"{run.path}: this run is finished, nothing is left to do (give another --output_dir to train again)")
     return run
 
 
 def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrainer:
-    """The Trainer, reading cached image embeddings where `--cache_features` asks for them.
+    """The Trainer, which reads cached image embeddings with `--cache_features`.
 
     Raises:
-        UserError: for quantised weights with FSDP, which leaves them whole and cannot read its checkpoints back.
+        UserError: for quantised weights with FSDP, which does not shard them and cannot load its checkpoints again.
     """
     features = None
     if options.data.cache_features:
@@ -183,15 +183,15 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
     )
     if options.model.quantize and trainer.is_fsdp_enabled:
         raise UserError(
-            f"--quantize {options.model.quantize} does not go with FSDP, which cannot read such a checkpoint back: "
-            "leave one of them out (config accelerate_ddp)"
+            f"--quantize {options.model.quantize} does not work with FSDP, which cannot load such a checkpoint again: "
+            "drop one of them (config accelerate_ddp)"
         )
     return trainer
 
 
 def train(trainer: DetectorTrainer, run: RunDirectory) -> None:
-    """Train, from the last checkpoint where there is one. After each epoch the validation split is scored; at the end
-    the best checkpoint is loaded."""
+    """Train, resuming from the last checkpoint if there is one. After each epoch the validation split is scored; at the
+    end the best checkpoint is loaded."""
     if trainer.is_world_process_zero():
         run.write("running")
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint or run.checkpoint)
@@ -211,7 +211,7 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         if can_fit_head(trainer, options.training) and not options.questions.shuffle_labels:
             head = fit_at_end(trainer.vlm, run.path, data.parts[0], data.names[0], data.validation, odds)
         if measures := MeasureCalibration.load(Path(data.names[0])):
-            measures.save(run.path)  # explanations are held against it wherever the run is asked
+            measures.save(run.path)  # explanations of the run are checked against it
         history = trainer.state.log_history
         write_card(run, data.parts, len(data.units), options.questions, history, scores=scores, scored_images=len(odds))
         command = " ".join(command_line())
@@ -219,7 +219,7 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
         run.write("finished", validation=scores, head=head)
         if options.training.push_to_hub:
             publish(run.path, trainer.hub_model_id, options.training.hub_token)
-        print(f"{run.path}: done. Ask it: vlm-detect chat --model {run.path} IMAGE")
+        print(f"{run.path}: done. Try it: vlm-detect chat --model {run.path} IMAGE")
 
 
 def can_fit_head(trainer: RecipeTrainer, training: TrainOptions) -> bool:
@@ -230,13 +230,13 @@ def can_fit_head(trainer: RecipeTrainer, training: TrainOptions) -> bool:
 
 
 def publish(folder: Path, repository: str, token: str | None) -> None:
-    """Upload what a run leaves, its checkpoints apart, to a Hub repository that the Trainer has made."""
+    """Upload the results of a run, without its checkpoints, to the Hub repository created by the Trainer."""
     leave_out = ["checkpoint-*", "checkpoint-*/**"]
     try:
         upload_folder(repo_id=repository, folder_path=folder, token=token, ignore_patterns=leave_out)
-    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+    except Exception as error:  # the Hub client raises the errors of its HTTP library, which varies
         raise UserError(
-            f"the run is finished and stands in {folder}, but could not be uploaded ({error}): "
+            f"the run is finished and saved in {folder}, but uploading it failed ({error}): run "
             f"hf upload {repository} {folder} --exclude 'checkpoint-*'"
         ) from error
     print(f"https://huggingface.co/{repository}: uploaded")

@@ -1,4 +1,4 @@
-"""What a run says while it runs: one line a logging step, with speed, time left and peak memory."""
+"""Progress of a run: one line per logging step, with speed, remaining time and peak memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 @dataclass
 class Counts:
-    """What this process has trained on since it started."""
+    """Counts of the training data of this process since it started."""
 
     images: int = 0
     questions: int = 0
-    tokens: int = 0  # after the image prefixes
+    tokens: int = 0  # excluding image prefixes
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count a batch of `Collator`."""
@@ -30,9 +30,9 @@ class Counts:
 
 
 class Progress(TrainerCallback):
-    """Prints the loss as it is logged, and the validation scores; speeds are those of this process since it started.
+    """Prints the logged loss and the validation scores; speeds are of this process since it started.
 
-    Time spent on validation and checkpoints counts for the time left and not for the speeds.
+    Time spent on validation and checkpoints counts in the remaining time but not in the speeds.
     """
 
     def __init__(self, counts: Counts) -> None:
@@ -94,7 +94,7 @@ class Progress(TrainerCallback):
 
 
 def peak_memory_gb() -> float:
-    """The most memory held so far, in GB (10^9 bytes): of the accelerator where there is one, else of the process."""
+    """Peak memory so far, in GB (10^9 bytes): of the accelerator if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux

@@ -3,8 +3,8 @@
     vlm-detect calibrate runs/moondream_lora --data data/mine                     # real and generated images
     vlm-detect calibrate runs/moondream_lora --data photos/ --max_fpr 0.01        # photos alone: a promised rate
 
-A probability is as good as the images it was fitted on are like those it is used on. The test split is refused: what a
-threshold was chosen on can no longer measure it.
+A calibration is valid only for images like those it was fitted on. The test split is rejected: images that chose a
+threshold cannot also evaluate it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vlm_detect.stats.promise import check_photos, percent
 from vlm_detect.train.data import data_hashes
 from vlm_detect.train.validation import ValidationSet, scores_of
 
-_BATCH = 16  # images read at once
+_BATCH = 16  # images per batch
 
 
 @dataclass
@@ -61,7 +61,9 @@ def recalibrate(
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory; give the --output_dir of a recipe")
     if split == "test":
-        raise UserError("--split test: a threshold chosen on the test images is not measured by them; use validation")
+        raise UserError(
+            "--split test: a threshold chosen on the test images cannot be evaluated on them; use validation"
+        )
     default = "validation" if max_fpr is None or _was_trained_on(run, data) else None
     images = known_images(data, split=split, default=default, limit=limit)
     if max_fpr is not None:

@@ -1,6 +1,6 @@
-"""What the Trainers of VLMs and CNNs share: an order of their own, plain progress, one clear line for what ends a run.
+"""Shared by the Trainers of VLMs and CNNs: their own data order, plain progress, one-line errors.
 
-transformers' Trainer does the rest. `compute_loss` and `evaluate` are the subclasses' own.
+transformers' Trainer does the rest. Subclasses implement `compute_loss` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class EpochOrder(Protocol):
 
 
 class RecipeTrainer(Trainer):
-    """A Trainer that follows `sampler`, prints `progress`, and ends in one line where it cannot go on.
+    """A Trainer that follows `sampler`, prints `progress`, and fails with a one-line error.
 
-    `options` go to the Trainer. `memory_remedies` are the flags, beside a smaller batch, that save memory here.
+    `options` go to the Trainer. `memory_remedies` are the flags, other than a smaller batch, that save memory here.
     """
 
     control: TrainerControl
@@ -51,9 +51,9 @@ class RecipeTrainer(Trainer):
         self.sampler = sampler
         self.progress = progress
         self.counts = progress.counts
-        with refused_flags(args):  # transformers names them itself
+        with refused_flags(args):  # transformers reports them itself
             super().__init__(args=args, callbacks=[FollowEpochs(sampler)], **options)
-        for callback in (ProgressCallback, PrinterCallback):  # whichever --disable_tqdm chose
+        for callback in (ProgressCallback, PrinterCallback):  # depends on --disable_tqdm
             self.remove_callback(callback)
         self.add_callback(progress)
         if args.early_stopping_patience is not None:
@@ -82,12 +82,12 @@ class RecipeTrainer(Trainer):
     def init_hf_repo(self, *args: Any, **options: Any) -> None:
         try:
             super().init_hf_repo(*args, **options)
-        except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+        except Exception as error:  # the Hub client raises the errors of its HTTP library, which varies
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
-            raise UserError(f"--push_to_hub: no repository {name} can be made on the Hub: {error}") from error
+            raise UserError(f"--push_to_hub: cannot create the repository {name} on the Hub: {error}") from error
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; ended by SIGTERM it raises KeyboardInterrupt, a checkpoint having been saved."""
+        """As the Trainer's; on SIGTERM it saves a checkpoint and raises KeyboardInterrupt."""
         with told_in_one_line(self, self.memory_remedies):
             output = super().train(*args, **kwargs)
         if self.termination.received:
@@ -95,7 +95,7 @@ class RecipeTrainer(Trainer):
         return output
 
     def check_loss(self, loss: torch.Tensor) -> None:
-        """Raise UserError unless the loss is a number."""
+        """Raise UserError if the loss is non-finite."""
         if not torch.isfinite(loss.detach()):
             raise UserError(
                 f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run is stopped and its last "
@@ -103,7 +103,7 @@ class RecipeTrainer(Trainer):
             )
 
     def publish_scores(self, scores: Mapping[str, float], images: int, started: float, prefix: str) -> dict[str, float]:
-        """Log validation scores, which choose the best checkpoint; `started` is a time of `time.perf_counter`."""
+        """Log validation scores, which select the best checkpoint; `started` is a time of `time.perf_counter`."""
         metrics = {f"{prefix}_{name}": value for name, value in scores.items()}
         metrics |= {f"{prefix}_images": images, f"{prefix}_seconds": round(time.perf_counter() - started, 3)}
         self.log(metrics)
@@ -112,7 +112,7 @@ class RecipeTrainer(Trainer):
 
 
 class Patience(EarlyStoppingCallback):
-    """Early stopping that, resumed, has as much patience left as it had. (transformers counts anew.)"""
+    """Early stopping that keeps its patience count when resumed. (transformers resets it.)"""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -124,7 +124,7 @@ class Patience(EarlyStoppingCallback):
 
 
 class FollowEpochs(TrainerCallback):
-    """Tells the sampler the epoch. (accelerate's own relay does not reach through a resumed or sharded sampler.)"""
+    """Passes the epoch to the sampler. (accelerate's does not reach through a resumed or sharded sampler.)"""
 
     def __init__(self, sampler: EpochOrder) -> None:
         self.sampler = sampler
@@ -132,4 +132,6 @@ class FollowEpochs(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))  # a sum of fractions of an epoch may fall short of it
+        self.sampler.set_epoch(
+            int((state.epoch or 0) + 1e-6)
+        )  # a sum of fractions of an epoch may be slightly too small

@@ -1,10 +1,10 @@
-"""A run's folder: whether there is something to resume, and what stands in it at the end.
+"""A run's folder: whether there is something to resume, and its final content.
 
     run = RunDirectory.open("runs/moondream_lora", options, model="nano")
-    run.finished, run.checkpoint            # nothing left to do; where to go on from
+    run.finished, run.checkpoint            # nothing left to do; where to resume from
 
-`run.json` is written before the first step with status "running", so that a killed run can be told from another one,
-and again at the end with status "finished" and the scores.
+`run.json` is written before the first step with status "running", so that a killed run can be recognized, and again at
+the end with status "finished" and the scores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.sealed import seal_of
 from vlm_detect.train.checkpoints import find_checkpoint, holds_model_alone
 
-# What may differ between a run and its resumption: nothing that a step's result depends on.
+# Settings that may differ between a run and its resumption: none affects the result of a step.
 _FREE_TO_CHANGE = {
     "output_dir",
     "overwrite_output_dir",
@@ -47,13 +47,13 @@ _FREE_TO_CHANGE = {
 class RunDirectory:
     path: Path
     config: dict[str, Any]
-    facts: dict[str, Any]  # what else is known at the start: the model's id, hashes of the data, how many processes
+    facts: dict[str, Any]  # other facts at the start: the model's id, hashes of the data, the number of processes
     finished: bool
     checkpoint: str | None
 
     @classmethod
     def open(cls, path: str | Path | None, options: Sequence[Any], **facts: Any) -> RunDirectory:
-        """Look at `path` and decide; raises UserError where it holds a run of other settings or other data."""
+        """Inspect `path`; raises UserError where it contains a run with other settings or data."""
         assert path is not None
         path = Path(path)
         config = {
@@ -68,29 +68,29 @@ class RunDirectory:
         old = _defaults(options) | before.get("config", {})
         old |= {name: before.get(name, fact) for name, fact in facts.items()}
         new = {**config, **facts}
-        if finished:  # by however many processes
+        if finished:  # regardless of the number of processes
             new.pop("processes", None)
         different = [name for name in new if name not in _FREE_TO_CHANGE and str(old.get(name)) != str(new[name])]
         found = find_checkpoint(path)
         if different and not finished and found.path is None:
-            return cls(path, config, facts, finished=False, checkpoint=None)  # nothing was learned with the old ones
+            return cls(path, config, facts, finished=False, checkpoint=None)  # nothing was trained with the old ones
         if different:
             changes = ", ".join(f"{name} {old.get(name)} -> {new[name]}" for name in different[:3])
             raise UserError(
-                f"{path} holds a run with other settings ({changes}): give its own settings again to resume it, choose "
+                f"{path} contains a run with other settings ({changes}): use the same settings to resume it, choose "
                 "another --output_dir, or remove the folder"
             )
         if not finished:
             _tell_damage(found.damaged, found.path)
         if not finished and found.path and holds_model_alone(found.path):
             raise UserError(
-                f"{found.path} holds the model alone, as --save_only_model writes it: the optimizer and the learning "
-                "rate would begin anew, so the run cannot go on; remove the folder or give another --output_dir"
+                f"{found.path} contains only the model (--save_only_model): the optimizer and the learning "
+                "rate would start over, so the run cannot resume; remove the folder or give another --output_dir"
             )
         return cls(path, config, facts, finished, str(found.path) if found.path else None)
 
     def write(self, status: str, **results: Any) -> None:
-        """`run.json`; of a finished run with the checksums of what it leaves."""
+        """Write `run.json`; for a finished run with the checksums of its files."""
         if status == "finished":
             results["files"] = seal_of(self.path)
         write_run_json(self.path, self.config, status=status, **self.facts, **results)
@@ -104,12 +104,12 @@ def last_checkpoint(run: str | Path) -> str | None:
 
 def _tell_damage(damaged: Sequence[str], instead: Path | None) -> None:
     if damaged and PartialState().is_main_process:
-        goes_on = f"from {instead}" if instead else "from the beginning, as no complete checkpoint is left"
-        print(f"damaged checkpoints are passed over ({'; '.join(damaged)}): going on {goes_on}", file=sys.stderr)
+        goes_on = f"from {instead}" if instead else "from the beginning, as there is no other complete checkpoint"
+        print(f"skipping damaged checkpoints ({'; '.join(damaged)}): continuing {goes_on}", file=sys.stderr)
 
 
 def _defaults(options: Sequence[Any]) -> dict[str, Any]:
-    """The default of every setting: what it was in a run that was made before the setting existed."""
+    """The default of every setting: its value in a run from before the setting existed."""
     found = {}
     for one in (one for group in options for one in fields(group)):
         default = one.default_factory() if one.default_factory is not MISSING else one.default

@@ -1,4 +1,4 @@
-"""SIGTERM, as a scheduler sends it before it takes the machine away: finish the step, save a checkpoint, stop."""
+"""SIGTERM, which schedulers send before preemption: finish the step, save a checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class SaveOnTermination(TrainerCallback):
-    """While training runs, SIGTERM asks for a checkpoint after the present step; `received` tells that it came.
+    """During training, SIGTERM requests a checkpoint after the current step; `received` is True afterwards.
 
-    Of several processes all stop after the same step, whichever it came to.
+    All processes stop after the same step, even if only one got the signal.
     """
 
     def __init__(self) -> None:
         self.received = False
-        self._noted = False  # by this process, perhaps while it is asking the others
+        self._noted = False  # in this process, possibly while it communicates with the others
         self._before: Any = None
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._noted = True
 
     def _noted_anywhere(self, args: TrainingArguments) -> bool:
-        """The same in all processes, though the signal may come to one a step before it comes to another."""
+        """Agreed among all processes, as the signal may reach one a step earlier than another."""
         if args.world_size == 1:
             return self._noted
         anyone = torch.tensor(int(self._noted), device=args.device)
@@ -36,7 +36,7 @@ class SaveOnTermination(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only in the main thread
             self._before = signal.signal(signal.SIGTERM, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -49,6 +49,6 @@ class SaveOnTermination(TrainerCallback):
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
-        # Also for a signal during the last validation; and none leaves, at which torchrun ends the others, before the
-        # checkpoint is whole.
+        # Also for a signal during the last validation; and no process exits (torchrun then kills the others) before the
+        # checkpoint is complete.
         self.received = self._noted_anywhere(args)

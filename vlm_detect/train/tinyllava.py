@@ -1,13 +1,13 @@
 """Finetune TinyLLaVA with LoRA to tell AI images from photos, and to say why.
 
-    vlm-detect train tinyllava                                     # whatever this machine can do
+    vlm-detect train tinyllava                                     # the largest model that fits this machine
     vlm-detect train tinyllava --config tinyllava_lora --data data/pairs
     vlm-detect train tinyllava --config tinyllava_lora --data captions.json
 
---data is a pair dataset, an image dataset, or a JSON file of conversations in LLaVA's form, whose images lie where it
-says or beside it. --model is the released TinyLLaVA, another member of its family, or the output folder of a
+--data is a pair dataset, an image dataset, or a JSON file of conversations in LLaVA's format, with images at its paths
+or next to it. --model is the released TinyLLaVA, another member of its family, or the output folder of a
 TinyLLaVA_Factory run. Defaults are the official recipe's: a LoRA of rank 128 on the language model, the connector in
-full, the tower frozen. What comes out in --output_dir is what vlm-detect train moondream leaves.
+full, the tower frozen. The output is that of vlm-detect train moondream.
 
 On all GPUs: accelerate launch -m vlm_detect.train.tinyllava (in a clone: recipes/tinyllava_lora.py), same flags.
 """
@@ -27,7 +27,7 @@ class TinyLlavaLora(LoraOptions):
     lora_alpha: int = field(default=256, metadata={"help": "Scale; the update is multiplied by alpha / r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapter's input."})
     train_connector: bool = field(
-        default=True, metadata={"help": "Train the connector of tower and language model in full, beside the LoRA."}
+        default=True, metadata={"help": "Also train the connector between tower and language model, in full."}
     )
 
 
@@ -35,7 +35,9 @@ class TinyLlavaLora(LoraOptions):
 class TinyLlavaOptions(TrainOptions):
     output_dir: str | None = field(default="runs/tinyllava_lora", metadata={"help": "The run directory."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: steps, or below 1 a part of all steps."})
+    warmup_steps: float = field(
+        default=0.03, metadata={"help": "Warm-up steps; a value below 1 is a fraction of all steps."}
+    )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
 
 
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> None:
         nano_config="tinyllava_nano",
         role="tinyllava",
     )
-    from vlm_detect.train.program import finetune  # late: with torch, which --help does without
+    from vlm_detect.train.program import finetune  # lazy: imports torch, which --help does not need
 
     each_seed(options, finetune)
 

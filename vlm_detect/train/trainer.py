@@ -1,4 +1,4 @@
-"""The Trainer: transformers' own, with this project's order of units, loss and validation in three overrides."""
+"""The Trainer: transformers' Trainer with this project's data order, loss and validation in three overrides."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from vlm_detect.train.validation import ValidationSet, scores_of, validation_odd
 
 
 class DetectorTrainer(RecipeTrainer):
-    """Finetunes a VLM on units of questions and chooses the best checkpoint by verdicts on the validation split.
+    """Finetunes a VLM on units of questions and selects the best checkpoint by its verdicts on the validation split.
 
     Args:
-        vlm: the family adapter; its model is what is trained (wrapped by peft or not).
+        vlm: the family wrapper; its model is trained (wrapped by PEFT or not).
         args: the Trainer's arguments.
         units: the training set.
-        validation: what is scored after each epoch, or None.
-        pack: put all questions of an image behind one image prefix.
-        row_tokens: put several images into a row of at most so many tokens; None: one image a row.
-        features: cached embeddings of the training images, in place of the tower.
+        validation: the images scored after each epoch, or None.
+        pack: pack all questions of an image after one image prefix.
+        row_tokens: pack several images into a row of at most this many tokens; None: one image per row.
+        features: cached embeddings of the training images, which replace the tower.
     """
 
     memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
@@ -67,17 +67,17 @@ class DetectorTrainer(RecipeTrainer):
                 max_length=context_of(vlm),
             ),
             train_dataset=units,
-            # The Trainer wants to see something here; `evaluate` does not use it.
+            # The Trainer requires something here; `evaluate` does not use it.
             eval_dataset=units if validation is not None else None,
             processing_class=vlm.processor,
         )
-        # `compute_loss` divides by the number of answer tokens of the whole accumulated batch.
+        # `compute_loss` divides by the number of answer tokens of the accumulated batch.
         self.model_accepts_loss_kwargs = True
         if self.is_fsdp_enabled:
             self._shard_layers_that_are_there(self.accelerator.state.fsdp_plugin)
 
     def _shard_layers_that_are_there(self, plugin: Any) -> None:
-        """Of composite models accelerate looks for layers of parts that were left out, as a SigLIP's text side is."""
+        """In composite models accelerate looks for layers of parts that are absent, such as SigLIP's text model."""
         model: Any = self.vlm.model
         if plugin.transformer_cls_names_to_wrap is None:
             layers = {
@@ -100,7 +100,7 @@ class DetectorTrainer(RecipeTrainer):
                 loss = self._answer_loss(model, inputs, num_items_in_batch)
         self.counts.add(inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP takes the mean of gradients over processes
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         self.check_loss(loss)
         return loss
 
@@ -108,8 +108,8 @@ class DetectorTrainer(RecipeTrainer):
         return answer_loss(self.vlm, model, batch, count, smoothing=self.args.label_smoothing_factor)
 
     def _sharded_loss(self, model: Any) -> Callable[..., torch.Tensor]:
-        """`answer_loss` as a forward of the FSDP2 root: the tower, the embeddings and the head run outside of the
-        model's own forward, and find their weights gathered."""
+        """Run `answer_loss` as a forward of the FSDP2 root: the tower, the embeddings and the head run outside of the
+        model's forward, and need their weights gathered."""
         if "answer_loss" not in vars(model):
             model.answer_loss = lambda batch, count: self._answer_loss(model.forward, batch, count)
             register_fsdp_forward_method(model, "answer_loss")
@@ -127,14 +127,17 @@ class DetectorTrainer(RecipeTrainer):
         return self.publish_scores(scores, len(odds), started, metric_key_prefix)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter and the processor. (Told nothing about embeddings, peft asks the Hub for the base's config.)"""
-        if not self.args.should_save:  # transformers 5.23 calls this in every process: they would write the same files
+        """Save the adapter and the processor. (Without `save_embedding_layers`, PEFT fetches the base's config from the
+        Hub.)"""
+        if (
+            not self.args.should_save
+        ):  # transformers 5.23 calls this in every process, and all would write the same files
             return
         folder = output_dir or self.args.output_dir
-        # The Trainer reads a checkpoint back by the names of the modules; what stays has those of the family's files.
+        # The Trainer loads checkpoints by module names; final files have the names of the family's files.
         published = {"save_original_format": folder == self.args.output_dir}
         self.vlm.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False, **published)
-        Path(folder, "README.md").unlink(missing_ok=True)  # peft's blank form; the recipe writes the card at the end
+        Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's template; the recipe writes the card at the end
         self.vlm.processor.save_pretrained(folder)
 
     def validation_odds(self) -> np.ndarray:

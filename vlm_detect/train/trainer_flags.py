@@ -1,6 +1,6 @@
-"""The flags of transformers' TrainingArguments without importing them, which takes seconds: read from their source.
+"""Read the flags of transformers' TrainingArguments from their source, as importing them takes seconds.
 
-For `--help` alone. Parsing imports the class itself, so that what is accepted never depends on this file.
+For `--help` only. Parsing imports the class itself, so that the accepted flags never depend on this file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _GROUP = "transformers' TrainingArguments"
 
 
 def trainer_flags() -> Iterator[Flag]:
-    """Name, default and help of each field; nothing where transformers is not installed or looks different."""
+    """Name, default and help of each field; empty where transformers is not installed or has another layout."""
     found = find_spec("transformers")
     for folder in found.submodule_search_locations or [] if found else []:
         tree = ast.parse((Path(folder) / "training_args.py").read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def _flag(statement: ast.stmt) -> Flag | None:
 
 
 def _literal(value: ast.expr) -> Any:
-    """The value where the source says it outright, else None."""
+    """The value of a literal, else None."""
     try:
         return ast.literal_eval(value)
     except ValueError:

@@ -1,10 +1,10 @@
-"""How a run holds its model, and which of its weights learn.
+"""How a run loads its model, and which weights it trains.
 
     vlm = load_vlm(ID, device=device, **loading(options, device))      # dtype, quantisation, attention
-    tune(vlm, options, lora_options, seed)                             # a LoRA, or the whole language model
+    tune(vlm, options, lora_options, seed)                             # a LoRA, or the complete language model
 
-A quantised base keeps the image tower, the connector and the vocabulary head in `--dtype`: the tower's features are
-those of the unquantised model, so a feature cache serves both.
+A quantised base keeps the image tower, the connector and the vocabulary head in `--dtype`: the tower's features equal
+those of the unquantised model, so both can share a feature cache.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
     """Arguments of the model's loader.
 
     Raises:
-        UserError: for what this machine cannot do.
+        UserError: for settings that this machine does not support.
     """
     if options.attention == "flex_attention" and device.type != "cuda":
-        raise UserError(f"--attention flex_attention trains on CUDA alone, not on {device.type}: leave it out (sdpa)")
+        raise UserError(f"--attention flex_attention trains only on CUDA, not on {device.type}: omit it (sdpa)")
     arguments: dict[str, Any] = {"dtype": dtype_of(options.dtype)}
     if options.quantize:
         arguments["quantization_config"] = quantization(options.quantize, arguments["dtype"] or default_dtype(device))
@@ -55,7 +55,7 @@ def quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def tune(vlm: VLM, options: ModelOptions, lora: LoraOptions, seed: int) -> None:
-    """Choose what is trained, and compile the decoder's layers where that is asked for."""
+    """Select the trained weights, and compile the decoder's layers if requested."""
     if options.quantize == "nf4":
         keep_weights_in_scoring(vlm.model)
     if options.tune == "full":
@@ -67,7 +67,7 @@ def tune(vlm: VLM, options: ModelOptions, lora: LoraOptions, seed: int) -> None:
 
 
 def train_language_model(vlm: VLM) -> None:
-    """Every weight of the language model learns, its embeddings and head included; the rest is frozen."""
+    """Train every weight of the language model, including its embeddings and head; freeze the rest."""
     trained = everything = 0
     for name, parameter in vlm.model.named_parameters():
         parameter.requires_grad_(not is_vision(name) and "region" not in name)
@@ -77,9 +77,9 @@ def train_language_model(vlm: VLM) -> None:
 
 
 def compile_layers(model: nn.Module, backend: str) -> None:
-    """Compile each decoder layer by itself: one graph serves all of them, and checkpoints stay readable."""
+    """Compile each decoder layer separately: all share one graph, and checkpoints stay compatible."""
     if backend not in (known := torch.compiler.list_backends(exclude_tags=())):
-        raise UserError(f"--compile_layers {backend}: no such backend; torch knows {', '.join(known)}")
+        raise UserError(f"--compile_layers {backend}: no such backend; torch has {', '.join(known)}")
     layers = [
         module
         for name, module in model.named_modules()
@@ -90,8 +90,8 @@ def compile_layers(model: nn.Module, backend: str) -> None:
 
 
 def keep_weights_in_scoring(model: nn.Module) -> None:
-    """On some CPUs bitsandbytes repacks a layer when it is first scored, with rounded scales: training continues with
-    other weights, and DoRA, which reads them, fails."""
+    """On some CPUs bitsandbytes repacks a layer on its first evaluation, with rounded scales: training then continues
+    with other weights, and DoRA, which reads them, fails."""
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():

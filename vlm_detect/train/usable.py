@@ -1,9 +1,9 @@
-"""What of a dataset a model can learn from: the rest is left out before the first step, counted and named.
+"""Select the rows of a dataset that a model can train on; the rest is skipped before the first step, and reported.
 
     rows = usable(rows, "data/mine", vlm)
 
-Left out are images that cannot be decoded (those of datasets that this package wrote can, and are not tried), images of
-a shape that the model refuses, and conversations whose answers go beyond its context.
+Skipped are images that cannot be decoded (not checked in datasets written by this package), images of a shape that the
+model rejects, and conversations whose answers exceed its context.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from vlm_detect.progress import progress
 from vlm_detect.train.conversations import questions_of
 
 _AT_ONCE = 256  # images in memory
-_NAMED = 5  # rows that a message names
-_TEMPLATE_BYTES = 200  # more than any template writes around a turn
+_NAMED = 5  # rows listed in a message
+_TEMPLATE_BYTES = 200  # more than any template adds to a turn
 
-_Found = tuple[int, str, str]  # row, reason in a word, particulars
+_Found = tuple[int, str, str]  # row, short reason, details
 
 
 def usable(rows: Dataset, data: str, vlm: VLM, *, quiet: bool = False) -> Dataset:
-    """The rows of `data` that `vlm` can learn from; says which are left out, unless `quiet`.
+    """The rows of `data` that `vlm` can train on; prints the skipped rows unless `quiet`.
 
     Raises:
-        UserError: where none is left.
+        UserError: if no row remains.
     """
     found = {row: (reason, detail) for row, reason, detail in _unusable(rows, data, vlm, quiet)}
     if not found:
@@ -45,16 +45,16 @@ def usable(rows: Dataset, data: str, vlm: VLM, *, quiet: bool = False) -> Datase
     is_talk = "number" in rows.column_names
     numbers = rows["number"] if is_talk else range(len(rows))
     what = "conversations" if is_talk else "rows"
-    told = f"{len(found)} of {len(rows)} {what} are left out: {_summary(found, numbers)}"
+    told = f"{len(found)} of {len(rows)} {what} are skipped: {_summary(found, numbers)}"
     if len(found) == len(rows):
-        raise UserError(f"{data}: nothing is left to learn from; {told}")
+        raise UserError(f"{data}: no rows remain for training; {told}")
     if not quiet:
         print(f"{data}: {told}")
     return rows.select([row for row in range(len(rows)) if row not in found])
 
 
 def _summary(found: dict[int, tuple[str, str]], numbers: Any) -> str:
-    """By reason how many, which, and of the first the particulars."""
+    """Per reason: the count, the rows, and the details of the first."""
     by_reason: dict[str, list[int]] = defaultdict(list)
     for row, (reason, _) in found.items():
         by_reason[reason].append(row)
@@ -67,7 +67,7 @@ def _summary(found: dict[int, tuple[str, str]], numbers: Any) -> str:
 
 
 def _unusable(rows: Dataset, data: str, vlm: VLM, quiet: bool) -> Iterator[_Found]:
-    is_talk = "turns" in rows.column_names  # whose images were decoded when they were read
+    is_talk = "turns" in rows.column_names  # their images were decoded when they were read
     decode = not is_talk and not is_own(data)
     if not (decode or is_talk) and vlm.reads_any_shape:
         return
@@ -88,7 +88,7 @@ def _unusable(rows: Dataset, data: str, vlm: VLM, quiet: bool) -> Iterator[_Foun
 
 
 def is_own(data: str) -> bool:
-    """Whether this package wrote a dataset, and so decoded every image of it."""
+    """Whether this package wrote a dataset, and so has decoded all of its images."""
     return (Path(data) / "run.json").is_file()
 
 
@@ -103,11 +103,11 @@ def _sizes(cell: dict[str, Any], *, decode: bool) -> list[tuple[int, int]] | Ima
 
 def _refused(sizes: list[tuple[int, int]], vlm: VLM) -> tuple[str, str] | None:
     refusals = (vlm.refusal(size) for size in sizes)
-    return next((("of a refused shape", refusal) for refusal in refusals if refusal), None)
+    return next((("of an unsupported shape", refusal) for refusal in refusals if refusal), None)
 
 
 def _refused_turns(vlm: VLM) -> str:
-    """What a family that answers single questions says to a second one."""
+    """The error of a family without conversations for a second question; None if supported."""
     try:
         vlm.dialogue_ids([("Is it real?", "Yes.")], "Why?")
     except UserError as error:
@@ -118,11 +118,12 @@ def _refused_turns(vlm: VLM) -> str:
 def _talk_problem(
     turns: list[dict[str, str]], size: tuple[int, int], vlm: VLM, refused_turns: str
 ) -> tuple[str, str] | None:
-    """Whether the model reads a conversation, and an answer of it ends within its context, as `Collator` makes it."""
+    """Why the model cannot train on a conversation, laid out as by `Collator`; None if it can."""
     if refused_turns and len(turns) > 1:
-        return "of several turns", refused_turns
+        return "with several turns", refused_turns
     limit = context_of(vlm)
-    # No image takes more tokens than its area has squares of 512 pixels; no text more than it has bytes.
+    # An image takes at most as many tokens as its area has squares of 512 pixels, a text at most as many as it has
+    # bytes.
     prefix = len(vlm.prefix_ids()) * max(1.0, size[0] * size[1] / 512**2)
     if prefix + sum(len(text.encode()) + _TEMPLATE_BYTES for turn in turns for text in turn.values()) <= limit:
         return None
@@ -131,10 +132,10 @@ def _talk_problem(
         for asked in questions_of({"turns": turns})
     )
     length = longest + (vlm.prefix_length(size) if prefix + longest > limit else 0)
-    detail = f"{length} tokens with the image, where {vlm.name} reads {limit}"
+    detail = f"{length} tokens with the image, while {vlm.name} has a context of {limit}"
     return ("beyond the context", detail) if length > limit else None
 
 
 def context_of(vlm: VLM) -> int:
-    """The most tokens of an image with one question and its answer, in training."""
+    """The maximum number of tokens of an image with one question and its answer, in training."""
     return int(vlm.model.config.get_text_config().max_position_embeddings)

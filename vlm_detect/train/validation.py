@@ -1,4 +1,4 @@
-"""How well a model tells real from generated, measured on the validation split while it trains. Never on test.
+"""How well a model separates real from generated images, on the validation split during training. Never on test.
 
 An image's score is the detector's own (`vlm_detect.infer.verdict`): the log-odds that it is generated.
 """
@@ -26,17 +26,17 @@ from vlm_detect.models.base import VLM
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Which images of a dataset are scored, and whether each is generated. Edited ones are left out."""
+    """The scored images of a dataset, and whether each is generated. Edited images are excluded."""
 
     images: Cells
     generated: np.ndarray  # (N,) of bool
 
     @classmethod
     def of(cls, rows: Dataset, limit: int | None = None) -> ValidationSet:
-        """The real and generated images of a pair or image dataset, each photo once; of either class at most limit/2.
+        """The real and generated images of a pair or image dataset, each photo once, at most limit/2 per class.
 
         Raises:
-            UserError: where one of the classes is missing, for then no score is defined.
+            UserError: if one of the classes is missing, because no score is defined then.
         """
         rows = undecoded(rows)
         cells = verdict_cells(rows)
@@ -44,7 +44,7 @@ class ValidationSet:
         if not all(counts.values()):
             raise UserError(
                 f"the validation split has {counts['real']} real and {counts['generated']} generated images; at least "
-                "one of each is needed to choose the best checkpoint"
+                "one of each is needed to select the best checkpoint"
             )
         each = None if limit is None else max(1, limit // 2)
         chosen = [(cell, generated) for generated in (False, True) for cell in cells[generated][:each]]
@@ -65,17 +65,17 @@ class ValidationSet:
 
 
 def scores_of(odds: np.ndarray, generated: np.ndarray) -> dict[str, float]:
-    """AUROC, balanced accuracy at even odds, the log loss, and the score by which the best checkpoint is chosen.
+    """AUROC, balanced accuracy at p = 0.5, log loss, and the score that selects the best checkpoint.
 
-    The score is the mean of AUROC and balanced accuracy. On a small or easy set many checkpoints reach the same: a
-    thousandth of the log loss decides between them.
+    The score is the mean of AUROC and balanced accuracy. On a small or easy set many checkpoints tie: a thousandth of
+    the log loss decides between them.
 
     Raises:
-        UserError: where a score is non-finite, as those of weights that have diverged are.
+        UserError: if a score is non-finite, because the weights have diverged.
     """
     if lost := int((~np.isfinite(odds)).sum()):
         raise UserError(
-            f"{lost} of {len(odds)} validation images have a score that is no number: the weights have diverged; try a "
+            f"{lost} of {len(odds)} validation images have a non-finite score: the weights have diverged; try a "
             "lower --learning_rate, or --bf16 in place of --fp16"
         )
     auroc = float(roc_auc_score(generated, odds))
@@ -91,9 +91,9 @@ def validation_odds(vlm: VLM, validation: ValidationSet, args: TrainingArguments
     mine: Sequence[int] = range(args.process_index, n_images, args.world_size)
     model: nn.Module = vlm.model
     if isinstance(model, FSDPModule):
-        model.unshard()  # what belongs to no layer, and is read before the model's own forward
-        # Every forward gathers weights from all processes. So that each makes as many, those with one image less score
-        # one twice, and prefixes that may differ in length are not one batch here and two there.
+        model.unshard()  # the root's own weights, which are read before the model's forward
+        # Every forward gathers weights from all processes, so all must make the same number: processes with one image
+        # less score one twice, and prefixes that may differ in length are not one batch here and two there.
         rounds = -(-n_images // args.world_size)
         mine = [(args.process_index + i * args.world_size) % n_images for i in range(rounds)]
         at_once = at_once if vlm.has_fixed_prefix else 1

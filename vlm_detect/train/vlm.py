@@ -4,10 +4,10 @@
     vlm-detect train vlm --config vlm_lora --model google/gemma-3-4b-it
     vlm-detect train vlm --config vlm_qlora --model HuggingFaceTB/SmolVLM-Instruct
 
-The model needs a processor with a chat template; questions and answers take its form. --data and what comes out in
---output_dir are those of vlm-detect train moondream. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of
-an image share its prefix; in PaliGemma, whose image and question see each other, and in what has not been tried, each
-is a row of its own in which the tower reads the image anew: there --questions_per_image 1 is the cheaper way.
+The model needs a processor with a chat template, which formats questions and answers. --data and the output are those
+of vlm-detect train moondream. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of an image share its
+prefix. In PaliGemma, whose image and question attend to each other, and in untested models, each question is a separate
+row in which the tower encodes the image again: there --questions_per_image 1 is cheaper.
 
 On all GPUs: accelerate launch -m vlm_detect.train.vlm (in a clone: recipes/vlm_lora.py) with the same flags.
 """
@@ -34,7 +34,7 @@ class VlmTraining(TrainOptions):
 
 def main(argv: list[str]) -> None:
     options = Options.parse(argv, doc=__doc__, training=VlmTraining, model=VlmOptions)
-    from vlm_detect.train.program import finetune  # late: with torch, which --help does without
+    from vlm_detect.train.program import finetune  # lazy: imports torch, which --help does not need
 
     each_seed(options, finetune)
 

@@ -1,15 +1,15 @@
-"""What gives the label away without looking at content: probes of a dataset's wrapping, and the floors of its content.
+"""Audit a dataset: probes of its wrapping find leaks of the label, probes of its content give content baselines.
 
     audit = audit_dataset("data/pairs")      # vlm-detect audit data/pairs [--json]
-    audit.findings                           # one sentence a fault, the worst first; none for an aligned set
-    audit.floors                             # what content alone gives: never a fault, a detector has to beat it
+    audit.findings                           # one sentence per leak, worst first; empty for an aligned set
+    audit.floors                             # content baselines: never leaks, a detector has to beat them
 
-Each probe is a small classifier, cross-validated over source photos, on one kind of fact (`measures.py`). Its interval
-is corrected for the number of probes (Bonferroni): one leak-free set in twenty shows any interval without 0.5 in it.
-A wrapping probe whose whole interval lies above 0.55 is a finding. Real against generated is asked, and edited against
-unedited images, where there are any, by probes of their own. At most `max_images` are read: the result says how many.
+Each probe is a small classifier, cross-validated over source photos, on one kind of feature (`measures.py`). Its
+interval is corrected for the number of probes (Bonferroni): one leak-free set in twenty has any interval that excludes
+0.5. A wrapping probe whose interval is entirely above 0.55 is a leak. Real images are compared with generated ones, and
+edited with unedited ones by separate probes. At most `max_images` are read: the result says how many.
 
-The facts are those of `data_rules`' twelfth rule. What an audit cannot see: a leak that takes content to see it.
+An audit cannot find a leak that is only visible with knowledge of the content.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from vlm_detect.records import Label
 from vlm_detect.stats.areas import auc, auc_interval, make_folds
 
 MAX_IMAGES = 2000
-FAULT = 0.55  # a wrapping probe's interval above this is a finding
+FAULT = 0.55  # a wrapping probe with an interval above this is a leak
 _ALPHA = 0.05
 _CARD_HEAD = "## Audit"
 
 
 class TooLittle(UserError):
-    """A dataset with too few images, or with one class only."""
+    """A dataset with too few images, or with only one class."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`ci95` is corrected for the number of probes; `kind` says whether it can be a fault."""
+    """`ci95` is corrected for the number of probes; only probes of kind "wrapping" can be leaks."""
 
     name: str
     auc: float
@@ -61,7 +61,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Audit:
-    """`probes` by falling area; `images` of the set's `total` were measured, `unread` could not be."""
+    """`probes` in order of descending AUC; `images` of the set's `total` were measured, `unread` could not be read."""
 
     probes: list[Probe]
     findings: list[str]
@@ -76,7 +76,7 @@ class Audit:
     def __str__(self) -> str:
         lines = [f"{self.summary}."]
         lines += [f"  leak: {sentence}." for sentence in self.findings] or ["  No leak of the wrapping was found."]
-        lines += [f"  floor: {sentence}." for sentence in self.floors]
+        lines += [f"  baseline: {sentence}." for sentence in self.floors]
         return "\n".join(lines)
 
     @property
@@ -88,7 +88,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Class 1 against class 0; `prefix` stands before the names of its probes."""
+    """Class 1 against class 0; `prefix` precedes the names of its probes."""
 
     prefix: str
     ones: str
@@ -98,13 +98,14 @@ class _Comparison:
 
 
 def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
-    """Audit a pair or image dataset, a folder of class folders, or a Hub dataset; `UserError` for anything else."""
+    """Audit a pair or image dataset, a folder of class folders, or a Hub dataset; raises `UserError` for anything
+    else."""
     read = read_samples(spec, max_images)
     samples, facts, unread = _measure(read)
     comparisons = _comparisons(samples)
     if not comparisons:
         counts = ", ".join(f"{count} {label}" for label, count in Counter(s.label for s in samples).items())
-        raise TooLittle(f"{spec}: nothing to compare ({counts or 'no images'}); an audit needs real images and others")
+        raise TooLittle(f"{spec}: nothing to compare ({counts or 'no images'}); an audit needs real and other images")
     judged = []
     for comparison in comparisons:
         groups = np.unique([samples[i].group for i in comparison.places], return_inverse=True)[1]
@@ -113,7 +114,7 @@ def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
             continue
         for name in (*WRAPPING, *CONTENT):
             places = [j for j, i in enumerate(comparison.places) if name in facts[i]]
-            if name == "tables" and places:  # of the JPEGs alone
+            if name == "tables" and places:  # JPEG files only
                 y = comparison.y[places]
                 probe_folds = make_folds(y, groups[places]) if 0 < y.sum() < len(y) else []
             else:
@@ -124,7 +125,7 @@ def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
                 scores = cross_validate(values, y, probe_folds)
                 judged.append((comparison, name, values, y, groups[places], scores))
     if not judged:
-        raise TooLittle(f"{spec}: fewer than two photos of a class; an audit needs at least two, better fifty")
+        raise TooLittle(f"{spec}: a class has fewer than two photos; an audit needs at least two, preferably fifty")
     probes, sentences = [], []
     for comparison, name, values, y, groups, scores in judged:
         kind = "wrapping" if name in WRAPPING else "content"
@@ -153,9 +154,9 @@ def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
 
 
 def write_audit(folder: Path, *, max_images: int = MAX_IMAGES) -> Audit | None:
-    """Audit a dataset folder, leave `audit.json` in it and the findings on its card.
+    """Audit a dataset folder, write `audit.json` into it and the result into its card.
 
-    None where there is too little to compare: a handful of photos, or one class only, are a dataset all the same.
+    None if there is too little to compare: a dataset may have few photos or only one class.
     """
     try:
         audit = audit_dataset(folder, max_images=max_images)
@@ -166,7 +167,7 @@ def write_audit(folder: Path, *, max_images: int = MAX_IMAGES) -> Audit | None:
 
 
 def read_audit(folder: Path) -> Audit | None:
-    """The audit that was left in a dataset folder."""
+    """The saved audit of a dataset folder."""
     path = folder / "audit.json"
     if not path.is_file():
         return None
@@ -180,23 +181,23 @@ def _record(folder: Path, audit: Audit) -> None:
     card = folder / "README.md"
     if card.is_file():
         text, _, before = card.read_text(encoding="utf-8").partition(_CARD_HEAD)
-        _, head, others = before.partition("\n## ")  # sections that were written behind the audit's stay
+        _, head, others = before.partition("\n## ")  # sections after the audit's are kept
         text = f"{text.rstrip()}\n\n{_CARD_HEAD}\n\n{_card_section(audit)}\n{head}{others}"
         card.write_text(text, encoding="utf-8")
 
 
 def _card_section(audit: Audit) -> str:
     leaks = [f"- leak: {sentence}" for sentence in audit.findings] or ["- no leak of the wrapping was found"]
-    floors = [f"- floor: {sentence}" for sentence in audit.floors]
+    floors = [f"- baseline: {sentence}" for sentence in audit.floors]
     return "\n".join(
         [f"{audit.summary} (`audit.json`), areas with intervals corrected for their number.\n", *leaks, *floors]
     )
 
 
 def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter[str]]:
-    """The samples that could be decoded, the facts by probe of each, and how many of a label could not."""
+    """The decodable samples, their features by probe, and the number of undecodable ones by label."""
 
-    # Where some images bear a name or a caption, to have none tells as much.
+    # If some images have a name or a caption, a missing one is informative, too.
     are_named, are_captioned = (any(getattr(sample, fact) for sample in read.samples) for fact in ("name", "caption"))
 
     def facts(sample: Sample) -> dict[str, Any] | None:
@@ -208,7 +209,7 @@ def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter
             found["extension"] = {"extension": PurePath(sample.name).suffix.lower()}
         if are_captioned:
             found["caption"] = sample.caption
-        if sample.scale is not None:  # reducing leaves no trace but of content; enlarging leaves nothing fine
+        if sample.scale is not None:  # downscaling leaves only traces of content; upscaling leaves no fine detail
             found["scale"] = {"enlarged": max(1.0, round(sample.scale, 2))}
         return found
 
@@ -226,7 +227,7 @@ def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter
 
 
 def _comparisons(samples: Sequence[Sample]) -> list[_Comparison]:
-    """Real against generated; edited against the unedited images of the same photos, else against all."""
+    """Real against generated; edited against the unedited images of the same photos, or against all."""
     by_label: dict[Label, list[int]] = {}
     for place, sample in enumerate(samples):
         by_label.setdefault(sample.label, []).append(place)
@@ -247,11 +248,11 @@ def _comparison(prefix: str, ones: str, zeros: str, of_one: list[int], of_zero: 
 
 
 def print_audit(spec: str, *, as_json: bool, max_images: int) -> None:
-    """`vlm-detect audit`: prints what it found, and records it where `spec` is a dataset folder of ours."""
+    """`vlm-detect audit`: print the audit, and save it if `spec` is a dataset folder written by this package."""
     audit = audit_dataset(spec, max_images=max_images)
     if (Path(spec) / "run.json").is_file():
         try:
             _record(Path(spec), audit)
         except OSError as error:
-            print(f"{spec}: the audit is not recorded there ({error.strerror})", file=sys.stderr)
+            print(f"{spec}: the audit cannot be saved there ({error.strerror})", file=sys.stderr)
     print(json.dumps(audit.to_json(), indent=2) if as_json else audit)

@@ -1,7 +1,7 @@
-"""What an image file says besides its picture, read from its own structure without decoding a pixel.
+"""Facts of an image file other than its pixels, read from its structure without decoding.
 
-Every fact here is independent of content: two pictures that one program wrote in one way have the same facts, whatever
-they show. (The length of a file has not: a smooth picture compresses better.)
+Every fact here is independent of content: two images written by the same program with the same settings have the same
+facts. (File size is not: a smooth image compresses better.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import ExifTags
 
 from vlm_detect.images.bounds import open_bounded
 
-# Which part of a file is what: the marker (and how its payload begins) in a JPEG, the chunk in a PNG or WebP.
+# Parts of a file: the marker (and the start of its payload) in a JPEG, the chunk in a PNG or WebP.
 _JPEG_BLOCKS = (
     (0xE0, b"JFIF", "JFIF"),
     (0xE1, b"Exif", "EXIF"),
@@ -28,13 +28,14 @@ _JPEG_BLOCKS = (
 )
 _PNG_BLOCKS = {b"eXIf": "EXIF", b"iCCP": "ICC", b"caBX": "C2PA", b"tEXt": "text", b"zTXt": "text", b"iTXt": "text"}
 _WEBP_BLOCKS = {b"EXIF": "EXIF", b"XMP ": "XMP", b"ICCP": "ICC", b"C2PA": "C2PA"}
-_ENCODER_BLOCKS = {"JFIF", "Adobe"}  # written by the encoder itself; they tell nothing of a camera or a generator
-_STANDARD_HUFFMAN = 420  # bytes of payload of libjpeg's four tables, when it does not fit them to the picture
+_ENCODER_BLOCKS = {"JFIF", "Adobe"}  # written by the encoder itself, not informative about a camera or a generator
+_STANDARD_HUFFMAN = 420  # payload bytes of libjpeg's four default tables (not optimized for the image)
 
 
 @dataclass
 class Container:
-    """`encoding` is how the picture was written, `metadata` what is embedded with it, `outside` that in bytes."""
+    """`encoding` is how the image was written, `metadata` what is embedded in the file, `outside` the size of that in
+    bytes."""
 
     format: str
     size: tuple[int, int]  # width, height, as stored

@@ -1,8 +1,8 @@
-"""The numbers from which each probe of the audit judges: one file in, a few features by the name of the probe out.
+"""The features of the audit's probes: from one file to a few features per probe.
 
-Wrapping is what could be otherwise while the picture stays the same: the container and its metadata, the compression
-tables, the size, a border. Content is the picture: a generator that leaves fine detail out differs there, and so does
-a blur that one class got. No probe can tell these two apart, which is why content is a floor and never a fault.
+Wrapping is what can change while the picture stays the same: the container and its metadata, the compression tables,
+the size, a border. Content is the picture: a generator that omits fine detail differs there, and so does a blur that
+only one class got. No probe can distinguish these two, so content gives a baseline and never a leak.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ WRAPPING = ("format", "extension", "bytes", "size", "aspect", "tables", "metadat
 CONTENT = ("file_size", "frequency", "blockiness", "contrast", "thumbnail")
 
 _CROP = 256  # pixels: side of the centred square in which fine detail is measured
-_LINES = 128  # pixels of a line that are enough to see whether it has one colour
+_LINES = 128  # pixels of a line, enough to see whether it has a single colour
 _BANDS = 8
 
 
 def measure(data: bytes) -> dict[str, Features]:
-    """Features by probe; `decode.ImageRejected` for a file that is no usable image."""
+    """Features by probe; raises `decode.ImageRejected` for a file that is not a usable image."""
     decoded = decode_image(data)
     container = read_container(data)
     width, height = container.size
@@ -42,7 +42,7 @@ def measure(data: bytes) -> dict[str, Features]:
         "border": border(pixels),
         "file_size": {
             "log bytes": float(np.log(len(data))),
-            "log bytes a pixel": float(np.log(len(data) / pixels.size)),
+            "log bytes per pixel": float(np.log(len(data) / pixels.size)),
         },
         "frequency": frequency(pixels),
         "blockiness": {"blockiness": blockiness(pixels)},
@@ -61,9 +61,10 @@ def measure(data: bytes) -> dict[str, Features]:
 
 
 def border(pixels: NDArray[np.uint8]) -> Features:
-    """Lines of one colour along each side that end at a step along the whole line: padding, frames, letterboxes.
+    """Lines of a single colour along each side that end with a step along the complete line: padding, frames,
+    letterboxes.
 
-    A white background is none: where the object begins, most of the line is white still.
+    A white background does not count: where the object begins, most of the line is still white.
     """
     height, width = pixels.shape[:2]
     rows = pixels[:, :: max(1, width // _LINES)].astype(np.float32)  # (lines, along, RGB)
@@ -76,7 +77,7 @@ def _padded(lines: NDArray[np.float32]) -> int:
     half = lines[: max(1, len(lines) // 2)]
     colours = half.mean(axis=1)  # (lines, RGB)
     alike = np.abs(colours - colours[0]).max(axis=1) < 6
-    even = half.std(axis=1).max(axis=1) < 6  # compression leaves a little of the picture next to it
+    even = half.std(axis=1).max(axis=1) < 6  # compression spreads a little of the picture into it
     flat = alike & even
     width = len(flat) if flat.all() else int(np.argmin(flat))
     if not width or width == len(half):
@@ -87,12 +88,12 @@ def _padded(lines: NDArray[np.float32]) -> int:
 
 
 def frequency(pixels: NDArray[np.uint8]) -> Features:
-    """Log shares of the luminance's power in bands from coarse to fine, and how strong its finest detail is."""
+    """Log shares of the luminance's power in bands from coarse to fine, and the strength of its finest detail."""
     grey = _grey(_centre(pixels))
     window = np.hanning(grey.shape[0])[:, None] * np.hanning(grey.shape[1])[None]
     power = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
     radius = np.hypot(*np.meshgrid(np.fft.fftfreq(grey.shape[0]), np.fft.fftfreq(grey.shape[1]), indexing="ij"))
-    band = np.minimum((radius / 0.5 * _BANDS).astype(int), _BANDS)  # the corners beyond 0.5 are a band of their own
+    band = np.minimum((radius / 0.5 * _BANDS).astype(int), _BANDS)  # the corners beyond 0.5 are a separate band
     sums = np.bincount(band.ravel(), power.ravel(), minlength=_BANDS + 1)
     shares = np.log(sums / max(float(sums.sum()), 1e-9) + 1e-9)
     detail = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
@@ -101,7 +102,8 @@ def frequency(pixels: NDArray[np.uint8]) -> Features:
 
 
 def blockiness(pixels: NDArray[np.uint8]) -> float:
-    """Log ratio of the steps across the lines of an 8x8 grid to all other steps: JPEG's trace, whatever came after."""
+    """Log ratio of the steps across the lines of an 8x8 grid to all other steps: the trace of an earlier JPEG
+    compression."""
     grey = _grey(pixels)
     ratios = []
     for steps in (np.abs(np.diff(grey, axis=0)).mean(axis=1), np.abs(np.diff(grey, axis=1)).mean(axis=0)):

@@ -1,4 +1,4 @@
-"""A probe: how well a small classifier tells two classes apart, on photos it has not seen, and how sure that is.
+"""A probe: how well a small classifier separates two classes on unseen photos, with a confidence interval.
 
 The score is the area under the ROC curve, with its interval (`vlm_detect.stats.areas`).
 """
@@ -22,13 +22,13 @@ from vlm_detect.stats.areas import Folds
 from vlm_detect.stats.metrics import Array
 
 _TREES = 24
-_FEW = 64  # features; with more, a line through them all beats trees that each ask a few
+_FEW = 64  # features; with more, a linear model beats trees that each use a few
 
 
 def cross_validate(values: Sequence[Any], y: Array, folds: Folds) -> Array:
-    """(n,) each image's score from a classifier that has not seen its photo: its rank within its fold, in (0, 1).
+    """(n,) each image's out-of-fold score: its rank within its fold, in (0, 1).
 
-    `values` are features by name, or texts. Ranks, because the scores of two classifiers are on no common scale.
+    `values` are features by name, or texts. Ranks, because the scores of different classifiers are not comparable.
     """
     scores = np.full(len(y), 0.5)
     if all(value == values[0] for value in values):
@@ -39,11 +39,11 @@ def cross_validate(values: Sequence[Any], y: Array, folds: Folds) -> Array:
         matrix = DictVectorizer(sparse=False).fit_transform(values)
         model = _forest() if matrix.shape[1] <= _FEW else _line()
     for train, test in folds:
-        if len(set(y[train].tolist())) < 2:  # groups of both classes, few and unequal, may leave one to a fold
+        if len(set(y[train].tolist())) < 2:  # with few groups of unequal size, a fold may have a single class
             continue
         try:
             model.fit(_at(matrix, train), y[train])
-        except ValueError:  # no word occurs twice: the captions tell nothing
+        except ValueError:  # no word occurs twice: the captions are uninformative
             continue
         judged = model.predict_proba(_at(matrix, test))[:, 1].round(9)
         scores[test] = (rankdata(judged) - 0.5) / len(test)

@@ -1,10 +1,10 @@
-"""What an audit looks at: some of a dataset's images as undecoded bytes, with their labels and groups.
+"""The input of an audit: a sample of a dataset's images as undecoded bytes, with labels and groups.
 
     samples = read_samples("data/pairs", 2000)    # a pair or image dataset, a folder of parquet, or a Hub dataset
     samples = read_samples("somebodys_set/")      # real/ and fake/, 0_real/ and 1_fake/, ... at any depth
 
-Of a large set a part is read, as many images of each class where there are; rows of parquet are taken by whole row
-groups, so that little of a large file has to be read. Which part is decided by hashes: the same set gives the same.
+Of a large set a sample is read, balanced over classes; parquet is read by row groups, so that little of a large file
+has to be read. The sample is chosen by hashes, so it is the same for the same set.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from vlm_detect.schema import check_folder
 
 @dataclass(frozen=True)
 class Sample:
-    """One image; `role` tells the two members of a row of pairs apart, and is "image" otherwise."""
+    """One image; `role` distinguishes the two members of a pair, and is "image" otherwise."""
 
     data: bytes
     label: Label
     group: str
-    kind: str = ""  # of the pair it stands in: caption, vae, edit
-    name: str = ""  # of its file, where it bears one
+    kind: str = ""  # of its pair: caption, vae, edit
+    name: str = ""  # of its file, if it has one
     caption: str = ""
-    scale: float | None = None  # output pixels for each pixel it was made of, where that is recorded
+    scale: float | None = None  # output pixels per source pixel, if recorded
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What was read of a set of `total` images, repeated ones counted once; `unread` counts what could not be."""
+    """The sample of a set of `total` images, duplicates counted once; `unread` counts unreadable ones."""
 
     samples: list[Sample]
     total: int
@@ -59,7 +59,7 @@ class Samples:
 
 
 def read_samples(spec: str | Path, max_images: int) -> Samples:
-    """At most about `max_images` images; `UserError` where `spec` is nothing that has labels."""
+    """At most about `max_images` images; raises `UserError` if `spec` has no labels."""
     path = Path(spec).expanduser()
     if not path.is_dir() and is_offline():
         return _from_cache(str(spec), max_images)
@@ -106,9 +106,9 @@ def _hub_files(name: str) -> tuple[AbstractFileSystem, list[str]]:
     files = HfFileSystem()
     try:
         found = sorted(files.glob(f"datasets/{name}/**/*.parquet"))
-    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+    except Exception as error:  # the Hub client raises the errors of its HTTP library, which varies
         reason = first_line(error)
-        raise UserError(f"{name}: neither a folder here nor a dataset that the Hub gives ({reason})") from error
+        raise UserError(f"{name}: neither a local folder nor an accessible Hub dataset ({reason})") from error
     if not found:
         raise UserError(f"{name}: the Hub has no parquet files of this dataset; download it and give the folder")
     return files, found
@@ -124,7 +124,7 @@ def _from_files(folder: Path, max_images: int) -> Samples:
     labels: dict[str, set[str]] = {}
     for (_, label), stem in zip(entries, stems, strict=True):
         labels.setdefault(stem, set()).add(label)
-    # the same name in both classes, for most images: a photo and its twin
+    # most images have the same name in both classes: photos and their twins
     paired = sum(len(found) > 1 for found in labels.values()) > len(labels) / 2
     groups = stems if paired else [PurePath(entry.where).relative_to(folder).as_posix() for entry, _ in entries]
     order = sorted(range(len(entries)), key=lambda i: (text_digest([groups[i]]), entries[i][0].where))
@@ -149,7 +149,7 @@ def _from_files(folder: Path, max_images: int) -> Samples:
 
 
 def _shares(counts: Mapping[str, int], max_images: int) -> dict[str, int]:
-    """How many images of each label: alike, and what one has not goes to the others."""
+    """The number of images of each label: equal, as far as each label has enough."""
     shares: dict[str, int] = {}
     left = max_images
     for place, (label, count) in enumerate(sorted(counts.items(), key=lambda item: item[1])):
@@ -193,7 +193,7 @@ def _from_parquet(files: AbstractFileSystem, paths: Sequence[str], named: str, m
                     digest = hashlib.sha256(sample.data).digest()
                     if not sample.data:
                         unread[sample.label] += 1
-                    elif digest in seen:  # a photo stands next to each of its twins
+                    elif digest in seen:  # a photo has one row for each of its twins
                         repeats += 1
                     else:
                         seen.add(digest)
@@ -239,7 +239,7 @@ def _reader(schema: pa.Schema) -> _Reader | None:
     column = reader.column
 
     def label_of(row: Mapping[str, Any]) -> Iterator[Label]:
-        if (label := reader(row)) is not None:  # a row without a label is of no class
+        if (label := reader(row)) is not None:  # a row without a label has no class
             yield label
 
     def samples(row: Mapping[str, Any]) -> Iterator[Sample]:
@@ -272,7 +272,7 @@ def _pair_samples(row: Mapping[str, Any]) -> Iterator[Sample]:
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    """Of several captions the first."""
+    """The first of several captions."""
     value = row.get("caption")
     if isinstance(value, list):
         value = next(iter(value), None)
@@ -280,7 +280,7 @@ def _caption(row: Mapping[str, Any]) -> str:
 
 
 def _bytes(cell: Mapping[str, Any] | None) -> bytes:
-    """An image's bytes; none where there are none, which is counted and not passed over."""
+    """An image's bytes; empty if there are none, which counts as unread."""
     try:
         return StoredImage.of(cell if isinstance(cell, Mapping) else None).content
     except ImageRejected:

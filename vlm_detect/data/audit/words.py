@@ -1,4 +1,4 @@
-"""What a probe found, in one plain sentence: what differs, by how much, and what to do about it."""
+"""The result of a probe in one sentence: what differs, by how much, and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vlm_detect.stats.areas import auc
 _REMEDY = {
     "format": "write both with one encoder",
     "extension": "give both one extension",
-    "bytes": "strip what is not the picture from both",
-    "size": "bring both to one size",
+    "bytes": "strip everything except pixels from both",
+    "size": "resize both to one size",
     "aspect": "crop both to one aspect",
     "tables": "compress both with the same tables",
     "metadata": "strip the metadata of both",
-    "border": "crop the borders off",
-    "scale": "enlarge neither, or both alike",
-    "caption": "caption both alike, in words of content only",
+    "border": "crop the borders",
+    "scale": "upscale neither, or both equally",
+    "caption": "caption both in the same way, about content only",
 }
 
 
 def finding(name: str, values: Sequence[Any], y: NDArray[np.float64], ones: str, zeros: str, score: str) -> str:
-    """`ones` and `zeros` name the classes ("generated", "real"); `score` is the area and its interval, in words."""
+    """`ones` and `zeros` name the classes ("generated", "real"); `score` is the AUC with its interval."""
     describe = _DESCRIPTIONS.get(name, _feature)
     return f"{describe(values, y, ones, zeros)}: {name} alone gives {score}; {_REMEDY[name]}"
 
@@ -91,7 +91,7 @@ def _border(values: Sequence[Features], y: NDArray[np.float64], ones: str, zeros
 
 def _scale(values: Sequence[Features], y: NDArray[np.float64], ones: str, zeros: str) -> str:
     shares = [_share(sum(v["enlarged"] > 1 for v in found), len(found)) for found in _split(values, y)]
-    return f"{shares[0]} the {ones} images were enlarged, {shares[1]} the {zeros} ones"
+    return f"{shares[0]} the {ones} images were upscaled, {shares[1]} the {zeros} ones"
 
 
 def _caption(values: Sequence[str], y: NDArray[np.float64], ones: str, zeros: str) -> str:
@@ -103,11 +103,11 @@ def _caption(values: Sequence[str], y: NDArray[np.float64], ones: str, zeros: st
     word = int(np.abs(found[y == 1].mean(axis=0) - found[y == 0].mean(axis=0)).argmax())
     shares = [_share(int(found[y == label, word].sum()), int((y == label).sum())) for label in (1, 0)]
     named = counter.get_feature_names_out()[word]
-    return f"the word {named!r} stands in {shares[0]} the captions of {ones} images, {shares[1]} those of {zeros} ones"
+    return f"the word {named!r} occurs in {shares[0]} the captions of {ones} images, {shares[1]} those of {zeros} ones"
 
 
 def _feature(values: Sequence[Features], y: NDArray[np.float64], ones: str, zeros: str) -> str:
-    """The one feature that by itself tells most."""
+    """The single most informative feature."""
     vectorizer = DictVectorizer(sparse=False)
     matrix = vectorizer.fit_transform(values)
 
