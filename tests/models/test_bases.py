@@ -54,14 +54,14 @@ def test_a_base_that_has_moved_is_told_with_the_way_out(home: Path, base: str, m
     (home / "models" / "base").rename(home / "models" / "moved")
     for cwd in (home, home / "runs", home / "runs" / "mine"):
         monkeypatch.chdir(cwd)
-        with pytest.raises(UserError, match=r"not there; say where it is with --model BASE --adapter .*mine"):
+        with pytest.raises(UserError, match=r"does not exist; give its new path with --model BASE --adapter .*mine"):
             load_vlm(str(home / "runs" / "mine"), device="cpu")
     load_vlm(str(home / "models" / "moved"), adapter=home / "runs" / "mine", device="cpu")
 
 
 def test_an_absolute_base_that_has_moved_is_told_too(home: Path) -> None:
     (home / "models").rename(home / "weights")
-    with pytest.raises(UserError, match=r"was the folder .*models/base, which is not there; say where it is"):
+    with pytest.raises(UserError, match=r"was the folder .*models/base, which does not exist; give its new path"):
         load_vlm("runs/mine", device="cpu")
 
 
@@ -77,7 +77,7 @@ def test_a_relative_base_of_an_earlier_version_is_found_from_the_folders_of_its_
 @pytest.mark.parametrize("base", [None, "", 7, ["a"]])
 def test_an_adapter_that_names_no_base(home: Path, base: Any) -> None:
     record(home / "runs" / "mine", base)
-    with pytest.raises(UserError, match=r"names no base model; say where it is with --model BASE --adapter"):
+    with pytest.raises(UserError, match=r"has no base model; give its new path with --model BASE --adapter"):
         load_vlm("runs/mine", device="cpu")
 
 
@@ -89,10 +89,10 @@ def test_a_base_of_the_hub_that_is_not_to_be_had_is_told_with_the_way_out(
 
     monkeypatch.setattr(registry, "model_info", unreachable)
     record(home / "runs" / "mine", "somebody/model")
-    with pytest.raises(UserError, match=r"somebody/model .* say where it is with --model BASE --adapter runs/mine"):
+    with pytest.raises(UserError, match=r"somebody/model .* give its new path with --model BASE --adapter runs/mine"):
         load_vlm("runs/mine", device="cpu")
     record(home / "runs" / "mine", "word")
-    with pytest.raises(UserError, match=r"'word' is no folder and no Hub id.*--adapter runs/mine"):
+    with pytest.raises(UserError, match=r"'word' is neither a folder nor a Hub id.*--adapter runs/mine"):
         load_vlm("runs/mine", device="cpu")
 
 

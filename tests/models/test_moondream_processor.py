@@ -96,7 +96,7 @@ def test_auto_processor_loads_every_saved_form(tmp_path: Path) -> None:
     [
         ({"text": ["a"], "prompt_ids": [[1]]}, "exactly one of text and prompt_ids"),
         ({"text": ["a"], "images": noise_images()[:2]}, "2 images for 1 prompts"),
-        ({"text": ["a"], "images": [noise_images()[:2]]}, "one image a prompt"),
+        ({"text": ["a"], "images": [noise_images()[:2]]}, "one image per prompt"),
         ({"text": ["a"], "videos": [1]}, "no videos"),
         ({"text": ["plain"], "images": noise_images()[:1], "add_special_tokens": False}, "1 images for 1 prompts"),
     ],

@@ -54,7 +54,7 @@ def test_hub_ids_are_pinned() -> None:
 
 @pytest.mark.parametrize("name", ["no_such_folder", "./missing/model", "/missing/model", "a/b/c"])
 def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="no folder and no Hub id"):
+    with pytest.raises(UserError, match="neither a folder nor a Hub id"):
         resolve_id(name)
 
 

@@ -170,7 +170,7 @@ def test_an_adapter_that_was_altered_is_told_by_its_run_json(finished: Path, tmp
     whole = weights.read_bytes(), config.read_text()
 
     flip(weights)
-    with pytest.raises(UserError, match=r"adapter_model.safetensors is not what the run left"):
+    with pytest.raises(UserError, match=r"adapter_model.safetensors has changed since the run finished"):
         load_vlm(base, adapter=finished, device="cpu")
     weights.unlink()
     with pytest.raises(UserError, match=r"adapter_model.safetensors is missing"):
@@ -178,7 +178,7 @@ def test_an_adapter_that_was_altered_is_told_by_its_run_json(finished: Path, tmp
     weights.write_bytes(whole[0])
 
     config.write_text(json.dumps(json.loads(whole[1]) | {"lora_alpha": 999}))
-    with pytest.raises(UserError, match=r"adapter_config.json is not what the run left"):
+    with pytest.raises(UserError, match=r"adapter_config.json has changed since the run finished"):
         load_vlm(base, adapter=finished, device="cpu")
     config.write_text(json.dumps(json.loads(whole[1]) | {"base_model_name_or_path": base}))  # it has moved
     load_vlm(str(finished), device="cpu")
@@ -197,7 +197,7 @@ def test_a_network_that_was_altered_is_told(tmp_path: Path) -> None:
     RunDirectory(tmp_path, {}, {}, False, None).write("finished")
     CnnDetector.load(tmp_path)
     flip(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"model.safetensors is not what the run left"):
+    with pytest.raises(UserError, match=r"model.safetensors has changed since the run finished"):
         CnnDetector.load(tmp_path)
 
 

@@ -4,8 +4,8 @@
     from transformers import AutoModelForImageTextToText      # in either order
     AutoModelForImageTextToText.from_pretrained("a/merged/folder")
 
-Importing this package registers our models in transformers' Auto classes, which takes the seconds that torch and
-transformers take.
+Importing this package registers our models in transformers' Auto classes; it imports torch and transformers, which
+takes seconds.
 """
 
 from vlm_detect.models import moondream, tinyllava  # noqa: F401  importing one registers it

@@ -1,4 +1,4 @@
-"""The attention that a model computes with: `eager`, `sdpa`, `flex_attention` or a flash kernel.
+"""The attention implementation of a model: `eager`, `sdpa`, `flex_attention` or a flash kernel.
 
 transformers has no public way to read it from a config. Its guide for models reads this attribute, and so do its own
 models; nothing else of the package does.

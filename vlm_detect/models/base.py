@@ -1,12 +1,12 @@
-"""What every model family offers to the trainer and the engine: a `VLM` wraps one model and its processor.
+"""The common interface of model families for the trainer and the engine: a `VLM` wraps one model and its processor.
 
-An image becomes a prefix of fixed content that any number of prompts can follow:
+An image becomes a prefix that any number of prompts can follow:
 
     images --prepare--> tensors --encode--> image embeddings --prefix_inputs--> the cached prefix | prompt | answer
 
-The trainer and the engine know models through this class alone, so that a new family is one class, registered under the
-model types of its `config.json`. Class attributes say what a family can do. Where prefixes differ from image to image,
-training asks for `row_inputs` alone.
+The trainer and the engine use models only through this class, so a new family is one class, registered under the model
+types of its `config.json`. Class attributes declare a family's capabilities. For families whose prefixes differ between
+images, training uses only `row_inputs`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from vlm_detect.plugins import Registry
 
 
 class VLM(ABC):
-    """A vision-language model ready to be asked.
+    """A loaded vision-language model.
 
-    `name` is the id that was asked for (a Hub id, a folder, or `nano`), `revision` the exact one that was loaded.
+    `name` is the requested id (a Hub id, a folder, or `nano`), `revision` the exact one that was loaded.
     """
 
-    has_fixed_prefix: bool = True  # all images have one prefix, and `encode` gives their embeddings as one tensor
+    has_fixed_prefix: bool = (
+        True  # all images have the same prefix ids, and `encode` returns their embeddings as one tensor
+    )
     supports_packing: bool = True  # training: rows may hold several questions and images
-    supports_prefix_cache: bool = True  # inference: what follows an image leaves its prefix as it is, to prefill once
+    supports_prefix_cache: bool = (
+        True  # inference: an image's prefix does not depend on what follows, so it is prefilled once
+    )
 
     reads_any_shape: bool = True  # `refusal` is always None
 
@@ -55,7 +59,7 @@ class VLM(ABC):
     ) -> tuple[PreTrainedModel, Any]:
         """The model and its processor; `options` go to the model's `from_pretrained`. No dtype: the checkpoint's own.
 
-        Whatever is read from a folder of others goes through `models.untrusted.load_untrusted`.
+        Everything from untrusted folders is loaded with `models.untrusted.load_untrusted`.
         """
 
     @property
@@ -74,15 +78,15 @@ class VLM(ABC):
 
     @property
     def feature_grid(self) -> tuple[int, int] | None:
-        """Rows and columns in which the N image embeddings tile the whole image; None where they have no such order."""
+        """Rows and columns in which the N image embeddings tile the image; None if they have no spatial order."""
         return None
 
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Decoded images to the tensors that `encode` takes, on the CPU; dimension 0 is the image."""
+        """Decoded images to the input tensors of `encode`, on the CPU; dimension 0 is the image."""
 
     def refusal(self, size: tuple[int, int]) -> str | None:
-        """Why the model reads no image of this (width, height); None where it does."""
+        """Why the model cannot read an image of this (width, height); None if it can."""
         return None
 
     def prefix_length(self, size: tuple[int, int]) -> int:
@@ -98,7 +102,7 @@ class VLM(ABC):
         """Arguments of the model's forward that prefill (B, N, D) image embeddings into an empty KV cache."""
 
     def is_unused(self, name: str) -> bool:
-        """Whether the module of this name changes nothing of what the model gives, so that it cannot be trained."""
+        """Whether the module of this name does not affect the model's output, so that it cannot be trained."""
         return False
 
     def prefix_rows(self, prepared: Any) -> list[list[int]]:
@@ -110,29 +114,29 @@ class VLM(ABC):
         raise NotImplementedError
 
     def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
-        """For each id of a prefix the number of the block in which all see each other; -1 where it looks backwards."""
+        """For each id of a prefix the number of its bidirectional block; -1 where attention is causal."""
         return [-1] * len(prefix)
 
     def alike(self, embeds: Any) -> list[list[int]]:
-        """Which of the images (their indices in what `encode` gave) have prefixes of one length, group by group."""
+        """The images (by index in the output of `encode`), grouped by equal prefix length."""
         return [list(range(len(embeds)))]
 
     def shifts(self, count: int) -> list[int]:
-        """By how much positions run ahead of the token count behind each of the prefixes that were just prefilled."""
+        """The offset of positions from the token count after each of the prefixes that were just prefilled."""
         return [0] * count
 
     def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
-        """The model's own form of positions (B, T)."""
+        """Positions (B, T) in the model's own form."""
         return positions
 
     @property
     def context(self) -> int:
-        """The most tokens of a sequence that the model can read as the engine lays it out."""
+        """The maximum number of tokens of a sequence in the engine's layout."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     @staticmethod
     def hidden_states(model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
-        """What the vocabulary head reads, (B, S, D), of `model` (a VLM's, or its distributed wrapper)."""
+        """The input of the vocabulary head, (B, S, D), for `model` (a VLM's, or its distributed wrapper)."""
         outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
         return outputs.hidden_states[-1]
 
@@ -141,30 +145,30 @@ class VLM(ABC):
         """The ids of the image prefix, with placeholders for the image; its length is the prefix's."""
 
     def text_prefix_ids(self) -> list[int]:
-        """The ids of a prefix without an image; UserError of a model that answers about images only."""
+        """The ids of a prefix without an image; UserError for a model that needs an image."""
         raise UserError(f"{self.name} answers about images only: give an image with the question")
 
     @abstractmethod
     def question_ids(self, question: str) -> list[int]:
-        """The ids after the image prefix from which the answer to `question` is decoded."""
+        """The prompt ids after the image prefix for an answer to `question`."""
 
     def dialogue_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
-        """As `question_ids`, behind earlier questions and their answers; UserError where a family knows none."""
+        """As `question_ids`, after earlier questions and answers; UserError for a family without conversations."""
         if history:
             raise UserError(f"{self.name} answers single questions: give conversations of one turn, or another model")
         return self.question_ids(question)
 
     @abstractmethod
     def caption_ids(self, length: str) -> list[int]:
-        """The ids after the image prefix from which a caption is decoded; `length` is short, normal or long."""
+        """The prompt ids after the image prefix for a caption; `length` is short, normal or long."""
 
     @abstractmethod
     def answer_ids(self, answer: str) -> list[int]:
-        """An answer's ids with the end of text, as it is learned and scored."""
+        """An answer's ids with the end of text, as in training and scoring."""
 
     @abstractmethod
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out."""
+        """Text of generated ids, without special tokens."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Decoded images to embeddings, each (N, D)."""
@@ -181,11 +185,11 @@ class VLM(ABC):
         raise NotImplementedError
 
     def save_official(self, out: Path) -> None:
-        """Write the folder that the family's own code reads; UserError where that is transformers."""
-        raise UserError(f"{self.name} has no layout but transformers' own: use --to merged")
+        """Write a folder in the family's official layout; UserError if that is transformers'."""
+        raise UserError(f"{self.name} has no layout other than transformers': use --to merged")
 
     def save_variant(self, out: Path) -> None:
-        """Write the LoRA as the family's own code reads one; UserError where it knows none."""
+        """Write the LoRA in the family's official format; UserError if there is none."""
         raise UserError(f"{self.name}: a variant is a LoRA on moondream; use --to adapter, merged or official")
 
 
@@ -203,7 +207,7 @@ Family = TypeVar("Family", bound=type[VLM])
 
 
 def family(*model_types: str) -> Callable[[Family], Family]:
-    """Register a family for the `model_type`s that its models' config.json says."""
+    """Register a family for `model_type`s of config.json."""
 
     def register(cls: Family) -> Family:
         for model_type in model_types:

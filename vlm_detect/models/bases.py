@@ -1,8 +1,8 @@
-"""The base model of an adapter: where it was, where it may be now, and what to say where it is not to be found.
+"""Find the base model of an adapter, even if it has moved.
 
-    base_of("runs/moondream_lora")      # a Hub id, a name such as nano, or the path of a folder that is there
+    base_of("runs/moondream_lora")      # a Hub id, a name such as nano, or the path of an existing folder
 
-A base that was a folder is never looked for on the Hub, where anybody may own the name that a relative path has.
+A base that was a folder is never searched on the Hub, where anyone may own the name of a relative path.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def recorded_base(name: str, known: Collection[str] = ()) -> str:
-    """What an adapter records of its base: a folder by its absolute path, which holds wherever the adapter goes."""
+    """The base as recorded in an adapter: a folder by its absolute path, which stays valid if the adapter moves."""
     return str(Path(name).resolve()) if name not in known and Path(name).is_dir() else name
 
 
 def base_of(adapter: str | Path, known: Collection[str] = ()) -> str:
-    """The ID of the model that `adapter` was trained on; `known` are the names that are neither folder nor Hub id.
+    """The ID of the model that `adapter` was trained on; `known` are names that are neither a folder nor a Hub id.
 
-    A relative path is taken from here, else from the folders that the adapter is in.
+    A relative path is resolved from the working directory, else from the adapter's parent folders.
 
     Raises:
-        UserError: where no base is named, or it was a folder that is not there.
+        UserError: if no base is recorded, or it was a folder that does not exist.
     """
     try:
         config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{adapter}: adapter_config.json is damaged ({error}): take another checkpoint of the run"
+            f"{adapter}: adapter_config.json is damaged ({error}): use another checkpoint of the run"
         ) from error
     if not isinstance(base, str) or not base:
-        raise UserError(f"{adapter}: adapter_config.json names no base model; {way_out(adapter)}")
+        raise UserError(f"{adapter}: adapter_config.json has no base model; {way_out(adapter)}")
     if base in known or Path(base).is_dir():
         return base
     places = [Path.cwd(), *Path(adapter).resolve().parents]
@@ -52,12 +52,12 @@ def base_of(adapter: str | Path, known: Collection[str] = ()) -> str:
                 return str(place / base)
     is_path = "/" in base or "\\" in base  # a single word is for who knows the names of models
     if is_path and (not _HUB_ID.fullmatch(base) or any((place / base).parent.is_dir() for place in places)):
-        raise UserError(f"{adapter}: its base model was the folder {base}, which is not there; {way_out(adapter)}")
+        raise UserError(f"{adapter}: its base model was the folder {base}, which does not exist; {way_out(adapter)}")
     return base
 
 
 def is_cached(model_id: str) -> bool:
-    """Whether the local cache holds a Hub repository, as far as its settings tell."""
+    """Whether a Hub repository is in the local cache."""
     files = ("config.json", "model_index.json", "tokenizer.json")
     return any(isinstance(try_to_load_from_cache(model_id, file), str) for file in files)
 

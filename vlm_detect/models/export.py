@@ -1,10 +1,10 @@
-"""From a run directory to what other tools read.
+"""Export a run directory to formats that other tools read.
 
     vlm-detect export runs/moondream_lora --to adapter  OUT    # the PEFT adapter and its processor, without checkpoints
     vlm-detect export runs/moondream_lora --to merged   OUT    # one model folder: load it by from_pretrained or --model
-    vlm-detect export runs/moondream_lora --to official OUT    # what moondream's own code and its desktop tools read
-    vlm-detect export runs/tinyllava_lora --to official OUT    # ... and TinyLLaVA_Factory's
-    vlm-detect export runs/moondream_lora --to variant  OUT    # the official LoRA file, for adapters that it can hold
+    vlm-detect export runs/moondream_lora --to official OUT    # for moondream's own code and desktop tools vlm-detect
+    export runs/tinyllava_lora --to official OUT    # ... and TinyLLaVA_Factory's vlm-detect export runs/moondream_lora
+    --to variant  OUT    # the official LoRA file, for adapters that fit the format
 
 A merge is made in float32 and rounded once to the stored dtype; tensors without a LoRA keep their bytes.
 """
@@ -49,13 +49,13 @@ _ADAPTER_FILES = (
 
 
 def export(run: str, target: Target, out: Path) -> None:
-    """Write `run` to the folder `out` in the form `target`; UserError where `out` holds something already."""
+    """Write `run` to the folder `out` in the format `target`; UserError if `out` is not empty."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: give a new folder")
     is_adapter = (Path(run) / "adapter_config.json").is_file() or is_factory_folder(run)
     is_whole = not is_adapter and all((Path(run) / name).is_file() for name in ("run.json", "config.json"))
     if not is_adapter and not is_whole:
-        raise UserError(f"{run}: no adapter_config.json there; give the --output_dir of a finished recipe")
+        raise UserError(f"{run}: no adapter_config.json; give the --output_dir of a finished recipe")
     if is_whole and target in ("adapter", "variant"):
         raise UserError(f"{run}: a model that was tuned in full has no adapter; use --to merged or official")
     if target == "adapter":

@@ -43,7 +43,7 @@ Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
 
 PINNED_REVISIONS = {HUB_ID: DEFAULT_RELEASE}
 
-# For `auto`: real models, largest first, and the accelerator memory in GB that each needs for inference.
+# For `auto`: real models, largest first, with the accelerator memory for inference in GB.
 _AUTO: dict[str, list[tuple[str, float]]] = {
     "vlm": [(HUB_ID, 6.0)],
     "tinyllava": [(TINYLLAVA_ID, 9.0)],
@@ -63,7 +63,7 @@ NANO_NAMES = tuple({name for name, _ in _NANO.values()})
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """`name` is what people read and what is recorded, `path_or_id` what is loaded."""
+    """`name` is displayed and recorded, `path_or_id` is loaded."""
 
     name: str
     path_or_id: str
@@ -84,13 +84,13 @@ def free_accelerator_gb() -> float:
 
 
 def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -> ResolvedModel:
-    """What an ID means on this machine. `auto` is the largest real model that fits the free memory, else `nano`."""
+    """Resolve an ID on this machine. `auto` is the largest real model that fits the free memory, else `nano`."""
     family = "vlm" if role == "captioner" else role
     if model_id == "auto":
         free_gb = free_accelerator_gb()
         model_id = next((name for name, needed_gb in _AUTO[family] if needed_gb <= free_gb), "nano")
         told = f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)"
-        print(told, file=sys.stderr)  # on stdout it would stand in what `--json` gives
+        print(told, file=sys.stderr)  # on stdout it would mix with the output of `--json`
     nano, folder_name = _NANO["tinyllava" if model_id == _NANO["tinyllava"][0] else family]
     if model_id in ("nano", nano):
         return ResolvedModel(nano, str(nano_path(folder_name)))
@@ -98,10 +98,12 @@ def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -
     if folder.is_dir():
         return ResolvedModel(model_id, model_id)
     if folder.is_absolute() or model_id.startswith(("./", "../", "~")) or model_id.count("/") != 1:
-        raise UserError(f"{role} {model_id!r} is no folder and no Hub id; give owner/name, a model folder, or nano")
+        raise UserError(
+            f"{role} {model_id!r} is neither a folder nor a Hub id; give owner/name, a model folder, or nano"
+        )
     if folder.parent.is_dir() and not is_cached(model_id):
         raise UserError(
-            f"{role} {model_id}: the folder {folder.parent} has no {folder.name}; where a Hub id is meant, fetch it "
+            f"{role} {model_id}: the folder {folder.parent} has no {folder.name}; for a Hub id, download it "
             "first with hf download"
         )
     return ResolvedModel(model_id, model_id, revision or PINNED_REVISIONS.get(model_id))
@@ -116,11 +118,10 @@ def load_vlm(
     device: torch.device | str | None = None,
     **load_options: Any,
 ) -> VLM:
-    """Load a model, and a LoRA adapter on it where one is given or `model_id` is a run directory.
+    """Load a model, with a LoRA adapter if one is given or `model_id` is a run directory.
 
-    `dtype` is by default what the device computes best in; "stored" keeps that of the checkpoint.
-    `load_options` go to `from_pretrained` (quantization_config, attn_implementation, ...). Raises UserError where the
-    model cannot be found, reached or read.
+    `dtype` defaults to the device's best one; "stored" keeps the checkpoint's. `load_options` go to `from_pretrained`
+    (quantization_config, attn_implementation, ...). Raises UserError if the model cannot be found, downloaded or read.
     """
     model_id = head_base(model_id) or model_id
     own_base: str | None = None  # the run that says itself what it was trained on
@@ -151,14 +152,14 @@ def load_vlm(
 
 
 def _load_reachable(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
-    """As `_load`; UserError for whatever is wrong."""
+    """As `_load`; every failure becomes a UserError."""
     try:
         check_reachable(resolved)
         with no_bars_in_logs("transformers"):
             return _load(resolved, options)
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a folder of others can be wrong in any way, and transformers raises as it comes
+    except Exception as error:  # an untrusted folder can fail in any way, and transformers raises any exception
         raise UserError(explain_load_error(resolved, error)) from error
 
 
@@ -171,17 +172,17 @@ def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], 
         family = FAMILIES[model_type]
     elif not is_supported(load_untrusted(AutoConfig, path, **hub_options)):
         raise UserError(
-            f"{resolved.name}: model type {model_type!r} is not supported; give moondream2 ({HUB_ID}), "
+            f"{resolved.name}: model type {model_type!r} is not supported; use moondream2 ({HUB_ID}), "
             f"TinyLLaVA ({TINYLLAVA_ID}), nano, an image-text-to-text model of transformers, or install a package that "
-            "knows it"
+            "supports it"
         )
     return family, *family.load(path, **hub_options, **options)
 
 
 def check_reachable(resolved: ResolvedModel, file: str = "config.json") -> None:
-    """`UserError` where a Hub repository is neither cached nor to be had; fetches nothing.
+    """Raise `UserError` if a Hub repository is neither cached nor accessible; downloads nothing.
 
-    One question without retries: a download would try for half a minute before it says that there is no network.
+    One request without retries: a download would retry for half a minute before reporting that there is no network.
     """
     if resolved.is_local:
         return
@@ -189,7 +190,7 @@ def check_reachable(resolved: ResolvedModel, file: str = "config.json") -> None:
         return
     try:
         model_info(resolved.path_or_id, revision=resolved.revision, timeout=20)
-    except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
+    except Exception as error:  # the Hub client raises the errors of its HTTP library, which varies
         raise UserError(explain_load_error(resolved, error)) from error
 
 
@@ -205,7 +206,7 @@ def adapter_base(run: str | Path) -> str:
 def load_adapter(model: Any, adapter: str | Path) -> Any:
     """Wrap `model` with the PEFT adapter of a run directory, or with moondream's own LoRA variant (`final.pt`).
 
-    UserError where it does not fit.
+    Raises UserError if it does not fit.
     """
     from peft import PeftModel
     from peft.utils import ModulesToSaveWrapper
@@ -218,7 +219,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(
-            f"adapter {adapter}: no adapter_config.json there; give the --output_dir of a finished recipe, or the "
+            f"adapter {adapter}: no adapter_config.json; give the --output_dir of a finished recipe, or the "
             "final.pt of moondream's own tuning"
         )
     try:
@@ -242,7 +243,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
             f"adapter {adapter} does not fit this model: it was trained on {adapter_base(adapter)}"
         ) from error
     except SafetensorError as error:
-        raise UserError(f"adapter {adapter} is damaged ({error}): take another checkpoint of the run") from error
+        raise UserError(f"adapter {adapter} is damaged ({error}): use another checkpoint of the run") from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"adapter {adapter} does not fit this model: {first_line(error)}") from error
 
@@ -266,7 +267,7 @@ def without_adapter(vlm: VLM) -> VLM | None:
 
 
 def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
-    """One line on why a model could not be loaded, and what to do."""
+    """One line on why a model could not be loaded, with a remedy."""
     cause: BaseException | None = error
     while cause is not None:
         page = f"https://huggingface.co/{resolved.path_or_id}"
@@ -279,15 +280,13 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
         cause = cause.__cause__ or cause.__context__
     if not resolved.is_local and not isinstance(try_to_load_from_cache(resolved.path_or_id, "config.json"), str):
         return (
-            f"{resolved.name} is no folder here, could not be fetched from the Hugging Face Hub and is not in the "
+            f"{resolved.name} is not a local folder, could not be downloaded from the Hub and is not in the "
             "local cache: check the name and the network, or use --model nano"
         )
     from vlm_detect.models.cnn.configuration import is_cnn_run  # which imports much that a VLM does without
 
     if is_cnn_run(resolved.path_or_id):
-        return (
-            f"{resolved.name} is a CNN, and another kind of model is needed: vlm-detect explain and benchmark take it"
-        )
+        return f"{resolved.name} is a CNN, which is not supported here: use it with vlm-detect explain or benchmark"
     reason = (str(error).strip().splitlines() or [""])[0]
     named = reason if isinstance(error, OSError | ValueError) and reason else f"{type(error).__name__}: {reason}"
     return f"{resolved.name} could not be loaded: {named}"

@@ -1,14 +1,14 @@
-"""Rows of a batch: many questions behind one image prefix, several images in one row, each blind to the others.
+"""Rows of a batch: many questions after one image prefix, several images in one row, isolated from each other.
 
     [ prefix A ][ question 0, answer 0 ][ question 1, answer 1 ][ prefix B ][ question 0, answer 0 ] ...
 
     image      (B, S)  number of the image in its row; -1 is padding
-    branch     (B, S)  number of the question behind its image; PREFIX within the image prefix, PADDING behind the row
+    branch     (B, S)  number of the question behind its image; PREFIX within the image prefix, PADDING after the row
     block      (B, S)  number of the block of the prefix whose tokens see each other in both directions; else CAUSAL
     positions  (B, S)  those of a row that holds one image and one question
 
-A question sees its own image's prefix and itself; an image sees itself. So hidden states, loss and gradients are those
-of one row a question, while a prefix is computed once and short rows share their padding.
+A question attends to its own image's prefix and itself; an image to itself. So hidden states, loss and gradients equal
+those of one row per question, while a prefix is computed once and padding is reduced.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def is_packed(rows: Mapping[str, torch.Tensor]) -> bool:
 
 
 def may_look(rows: Mapping[str, torch.Tensor], window: int | None = None) -> torch.Tensor:
-    """(B, S, S) of bool: whether a query (row) sees a key (column); `window`: of those at most so many positions back.
+    """(B, S, S) bool: whether a query (row) attends to a key (column); `window`: at most this many positions back.
 
-    Padding sees itself, for a query that sees nothing has no softmax.
+    Padding attends to itself, because a softmax over nothing is undefined.
     """
     batch, length = rows["image"].shape
     index = torch.arange(length, device=rows["image"].device)
@@ -123,7 +123,7 @@ def attention_mask(
 ) -> torch.Tensor | BlockMask:
     """The mask of packed rows for the model's forward: additive (B, 1, S, S), or FlexAttention's blocks of it.
 
-    Blocks in which nothing may be seen are skipped: a row's cost grows with its images, not with their square.
+    Fully masked blocks are skipped: a row's cost grows linearly with its images, not quadratically.
     """
     if flex:
         batch, length = rows["image"].shape

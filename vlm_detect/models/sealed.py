@@ -1,10 +1,10 @@
-"""Whether a finished run is what its training left: its weights and what says how they are to be used, by checksum.
+"""Verify the weights and configurations of a finished run by checksum.
 
     seal_of("runs/moondream_lora")       # {file: sha256}, which run.json has under `files`
-    check_seal("runs/moondream_lora")    # UserError where one of them is another now
+    check_seal("runs/moondream_lora")    # UserError if one of them has changed
 
-The name of an adapter's base is left out: a base may move, and its name in adapter_config.json be mended. So are files
-that are made anew later on, such as calibration.json.
+The name of an adapter's base is excluded: a base may move, and its name in adapter_config.json be corrected. So are
+files that are replaced later, such as calibration.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OF_THE_BASE = ("base_model_name_or_path", "revision", "_name_or_path")
 
 
 def seal_of(run: str | Path) -> dict[str, str]:
-    """The checksums of a run's weights and configurations; heads that are fitted later are none of them."""
+    """The checksums of a run's weights and configurations; heads that are fitted later are excluded."""
     weights = sorted(path.name for kind in _WEIGHTS for path in Path(run).glob(f"{kind}*.safetensors"))
     return {name: _digest(Path(run) / name) for name in (*_CONFIGS, *weights) if (Path(run) / name).is_file()}
 
@@ -35,11 +35,15 @@ def check_seal(run: str | Path) -> None:
     for name, digest in record["files"].items():
         path = Path(run) / name
         try:
-            state = None if _digest(path) == digest else "is not what the run left: its checksum in run.json is another"
+            state = (
+                None
+                if _digest(path) == digest
+                else "has changed since the run finished: its checksum differs from run.json"
+            )
         except OSError:
             state = "is missing"
         if state:
-            raise UserError(f"{path} {state}; take the file from a copy, or train the run again")
+            raise UserError(f"{path} {state}; restore it from a copy, or train the run again")
 
 
 def _digest(path: Path) -> str:

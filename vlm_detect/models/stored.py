@@ -57,7 +57,7 @@ def find_weights(path_or_id: str | Path, **hub_options: Any) -> list[Path]:
     folder = fetch(path_or_id, ["config.json", "model*.safetensors"], **hub_options)
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise ValueError(f"{path_or_id}: no model*.safetensors there (other formats can run code and are not read)")
+        raise ValueError(f"{path_or_id}: no model*.safetensors (other formats can run code and are not read)")
     return files
 
 
@@ -74,7 +74,7 @@ def read_safetensors(file: Path, dtype: torch.dtype | None = None) -> Iterator[t
         if dtype is not None and stored != {dtype}:
             handle = safe_open(file, framework="pt", backend="pread")
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is damaged, fetch it again: {error}") from error
+        raise ValueError(f"{file.name} is damaged, download it again: {error}") from error
     for name, part in slices.items():
         yield name, tuple(part.get_shape()), part.get_dtype(), handle
 

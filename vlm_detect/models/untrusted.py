@@ -1,12 +1,12 @@
-"""Loading what others wrote, without running any of it.
+"""Load untrusted models without running their code.
 
     config = load_untrusted(AutoConfig, "owner/name", revision=...)
     model = build_untrusted(AutoModel, config)
 
-A model folder can name Python files of its own (`auto_map` in its configuration, its tokenizer's, its processor's, or
-in that of a part), and transformers then asks on the terminal whether to run them: a `y` from a pipe does. Here nobody
-is asked: what transformers has a class for is loaded by that class, and everything else is refused.
-Every `from_pretrained` and `from_config` of the package goes through this file (tests/models/test_untrusted.py).
+A model folder can refer to its own Python files (`auto_map` in the configuration of the model, tokenizer, processor, or
+a part), and transformers then asks on the terminal whether to run them: a `y` from a pipe suffices. Here there is no
+prompt: what transformers has a class for is loaded with that class, and everything else is rejected. Every
+`from_pretrained` and `from_config` of the package goes through this file (tests/models/test_untrusted.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import dynamic_module_utils
 
 from vlm_detect.errors import UserError
 
-_NEVER = {"trust_remote_code": False}  # whatever the caller says
+_NEVER = {"trust_remote_code": False}  # overrides the caller
 
 
 def load_untrusted(loader: Any, path_or_id: Any, *args: Any, **options: Any) -> Any:
@@ -48,7 +48,7 @@ def no_foreign_code(name: Any) -> Iterator[None]:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
-            f"{name} needs Python code of its own repository, which is never run here: give a model that transformers "
+            f"{name} needs Python code from its repository, which is never run here: use a model that transformers "
             "(of a pipeline, diffusers) has a class for"
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""Every CNN by its name: how it is built, the size that it is meant for, and the smallest that it takes.
+"""The registry of CNNs: constructor, intended image size, and smallest image size.
 
 @architecture("tiny", size=32, smallest=8, summary="two convolutions")
 def tiny(config: CnnConfig) -> Trunk: ...
@@ -26,10 +26,10 @@ class Architecture:
     """A way to build a network.
 
     Args:
-        size: the side in pixels that it was designed for.
-        smallest: the least at which its maps are not empty.
+        size: the intended side in pixels.
+        smallest: the smallest side with non-empty feature maps.
         summary: what it is, in a few words.
-        backbone: a network of transformers, which takes --weights.
+        backbone: a network of transformers, which accepts --weights.
     """
 
     build: Build

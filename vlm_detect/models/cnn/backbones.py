@@ -101,6 +101,6 @@ def backbone_config(id_: str) -> dict[str, Any]:
     try:
         config = load_untrusted(AutoConfig, id_)
     except (OSError, ValueError) as error:
-        raise UserError(f"--weights {id_}: no model that transformers knows ({first_line(error)})") from error
+        raise UserError(f"--weights {id_}: not a model of transformers ({first_line(error)})") from error
     vision = config.to_dict().get("vision_config")
     return dict(vision) if vision else config.to_dict()

@@ -1,4 +1,4 @@
-"""A trained network as a detector of images: what scanning, serving and the benchmark call.
+"""A trained CNN as a detector, for scan, serve and the benchmark.
 
 detector = CnnDetector.load("runs/cnn_fakenet2")
 scores = detector.scores([image, ...])            # PIL images or paths' images of any size
@@ -31,9 +31,9 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Scores:
-    """Of N images: `odds` and `p_fake` (N,) of what the network suspects, and the probabilities (N, C) of each head.
+    """Scores of N images: `odds` and `p_fake` (N,) of the positive class, and the probabilities (N, C) of each head.
 
-    `odds` are the log-odds in nats as the network gives them; `p_fake` went through the run's calibration.
+    `odds` are the network's log-odds in nats; `p_fake` is calibrated.
     """
 
     odds: np.ndarray
@@ -51,9 +51,9 @@ class CnnDetector:
 
     @classmethod
     def load(cls, run: str | Path, device: torch.device | str = "cpu") -> CnnDetector:
-        """From the run directory of `vlm-detect train cnn`; UserError for any other folder."""
+        """Load a run directory of `vlm-detect train cnn`; UserError for any other folder."""
         if not is_cnn_run(run):
-            raise UserError(f"{run}: not the run of a CNN (no config.json of one); train one with vlm-detect train cnn")
+            raise UserError(f"{run}: not the run of a CNN (no such config.json); train one with vlm-detect train cnn")
         check_folder(run)
         check_seal(run)
         with no_bars_in_logs("transformers"):
@@ -70,18 +70,18 @@ class CnnDetector:
 
     @property
     def suspects(self) -> str:
-        """What `p_fake` is the probability of: "generated" or "edited"."""
+        """The positive class, of which `p_fake` is the probability: "generated" or "edited"."""
         return SUSPECTED[self.config.task][0]
 
     def label(self, p_fake: float) -> str:
-        """The run's verdict on a calibrated probability: what it suspects, the other class, or "unsure"."""
+        """The verdict for a calibrated probability: the positive class, the other class, or "unsure"."""
         found = self.calibration.label(p_fake)
         return {"generated": self.suspects, "real": SUSPECTED[self.config.task][1]}.get(found, found)
 
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
         """(N, S, S, 3) uint8, each image's square as in training.
 
-        An image that is smaller than the square is scaled up, whatever the run's `fit`: a verdict is asked for.
+        An image smaller than the square is upscaled regardless of the run's `fit`, because a verdict is required.
         """
         size = self.config.image_size
         fits = ["resize" if min(image.size) < size else self.config.fit for image in images]

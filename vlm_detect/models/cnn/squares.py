@@ -22,6 +22,6 @@ def to_square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
         wide = (max(size, round(image.width * scale)), max(size, round(image.height * scale)))
         image = image.resize(wide, Image.Resampling.LANCZOS)
     if min(image.size) < size:
-        raise ImageRejected("too_small", f"{image.width}x{image.height} pixels, {size}x{size} are needed")
+        raise ImageRejected("too_small", f"{image.width}x{image.height} pixels, at least {size}x{size} are needed")
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))

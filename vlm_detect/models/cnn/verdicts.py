@@ -1,4 +1,4 @@
-"""From a verdict head's logits to one log-odds per image: which classes stand for the positive class."""
+"""From a verdict head's logits to one log-odds per image: which classes make up the positive class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 VERDICT, OBJECT = "verdict", "object"
-# Which pair of classes a task's one score sets against each other, the first being what an image is suspected of.
+# The pair of classes that a task's score compares; the first is the positive class.
 SUSPECTED: dict[str, tuple[str, str]] = {
     "real_fake": ("generated", "real"),
     "generator": ("generated", "real"),
@@ -18,14 +18,14 @@ SUSPECTED: dict[str, tuple[str, str]] = {
 
 
 class Sides(NamedTuple):
-    """The places in a verdict head of what an image is suspected of, and of what stands against it."""
+    """The indices in a verdict head of the positive classes, and of the negative ones."""
 
     suspected: list[int]
     other: int
 
 
 def sides_of(classes: list[str], task: str) -> Sides:
-    """Under "generator" all generators together stand against "real"."""
+    """For "generator" all generators together are compared with "real"."""
     suspected, other = SUSPECTED[task]
     against = classes.index(other)
     places = [classes.index(suspected)] if suspected in classes else [i for i in range(len(classes)) if i != against]
@@ -33,7 +33,7 @@ def sides_of(classes: list[str], task: str) -> Sides:
 
 
 def odds_of(logits: np.ndarray, classes: list[str], task: str) -> np.ndarray:
-    """The one score of each image: log-odds (N,), in nats, of what it is suspected of; `logits` are (N, L)."""
+    """The score of each image: log-odds (N,) of the positive class, in nats; `logits` are (N, L)."""
     logits = logits.astype(np.float64)  # single precision would round the probabilities of sure verdicts
     if logits.shape[1] == 1:
         return logits[:, 0]

@@ -98,7 +98,7 @@ class ChatVLM(VLM):
             try:
                 self._lengths[size] = self._prepare(Image.new("RGB", size))["input_ids"].shape[1]
             except ValueError as error:  # by which processors refuse a shape
-                self._lengths[size] = f"{size[0]}x{size[1]} pixels, which {self.name} does not read: {error}"
+                self._lengths[size] = f"{size[0]}x{size[1]} pixels, which {self.name} cannot read: {error}"
         return self._lengths[size]
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:

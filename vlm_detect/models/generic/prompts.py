@@ -34,12 +34,12 @@ class ChatTemplate:
         self.processor, self.image_token_id, self.name = processor, image_token_id, name
         if not getattr(processor, "chat_template", None):
             raise UserError(
-                f"{name}: its processor has no chat template, so how to ask it is not known; put the model's "
+                f"{name}: its processor has no chat template, so its prompt format is unknown; put the model's "
                 "chat_template.jinja into a copy of its folder"
             )
         self.whole = self._render()
         if _QUESTION not in self.whole:
-            raise UserError(f"{name}: its chat template leaves the user's text out; see chat_template.jinja there")
+            raise UserError(f"{name}: its chat template drops the user's text; see its chat_template.jinja")
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

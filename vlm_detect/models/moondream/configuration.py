@@ -1,4 +1,4 @@
-"""Configuration of moondream2, and the table of what each official release leaves unsaid.
+"""Configuration of moondream2, and a table of the values that each official release hard-codes.
 
 A released `config.json` holds `"config": {}`: sizes, prompt templates, special ids, dtype and tokenizer live in the
 defaults of the code of that date. `RELEASES` carries those facts, so that a checkpoint is read with the values it was

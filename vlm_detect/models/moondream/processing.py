@@ -138,7 +138,7 @@ class MoondreamProcessor(MoondreamPrompts, ProcessorMixin):
         if (text is None) == (prompt_ids is None):
             raise ValueError("give exactly one of text and prompt_ids")
         if videos is not None or audio is not None:
-            raise ValueError("moondream2 reads images alone: give no videos and no audio")
+            raise ValueError("moondream2 supports only images: give no videos and no audio")
         pictures = None if images is None else one_each(images)
         prefix = [self.config.bos_token_id]
         if pictures is not None:
@@ -168,7 +168,7 @@ class MoondreamProcessor(MoondreamPrompts, ProcessorMixin):
         """Padded rows of ids, their images and their numbers (by row and index) as tensors."""
         wanted = sum(self.config.image_token_id in row for row in rows)
         if len(images or ()) != wanted or (images is not None and wanted != len(rows)):
-            raise ValueError(f"{len(images or ())} images for {len(rows)} prompts: give one image a prompt, or none")
+            raise ValueError(f"{len(images or ())} images for {len(rows)} prompts: give one image per prompt, or none")
         longest, limit = max(map(len, rows)), self.config.text_config.max_position_embeddings
         if longest > limit:
             raise ValueError(
@@ -206,5 +206,5 @@ def one_each(images: Image.Image | Sequence[Any]) -> list[Image.Image]:
         return [images]
     found = [image if isinstance(image, Image.Image) else list(image) for image in images]
     if any(isinstance(image, list) and len(image) != 1 for image in found):
-        raise ValueError("moondream2 reads one image a prompt: give lists of one")
+        raise ValueError("moondream2 reads one image per prompt: give lists of one")
     return [image[0] if isinstance(image, list) else image for image in found]

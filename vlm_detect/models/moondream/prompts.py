@@ -28,8 +28,8 @@ class MoondreamPrompts:
         """Token ids of plain text. Special tokens that the text spells out stay text: no input can forge a marker."""
         if self.tokenizer is None:
             raise UserError(
-                f"text needs the tokenizer {self.config.tokenizer_id}, which the official layout does not hold and the "
-                "Hub did not give: check the network, use a folder of `vlm-detect export --to merged`, which holds it, "
+                f"text needs the tokenizer {self.config.tokenizer_id}, which is not in the official layout and could "
+                "not be downloaded: check the network, use a folder of `vlm-detect export --to merged`, which has it, "
                 "or pass prompt_ids"
             )
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -95,8 +95,8 @@ def reference_numbers(reference: Reference) -> list[tuple[float, ...]]:
     """What a point or box is encoded as: its place x and y, of a box the middle, and then its width and height."""
     if len(reference) not in (2, 4) or not all(0 <= number <= 1 for number in reference):
         raise UserError(
-            f"spatial reference {list(reference)}: give a point [x, y] or a box [x_min, y_min, x_max, y_max], in parts "
-            "of the image's width and height from 0 to 1"
+            f"spatial reference {list(reference)}: give a point [x, y] or a box [x_min, y_min, x_max, y_max], as "
+            "fractions of the image's width and height from 0 to 1"
         )
     if len(reference) == 2:
         return [(reference[0],), (reference[1],)]

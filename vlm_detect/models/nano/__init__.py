@@ -1,4 +1,4 @@
-"""The nano family: a few megabytes with exactly the real architectures, for rehearsal, teaching and tests.
+"""The nano family: models of a few megabytes with exactly the real architectures, for trial runs, teaching and tests.
 
 ``nano_path("moondream")`` and its siblings are folders that the real models' ``from_pretrained`` loads.
 """
@@ -15,7 +15,7 @@ NanoName = Literal["moondream", "sd35", "tinyllava"]
 def nano_path(name: str) -> Path:
     """The folder of one nano model's weights inside the package."""
     if name not in get_args(NanoName):
-        raise UserError(f"nano model {name!r}: there is none of that name; choose from {', '.join(get_args(NanoName))}")
+        raise UserError(f"nano model {name!r}: unknown; choose from {', '.join(get_args(NanoName))}")
     path = Path(__file__).parent / name
     if not path.is_dir():
         raise UserError(f"nano model {name!r}: no weights in {path}; make them with recipes/nano_pretrain.py")

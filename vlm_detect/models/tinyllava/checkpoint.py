@@ -93,7 +93,7 @@ def open_checkpoint(path_or_id: str | Path, dtype: torch.dtype | None, **hub_opt
     if has_adapter:
         tensors |= _merged(tensors, folder)
     if not tensors:
-        raise ValueError(f"{path_or_id}: no weights there (model*.safetensors, or the output folder of a Factory run)")
+        raise ValueError(f"{path_or_id}: no weights (model*.safetensors, or the output folder of a Factory run)")
     return tensors
 
 
