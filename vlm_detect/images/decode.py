@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
+from vlm_detect.images.bmp import with_plain_colours
 from vlm_detect.images.bounds import (
     MAX_PIXELS,
     ImageRejected,
@@ -96,6 +97,8 @@ def decode_here(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     except ImageRejected as rejected:
         if rejected.reason not in ("unreadable", "not_an_image"):
             raise
+        if (plain := with_plain_colours(data, max_pixels=max_pixels)) is not None:
+            return _decode(plain, data, max_pixels)
         # Pillow fails on some metadata that viewers ignore.
         for less in _with_less_metadata(data):
             try:
