@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit
 
 from tests.factories import tiny_vlm
 from tests.train.toys import save_tiny_model, toy_image
@@ -72,7 +73,7 @@ def test_a_verdict_is_that_of_all_witnesses_together(run: Path, head: Head) -> N
     verdicts = Detector(str(run)).judge(images)
     fused = 0.25 + 0.5 * own + 2 * heads
     np.testing.assert_allclose([verdict.log_odds for verdict in verdicts], fused, rtol=1e-3)
-    np.testing.assert_allclose([verdict.p_fake for verdict in verdicts], 1 / (1 + np.exp(-fused)), atol=1e-4)
+    np.testing.assert_allclose([verdict.p_fake for verdict in verdicts], expit(fused), atol=1e-4)
     said = verdicts[0].to_json()["witnesses"]
     assert {name: one["weight"] for name, one in said.items()} == {"language_model": 0.5, "head": 2.0}
     assert said["head"]["log_odds"] == pytest.approx(heads[0], rel=1e-3)

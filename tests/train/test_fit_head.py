@@ -217,6 +217,7 @@ def test_benchmark_robustness_and_compare_use_the_fused_verdict(home: Path, tmp_
     assert summary["witnesses"]["head"]["weight"] == -1
     assert "Head alone" in (run / "eval" / "report.html").read_text()
     assert "head alone" in (tmp_path / "compared" / "report.html").read_text()
+    assert "clean, head alone" in (tmp_path / "robust" / "report.html").read_text()
     assert "head alone" in capsys.readouterr().out
     detector = Detector(str(run))
     rows = [json.loads(line) for line in (run / "eval" / "results.jsonl").read_text().splitlines()]
