@@ -66,7 +66,7 @@ def test_verdict_explanation_map_and_follow_up(page, files, server: Running) -> 
     assert page.locator("[role=meter]").get_attribute("aria-valuenow") == f"{expected.p_fake:.3f}"
     said = expected.explanation(12)
     assert page.locator(".reasons li p:first-child").all_text_contents() == [one.text for one in said.reasons]
-    assert set(page.locator(".reasons .status").all_text_contents()) == {"The model's word"}
+    assert set(page.locator(".reasons .status").all_text_contents()) == {"Not checked"}
     assert page.locator(".warning").count() == len(expected.contradictions_with(said))
     assert "not calibrated" in page.locator(".facts").first.text_content()
 

@@ -92,6 +92,16 @@ def test_a_named_place_is_a_box_that_is_drawn(calibration):
     assert (np.asarray(image) == 255).all(), "the image itself stays as it is"
 
 
+def test_a_confirmed_sentence_that_names_no_place_has_that_of_its_measure(calibration):
+    pixels = np.asarray(picture(9.0, 3)).copy()
+    pixels[:16, 32:] = np.random.default_rng(0).integers(0, 255, (16, 16, 3))
+    said = "Its noise is stronger than in half of all photos."
+    (reason,) = check_explanation(said, Image.fromarray(pixels), calibration).reasons
+    assert (reason.status, reason.box) == ("confirmed", (32, 0, 48, 16))
+    (wrong,) = check_explanation(QUIET, Image.fromarray(pixels), calibration).reasons
+    assert (wrong.status, wrong.box) == ("contradicted", None)
+
+
 def test_boxes_of_one_place_lie_within_each_other_on_an_enlarged_image(calibration):
     image = Image.new("RGB", (30, 30), "white")
     found = check_explanation("The top left is odd. The top left is bright. The right is not.", image, calibration)

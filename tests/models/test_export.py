@@ -39,6 +39,7 @@ def make_run(folder: Path, dtype: torch.dtype = torch.float32, **lora: Any) -> P
     model.save_pretrained(folder / "run")
     vlm.processor.save_pretrained(folder / "run")
     (folder / "run" / "calibration.json").write_text('{"temperature": 2.0, "n": 3}')
+    (folder / "run" / "measures.json").write_text('{"photos": []}')
     (folder / "run" / "checkpoint-1").mkdir()
     return folder / "run"
 
@@ -75,6 +76,7 @@ def test_a_merged_folder_is_a_model_with_its_calibration(tmp_path: Path) -> None
     run = make_run(tmp_path, target_modules=EVERYTHING)
     export(str(run), "merged", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "calibration.json").read_text())["temperature"] == 2.0
+    assert (tmp_path / "out" / "measures.json").is_file(), "nothing of its explanations can be checked any more"
     vlm = load_vlm(str(tmp_path / "out"))
     assert vlm.question_ids("x") == load_vlm(str(run)).question_ids("x")
 

@@ -10,13 +10,14 @@ from PIL import Image
 from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark
 from tests.benchmark.test_score import oracle
 from tests.chromium import chromium
-from vlm_detect.benchmark.demo_report import demo_report
+from vlm_detect.benchmark.demo_report import ExplainedImage, demo_report
 from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.report import notes_of, write_report
 from vlm_detect.benchmark.report_parts import card_maker
 from vlm_detect.benchmark.score import score
 from vlm_detect.benchmark.summary import item_scores, summarise
+from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.pages.page import (
     bars_figure,
     confusion_figure,
@@ -88,6 +89,10 @@ def test_notes_say_when_a_score_means_little() -> None:
 
 def test_demo_report_says_its_notes_and_shows_everything(tmp_path: Path) -> None:
     real, twin = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
+    said = CheckedReason(
+        "Its top is smooth.", "noise", (10, 0, 21, 10), "confirmed", -4.0, 3.0, "generated", "a_measure"
+    )
+    word = CheckedReason(HOSTILE, None, None, "unchecked")
     summary = {"accuracy": 0.75, "auroc": 0.9, "ci95": {"auroc": [0.5, 1.0]}, "floors": {"chance": 0.5}}
     demo_report(
         tmp_path / "demo" / "report.html",
@@ -102,6 +107,10 @@ def test_demo_report_says_its_notes_and_shows_everything(tmp_path: Path) -> None
             (twin, "What is it?", HOSTILE, "a car", None),
         ],
         notes=["Nano models rehearse the pipeline."],
+        explained=[
+            ExplainedImage(real, "a photo", "real", 0.125, Explanation("Real.", ())),
+            ExplainedImage(twin, "its twin", "generated", 0.875, Explanation(f"{said.text} {HOSTILE}", (said, word))),
+        ],
     )
     html = (tmp_path / "demo" / "report.html").read_text()
     assert_self_contained(html)
@@ -117,6 +126,11 @@ def test_demo_report_says_its_notes_and_shows_everything(tmp_path: Path) -> None
         "0.875",
         "0.250",
         "chance",
+        "No reason is given.",
+        "Its top is smooth.",
+        "confirmed by measurement (a_measure -4, percentile 3 of photos); speaks for generated",
+        "not checked",
+        "generated, p_fake 0.875",
     ):
         assert part in html, part
 

@@ -29,7 +29,15 @@ def test_the_demo_finetunes_a_detector_and_resumes(tmp_path: Path) -> None:
     assert 0.35 <= summary["base"]["auroc"] <= 0.65
     assert summary["cnn"]["n"] == summary["finetuned"]["n"]
     assert summary["cnn"]["auroc"] >= 0.7
+    explained = summary["finetuned"]["explanations"]["measured"]
+    assert explained["claims_an_image"]["share"] > 0.2
+    assert explained["truth"]["share"] > 0.5
+    rows = [json.loads(line) for line in (out / "explained.jsonl").read_text().splitlines()]
+    assert {"example_photo.png", "example.png"} < {Path(row["path"]).name for row in rows}
+    assert all(row["reasons"] for row in rows)
+    assert (out / "chat.txt").read_text().strip() not in ("", "Yes.", "No.", "Real.", "AI-generated.")
     page = (out / "report.html").read_text()
+    assert "confirmed by measurement" in page
     assert "ROC curve; area under it: base" in page
     assert "means little" in page
     assert "nothing in the wild" in page

@@ -4,15 +4,31 @@ answers."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vlm_detect.benchmark.report_sections import explanations_part
 from vlm_detect.benchmark.summary import item_scores, verdicts
+from vlm_detect.infer.explanation import Explanation
 from vlm_detect.pages.page import loss_figure, photo, render, roc_figure, write_page
 from vlm_detect.records import Result
 from vlm_detect.stats.metrics import figure_labels
+
+_SIDE = 288  # pixels of an image with boxes: a ninth of it has room for a number
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """An image, what it truly is in words, its verdict, and the explanation with checked reasons."""
+
+    image: Image.Image
+    truth: str
+    label: str
+    p_fake: float
+    explanation: Explanation
 
 
 def demo_report(
@@ -23,6 +39,7 @@ def demo_report(
     summaries: Mapping[str, Mapping[str, Any]],
     answers: Sequence[tuple[Image.Image, str, str, str, float | None]],
     notes: Sequence[str],
+    explained: Sequence[ExplainedImage] = (),
     results: Mapping[str, Sequence[Result]] | None = None,
     title: str = "vlm-detect: the demo, from photos to a finetuned detector",
 ) -> None:
@@ -34,12 +51,28 @@ def demo_report(
         summaries: the content of `summary.json` by model name, in the order of the table's columns.
         answers: (image, question, answer, truth, p_fake).
         notes: caveats, shown above everything else.
+        explained: images with their explanations, shown with the places and the statuses of the reasons.
         results: the lines of `results.jsonl` by model name, for the ROC curves.
     """
     columns = witness_columns(summaries)
     floors = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
+    explanations = [s["explanations"] for s in summaries.values() if s.get("explanations")]
     html = render(
         "demo.html.j2",
+        explained=[
+            {
+                "picture": photo(
+                    one.explanation.draw(one.image, min_side=_SIDE),
+                    f"{one.truth}, with the places that the reasons name",
+                    max_side=_SIDE,
+                ),
+                "title": one.truth,
+                "verdict": f"{one.label}, p_fake {one.p_fake:.3f}",
+                "reasons": one.explanation.reasons,
+            }
+            for one in explained
+        ],
+        explanation_figures=explanations_part(explanations[-1]) if explanations else None,
         title=title,
         notes=list(notes),
         names=list(columns),

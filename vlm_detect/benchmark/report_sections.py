@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -46,7 +47,11 @@ def floors(report: Report) -> Markup:
 
 @section("explanations", title="Explanations")
 def explanations(report: Report) -> Markup | None:
-    found = report.summary.get("explanations") or {}
+    return explanations_part(report.summary.get("explanations") or {})
+
+
+def explanations_part(found: Mapping[str, Any]) -> Markup | None:
+    """The figures that a summary has of explanations; None where it has none."""
     rows = explained_rows([found])
     told = {"measured": found.get("measured"), "judge": found.get("judged")}
     return fragment(_TEMPLATE, "explanations", rows=rows, **told) if rows else None

@@ -24,6 +24,7 @@ from vlm_detect.measures.calibration import MeasureCalibration, octave_of, quali
 from vlm_detect.measures.claims import Status, check_claim, read_claim
 from vlm_detect.measures.reasons import measured_reasons
 from vlm_detect.measures.registry import Measured, measure_image
+from vlm_detect.measures.wording import place_of_grid
 from vlm_detect.places import box_of, places_in
 from vlm_detect.questions.read import parse_explanation, parse_verdict, sentences
 from vlm_detect.records import Label, Reason
@@ -47,9 +48,10 @@ NOTES: dict[Status, str] = {
 class CheckedReason:
     """One sentence of an explanation.
 
-    `box` (x0, y0, x1, y1 in pixels, x1 and y1 exclusive) is the place that the sentence names. `value` and `percentile`
-    (0 to 100, among photos of this size) are those of the `measure` that it refers to. `supports` is the likelier label
-    given this value, if the sentence is confirmed and the measure separates the labels.
+    `box` (x0, y0, x1, y1 in pixels, x1 and y1 exclusive) is the place that the sentence names or, if a confirmed one
+    names none, where its measure stands out. `value` and `percentile` (0 to 100, among photos of this size) are those
+    of the `measure` that it refers to. `supports` is the likelier label given this value, if the sentence is confirmed
+    and the measure separates the labels.
     """
 
     text: str
@@ -136,7 +138,7 @@ def check_explanation(
     With `either_side` the two strongest measurements for each label follow, but for those that `text` states.
     """
     measured = _measure(image, calibration, jpeg_quality)
-    reasons = check_sentences(text, image.size, measured, calibration)
+    reasons = [_placed(one, measured) for one in check_sentences(text, image.size, measured, calibration)]
     if either_side and measured is not None and calibration is not None:
         said = {reason.measure for reason in reasons if reason.status == "confirmed"}
         for one in _sides(measured, calibration, seed=text):
@@ -157,6 +159,16 @@ def check_sentences(
 def _sides(measured: Measured, calibration: MeasureCalibration, seed: str) -> list[Reason]:
     sides: tuple[Label, ...] = ("generated", "real")
     return [one for side in sides for one in measured_reasons(measured, calibration, side, seed=seed, most=_A_SIDE)]
+
+
+def _placed(reason: CheckedReason, measured: Measured | None) -> CheckedReason:
+    """The reason with the ninth where its measure stands out, where it names no place and is confirmed."""
+    claim = read_claim(reason.text) if reason.status == "confirmed" and reason.box is None else None
+    grid = measured.grid(claim.measure) if measured is not None and claim is not None else None
+    if measured is None or claim is None or grid is None:
+        return reason
+    place = place_of_grid(grid, claim.direction)
+    return replace(reason, box=box_of(place, measured.size)) if place else reason
 
 
 def _measure(

@@ -29,6 +29,8 @@ from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
 
+# What the detector reads besides the weights.
+_RUN_FILES = ("calibration.json", "fusion.json", "head.safetensors", "measures.json")
 # What makes an adapter: PEFT's files, the processor's, and what the detector reads next to them.
 _ADAPTER_FILES = (
     "adapter_config.json",
@@ -38,6 +40,7 @@ _ADAPTER_FILES = (
     "config.json",
     "fusion.json",
     "head.safetensors",
+    "measures.json",
     "preprocessor_config.json",
     "processor_config.json",
     "run.json",
@@ -74,7 +77,7 @@ def export(run: str, target: Target, out: Path) -> None:
     vlm.model.save_pretrained(out)
     make_readable(*out.glob("*.safetensors"))
     vlm.processor.save_pretrained(out)
-    for name in ("calibration.json", "fusion.json", "head.safetensors"):
+    for name in _RUN_FILES:
         if (Path(run) / name).is_file():
             shutil.copy(Path(run) / name, out)
 

@@ -5,7 +5,7 @@ import { element } from "./dom.js";
 const STATUSES = {
   confirmed: "Confirmed by measurement",
   contradicted: "Contradicted by measurement",
-  unchecked: "The model's word",
+  unchecked: "Not checked",
 };
 
 export function reasonList(reasons) {
