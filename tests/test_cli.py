@@ -152,7 +152,7 @@ WRONG = [
     ("benchmark --benchmark set --explanations 5 --judge_endpoint http://a/v1", "--judge_endpoint needs the --judge"),
     ("benchmark --benchmark b --model m --endpoint localhost", "--endpoint localhost: not a URL"),
     ("robustness --benchmark b --limit 0", "--limit 0: give 1 or more"),
-    ("robustness --benchmark b --conditions some", "--conditions: some: choose from tiers, curves, all"),
+    ("robustness --benchmark b --conditions some", "--conditions some: unknown; choose from all, tiers, curves"),
     ("compare", "RUNS is missing"),
     ("compare run --explanations figures.json", "--explanations takes two runs, not 1"),
     ("compare a --by class", "--by needs --benchmark"),
