@@ -189,11 +189,11 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (None, 0, ""),
         (UserError("value 3,\n limit 2: remedy"), 1, "error: value 3, limit 2: remedy\n"),
         (UsageError("--limit 0: give 1 or more"), 2, "error: --limit 0: give 1 or more\n"),
-        (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume\n"),
         (
             OSError(errno.ENOSPC, "No space left", "out/x"),
             1,
-            "error: out/x: No space left; make room there, or give another place\n",
+            "error: out/x: No space left; free some space there, or give another path\n",
         ),
     ],
 )

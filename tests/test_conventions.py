@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,25 @@ MOST_POSITIONAL = 6
 THEIR_SIGNATURES = {"eager_attention", "forward"}
 # Folders of tests that mirror no room: whole programs, timings, what needs a GPU or stands in for one, recorded files.
 NO_ROOM = {"scripts", "bench", "gpu", "standin", "golden"}
+
+# Words of another time, which a reader has to translate, and the usual ones. Regular expressions may read any word.
+UNUSUAL_WORDS = {
+    "anew": "again",
+    "by lot": "at random",
+    "mend": "fix",
+    "seldom": "rarely",
+    "thereby": "so",
+    "whoever": "anyone who",
+}
+
+
+def unusual_words(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, word) of each unusual word in a docstring, a message or a help text."""
+    words = re.compile(rf"\b(?:{'|'.join(UNUSUAL_WORDS)})\b", re.IGNORECASE)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "(?:" not in node.value:
+            for found in words.finditer(node.value):
+                yield node.lineno + node.value[: found.start()].count("\n"), found[0]
 
 
 def long_lists(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -49,12 +69,24 @@ def test_the_rule_holds(rule) -> None:
     [
         (long_lists, "def f(a, b, c, d, e, f, g): ..."),
         (long_lists, "class A:\n def f(self, a, b, c, d, e, /, f, g): ..."),
+        (unusual_words, 'raise UserError("the file is broken; mend it")'),
+        (unusual_words, 'def f():\n """Write the file anew."""'),
         (loads_of_pickles, "torch.load(file)"),
         (loads_of_pickles, "torch.load(file, weights_only=False)"),
     ],
 )
 def test_what_breaks_the_rule_is_found(rule, code: str) -> None:
     assert len(list(rule(ast.parse(code)))) == 1
+
+
+def test_no_shipped_text_has_unusual_words() -> None:
+    found = [
+        f"{path}:{line}: {word}: say {UNUSUAL_WORDS[word.lower()]!r}"
+        for path, tree in trees().items()
+        if path.parts[0] != "tests"
+        for line, word in unusual_words(tree)
+    ]
+    assert found == []
 
 
 def rooms(folder: Path) -> set[str]:

@@ -112,7 +112,9 @@ def check_url(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not value.startswith(("http://", "https://")):
-            raise UserError(f"--{name} {value}: not a URL; it begins with http:// or https:// and mostly ends with /v1")
+            raise UserError(
+                f"--{name} {value}: not a URL; it begins with http:// or https:// and usually ends with /v1"
+            )
 
 
 def check_between(options: Any, least: float, most: float, *names: str) -> None:
@@ -145,7 +147,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UsageError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"--config {path}: holds a {type(values).__name__}, not a mapping of flags to values")
+        raise UsageError(f"--config {path}: contains a {type(values).__name__}, not a mapping of flags to values")
     return {str(key): value for key, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the one way every program begins and ends.
+"""User errors, and the common entry point of all programs.
 
 A `UserError` says in one line what was given, what the limit is and what to do. Programs run their `main` through
 `run_main`, which turns it into that line on stderr and exit status 1, or 2 of a `UsageError` (`--debug` shows the
@@ -35,7 +35,7 @@ class UsageError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, as far as it fits in a line; where it says nothing, its kind."""
+    """Another library's error message in one line; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -60,7 +60,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         status = 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         status = 130
     except BrokenPipeError:
         if debug or not _reader_has_gone():
@@ -70,7 +70,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         if debug or error.errno not in _OF_PLACES:
             raise
         place = error.filename or "what was being written"
-        print(f"error: {place}: {error.strerror}; make room there, or give another place", file=sys.stderr)
+        print(f"error: {place}: {error.strerror}; free some space there, or give another path", file=sys.stderr)
         status = 1
     if status == 0:
         _leave_process_group()

@@ -1,11 +1,11 @@
-"""One run at a time into one place: a second one says that the first holds it.
+"""One run at a time per output folder: a second one fails with the process of the first.
 
     with held(Path("runs/moondream_lora"), flag="--output_dir"):
-        ...                                  # UserError where another process is at it
+        ...                                  # UserError if another process holds the lock
 
-The lock is the operating system's and goes with its process, however that ends. It belongs to the process that took it
-and not to those that it forks, so a worker that outlives a killed run holds nobody up. The file `.NAME.lock` beside the
-place says who holds it; a killed run leaves the file, which is then free.
+It is a lock of the operating system, released when its process ends in any way. It belongs to the process that took it,
+not to its forks, so a worker that outlives a killed run does not hold it. The file `.NAME.lock` next to the place
+identifies the holder; a killed run leaves the file, which is then unlocked.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _held: set[Path] = set()  # by this process
 
 @contextmanager
 def held(out: Path, *, flag: str = "--out", when: bool = True, is_file: bool = False) -> Iterator[None]:
-    """Nobody else writes `out` meanwhile; `UserError` where somebody does.
+    """Hold the lock of `out`; raises `UserError` if another process holds it.
 
-    `when` is False in the further processes of a run, whose first one holds the place for all. `out` is a folder, which
-    is made with those that it is in, or a file, of which that is not done: to say that it cannot be is its writer's.
+    `when` is False in all but the first process of a run, which holds the lock for all. `out` is a folder, which is
+    created with its parents, or a file, which is not created: its writer reports failures.
     """
     place = out.resolve()
     if not when or place in _held or (is_file and not place.parent.is_dir()):
@@ -63,7 +63,7 @@ def _locked(place: Path, flag: str) -> Iterator[None]:
                 path, file = _open(place, flag)
                 stack.enter_context(file)
         except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:  # a file system that cannot lock keeps nobody out
+            if error.errno not in _WITHOUT_LOCKS:  # without support of the file system there is no lock
                 raise
         file.seek(0)
         file.truncate()
@@ -77,7 +77,7 @@ def _locked(place: Path, flag: str) -> Iterator[None]:
 
 
 def _open(place: Path, flag: str) -> tuple[Path, IO[bytes]]:
-    """The file that is locked: beside the place, or in it where nothing may be written beside it."""
+    """The lock file: next to the place, or inside it if its parent is not writable."""
     beside, inside = place.with_name(f".{place.name}.lock"), place / ".lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +94,13 @@ def _open(place: Path, flag: str) -> tuple[Path, IO[bytes]]:
 
 
 def _is_taken(path: Path, file: IO[bytes], place: Path, flag: str) -> bool:
-    """Take the lock; False where the file was removed, by whoever held it before, while we waited to open it."""
+    """Take the lock; False if the previous holder removed the file while we waited to open it."""
     try:
         _lock(file)
     except OSError as error:
         if error.errno not in _HELD_BY_ANOTHER:
             raise
-        raise UserError(f"{place} is held by another run{_who(path)}: let it end, or give another {flag}") from error
+        raise UserError(f"{place} is held by another run{_who(path)}: wait for it, or give another {flag}") from error
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

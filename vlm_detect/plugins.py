@@ -135,7 +135,7 @@ class Registry(Generic[T]):
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
-                f"{_said(point)} cannot be loaded for the {self.noun} {name!r} ({reason}); mend or uninstall it"
+                f"{_said(point)} cannot be loaded for the {self.noun} {name!r} ({reason}); fix or uninstall it"
             ) from error
         if name not in self._things:
             raise UserError(f"{_said(point)} registers no {self.noun} called {name!r} when it is imported")

@@ -116,7 +116,7 @@ def test_reasons_with_their_status_and_their_places_on_the_image(
             assert statuses[:5] == [*STATUSES, "unchecked", "unchecked"]
             shown = items.first.locator(".status").text_content()
             assert shown.startswith("Confirmed by measurement: noise strength ")
-            assert f"percentile {confirmed.percentile:.0f} of photos of this size; speaks for real" in shown
+            assert f"percentile {confirmed.percentile:.0f} of photos of this size; supports real" in shown
             assert page.get_by_text("The <b>ear</b>").count() == 1  # as text
             page.locator("#boxes:not([hidden])").wait_for()
             assert page.locator("#boxes").get_attribute("viewBox") == "0 0 30 20"

@@ -51,7 +51,7 @@ class Row:
 
     `reasons` are those of `CheckedReason`, as a list of objects; None where none were asked for. `witnesses` holds the
     log-odds and the weight of each, where there are several. Lists and objects are JSON in a CSV.
-    Columns may be added at the end: files of earlier versions are read, and written anew with them.
+    Columns may be added at the end: files of earlier versions are read, and rewritten with the new columns.
     """
 
     path: str

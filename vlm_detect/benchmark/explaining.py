@@ -3,7 +3,7 @@
     summary["explanations"] = explain(options, benchmark, results, out, state, respondent)
 
 The answers are lines of `results.jsonl`; those of the base are in `base/`. `explanations.jsonl` has every sentence with
-its status, written anew each time. What else is asked stands in `faithfulness.jsonl`, `evidence_maps.jsonl` and
+its status, rewritten each time. Additional answers are in `faithfulness.jsonl`, `evidence_maps.jsonl` and
 `judged_*.jsonl`, and is not asked again.
 """
 

@@ -1,4 +1,4 @@
-"""What a model was asked beside the prompts of a benchmark, a JSON line each, so that an interrupted run goes on.
+"""Additional answers of a model, one JSON line each, so that an interrupted run can resume.
 
 kept = Kept(out / "faithfulness.jsonl")
 records = kept.all(probes, ask, batch=8, about="hidden places")      # asks what the file does not hold

@@ -71,7 +71,7 @@ def evaluate_split(
 
 
 def verdict_results(shots: Shots, odds: np.ndarray, task: str) -> list[Result]:
-    """One result an image that the task's verdict is about; `odds` (N,) of what it is suspected of, in nats."""
+    """One result per image of the task's verdict; `odds` (N,) of the positive class, in nats."""
     suspected, other = SUSPECTED[task]
     question = EDIT_QUESTION if suspected == "edited" else FAKE_QUESTION
     logprobs = np.stack([-np.logaddexp(0, -odds), -np.logaddexp(0, odds)], axis=1)  # (N, 2): of yes, of no

@@ -39,7 +39,7 @@ class NetworkOptions:
         default=None, metadata={"help": "Side in pixels. Default: the images' own, at most the architecture's."}
     )
     fit: Literal["crop", "resize"] = field(
-        default="crop", metadata={"help": "crop takes the middle, and computes no pixel anew."}
+        default="crop", metadata={"help": "crop takes the centre without resampling."}
     )
     view: Literal["plain", "invert_saturate"] = field(
         default="plain", metadata={"help": "What the network is shown of an image."}

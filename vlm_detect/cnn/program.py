@@ -54,7 +54,7 @@ def train_network(network: NetworkOptions, data_options: CnnDataOptions, trainin
         training.output_dir, [network, data_options, training], data_sha256=data_hashes(data_options.data)
     )
     if run.finished:
-        print(f"{run.path}: this run is finished, nothing is left to do (another --output_dir trains anew)")
+        print(f"{run.path}: this run is finished, nothing is left to do (give another --output_dir to train again)")
         return
 
     # The network, and its training set where the steps find it fastest.

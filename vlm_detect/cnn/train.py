@@ -6,10 +6,10 @@
     vlm-detect train cnn --arch frozen --weights facebook/dinov2-small --data data/pairs
     vlm-detect train cnn --arch fakenet2 --data data/cifake --test_data data/other # another generator
 
-Images are decoded once into --pixels_dir; augmentation is batched and moves pixels without computing any anew. What
-comes out in --output_dir: model.safetensors and config.json, calibration.json, run.json, checkpoints, a model card, and
-for the validation split and each --test_data a folder with results.jsonl, summary.json and report.html, as the VLMs'
-benchmark writes them. The same command again resumes a run that was stopped, or says that nothing is left to do.
+Images are decoded once into --pixels_dir; augmentation is batched and moves pixels without resampling. Output in
+--output_dir: model.safetensors and config.json, calibration.json, run.json, checkpoints, a model card, and for the
+validation split and each --test_data a folder with results.jsonl, summary.json and report.html, as in the VLM
+benchmark. The same command resumes an interrupted run, or says that nothing is left to do.
 
 On all GPUs: accelerate launch -m vlm_detect.cnn.train (in a clone: recipes/cnn.py) with the same flags.
 """

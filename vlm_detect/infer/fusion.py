@@ -95,7 +95,7 @@ class Fusion:
     def log_odds(self, odds: Mapping[str, np.ndarray | float]) -> np.ndarray:
         """The fused log-odds of images, of each witness's own: (N,) or a number each."""
         if missing := [name for name in self.names if name not in odds]:
-            raise UserError(f"the verdict needs {', '.join(missing)} too; fit it anew without: vlm-detect fit-head")
+            raise UserError(f"the verdict needs {', '.join(missing)} too; refit without: vlm-detect fit-head")
         weighted = [witness.weight * np.asarray(odds[witness.name], dtype=np.float64) for witness in self.witnesses]
         return self.intercept + np.sum(weighted, axis=0)
 

@@ -3,8 +3,8 @@
     write_sentence(MEASURES["noise_evenness"], "lower", 0.9, rng)
     # "Its noise is less even than in nine of ten photos of this size."
 
-Only coarse shares are spoken of: whoever sees an image can tell that a number is beyond three quarters of photos or
-nine tenths of them, and hardly more. The share said is at most the true one. `claims.py` reads every wording back.
+Only coarse shares are stated: an image shows that a number exceeds three quarters of photos or nine tenths of them, and
+hardly more. The share said is at most the true one. `claims.py` reads every wording back.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def read_known(witnesses: Witnesses, head: Head, images: KnownImages, label: str
 
 
 def copy_run(run: Path, out: Path) -> None:
-    """The files of a run, without checkpoints and results, and without what is fitted anew."""
+    """The files of a run, without checkpoints and results, and without what is refitted."""
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(run.iterdir()):
         if path.is_file() and path.name not in _NOT_COPIED:

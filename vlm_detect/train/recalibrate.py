@@ -77,7 +77,7 @@ def recalibrate(
     scored = score(detector, images)
     odds, generated = np.array(scored.odds), np.array(scored.generated, dtype=bool)
     if not np.isfinite(odds).all():
-        raise UserError(f"{run}: gives scores that are non-finite: its weights have diverged; train it anew")
+        raise UserError(f"{run}: gives non-finite scores: its weights have diverged; train it again")
     if images.generated:
         calibration = fit(odds, generated, max_fpr, scored.groups)
         if calibration.doubt and not force:

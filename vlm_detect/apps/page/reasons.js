@@ -22,7 +22,7 @@ export function reasonList(reasons) {
 
 function measured({ measure, value, percentile, supports }) {
   if (value === null || percentile === null) return "";
-  const side = supports ? `; speaks for ${supports}` : "";
+  const side = supports ? `; supports ${supports}` : "";
   return `: ${measure.replaceAll("_", " ")} ${Number(value.toPrecision(3))}, percentile ${Math.round(percentile)} of photos of this size${side}`;
 }
 
