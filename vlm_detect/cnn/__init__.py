@@ -1,1 +1,1 @@
-"""The CNNs that a vision-language model has to beat or to explain better than: networks, training, heat maps, pages."""
+"""CNN baselines: training, tasks, heat maps and pages."""

@@ -11,4 +11,4 @@ from vlm_detect.cnn.options import CnnTrainOptions
 
 @dataclass
 class CnnTrainArguments(CnnTrainOptions, TrainingArguments):
-    """What the Trainer of a CNN is given. A class of a module, so that the Trainer can store it."""
+    """The arguments of a CNN's Trainer. A module-level class, so that the Trainer can pickle it."""

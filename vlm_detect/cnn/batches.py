@@ -1,11 +1,11 @@
-"""From indices to a batch: pixels gathered and moved in one step, on the device where they lie.
+"""From indices to a batch: gather and augment pixels in one step, on their device.
 
     batches = Batches(shots, targets, augment=("flip",), seed=0)
     pixels, targets = batches.batch(index, epoch)       # (B, 3, S, S) uint8 in channels-last order, {head: (B,)}
 
-Moves change the place of pixels and recompute none, so traces of a generator survive. Draws depend on (seed,
-epoch, group) alone, so that a photo and its twins are moved alike, and resuming changes nothing. `reference_batch` does
-the same image by image.
+Augmentations only move pixels, without resampling, so generator artifacts survive. Random choices depend only on (seed,
+epoch, group), so a photo and its twins are augmented alike, and resuming changes nothing. `reference_batch` does the
+same image by image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHIFT = 4
 
 
 class Batches(Dataset[dict[str, Tensor]]):
-    """A training set for a DataLoader that asks for whole batches of (epoch, index) and gets them back as tensors."""
+    """A training set for a DataLoader that requests complete batches of (epoch, index) and gets tensors."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Batches(Dataset[dict[str, Tensor]]):
         return len(self.images)
 
     def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """What a DataLoader hands to a step: where the batch's images lie. `batch` reads them, on their device."""
+        """The DataLoader's output: the indices of the batch's images. `batch` reads them, on their device."""
         return {"epoch": torch.tensor(places[0][0]), "index": torch.tensor([index for _, index in places])}
 
     def batch(self, index: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,9 +76,9 @@ class Batches(Dataset[dict[str, Tensor]]):
 
 
 def _origins(side: int, mirror: Tensor, turns: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, column) in the stored image, (B, S, S) each, that every pixel of a moved one comes from.
+    """The source (row, column) in the stored image of every pixel of a moved one, (B, S, S) each.
 
-    An image is turned, then shifted, then mirrored; so its places are followed back in the other order.
+    An image is rotated, then shifted, then mirrored; indices are traced back in reverse order.
     """
     last = side - 1
     along = torch.arange(side, device=mirror.device)
@@ -93,7 +93,7 @@ def _origins(side: int, mirror: Tensor, turns: Tensor, down: Tensor, right: Tens
 
 
 def reference_batch(batches: Batches, index: Tensor, epoch: int) -> Tensor:
-    """The plain way to the pixels of `Batches.batch`: one image after the other, by numpy."""
+    """The reference implementation of `Batches.batch`: image by image, with numpy."""
     pixels = []
     for image, mirrored, turns, down, right in zip(
         batches.images[index].numpy(), *(draw.tolist() for draw in batches.moves(index, epoch)), strict=True
@@ -108,7 +108,7 @@ def reference_batch(batches: Batches, index: Tensor, epoch: int) -> Tensor:
 
 
 class GroupSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) of every image in an order that follows from (seed, epoch); a group's images stand together."""
+    """(epoch, index) of every image in an order determined by (seed, epoch); a group's images are adjacent."""
 
     def __init__(self, groups: Tensor, seed: int) -> None:
         self.groups, self.seed, self.epoch = groups, seed, 0

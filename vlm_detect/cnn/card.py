@@ -1,4 +1,4 @@
-"""The model card of a CNN and its recorded figures: what it is, what it learned from, how it scored, its limits."""
+"""The model card of a CNN: architecture, training data, scores, and limits."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ vlm-detect by
 |---|---|---|---|{head_rules}|
 {scores}
 
-The best checkpoint was chosen on the validation split, so its scores flatter the network a little.
+The best checkpoint was chosen on the validation split, so its scores are slightly optimistic.
 
 ## Limits
 
-A CNN knows the generators, the sizes and the compression that it was trained with, and can be wrong with great
+A CNN knows the generators, the sizes and the compression that it was trained with, and can be wrong with high
 confidence on any other. It gives no reasons; a heat map shows where it looked, not why. A verdict is evidence, not
 proof.
 """

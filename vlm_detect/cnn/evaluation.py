@@ -1,9 +1,9 @@
-"""What a network says about the images of a split, in the files that the VLMs' benchmark writes too.
+"""Evaluate a network on a split, in the file formats of the VLM benchmark.
 
     evaluate_split(shots, logits, config, out, data="data/cifake", split="validation", model="runs/cnn_fakenet2")
 
-`results.jsonl` has one verdict an image, `summary.json` its figures with intervals and, under "heads", the accuracy of
-every head by class; `report.html` shows both. So `vlm-detect compare` sets a CNN next to a VLM.
+`results.jsonl` has one verdict per image, `summary.json` the metrics with intervals and, under "heads", the accuracy of
+every head by class; `report.html` shows both. So `vlm-detect compare` can compare a CNN with a VLM.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def evaluate_split(
     """Write the files into `out` and return the summary. `logits` are (N, L) of each head, in the order of `shots`.
 
     Raises:
-        UserError: where the split has no image that the verdict is about.
+        UserError: if the split has no image of the verdict's classes.
     """
     name = f"{Path(data).name} ({split})"
     heads: dict[str, list[str]] = config.heads or {}
@@ -108,7 +108,7 @@ def verdict_results(shots: Shots, odds: np.ndarray, task: str) -> list[Result]:
 def head_figures(
     shots: Shots, logits: Mapping[str, np.ndarray], heads: Mapping[str, Sequence[str]], task: str
 ) -> dict[str, Any]:
-    """{head: {n, accuracy, ci95, by_class}}; a head whose classes do not occur is left out."""
+    """{head: {n, accuracy, ci95, by_class}}; a head whose classes do not occur is omitted."""
     groups = shots.column("group")
     found: dict[str, Any] = {}
     for head, values in logits.items():

@@ -1,9 +1,9 @@
-"""`vlm-detect explain`: what a CNN was shown, what it saw in it and how it judged, image by image on one page.
+"""`vlm-detect explain`: a CNN's input, heat map and scores for each image, on one page.
 
     explain(CnnDetector.load("runs/cnn_fakenet2"), ["photos/"], Path("page.html"))
 
 Each card has the square that the network reads, its inverted and saturated view, the heat map of what speaks for
-"generated" (or "edited"), and the scores of all heads. A file that cannot be read is named on the page and left out.
+"generated" (or "edited"), and the scores of all heads. A file that cannot be read is listed on the page and skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def explain(detector: CnnDetector, paths: Sequence[str], out: Path, *, batch: in
     """Write the page on all images of `paths`, files and folders; returns how many it shows.
 
     Raises:
-        UserError: where a path does not exist, or no image can be read.
+        UserError: if a path does not exist, or no image can be read.
     """
     names, images, bad = open_images(paths)
     if not images:

@@ -1,6 +1,6 @@
-"""The training program of the CNNs: `train_network`, from the images to the network and the scores that stay.
+"""The training program of the CNNs: `train_network`, from the images to the network and its scores.
 
-It reads from top to bottom; the steps that it names follow it, in its order.
+It reads from top to bottom; its steps follow in the same order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def train_network(network: NetworkOptions, data_options: CnnDataOptions, trainin
     keep_freed_memory()
     training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
 
-    # The images, decoded once, and whether this run was begun or finished before.
+    # The images, decoded once, and whether this run was already started or finished.
     with training.main_process_first(desc="the images"):
         data = open_shots(network, data_options)
     config = make_config(network, data_options, data)
@@ -73,7 +73,7 @@ def train_network(network: NetworkOptions, data_options: CnnDataOptions, trainin
         run.write("running")
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint or run.checkpoint)
 
-    # What stays: the network, the calibration, the scores of each split, and last the mark that all of it is there.
+    # Results: the network, the calibration, the scores of each split, and finally the mark of completion.
     trainer.save_model()
     summaries = {}
     for source, split, shots in scored_splits(data, data_options, config):
@@ -106,7 +106,7 @@ class CnnData:
 
 
 def image_size(network: NetworkOptions, data: CnnDataOptions) -> int:
-    """The side in pixels that the run's images are brought to; UserError where the network takes no such images."""
+    """The side in pixels that the run's images are brought to; UserError if the network does not accept that size."""
     architecture = ARCHITECTURES[network.arch]
     if network.image_size:
         size = network.image_size

@@ -1,4 +1,4 @@
-"""What a network is asked about an image: the classes of its heads, and which class an image belongs to.
+"""The tasks of a network: the classes of its heads, and the class of each image.
 
 heads = heads_of(shots, "real_fake", object_head=True)   # {"verdict": [...], "object": [...]}
 targets = targets_of(shots, heads, "real_fake")          # {"verdict": (N,), "object": (N,)}, -1: not asked
@@ -25,7 +25,7 @@ TASKS: dict[str, list[str]] = {
 
 
 def heads_of(shots: Shots, task: str, *, object_head: bool = False) -> dict[str, list[str]]:
-    """The heads that the training images call for.
+    """The heads for the training images.
 
     Raises:
         UserError: for an unknown task, or where the images are of one class only.
@@ -42,7 +42,7 @@ def heads_of(shots: Shots, task: str, *, object_head: bool = False) -> dict[str,
         found = ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))
         raise UserError(
             f"--task {task} needs {' and '.join(sorted(needed))} images, the training split has {found} "
-            f"and no {' and no '.join(missing)}: give other --data, or another --task"
+            f"and no {' and no '.join(missing)}: use other --data, or another --task"
         )
     if len(classes) < 2:
         raise UserError("--task generator: no generated image names its generator; use --task real_fake")
@@ -52,7 +52,7 @@ def heads_of(shots: Shots, task: str, *, object_head: bool = False) -> dict[str,
         if len(objects) < 2:
             raise UserError(
                 f"--object_head needs images of several object classes, the training split names {len(objects)}: "
-                "leave it out, or give a dataset with an object_class column"
+                "omit it, or use a dataset with an object_class column"
             )
         heads[OBJECT] = objects
     return heads

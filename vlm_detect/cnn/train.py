@@ -29,7 +29,7 @@ from vlm_detect.train.trainer_flags import trainer_flags
 def main(argv: list[str]) -> None:
     trainer = Deferred(CnnTrainOptions, _arguments, trainer_flags, CnnTrainOptions.replaced)
     network, data, training = parse_config([NetworkOptions, CnnDataOptions, trainer], argv, doc=__doc__)
-    from vlm_detect.cnn.program import train_network  # late: with torch, which --help does without
+    from vlm_detect.cnn.program import train_network  # lazy: imports torch, which --help does not need
 
     training.output_dir = training.output_dir or f"runs/cnn_{network.arch}"
     with held(Path(training.output_dir), flag="--output_dir", when=training.process_index == 0):

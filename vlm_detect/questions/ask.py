@@ -1,4 +1,4 @@
-"""The words of the questions that several parts share: the two-way questions in both polarities, and letters.
+"""Shared wordings of questions: the two-way questions in both polarities, and letters.
 
 The Bi-LoRA pair, "Is this image AI-generated?" with "Yes." or "No.", is asked in both polarities, in training, in the
 benchmark and for the verdict. "AI-generated?" is asked of real and generated images only (topic "generation"); topic
@@ -34,7 +34,7 @@ LETTERS = "ABCDEFGH"
 
 
 def agrees(label: Label, polarity: Polarity, topic: Topic = "generation") -> bool:
-    """Whether what a two-way question of this polarity asks is true of an image with this label."""
+    """Whether the affirmative answer to a question of this polarity is true for an image with this label."""
     positive = label == "edited" if topic == "edit" else label != "real"
     return positive == (polarity == "fake")
 

@@ -1,9 +1,9 @@
-"""Questions of training, sampled for one image: which kinds, in which polarity, with which answers.
+"""Sample training questions for one image: kinds, polarities and answers.
 
     subject = Subject(label="generated", kind="caption", generator="sd3.5-large", caption="a dog on a beach")
     draw_questions(subject, rng, kinds=["yes_no", "multiple_choice"], per_image=2, other_captions=["a red barn"])
 
-Every answer, reasons included, follows from what was really done to the image. Only topic "edit" asks of edited ones.
+Every answer, reasons included, follows from the known facts about the image. Edited images only get topic "edit".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A kind of question: asked in training, put into a benchmark, read and decided. One file a kind, in `kinds/`.
+"""A kind of question, for training and benchmarks: asking, parsing and scoring. One file per kind, in `kinds/`.
 
     @question("fingers")
     class Fingers(QuestionKind):
@@ -7,7 +7,7 @@
 
     KINDS["yes_no"].ask(subject, "fake", rng, topic="generation", other_captions=())
 
-A kind overrides what it does differently: one that is only trained on has no `blocks`, one that only tests no `ask`.
+A kind overrides what differs: one for training only has no `blocks`, one for benchmarks only has no `ask`.
 How an item is asked, read and scored follows from its options and its ground truth unless the kind says otherwise.
 """
 
@@ -26,14 +26,14 @@ Block = list[Item]  # of one text: each of its answers is right for one of its i
 
 
 class Reading(NamedTuple):
-    """What a free answer says, in the form of the prompt's candidates (None: unreadable), and whether it is right."""
+    """A free answer parsed to one of the prompt's candidates (None: unparsed), and whether it is right."""
 
     parsed: str | None
     correct: bool
 
 
 class QuestionKind:
-    """One way to ask about an image."""
+    """A kind of question about an image."""
 
     name: ClassVar[str] = ""  # set when it is registered
 
@@ -53,7 +53,7 @@ class QuestionKind:
 
     @property
     def trains(self) -> bool:
-        """Whether it can be asked in training."""
+        """Whether it is available in training."""
         return type(self).ask is not QuestionKind.ask
 
     def ask(
@@ -65,7 +65,7 @@ class QuestionKind:
         topic: Topic,
         other_captions: Sequence[str],
     ) -> Question | None:
-        """A question of training about `subject`, or None where what is known about the image does not answer it.
+        """A training question about `subject`, or None if the known facts about the image do not answer it.
 
         Of topic "generation" no edited image is asked.
         """
@@ -88,7 +88,7 @@ class QuestionKind:
         return rotations(item, self.says_fake) if item.options else polarities(item)
 
     def is_fake(self, item: Item) -> bool | None:
-        """What the image really is: True generated, False real, None where the question is not about that."""
+        """The truth about the image: True generated, False real, None if the question is about something else."""
         if topic_of(item) == "edit":
             return None
         first = self.prompts(item)[0]

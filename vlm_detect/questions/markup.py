@@ -1,4 +1,4 @@
-r"""What an answer says without the mark-up that it is written in.
+r"""Strip mark-up from an answer.
 
     bare("**Answer:** B</s>")                # "Answer: B"
     bare("<think>Six fingers.</think>Yes.")  # "Yes."

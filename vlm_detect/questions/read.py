@@ -1,4 +1,4 @@
-"""The strict parser of generated answers: what counts as an answer, and what does not.
+"""The strict parser of generated answers.
 
     parse_choice("The correct answer is **B**.", "ABCD")       # "B"
     parse_answer("Yes - it has six fingers", ("Yes.", "No."))  # 0
@@ -6,9 +6,9 @@
     parse_answer("It looks unrealistic.", ("Real", "Fake"))    # None: no whole word of either side
 
 Strictness is about meaning, not typography: mark-up (`markup.py`) and the words that introduce an answer ("The final
-answer is") are stripped by rule, and what is left has to be plain. Anything else is None, which callers count as wrong
-and report as a rate: guessing at random there, dropping such answers, or matching substrings ("real" inside
-"unrealistic") all make a score that the model did not earn.
+answer is") are stripped by rule, and the rest has to be unambiguous. Anything else is None, which callers count as
+wrong and report as a rate: random guessing, dropping such answers, or matching substrings ("real" inside "unrealistic")
+would give a score that the model did not earn.
 """
 
 from __future__ import annotations
