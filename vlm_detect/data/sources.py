@@ -144,7 +144,7 @@ def tell_skipped(named: str, skipped: Counter[str]) -> None:
     """Report on stderr the files of a folder that were skipped."""
     if skipped:
         files = f"{skipped.total()} file{'s' * (skipped.total() > 1)}"
-        told = f"{named}: skipped {files} not named like an image: {listed(skipped)}"
+        told = f"{named}: skipped {files} without an image suffix: {listed(skipped)}"
         print(printable(spelled(told)), file=sys.stderr)
 
 
