@@ -149,7 +149,7 @@ WRONG = [
     ("benchmark --answers a.json --explanations 5", "--explanations asks a model"),
     ("benchmark --benchmark set --explanations -1", "--explanations -1: give 0 or more"),
     ("benchmark --benchmark set --judge nano", "--judge judges explanations"),
-    ("benchmark --benchmark set --explanations 5 --judge_endpoint http://a/v1", "--judge_endpoint needs the --judge"),
+    ("benchmark --benchmark set --explanations 5 --judge_endpoint http://a/v1", "--judge_endpoint needs --judge"),
     ("benchmark --benchmark b --model m --endpoint localhost", "--endpoint localhost: not a URL"),
     ("robustness --benchmark b --limit 0", "--limit 0: give 1 or more"),
     ("robustness --benchmark b --conditions some", "--conditions some: unknown; choose from all, tiers, curves"),

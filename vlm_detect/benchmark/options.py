@@ -76,11 +76,11 @@ class BenchmarkOptions:
             raise UserError("give either --benchmark (with --model) or --answers")
         check_url(self, "endpoint", "judge_endpoint")
         if self.judge_endpoint and not self.judge:
-            raise UserError("--judge_endpoint needs the --judge that it has, by its name there")
+            raise UserError("--judge_endpoint needs --judge (the model's name at the endpoint)")
         if self.judge and not self.explanations:
             raise UserError("--judge judges explanations: give --explanations N as well")
         if self.endpoint and (self.model == "auto" or self.adapter or self.expert):
-            raise UserError("--endpoint needs the --model that it has, by its name there, and no --adapter or --expert")
+            raise UserError("--endpoint needs --model (the model's name at the endpoint), and no --adapter or --expert")
 
 
 @dataclass(frozen=True)

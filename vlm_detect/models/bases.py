@@ -63,7 +63,7 @@ def is_cached(model_id: str) -> bool:
 
 
 def way_out(adapter: str | Path) -> str:
-    return f"say where it is with --model BASE --adapter {adapter}"
+    return f"give its new path with --model BASE --adapter {adapter}"
 
 
 def head_base(folder: str | Path) -> str | None:
