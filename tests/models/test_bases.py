@@ -109,5 +109,5 @@ def test_a_factory_adapters_base_is_no_name_of_the_hub_either(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "output" / "lora").mkdir(parents=True)
     (tmp_path / "output" / "lora" / "adapter_config.json").write_text('{"base_model_name_or_path": "output/base"}')
-    with pytest.raises(UserError, match="output/base, which is not there"):
+    with pytest.raises(UserError, match="output/base, which does not exist"):
         open_checkpoint(tmp_path / "output" / "lora", None)
