@@ -58,7 +58,7 @@ def test_report_is_one_safe_file(tmp_path: Path) -> None:
     assert_self_contained(html)
     assert HOSTILE not in html
     assert "&lt;script&gt;" in html
-    for part in ("Balanced accuracy", "longest", "Unsure", "could not be read", "2 bad items", "7 source photos"):
+    for part in ("Balanced accuracy", "longest", "Unsure", "Unparsed answers", "2 bad items", "7 source photos"):
         assert part in html, part
 
 
@@ -159,7 +159,7 @@ def test_figures_are_reproducible_svg_with_numbers_in_the_alt_text() -> None:
         assert decoded(picture.uri).startswith(b"<?xml")
     assert "a run 0.750" in pictures[0].alt
     assert "glide 0.50" in pictures[1].alt
-    assert "true real said generated: 1" in pictures[2].alt
+    assert "true real predicted generated: 1" in pictures[2].alt
     assert loss_figure([{"train_runtime": 1.0}]) is None
 
 
