@@ -56,7 +56,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         trained(tmp_path, learning_rate=1e20, max_grad_norm=0.0, warmup_steps=0)
 
 
-def test_mixed_precision_is_around_the_whole_step(tmp_path, monkeypatch):
+def test_autocast_is_around_the_whole_step(tmp_path, monkeypatch):
     seen = {}
 
     def noticing(vlm, model, batch, count, smoothing):
@@ -64,19 +64,19 @@ def test_mixed_precision_is_around_the_whole_step(tmp_path, monkeypatch):
         return answer_loss(vlm, model, batch, count, smoothing=smoothing)
 
     monkeypatch.setattr("vlm_detect.train.trainer.answer_loss", noticing)
-    trained(tmp_path, mixed_precision="bf16", max_steps=1)
+    trained(tmp_path, autocast="bf16", max_steps=1)
     assert seen == {"tower": True, "dtype": torch.bfloat16}
-    trained(tmp_path, mixed_precision="no", max_steps=1)
+    trained(tmp_path, autocast="no", max_steps=1)
     assert not seen["tower"]
 
 
 def test_auto_precision_is_what_the_device_has_instructions_for(tmp_path, monkeypatch):
     for flags, expected in (({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx2": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
-        args = TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, mixed_precision="auto")
-        assert args.bf16 == expected
-    with pytest.raises(UserError, match="--mixed_precision bf16 and --bf16 or --fp16 say the same"):
-        TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, mixed_precision="bf16", bf16=True)
+        args = TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, autocast="auto")
+        assert (args.bf16, args.autocast) == (expected, "auto")
+    with pytest.raises(UserError, match="--autocast bf16 and --bf16 or --fp16 say the same"):
+        TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, autocast="bf16", bf16=True)
 
 
 def test_a_gpu_that_emulates_bfloat16_is_given_float32(monkeypatch):

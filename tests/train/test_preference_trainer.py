@@ -127,6 +127,10 @@ def test_what_cannot_be_tuned_so_is_refused(tmp_path: Path) -> None:
     made = make_preferences(rows, "toy", calibration, PreferenceOptions())
     with pytest.raises(UserError, match="has no LoRA"):
         PreferenceTrainer(load_vlm("nano", device="cpu"), arguments(tmp_path), made, rows)
+    headed = load_vlm("nano", device="cpu")
+    add_lora(headed, LoraOptions(lora_targets="all-linear+head"))
+    with pytest.raises(UserError, match=r"LoRA on the vocabulary head, .*: merge it first .*export RUN --to merged"):
+        PreferenceTrainer(headed, arguments(tmp_path), made, rows)
     both_ways = load_vlm(str(save_tiny("paligemma", tmp_path / "model")), device="cpu")
     add_lora(both_ways, LoraOptions())
     with pytest.raises(UserError, match="bidirectional attention"):

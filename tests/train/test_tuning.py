@@ -48,7 +48,7 @@ def losses(folder):
         ["--quantize", "int8"],
         ["--gradient_checkpointing", "True"],
         ["--dtype", "bfloat16"],
-        ["--mixed_precision", "bf16"],
+        ["--autocast", "bf16"],
         ["--compile_layers", "aot_eager", "--pack_tokens", "800"],
         ["--attention", "eager"],
         ["--lora_targets", "mlp+vision", "--lora_last_layers", "1"],

@@ -265,7 +265,7 @@ class TrainOptions(_Base):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many validations without improvement. Default: never."}
     )
-    mixed_precision: Literal["auto", "bf16", "fp16", "no"] | None = field(
+    autocast: Literal["auto", "bf16", "fp16", "no"] | None = field(
         default=None,
         metadata={
             "help": "Autocast of a step; the trained weights stay float32. auto: bf16 where the device computes faster "
@@ -325,8 +325,8 @@ class TrainOptions(_Base):
                     json.loads(value)
                 except ValueError as error:
                     raise UserError(f"--{name} {value}: not JSON ({error})") from error
-        if self.mixed_precision:
-            self._set_precision(self.mixed_precision)
+        if self.autocast:
+            self._set_precision(self.autocast)
         if (word := str(flags["fsdp"]).lower()) in (
             "true",
             "false",
@@ -343,12 +343,12 @@ class TrainOptions(_Base):
         super().__post_init__()
 
     def _set_precision(self, name: str) -> None:
-        """Put `--mixed_precision` into the flags that transformers has for it."""
+        """Put `--autocast` into the flags that transformers has for it."""
         from vlm_detect.machine import best_device, computes_in_bfloat16  # late: with torch, which --help does without
 
         flags: dict[str, Any] = self.__dict__
         if flags["bf16"] or flags["fp16"]:
-            raise UserError(f"--mixed_precision {name} and --bf16 or --fp16 say the same: give one of them")
+            raise UserError(f"--autocast {name} and --bf16 or --fp16 say the same: give one of them")
         device = "cpu" if flags["use_cpu"] else best_device().type
         flags["bf16"] = name == "bf16" or (name == "auto" and computes_in_bfloat16(device))
         flags["fp16"] = name == "fp16"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
@@ -149,6 +150,11 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
     ) -> None:
         if not isinstance(vlm.model, PeftModel):
             raise UserError(f"{vlm.name} has no LoRA, which preference tuning needs: add one first")
+        if isinstance(vlm.model.get_output_embeddings(), LoraLayer):
+            raise UserError(
+                f"{vlm.name} has a LoRA on the vocabulary head, which preference tuning does not train: merge it first "
+                "(vlm-detect export RUN --to merged FOLDER, then --model FOLDER), or leave +head out of --lora_targets"
+            )
         if isinstance(vlm, ChatVLM) and vlm.prefix_lm:
             raise UserError(
                 f"{vlm.name} uses bidirectional attention unless it is given labels, which TRL's "
