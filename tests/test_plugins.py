@@ -132,5 +132,5 @@ def test_looking_up_ones_own_costs_no_plugins_import(outside: Outside) -> None: 
 
 
 def test_a_reason_that_would_not_be_read_as_its_edit_is_refused() -> None:
-    with pytest.raises(UserError, match="edit 'odd': its words do not match 'was changed'"):
+    with pytest.raises(UserError, match="edit 'odd': its words do not match its wording 'was changed'"):
         edit("odd", words="odd", done=("was changed",))

@@ -172,7 +172,7 @@ def test_a_follow_up_asks_about_the_image_of_before(server: Running, photo: Imag
 
 def test_openai_errors_are_the_clients_own(server: Running, photo: Image.Image) -> None:
     client = openai_client(server)
-    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+    with pytest.raises(openai.NotFoundError, match="no model named 'other'"):
         client.chat.completions.create(model="other", messages=conversation(photo))
     with pytest.raises(openai.BadRequestError, match="last message must be the user's"):
         client.chat.completions.create(model=server.detector.name, messages=[{"role": "system", "content": "Hi"}])

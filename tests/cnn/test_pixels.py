@@ -63,7 +63,7 @@ def test_a_square_is_cut_from_the_middle_and_only_resize_computes_pixels():
     np.testing.assert_array_equal(np.asarray(to_square(wide, 8, "crop")), np.asarray(wide)[:, 2:10])
     assert to_square(wide, 4, "resize").size == (4, 4)
     assert to_square(wide, 16, "resize").size == (16, 16)
-    with pytest.raises(ImageRejected, match="too_small: 12x8 pixels, 16x16 are needed"):
+    with pytest.raises(ImageRejected, match="too_small: 12x8 pixels, at least 16x16 are needed"):
         to_square(wide, 16, "crop")
 
 

@@ -75,7 +75,7 @@ def test_labels_of_a_class_label(tmp_path: Path) -> None:
 def test_a_label_that_is_none(tmp_path: Path) -> None:
     members = open_members(write(tmp_path / "odd", {"train": ["real", "perhaps"]}, datasets.Value("string")))
     (number, split, row) = next(iter(members.numbered(1, 2)))
-    with pytest.raises(UserError, match="row 1 of train: its label is none of real, generated, edited"):
+    with pytest.raises(UserError, match="row 1 of train: its label is not one of real, generated, edited"):
         members.of_row(number, split, row)
 
 

@@ -74,7 +74,7 @@ def test_what_is_skipped_is_counted_by_its_suffix(tmp_path: Path) -> None:
     assert image_sets.open_image_set("folders", str(tmp_path)).skipped[".cr3"] == 2
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "a.cr3").touch()
-    with pytest.raises(UserError, match=r"no images in this folder .* holds 1 \.cr3"):
+    with pytest.raises(UserError, match=r"no images in this folder .* contains 1 \.cr3"):
         open_source(str(tmp_path / "only"))
 
 
@@ -215,7 +215,7 @@ def test_a_hub_id_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPa
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "dataset_info", unreachable)
-    with pytest.raises(UserError, match=r"owner/name: neither a folder .*Name or service not known.* network"):
+    with pytest.raises(UserError, match=r"owner/name: neither a local folder .*Name or service not known.* network"):
         open_source("owner/name::train")
 
 

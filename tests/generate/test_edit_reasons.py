@@ -28,7 +28,7 @@ def test_every_wording_names_its_place_alone(place):
     for sentence in written:
         assert places_in(sentence) == [place]
         assert claimed_faults(sentence) == 0
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="somewhere: not one of upper left"):
         place_wordings("somewhere")
 
 

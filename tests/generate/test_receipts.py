@@ -121,7 +121,7 @@ def test_what_a_row_cannot_be_made_of_is_told(pairs: Path, tmp_path: Path) -> No
     for row, photo_file, says in (
         ("none", "", "no row of"),
         (vae["pair_id"], tmp_path / "other.png", "its SHA-256 is another"),
-        (vae["pair_id"], tmp_path / "gone.png", "the source photo is not there"),
+        (vae["pair_id"], tmp_path / "gone.png", "the source photo is missing"),
     ):
         done = run_here(*arguments, row, *(["--photo", photo_file] if photo_file else []))
         assert done.returncode == 1

@@ -241,8 +241,8 @@ def test_another_judge_that_is_loaded_here(tmp_path: Path) -> None:
     [
         ([], "--reasons teacher and --teacher MODEL go together"),
         (["--reasons", "measured", "--teacher", "nano"], "go together"),
-        (["--teacher_endpoint", "http://localhost:1/v1"], "name the --teacher"),
-        (["--teacher", "nano", "--judge_endpoint", "http://localhost:1/v1"], "name the --judge"),
+        (["--teacher_endpoint", "http://localhost:1/v1"], "give its model's name with --teacher"),
+        (["--teacher", "nano", "--judge_endpoint", "http://localhost:1/v1"], "give its model's name with --judge"),
         (["--teacher", "nano", "--min_margin", "-1"], "--min_margin -1"),
     ],
 )

@@ -130,7 +130,7 @@ def init(self, *args, **kwargs):
     assert "nothing is left to do" in again.stdout
     other = train(*arguments, "--seed", 7)
     assert other.returncode == 1
-    assert "holds a run with other settings (seed 0 -> 7)" in other.stderr
+    assert "contains a run with other settings (seed 0 -> 7)" in other.stderr
 
 
 def test_a_network_that_no_longer_improves_stops_early(home):

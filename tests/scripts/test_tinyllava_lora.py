@@ -72,7 +72,7 @@ def test_image_datasets_and_a_quantised_base(home) -> None:
         ("{}", "it has no conversation"),
         ("nothing", "not JSON"),
         (f'[{{"image": "no.jpg", "conversations": [{ASKED}]}}]', "its questions and answers do not alternate"),
-        (f'[{{"image": "/a/no.jpg", "conversations": [{ASKED}, {ANSWERED}]}}]', "no.jpg is neither there"),
+        (f'[{{"image": "/a/no.jpg", "conversations": [{ASKED}, {ANSWERED}]}}]', "no.jpg is missing"),
     ],
 )
 def test_conversations_that_cannot_be_used(home, tmp_path, content: str, message: str) -> None:

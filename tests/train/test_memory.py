@@ -99,7 +99,7 @@ def test_the_models_that_doctor_looks_for_are_those_that_are_loaded():
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [
-        ("someone/else", str(CONFIGS[0]), "estimated for vikhyatk/moondream2"),
+        ("someone/else", str(CONFIGS[0]), "estimated only for vikhyatk/moondream2"),
         (None, "nowhere.yaml", "no such file"),
         (None, "cnn_mai", "unknown keys arch;"),
     ],

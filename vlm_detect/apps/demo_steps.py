@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from vlm_detect.benchmark.results import read_results
 from vlm_detect.config import write_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
+from vlm_detect.images.decode import decode_image
 from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.questions.ask import EXPLAIN_QUESTION
 from vlm_detect.questions.kind import KINDS
@@ -136,8 +136,8 @@ def explained_images(names: dict[Path, str], scanned: Path) -> list[ExplainedIma
     for path, name in names.items():
         row = rows[path.name]
         explanation = Explanation(row["explanation"], tuple(map(CheckedReason.from_json, row["reasons"])))
-        with Image.open(path) as image:
-            found.append(ExplainedImage(image.convert("RGB"), name, row["label"], row["p_fake"], explanation))
+        image = decode_image(path.read_bytes()).image
+        found.append(ExplainedImage(image, name, row["label"], row["p_fake"], explanation))
     return found
 
 

@@ -22,8 +22,8 @@ import torch
 from vlm_detect.apps.recorded import ESTIMATES, sized_configs
 from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.extras import how_to_install
+from vlm_detect.hub_cache import is_cached
 from vlm_detect.machine import cpu_cores
-from vlm_detect.models.bases import is_cached
 from vlm_detect.plugins import installed, mistaken
 
 # What the optional parts need, by the extra that brings it.

@@ -145,7 +145,7 @@ class IsolatedDecoder:
         process.kill()
         status = process.wait()
         if status == -getattr(signal, "SIGXCPU", 0):
-            return ImageRejected("too_slow", f"not decoded within {max_seconds:g} s of processor time")
+            return ImageRejected("too_slow", f"not decoded within {max_seconds:g} s of CPU time")
         if status == -getattr(signal, "SIGKILL", 0):
             return ImageRejected("too_slow", "its decoding was stopped")
         return ImageRejected("unreadable", f"its decoder crashed (status {status})")

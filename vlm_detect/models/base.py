@@ -38,6 +38,8 @@ class VLM(ABC):
         True  # inference: an image's prefix does not depend on what follows, so it is prefilled once
     )
 
+    prefix_lm: bool = False  # image and question see each other in both directions, and only the answer is causal
+
     reads_any_shape: bool = True  # `refusal` is always None
 
     connector: str | None = None  # the module between tower and language model, by its name

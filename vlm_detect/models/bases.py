@@ -12,8 +12,6 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
 
@@ -54,12 +52,6 @@ def base_of(adapter: str | Path, known: Collection[str] = ()) -> str:
     if is_path and (not _HUB_ID.fullmatch(base) or any((place / base).parent.is_dir() for place in places)):
         raise UserError(f"{adapter}: its base model was the folder {base}, which does not exist; {way_out(adapter)}")
     return base
-
-
-def is_cached(model_id: str) -> bool:
-    """Whether a Hub repository is in the local cache."""
-    files = ("config.json", "model_index.json", "tokenizer.json")
-    return any(isinstance(try_to_load_from_cache(model_id, file), str) for file in files)
 
 
 def way_out(adapter: str | Path) -> str:

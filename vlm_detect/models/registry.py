@@ -24,10 +24,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlm_detect.errors import UserError, first_line
+from vlm_detect.hub_cache import is_cached
 from vlm_detect.machine import best_device, default_dtype
 from vlm_detect.models.attention import keep_masks
 from vlm_detect.models.base import FAMILIES, VLM
-from vlm_detect.models.bases import base_of, head_base, is_cached, way_out
+from vlm_detect.models.bases import base_of, head_base, way_out
 from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
 from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, HUB_ID

@@ -25,7 +25,6 @@ from trl import DPOConfig, DPOTrainer
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage, undecoded
 from vlm_detect.models.base import VLM
-from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.rows import IGNORE, PADDING, Answered, Row, stack_rows
 from vlm_detect.train.examples import EpochSampler
 from vlm_detect.train.preference_options import PreferenceTraining
@@ -155,7 +154,7 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
                 f"{vlm.name} has a LoRA on the vocabulary head, which preference tuning does not train: merge it first "
                 "(vlm-detect export RUN --to merged FOLDER, then --model FOLDER), or leave +head out of --lora_targets"
             )
-        if isinstance(vlm, ChatVLM) and vlm.prefix_lm:
+        if vlm.prefix_lm:
             raise UserError(
                 f"{vlm.name} uses bidirectional attention unless it is given labels, which TRL's "
                 "trainer does not do: choose another model"

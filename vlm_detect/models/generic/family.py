@@ -43,7 +43,6 @@ class ChatVLM(VLM):
     supports_prefix_cache = False
     connectors: tuple[str, ...] = ("multi_modal_projector", "connector", "merger")
     two_way_images = False  # whether the tokens of one image see each other in both directions
-    prefix_lm = False  # whether image and question see each other in both directions, and the answer only is causal
 
     @classmethod
     def load(
