@@ -26,6 +26,13 @@ def use_cpu_cores(threads: int | None = None) -> None:
     torch.set_num_threads(max(1, threads))
 
 
+def prepare_training(device_type: str, threads: int | None = None) -> None:
+    """Let a training use this machine's CPU as well as it can: its cores, and on the CPU itself the memory it frees."""
+    use_cpu_cores(threads)
+    if device_type == "cpu":
+        keep_freed_memory()
+
+
 def cpu_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -59,10 +59,7 @@ class Options:
         trainer = Deferred(training, _arguments, trainer_flags, training.replaced)
         groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, trainer]
         parsed = parse_config(groups, argv, doc=doc)
-        from vlm_detect.machine import (
-            keep_freed_memory,
-            use_cpu_cores,
-        )  # lazy: imports torch, which --help does not need
+        from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
         from vlm_detect.models.registry import NANO_NAMES, resolve_id
 
         named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
@@ -72,9 +69,7 @@ class Options:
         options = replace(cls(*parsed), role=role)
         if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
             raise UsageError("--cache_features needs a frozen tower: remove +vision from --lora_targets")
-        use_cpu_cores(options.data.cpu_threads)
-        if options.training.device.type == "cpu":
-            keep_freed_memory()
+        prepare_training(options.training.device.type, options.data.cpu_threads)
         return options
 
     @property

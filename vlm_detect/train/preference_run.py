@@ -37,14 +37,9 @@ class PreferenceRun:
         trainer = Deferred(PreferenceTraining, _arguments, trainer_flags, PreferenceTraining.replaced)
         groups: list[Any] = [PreferenceModel, PreferenceData, PreferenceOptions, LoraOptions, trainer]
         options = cls(*parse_config(groups, argv, doc=doc))
-        from vlm_detect.machine import (
-            keep_freed_memory,
-            use_cpu_cores,
-        )  # lazy: imports torch, which --help does not need
+        from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
 
-        use_cpu_cores(options.data.cpu_threads)
-        if options.training.device.type == "cpu":
-            keep_freed_memory()
+        prepare_training(options.training.device.type, options.data.cpu_threads)
         return options
 
     @property
