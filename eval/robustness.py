@@ -1,6 +1,6 @@
 """Measure how verdicts hold up when images are compressed, scaled, blurred or cropped.
 
-    accelerate launch eval/robustness.py --model runs/moondream_lora --benchmark data/pairs
+    accelerate launch --quiet eval/robustness.py --model runs/moondream_lora --benchmark data/pairs
 
 The program is in vlm_detect/benchmark/commands.py; `--help` says more.
 """

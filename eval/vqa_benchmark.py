@@ -1,6 +1,6 @@
 """Score a model, or recorded answers, on a VQA benchmark.
 
-    accelerate launch eval/vqa_benchmark.py --model runs/moondream_lora --benchmark data/pairs
+    accelerate launch --quiet eval/vqa_benchmark.py --model runs/moondream_lora --benchmark data/pairs
 
 The program is in vlm_detect/benchmark/commands.py; `--help` says more.
 """

@@ -1,6 +1,6 @@
 """Train a CNN baseline to tell generated images from photos.
 
-    accelerate launch recipes/cnn.py --arch fakenet2 --data data/cifake
+    accelerate launch --quiet recipes/cnn.py --arch fakenet2 --data data/cifake
 
 The program is vlm_detect/cnn/train.py; `--help` says more.
 """

@@ -1,6 +1,6 @@
 """Finetune moondream2 with LoRA to tell AI images from photos.
 
-    accelerate launch recipes/moondream_lora.py --config moondream_lora --data data/pairs
+    accelerate launch --quiet recipes/moondream_lora.py --config moondream_lora --data data/pairs
 
 The program is vlm_detect/train/moondream.py; `--help` says more.
 """

@@ -1,6 +1,6 @@
 """Tune a model's explanations by preference: what was checked against the same with a fault.
 
-    accelerate launch recipes/preference_lora.py --model runs/moondream_lora --data data/pairs_reasons
+    accelerate launch --quiet recipes/preference_lora.py --model runs/moondream_lora --data data/pairs_reasons
 
 The program is vlm_detect/train/preference.py; `--help` says more.
 """

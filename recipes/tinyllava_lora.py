@@ -1,6 +1,6 @@
 """Finetune TinyLLaVA with LoRA to tell AI images from photos, and to say why.
 
-    accelerate launch recipes/tinyllava_lora.py --config tinyllava_lora --data data/pairs
+    accelerate launch --quiet recipes/tinyllava_lora.py --config tinyllava_lora --data data/pairs
 
 The program is vlm_detect/train/tinyllava.py; `--help` says more.
 """

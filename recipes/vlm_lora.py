@@ -1,6 +1,6 @@
 """Finetune any image-text-to-text model of transformers with LoRA to tell AI images from photos.
 
-    accelerate launch recipes/vlm_lora.py --model Qwen/Qwen2.5-VL-3B-Instruct --data data/pairs
+    accelerate launch --quiet recipes/vlm_lora.py --model Qwen/Qwen2.5-VL-3B-Instruct --data data/pairs
 
 The program is vlm_detect/train/vlm.py; `--help` says more.
 """

@@ -1,4 +1,4 @@
-"""`python -m vlm_detect VERB`, and `accelerate launch -m vlm_detect VERB`."""
+"""`python -m vlm_detect VERB`, and `accelerate launch --quiet -m vlm_detect VERB`."""
 
 from vlm_detect.cli import main
 

@@ -1,7 +1,7 @@
 """The `vlm-detect` command: every verb and program by its name. Each is imported only when it is called.
 
 vlm-detect VERB --help
-accelerate launch -m vlm_detect train moondream ...     # the same verbs in several processes
+accelerate launch --quiet -m vlm_detect train moondream ...     # the same verbs in several processes
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def configs(argv: list[str]) -> None:
 
     vlm-detect configs
     vlm-detect configs moondream_lora > mine.yaml
-    accelerate launch --config_file "$(vlm-detect configs accelerate_fsdp2 --path)" -m vlm_detect train moondream
+    accelerate launch --quiet --config_file "$(vlm-detect configs accelerate_fsdp2 --path)" \\
+        -m vlm_detect train moondream
     """
     (options,) = parse_config([ConfigsOptions], argv, doc=configs.__doc__)
     if options.name:

@@ -38,7 +38,7 @@ def benchmark(argv: list[str]) -> None:
     A benchmark never selects a threshold, a prompt or an epoch: use the validation split for that (`vlm-detect
     calibrate`).
 
-    Several processes: accelerate launch -m vlm_detect benchmark (in a clone: eval/vqa_benchmark.py).
+    Several processes: accelerate launch --quiet -m vlm_detect benchmark (in a clone: eval/vqa_benchmark.py).
     """
     (options,) = parse_config([BenchmarkOptions], argv, doc=benchmark.__doc__)
     from vlm_detect.benchmark.scoring import score
@@ -57,7 +57,7 @@ def robustness(argv: list[str]) -> None:
     or fake), by log-probability in both polarities. Output: a folder of answers per condition, robustness.json and
     report.html. The same command resumes an interrupted run.
 
-    Several processes: accelerate launch -m vlm_detect robustness (in a clone: eval/robustness.py).
+    Several processes: accelerate launch --quiet -m vlm_detect robustness (in a clone: eval/robustness.py).
     """
     (options,) = parse_config([RobustnessOptions], argv, doc=robustness.__doc__)
     from vlm_detect.benchmark.robustness import answer_conditions

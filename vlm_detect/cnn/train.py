@@ -11,7 +11,7 @@ Images are decoded once into --pixels_dir; augmentation is batched and moves pix
 validation split and each --test_data a folder with results.jsonl, summary.json and report.html, as in the VLM
 benchmark. The same command resumes an interrupted run, or says that nothing is left to do.
 
-On all GPUs: accelerate launch -m vlm_detect.cnn.train (in a clone: recipes/cnn.py) with the same flags.
+On all GPUs: accelerate launch --quiet -m vlm_detect.cnn.train (in a clone: recipes/cnn.py) with the same flags.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ With no dataset in data/pairs and no --data, pairs are made from the bundled pho
 adapter in PEFT's layout, the processor, calibration.json, run.json, trainer_state.json, checkpoints and a model card.
 The same command resumes an interrupted run, or says that nothing is left to do.
 
-On all GPUs: accelerate launch -m vlm_detect.train.moondream (in a clone: recipes/moondream_lora.py), same flags.
+On all GPUs: accelerate launch --quiet -m vlm_detect.train.moondream (in a clone: recipes/moondream_lora.py)
+with the same flags.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class TrainOptions(_Base):
 
     replaced: ClassVar[Mapping[str, str]] = {
         "evaluation_strategy": "use --eval_strategy (transformers 5)",
-        "gpus": "use the launcher: accelerate launch --num_processes N",
+        "gpus": "use the launcher: accelerate launch --quiet --num_processes N",
         "logging_dir": "use the environment variable TENSORBOARD_LOGGING_DIR (transformers 5)",
         "lr": "use --learning_rate",
         "no_cuda": "use --use_cpu (transformers 5)",

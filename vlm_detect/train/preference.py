@@ -10,7 +10,8 @@ needed: rejected explanations are false by the image's own measurements. --model
 training (with its LoRA settings), or a model that gets a new adapter. The output is that of the other training verbs,
 plus preferences.parquet. Every flag of TRL's DPOConfig is accepted.
 
-On all GPUs: accelerate launch -m vlm_detect.train.preference (in a clone: recipes/preference_lora.py), the same flags.
+On all GPUs: accelerate launch --quiet -m vlm_detect.train.preference (in a clone: recipes/preference_lora.py)
+with the same flags.
 """
 
 from __future__ import annotations

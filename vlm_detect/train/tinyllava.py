@@ -9,7 +9,8 @@ or next to it. --model is the released TinyLLaVA, another member of its family, 
 TinyLLaVA_Factory run. Defaults are the official recipe's: a LoRA of rank 128 on the language model, the connector in
 full, the tower frozen. The output is that of vlm-detect train moondream.
 
-On all GPUs: accelerate launch -m vlm_detect.train.tinyllava (in a clone: recipes/tinyllava_lora.py), same flags.
+On all GPUs: accelerate launch --quiet -m vlm_detect.train.tinyllava (in a clone: recipes/tinyllava_lora.py)
+with the same flags.
 """
 
 from __future__ import annotations

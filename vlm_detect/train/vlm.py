@@ -9,7 +9,7 @@ of vlm-detect train moondream. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL 
 prefix. In PaliGemma, whose image and question attend to each other, and in untested models, each question is a separate
 row in which the tower encodes the image again: there --questions_per_image 1 is cheaper.
 
-On all GPUs: accelerate launch -m vlm_detect.train.vlm (in a clone: recipes/vlm_lora.py) with the same flags.
+On all GPUs: accelerate launch --quiet -m vlm_detect.train.vlm (in a clone: recipes/vlm_lora.py) with the same flags.
 """
 
 from __future__ import annotations
