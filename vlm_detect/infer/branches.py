@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, stack_prefixes
@@ -78,7 +78,7 @@ def forward(
     ids: torch.Tensor,
     positions: torch.Tensor,
     mask: torch.Tensor,
-    cache: DynamicCache,
+    cache: Cache,
     logits_at: torch.Tensor | None,
     **numbers: torch.Tensor,
 ) -> Any:

@@ -4,7 +4,9 @@
     memory.prefixes([photo, other])      # what is not held is encoded in one batch and prefilled in one
     memory.pooled([photo, other])        # (2, F) features of the tower: of images that were just read nothing is read
 
-`stack_prefixes` joins several into the KV cache of a batch.
+`stack_prefixes` joins several into the KV cache of a batch. A prefix is held once: prefixes that were prefilled
+together are views of one KV cache, a batch of the same rows reads that cache again, and what follows a prefix is stored
+apart from it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.pooled import pool, pooled_features, watched
@@ -28,19 +30,36 @@ _BAND_PIXELS = 1 << 18
 _HELD_POOLED = 256  # images whose features are kept: more than any batch, and at most a few MB
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """An image in the decoder's KV cache; text after it starts at position `len(prefix) + shift`."""
+Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (B, H, P, D)
 
-    layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, (1, H, P, D)
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """An image in the decoder's KV cache: one row of the cache of those that were prefilled with it.
+
+    Text after it starts at position `len(prefix) + shift`.
+    """
+
+    batch: Layers  # of all rows
+    row: int = 0
     shift: int = 0
 
+    @property
+    def layers(self) -> Layers:
+        """Keys and values, (1, H, P, D); views."""
+        return [(keys[self.row : self.row + 1], values[self.row : self.row + 1]) for keys, values in self.batch]
+
     def __len__(self) -> int:
-        return self.layers[0][0].shape[2]
+        return self.batch[0][0].shape[2]
 
     @property
     def nbytes(self) -> int:
+        """Of this row alone."""
         return sum(tensor.nbytes for pair in self.layers for tensor in pair)
+
+    def copy(self) -> Prefix:
+        """The same prefix, which does not keep the memory of its batch alive."""
+        return Prefix([(keys.clone(), values.clone()) for keys, values in self.layers], shift=self.shift)
 
 
 class PrefixMemory:
@@ -100,7 +119,7 @@ class PrefixMemory:
         while self.held_bytes + prefix.nbytes > self.max_bytes:
             _, oldest = self._held.popitem(last=False)
             self.held_bytes -= oldest.nbytes
-        self._held[key] = prefix
+        self._held[key] = prefix if len(prefix.batch[0][0]) == 1 else prefix.copy()
         self.held_bytes += prefix.nbytes
 
 
@@ -120,8 +139,7 @@ def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
         vlm.model(**vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         for row, (i, shift) in enumerate(zip(alike, vlm.shifts(len(alike)), strict=True)):
-            # Copies, so that one image's prefix does not keep the memory of the batch alive.
-            found[i] = Prefix([(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v in layers], shift)
+            found[i] = Prefix(layers, row, shift)
     return [found[i] for i in range(len(embeds))]
 
 
@@ -131,7 +149,7 @@ def prefill_text(vlm: VLM) -> Prefix:
     cache = DynamicCache()
     ids = torch.tensor([vlm.text_prefix_ids()], device=vlm.device)
     vlm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefix([(layer.keys, layer.values) for layer in cache.layers], shift=0)
+    return Prefix([(layer.keys, layer.values) for layer in cache.layers])
 
 
 def image_key(image: Image.Image | None) -> bytes:
@@ -146,14 +164,40 @@ def image_key(image: Image.Image | None) -> bytes:
     return digest.digest()
 
 
-def stack_prefixes(prefixes: Sequence[Prefix]) -> DynamicCache:
+class AfterPrefix(DynamicLayer):
+    """A layer of a KV cache that stores what follows a prefix; the prefix, which others use too, is read and not
+    copied."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.prefix = keys, values  # (B, H, P, D)
+        self.lazy_initialization(keys, values)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return torch.cat([self.prefix[0], keys], dim=2), torch.cat([self.prefix[1], values], dim=2)
+
+    def get_seq_length(self) -> int:
+        return int(self.prefix[0].shape[2]) + super().get_seq_length()
+
+
+def stack_prefixes(prefixes: Sequence[Prefix]) -> Cache:
     """A fresh cache whose row i holds prefix i; appending to it does not change the prefixes."""
-    return DynamicCache(
-        [
-            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-            for layer in zip(*(prefix.layers for prefix in prefixes), strict=True)
-        ]
-    )
+    return Cache(layers=[AfterPrefix(keys, values) for keys, values in stacked(prefixes)])
+
+
+def stacked(prefixes: Sequence[Prefix]) -> Layers:
+    """Keys and values (B, H, P, D) of prefixes of equal length: views where they are consecutive rows of one batch."""
+    batch, first = prefixes[0].batch, prefixes[0].row
+    if all(one.batch is batch and one.row == first + i for i, one in enumerate(prefixes)):
+        rows = slice(first, first + len(prefixes))
+        return [(keys[rows], values[rows]) for keys, values in batch]
+    return [
+        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
+        for layer in zip(*(prefix.layers for prefix in prefixes), strict=True)
+    ]
 
 
 def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:

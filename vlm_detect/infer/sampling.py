@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache
 
-from vlm_detect.infer.prefixes import Prefix, check_length, stack_prefixes
+from vlm_detect.infer.prefixes import Prefix, check_length, stacked
 from vlm_detect.models.base import VLM
 from vlm_detect.models.prompt import numbers_of, stack_numbers
 
@@ -43,7 +44,7 @@ def generate_rows(
     output = vlm.model.generate(
         input_ids=input_ids.to(vlm.device),
         attention_mask=attention_mask.to(vlm.device),
-        past_key_values=stack_prefixes(prefixes),
+        past_key_values=DynamicCache(stacked(prefixes)),  # of which generate may reorder the rows
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_id,
         eos_token_id=vlm.eos_token_id,
