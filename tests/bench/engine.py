@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import checkout  # noqa: F401
 import numpy as np
 import torch
 from flops import bench_config, crops_read, flop_ratio, text_flops, tower_flops

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import checkout  # noqa: F401
 import numpy as np
 import torch
 from flops import bench_config, flop_ratio

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import checkout  # noqa: F401
+
 from tests.train.toys import save_toy_pairs
 from vlm_detect.config import REPOSITORY, git_commit, parse_config, write_json
 from vlm_detect.errors import run_main

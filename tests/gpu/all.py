@@ -1,7 +1,8 @@
-"""Run every GPU program, one after the other, each in a process of its own.
+"""Run the GPU programs, one after the other, each in a process of its own.
 
-    python tests/gpu/all.py --out eval/results/gpu            # all of them
-    python tests/gpu/all.py --only parity training
+    python tests/gpu/all.py --out eval/results/gpu            # the short set: valid figures in ten minutes
+    python tests/gpu/all.py --only rendering                  # one of the others, by itself
+    python tests/gpu/all.py --only training cnn
 
 What a program had written when it failed or ran out of its time stays; the exit status is 1 if one did.
 """
@@ -22,20 +23,26 @@ from vlm_detect.errors import UserError, run_main
 
 HERE = Path(__file__).parent
 PROGRAMS = {  # name: arguments of python, and the seconds that it may take
-    "parity": (["tests/gpu/parity.py"], 240),
+    "parity": (["tests/gpu/parity.py"], 120),
+    "training_short": (["tests/gpu/training.py", "--short", "True", "--repeats", "3"], 180),
+    "recipe": (["tests/gpu/recipe.py"], 180),
+    "scoring": (["tests/gpu/scoring.py", "--repeats", "3"], 120),
     "training": (["tests/gpu/training.py"], 420),
     "training_tinyllava": (["tests/gpu/training.py", "--family", "tinyllava"], 150),
-    "scoring": (["tests/gpu/scoring.py"], 240),
     "rendering": (["tests/gpu/rendering.py"], 900),
     "cnn": (["tests/gpu/cnn.py"], 900),
     "nano": (["tests/gpu/nano.py"], 1500),
 }
+SHORT = ("parity", "training_short", "recipe", "scoring")  # their limits make ten minutes
 
 
 @dataclass(frozen=True)
 class Config:
     out: str = field(default="eval/results/gpu", metadata={"help": "A folder; each program writes NAME.json there."})
-    only: list[str] = field(default_factory=list, metadata={"help": f"Of {', '.join(PROGRAMS)}; default: all."})
+    only: list[str] = field(
+        default_factory=lambda: list(SHORT),
+        metadata={"help": f"Of {', '.join(PROGRAMS)}; default: {', '.join(SHORT)}."},
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +50,7 @@ def main(argv: list[str]) -> None:
     if unknown := [name for name in config.only if name not in PROGRAMS]:
         raise UserError(f"--only {' '.join(unknown)}: choose from {', '.join(PROGRAMS)}")
     failed = []
-    for name in config.only or PROGRAMS:
+    for name in config.only:
         arguments, limit_s = PROGRAMS[name]
         command = [sys.executable, *arguments, "--out", str(Path(config.out).absolute() / f"{name}.json")]
         print(f"== {' '.join(command[1:])}", flush=True)

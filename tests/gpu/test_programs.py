@@ -34,6 +34,8 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param("nano", 5, marks=pytest.mark.slow),
         pytest.param("rendering", 4, marks=pytest.mark.slow),
         pytest.param("training", 10, marks=pytest.mark.slow),
+        pytest.param("training --short True", 4, marks=pytest.mark.slow),
+        pytest.param("recipe", 1, marks=pytest.mark.slow),
         ("training --family tinyllava", 4),
         pytest.param("parity", 12, marks=pytest.mark.slow),
     ],
@@ -54,6 +56,14 @@ def test_without_cuda_the_line_says_so() -> None:
     done = run("scoring")
     assert done.returncode == 1
     assert "no CUDA device" in done.stderr.splitlines()[-1]
+
+
+def test_the_short_set_takes_ten_minutes_at_most() -> None:
+    programs = runpy.run_path(str(HERE / "all.py"))
+    assert sum(programs["PROGRAMS"][name][1] for name in programs["SHORT"]) <= 600
+    assert {Path(arguments[0]).stem for arguments, _ in programs["PROGRAMS"].values()} == {
+        path.stem for path in HERE.glob("*.py") if path.stem not in ("all", "measuring", "test_programs")
+    }
 
 
 def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
