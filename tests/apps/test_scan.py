@@ -12,7 +12,8 @@ import pytest
 from tests.apps.conftest import make_photo
 from tests.models.tiny_chat import save_tiny
 from tests.test_locks import holder, let_go
-from vlm_detect.apps.scan import COLUMNS, scan, summary
+from vlm_detect.apps.scan import scan, summary
+from vlm_detect.apps.scan_rows import COLUMNS
 from vlm_detect.errors import UserError
 from vlm_detect.images import bounds
 from vlm_detect.images.decode import FIRST_OF_SEVERAL

@@ -18,13 +18,12 @@ from vlm_detect.apps.options import (
     ExplainOptions,
     ExportOptions,
     FitHeadOptions,
-    Format,
     Judge,
     ReportOptions,
-    ScanOptions,
     ServeOptions,
     ViewOptions,
 )
+from vlm_detect.apps.scan_options import Format, ScanOptions
 from vlm_detect.config import CONFIGS, find_config, parse_config
 from vlm_detect.errors import UsageError
 from vlm_detect.extras import require
