@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,20 @@ def test_smoothed_labels_are_those_of_torch(vlm, units):
     logits = vlm.model.get_output_embeddings()(hidden[:, :-1]).flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.2)
     torch.testing.assert_close(answer_loss(vlm, vlm.model, batch, smoothing=0.2), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [{"pack": False}, {"pack": True, "row_tokens": 1600}])
+def test_each_answer_counts_equally_in_the_loss_whatever_its_length(vlm, units, layout):
+    losses = [
+        float(plain_loss(vlm, [[replace(example, questions=[question])]]))
+        for unit in units
+        for example in unit
+        for question in example.questions
+    ]
+    lengths = {len(vlm.answer_ids(q.answer)) for unit in units for example in unit for q in example.questions}
+    assert len(lengths) > 1
+    loss = answer_loss(vlm, vlm.model, Collator(vlm, loss_per="answer", **layout)(units), chunk=7)
+    assert float(loss) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 @pytest.mark.parametrize(("row_tokens", "rows"), [(None, 4), (1600, 2), (100_000, 1)])

@@ -102,6 +102,15 @@ def stack_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     }
 
 
+def answer_shares(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(B, S) float: of each label one over the number of labels of its answer; 0 where there is no label."""
+    labelled = rows["labels"] != IGNORE
+    row = torch.arange(len(labelled))[:, None].expand_as(labelled)
+    answer = torch.stack([row[labelled], rows["image"][labelled], rows["branch"][labelled]])
+    _, index, count = answer.unique(dim=1, return_inverse=True, return_counts=True)
+    return torch.zeros(labelled.shape).masked_scatter(labelled, 1 / count[index])
+
+
 def is_packed(rows: Mapping[str, torch.Tensor]) -> bool:
     """Whether a row holds more than one image with one question."""
     return int(rows["branch"].max()) > 0 or int(rows["image"].max()) > 0

@@ -4,6 +4,7 @@
     embeds     (N, T, D)          the images' embeddings
     row_images (M,)               the image of each prefix, row by row
     ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
+    weights    (B, S)             of the labels in the loss; only with `loss_per="answer"`
     n_images, n_questions, n_tokens            of the batch; tokens after the prefixes
 
 Without packing a row holds one question; with packing all questions of an image follow one prefix, and several images
@@ -22,7 +23,7 @@ import torch
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
-from vlm_detect.models.rows import Answered, Row, fill_rows, stack_rows
+from vlm_detect.models.rows import Answered, Row, answer_shares, fill_rows, stack_rows
 from vlm_detect.records import Question
 from vlm_detect.train.examples import Example
 from vlm_detect.train.features import Features
@@ -37,6 +38,7 @@ class Collator:
     row_tokens: int | None = None  # of a packed row; None: one image per row
     features: Features | None = None
     max_length: int = 2048  # maximum of an image with one question and answer: the model's context
+    loss_per: str = "token"  # what counts equally in the loss: each token, or each answer
 
     def __getstate__(self) -> dict[str, Any]:
         """State for spawned worker processes: everything except the weights, which they do not need."""
@@ -60,10 +62,14 @@ class Collator:
             rows.append(Row())
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
+        columns = stack_rows(rows, self.vlm.eos_token_id)
+        if self.loss_per == "answer":  # the weights' sum stays the number of labels, which the loss is divided by
+            shares = answer_shares(columns)
+            columns["weights"] = shares * ((shares > 0).sum() / shares.sum())
         return {
             **images,
             "row_images": torch.tensor([image for row in rows for image in row.images]),
-            **stack_rows(rows, self.vlm.eos_token_id),
+            **columns,
             "n_images": len(examples),
             "n_questions": sum(map(len, asked)),
             "n_tokens": sum(len(one) for image in asked for one in image),

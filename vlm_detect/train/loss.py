@@ -26,6 +26,8 @@ def answer_loss(
 ) -> torch.Tensor:
     """Summed cross entropy of the labelled positions, divided by `n_answer_tokens` (default: those of this batch).
 
+    Where the batch has `weights`, each label's cross entropy is multiplied by its weight.
+
     Logits are computed only at positions that predict a label, `chunk` of them at a time: with 51,200 tokens in the
     vocabulary and about 780 positions per row, logits at all positions would be the largest tensor of the step.
 
@@ -40,19 +42,30 @@ def answer_loss(
     targets = batch["labels"][:, 1:]
     supervised = targets != IGNORE
     hidden_nd, targets_n = hidden_bsd[:, :-1][supervised], targets[supervised]
+    weights_n = batch["weights"][:, 1:][supervised] if "weights" in batch else None
     head = vlm.model.get_output_embeddings()
     total = hidden_nd.new_zeros((), dtype=torch.float32)
-    for hidden, target in zip(hidden_nd.split(chunk), targets_n.split(chunk), strict=True):
+    for start in range(0, len(targets_n), chunk):
+        hidden, target = hidden_nd[start : start + chunk], targets_n[start : start + chunk]
+        weight = None if weights_n is None else weights_n[start : start + chunk]
         # The backward pass recomputes a chunk's logits instead of storing those of all chunks.
-        total = total + checkpoint(cross_entropy, head, hidden, target, smoothing, use_reentrant=False)
+        total = total + checkpoint(cross_entropy, head, hidden, target, smoothing, weight, use_reentrant=False)
     return total / (len(targets_n) if n_answer_tokens is None else n_answer_tokens)
 
 
 def cross_entropy(
-    head: nn.Module, hidden_nd: torch.Tensor, targets_n: torch.Tensor, smoothing: float = 0.0
+    head: nn.Module,
+    hidden_nd: torch.Tensor,
+    targets_n: torch.Tensor,
+    smoothing: float = 0.0,
+    weights_n: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """The sum over positions, each multiplied by its weight if there are `weights_n`."""
     logits = head(hidden_nd).float()
-    return nn.functional.cross_entropy(logits, targets_n, reduction="sum", label_smoothing=smoothing)
+    if weights_n is None:
+        return nn.functional.cross_entropy(logits, targets_n, reduction="sum", label_smoothing=smoothing)
+    each = nn.functional.cross_entropy(logits, targets_n, reduction="none", label_smoothing=smoothing)
+    return each @ weights_n
 
 
 def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ else:
 DEFAULT_DATA = "data/pairs"
 # In the order in which they are applied: JPEG behind everything that a camera knows.
 AUGMENTATIONS = ("flip", "rotate", "crop", "rescale", "blur", "noise", "jpeg", "invert_saturate", "typographic")
+LOSS_PER = ("token", "answer")
 LORA_WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 SCORES = ("score", "auroc", "balanced_accuracy", "log_loss")  # of the validation split
 
@@ -147,6 +148,13 @@ class QuestionOptions:
         default_factory=lambda: ["yes_no"], metadata={"help": f"Kinds to sample from: {', '.join(training_kinds())}."}
     )
     questions_per_image: int = field(default=1, metadata={"help": "Number of questions per image and epoch."})
+    loss_per: str = field(
+        default="token",
+        metadata={
+            "help": "What counts equally in the loss: token, or answer, so that one-word verdicts weigh as much as "
+            "explanations."
+        },
+    )
     shuffle_labels: bool = field(
         default=False,
         metadata={"help": "Train on shuffled labels, as a control that a real result has to beat."},
@@ -154,6 +162,8 @@ class QuestionOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "questions_per_image")
+        if self.loss_per not in LOSS_PER:
+            raise UserError(f"--loss_per {self.loss_per}: choose from {', '.join(LOSS_PER)}")
         KINDS.check(*self.question_kinds, flag="--question_kinds")
         if untrained := [kind for kind in self.question_kinds if not KINDS[kind].trains]:
             raise UserError(

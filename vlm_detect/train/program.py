@@ -180,6 +180,7 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
         pack=options.data.pack,
         row_tokens=options.data.pack_tokens,
         features=features,
+        loss_per=options.questions.loss_per,
     )
     if options.model.quantize and trainer.is_fsdp_enabled:
         raise UserError(

@@ -37,6 +37,7 @@ class DetectorTrainer(RecipeTrainer):
         pack: pack all questions of an image after one image prefix.
         row_tokens: pack several images into a row of at most this many tokens; None: one image per row.
         features: cached embeddings of the training images, which replace the tower.
+        loss_per: what counts equally in the loss, "token" or "answer".
     """
 
     memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
@@ -51,6 +52,7 @@ class DetectorTrainer(RecipeTrainer):
         pack: bool = True,
         row_tokens: int | None = None,
         features: Features | None = None,
+        loss_per: str = "token",
     ) -> None:
         self.vlm = vlm
         self.validation = validation
@@ -65,6 +67,7 @@ class DetectorTrainer(RecipeTrainer):
                 row_tokens=row_tokens,
                 features=features,
                 max_length=context_of(vlm),
+                loss_per=loss_per,
             ),
             train_dataset=units,
             # The Trainer requires something here; `evaluate` does not use it.
