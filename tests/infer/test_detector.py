@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.factories import tiny_vlm
 from vlm_detect import Detector
-from vlm_detect.apps.options import MAX_VIEWS
+from vlm_detect.apps.scan_options import MAX_VIEWS
 from vlm_detect.errors import UserError
 from vlm_detect.images.views import VIEWS, views
 from vlm_detect.infer.detector import Verdict, open_picture
