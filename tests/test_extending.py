@@ -34,17 +34,17 @@ from tests.train.toys import stored, toy_pairs
 from vlm_detect import plugins
 from vlm_detect.benchmark.build import build
 from vlm_detect.benchmark.explanations import names, operation_words
-from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.report import write_report
 from vlm_detect.benchmark.score import score
 from vlm_detect.benchmark.summary import summarise
+from vlm_detect.benchmark.text_baselines import text_baselines
 from vlm_detect.config import CONFIGS, versions
 from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.errors import UserError
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_reasons import edit_reasons
-from vlm_detect.generate.edits import draw_edit
+from vlm_detect.generate.edits import random_edit
 from vlm_detect.generate.options import EditOperations, Layout, RenderConfig, TwinKinds
 from vlm_detect.generate.render_step import RenderShard, check_generator, complete
 from vlm_detect.images.edits import EDITS
@@ -54,7 +54,7 @@ from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard
 from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.model import CnnForDetection, new_model
 from vlm_detect.models.registry import load_vlm
-from vlm_detect.questions.draw import make_question
+from vlm_detect.questions.sample import make_question
 from vlm_detect.records import Question, Subject
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, QuestionOptions, Units
@@ -91,7 +91,7 @@ def test_an_edit() -> None:
     assert EditOperations("posterise,blur") == "blur,posterise"
     assert "posterise" not in EditOperations.all_own()
     for seed in range(3):
-        edited = draw_edit(photo(seed, (96, 64)), seed, operations=["posterise"])
+        edited = random_edit(photo(seed, (96, 64)), seed, operations=["posterise"])
         assert edited.operation == "posterise"
     box = list(edited.box)
     row = {"operation": "posterise", "box": box}
@@ -190,7 +190,7 @@ def test_a_kind_of_question_in_training() -> None:
 def test_a_kind_of_question_in_a_benchmark(tmp_path: Path) -> None:
     built = [item for item in build(pairs(20, kinds=("caption", "vae")), {"origin": 12}) if item.kind == "origin"]
     assert len(built) == 12
-    assert text_floors(built)["bag_of_words"] <= 0.5
+    assert text_baselines(built)["bag_of_words"] <= 0.5
     rows = []
     for number, item in enumerate(built):
         colour = "red" if item.ground_truth == "A" else "blue"
@@ -211,7 +211,7 @@ def test_a_kind_of_question_in_a_benchmark(tmp_path: Path) -> None:
         return f"**Answer:** {'A' if image.getpixel((0, 0)) == (255, 0, 0) else 'not B'}"
 
     results = [one for batch in score(benchmark, FakeEngine(knows, says), ask=FakeAsk) for one in batch]
-    summary = summarise(results, floors=text_floors(benchmark.items), resamples=20)
+    summary = summarise(results, baselines=text_baselines(benchmark.items), resamples=20)
     assert summary["by_kind"]["origin"]["accuracy"] == 1.0
     assert summary["rotation_consistency"] == 1.0
     assert summary["generate"]["accuracy"] == summary["generate"]["unparsed_rate"] == 0.5

@@ -30,7 +30,6 @@ def test_every_old_path_leads_to_a_module():
         ("bench.prompts", "prompts_of", "questions.kind"),
         ("data.questions", "FAKE_QUESTION", "questions.ask"),
         ("data.questions", "Subject", "records"),
-        ("data.questions", "draw_questions", "questions.draw"),
         ("train.calibration", "Calibration", "stats.calibration"),
         ("models.nano.weights", "halve", "nano.weights"),
     ],
@@ -40,6 +39,23 @@ def test_a_name_is_the_one_at_the_new_path(old: str, name: str, new: str):
         found = getattr(importlib.import_module(f"vlm_detect.{old}"), name)
     assert found is getattr(importlib.import_module(f"vlm_detect.{new}"), name)
     assert seen[0].filename == __file__  # at the caller, so that Python shows it
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "new"),
+    [
+        ("data.questions", "draw_questions", "questions.sample.sample_questions"),
+        ("data.edits", "draw_edit", "generate.edits.random_edit"),
+        ("bench.floors", "text_floors", "benchmark.text_baselines.text_baselines"),
+        ("bench.floors", "floors_by_kind", "benchmark.text_baselines.baselines_by_kind"),
+        ("bench.model_floors", "model_floors", "benchmark.model_baselines.model_baselines"),
+    ],
+)
+def test_an_old_name_is_the_new_one(old: str, name: str, new: str):
+    with pytest.warns(DeprecationWarning, match=rf"vlm_detect\.{old}\.{name} is vlm_detect\.{new} now"):
+        found = getattr(importlib.import_module(f"vlm_detect.{old}"), name)
+    module, _, new_name = new.rpartition(".")
+    assert found is getattr(importlib.import_module(f"vlm_detect.{module}"), new_name)
 
 
 def test_statements_of_every_form():

@@ -137,7 +137,7 @@ def test_training(dataset: Path) -> None:
     Collator(seen.vlm)([units[0, i] for i in range(len(units))])
     assert seen.pixels == shown()
     assert {image.open().size for image in units.images} == {image.size for image in units.images}
-    turned = AugmentedImage(files()["phone.jpg"], draw=(("flip", ()),)).open()
+    turned = AugmentedImage(files()["phone.jpg"], augmentation=(("flip", ()),)).open()
     assert pixels(turned) == pixels(decode_image(files()["phone.jpg"]).image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
@@ -150,7 +150,7 @@ def test_the_feature_cache(dataset: Path, tmp_path: Path) -> None:
 
 def test_validation_and_calibrate(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Seen()
-    assert {pixels(image.open()) for image in ValidationSet.of(rows_of(dataset)).images} == shown()
+    assert {pixels(image.open()) for image in ValidationSet.from_rows(rows_of(dataset)).images} == shown()
     monkeypatch.setattr("vlm_detect.infer.detector.load_vlm", lambda run, adapter=None: seen.vlm)
     (tmp_path / "run").mkdir()
     recalibrate(tmp_path / "run", str(dataset), force=True)

@@ -129,7 +129,7 @@ def test_results_are_compared(old: Path):
 
 def cached_images() -> list[StoredImage]:
     first = undecoded(open_dataset("pairs")["train"])[0]
-    return [StoredImage.of(first[column]) for column in ("image", "twin")]
+    return [StoredImage.from_cell(first[column]) for column in ("image", "twin")]
 
 
 def test_a_feature_cache_is_read_and_not_made_anew(old: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,8 +20,8 @@ _KEPT_NAMES = {
     ("baselines", "cnn"): "batches card evaluation explain figures heatmap options pixels program tasks trainer",
     ("baselines", "benchmark"): "view",
     ("baselines", "models.cnn"): "architectures backbones configuration detector model networks views",
-    ("bench", "benchmark"): "build classifier compare compare_report dataset_items demo_report explanations floors "
-    "importers items model_floors perturb report respondents results robustness run score summary",
+    ("bench", "benchmark"): "build classifier compare compare_report dataset_items demo_report explanations "
+    "importers items perturb report respondents results robustness run score summary",
     ("bench", "infer"): "endpoint",
     ("bench", "pages"): "page",
     ("bench", "stats"): "intervals metrics",
@@ -36,6 +36,8 @@ _KEPT_NAMES = {
     ("train", "stats"): "calibration",
 }
 _NEW_NAMES = {
+    "bench.floors": "benchmark.text_baselines",
+    "bench.model_floors": "benchmark.model_baselines",
     "bench.parse": "questions.read",
     "bench.progress": "progress",
     "bench.prompts": "questions.prompts",
@@ -54,7 +56,7 @@ _ELSEWHERE = {
     "bench.prompts": "questions.kind",
     "bench.report": "benchmark.report_parts benchmark.report_sections",
     "data.decode": "images.bounds",
-    "data.questions": "records places questions.draw questions.kinds.explain questions.kinds.operation "
+    "data.questions": "records places questions.sample questions.kinds.explain questions.kinds.operation "
     "questions.kinds.place questions.kinds.attribution questions.kinds.multiple_choice",
     "data.edits": "images.edits",
     "data.edit_step": "generate.options",
@@ -62,6 +64,14 @@ _ELSEWHERE = {
     "data.render_step": "generate.options",
     "data.renderer": "generate.options",
     "data.shards": "jobs.executors",
+}
+# What is called differently at its new place.
+_RENAMED = {
+    "draw_edit": "random_edit",
+    "draw_questions": "sample_questions",
+    "floors_by_kind": "baselines_by_kind",
+    "model_floors": "model_baselines",
+    "text_floors": "text_baselines",
 }
 
 
@@ -83,11 +93,12 @@ class _MovedModule(ModuleType):
         if name.startswith("__"):  # asked by code that walks through sys.modules
             raise AttributeError(name)
         elsewhere = _ELSEWHERE.get(self.__name__.removeprefix("vlm_detect."), "").split()
+        new_name = _RENAMED.get(name, name)
         for place in (self._new, *(f"vlm_detect.{name}" for name in elsewhere)):
-            if hasattr(module := importlib.import_module(place), name):
-                message = f"{self.__name__}.{name} is {place}.{name} now; the old path goes with version 0.3"
+            if hasattr(module := importlib.import_module(place), new_name):
+                message = f"{self.__name__}.{name} is {place}.{new_name} now; the old path goes with version 0.3"
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
-                return getattr(module, name)
+                return getattr(module, new_name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it is {self._new} now")
 
 

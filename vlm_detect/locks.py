@@ -78,10 +78,10 @@ def _locked(place: Path, flag: str) -> Iterator[None]:
 
 def _open(place: Path, flag: str) -> tuple[Path, IO[bytes]]:
     """The lock file: next to the place, or inside it if its parent is not writable."""
-    beside, inside = place.with_name(f".{place.name}.lock"), place / ".lock"
+    outside, inside = place.with_name(f".{place.name}.lock"), place / ".lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        return beside, beside.open("a+b")
+        return outside, outside.open("a+b")
     except OSError as error:
         if not place.is_dir():
             # Making a folder within a file fails as an entry that exists.

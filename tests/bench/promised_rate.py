@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from vlm_detect.benchmark.results import read_results
-from vlm_detect.benchmark.summary import chief_scores, item_odds, item_scores
+from vlm_detect.benchmark.summary import headline_scores, item_odds, item_scores
 from vlm_detect.config import check_at_least, git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.stats.calibration import Calibration
@@ -77,7 +77,7 @@ def _of_the_law(config: Config, rng: np.random.Generator) -> Iterator[float]:
 
 
 def _of_photos(config: Config, rng: np.random.Generator) -> Iterator[float]:
-    scores = chief_scores(item_scores(read_results(Path(config.results or "")), "logprob"))
+    scores = headline_scores(item_scores(read_results(Path(config.results or "")), "logprob"))
     found = np.array([item_odds(score) for score in scores if score.is_fake is False], float)
     odds = found[np.isfinite(found)]
     if len(odds) < HELD + config.photos:

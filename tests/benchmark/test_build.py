@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vlm_detect.benchmark.build import build, operate
-from vlm_detect.benchmark.floors import floors_by_kind
+from vlm_detect.benchmark.text_baselines import baselines_by_kind
 from vlm_detect.questions.ask import YES
 from vlm_detect.questions.kind import prompts_of
 from vlm_detect.questions.kinds.multiple_choice import OPERATIONS
@@ -77,7 +77,7 @@ def shown(item: Item, dataset: list[Pair]) -> list[tuple[Source, str]]:
 def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
     items = as_items(build(dataset))
     assert sum(item.kind == "multiple_choice" for item in items) == 1000
-    for kind, floors in floors_by_kind(items).items():
+    for kind, floors in baselines_by_kind(items).items():
         for name, value in floors.items():
             assert value <= floors["chance"] + 0.04, (kind, name, floors)
 
@@ -111,7 +111,7 @@ def test_an_image_dataset_with_makers() -> None:
     }
     reasons = {item.metadata["reason"] for item in items if item.kind == "multiple_choice"}
     assert {"glide made it", "biggan made it", "adm made it"} <= reasons
-    for kind, floors in floors_by_kind(items).items():
+    for kind, floors in baselines_by_kind(items).items():
         assert all(value <= floors["chance"] + 0.04 for value in floors.values()), (kind, floors)
 
 

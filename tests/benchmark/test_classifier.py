@@ -26,7 +26,7 @@ class FoundScores:
 class RedIsGenerated:
     """Suspects red images, and knows which generator makes what shade of it."""
 
-    suspects = "generated"
+    positive_class = "generated"
 
     def __init__(self, classes: tuple[str, ...] = ("real", "generated")) -> None:
         self.heads = {"verdict": list(classes)}

@@ -71,7 +71,9 @@ def test_the_page_shows_what_lies_beside_a_run(benchmark: Benchmark, tmp_path: P
     calibrated = found["runs"]["knows"]["calibrated"]
     assert (calibrated["threshold"], calibrated["accuracy"], calibrated["unsure"]["share"]) == (0.3, 1, 0)
     assert "calibrated" not in found["runs"]["guess"]
-    write_compare_report(tmp_path / "page.html", found, runs, floors={"chance": 0.5}, columns=[], benchmark=benchmark)
+    write_compare_report(
+        tmp_path / "page.html", found, runs, baselines={"chance": 0.5}, columns=[], benchmark=benchmark
+    )
     html = (tmp_path / "page.html").read_text()
     for part in ("Balanced accuracy, calibrated", "Robustness: blur", "knows: 1 0.70", "Balanced accuracy by tier"):
         assert part in html, part

@@ -22,7 +22,7 @@ from vlm_detect.benchmark.checked import Checked
 from vlm_detect.benchmark.faithfulness import Probe, faithfulness_figures, probes, random_boxes
 from vlm_detect.benchmark.hits import hit_figures, iou, planted, strongest_ninth
 from vlm_detect.benchmark.judged import judged_figures, judged_statements
-from vlm_detect.benchmark.kept import Kept
+from vlm_detect.benchmark.stored_answers import StoredAnswers
 from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.infer.endpoint import Prompt, Reply
 from vlm_detect.places import PLACES, box_of
@@ -80,7 +80,9 @@ def asked(benchmark: Benchmark, say: Any, out: Path) -> tuple[dict[str, Any], Fa
     engine = FakeEngine(white_means_altered)
     wanted = probes(checked(benchmark, say), most=100)
     ask = faithfulness.asker(engine, benchmark.dataset)
-    found = faithfulness_figures(wanted, Kept(out / "f.jsonl").all(wanted, ask, batch=3, about=""), resamples=50)
+    found = faithfulness_figures(
+        wanted, StoredAnswers(out / "f.jsonl").all(wanted, ask, batch=3, about=""), resamples=50
+    )
     assert found is not None
     return found, engine
 
@@ -141,7 +143,7 @@ def test_what_was_asked_is_not_asked_again(tmp_path: Path) -> None:
 
     path = tmp_path / "kept.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        Kept(path).all(wanted, ask, batch=2, about="")
+        StoredAnswers(path).all(wanted, ask, batch=2, about="")
     path.write_text(path.read_text() + '{"key": "cut o')
     again: list[Probe] = []
 
@@ -149,7 +151,7 @@ def test_what_was_asked_is_not_asked_again(tmp_path: Path) -> None:
         again.extend(some)
         return [{"side": one.box[2]} for one in some]
 
-    records = Kept(path).all(wanted, ask_again, batch=2, about="")
+    records = StoredAnswers(path).all(wanted, ask_again, batch=2, about="")
     assert again == wanted[4:]
     assert [one["side"] for one in records] == [1, 2, 3, 4, 5]
     whole = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.fakes import write_benchmark
-from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.score import generated_result
 from vlm_detect.benchmark.summary import summarise
+from vlm_detect.benchmark.text_baselines import text_baselines
 from vlm_detect.config import REPOSITORY
 from vlm_detect.questions.kind import prompts_of
 
@@ -35,7 +35,7 @@ def test_published_figures(task: str, published: float, tmp_path: Path) -> None:
     ]
     benchmark = load_benchmark(write_benchmark(tmp_path, answered), need_images=False)
     results = [generated_result(prompts_of(item)[0], benchmark.answers[item.id]) for item in benchmark.items]
-    summary = summarise(results, floors=text_floors(benchmark.items), resamples=200)
+    summary = summarise(results, baselines=text_baselines(benchmark.items), resamples=200)
     assert summary["accuracy"] == summary["generate"]["exact_match"] == published == record["accuracy"]
     assert summary["generate"]["unparsed"] == 0
     for name in ("balanced_accuracy", "right_verdict_wrong_reason"):

@@ -68,7 +68,7 @@ def test_a_text_that_fits_every_image_is_not_specific(benchmark: Benchmark) -> N
     assert benchmark.dataset is not None
     calibration = benchmark.dataset.calibration
     assert calibration is not None
-    name = calibration.telling[0]
+    name = calibration.informative[0]
     direction = calibration.scales[name].generated
     sentence = write_sentence(MEASURES[name], direction, 0.75, random.Random(0))
     found = measured(benchmark, lambda item: f"AI-generated. {sentence}")

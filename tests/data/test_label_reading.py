@@ -86,7 +86,7 @@ def test_the_reading_is_told() -> None:
     reader = LabelReader.choose(["label"], given={"0": "real", "1": "generated"})
     for value in (0, 1, 1, None):
         reader({"label": value})
-    assert reader.told() == "label: 0 = real (1), 1 = generated (2); 1 without a label"
+    assert reader.describe() == "label: 0 = real (1), 1 = generated (2); 1 without a label"
 
 
 def test_the_reading_of_folders_is_told(tmp_path: Path) -> None:

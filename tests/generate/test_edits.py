@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.data.factories import photo
-from vlm_detect.generate.edits import MAX_STRENGTH, MIN_STRENGTH, draw_edit, draw_place, strength_of
+from vlm_detect.generate.edits import MAX_STRENGTH, MIN_STRENGTH, random_edit, random_place, strength_of
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.images.edits import EDITS, Place
 from vlm_detect.places import PLACES, place_of
@@ -30,7 +30,7 @@ def painted(image: Image.Image, place: Place, seed: int) -> Image.Image:
 def test_only_the_box_changes_and_visibly(operation: str, size: tuple[int, int]) -> None:
     for seed in range(4):
         image = textured(seed, size)
-        edited = draw_edit(image, seed, operations=[operation], donor=textured(90 + seed, (24, 50)), paint=painted)
+        edited = random_edit(image, seed, operations=[operation], donor=textured(90 + seed, (24, 50)), paint=painted)
         before, after = np.asarray(image, int), np.asarray(edited.image, int)
         changed = np.abs(after - before).max(axis=-1) > 0
         x0, y0, x1, y1 = edited.box
@@ -44,14 +44,14 @@ def test_only_the_box_changes_and_visibly(operation: str, size: tuple[int, int])
 
 def test_an_edit_follows_from_its_seed() -> None:
     image, donor = textured(1), textured(2)
-    once, again = (draw_edit(image, 5, donor=donor) for _ in range(2))
+    once, again = (random_edit(image, 5, donor=donor) for _ in range(2))
     assert (once.operation, once.box, once.image.tobytes()) == (again.operation, again.box, again.image.tobytes())
-    assert len({draw_edit(image, seed, donor=donor).box for seed in range(10)}) > 5
+    assert len({random_edit(image, seed, donor=donor).box for seed in range(10)}) > 5
 
 
 def test_operations_and_places_come_equally_often() -> None:
     image, donor = textured(1), textured(2)
-    drawn = [draw_edit(image, seed, donor=donor, paint=painted) for seed in range(240)]
+    drawn = [random_edit(image, seed, donor=donor, paint=painted) for seed in range(240)]
     operations = Counter(edited.operation for edited in drawn)
     places = Counter(place_of(edited.box, image.size) for edited in drawn)
     assert set(operations) == set(EDITS.own)
@@ -63,7 +63,7 @@ def test_operations_and_places_come_equally_often() -> None:
 def test_the_mask_fades_out_at_the_border_of_the_box() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        place = draw_place((200, 100), rng)
+        place = random_place((200, 100), rng)
         border = np.concatenate([place.mask[0], place.mask[-1], place.mask[:, 0], place.mask[:, -1]])
         assert border.max() < 0.01
         assert place.mask.max() == 1
@@ -71,28 +71,28 @@ def test_the_mask_fades_out_at_the_border_of_the_box() -> None:
 
 def test_what_cannot_be_edited_is_rejected_with_a_reason() -> None:
     with pytest.raises(ImageRejected, match="too_small: 31x40"):
-        draw_edit(textured(0, (31, 40)), 0)
+        random_edit(textured(0, (31, 40)), 0)
     with pytest.raises(ImageRejected, match="no_operation: splice need another photo"):
-        draw_edit(textured(0), 0, operations=["splice"])
+        random_edit(textured(0), 0, operations=["splice"])
     with pytest.raises(ImageRejected, match="edit_invisible"):
-        draw_edit(Image.new("RGB", (64, 64), "grey"), 0, operations=["blur", "warp", "copy_move"])
+        random_edit(Image.new("RGB", (64, 64), "grey"), 0, operations=["blur", "warp", "copy_move"])
 
 
 def test_what_a_place_does_not_show_is_drawn_with_another_operation() -> None:
     plain = Image.new("RGB", (64, 64), "grey")
-    assert {draw_edit(plain, seed, operations=["blur", "recolour"]).operation for seed in range(6)} == {"recolour"}
+    assert {random_edit(plain, seed, operations=["blur", "recolour"]).operation for seed in range(6)} == {"recolour"}
 
 
 def test_removal_carries_the_surroundings_inwards() -> None:
     """A dark spot on a bright ramp: the ramp is what the border tells."""
     ramp = np.repeat(np.linspace(100, 220, 96)[None, :, None], 96, axis=0).repeat(3, axis=2)
     for seed in range(40):
-        edited = draw_place((96, 96), np.random.default_rng([seed, 0]))
+        edited = random_place((96, 96), np.random.default_rng([seed, 0]))
         spotted = ramp.copy()
         x0, y0, x1, y1 = edited.box
         spotted[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6] = 20
         image = Image.fromarray(spotted.astype(np.uint8))
-        found = draw_edit(image, seed, operations=["removal"])
+        found = random_edit(image, seed, operations=["removal"])
         if found.box != edited.box:
             continue  # the first draw was out of bounds
         middle = slice((y0 + y1) // 2 - 2, (y0 + y1) // 2 + 2), slice((x0 + x1) // 2 - 2, (x0 + x1) // 2 + 2)

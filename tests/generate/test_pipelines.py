@@ -27,7 +27,7 @@ def drawn(renderer: Renderer, *texts: str, seed: int = 0) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", list(PIPELINES))
 def test_each_pipeline_draws_what_it_is_asked_for(name: str) -> None:
     pipeline = tiny_pipeline(name)
-    renderer = Renderer.of(pipeline, SAMPLING, "cpu")
+    renderer = Renderer.from_pipeline(pipeline, SAMPLING, "cpu")
     assert renderer.native_side % renderer.size_multiple == 0
     first, second = drawn(renderer, "a red car", "two cats on a sofa")
     assert first.shape == (SIZE[1], SIZE[0], 3)
@@ -37,13 +37,13 @@ def test_each_pipeline_draws_what_it_is_asked_for(name: str) -> None:
     assert not np.array_equal(first, drawn(renderer, "a red car", "two cats on a sofa", seed=7)[0])
 
     assert call_of(pipeline).guidance == GUIDANCE.get(name, "guidance_scale")
-    unguided = Renderer.of(pipeline, Sampling(steps=2, guidance=1.0, max_sequence_length=24), "cpu")
+    unguided = Renderer.from_pipeline(pipeline, Sampling(steps=2, guidance=1.0, max_sequence_length=24), "cpu")
     assert not np.array_equal(first, drawn(unguided, "a red car", "two cats on a sofa")[0])
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))
 def test_each_autoencoder_reconstructs(name: str) -> None:
-    renderer = Renderer.of(tiny_pipeline(name), SAMPLING, "cpu")
+    renderer = Renderer.from_pipeline(tiny_pipeline(name), SAMPLING, "cpu")
     photos = [photo(i).resize(SIZE) for i in range(2)]
     twins = renderer.reconstruct(photos)
     assert [twin.size for twin in twins] == [SIZE, SIZE]

@@ -21,14 +21,14 @@ def test_the_same_seed_draws_the_same_prompt(tmp_path: Path) -> None:
     prompts = book(
         tmp_path, 'base: "{what} {where}, {light}"\nmodifiers: {what: [a, b], where: [c, d], light: [e, ""]}'
     )
-    assert prompts.draw(3) == prompts.draw(3)
-    drawn = {prompts.draw(seed) for seed in range(100)}
+    assert prompts.sample(3) == prompts.sample(3)
+    drawn = {prompts.sample(seed) for seed in range(100)}
     assert drawn == {f"{x} {y}{z}" for x in "ab" for y in "cd" for z in (", e", "")}
 
 
 def test_the_shipped_book_draws_many() -> None:
     prompts = PromptBook.read(CONFIGS / "generators" / "prompts.yaml")
-    drawn = {prompts.draw(seed) for seed in range(200)}
+    drawn = {prompts.sample(seed) for seed in range(200)}
     assert len(drawn) > 150
     assert not any("{" in prompt or prompt.endswith(",") for prompt in drawn)
 

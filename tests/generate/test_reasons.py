@@ -139,7 +139,7 @@ def test_reasons_are_true_and_speak_for_the_label(with_reasons: Path) -> None:
     calibration = MeasureCalibration.load(with_reasons)
     assert calibration is not None
     assert calibration.images == {"real": 60, "generated": 60}  # the training split's alone
-    assert "noise_strength" in calibration.telling
+    assert "noise_strength" in calibration.informative
     spoken = 0
     for row in open_dataset(with_reasons)["train"]:
         measured = measure_image(np.asarray(row["image"]))

@@ -248,7 +248,7 @@ def test_the_generators_watermark_is_off() -> None:
     options = {"width": 16, "height": 16, "num_inference_steps": 2, "guidance_scale": 2.0}
     marked = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
     assert is_blank(marked)
-    renderer = Renderer.of(pipeline, Sampling(steps=2, guidance=2.0), "cpu")
+    renderer = Renderer.from_pipeline(pipeline, Sampling(steps=2, guidance=2.0), "cpu")
     drawn = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
     assert not is_blank(drawn)
     plain = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]

@@ -115,7 +115,7 @@ class Bench:
         if against_plain:
             plain = self._plain(sampling, kind, offload=limit_gb is not None)
             figures["plain_images_per_s"] = round(1 / plain, 4)
-        renderer = Renderer.of(self.pipeline, sampling, machine.device)
+        renderer = Renderer.from_pipeline(self.pipeline, sampling, machine.device)
         job = Job(self.folder / name, renderer, machine.images, machine.batch, machine.side)
         work = Work(job, kind)
         if name == "compile":

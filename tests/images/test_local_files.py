@@ -132,9 +132,9 @@ def test_every_reader_of_data_refuses_what_lies_outside(
     assert second.reason == "outside"
 
     split = load_split(folder, "test")
-    assert StoredImage.of(split[0]["image"]).content == Path(own).read_bytes()
+    assert StoredImage.from_cell(split[0]["image"]).content == Path(own).read_bytes()
     with pytest.raises(ImageRejected, match="--allow_local_paths reads it"):
-        _ = StoredImage.of(split[1]["image"]).content
+        _ = StoredImage.from_cell(split[1]["image"]).content
 
     read = samples.read_samples(folder, 10)
     assert ([sample.data for sample in read.samples], read.unread["real"]) == ([Path(own).read_bytes()], 1)
@@ -156,7 +156,7 @@ def test_every_reader_of_data_refuses_what_lies_outside(
 
     monkeypatch.setenv(LOCAL_PATHS_ALLOWED, "1")
     assert len(load_benchmark(benchmark).items) == len(read_conversations(str(talks))[0]) == 1
-    assert StoredImage.of(split[1]["image"]).content == secret.read_bytes()
+    assert StoredImage.from_cell(split[1]["image"]).content == secret.read_bytes()
 
 
 def test_the_flag_is_every_programs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_detect.images.typographic import ASKED, LEARNED, LEAST_PX, SIZES, STYLES, TEXTS, lay_text
-from vlm_detect.train.augment import draw_augmentation
+from vlm_detect.images.typographic import ASKED, LEARNED, LEAST_PX, SIZES, STYLES, TEXTS, overlay_text
+from vlm_detect.train.augment import sample_augmentation
 
 
 def laid(side: int, number: int, style: int = 0, size: float = SIZES[0], place: float = 0.5) -> np.ndarray:
     grey = Image.new("RGB", (side, side), (128, 128, 128))
-    changed = np.asarray(lay_text(grey, number, size, place, style), dtype=int)
+    changed = np.asarray(overlay_text(grey, number, size, place, style), dtype=int)
     assert np.asarray(grey).max() == 128  # the given image stays
     return changed
 
@@ -59,10 +59,10 @@ def test_both_directions_have_every_kind(numbers):
 def test_what_is_asked_was_not_learned():
     learned, asked = (({TEXTS[i].text for i in n} | {TEXTS[i].short for i in n}) for n in (LEARNED, ASKED))
     assert not learned & asked
-    draws = [draw_augmentation(["typographic"], random.Random(i)) for i in range(300)]
+    draws = [sample_augmentation(["typographic"], random.Random(i)) for i in range(300)]
     used = {int(arguments[0]) for draw in draws for _, arguments in draw}
     assert used == set(LEARNED)
 
 
 def test_an_image_of_one_pixel():
-    assert lay_text(Image.new("RGB", (1, 1)), 0, 0.05, 0.5, 0).size == (1, 1)
+    assert overlay_text(Image.new("RGB", (1, 1)), 0, 0.05, 0.5, 0).size == (1, 1)

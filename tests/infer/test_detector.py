@@ -21,7 +21,7 @@ from vlm_detect.images.views import VIEWS, views
 from vlm_detect.infer.detector import Verdict, open_picture
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
-from vlm_detect.infer.witnesses import Beside, Witnesses
+from vlm_detect.infer.witnesses import Witnesses, WitnessScores
 from vlm_detect.measures.calibration import fit_calibration
 from vlm_detect.measures.registry import measure_image
 from vlm_detect.models.moondream.family import MoondreamVLM
@@ -139,11 +139,11 @@ def test_a_verdict_that_depends_on_the_copies_is_unsure(
 def test_a_copy_that_is_unlike_other_images_says_nothing_of_the_image(
     model_folder: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def strange_if_small(witnesses: Witnesses, images: list[Image.Image]) -> list[Beside]:
-        return [Beside({}, 0.001 if image.width < 28 else 1.0) for image in images]
+    def strange_if_small(witnesses: Witnesses, images: list[Image.Image]) -> list[WitnessScores]:
+        return [WitnessScores({}, 0.001 if image.width < 28 else 1.0) for image in images]
 
     by_width(monkeypatch)
-    monkeypatch.setattr(Witnesses, "beside", strange_if_small)
+    monkeypatch.setattr(Witnesses, "others", strange_if_small)
     detector = Detector(str(model_folder), views=3)
     assert (detector(photo).label, detector(photo).why_unsure) == ("real", None)
     assert "unlike anything" in (detector(Image.new("RGB", (20, 20))).why_unsure or "")

@@ -12,8 +12,8 @@ from tests.measures.factories import drawn
 from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import (
     FILE,
+    MIN_AUROC,
     MIN_PHOTOS,
-    TELLS,
     MeasureCalibration,
     _shares,
     _shares_of_one,
@@ -35,8 +35,8 @@ def one(value: float, size: tuple[int, int] = (32, 32), quality: int | None = No
 
 
 def test_only_what_tells_the_classes_apart_may_speak(calibration):
-    assert calibration.telling == ["much", "less", "some"]
-    assert {name: scale.generated for name, scale in calibration.scales.items() if scale.tells} == {
+    assert calibration.informative == ["much", "less", "some"]
+    assert {name: scale.generated for name, scale in calibration.scales.items() if scale.is_informative} == {
         "much": "higher",
         "some": "higher",
         "less": "lower",
@@ -45,13 +45,13 @@ def test_only_what_tells_the_classes_apart_may_speak(calibration):
     assert calibration.scales["less"].auroc == pytest.approx(0.855, abs=0.03)
     for scale in calibration.scales.values():
         assert scale.ci95[0] < scale.auroc < scale.ci95[1]
-        assert scale.tells == (scale.ci95[0] > TELLS)
+        assert scale.is_informative == (scale.ci95[0] > MIN_AUROC)
 
 
 def test_noise_hardly_ever_tells():
     """Of 300 measures of nothing, whose intervals miss the truth in one of twenty cases, hardly one is above 0.6."""
     nothing = {f"m{i}": 0.0 for i in range(10)}
-    assert sum(len(fit_calibration(*drawn(40, nothing, seed=seed)).telling) for seed in range(30)) <= 2
+    assert sum(len(fit_calibration(*drawn(40, nothing, seed=seed)).informative) for seed in range(30)) <= 2
 
 
 def test_few_photos_are_less_certain_than_many():
@@ -134,7 +134,7 @@ def test_what_only_follows_the_size_does_not_tell():
     groups = [small[2][i] for i in kept] + [large[2][i] for i in large_kept]
     raw = [m.values["a"] for m in measured]
     assert np.corrcoef(raw, generated)[0, 1] > 0.5
-    assert fit_calibration(measured, generated, groups).telling == []
+    assert fit_calibration(measured, generated, groups).informative == []
 
 
 def test_photos_of_the_same_compression_are_preferred():
@@ -173,4 +173,4 @@ def test_the_order_of_images_changes_nothing(calibration):
     order = np.random.default_rng(0).permutation(len(measured))
     again = fit_calibration([measured[i] for i in order], generated[order], [groups[i] for i in order])
     assert again.photos == calibration.photos
-    assert again.telling == calibration.telling
+    assert again.informative == calibration.informative

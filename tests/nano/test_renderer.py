@@ -17,7 +17,7 @@ from vlm_detect.nano.autoencoder import encode_all, psnr_db, train_autoencoder
 from vlm_detect.nano.captions import named_class
 from vlm_detect.nano.config import RendererConfig, VaeConfig
 from vlm_detect.nano.photos import Photos
-from vlm_detect.nano.renderer import draw_caption, export, render, train_renderer
+from vlm_detect.nano.renderer import export, render, sample_caption, train_renderer
 
 FIRST_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 TINY: dict[str, Any] = {"steps": 3, "batch": 4, "lr": 1e-3, "warmup": 1, "save_every": 2}
@@ -107,7 +107,7 @@ def test_captions_of_a_class_name_it() -> None:
     from vlm_detect.nano.captions import read_facts
 
     facts = read_facts(np.zeros((32, 32, 3), np.uint8), "truck")
-    assert {named_class(draw_caption(facts, Random(seed))) for seed in range(20)} == {"truck"}
+    assert {named_class(sample_caption(facts, Random(seed))) for seed in range(20)} == {"truck"}
 
 
 def test_a_missing_model_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows,
 from tests.benchmark.test_score import oracle
 from tests.chromium import chromium
 from vlm_detect.benchmark.demo_report import ExplainedImage, demo_report
-from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.report import notes_of, write_report
 from vlm_detect.benchmark.report_parts import card_maker
 from vlm_detect.benchmark.score import score
 from vlm_detect.benchmark.summary import item_scores, summarise
+from vlm_detect.benchmark.text_baselines import text_baselines
 from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.pages.page import (
     bars_figure,
@@ -52,7 +52,7 @@ def test_report_is_one_safe_file(tmp_path: Path) -> None:
     benchmark = load_benchmark(write_benchmark(tmp_path, rows))
     engine = FakeEngine(lambda image, question, candidates: [0.0] * len(candidates), lambda image, question: HOSTILE)
     results = [result for batch in score(benchmark, engine, ask=FakeAsk) for result in batch]
-    summary = summarise(results, floors=text_floors(benchmark.items), resamples=50)
+    summary = summarise(results, baselines=text_baselines(benchmark.items), resamples=50)
     write_report(tmp_path / "r.html", summary | {"model": HOSTILE, "skipped": 2}, results, benchmark)
     html = (tmp_path / "r.html").read_text()
     assert_self_contained(html)

@@ -14,7 +14,7 @@ from vlm_detect.columns import PAIR_FEATURES
 from vlm_detect.errors import UserError
 from vlm_detect.images.encode import through_jpeg
 from vlm_detect.train import augment
-from vlm_detect.train.augment import AugmentedImage, draw_augmentation
+from vlm_detect.train.augment import AugmentedImage, sample_augmentation
 from vlm_detect.train.examples import Units
 from vlm_detect.train.features import Features
 from vlm_detect.train.options import AUGMENTATIONS, QuestionOptions
@@ -28,16 +28,16 @@ def gradient(width=40, height=30):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_each_is_drawn_about_half_of_the_time_and_changes_the_image(name):
-    draws = [draw_augmentation([name], random.Random(i)) for i in range(200)]
+    draws = [sample_augmentation([name], random.Random(i)) for i in range(200)]
     assert 70 < sum(map(bool, draws)) < 130
     image = stored(gradient())
     drawn = next(draw for draw in draws if draw)
     assert [step for step, _ in drawn] == [name]
-    changed = AugmentedImage(image.content, draw=drawn)
+    changed = AugmentedImage(image.content, augmentation=drawn)
     assert changed.open().mode == "RGB"
     assert changed.open().tobytes() != image.open().tobytes()
-    assert changed.open().tobytes() == AugmentedImage(image.content, draw=drawn).open().tobytes()
-    assert changed.key != image.key == AugmentedImage(image.content, draw=()).key
+    assert changed.open().tobytes() == AugmentedImage(image.content, augmentation=drawn).open().tobytes()
+    assert changed.key != image.key == AugmentedImage(image.content, augmentation=()).key
 
 
 def test_what_they_do():
@@ -58,12 +58,12 @@ def test_what_they_do():
 
 
 def test_one_choice_does_not_shift_another():
-    alone, both = (draw_augmentation(names, random.Random(3)) for names in (["jpeg"], ["noise", "jpeg"]))
+    alone, both = (sample_augmentation(names, random.Random(3)) for names in (["jpeg"], ["noise", "jpeg"]))
     assert [step for step in both if step[0] == "jpeg"] == list(alone)
 
 
 def draws_of(unit):
-    return [getattr(example.image, "draw", ()) for example in unit]
+    return [getattr(example.image, "augmentation", ()) for example in unit]
 
 
 def test_members_share_a_draw_which_changes_with_the_epoch():

@@ -22,8 +22,8 @@ from vlm_detect.models.cnn.configuration import CnnConfig
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.cnn.model import new_model
 from vlm_detect.models.registry import load_vlm
-from vlm_detect.models.sealed import check_seal, seal_of
-from vlm_detect.train.checkpoints import checkpoint_damage, find_checkpoint, holds_model_alone
+from vlm_detect.models.run_checksums import check_run_files, checksums_of_run
+from vlm_detect.train.checkpoints import checkpoint_damage, find_checkpoint, has_model_only
 from vlm_detect.train.lora import add_lora
 from vlm_detect.train.options import SCORES, LoraOptions
 from vlm_detect.train.run_directory import RunDirectory
@@ -112,7 +112,7 @@ def test_a_checkpoint_whose_best_is_damaged_is_none_to_go_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
-    trainer = make_trainer(tmp_path, ValidationSet.of(toy_pairs(2)), **flags)
+    trainer = make_trainer(tmp_path, ValidationSet.from_rows(toy_pairs(2)), **flags)
 
     def best_at_four(**options: object) -> dict[str, float]:
         return trainer.publish_scores(dict.fromkeys(SCORES, float(trainer.state.global_step == 4)), 1, 0.0, "eval")
@@ -131,7 +131,7 @@ def test_a_checkpoint_whose_best_is_damaged_is_none_to_go_on_from(
 
 def test_a_run_that_has_moved_finds_its_best_checkpoint(tmp_path: Path) -> None:
     flags = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
-    validation = ValidationSet.of(toy_pairs(2))
+    validation = ValidationSet.from_rows(toy_pairs(2))
     make_trainer(tmp_path / "old", validation, max_steps=4, **flags).train()
     (tmp_path / "old").rename(tmp_path / "new")
     resumed = make_trainer(tmp_path / "new", validation, **flags)
@@ -147,7 +147,7 @@ def test_a_run_that_has_moved_finds_its_best_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_of_the_model_alone_is_refused(tmp_path: Path) -> None:
     RunDirectory(tmp_path, {"save_only_model": True}, {}, False, None).write("running")
     make_trainer(tmp_path, save_only_model=True).train()
-    assert holds_model_alone(tmp_path / "checkpoint-6")
+    assert has_model_only(tmp_path / "checkpoint-6")
     with pytest.raises(UserError, match=r"checkpoint-6 contains only the model \(--save_only_model\)"):
         RunDirectory.open(tmp_path, [])
 
@@ -187,8 +187,8 @@ def test_an_adapter_that_was_altered_is_told_by_its_run_json(finished: Path, tmp
 def test_what_is_fitted_later_is_no_alteration(finished: Path) -> None:
     for name in ("calibration.json", "head.safetensors", "README.md"):
         (finished / name).write_text("{}")
-    check_seal(finished)
-    assert set(seal_of(finished)) == {"adapter_model.safetensors", "adapter_config.json"}
+    check_run_files(finished)
+    assert set(checksums_of_run(finished)) == {"adapter_model.safetensors", "adapter_config.json"}
 
 
 def test_a_network_that_was_altered_is_told(tmp_path: Path) -> None:
@@ -202,10 +202,10 @@ def test_a_network_that_was_altered_is_told(tmp_path: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_and_a_strangers_folder_pass(tmp_path: Path) -> None:
-    check_seal(tmp_path)
+    check_run_files(tmp_path)
     for record in ({"status": "finished"}, {"status": "running", "files": {"x": "0"}}, {"files": {"x": "0"}}):
         (tmp_path / "run.json").write_text(json.dumps(record))
-        check_seal(tmp_path)
+        check_run_files(tmp_path)
 
 
 def test_the_targets_of_a_lora_are_written_in_one_order(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlm_detect.data.conversation_forms import read_talk
+from vlm_detect.data.conversation_forms import read_conversation
 from vlm_detect.errors import UserError
 from vlm_detect.train.conversations import is_conversations, questions_of, read_conversations, split
 from vlm_detect.train.data import open_splits
@@ -197,7 +197,7 @@ def test_a_record_that_is_none_is_named_and_the_others_stay(tmp_path: Path, bad:
 
 
 def test_only_the_tag_of_the_images_place_goes() -> None:
-    talk = read_talk(
+    talk = read_conversation(
         {
             "image": "a.png",
             "conversations": [
@@ -213,7 +213,7 @@ def test_only_the_tag_of_the_images_place_goes() -> None:
 
 def test_labels_by_generator_or_by_name() -> None:
     def label(**facts: Any) -> tuple[str | None, str]:
-        talk = read_talk({"image": "a.png", "conversations": said("human", "gpt"), **facts})
+        talk = read_conversation({"image": "a.png", "conversations": said("human", "gpt"), **facts})
         return talk.label, talk.generator
 
     assert label() == (None, "")

@@ -7,7 +7,7 @@ import json
 from PIL import Image
 
 from vlm_detect.train import program
-from vlm_detect.train.card import _floors
+from vlm_detect.train.card import _baselines
 from vlm_detect.train.curves import _loss, _validation, write_curves
 
 SCORED = {"eval_auroc": 0.8, "eval_balanced_accuracy": 0.7, "eval_log_loss": 0.6, "eval_images": 40}
@@ -39,11 +39,11 @@ def test_a_run_without_validation_has_a_loss_alone(tmp_path):
 
 
 def test_the_card_has_the_audits_floors_or_says_how_to_get_them(tmp_path):
-    assert "vlm-detect audit" in _floors(tmp_path / "audit.json")
+    assert "vlm-detect audit" in _baselines(tmp_path / "audit.json")
     probe = {"name": "bytes", "auc": 0.91, "ci95": [0.88, 0.94], "n": 100, "groups": 50}
     audit = {"probes": [probe], "findings": ["The size in bytes gives the label away."]}
     (tmp_path / "audit.json").write_text(json.dumps(audit))
-    told = _floors(tmp_path / "audit.json")
+    told = _baselines(tmp_path / "audit.json")
     assert "| bytes | 0.910 | 0.880 to 0.940 |" in told
     assert "- The size in bytes" in told
 

@@ -100,7 +100,7 @@ def test_reasons_go_with_the_mirrored_image():
     for epoch in range(4):
         for index in range(10):
             for example in units[epoch, index]:
-                flipped = bool(getattr(example.image, "draw", ()))
+                flipped = bool(getattr(example.image, "augmentation", ()))
                 place = "upper right" if flipped else "upper left"
                 assert place in example.questions[0].answer
                 seen.add(flipped)
@@ -115,7 +115,7 @@ def test_an_image_that_is_explained_keeps_the_pixels_that_were_measured():
         for epoch in range(6):
             unit = Units(rows, options, augment=["jpeg", "noise", "flip"])[epoch, index]
             kinds = {question.kind for example in unit for question in example.questions}
-            names = {name for example in unit for name, _ in getattr(example.image, "draw", ())}
+            names = {name for example in unit for name, _ in getattr(example.image, "augmentation", ())}
             if "explain" in kinds:
                 assert names <= {"flip"}
             else:

@@ -156,7 +156,7 @@ def test_early_stopping_resumed_has_no_more_patience_than_it_had(tmp_path, monke
     def trainer():
         flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
         flags |= {"early_stopping_patience": 3, "max_steps": 8}
-        made = make_trainer(tmp_path, ValidationSet.of(toy_pairs(2)), **flags)
+        made = make_trainer(tmp_path, ValidationSet.from_rows(toy_pairs(2)), **flags)
 
         def worse(**options):
             scores = dict.fromkeys(SCORES, 1 / made.state.global_step)

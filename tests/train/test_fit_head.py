@@ -124,7 +124,7 @@ def test_what_it_refuses(home: Path, tmp_path: Path, arguments, message) -> None
 def test_a_recipe_ends_with_a_head_or_a_line_that_says_why_not(home, tmp_path, capsys, data, columns, message) -> None:
     vlm = tiny_vlm()
     splits = open_dataset(home / data)
-    validation = ValidationSet.of(splits["validation"])
+    validation = ValidationSet.from_rows(splits["validation"])
     odds = np.where(validation.generated, 1.0, -1.0) * np.linspace(-1, 5, len(validation))
     rows = splits["train"].select_columns(columns) if columns else splits["train"]
     vlm.model.train()

@@ -26,7 +26,9 @@ def trained(tmp_path, *, shuffle_labels=False, **changes):
     settings = {"num_train_epochs": 8, "learning_rate": 5e-3, "save_strategy": "no", "load_best_model_at_end": False}
     args = TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **(settings | changes))
     questions = QuestionOptions(questions_per_image=2, shuffle_labels=shuffle_labels)
-    trainer = DetectorTrainer(vlm, args, Units(toy_pairs(32), questions), ValidationSet.of(toy_pairs(12, seed=1)))
+    trainer = DetectorTrainer(
+        vlm, args, Units(toy_pairs(32), questions), ValidationSet.from_rows(toy_pairs(12, seed=1))
+    )
     trainer.train()
     return trainer
 
@@ -87,11 +89,11 @@ def test_a_gpu_that_emulates_bfloat16_is_given_float32(monkeypatch):
 
 def test_validation_needs_both_classes():
     with pytest.raises(UserError, match="3 real and 0 generated"):
-        ValidationSet.of(toy_images(["real"] * 3 + ["edited"]))
+        ValidationSet.from_rows(toy_images(["real"] * 3 + ["edited"]))
 
 
 def test_validation_counts_each_photo_once_and_keeps_the_classes_even():
     rows = toy_pairs(4)
     doubled = rows.select([0, 0, 1, 2, 3])
-    assert ValidationSet.of(doubled).generated.tolist() == [False] * 4 + [True] * 5
-    assert ValidationSet.of(doubled, limit=4).generated.tolist() == [False, False, True, True]
+    assert ValidationSet.from_rows(doubled).generated.tolist() == [False] * 4 + [True] * 5
+    assert ValidationSet.from_rows(doubled, limit=4).generated.tolist() == [False, False, True, True]

@@ -50,7 +50,7 @@ def make_trainer(vlm: VLM, folder: Path, **changes: Any) -> PreferenceTrainer:
     rows, calibration = reasoned_images()
     made = make_preferences(rows, "toy", calibration, PreferenceOptions())
     add_lora(vlm, LoraOptions(lora_r=8))
-    some, validation = made.select(range(8)), ValidationSet.of(rows, 8)
+    some, validation = made.select(range(8)), ValidationSet.from_rows(rows, 8)
     options = arguments(folder, **changes)
     return PreferenceTrainer(vlm, options, some, rows, held_out=some, held_out_rows=rows, validation=validation)
 

@@ -23,7 +23,7 @@ from vlm_detect.images.stored import undecoded
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.train.conversations import read_conversations
-from vlm_detect.train.failures import told_in_one_line
+from vlm_detect.train.failures import as_user_errors
 from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet
 
@@ -78,7 +78,7 @@ def test_shapes_that_the_model_refuses(qwen: VLM, tmp_path: Path, capsys: pytest
     assert kept["group"] == ["0", "1", "3", "4", "6", "7"]
     assert "2 of an unsupported shape (number 2, 5: 4x1000 pixels" in capsys.readouterr().out
     assert usable(rows, str(tmp_path), tiny_vlm()) is rows
-    assert len(ValidationSet.of(usable(rows, str(tmp_path), qwen))) == 6
+    assert len(ValidationSet.from_rows(usable(rows, str(tmp_path), qwen))) == 6
 
 
 def talks(folder: Path, answers: list[str], *more: str) -> datasets.Dataset:
@@ -159,7 +159,7 @@ def test_what_is_not_of_a_worker_passes_as_it_is() -> None:
     class Trainer:
         args = None
 
-    with pytest.raises(UserError, match=r"^plain$"), told_in_one_line(Trainer()):
+    with pytest.raises(UserError, match=r"^plain$"), as_user_errors(Trainer()):
         raise UserError("plain")
 
 

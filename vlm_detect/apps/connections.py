@@ -76,7 +76,7 @@ class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._all.owes(self)
-        self._start("head", self._settings.header_timeout_s, self._late)
+        self._start("head", self._settings.header_timeout_s, self._on_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -94,7 +94,7 @@ class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        if self._is_in_crumbs(data):
+        if self._is_in_tiny_pieces(data):
             self._refuse(_TOO_SMALL)
             return
         super().data_received(data)
@@ -102,7 +102,7 @@ class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
             self._all.owes_nothing(self)
             self._stop("head")
         elif "head" not in self._timers and not self.transport.is_closing():
-            self._start("head", self._settings.header_timeout_s, self._late)
+            self._start("head", self._settings.header_timeout_s, self._on_timeout)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -122,13 +122,13 @@ class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
         """A request has arrived and its response is not yet sent."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _is_in_crumbs(self, data: bytes) -> bool:
+    def _is_in_tiny_pieces(self, data: bytes) -> bool:
         if self.conn.their_state is not h11.SEND_BODY or not self.headers:
             return False
         is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         return is_chunked and data.count(b"\r\n") > 16 + len(data) // MIN_BYTES_A_LINE
 
-    def _late(self) -> None:
+    def _on_timeout(self) -> None:
         if not self._is_busy:
             self._refuse(_TOO_LATE)
 

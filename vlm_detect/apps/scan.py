@@ -26,7 +26,7 @@ from typing import TextIO
 from vlm_detect.apps.scan_files import RowWriter, earlier_rows
 from vlm_detect.apps.scan_options import Format, form_of
 from vlm_detect.apps.scan_rows import LABELS, Row, row_of
-from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, spelled, tell_skipped
+from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, report_skipped, spelled
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, decode_picture
@@ -78,7 +78,7 @@ def scan(
         sources = [source for source in opened if not isinstance(source, UserError)]
         for spec, source in zip(specs, opened, strict=True):
             if not isinstance(source, UserError):
-                tell_skipped(spec, source.skipped)
+                report_skipped(spec, source.skipped)
         bar = stack.enter_context(progress(desc="scan", total=sum(map(len, sources)), unit="img"))
         pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
         for batch in _batches(sources, batch_size):

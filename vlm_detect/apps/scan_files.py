@@ -78,11 +78,11 @@ def earlier_rows(out: Path, form: Format, detector: Detector) -> list[Row]:
     if len(whole) < len(data):
         os.truncate(out, len(whole))
     if form == "csv" and whole and text.splitlines()[0].split(",") != COLUMNS:
-        _write_anew(out, rows)
+        _rewrite(out, rows)
     return rows
 
 
-def _write_anew(out: Path, rows: Sequence[Row]) -> None:
+def _rewrite(out: Path, rows: Sequence[Row]) -> None:
     """The rows with the columns that an earlier version lacks."""
     partial_file = out.with_name(f".{out.name}.partial")
     with partial_file.open("w", encoding="utf-8", newline="") as file:

@@ -12,12 +12,12 @@ from typing import Any
 
 from vlm_detect.benchmark.build import build, opened, sizes_from
 from vlm_detect.benchmark.dataset_items import dataset_pairs
-from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.model_floors import model_floors
+from vlm_detect.benchmark.model_baselines import model_baselines
 from vlm_detect.benchmark.options import BuildOptions
 from vlm_detect.benchmark.respondents import respondent_for
 from vlm_detect.benchmark.run import needed_keys
+from vlm_detect.benchmark.text_baselines import baselines_by_kind, headline_baselines
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.progress import progress
@@ -84,21 +84,21 @@ def row_of(id_: str, item: Item, written: Callable[[str], str]) -> dict[str, Any
 def check(options: BuildOptions) -> None:
     assert options.check is not None
     benchmark = load_benchmark(options.check, skip_bad=options.skip_bad, need_images=options.model is not None)
-    floors, by_kind = chief_floors(benchmark.items), floors_by_kind(benchmark.items)
+    baselines, by_kind = headline_baselines(benchmark.items), baselines_by_kind(benchmark.items)
     if options.model:
         respondent = respondent_for(options.model, generate=False)
-        with progress(desc="floors", total=2 * len(needed_keys(benchmark, respondent)), unit="prompts") as bar:
-            found = model_floors(benchmark, respondent.start(), seed=options.seed, count=bar.update)
+        with progress(desc="blind baselines", total=2 * len(needed_keys(benchmark, respondent)), unit="prompts") as bar:
+            found = model_baselines(benchmark, respondent.start(), seed=options.seed, count=bar.update)
         for row, more in found.items():
-            (floors if row == "all" else by_kind[row]).update(more)
+            (baselines if row == "all" else by_kind[row]).update(more)
     if options.json:
-        print(json.dumps({"floors": floors, "by_kind": by_kind, "n": len(benchmark.items)}))
+        print(json.dumps({"floors": baselines, "by_kind": by_kind, "n": len(benchmark.items)}))
         return
-    rows = {"all": floors, **(by_kind if len(by_kind) > 1 else {})}
+    rows = {"all": baselines, **(by_kind if len(by_kind) > 1 else {})}
     print(f"{benchmark.name}: {len(benchmark.items)} items; accuracy without looking at an image")
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     width = max(map(len, rows))
     print(" " * width + "".join(f"  {name}" for name in names))
-    for row, floor in rows.items():
-        cells = (f"{floor[name]:.3f}" if name in floor else "-" for name in names)
+    for row, values in rows.items():
+        cells = (f"{values[name]:.3f}" if name in values else "-" for name in names)
         print(f"{row:<{width}}" + "".join(f"  {cell:>{len(name)}}" for name, cell in zip(names, cells, strict=True)))

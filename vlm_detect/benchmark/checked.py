@@ -52,7 +52,7 @@ class Checked:
         """(claims that are true of its image, claims that were held against it)."""
         return self._counts(self.measured)
 
-    def of(self, other: Measured) -> tuple[int, int]:
+    def counts_against(self, other: Measured) -> tuple[int, int]:
         """The same against another image."""
         return self._counts(other)
 
@@ -95,7 +95,7 @@ class Checked:
     def speaks_for(self, claim: Claim | None) -> Label | None:
         """The label that a claim speaks for; None where its measure does not tell the classes apart."""
         scale = self.calibration.scales.get(claim.measure) if claim else None
-        if claim is None or scale is None or not scale.tells:
+        if claim is None or scale is None or not scale.is_informative:
             return None
         return "generated" if claim.direction == scale.generated else "real"
 

@@ -45,7 +45,7 @@ class Classifier(Protocol):
     @property
     def heads(self) -> Mapping[str, Sequence[str]]: ...
     @property
-    def suspects(self) -> str: ...
+    def positive_class(self) -> str: ...
     def scores(self, images: Sequence[Image.Image]) -> Scores: ...
 
 
@@ -87,9 +87,9 @@ def believe(classifier: Classifier, images: Sequence[Image.Image]) -> list[Belie
     beliefs = []
     for odds, probabilities in zip(found.odds, found.heads[_VERDICT], strict=True):
         p = dict(zip(classes, map(float, probabilities), strict=True))
-        p_suspected = float(expit(odds))
-        p_generated = p_suspected if classifier.suspects == "generated" else None
-        p_edited = p_suspected if classifier.suspects == "edited" else None
+        p_positive = float(expit(odds))
+        p_generated = p_positive if classifier.positive_class == "generated" else None
+        p_edited = p_positive if classifier.positive_class == "edited" else None
         if p_edited is None and "edited" in p:
             p_edited = p["edited"] / max(p["edited"] + p[classes[0]], _LEAST)
         names = {} if {"generated", "edited"} & set(classes) else {plain_name(name): p[name] for name in classes}

@@ -21,9 +21,9 @@ from vlm_detect.benchmark.results import RESULTS, read_results
 from vlm_detect.benchmark.summary import (
     ItemScore,
     calibrated_figures,
-    chief_scores,
     every_figure,
     figures_of,
+    headline_scores,
     item_scores,
     rounded,
     verdicts,
@@ -143,14 +143,14 @@ def compare(
         "left_out": {run.name: len(run.scores) - len(shared) for run in runs},
         "runs": {run.name: _figures(run, table[run.name], resamples) for run in runs},
         "against_first": {
-            run.name: paired(*(chief_scores(table[name]) for name in (runs[0].name, run.name)), resamples=resamples)
+            run.name: paired(*(headline_scores(table[name]) for name in (runs[0].name, run.name)), resamples=resamples)
             for run in runs[1:]
         },
     }
     for column, values in (by or {}).items():
         found[f"by_{column}"] = {
             value: {
-                name: figures_of([s for s in chief_scores(scores) if values.get(s.id) == value], resamples=resamples)
+                name: figures_of([s for s in headline_scores(scores) if values.get(s.id) == value], resamples=resamples)
                 for name, scores in table.items()
             }
             for value in sorted({values[id_] for id_ in shared if values.get(id_)})

@@ -40,7 +40,7 @@ def write_compare_report(
     comparison: Mapping[str, Any],
     runs: Sequence[Run],
     *,
-    floors: Mapping[str, float],
+    baselines: Mapping[str, float],
     columns: Sequence[str],
     benchmark: Benchmark | None = None,
 ) -> None:
@@ -60,7 +60,7 @@ def write_compare_report(
         rows=_score_rows(figures, names),
         kinds=kind_rows([figures[name] for name in names], auroc=False),
         explained=explained_rows([run.explained or {} for run in runs]),
-        floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()),
+        baselines=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in baselines.items()),
         tests=[_test(name, test) for name, test in comparison["against_first"].items()],
         charts=_charts(runs, comparison),
         robustness=_robustness_charts(runs),

@@ -10,9 +10,9 @@ from pathlib import Path
 from vlm_detect.benchmark.compare import Run, compare, load_run
 from vlm_detect.benchmark.compare_report import write_compare_report
 from vlm_detect.benchmark.explained_record import explanation_record
-from vlm_detect.benchmark.floors import chief_floors
 from vlm_detect.benchmark.items import column_of, load_benchmark
 from vlm_detect.benchmark.options import CompareOptions
+from vlm_detect.benchmark.text_baselines import headline_baselines
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
 
@@ -26,10 +26,12 @@ def compare_runs(options: CompareOptions) -> None:
     columns = {column: column_of(benchmark, column, needed=True) for column in options.by} if benchmark else {}
     comparison = compare(runs, by=columns)
     out = Path(options.out)
-    floors = chief_floors(benchmark.items) if benchmark else {}
-    comparison["floors"] = floors
+    baselines = headline_baselines(benchmark.items) if benchmark else {}
+    comparison["floors"] = baselines
     write_json(out / "compare.json", comparison)
-    write_compare_report(out / "report.html", comparison, runs, floors=floors, columns=options.by, benchmark=benchmark)
+    write_compare_report(
+        out / "report.html", comparison, runs, baselines=baselines, columns=options.by, benchmark=benchmark
+    )
     write_run_json(out, options)
     if options.explanations:
         write_json(options.explanations, explanation_record(Path(options.runs[0]), runs[0], runs[1]))

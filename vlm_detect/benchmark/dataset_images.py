@@ -37,7 +37,7 @@ class DatasetImages:
 
     def stored(self, ref: str) -> StoredImage:
         row, column = self._cell(ref)
-        return StoredImage.of(row[column])
+        return StoredImage.from_cell(row[column])
 
     def image(self, ref: str) -> Image.Image:
         """The pixels, RGB."""

@@ -78,13 +78,13 @@ def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
         shared |= {"made_from": made_from} if edited else {}
         yield (
             _item(f"{row['pair_id']}/image", f"{index}:image", made_from, _maker(row), edited, shared),
-            StoredImage.of(row["image"]).content,
+            StoredImage.from_cell(row["image"]).content,
         )
         label = "edited" if edited else "generated"
         about = {**shared, "twin_kind": row["kind"]}
         yield (
             _item(f"{row['pair_id']}/twin", f"{index}:twin", label, row["generator"], edited, about),
-            StoredImage.of(row["twin"]).content,
+            StoredImage.from_cell(row["twin"]).content,
         )
 
 
@@ -98,7 +98,7 @@ def _image_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
     photos = [index for index, label in enumerate(labels) if label == "real"]
     unaltered = set(random.Random(0).sample(photos, min(len(photos), sum(label == "edited" for label in labels))))
     for index, row in enumerate(rows):
-        label, data = row["label"], StoredImage.of(row["image"]).content
+        label, data = row["label"], StoredImage.from_cell(row["image"]).content
         about = {"group": row["group"], "object_class": row.get("object_class") or ""}
         generator = row.get("generator") or ""
         yield _item(f"{index}", f"{index}:image", label, generator, label == "edited", about), data
@@ -124,7 +124,7 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
 
     def data(ref: str) -> bytes:
         index, _, column = ref.partition(":")
-        return StoredImage.of(rows[int(index)][column]).content
+        return StoredImage.from_cell(rows[int(index)][column]).content
 
     if not set(rows.column_names) >= PAIR_COLUMNS:
         return _matched(rows), data
@@ -142,9 +142,9 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
             row["kind"],
             caption=row.get("caption") or "",
             edit=row.get("edit"),
-            size=decode_image(StoredImage.of(row["twin"]).content).image.size if edited else None,
+            size=decode_image(StoredImage.from_cell(row["twin"]).content).image.size if edited else None,
         )
-        ref = first.setdefault(StoredImage.of(row["image"]).sha256, f"{index}:image")
+        ref = first.setdefault(StoredImage.from_cell(row["image"]).sha256, f"{index}:image")
         pairs.append((Source(ref, row["image_label"], _maker(row), row["group"]), twin))
     return pairs, data
 
@@ -159,10 +159,12 @@ def _matched(rows: Dataset) -> list[Pair]:
         source = Source(f"{index}:image", row["label"], row.get("generator") or "", row["group"], object_class=name)
         by_label[row["label"]][name].append(source)
     rng = random.Random(0)
-    return [pair for label in ("generated", "edited") for pair in _by_lot(by_label["real"], by_label[label], rng)]
+    return [pair for label in ("generated", "edited") for pair in _random_pairs(by_label["real"], by_label[label], rng)]
 
 
-def _by_lot(photos: dict[str, list[Source]], others: dict[str, list[Source]], rng: random.Random) -> Iterator[Pair]:
+def _random_pairs(
+    photos: dict[str, list[Source]], others: dict[str, list[Source]], rng: random.Random
+) -> Iterator[Pair]:
     """Pairs within an object class, then among the rest."""
     rest: tuple[list[Source], list[Source]] = ([], [])
     for name in sorted(photos.keys() | others.keys()):

@@ -55,7 +55,7 @@ def demo_report(
         results: the lines of `results.jsonl` by model name, for the ROC curves.
     """
     columns = witness_columns(summaries)
-    floors = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
+    baselines = {name: value for summary in summaries.values() for name, value in (summary.get("floors") or {}).items()}
     explanations = [s["explanations"] for s in summaries.values() if s.get("explanations")]
     html = render(
         "demo.html.j2",
@@ -81,7 +81,7 @@ def demo_report(
             for name, label in figure_labels().items()
             if any(summary.get(name) is not None for summary in summaries.values())
         ],
-        floors=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in floors.items()) or "none",
+        baselines=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in baselines.items()) or "none",
         loss=loss_figure(log_history),
         roc=roc_figure({name: verdicts(item_scores(lines, "logprob"))[:2] for name, lines in results.items()})
         if results

@@ -27,11 +27,11 @@ from vlm_detect.benchmark.explanations import Explained, explanations, read_expl
 from vlm_detect.benchmark.faithfulness import asker, faithfulness_figures, probes
 from vlm_detect.benchmark.hits import MappedEdit, hit_figures, mapper, planted
 from vlm_detect.benchmark.judged import judged_figures, judged_statements
-from vlm_detect.benchmark.kept import Kept
 from vlm_detect.benchmark.options import BenchmarkOptions
 from vlm_detect.benchmark.respondents import Respondent
 from vlm_detect.benchmark.run import answer_all
 from vlm_detect.benchmark.score import ScoringEngine
+from vlm_detect.benchmark.stored_answers import StoredAnswers
 from vlm_detect.benchmark.summary import rounded
 from vlm_detect.generate.asked_models import AskedModel, open_model
 from vlm_detect.infer.engine import Engine
@@ -97,12 +97,14 @@ def _ask_further(
             forgetful = (
                 Engine(engine.vlm, batch_images=engine.batch_images, cache_bytes=0) if _is_local(engine) else engine
             )
-            kept = Kept(out / "faithfulness.jsonl")
+            kept = StoredAnswers(out / "faithfulness.jsonl")
             records = kept.all(wanted, asker(forgetful, images), batch=_BATCH, about="named places hidden")
             found["faithfulness"] = faithfulness_figures(wanted, records)
         if _is_local(engine):
             mapped = [MappedEdit(row.item) for row in edits[: options.faithfulness]]
-            maps = Kept(out / "evidence_maps.jsonl").all(mapped, mapper(engine, images), batch=1, about="evidence maps")
+            maps = StoredAnswers(out / "evidence_maps.jsonl").all(
+                mapped, mapper(engine, images), batch=1, about="evidence maps"
+            )
             places[: len(maps)] = [one["place"] for one in maps]
     if hits := hit_figures(edits, places):
         found["hits"] = hits
@@ -126,7 +128,9 @@ def _ask_judge(
     name = re.sub(r"[^\w.-]+", "_", str(model))
     asked = judged.asker(open_model(model), images) if wanted else None
     records = (
-        Kept(out / f"judged_{name}.jsonl").all(wanted, asked, batch=_BATCH, about="judged sentences") if asked else []
+        StoredAnswers(out / f"judged_{name}.jsonl").all(wanted, asked, batch=_BATCH, about="judged sentences")
+        if asked
+        else []
     )
     figures = judged_figures(wanted, records)
     is_own = (options.judge, options.judge_endpoint) == (options.model, options.endpoint)

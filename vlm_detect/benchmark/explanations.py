@@ -106,7 +106,7 @@ def explanations(rows: Sequence[Explained], *, seed: int = 0, resamples: int = R
     known = [row for row in rows if row.truth is not None]
     scored = [row for row in rows if row.scored is not None]
     about_images = [row for row in known if topic_of(row.item) == "generation"]
-    edits = [row for row in rows if row.item.metadata.get("label") == "edited" and _is_told(row.item)]
+    edits = [row for row in rows if row.item.metadata.get("label") == "edited" and _has_named_edit(row.item)]
     found: dict[str, Any] = {
         "n": len(rows),
         "unparsed": sum(row.verdict is None for row in rows),
@@ -174,7 +174,7 @@ def rouge_l(pairs: Iterable[tuple[str, str]]) -> float | None:
     return float(np.mean([scorer.score(reference, answer)["rougeL"].fmeasure for reference, answer in known]))
 
 
-def _is_told(item: Item) -> bool:
+def _has_named_edit(item: Item) -> bool:
     """Whether the item has its edit's operation and place in words."""
     edit = item.metadata.get("edit")
     return isinstance(edit, Mapping) and all(isinstance(edit.get(name), str) for name in ("operation", "place"))

@@ -176,7 +176,7 @@ def _lettered(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDEFGH", options, strict=False))
 
 
-def _beside(out: Path, images: Path, path: Path) -> str:
+def _name_for(out: Path, images: Path, path: Path) -> str:
     """The name of an image relative to the benchmark's file; an image from another folder is linked or copied next to
     it.
 
@@ -203,7 +203,7 @@ def import_file(options: ImportOptions) -> None:
     if not images.is_dir():
         raise UserError(f"--images {images}: no such folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    items, left_out, problems = import_rows(options.layout, read(source), images, named=partial(_beside, out, images))
+    items, left_out, problems = import_rows(options.layout, read(source), images, named=partial(_name_for, out, images))
     if problems and not options.skip_bad:
         raise UserError(bad_items_message(source, problems, len(items) + len(problems)))
     if not items:

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 
 from vlm_detect.images.encode import through_jpeg
 from vlm_detect.images.hard_photos import HARD
-from vlm_detect.images.typographic import ASKED, SIZES, STYLES, TEXTS, lay_text
+from vlm_detect.images.typographic import ASKED, SIZES, STYLES, TEXTS, overlay_text
 from vlm_detect.images.views import rescale
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -111,7 +111,7 @@ def _screenshot(image: Image.Image, rng: np.random.Generator, times: int) -> Ima
 def _text(image: Image.Image, rng: np.random.Generator, numbers: tuple[int, ...]) -> Image.Image:
     """One of these texts, at a size that is read, somewhere between top and bottom."""
     number, style = numbers[int(rng.integers(len(numbers)))], int(rng.integers(len(STYLES)))
-    return lay_text(image, number, float(rng.uniform(*SIZES)), float(rng.uniform()), style)
+    return overlay_text(image, number, float(rng.uniform(*SIZES)), float(rng.uniform()), style)
 
 
 def _texts() -> dict[str, Change]:

@@ -25,9 +25,9 @@ from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.registry import resolve_id
 from vlm_detect.progress import progress
 from vlm_detect.questions.ask import EDIT_EXPLAIN_QUESTION
-from vlm_detect.questions.draw import make_question
 from vlm_detect.questions.kinds.operation import NOTHING, OPERATION_QUESTION
 from vlm_detect.questions.kinds.place import PLACE_QUESTION
+from vlm_detect.questions.sample import make_question
 from vlm_detect.records import Subject, Topic
 from vlm_detect.stats.intervals import Interval, bootstrap
 from vlm_detect.stats.metrics import Array
@@ -100,7 +100,7 @@ def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
     naming = [Ask(OPERATION_QUESTION, tuple(names))]
     for start in range(0, len(rows), engine.batch_images):
         some = [rows[i] for i in range(start, min(start + engine.batch_images, len(rows)))]
-        edited, before = ([StoredImage.of(row[column]).open() for row in some] for column in ("twin", "image"))
+        edited, before = ([StoredImage.from_cell(row[column]).open() for row in some] for column in ("twin", "image"))
         odds = log_odds(engine, before, topic=topic)
         said = engine.generate(edited, [list(WORDS.values())] * len(some), MAX_NEW_TOKENS)
         said_before = engine.generate(before, [[OPERATION_QUESTION]] * len(some), MAX_NEW_TOKENS)

@@ -121,7 +121,7 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
         )
     kinds = {kind: figures for kind, figures in (summary.get("by_kind") or {}).items() if figures.get("floors")}
     for kind, figures in (kinds or {"": summary}).items():
-        best = max(figures["floors"].items(), key=lambda floor: floor[1], default=None)
+        best = max(figures["floors"].items(), key=lambda one: one[1], default=None)
         if best and figures["accuracy"] is not None and figures["accuracy"] <= best[1]:
             about = f" in {kind.replace('_', ' ')}" if kind else ""
             notes.append(

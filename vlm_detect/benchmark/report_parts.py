@@ -30,11 +30,13 @@ def kind_rows(summaries: Sequence[dict[str, Any]], *, auroc: bool = True) -> lis
     rows = []
     for kind in kinds:
         figures = [summary["by_kind"].get(kind) or {} for summary in summaries]
-        floors = [value for figure in figures for value in (figure.get("floors") or {}).values() if value is not None]
+        baselines = [
+            value for figure in figures for value in (figure.get("floors") or {}).values() if value is not None
+        ]
         names = ("accuracy", "auroc") if auroc else ("accuracy",)
         cells = [(figure.get(name), (figure.get("ci95") or {}).get(name)) for figure in figures for name in names]
         n = max(figure.get("n", 0) for figure in figures)
-        rows.append({"name": kind.replace("_", " "), "n": n, "floor": max(floors, default=None), "cells": cells})
+        rows.append({"name": kind.replace("_", " "), "n": n, "baseline": max(baselines, default=None), "cells": cells})
     return rows
 
 

@@ -40,9 +40,9 @@ def kinds(report: Report) -> Markup | None:
     return fragment(_TEMPLATE, "kinds", rows=kind_rows([report.summary]))
 
 
-@section("floors", title="Floors")
+@section("floors", title="Blind baselines")
 def floors(report: Report) -> Markup:
-    return fragment(_TEMPLATE, "floors", floors=report.summary["floors"])
+    return fragment(_TEMPLATE, "floors", baselines=report.summary["floors"])
 
 
 @section("explanations", title="Explanations")

@@ -59,7 +59,7 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
     before = settings_of(out)
-    if before and _holds_answers(out):
+    if before and _has_answers(out):
         if differing := [name for name in identity if before.get(name) != identity[name]]:
             name = differing[0]
             raise UserError(
@@ -70,7 +70,7 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
         write_json(out / _SETTINGS, with_schema("results", identity))
 
 
-def _holds_answers(out: Path) -> bool:
+def _has_answers(out: Path) -> bool:
     """Whether anything was answered: a run that failed while loading its model leaves only its settings."""
     return any(read_results(path) for path in out.rglob("results*.jsonl"))
 
@@ -191,5 +191,5 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
             shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
             told = name.removeprefix("measured.").replace("_", " ").replace(".", ", ")
             print(f"  {told:<26}{found['share']:.3f}  {shown}  n {found['n']}")
-    floors = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
-    print(f"  blind baselines: {floors}\n  {out / 'report.html'}")
+    baselines = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
+    print(f"  blind baselines: {baselines}\n  {out / 'report.html'}")

@@ -46,7 +46,7 @@ class OtherWitnesses(Protocol):
 
     @property
     def fusion(self) -> Any: ...
-    def beside(self, images: Sequence[Image.Image]) -> Sequence[Any]: ...
+    def others(self, images: Sequence[Image.Image]) -> Sequence[Any]: ...
 
 
 _Asked = list[tuple[Prompt, str]]  # the prompts about one image, each with its scoring
@@ -104,7 +104,7 @@ def score(
         explain: answer open questions even where `generate` is off.
         max_new_tokens: length of a free answer.
         explanation_tokens: length of an answer to an open question.
-        image_of: in place of the item's own image, for floors (a blank one, another item's).
+        image_of: in place of the item's own image, for blind baselines (a blank one, another item's).
         witnesses: of a run that has more than its language model; they speak in yes/no and real/fake verdicts.
         refusal: why the model does not read an image of this (width, height); such prompts are `refused` with it.
     """
@@ -154,7 +154,7 @@ def _fused(
     """The same results, verdicts on single images with what the other witnesses say and what all say together."""
     place = {prompt.item.id: i for i, asked in enumerate(batch) for prompt, _ in asked}
     asked_of = sorted({place[result.id] for result in results if is_fusable(result)})
-    said = dict(zip(asked_of, witnesses.beside([images[i] for i in asked_of]), strict=True))
+    said = dict(zip(asked_of, witnesses.others([images[i] for i in asked_of]), strict=True))
     found = []
     for result in results:
         if is_fusable(result) and result.p_fake is not None:

@@ -14,7 +14,6 @@ from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.explained_items import with_explanations
 from vlm_detect.benchmark.explaining import explain, explaining_facts
 from vlm_detect.benchmark.explanations import explanations, read_explanations
-from vlm_detect.benchmark.floors import chief_floors, floors_by_kind
 from vlm_detect.benchmark.items import column_of, load_benchmark
 from vlm_detect.benchmark.options import BenchmarkOptions
 from vlm_detect.benchmark.report import write_report
@@ -32,6 +31,7 @@ from vlm_detect.benchmark.run import (
 )
 from vlm_detect.benchmark.score import generated_result
 from vlm_detect.benchmark.summary import summarise
+from vlm_detect.benchmark.text_baselines import baselines_by_kind, headline_baselines
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.locks import held
@@ -146,11 +146,11 @@ def finish(
     slices = {column: column_of(benchmark, column) for column in ("twin_kind", *options.by)}
     calibration = respondent.calibration if respondent else None
     weights = respondent.weights if respondent else None
-    floors = chief_floors(benchmark.items)
-    summary = summarise(results, floors=floors, slices=slices, calibration=calibration, weights=weights)
+    baselines = headline_baselines(benchmark.items)
+    summary = summarise(results, baselines=baselines, slices=slices, calibration=calibration, weights=weights)
     if len(summary["by_kind"]) > 1:  # a mixture's chance is nobody's
-        for kind, floors in floors_by_kind(benchmark.items).items():
-            summary["by_kind"].setdefault(kind, {})["floors"] = floors
+        for kind, baselines in baselines_by_kind(benchmark.items).items():
+            summary["by_kind"].setdefault(kind, {})["floors"] = baselines
     if explained := explained or explanations(read_explanations(benchmark.items, results)):
         summary["explanations"] = explained
     summary |= {

@@ -1,6 +1,6 @@
 """From answered prompts to the metrics of `summary.json`.
 
-    summary = summarise(results, floors=text_floors(items))
+    summary = summarise(results, baselines=text_baselines(items))
 
 An item is decided by all of its prompts together: a verdict by the probability averaged over both polarities, a
 multiple choice by the option with the highest probability averaged over the rotations. So a model's bias towards "Yes."
@@ -62,7 +62,7 @@ class ItemScore:
 def summarise(
     results: Sequence[Result],
     *,
-    floors: Mapping[str, float] | None = None,
+    baselines: Mapping[str, float] | None = None,
     slices: Mapping[str, Mapping[str, str]] | None = None,
     unsure_band: tuple[float, float] = UNSURE_BAND,
     calibration: Calibration | None = None,
@@ -77,7 +77,7 @@ def summarise(
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")
     every = scored or generated
-    chief = chief_scores(every)
+    chief = headline_scores(every)
     summary = every_figure(every, unsure_band, resamples)
     if scored:
         summary |= _biases(chief)
@@ -88,10 +88,10 @@ def summarise(
     columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
     for column, values in columns.items():
         summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
-    summary["floors"] = dict(floors or {})
+    summary["floors"] = dict(baselines or {})
     closed = [score for score in generated if not KINDS[score.kind].is_open]
     if closed or (generated and all(KINDS[score.kind].is_open for score in scored)):
-        chief = chief_scores(generated)
+        chief = headline_scores(generated)
         summary["generate"] = figures_of(chief, unsure_band, resamples) | generation_figures(chief)
     return rounded(summary)
 
@@ -103,14 +103,14 @@ def every_figure(
     rows: dict[str, list[ItemScore]] = defaultdict(list)
     for score in scores:
         rows[score.row].append(score)
-    found = figures_of(chief_scores(scores), band, resamples)
+    found = figures_of(headline_scores(scores), band, resamples)
     found["by_kind"] = {row: figures_of(rows[row], band, resamples) for row in sorted(rows)}
     if edits := edit_scores(scores):
         found["edits"] = figures_of(edits, band, resamples)
     return found
 
 
-def chief_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
+def headline_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
     """The items of the top-level metrics: closed questions about generation, if there are any."""
     closed = [score for score in scores if not KINDS[score.kind].is_open] or list(scores)
     return [score for score in closed if score.topic == "generation"] or closed
@@ -207,7 +207,7 @@ def item_odds(score: ItemScore) -> float:
 
 def witness_figures(scores: Sequence[ItemScore], resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
     """Of each witness by itself, on the verdicts in which all speak: {n, accuracy, balanced_accuracy, auroc, ci95}."""
-    spoken = [score for score in chief_scores(scores) if _fused_odds(score.results) is not None]
+    spoken = [score for score in headline_scores(scores) if _fused_odds(score.results) is not None]
     if not spoken:
         return {}
     names = ["language_model", *(spoken[0].results[0].witness_odds or {})]
@@ -318,7 +318,7 @@ def calibrated_figures(
     It was fitted on the log-odds averaged over both polarities, fused where there are several witnesses, and is applied
     to those.
     """
-    asked = [score for score in chief_scores(scores) if KINDS[score.kind].is_verdict]
+    asked = [score for score in headline_scores(scores) if KINDS[score.kind].is_verdict]
     known = [score for score in asked if score.is_fake is not None and score.p_fake is not None]
     if not known:
         return None
@@ -354,7 +354,7 @@ def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool
 
     An unparsed answer counts as the wrong verdict.
     """
-    known = [s for s in chief_scores(scores) if s.is_fake is not None]
+    known = [s for s in headline_scores(scores) if s.is_fake is not None]
     known = [s for s in known if KINDS[s.kind].is_verdict] or known
     ranked = [s for s in known if s.p_fake is not None]
     if ranked:

@@ -60,7 +60,8 @@ def truth_figures(rows: Sequence[Checked], *, seed: int = 0, resamples: int = RE
 
 def _count(rows: Sequence[Checked], seed: int) -> _Counts:
     of_others = [
-        [row.of(other.measured) for other in some] for row, some in zip(rows, others_of(rows, seed=seed), strict=True)
+        [row.counts_against(other.measured) for other in some]
+        for row, some in zip(rows, others_of(rows, seed=seed), strict=True)
     ]
     wins = [
         np.mean([_wins(row.own, one) for one in some]) if some else np.nan
@@ -156,7 +157,7 @@ def _constant_claims(rows: Sequence[Checked], label: Label) -> list[Claim]:
     some = [row for row in rows if row.label == label]
     calibration = some[0].calibration
     shares = []
-    for name in calibration.telling:
+    for name in calibration.informative:
         standings = [calibration.standing(row.measured, name) for row in some]
         for direction in _DIRECTIONS:
             claim = Claim(name, MEASURES[name].kind, direction, min(BOUNDS))

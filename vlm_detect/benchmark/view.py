@@ -120,7 +120,7 @@ def _dataset_card(row: dict[str, Any]) -> dict[str, Any]:
     lines = [str(row[name]) for name in ("object_class", "caption", "group") if row.get(name)]
     for name in columns:
         try:
-            image = decode_image(StoredImage.of(row[name]).content).image
+            image = decode_image(StoredImage.from_cell(row[name]).content).image
         except ImageRejected as rejected:
             lines.append(f"{name}: {rejected}")
             continue

@@ -24,7 +24,7 @@ from vlm_detect.cnn.tasks import decisions, targets_of
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.configuration import CnnConfig
-from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.models.cnn.verdicts import COMPARED_CLASSES, VERDICT, odds_of
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
 from vlm_detect.records import Item, Result
 from vlm_detect.schema import with_schema
@@ -50,14 +50,14 @@ def evaluate_split(
     heads: dict[str, list[str]] = config.heads or {}
     results = verdict_results(shots, odds_of(logits[VERDICT], heads[VERDICT], config.task), config.task)
     if not results:
-        raise UserError(f"{name}: none of its images is {' or '.join(SUSPECTED[config.task])}: nothing to score")
+        raise UserError(f"{name}: none of its images is {' or '.join(COMPARED_CLASSES[config.task])}: nothing to score")
     is_fake = np.array([result.is_fake for result in results])
     summary = {
         "benchmark": name,
         "model": model,
         "task": config.task,
         "skipped": len(shots.rejects),
-        **summarise(results, floors={"commonest_class": float(max(is_fake.mean(), 1 - is_fake.mean()))}),
+        **summarise(results, baselines={"commonest_class": float(max(is_fake.mean(), 1 - is_fake.mean()))}),
         "heads": rounded(head_figures(shots, logits, heads, config.task)),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -72,14 +72,14 @@ def evaluate_split(
 
 def verdict_results(shots: Shots, odds: np.ndarray, task: str) -> list[Result]:
     """One result per image of the task's verdict; `odds` (N,) of the positive class, in nats."""
-    suspected, other = SUSPECTED[task]
-    question = EDIT_QUESTION if suspected == "edited" else FAKE_QUESTION
+    positive, other = COMPARED_CLASSES[task]
+    question = EDIT_QUESTION if positive == "edited" else FAKE_QUESTION
     logprobs = np.stack([-np.logaddexp(0, -odds), -np.logaddexp(0, odds)], axis=1)  # (N, 2): of yes, of no
     results = []
     for entry, (yes, no) in zip(shots.entries, logprobs.tolist(), strict=True):
-        if entry.label not in (suspected, other):
+        if entry.label not in (positive, other):
             continue
-        truth, said = (YES if entry.label == suspected else NO), (YES if yes > no else NO)
+        truth, said = (YES if entry.label == positive else NO), (YES if yes > no else NO)
         results.append(
             Result(
                 id=entry.id,

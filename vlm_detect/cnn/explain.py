@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vlm_detect.cnn.heatmap import heat_maps, overlay
-from vlm_detect.data.sources import Found, look_into, tell_skipped
+from vlm_detect.data.sources import Found, look_into, report_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.models.cnn.detector import CnnDetector
@@ -47,7 +47,7 @@ def explain(detector: CnnDetector, paths: Sequence[str], out: Path, *, batch: in
         title=f"Where {config.arch} looks",
         model=detector.name,
         lead=f"{len(images)} images, read at {config.image_size}x{config.image_size} pixels, view: {config.view}.",
-        suspects=detector.suspects,
+        positive_class=detector.positive_class,
         cards=cards,
         bad=bad,
     )
@@ -66,7 +66,7 @@ def explained(detector: CnnDetector, images: Sequence[Image.Image], names: Seque
         pictures = {
             "Input": pixels[place],
             "Inverted, saturated": views[place],
-            f"Evidence for “{detector.suspects}”": overlay(pixels[place], heat[place]),
+            f"Evidence for “{detector.positive_class}”": overlay(pixels[place], heat[place]),
         }
         cards.append(
             {
@@ -102,7 +102,7 @@ def open_images(paths: Sequence[str]) -> tuple[list[str], list[Image.Image], lis
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         found = look_into(path) if path.is_dir() else Found([path])
-        tell_skipped(str(path), found.skipped)
+        report_skipped(str(path), found.skipped)
         files = found.images
         if not files:
             raise UserError(f"{path}: no images found there")

@@ -36,7 +36,7 @@ def heat_maps(detector: CnnDetector, pixels: np.ndarray) -> np.ndarray:
         if logits.shape[1] == 1:
             return logits[:, 0]
         sides = sides_of(detector.heads[VERDICT], detector.config.task)
-        return logits[:, sides.suspected].logsumexp(dim=1) - logits[:, sides.other]
+        return logits[:, sides.positive].logsumexp(dim=1) - logits[:, sides.other]
 
     with torch.enable_grad():
         prepared = model.prepare(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(model.device)).requires_grad_()

@@ -159,16 +159,16 @@ def _cells(rows: Dataset) -> Iterator[tuple[Entry, StoredImage]]:
     """Every image once: of a pair dataset each photo, where it is real, and each twin."""
     if "twin" not in rows.column_names:
         for index, row in enumerate(rows):
-            yield _entry(row, row["label"], str(index)), StoredImage.of(row["image"])
+            yield _entry(row, row["label"], str(index)), StoredImage.from_cell(row["image"])
         return
     seen: set[str] = set()
     for row in rows:
-        photo = StoredImage.of(row["image"])
+        photo = StoredImage.from_cell(row["image"])
         if row["image_label"] == "real" and photo.key not in seen:
             seen.add(photo.key)
             yield Entry("real", "", "", row["group"], f"{row['pair_id']}/image"), photo
         label = "edited" if row["kind"] == "edit" else "generated"
-        yield _entry(row, label, f"{row['pair_id']}/twin"), StoredImage.of(row["twin"])
+        yield _entry(row, label, f"{row['pair_id']}/twin"), StoredImage.from_cell(row["twin"])
 
 
 def _entry(row: Mapping[str, Any], label: str, id_: str) -> Entry:

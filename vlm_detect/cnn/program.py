@@ -30,7 +30,7 @@ from vlm_detect.models.cnn.backbones import backbone_config
 from vlm_detect.models.cnn.configuration import IMAGENET_MEAN, IMAGENET_STD, CnnConfig
 from vlm_detect.models.cnn.model import new_model
 from vlm_detect.models.cnn.squares import Fit
-from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.models.cnn.verdicts import COMPARED_CLASSES, VERDICT, odds_of
 from vlm_detect.quiet import no_bars
 from vlm_detect.stats.calibration import Calibration, fit
 from vlm_detect.train.data import data_hashes
@@ -171,10 +171,10 @@ def scored_splits(data: CnnData, options: CnnDataOptions, config: CnnConfig) -> 
 
 def calibration_of(shots: Shots, logits: Mapping[str, np.ndarray], config: CnnConfig) -> Calibration:
     """Fitted on the images of `shots` that the verdict is about; `logits` (N, L) of each head."""
-    labels, (suspected, other) = shots.column("label"), SUSPECTED[config.task]
-    asked = np.isin(labels, [suspected, other])
+    labels, (positive, other) = shots.column("label"), COMPARED_CLASSES[config.task]
+    asked = np.isin(labels, [positive, other])
     odds = odds_of(logits[VERDICT], (config.heads or {})[VERDICT], config.task)
-    found = fit(odds[asked], (labels == suspected)[asked], groups=shots.column("group")[asked].tolist())
+    found = fit(odds[asked], (labels == positive)[asked], groups=shots.column("group")[asked].tolist())
     if found.doubt:
         print(f"calibration: not reliable, {found.doubt} on the validation split")
     return found

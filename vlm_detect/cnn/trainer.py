@@ -15,7 +15,7 @@ from vlm_detect.cnn.options import CnnTrainOptions
 from vlm_detect.cnn.pixels import Shots
 from vlm_detect.cnn.tasks import decisions, targets_of
 from vlm_detect.models.cnn.model import CnnForDetection, head_loss, logits_of
-from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
+from vlm_detect.models.cnn.verdicts import COMPARED_CLASSES, VERDICT, odds_of
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.validation import scores_of
@@ -119,9 +119,9 @@ def validation_scores(
         known = truth[head] >= 0
         found[f"{head}_accuracy"] = float((decisions(values) == truth[head])[known].mean())
     accuracy = float(np.mean(list(found.values())))
-    suspected, other = SUSPECTED[config.task]
+    positive, other = COMPARED_CLASSES[config.task]
     labels = shots.column("label")
-    asked = np.isin(labels, [suspected, other])
+    asked = np.isin(labels, [positive, other])
     odds = odds_of(logits[VERDICT], config.heads[VERDICT], config.task)
-    scores = scores_of(odds[asked], labels[asked] == suspected)
+    scores = scores_of(odds[asked], labels[asked] == positive)
     return {**scores, **found, "accuracy": found[f"{VERDICT}_accuracy"], "score": accuracy - 1e-3 * scores["log_loss"]}

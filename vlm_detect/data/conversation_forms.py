@@ -1,7 +1,7 @@
 """Parse one conversation about an image from common JSON layouts.
 
-    talk = read_talk({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nReal?"}, ...]})
-    talk = read_talk({"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>Real?"}, ...]})
+    talk = read_conversation({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nReal?"}, ...]})
+    talk = read_conversation({"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>Real?"}, ...]})
     talk.image, talk.turns
 
 LLaVA and ShareGPT write `conversations` of from and value; OpenAI and ms-swift `messages` of role and content, which
@@ -29,7 +29,7 @@ _PATH_TAG = re.compile(
 
 
 @dataclass(frozen=True)
-class Talk:
+class Conversation:
     """`image` is a path or the bytes of a file; `turns` are (question, answer) pairs."""
 
     image: str | bytes
@@ -39,7 +39,7 @@ class Talk:
     generator: str
 
 
-def read_talk(record: Any) -> Talk:
+def read_conversation(record: Any) -> Conversation:
     """Parse a record; raises ValueError with the reason if it is invalid."""
     if not isinstance(record, Mapping):
         raise ValueError(f"a {type(record).__name__}, not an object")
@@ -55,7 +55,7 @@ def read_talk(record: Any) -> Talk:
     if len(images) != 1:
         raise ValueError(f"it has {len(images)} images; exactly one is supported" if images else "it has no image")
     label, generator = _label(record)
-    return Talk(_image(images[0]), _paired(turns), system, label, generator)
+    return Conversation(_image(images[0]), _paired(turns), system, label, generator)
 
 
 def _messages(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:

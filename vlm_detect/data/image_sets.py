@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vlm_detect.data.label_reading import told
+from vlm_detect.data.label_reading import describe_counts
 from vlm_detect.data.labelled_rows import fingerprint, read_as, word_of
 from vlm_detect.data.selection import Entry, Selection, select
 from vlm_detect.data.sources import look_into, text_digest
@@ -131,7 +131,7 @@ def in_folders(
         found.skipped["image in a folder without a label"] += outside
     # hashes of relative paths, so that a copy of the folder has the same order
     entries.sort(key=lambda entry: text_digest([Path(entry.where).relative_to(folder).as_posix()]))
-    return FileSet(select(entries, selection), found.skipped, f"folders: {told(readings)}")
+    return FileSet(select(entries, selection), found.skipped, f"folders: {describe_counts(readings)}")
 
 
 class FileSet:

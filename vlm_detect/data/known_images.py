@@ -27,7 +27,7 @@ from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.label_reading import LABEL_COLUMNS
 from vlm_detect.data.pairs import kind_of_rows, known_labels, open_splits
 from vlm_detect.data.selection import Entry
-from vlm_detect.data.sources import SourcePhoto, open_source, tell_skipped
+from vlm_detect.data.sources import SourcePhoto, open_source, report_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.images.stored import StoredImage, cell_name, undecoded
@@ -109,7 +109,7 @@ def verdict_cells(rows: Dataset) -> dict[bool, list[tuple[int, Column]]]:
     for i, (label, kind) in enumerate(zip(rows["image_label"], rows["kind"], strict=True)):
         if kind != "edit":
             cells[True].append((i, "twin"))
-        if label == "real" and (key := StoredImage.of(rows[i]["image"]).key) not in seen:
+        if label == "real" and (key := StoredImage.from_cell(rows[i]["image"]).key) not in seen:
             seen.add(key)
             cells[False].append((i, "image"))
     return cells
@@ -132,7 +132,7 @@ def _of_dataset(
                 cell = part.select_columns([column, "group"])[row]
                 name = f"{data}: {cell_name(row, column)}"
                 try:
-                    data_of = StoredImage.of(cell[column], name).content
+                    data_of = StoredImage.from_cell(cell[column], name).content
                 except ImageRejected as rejected:
                     yield KnownImage(name, rejected, label, str(cell["group"]))
                 else:
@@ -154,7 +154,7 @@ def _of_folder(data: str, split: str | None, default: str | None, limit: int | N
 
 def _of_set(data: str, layout: str, split: str | None, default: str | None, limit: int | None) -> KnownImages:
     images = open_image_set(layout, data)
-    tell_skipped(data, images.skipped)
+    report_skipped(data, images.skipped)
     splits = {entry.split or "" for entry in images.entries}
     named = [name for name in splits if name]
     names = _chosen(named, data, split or (default if named else None), unnamed="" in splits)
@@ -179,7 +179,7 @@ def _photos(data: str, split: str | None, limit: int | None) -> KnownImages:
     if split is not None:
         raise UserError(f"--split {split}: {data} has no splits; leave it out")
     source = open_source(data, limit)
-    tell_skipped(data, source.skipped)
+    report_skipped(data, source.skipped)
 
     def read() -> Iterator[KnownImage]:
         for photo in source.read(0, len(source)):

@@ -2,7 +2,7 @@
 
     reader = LabelReader.choose(["image", "is_real"], named="owner/set")
     reader({"is_real": True})       # "real"
-    reader.told()                   # 'is_real: true = real (1)'
+    reader.describe()               # 'is_real: true = real (1)'
 
 Words and class names are read by the list in `records.py`, also within a name (AiArtData). Numbers and booleans are
 read where the column's name defines them (is_fake, is_real). A bare 0 or 1 in "label" is ambiguous, because public sets
@@ -120,15 +120,17 @@ class LabelReader:
         hint = next((f" (the row's {name} is {row[name]})" for name in GENERATOR_COLUMNS if row.get(name)), "")
         return f"{self.column} {word} does not say whether an image is real{hint}"
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Such as "label: 0 = real (12), 1 = generated (12); 1 without a label"."""
-        return f"{self.column}: {told(self.counts)}" + (f"; {self.without} without a label" if self.without else "")
+        return f"{self.column}: {describe_counts(self.counts)}" + (
+            f"; {self.without} without a label" if self.without else ""
+        )
 
 
 GENERATOR_COLUMNS = ("generator", "model", "model_name", "source_model", "generator_name")
 
 
-def told(counts: Mapping[tuple[str, Label], int]) -> str:
+def describe_counts(counts: Mapping[tuple[str, Label], int]) -> str:
     """How words were read, with counts: "FAKE = generated (12), REAL = real (12)"."""
     return ", ".join(f"{word} = {label} ({count})" for (word, label), count in sorted(counts.items()))
 

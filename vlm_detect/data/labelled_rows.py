@@ -78,7 +78,7 @@ def hub_rows(spec: str, selection: Selection) -> RowSet:
                 place=(part, index),
             )
             entries.append(entry)
-        readings.append(f"{name}: {label_of.told()}" if len(splits) > 1 else label_of.told())
+        readings.append(f"{name}: {label_of.describe()}" if len(splits) > 1 else label_of.describe())
     if selection.limit is None:
         entries.sort(key=lambda entry: text_digest([entry.where]))
     if len(splits) == 1:  # a single split, often named train by default, is divided here

@@ -152,7 +152,7 @@ def _tables(place: Path, images: Sequence[Path], selection: Selection) -> FileSe
     unlisted = len(set(images) - {row.path for row in rows})
     skipped = Counter({"image not in any table": unlisted} if unlisted else {})
     readers = {id(row.reader): row.reader for row in rows}
-    return FileSet(select(entries, selection), skipped, "; ".join(reader.told() for reader in readers.values()))
+    return FileSet(select(entries, selection), skipped, "; ".join(reader.describe() for reader in readers.values()))
 
 
 def _cifake_rows(folder: Path, selection: Selection) -> RowSet:

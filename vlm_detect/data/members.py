@@ -46,7 +46,7 @@ class Member:
     @cached_property
     def image(self) -> StoredImage:
         """Raises UserError if the cell names an unreadable file."""
-        return StoredImage.of(self.cell, self.id)
+        return StoredImage.from_cell(self.cell, self.id)
 
 
 @dataclass(frozen=True)

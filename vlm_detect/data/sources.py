@@ -140,7 +140,7 @@ def _look_below(folder: Path, above: frozenset[str], found: Found) -> None:
         found.skipped["folder without read permission"] += 1
 
 
-def tell_skipped(named: str, skipped: Counter[str]) -> None:
+def report_skipped(named: str, skipped: Counter[str]) -> None:
     """Report on stderr the files of a folder that were skipped."""
     if skipped:
         files = f"{skipped.total()} file{'s' * (skipped.total() > 1)}"

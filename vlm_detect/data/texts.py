@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from vlm_detect.data.conversation_forms import read_talk
+from vlm_detect.data.conversation_forms import read_conversation
 from vlm_detect.data.named_files import json_rows
 from vlm_detect.errors import UserError
 from vlm_detect.records import ReasonKind, TextsLayout
@@ -72,7 +72,7 @@ def read_texts(layout: TextsLayout, path: Path) -> Iterator[tuple[str, list[Note
 
 
 def _conversation(record: Any) -> tuple[str, list[Note]]:
-    talk = read_talk(record)
+    talk = read_conversation(record)
     name = hashlib.sha256(talk.image).hexdigest() if isinstance(talk.image, bytes) else talk.image
     return name, [Note(answer) for _, answer in talk.turns]
 

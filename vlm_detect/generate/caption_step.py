@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Features, Image, Value
 
 from vlm_detect.columns import SOURCE_FEATURES
-from vlm_detect.data.sources import Source, SourcePhoto, open_source, tell_skipped
+from vlm_detect.data.sources import Source, SourcePhoto, open_source, report_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.generate.captions import clean_caption
 from vlm_detect.generate.options import FROM_COLUMN, CaptionConfig, SourceConfig
@@ -72,7 +72,7 @@ def check_captioner(captioner: str) -> None:
 def plan_captions(source: SourceConfig, config: CaptionConfig) -> Plan:
     """The source's photos in shards; raises `UserError` if there are none."""
     photos = open_source(source.images, source.limit, caption_column=source.caption_column)
-    tell_skipped(source.images, photos.skipped)
+    report_skipped(source.images, photos.skipped)
     settings = asdict(config)
     if config.prompts:
         settings["prompts_sha256"] = PromptBook.read(Path(config.prompts)).sha256
@@ -140,7 +140,7 @@ class CaptionShard:
             return FROM_COLUMN, None, [str(item.photo.caption) for item in usable]
         if self.config.prompts:
             book = PromptBook.read(Path(self.config.prompts))
-            return FROM_PROMPTS, book.sha256, [book.draw(int(item.id, 16)) for item in usable]
+            return FROM_PROMPTS, book.sha256, [book.sample(int(item.id, 16)) for item in usable]
         name, revision, engine = _load_captioner(self.config.captioner)
         captions: list[str] = []
         for start in range(0, len(usable), self.config.caption_batch):

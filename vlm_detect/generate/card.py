@@ -94,7 +94,7 @@ def reasons_section(
     if calibration is not None:
         telling = [
             f"{name} {scale.auroc:.2f} ({scale.ci95[0]:.2f} to {scale.ci95[1]:.2f}), {scale.generated} where generated"
-            for name in calibration.telling
+            for name in calibration.informative
             for scale in [calibration.scales[name]]
         ]
         counts = f"{_counts(calibration.images)} images of the training split (`measures.json`)"

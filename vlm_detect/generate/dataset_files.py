@@ -23,7 +23,7 @@ from vlm_detect.config import file_sha256, read_run_json, write_run_json
 from vlm_detect.data.audit import write_audit
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
-from vlm_detect.jobs.shards import differences, told_when_full, write_rows
+from vlm_detect.jobs.shards import differences, full_disk_as_user_error, write_rows
 from vlm_detect.records import Reject
 
 _GROUP_BYTES = 16 * 1024**2  # of a parquet row group: the unit that a reader holds in memory
@@ -124,7 +124,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes `out` on success; remains of a killed run are removed first."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with told_when_full(out):
+    with full_disk_as_user_error(out):
         (partial / "data").mkdir(parents=True)
         yield partial
         write_audit(partial)

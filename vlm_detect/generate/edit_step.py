@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_detect.generate.edits import draw_edit
+from vlm_detect.generate.edits import random_edit
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.images.edits import EDITS, Paint
 
@@ -43,13 +43,13 @@ def donor_groups(groups: Iterable[str]) -> dict[str, str]:
     return partners
 
 
-def draw_edits(
+def random_edits(
     subjects: Sequence[EditSubject], operations: Sequence[str]
 ) -> Iterator[tuple[EditSubject, dict[str, Any], Image.Image | ImageRejected]]:
     """(subject, value of the column `edit`, the edited image or why it failed) for each."""
     for subject in subjects:
         try:
-            edited = draw_edit(
+            edited = random_edit(
                 subject.image,
                 subject.seed,
                 operations=operations,

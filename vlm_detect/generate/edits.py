@@ -1,7 +1,7 @@
 """Local edits with a known operation and place, and no change outside of it.
 
-    edited = draw_edit(photo, seed=7, donor=another)       # .image, .operation, .box (x0, y0, x1, y1), .strength
-    edited = draw_edit(photo, seed=7, operations=("blur",))
+    edited = random_edit(photo, seed=7, donor=another)       # .image, .operation, .box (x0, y0, x1, y1), .strength
+    edited = random_edit(photo, seed=7, operations=("blur",))
 
 An edit is within a box, under a soft mask that is zero along the box's border, so there is no visible seam and no pixel
 outside changes. The seed determines operation, one of nine places, size and settings. An edit that is too weak to be
@@ -44,7 +44,7 @@ class Edited:
     attempt: int
 
 
-def draw_edit(
+def random_edit(
     image: Image.Image,
     seed: int,
     *,
@@ -89,9 +89,9 @@ def edit_once(
     donor: Image.Image | None = None,
     paint: Paint | None = None,
 ) -> Edited:
-    """One sample of `draw_edit`, of any strength; a splice needs `donor`, inpainting `paint`."""
+    """One sample of `random_edit`, of any strength; a splice needs `donor`, inpainting `paint`."""
     rng = np.random.default_rng([seed, attempt])
-    place = draw_place(image.size, rng)
+    place = random_place(image.size, rng)
     edited = place.put(image, EDITS[operation].make(Scene(image, place, rng, donor, paint)))
     return Edited(edited, operation, place.box, strength_of(image, edited, place.box), attempt)
 
@@ -102,7 +102,7 @@ def strength_of(before: Image.Image, after: Image.Image, box: Box) -> float:
     return float(np.abs(a - b).mean() / 255)
 
 
-def draw_place(size: tuple[int, int], rng: np.random.Generator) -> Place:
+def random_place(size: tuple[int, int], rng: np.random.Generator) -> Place:
     """A box in one of nine equally likely places of an image of `size` (width, height), and its soft mask."""
     spans = []
     for length in size:

@@ -23,7 +23,7 @@ from datasets import Features, Value
 from vlm_detect.columns import EDIT_FEATURES, IMAGE_FEATURES
 from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.data.selection import Entry
-from vlm_detect.data.sources import tell_skipped
+from vlm_detect.data.sources import report_skipped
 from vlm_detect.data.splits import Split, merge_groups, split_groups
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import image_card
@@ -45,7 +45,7 @@ IMPORT_FEATURES = Features({**IMAGE_FEATURES, "edit": EDIT_FEATURES, "split": Va
 
 def plan_import(src: str, config: ImportConfig) -> Plan:
     images = _image_set(config.layout, src, config.selection)
-    tell_skipped(src, images.skipped)
+    report_skipped(src, images.skipped)
     print(f"{src}: {images.reading}")
     labels = {entry.label for entry in images.entries if entry.label is not None}
     if len(labels) < 2:

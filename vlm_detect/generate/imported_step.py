@@ -22,7 +22,7 @@ from vlm_detect.data.members import Member, Members, names_of, open_members
 from vlm_detect.data.texts import Note, read_texts
 from vlm_detect.errors import UserError
 from vlm_detect.generate.judging import Claimed
-from vlm_detect.generate.measure_step import SPOKEN_FEATURES
+from vlm_detect.generate.measure_step import SENTENCE_FEATURES
 from vlm_detect.generate.options import TeacherConfig, TextsConfig
 from vlm_detect.generate.sightings import Sighting, Unusable, check_sighting
 from vlm_detect.generate.taxonomy import kind_of, reason_in, speaks_for
@@ -84,7 +84,7 @@ class ImportedShard:
                 except UserError as error:
                     rejects.append(Reject(item[0].id, STAGE, "unreadable", str(error)))
         judging = judging_of(replace(self.judging, teacher=None, teacher_endpoint=None), "imported")
-        write_shard(self.folder, shard, judging.rows(claims, rejects), SPOKEN_FEATURES, rejects)
+        write_shard(self.folder, shard, judging.rows(claims, rejects), SENTENCE_FEATURES, rejects)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Judge candidate sentences: keep or reject them, and write the reasons as rows of a shard.
 
     judging = Judging(asked, min_margin=1.0, checked_by="a-model", source="teacher")
-    rows = judging.rows([([photo, twin], sighting), ...], rejects)       # records of measure_step.SPOKEN_FEATURES
+    rows = judging.rows([([photo, twin], sighting), ...], rejects)       # records of measure_step.SENTENCE_FEATURES
 
 Each sentence is about one image of its item; the other one, if any, is its counterpart.
 """

@@ -30,7 +30,7 @@ from vlm_detect.measures.registry import MEASURES, Measured, measure_image
 from vlm_detect.records import Reject
 
 # A shard's rows: the reasons of one image, identified by row number and column.
-SPOKEN_FEATURES = Features({"row": Value("int64"), "column": Value("string"), "reasons": List(REASON_FEATURES)})
+SENTENCE_FEATURES = Features({"row": Value("int64"), "column": Value("string"), "reasons": List(REASON_FEATURES)})
 _FACTS = {
     "row": Value("int64"),
     "column": Value("string"),
@@ -115,13 +115,13 @@ def calibrate(folder: Path) -> MeasureCalibration:
     return fit_calibration(measured, [row["label"] == "generated" for row in rows], [row["group"] for row in rows])
 
 
-def plan_speaking(measures: Plan, calibration: Path, *, seed: int, most: int) -> Plan:
+def plan_sentences(measures: Plan, calibration: Path, *, seed: int, most: int) -> Plan:
     settings = {"seed": seed, "most": most, "calibration": file_sha256(calibration / FILE)}
     return Plan("measured", measures.items, measures.shard_size, measures.inputs, settings)
 
 
 @dataclass(frozen=True)
-class SpeakShard:
+class SentenceShard:
     """The measured reasons of one shard's images. `work` contains the calibration and the shards of numbers."""
 
     dataset: str
@@ -149,7 +149,7 @@ class SpeakShard:
             )
             reasons = [reason.to_row() for reason in spoken]
             rows.append({"row": member.row, "column": member.column, "reasons": reasons})
-        write_shard(self.folder, shard, rows, SPOKEN_FEATURES, rejects)
+        write_shard(self.folder, shard, rows, SENTENCE_FEATURES, rejects)
 
 
 def counted_rows(members: Members, plan: Plan, shard: int) -> Iterator[Member]:

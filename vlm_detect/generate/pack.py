@@ -41,7 +41,7 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
         for shard in range(plan.shards)
         for row in read_rows(renders, shard, ["captioner"])
     )
-    drawn = {} if is_paired else _drawn_hashes(renders, plan.shards)
+    drawn = {} if is_paired else _rendered_hashes(renders, plan.shards)
     splits = _split_photos(renders, plan.shards, drawn, config, rejects)
     if not splits:
         why = sum_up(rejects) if rejects else "(nothing was rendered)"
@@ -102,7 +102,7 @@ def _write(
     return finish_folder(partial, writer, "pairs" if is_paired else "images", rejects, settings, card)
 
 
-def _drawn_hashes(renders: Path, shards: int) -> dict[str, str]:
+def _rendered_hashes(renders: Path, shards: int) -> dict[str, str]:
     """photo's id -> the perceptual hash of its twin."""
     rows = (row for shard in range(shards) for row in read_rows(renders, shard, ["id", "twins"]))
     return {row["id"]: perceptual_hash(twin_image(row["twins"][0])) for row in rows}

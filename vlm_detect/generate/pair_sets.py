@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_detect.data.named_files import why_not_found
-from vlm_detect.data.sources import find_images, look_into, tell_skipped
+from vlm_detect.data.sources import find_images, look_into, report_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.generate.options import PairSetConfig
 from vlm_detect.generate.render_step import RENDER_FEATURES
@@ -91,11 +91,11 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _tell_unpaired(reals: Path, twins: Path) -> None:
+def _report_unpaired(reals: Path, twins: Path) -> None:
     """Report unmatched files of the two folders on stderr."""
     photos, others = (set(_by_name(folder.expanduser())) for folder in (reals, twins))
     for folder, own, other in ((reals, photos, others), (twins, others, photos)):
-        tell_skipped(str(folder), look_into(folder.expanduser()).skipped)
+        report_skipped(str(folder), look_into(folder.expanduser()).skipped)
         if alone := sorted(own - other):
             print(f"{folder}: skipped {len(alone)} images without a counterpart, such as {alone[0]}", file=sys.stderr)
 
@@ -130,7 +130,7 @@ def _from_csv(path: Path, config: PairSetConfig) -> list[PairEntry]:
 def plan_pairs(sources: Sequence[str], config: PairSetConfig) -> Plan:
     entries = list_pairs(sources, config)
     if len(sources) == 2:
-        _tell_unpaired(*map(Path, sources))
+        _report_unpaired(*map(Path, sources))
     listed = hashlib.sha256("\n".join(map(repr, entries)).encode()).hexdigest()
     return Plan("pairs", len(entries), config.shard_size, listed, {"sources": list(sources), **asdict(config)})
 

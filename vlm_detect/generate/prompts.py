@@ -7,7 +7,7 @@
       light: ["at noon", "in the evening", ""]
 
     book = PromptBook.read(Path("prompts.yaml"))
-    book.draw(seed=7)            # the same seed, the same prompt
+    book.sample(seed=7)          # the same seed, the same prompt
 
 `base` may be a list to sample from. Modifiers that are not in the base are unused, and an unknown name is an error.
 """
@@ -64,7 +64,7 @@ class PromptBook:
                 raise UserError(f"{path}: the base {base!r} is not a text with {{names}} ({error})") from error
         return cls(bases, modifiers, hashlib.sha256(content).hexdigest())
 
-    def draw(self, seed: int) -> str:
+    def sample(self, seed: int) -> str:
         rng = random.Random(seed)
         base = rng.choice(self.bases)
         # in the file's order, used or not, so that the base does not affect other samples

@@ -69,19 +69,19 @@ def _with_reasons(
     plan: ReasonsPlan, work: Path, members: Members, columns: Mapping[str, str], tally: Tally
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(split, row) of every row, with the found reasons and those of other sources."""
-    measured, taught, imported = (Spoken(work / name) for name in ("measured", "teacher", "imported"))
+    measured, taught, imported = (StepReasons(work / name) for name in ("measured", "teacher", "imported"))
     for number, split, row in progress(members.numbered(0, members.rows), "pack", total=members.rows, unit="row"):
         for member in members.of_row(number, split, row):
             name = columns[member.column]
             kept = [reason for reason in row.get(name) or [] if reason["source"] not in plan.sources]
             edits = _of_edit(member, plan.wanted.reasons.seed) if "edit" in plan.sources else []
-            others = [*taught.of(number, member.column), *imported.of(number, member.column)]
-            row[name] = [*measured.of(number, member.column), *edits, *others, *kept]
+            others = [*taught.at(number, member.column), *imported.at(number, member.column)]
+            row[name] = [*measured.at(number, member.column), *edits, *others, *kept]
             tally.count(member.label, row[name])
         yield split, row
 
 
-class Spoken:
+class StepReasons:
     """Iterate over the reasons of a finished step in row order; empty if the step was not run."""
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ class Spoken:
         self._ahead = next(self._rows, None)
         self._found: dict[tuple[int, str], list[dict[str, Any]]] = {}
 
-    def of(self, number: int, column: str) -> list[dict[str, Any]]:
+    def at(self, number: int, column: str) -> list[dict[str, Any]]:
         while self._ahead is not None and self._ahead["row"] <= number:
             self._found[self._ahead["row"], self._ahead["column"]] = self._ahead["reasons"]
             self._ahead = next(self._rows, None)

@@ -21,7 +21,7 @@ from vlm_detect.config import read_run_json
 from vlm_detect.data.members import Members, open_members
 from vlm_detect.errors import UsageError, UserError
 from vlm_detect.generate.imported_step import ImportedShard, plan_imported
-from vlm_detect.generate.measure_step import MeasureShard, SpeakShard, calibrate, plan_measures, plan_speaking
+from vlm_detect.generate.measure_step import MeasureShard, SentenceShard, calibrate, plan_measures, plan_sentences
 from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, TextsConfig
 from vlm_detect.generate.teacher_step import TeacherShard, cost, judge_of, plan_teacher, teacher_of
 from vlm_detect.jobs.executors import run_shards
@@ -127,6 +127,6 @@ def _find_measured(plan: ReasonsPlan, work: Path, launch: Launch | None) -> str 
     if not (work / FILE).is_file():
         calibrate(measures).save(work)
     reasons = plan.wanted.reasons
-    speaking = plan_speaking(step, work, seed=reasons.seed, most=reasons.measured_reasons)
+    speaking = plan_sentences(step, work, seed=reasons.seed, most=reasons.measured_reasons)
     begin(measured, speaking)
-    return run_shards(SpeakShard(plan.dataset, speaking, work, measured), speaking, measured, launch)
+    return run_shards(SentenceShard(plan.dataset, speaking, work, measured), speaking, measured, launch)

@@ -37,7 +37,7 @@ from vlm_detect.images.decode import decode_image
 from vlm_detect.images.edits import Place
 from vlm_detect.images.encode import crop_to_aspect, encode_image, fit, like_source, read_jpeg, resize
 from vlm_detect.images.encode_config import EncodeConfig
-from vlm_detect.jobs.shards import told_when_full
+from vlm_detect.jobs.shards import full_disk_as_user_error
 
 
 def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = None, donor: str | None = None) -> str:
@@ -51,7 +51,7 @@ def render_row(dataset: Path, row_id: str, out: Path, *, photo: str | None = Non
         raise UserError(f"{row_id}: a photo, which was not rendered; give the id of a generated image")
     stored = row["image" if "label" in row else "twin"]["bytes"]
     data = encode_image(_Again(dataset, row, photo, donor).make(), _encoder(row))
-    with told_when_full(out):
+    with full_disk_as_user_error(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(data)
     what = f"the {row.get('kind', 'prompted')} image of {row_id}"
@@ -95,7 +95,7 @@ class _Sizes:
     jpeg: dict[str, Any] | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> _Sizes:
+    def from_row(cls, row: Mapping[str, Any]) -> _Sizes:
         told = json.loads(row["receipt"]["encode"])
         return cls(tuple(told["drawn_at"]), tuple(told["source_cropped"]), told["source_jpeg"])
 
@@ -108,7 +108,7 @@ class _Again:
 
     def __init__(self, dataset: Path, row: Mapping[str, Any], photo: str | None, donor: str | None) -> None:
         self._dataset, self._row, self._photo, self._donor = dataset, row, photo, donor
-        self._sizes = _Sizes.of(row)
+        self._sizes = _Sizes.from_row(row)
         self._config = _render_config(dataset)
 
     def make(self) -> Image.Image:
@@ -173,7 +173,7 @@ class _Again:
             )
         photo = _open_checked(path, donor, "donor of its splice", "--donor")
         if row:
-            return fit(photo, _Sizes.of(row).drawn_at)
+            return fit(photo, _Sizes.from_row(row).drawn_at)
         side = self._config.render_size or self._renderer.native_side
         square = self._config.aspect == "square"
         return fit(photo, bucket(photo.size, side, self._renderer.size_multiple, square=square))

@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from vlm_detect.columns import EDIT_FEATURES
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
-from vlm_detect.generate.edit_step import EditSubject, donor_groups, draw_edits
+from vlm_detect.generate.edit_step import EditSubject, donor_groups, random_edits
 from vlm_detect.generate.generator import Generator
 from vlm_detect.generate.options import EditOperations, RenderConfig, Sampling
 from vlm_detect.generate.presets import with_given_file, with_preset
@@ -37,7 +37,7 @@ from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write
 from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.records import Reject, TwinKind
 
-_BESIDE = 2  # threads that decode and encode while the device renders
+_THREADS = 2  # threads that decode and encode while the device renders
 
 # One row per photo, with its twins.
 RENDER_FEATURES = Features(
@@ -133,8 +133,8 @@ class RenderShard:
         rejects = read_rejects(self.captions, shard)
         kinds = self.config.twins.kinds
         # Photos are decoded before and twins encoded after rendering, in threads: PIL releases the GIL for both.
-        with ThreadPoolExecutor(_BESIDE, thread_name_prefix="beside") as beside:
-            photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, beside))
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="images") as pool:
+            photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, pool))
             edits = [EDITS[name] for name in self.config.edit_operations.operations] if "edit" in kinds else []
             paints = renderer.can_inpaint and any(one.needs_paint for one in edits)
             if "caption" in kinds or paints:
@@ -143,7 +143,7 @@ class RenderShard:
             for batch in _batches(counted(photos), self.config.render_batch or 1):
                 for kind in kinds:
                     if kind != "edit":
-                        self._draw(renderer, kind, batch, beside)
+                        self._draw(renderer, kind, batch, pool)
         for photo in photos:
             self._take(photo, rejects)
         if "edit" in kinds:
@@ -161,7 +161,7 @@ class RenderShard:
         write_shard(self.folder, shard, rows, RENDER_FEATURES, rejects)
 
     def _photos(
-        self, rows: Iterable[dict[str, Any]], renderer: Generator, rejects: list[Reject], beside: ThreadPoolExecutor
+        self, rows: Iterable[dict[str, Any]], renderer: Generator, rejects: list[Reject], pool: ThreadPoolExecutor
     ) -> Iterator[_Photo]:
         side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
         for row in rows:
@@ -173,9 +173,9 @@ class RenderShard:
                 rejects.append(Reject(row["source"]["path_or_id"], "render", "too_small", detail))
             else:
                 prompt = f"{row['caption']} {self.config.prompt_suffix}".strip()
-                yield _Photo(row, size, beside.submit(_fitted, row["image"]["bytes"], size), prompt)
+                yield _Photo(row, size, pool.submit(_fitted, row["image"]["bytes"], size), prompt)
 
-    def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], beside: ThreadPoolExecutor) -> None:
+    def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], pool: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
 
         def draw(places: Sequence[int]) -> list[PILImage.Image]:
@@ -188,7 +188,7 @@ class RenderShard:
             photo = batch[place]
             prompt = photo.prompt if kind == "caption" else None
             twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
-            finished = image if isinstance(image, Exception) else beside.submit(_finished, image)
+            finished = image if isinstance(image, Exception) else pool.submit(_finished, image)
             photo.drawn.append((twin | {"edit": None}, finished))
 
     def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
@@ -220,7 +220,7 @@ class RenderShard:
                 seed = derive_seed(self.config.seed, photo.row["id"], f"edit/{of}")
                 donor = donors[seed % len(donors)] if donors else None
                 subjects.append(EditSubject(of, image, seed, (donor.row["id"], donor.fitted) if donor else None, paint))
-            for subject, edit, edited in draw_edits(subjects, self.config.edit_operations.operations):
+            for subject, edit, edited in random_edits(subjects, self.config.edit_operations.operations):
                 if isinstance(edited, ImageRejected):
                     where = photo.row["source"]["path_or_id"]
                     rejects.append(Reject(where, "render", edited.reason, f"edit of the {subject.of}: {edited.detail}"))

@@ -68,7 +68,7 @@ class Renderer(Generator):
         self._take(pipeline, sampling, name)
 
     @classmethod
-    def of(cls, pipeline: Any, sampling: Sampling, device: str | None = None) -> Renderer:
+    def from_pipeline(cls, pipeline: Any, sampling: Sampling, device: str | None = None) -> Renderer:
         """A renderer of a loaded pipeline; its dtype is the denoiser's."""
         renderer = cls.__new__(cls)
         renderer.device = torch.device(device or best_device())

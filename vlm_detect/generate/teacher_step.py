@@ -23,7 +23,7 @@ from vlm_detect.data.members import Member, Members, open_members
 from vlm_detect.errors import UserError
 from vlm_detect.generate.asked_models import AskedModel, open_model
 from vlm_detect.generate.judging import Judging
-from vlm_detect.generate.measure_step import SPOKEN_FEATURES
+from vlm_detect.generate.measure_step import SENTENCE_FEATURES
 from vlm_detect.generate.options import TeacherConfig
 from vlm_detect.generate.sightings import (
     SCHEMA,
@@ -128,7 +128,7 @@ class TeacherShard:
             draws = [next(replies) for _ in _prompts_of(item)]
             claims += [(item, sighting) for sighting in _heard(item, draws, rejects)]
         judging = judging_of(self.config, "teacher")
-        write_shard(self.folder, shard, judging.rows(claims, rejects), SPOKEN_FEATURES, rejects)
+        write_shard(self.folder, shard, judging.rows(claims, rejects), SENTENCE_FEATURES, rejects)
 
 
 def _items(members: Members, start: int, stop: int) -> Iterator[list[Member]]:

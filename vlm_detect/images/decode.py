@@ -152,7 +152,7 @@ def _decode(data: bytes, whole: bytes, max_pixels: int, *notes: str) -> DecodedI
         found += [FIRST_OF_SEVERAL] if is_animated else []
         jpeg = jpeg_encoding(opened)
         if file_format == "PNG":
-            _mend_transparent_colour(opened, data)
+            _fix_transparent_colour(opened, data)
         shown = shown_pixels(opened)
         image = shown.image
         is_plain = opened.mode in ("RGB", "L") and not (shown.is_turned or is_transparent(opened) or is_animated)
@@ -210,7 +210,7 @@ def _orientation(opened: Image.Image, notes: list[str]) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _mend_transparent_colour(opened: ImageFile.ImageFile, data: bytes) -> None:
+def _fix_transparent_colour(opened: ImageFile.ImageFile, data: bytes) -> None:
     """Convert a PNG's transparent colour to eight bits, because Pillow converts only the pixels."""
     depth, key = data[24], opened.info.get("transparency")
     if opened.mode == "L" and depth < 8 and isinstance(key, int):

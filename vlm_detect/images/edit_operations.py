@@ -124,7 +124,7 @@ def removal(scene: Scene) -> np.ndarray:
 def inpaint(scene: Scene) -> np.ndarray:
     assert scene.paint is not None
     painted = scene.paint(scene.image, scene.place, int(scene.rng.integers(2**63)))
-    return scene.place.of(np.asarray(painted, dtype=float))
+    return scene.place.cut(np.asarray(painted, dtype=float))
 
 
 def _side(place: Place) -> int:

@@ -33,7 +33,7 @@ class Place:
     box: Box
     mask: np.ndarray
 
-    def of(self, pixels: np.ndarray) -> np.ndarray:
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
         """The box's part of an image (H, W, 3)."""
         x0, y0, x1, y1 = self.box
         return pixels[y0:y1, x0:x1]
@@ -41,8 +41,8 @@ class Place:
     def put(self, image: Image.Image, patch: np.ndarray) -> Image.Image:
         """`image` with `patch` (height, width, 3; 0 to 255) under the mask; other pixels are unchanged."""
         pixels = np.asarray(image).copy()
-        mixed = self.of(pixels) * (1 - self.mask[..., None]) + patch * self.mask[..., None]
-        self.of(pixels)[:] = mixed.round().clip(0, 255).astype(np.uint8)
+        mixed = self.cut(pixels) * (1 - self.mask[..., None]) + patch * self.mask[..., None]
+        self.cut(pixels)[:] = mixed.round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(pixels)
 
 
@@ -67,7 +67,7 @@ class Scene:
     @property
     def patch(self) -> np.ndarray:
         """The box's part of it, (height, width, 3)."""
-        return self.place.of(self.pixels)
+        return self.place.cut(self.pixels)
 
 
 Make = Callable[[Scene], np.ndarray]

@@ -27,7 +27,7 @@ class StoredImage:
     name: str = field(default="an image", compare=False)
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any] | None, name: str = "an image") -> StoredImage:
+    def from_cell(cls, stored: Mapping[str, Any] | None, name: str = "an image") -> StoredImage:
         """From a cell of an undecoded image column, with bytes, the path of a file, or nothing.
 
         Raises `ImageRejected` for a missing file, or one that data may not refer to.
@@ -82,7 +82,7 @@ class Cells(Sequence[StoredImage]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row, column = self.places[index]
-        return StoredImage.of(self.rows.select_columns([column])[row][column], cell_name(row, column))
+        return StoredImage.from_cell(self.rows.select_columns([column])[row][column], cell_name(row, column))
 
 
 def cell_name(row: int, column: str) -> str:

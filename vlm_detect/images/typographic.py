@@ -1,6 +1,6 @@
 """Text over an image that speaks for its origin: an attack that only models that read fall for.
 
-    lay_text(image, number, size=0.06, place=0.8, style=0)       # TEXTS[number]
+    overlay_text(image, number, size=0.06, place=0.8, style=0)       # TEXTS[number]
     TEXTS[number].says, TEXTS[number].kind                       # "real" or "generated"; file_name, claim, instruction
 
 File names, claims and instructions, in both directions, at sizes that a person reads. What an image says of itself is
@@ -71,7 +71,7 @@ LEARNED = range(len(_LEARNED))
 ASKED = range(len(_LEARNED), len(TEXTS))
 
 
-def lay_text(image: Image.Image, number: int, size: float, place: float, style: int) -> Image.Image:
+def overlay_text(image: Image.Image, number: int, size: float, place: float, style: int) -> Image.Image:
     """`image` with a text over it.
 
     Args:

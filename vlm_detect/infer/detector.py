@@ -54,7 +54,7 @@ from vlm_detect.infer.verdict import (
     in_band,
     read_odds,
 )
-from vlm_detect.infer.witnesses import LANGUAGE_MODEL, Beside, Witnesses
+from vlm_detect.infer.witnesses import LANGUAGE_MODEL, Witnesses, WitnessScores
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
@@ -289,7 +289,7 @@ class Detector:
             some = pictures[start : start + self.engine.batch_images]
             seen = [picture.image for picture in some]
             odds = read_odds(self.engine, seen)
-            verdicts += map(self._verdict, some, odds, self.witnesses.beside(seen))
+            verdicts += map(self._verdict, some, odds, self.witnesses.others(seen))
         return verdicts
 
     def _held_against(self, verdict: Verdict, copies: Sequence[tuple[str, Label]]) -> Verdict:
@@ -316,14 +316,14 @@ class Detector:
         """Why the model cannot read this picture; None where it can."""
         return self.engine.vlm.refusal(picture.image.size)
 
-    def _verdict(self, picture: Picture, odds: Odds, beside: Beside) -> Verdict:
+    def _verdict(self, picture: Picture, odds: Odds, others: WitnessScores) -> Verdict:
         calibration, fusion = self.calibration, self.witnesses.fusion
-        said = {LANGUAGE_MODEL: odds.mean, **beside.odds}
+        said = {LANGUAGE_MODEL: odds.mean, **others.odds}
         fused = float(fusion.log_odds(said))
         dissent = tuple(fusion.disagreement(said))
         p_fake = float(calibration.p_fake(fused))
         label: Label = calibration.label(p_fake)
-        why = self._why_unsure(label, fused, dissent, beside.novelty_p)
+        why = self._why_unsure(label, fused, dissent, others.novelty_p)
         label = "unsure" if why else label
         low, high = calibration.unsure_low, calibration.unsure_high
         return Verdict(
@@ -340,7 +340,7 @@ class Detector:
             odds=odds,
             witnesses={one.name: Testimony(said[one.name], one.weight) for one in fusion.witnesses},
             dissent=dissent,
-            novelty_p=beside.novelty_p,
+            novelty_p=others.novelty_p,
             contradictions=contradictions(label, odds),
             provenance=picture.provenance,
             notes=picture.notes,

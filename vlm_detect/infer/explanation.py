@@ -120,7 +120,7 @@ class Explanation:
             colour = _COLOURS[reason.status]
             canvas.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
             if min(x1 - x0, y1 - y0) >= _NUMBERED:
-                # Beside the numbers of the other boxes of this place, not under them.
+                # To the right of the numbers of the other boxes in this place, not under them.
                 canvas.text((x0 + 2 * width + 10 * (drawn.count(reason.box) - 1), y0 + width), str(number), fill=colour)
         return shown
 
@@ -199,7 +199,7 @@ def _checked(
     check = check_claim(claim, measured, calibration)
     supports: Label | None = None
     scale = calibration.scales.get(claim.measure)
-    if check.status == "confirmed" and check.percentile is not None and scale is not None and scale.tells:
+    if check.status == "confirmed" and check.percentile is not None and scale is not None and scale.is_informative:
         margin = scale.margin(check.percentile)
         supports = "generated" if margin > 0 else "real" if margin < 0 else None
     return CheckedReason(

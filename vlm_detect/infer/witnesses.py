@@ -2,7 +2,7 @@
 
     witnesses = Witnesses.load("runs/moondream_lora", engine)         # a run without a fusion: the language model alone
     witnesses.log_odds(images)                                        # (N,) fused log-odds of "generated", in nats
-    witnesses.beside(images)[0].odds                                  # {"head": 1.2, "expert": 0.4}
+    witnesses.others(images)[0].odds                                  # {"head": 1.2, "expert": 0.4}
 
 The head reads features of images that the engine has just encoded. An expert's log-odds are those of its own
 calibration, so that one CNN can stand in for another (`--expert RUN`).
@@ -36,7 +36,7 @@ LANGUAGE_MODEL, HEAD, EXPERT = "language_model", "head", "expert"
 _EXPERT_WEIGHTS = "model.safetensors"
 
 
-class Beside(NamedTuple):
+class WitnessScores(NamedTuple):
     """What the other witnesses say of one image: log-odds of "generated" in nats, and how strange it is."""
 
     odds: dict[str, float]
@@ -54,7 +54,7 @@ class Expert:
     def load(cls, run: str | Path, engine: Engine) -> Expert:
         """`UserError` where the run is no CNN's, or one that was trained for another task."""
         detector = CnnDetector.load(run, engine.vlm.device)
-        if detector.suspects != "generated":
+        if detector.positive_class != "generated":
             raise UserError(
                 f"--expert {run}: was trained for the task {detector.config.task}, and here images are told to be "
                 "generated or real: give a CNN of --task real_fake or generator"
@@ -138,7 +138,7 @@ class Witnesses:
         """What `head` reads of images, (N, F)."""
         return self.backbone.pooled(images) if self.backbone else self.engine.pooled(images)
 
-    def beside(self, images: Sequence[Image.Image]) -> list[Beside]:
+    def others(self, images: Sequence[Image.Image]) -> list[WitnessScores]:
         """What head and expert say of images; best right after the engine was asked about them."""
         odds: dict[str, np.ndarray] = {}
         novelty: list[float | None] = [None] * len(images)
@@ -151,14 +151,14 @@ class Witnesses:
         if self.expert is not None and images:
             odds[EXPERT] = self.expert.log_odds(images)
         rows = [{name: float(values[i]) for name, values in odds.items()} for i in range(len(images))]
-        return [Beside(row, p) for row, p in zip(rows, novelty, strict=True)]
+        return [WitnessScores(row, p) for row, p in zip(rows, novelty, strict=True)]
 
     def log_odds(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Fused log-odds of "generated" (N,) in nats."""
         found: list[float] = []
         for start in range(0, len(images), self.engine.batch_images):  # of which the engine keeps what a head reads
             some = images[start : start + self.engine.batch_images]
-            for own, other in zip(log_odds(self.engine, some), self.beside(some), strict=True):
+            for own, other in zip(log_odds(self.engine, some), self.others(some), strict=True):
                 found.append(float(self.fusion.log_odds({LANGUAGE_MODEL: own, **other.odds})))
         return np.array(found)
 

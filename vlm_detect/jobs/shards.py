@@ -118,7 +118,7 @@ def write_shard(
     """Write a shard under a temporary name, then rename it."""
     final = _shard_folder(folder, shard)
     partial = final.with_name(f".{final.name}.partial")
-    with told_when_full(folder):
+    with full_disk_as_user_error(folder):
         shutil.rmtree(partial, ignore_errors=True)  # remains of a killed run
         partial.mkdir(parents=True)
         write_rows(partial / "rows.parquet", rows, features)
@@ -172,7 +172,7 @@ def counted(items: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def told_when_full(folder: Path) -> Iterator[None]:
+def full_disk_as_user_error(folder: Path) -> Iterator[None]:
     """Report a full disk or missing write permission in one line; finished shards are kept."""
     try:
         yield

@@ -3,7 +3,7 @@
     calibration = fit_calibration(measured, generated, groups)     # of a training split's photos and generated images
     calibration.save(folder)                                       # measures.json; MeasureCalibration.load(folder)
     calibration.standing(measured, "noise_evenness")               # where an image's number stands among photos
-    calibration.scales["noise_evenness"].tells                     # whether it may be spoken of as a reason
+    calibration.scales["noise_evenness"].is_informative                 # whether it may be spoken of as a reason
 
 A number is compared with photos of its own size: buckets of half an octave of the side. Where photos of one size were
 compressed differently, those of the same JPEG quality are a bucket of their own.
@@ -34,7 +34,7 @@ from vlm_detect.schema import check_schema, with_schema
 from vlm_detect.stats.areas import auc, auc_interval, make_folds
 
 FILE = "measures.json"
-TELLS = 0.6  # the least area, at the lower end of its interval, of what may be spoken of
+MIN_AUROC = 0.6  # the least area, at the lower end of its interval, of what may be spoken of
 MIN_PHOTOS = 20  # fewer make no percentiles
 _QUANTILES = np.linspace(0, 1, 101)
 _BINS = 20  # of the percentile, in which margins are counted
@@ -75,8 +75,8 @@ class Scale:
     margins: tuple[float, ...]
 
     @property
-    def tells(self) -> bool:
-        return self.ci95[0] > TELLS
+    def is_informative(self) -> bool:
+        return self.ci95[0] > MIN_AUROC
 
     def margin(self, percentile: float) -> float:
         """Nats for generated, negative for real."""
@@ -110,9 +110,9 @@ class MeasureCalibration:
         return Standing(value, *_shares_of_one(photos.quantiles[name], value))
 
     @property
-    def telling(self) -> list[str]:
+    def informative(self) -> list[str]:
         """The measures that tell the classes apart, the best first."""
-        names = [name for name, scale in self.scales.items() if scale.tells]
+        names = [name for name, scale in self.scales.items() if scale.is_informative]
         return sorted(names, key=lambda name: -self.scales[name].auroc)
 
     def save(self, folder: Path) -> None:
@@ -171,7 +171,7 @@ def fit_calibration(
     """
     y = np.asarray(generated, dtype=float)
     unit = np.unique(np.asarray(groups, str), return_inverse=True)[1]
-    table = _Table.of(measured)
+    table = _Table.from_measured(measured)
     photos = _photos(table, np.flatnonzero(y == 0))
     if not photos:
         raise UserError(
@@ -208,7 +208,7 @@ class _Table:
     qualities: NDArray[np.str_]
 
     @classmethod
-    def of(cls, measured: Sequence[Measured]) -> _Table:
+    def from_measured(cls, measured: Sequence[Measured]) -> _Table:
         names = sorted({name for one in measured for name in one.values})
         return cls(
             names,

@@ -33,7 +33,7 @@ def measured_reasons(
     """
     labels: tuple[Label, ...] = ("real", "generated") if label is None else (label,)
     found = []
-    for name in calibration.telling:
+    for name in calibration.informative:
         for supports in labels:
             if name in MEASURES and (case := _case(measured, calibration, name, supports)) is not None:
                 found.append(case)

@@ -40,7 +40,7 @@ def base_of(adapter: str | Path, known: Collection[str] = ()) -> str:
             f"{adapter}: adapter_config.json is damaged ({error}): use another checkpoint of the run"
         ) from error
     if not isinstance(base, str) or not base:
-        raise UserError(f"{adapter}: adapter_config.json has no base model; {way_out(adapter)}")
+        raise UserError(f"{adapter}: adapter_config.json has no base model; {base_remedy(adapter)}")
     if base in known or Path(base).is_dir():
         return base
     places = [Path.cwd(), *Path(adapter).resolve().parents]
@@ -50,11 +50,13 @@ def base_of(adapter: str | Path, known: Collection[str] = ()) -> str:
                 return str(place / base)
     is_path = "/" in base or "\\" in base  # a single word is for who knows the names of models
     if is_path and (not _HUB_ID.fullmatch(base) or any((place / base).parent.is_dir() for place in places)):
-        raise UserError(f"{adapter}: its base model was the folder {base}, which does not exist; {way_out(adapter)}")
+        raise UserError(
+            f"{adapter}: its base model was the folder {base}, which does not exist; {base_remedy(adapter)}"
+        )
     return base
 
 
-def way_out(adapter: str | Path) -> str:
+def base_remedy(adapter: str | Path) -> str:
     return f"give its new path with --model BASE --adapter {adapter}"
 
 

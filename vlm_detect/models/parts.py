@@ -13,7 +13,7 @@ NEVER = r"lm_head|emb|region"
 _VISION, _NEVER = re.compile(VISION), re.compile(NEVER)
 
 
-def hold_in_float32(module: ModulesToSaveWrapper) -> None:
+def keep_in_float32(module: ModulesToSaveWrapper) -> None:
     """Hold what is trained in float32, as the LoRA is, inside a model of another dtype: bf16 would round small steps
     away. The base's own copy stays as it is."""
 

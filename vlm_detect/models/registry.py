@@ -28,12 +28,12 @@ from vlm_detect.hub_cache import is_cached
 from vlm_detect.machine import best_device, default_dtype
 from vlm_detect.models.attention import keep_masks
 from vlm_detect.models.base import FAMILIES, VLM
-from vlm_detect.models.bases import base_of, head_base, way_out
+from vlm_detect.models.bases import base_of, base_remedy, head_base
 from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
 from vlm_detect.models.moondream.configuration import DEFAULT_RELEASE, HUB_ID
 from vlm_detect.models.nano import NanoName, nano_path
-from vlm_detect.models.sealed import check_seal
+from vlm_detect.models.run_checksums import check_run_files
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 from vlm_detect.models.untrusted import load_untrusted
@@ -132,7 +132,7 @@ def load_vlm(
     for folder in (adapter, model_id):
         if folder is not None:
             check_folder(folder)
-            check_seal(folder)
+            check_run_files(folder)
     device = torch.device(device) if device is not None else best_device()
     options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
     if "quantization_config" in options:
@@ -143,7 +143,7 @@ def load_vlm(
     except UserError as error:
         if own_base is None:
             raise
-        raise UserError(f"{error}; where the base is elsewhere, {way_out(own_base)}") from error
+        raise UserError(f"{error}; where the base is elsewhere, {base_remedy(own_base)}") from error
     if "quantization_config" not in options:
         model = model.to(device)
     keep_masks(model)
@@ -213,7 +213,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     from peft.utils import ModulesToSaveWrapper
 
     from vlm_detect.models.moondream.variant import is_variant, load_variant
-    from vlm_detect.models.parts import hold_in_float32, is_vision
+    from vlm_detect.models.parts import is_vision, keep_in_float32
 
     if is_variant(adapter):
         return load_variant(model, adapter)
@@ -235,7 +235,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
                 if isinstance(one, ModulesToSaveWrapper) and is_vision(name)
             ]
             for connector in whole:
-                hold_in_float32(connector)
+                keep_in_float32(connector)
             if whole:  # again, for peft has rounded them to the model's dtype
                 wrapped.load_adapter(str(adapter), "default")
             return wrapped

@@ -151,7 +151,7 @@ class Teaching:
         self.labels = torch.from_numpy(training.labels)
         self.colours = torch.tensor([[COLOURS.index(f.colour), COLOURS.index(f.background)] for f in facts])
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Targets]:
+    def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Targets]:
         """Rows (B,), on the CPU; crops (B, 3, H, W) and the targets of ``heads_loss`` where the judge is."""
         rows = torch.randint(len(self.training), (batch,), generator=generator)
         crops = augment(to_pixels(self.training.images[rows.numpy()]), generator).to(self.device)
@@ -169,7 +169,7 @@ def train_tower(
     recipe = config
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
-        _, crops, targets = teaching.draw(recipe.batch, generator)
+        _, crops, targets = teaching.sample(recipe.batch, generator)
         losses = heads_loss(tower, tower.see(crops), targets)
         loss = losses["class"] + 0.1 * losses["colour"] + config.places * losses["places"]
         return {"loss": loss, **losses}
@@ -210,13 +210,13 @@ def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> T
     return (losses * weights[answered]).sum() / weights.sum()
 
 
-def draws_texts(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
+def text_sampler(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
     """Draws a photograph's caption, and questions on it, from its facts."""
     # the same few thousand texts come again and again
     question_ids, answer_ids = lru_cache(50_000)(vlm.question_ids), lru_cache(50_000)(vlm.answer_ids)
     caption_ids = lru_cache(vlm.caption_ids)
 
-    def draw(fact: Facts, rng: Random) -> list[Answered]:
+    def sample(fact: Facts, rng: Random) -> list[Answered]:
         length = rng.choice(LENGTHS)
         captioned = Answered(caption_ids(length), answer_ids(caption(fact, length, rng)))
         asked = [factual_question(fact, rng) for _ in range(config.questions)]
@@ -224,7 +224,7 @@ def draws_texts(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], 
             asked += undecidable_question(rng)
         return [captioned, *(Answered(question_ids(q), answer_ids(a)) for q, a in asked)]
 
-    return draw
+    return sample
 
 
 def train_captioner(
@@ -239,13 +239,13 @@ def train_captioner(
     seed: int,
 ) -> dict[str, float]:
     """Train (or finish training) the whole model on words; ``name`` is the checkpoint's."""
-    texts_of = draws_texts(vlm, config)
+    texts_of = text_sampler(vlm, config)
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
         enlarge = rng.random() < config.enlarged
         batch = config.batch // (5 if enlarge else 1)  # an enlarged image has five crops
-        rows, crops, targets = teaching.draw(batch, generator)
+        rows, crops, targets = teaching.sample(batch, generator)
         features = tower.see(crops)
         losses = heads_loss(tower, features, targets)
         embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)

@@ -96,7 +96,7 @@ def flow_matching_loss(
     return (velocity.float() - (noise - latents)).pow(2).mean()
 
 
-def draw_caption(facts: Facts, rng: Random) -> str:
+def sample_caption(facts: Facts, rng: Random) -> str:
     """One caption in the mix of lengths that the renderer learns."""
     return caption(facts, rng.choices(LENGTHS, (0.3, 0.5, 0.2))[0], rng)
 
@@ -119,7 +119,7 @@ def train_renderer(
     ]
     torch.manual_seed(seed)
     if isinstance(start, AutoencoderKL):
-        pipeline = build_pipeline(config, start, [draw_caption(f, rng) for f in facts[:20000]])
+        pipeline = build_pipeline(config, start, [sample_caption(f, rng) for f in facts[:20000]])
     else:
         pipeline = start
     pipeline.to(device)
@@ -131,7 +131,7 @@ def train_renderer(
         rows = torch.randint(len(latents), (config.batch,), generator=generator)
         words = Random(int(torch.randint(2**62, (1,), generator=generator)))
         captions = [
-            "" if words.random() < config.unconditional else draw_caption(facts[row % len(facts)], words)
+            "" if words.random() < config.unconditional else sample_caption(facts[row % len(facts)], words)
             for row in rows.tolist()
         ]
         return {"loss": flow_matching_loss(pipeline, latents[rows].to(device), captions, generator)}

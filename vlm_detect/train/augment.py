@@ -1,7 +1,7 @@
 """Augmentations, sampled once for both members of a unit: a photo and its twin are augmented alike.
 
-    draw = draw_augmentation(["flip", "jpeg"], rng)          # sampled parameters
-    AugmentedImage.of_draw(image, draw).open()
+    augmentation = sample_augmentation(["flip", "jpeg"], rng)          # sampled parameters
+    AugmentedImage.from_image(image, augmentation).open()
 
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
 rotate move pixels and leave every trace of a generator as it is; the others imitate what happens to images on their
@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vlm_detect.errors import UserError
 from vlm_detect.images.encode import through_jpeg
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.images.typographic import LEARNED, SIZES, STYLES, lay_text
+from vlm_detect.images.typographic import LEARNED, SIZES, STYLES, overlay_text
 from vlm_detect.images.views import crop, rescale
 from vlm_detect.train.options import AUGMENTATIONS
 
@@ -65,47 +65,47 @@ _APPLY: dict[str, Callable[..., Image.Image]] = {
     "noise": noise,
     "jpeg": through_jpeg,
     "invert_saturate": invert_saturate,
-    "typographic": lay_text,
+    "typographic": overlay_text,
 }
-Draw = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the order of application
+Augmentation = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the order of application
 
 
 @dataclass(frozen=True)
 class AugmentedImage(StoredImage):
     """A stored image that opens with an augmentation applied."""
 
-    draw: Draw = ()
+    augmentation: Augmentation = ()
 
     @classmethod
-    def of_draw(cls, image: StoredImage, draw: Draw) -> StoredImage:
-        return cls(image.content, image.name, draw) if draw else image
+    def from_image(cls, image: StoredImage, augmentation: Augmentation) -> StoredImage:
+        return cls(image.content, image.name, augmentation) if augmentation else image
 
     @property
     def key(self) -> str:
-        return f"{super().key} {self.draw}" if self.draw else super().key
+        return f"{super().key} {self.augmentation}" if self.augmentation else super().key
 
     def open(self) -> Image.Image:
         image = super().open()
-        for name, arguments in self.draw:
+        for name, arguments in self.augmentation:
             image = _APPLY[name](image, *arguments)
         return image
 
 
 @dataclass(frozen=True)
 class Views(Sequence[StoredImage]):
-    """All combinations of `images` and `draws`."""
+    """All combinations of `images` and `augmentations`."""
 
     images: Sequence[StoredImage]
-    draws: Sequence[Draw]
+    augmentations: Sequence[Augmentation]
 
     def __len__(self) -> int:
-        return len(self.images) * len(self.draws)
+        return len(self.images) * len(self.augmentations)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        image, view = divmod(index, len(self.draws))
-        return AugmentedImage.of_draw(self.images[image], self.draws[view])
+        image, view = divmod(index, len(self.augmentations))
+        return AugmentedImage.from_image(self.images[image], self.augmentations[view])
 
 
 def check_augmentations(names: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ def check_augmentations(names: Sequence[str]) -> None:
         raise UserError(f"--augment {' '.join(unknown)}: unknown; choose from {', '.join(AUGMENTATIONS)}")
 
 
-def draw_augmentation(names: Sequence[str], rng: random.Random) -> Draw:
+def sample_augmentation(names: Sequence[str], rng: random.Random) -> Augmentation:
     """Sample the augmentations of one unit, each of `names` with probability 1/2.
 
     All parameters are sampled even if unused, so that one choice does not shift the random stream of another.

@@ -37,7 +37,7 @@ Answers "Is this image AI-generated?" and other questions about where an image c
 
 Questions: {kinds}; {per_image} per image and epoch.{control}
 
-{floors}
+{baselines}
 
 ## Validation
 
@@ -88,7 +88,7 @@ def write_card(
         kinds=", ".join(questions.question_kinds),
         per_image=questions.questions_per_image,
         control=_CONTROL if questions.shuffle_labels else "",
-        floors=_floors(Path(str(run.config["data"])) / "audit.json"),
+        baselines=_baselines(Path(str(run.config["data"])) / "audit.json"),
         validation=_VALIDATION.format(score_table=_scores(history, scores, scored_images)) if scores else _UNVALIDATED,
     )
     (run.path / "README.md").write_text(text, encoding="utf-8")
@@ -104,7 +104,7 @@ def _composition(rows: Dataset) -> Counter[str]:
     return Counter(f"{kind} twins" + (f" ({generator})" if generator else "") for kind, generator in twins)
 
 
-def _floors(audit: Path) -> str:
+def _baselines(audit: Path) -> str:
     """The AUC of the audit's probes on the dataset: a detector has to beat them."""
     if not audit.is_file():
         return f"Leaks of the labels were not audited: `vlm-detect audit {audit.parent}`."

@@ -1,6 +1,6 @@
 """A run's checkpoints: sealed with checksums when complete, and found again to resume from.
 
-    trainer.add_callback(SealCheckpoints())
+    trainer.add_callback(WriteChecksums())
     found = find_checkpoint("runs/moondream_lora")     # .path, and .damaged: what was skipped and why
 
 A checkpoint is complete if its trainer state, which the Trainer writes last, is complete, its files match their
@@ -32,7 +32,7 @@ class FoundCheckpoint:
     damaged: tuple[str, ...] = ()
 
 
-class SealCheckpoints(TrainerCallback):
+class WriteChecksums(TrainerCallback):
     """Writes the checksums of a checkpoint after every process has written its part."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -80,7 +80,7 @@ def checkpoint_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def holds_model_alone(checkpoint: Path) -> bool:
+def has_model_only(checkpoint: Path) -> bool:
     """Whether a checkpoint lacks the training state, as with --save_only_model, so that training cannot resume."""
     return any(checkpoint.glob("*.safetensors")) and not any(any(checkpoint.glob(name)) for name in _OPTIMIZERS)
 

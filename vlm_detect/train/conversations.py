@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
-from vlm_detect.data.conversation_forms import Talk, read_talk
+from vlm_detect.data.conversation_forms import Conversation, read_conversation
 from vlm_detect.data.named_files import find_file, json_rows, why_not_found
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected, read_bounded
@@ -56,7 +56,7 @@ def read_conversations(path: str) -> tuple[Dataset, list[str]]:
         try:
             if isinstance(record, ValueError):
                 raise record
-            talk = read_talk(record)
+            talk = read_conversation(record)
             rows.append({**_row(talk, Path(path).parent), "number": number})
             systems += bool(talk.system)
         except (ValueError, ImageRejected) as error:
@@ -93,7 +93,7 @@ def questions_of(row: dict[str, Any]) -> list[Question]:
     ]
 
 
-def _row(talk: Talk, folder: Path) -> dict[str, Any]:
+def _row(talk: Conversation, folder: Path) -> dict[str, Any]:
     content = talk.image if isinstance(talk.image, bytes) else _content(talk.image, folder)
     decode_image(content)  # rejects what is not an image, or too large
     return {

@@ -20,10 +20,10 @@ from torch.utils.data import Sampler
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, cell_name, undecoded
-from vlm_detect.questions.draw import draw_questions
 from vlm_detect.questions.kind import KINDS
+from vlm_detect.questions.sample import sample_questions
 from vlm_detect.records import Label, Question, Reason, Subject, Topic
-from vlm_detect.train.augment import AugmentedImage, Draw, Views, check_augmentations, draw_augmentation
+from vlm_detect.train.augment import Augmentation, AugmentedImage, Views, check_augmentations, sample_augmentation
 from vlm_detect.train.conversations import questions_of
 from vlm_detect.train.options import QuestionOptions
 
@@ -65,7 +65,7 @@ class Units(TorchDataset[list[Example]]):
         lot = random.Random(f"labels:{seed}").sample(range(len(self)), len(self) // 2)
         self.swapped = frozenset(lot if options.shuffle_labels else [])
         self.views = [
-            draw_augmentation(self.augment, random.Random(f"view:{seed}:{view}")) for view in range(views or 0)
+            sample_augmentation(self.augment, random.Random(f"view:{seed}:{view}")) for view in range(views or 0)
         ]
 
     def __len__(self) -> int:
@@ -77,23 +77,24 @@ class Units(TorchDataset[list[Example]]):
             return [self._conversation(epoch, index)]
         members, topic = self.source.unit(epoch, index)
         # Answers about an edit name its place.
-        draw = () if topic == "edit" else self._draw(epoch, index)
-        only_flipped = [name for name, _ in draw] == ["flip"]
+        augmentation = () if topic == "edit" else self._augmentation(epoch, index)
+        only_flipped = [name for name, _ in augmentation] == ["flip"]
         subjects = [subject.mirrored() if only_flipped else subject for _, subject in members]
         if index in self.swapped:
             subjects.reverse()
         asked = [self._questions(subject, topic, epoch, index) for subject in subjects]
         explains = has_reasons(self.rows) and any(one.kind == "explain" for some in asked for one in some)
         if explains and not only_flipped:
-            draw = ()  # reasons were measured on the stored pixels: changed noise or sharpness would make them false
+            # Reasons were measured on the stored pixels: changed noise or sharpness would make them false.
+            augmentation = ()
         return [
-            Example(AugmentedImage.of_draw(image, draw), questions, subject.label)
+            Example(AugmentedImage.from_image(image, augmentation), questions, subject.label)
             for (image, _), questions, subject in zip(members, asked, subjects, strict=True)
         ]
 
     def _questions(self, subject: Subject, topic: Topic, epoch: int, index: int) -> list[Question]:
         assert self.source is not None
-        questions = draw_questions(
+        questions = sample_questions(
             subject,
             random.Random(f"questions:{self.seed}:{epoch}:{index}"),  # equal for both members
             kinds=self._kinds,
@@ -102,17 +103,17 @@ class Units(TorchDataset[list[Example]]):
             other_captions=self.source.captions,
         )
         # If none of the kinds applies to this image, the verdict does.
-        return questions or draw_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
+        return questions or sample_questions(subject, random.Random(f"{self.seed}:{epoch}:{index}"), topic=topic)
 
     def _conversation(self, epoch: int, index: int) -> Example:
-        row, draw = self.rows[index], self._draw(epoch, index)
-        image = StoredImage.of(row["image"], cell_name(index, "image"))
-        return Example(AugmentedImage.of_draw(image, draw), questions_of(row), row["label"])
+        row, augmentation = self.rows[index], self._augmentation(epoch, index)
+        image = StoredImage.from_cell(row["image"], cell_name(index, "image"))
+        return Example(AugmentedImage.from_image(image, augmentation), questions_of(row), row["label"])
 
-    def _draw(self, epoch: int, index: int) -> Draw:
+    def _augmentation(self, epoch: int, index: int) -> Augmentation:
         if self.views:
             return self.views[(epoch + index) % len(self.views)]
-        return draw_augmentation(self.augment, random.Random(f"augment:{self.seed}:{epoch}:{index}"))
+        return sample_augmentation(self.augment, random.Random(f"augment:{self.seed}:{epoch}:{index}"))
 
     @property
     def images(self) -> Sequence[StoredImage]:
@@ -170,7 +171,7 @@ class _PairUnits:
         place = self.indices[index]
         row = self.rows[place]
         edit = row["kind"] == "edit"
-        image, twin = (StoredImage.of(row[column], cell_name(place, column)) for column in ("image", "twin"))
+        image, twin = (StoredImage.from_cell(row[column], cell_name(place, column)) for column in ("image", "twin"))
         before = Subject(
             label=row["image_label"],
             caption=row["caption"] or "",
@@ -217,9 +218,9 @@ class _ImageUnits:
         return [self._member("real", epoch, place), self._member(other, epoch, place)], topic
 
     def _member(self, label: Label, epoch: int, place: int) -> tuple[StoredImage, Subject]:
-        index = self._drawn(label, epoch)[place % len(self.by_label[label])]
+        index = self._order(label, epoch)[place % len(self.by_label[label])]
         row: dict[str, Any] = self.rows[index]
-        image = StoredImage.of(row["image"], cell_name(index, "image"))
+        image = StoredImage.from_cell(row["image"], cell_name(index, "image"))
         generator = (row.get("generator") or "") if label != "real" else ""
         caption = _photo_of(row["object_class"]) if row.get("object_class") else ""
         edit = row.get("edit") if label == "edited" else None
@@ -232,7 +233,7 @@ class _ImageUnits:
             reasons=_reasons(row, "reasons"),
         )
 
-    def _drawn(self, label: Label, epoch: int) -> list[int]:
+    def _order(self, label: Label, epoch: int) -> list[int]:
         """The class's rows in this epoch's order; recent epochs are cached (a mixture reads several)."""
         if (label, epoch) not in self._orders:
             self._orders = dict(list(self._orders.items())[1 - _KEPT_ORDERS :])

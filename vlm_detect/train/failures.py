@@ -19,7 +19,7 @@ _FROM_WORKER = re.compile(r"(?:\w+: )?Caught \w+ in DataLoader worker process")
 
 
 @contextmanager
-def told_in_one_line(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Iterator[None]:
+def as_user_errors(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Iterator[None]:
     """Turns running out of memory or disk space into a `UserError`; other exceptions pass through.
 
     `memory_remedies` are flags that save memory, suggested in addition to a smaller batch.

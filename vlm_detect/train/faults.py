@@ -39,7 +39,7 @@ class Explained:
     image: StoredImage = field(repr=False)
     label: Label
     reasons: tuple[Reason, ...]
-    told: tuple[Reason, ...]
+    stated: tuple[Reason, ...]
     edit: Mapping[str, Any] | None = None
 
     @cached_property
@@ -96,21 +96,21 @@ Fault = Callable[[Explained, random.Random, Among], str | None]
 
 def wrong_place(explained: Explained, rng: random.Random, among: Among) -> str | None:
     """The same explanation with one of its places replaced by a wrong one."""
-    placed = [i for i, reason in enumerate(explained.told) if len(places_in(reason.text)) == 1]
+    placed = [i for i, reason in enumerate(explained.stated) if len(places_in(reason.text)) == 1]
     for i in rng.sample(placed, len(placed)):
-        reason = explained.told[i]
+        reason = explained.stated[i]
         (place,) = places_in(reason.text)
         for other in rng.sample(_far_from(place), len(_far_from(place))):
             moved = replace(reason, text=_move(reason.text, place, other))
             if reason.source != "measured" or among.is_false(moved, explained):
-                return write_explanation(explained.label, [*explained.told[:i], moved, *explained.told[i + 1 :]])
+                return write_explanation(explained.label, [*explained.stated[:i], moved, *explained.stated[i + 1 :]])
     return None
 
 
 def omitted(explained: Explained, rng: random.Random, among: Among) -> str | None:
     """The same explanation without one of its reasons; with a single reason, the verdict only."""
-    left_out = rng.randrange(len(explained.told))
-    return write_explanation(explained.label, [r for i, r in enumerate(explained.told) if i != left_out])
+    left_out = rng.randrange(len(explained.stated))
+    return write_explanation(explained.label, [r for i, r in enumerate(explained.stated) if i != left_out])
 
 
 def other_image(explained: Explained, rng: random.Random, among: Among) -> str | None:
@@ -118,20 +118,20 @@ def other_image(explained: Explained, rng: random.Random, among: Among) -> str |
     reason = among.false_reason(explained, explained.label, rng)
     if reason is None:
         return None
-    alike = [i for i, told in enumerate(explained.told) if told.kind == reason.kind]
-    i = rng.choice(alike or range(len(explained.told)))
-    return write_explanation(explained.label, [*explained.told[:i], reason, *explained.told[i + 1 :]])
+    alike = [i for i, stated in enumerate(explained.stated) if stated.kind == reason.kind]
+    i = rng.choice(alike or range(len(explained.stated)))
+    return write_explanation(explained.label, [*explained.stated[:i], reason, *explained.stated[i + 1 :]])
 
 
 def fault_on_photo(explained: Explained, rng: random.Random, among: Among) -> str | None:
     """For a photo: called real, with a false reason that supports "generated"."""
     reason = among.false_reason(explained, "generated", rng) if explained.label == "real" else None
-    return None if reason is None else write_explanation("real", [*explained.told[:-1], reason])
+    return None if reason is None else write_explanation("real", [*explained.stated[:-1], reason])
 
 
 def other_verdict(explained: Explained, rng: random.Random, among: Among) -> str | None:
     """The same reasons under the other verdict."""
-    return " ".join([OPPOSITES[explained.label], *(reason.text for reason in explained.told)])
+    return " ".join([OPPOSITES[explained.label], *(reason.text for reason in explained.stated)])
 
 
 FAULTS: dict[str, Fault] = {

@@ -231,8 +231,8 @@ def fit_run(
     engine = Engine(vlm, batch_images=_BATCH, cache_bytes=0)
     speaker = Expert.load(expert, engine) if expert else None
     tower = Backbone.load(backbone, vlm.device) if backbone else None
-    train = ValidationSet.of(usable(rows, data, vlm), limit)
-    validation = ValidationSet.of(usable(validation_rows, data, vlm), validation_limit)
+    train = ValidationSet.from_rows(usable(rows, data, vlm), limit)
+    validation = ValidationSet.from_rows(usable(validation_rows, data, vlm), validation_limit)
     about = {"data": str(Path(data).resolve()) if Path(data).exists() else data}
     fitted = fit_head(vlm, train, validation, backbone=tower, expert=speaker, novelty_level=novelty_level, about=about)
     if folder != Path(run):
@@ -261,7 +261,7 @@ def fit_at_end(
         if validation is None:
             raise UserError("there are no validation images to weigh witnesses on")
         check_labelled(rows.column_names, data)
-        learned = ValidationSet.of(rows, IMAGES)
+        learned = ValidationSet.from_rows(rows, IMAGES)
         about = {"data": str(Path(data).resolve()) if Path(data).exists() else data}
         fitted = fit_head(vlm, learned, validation, validation_odds=odds, about=about)
     except UserError as error:

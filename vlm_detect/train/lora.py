@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from vlm_detect.errors import UserError
 from vlm_detect.models.base import VLM
 from vlm_detect.models.bases import recorded_base
-from vlm_detect.models.parts import hold_in_float32, is_never_wrapped, is_vision
+from vlm_detect.models.parts import is_never_wrapped, is_vision, keep_in_float32
 from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.train.options import LoraOptions
 
@@ -69,7 +69,7 @@ def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         wrapped = get_peft_model(model, config)
     for module in wrapped.modules():
         if isinstance(module, ModulesToSaveWrapper):
-            hold_in_float32(module)
+            keep_in_float32(module)
     return wrapped
 
 

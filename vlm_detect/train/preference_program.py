@@ -48,7 +48,7 @@ def prefer(options: PreferenceRun) -> None:
     held = loading(options.model, training.device)
     vlm = load_vlm(source.name, revision=source.revision, device=training.device, **held)
     if isinstance(vlm.model, PeftModel):
-        go_on_learning(vlm, options)
+        continue_training(vlm, options)
     else:
         tune(vlm, options.model, options.lora, training.seed)
 
@@ -68,7 +68,9 @@ def prefer(options: PreferenceRun) -> None:
         held_out = _first(held_out, options.data.validation_limit)
     if held_out is None:
         without_validation(options)
-    validation = ValidationSet.of(splits["validation"], options.data.validation_limit) if held_out is not None else None
+    validation = (
+        ValidationSet.from_rows(splits["validation"], options.data.validation_limit) if held_out is not None else None
+    )
 
     trainer = PreferenceTrainer(
         vlm,
@@ -86,7 +88,7 @@ def prefer(options: PreferenceRun) -> None:
     finish(trainer, run, options, splits["train"], learned, validation)
 
 
-def go_on_learning(vlm: VLM, options: PreferenceRun) -> None:
+def continue_training(vlm: VLM, options: PreferenceRun) -> None:
     """Make the adapter of a loaded run trainable."""
     vlm.model.set_adapter("default")  # it was loaded for inference
     trained, everything = vlm.model.get_nb_trainable_parameters()

@@ -85,7 +85,7 @@ def _with_reasons(rows: Dataset, name: str) -> Iterator[_WithReasons]:
                 continue
             reasons = [Reason.from_row(one) for one in row[of_reasons] or []]
             reasons = [reason for reason in reasons if reason.checked_by and reason.supports == label]
-            key = StoredImage.of(row[column], cell_name(i, column)).sha256
+            key = StoredImage.from_cell(row[column], cell_name(i, column)).sha256
             if reasons and key not in seen:  # a photo has one row for each of its twins
                 seen.add(key)
                 yield _WithReasons(i, column, label, tuple(reasons))
@@ -101,7 +101,7 @@ def _preferences(
     one: _WithReasons, rows: Dataset, among: Among, options: PreferenceOptions, seed: int
 ) -> Iterator[dict[str, Any]]:
     row = rows[one.row]
-    image = StoredImage.of(row[one.column], cell_name(one.row, one.column))
+    image = StoredImage.from_cell(row[one.column], cell_name(one.row, one.column))
     rng = random.Random(f"preference:{seed}:{image.sha256}")
     length = rng.choice(list(LENGTHS))
     told = one.reasons[: LENGTHS[length]]
@@ -132,4 +132,4 @@ def counts_of(preferences: Dataset) -> dict[str, int]:
 def image_of(rows: Dataset, preference: Mapping[str, Any]) -> StoredImage:
     """The image of a preference; `rows` is the undecoded split that it was made from."""
     row, column = preference["row"], preference["column"]
-    return StoredImage.of(rows.select_columns([column])[row][column], cell_name(row, column))
+    return StoredImage.from_cell(rows.select_columns([column])[row][column], cell_name(row, column))

@@ -87,7 +87,7 @@ class TrainingData:
         mixture = Mixture(units, options.data.weights) if len(units) > 1 else units[0]
         validation = None
         if len(validation_rows):
-            validation = ValidationSet.of(validation_rows, options.data.validation_limit)
+            validation = ValidationSet.from_rows(validation_rows, options.data.validation_limit)
         return cls(names, parts, mixture, validation_rows, validation)
 
 

@@ -25,8 +25,8 @@ from transformers import (
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
-from vlm_detect.train.checkpoints import FindBest, SealCheckpoints
-from vlm_detect.train.failures import refused_flags, told_in_one_line
+from vlm_detect.train.checkpoints import FindBest, WriteChecksums
+from vlm_detect.train.failures import as_user_errors, refused_flags
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Progress
 from vlm_detect.train.termination import SaveOnTermination
@@ -58,7 +58,7 @@ class RecipeTrainer(Trainer):
         self.add_callback(progress)
         if args.early_stopping_patience is not None:
             self.add_callback(Patience(args.early_stopping_patience))
-        for sealing in (FindBest(), SealCheckpoints()):
+        for sealing in (FindBest(), WriteChecksums()):
             self.add_callback(sealing)
         self.termination = SaveOnTermination()
         self.add_callback(self.termination)
@@ -88,7 +88,7 @@ class RecipeTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; on SIGTERM it saves a checkpoint and raises KeyboardInterrupt."""
-        with told_in_one_line(self, self.memory_remedies):
+        with as_user_errors(self, self.memory_remedies):
             output = super().train(*args, **kwargs)
         if self.termination.received:
             raise KeyboardInterrupt

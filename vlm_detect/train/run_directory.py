@@ -19,8 +19,8 @@ from accelerate import PartialState
 
 from vlm_detect.config import read_run_json, write_run_json
 from vlm_detect.errors import UserError
-from vlm_detect.models.sealed import seal_of
-from vlm_detect.train.checkpoints import find_checkpoint, holds_model_alone
+from vlm_detect.models.run_checksums import checksums_of_run
+from vlm_detect.train.checkpoints import find_checkpoint, has_model_only
 
 # Settings that may differ between a run and its resumption: none affects the result of a step.
 _FREE_TO_CHANGE = {
@@ -81,8 +81,8 @@ class RunDirectory:
                 "another --output_dir, or remove the folder"
             )
         if not finished:
-            _tell_damage(found.damaged, found.path)
-        if not finished and found.path and holds_model_alone(found.path):
+            _report_damage(found.damaged, found.path)
+        if not finished and found.path and has_model_only(found.path):
             raise UserError(
                 f"{found.path} contains only the model (--save_only_model): the optimizer and the learning "
                 "rate would start over, so the run cannot resume; remove the folder or give another --output_dir"
@@ -92,7 +92,7 @@ class RunDirectory:
     def write(self, status: str, **results: Any) -> None:
         """Write `run.json`; for a finished run with the checksums of its files."""
         if status == "finished":
-            results["files"] = seal_of(self.path)
+            results["files"] = checksums_of_run(self.path)
         write_run_json(self.path, self.config, status=status, **self.facts, **results)
 
 
@@ -102,7 +102,7 @@ def last_checkpoint(run: str | Path) -> str | None:
     return str(found) if found else None
 
 
-def _tell_damage(damaged: Sequence[str], instead: Path | None) -> None:
+def _report_damage(damaged: Sequence[str], instead: Path | None) -> None:
     if damaged and PartialState().is_main_process:
         goes_on = f"from {instead}" if instead else "from the beginning, as there is no other complete checkpoint"
         print(f"skipping damaged checkpoints ({'; '.join(damaged)}): continuing {goes_on}", file=sys.stderr)

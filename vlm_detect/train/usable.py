@@ -95,7 +95,7 @@ def is_own(data: str) -> bool:
 def _sizes(cell: dict[str, Any], *, decode: bool) -> list[tuple[int, int]] | ImageRejected:
     """(width, height) of a row's images, or why one of them cannot be used."""
     try:
-        images = [StoredImage.of(cell[name]) for name in ("image", "twin") if name in cell]
+        images = [StoredImage.from_cell(cell[name]) for name in ("image", "twin") if name in cell]
         return [decode_image(one.content).image.size if decode else upright_size(one.content) for one in images]
     except ImageRejected as rejected:
         return rejected

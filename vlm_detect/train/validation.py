@@ -32,7 +32,7 @@ class ValidationSet:
     generated: np.ndarray  # (N,) of bool
 
     @classmethod
-    def of(cls, rows: Dataset, limit: int | None = None) -> ValidationSet:
+    def from_rows(cls, rows: Dataset, limit: int | None = None) -> ValidationSet:
         """The real and generated images of a pair or image dataset, each photo once, at most limit/2 per class.
 
         Raises:

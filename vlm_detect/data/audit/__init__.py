@@ -29,7 +29,7 @@ from vlm_detect.config import write_json
 from vlm_detect.data.audit.measures import CONTENT, WRAPPING, measure
 from vlm_detect.data.audit.probe import cross_validate
 from vlm_detect.data.audit.samples import Sample, Samples, read_samples
-from vlm_detect.data.audit.words import finding, floor
+from vlm_detect.data.audit.words import baseline_sentence, leak_sentence
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.machine import cpu_cores
@@ -135,9 +135,9 @@ def audit_dataset(spec: str | Path, *, max_images: int = MAX_IMAGES) -> Audit:
         probe = Probe(comparison.prefix + name, round(area, 4), ci95, len(y), len(set(groups.tolist())), kind)
         score = f"AUC {area:.2f} ({low:.2f} to {high:.2f})"
         if kind == "content":
-            sentence = floor(probe.name, score)
+            sentence = baseline_sentence(probe.name, score)
         elif low > FAULT:
-            sentence = finding(name, values, y, comparison.ones, comparison.zeros, score)
+            sentence = leak_sentence(name, values, y, comparison.ones, comparison.zeros, score)
         else:
             sentence = ""
         probes.append(probe)

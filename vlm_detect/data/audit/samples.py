@@ -282,6 +282,6 @@ def _caption(row: Mapping[str, Any]) -> str:
 def _bytes(cell: Mapping[str, Any] | None) -> bytes:
     """An image's bytes; empty if there are none, which counts as unread."""
     try:
-        return StoredImage.of(cell if isinstance(cell, Mapping) else None).content
+        return StoredImage.from_cell(cell if isinstance(cell, Mapping) else None).content
     except ImageRejected:
         return b""

@@ -28,13 +28,13 @@ _REMEDY = {
 }
 
 
-def finding(name: str, values: Sequence[Any], y: NDArray[np.float64], ones: str, zeros: str, score: str) -> str:
+def leak_sentence(name: str, values: Sequence[Any], y: NDArray[np.float64], ones: str, zeros: str, score: str) -> str:
     """`ones` and `zeros` name the classes ("generated", "real"); `score` is the AUC with its interval."""
     describe = _DESCRIPTIONS.get(name, _feature)
     return f"{describe(values, y, ones, zeros)}: {name} alone gives {score}; {_REMEDY[name]}"
 
 
-def floor(name: str, score: str) -> str:
+def baseline_sentence(name: str, score: str) -> str:
     return f"{name.replace('_', ' ')} alone gives {score}; a detector has to beat it"
 
 

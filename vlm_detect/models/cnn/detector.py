@@ -19,8 +19,8 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.configuration import CnnConfig, is_cnn_run
 from vlm_detect.models.cnn.model import CnnForDetection, logits_of
 from vlm_detect.models.cnn.squares import to_square
-from vlm_detect.models.cnn.verdicts import SUSPECTED, VERDICT, odds_of
-from vlm_detect.models.sealed import check_seal
+from vlm_detect.models.cnn.verdicts import COMPARED_CLASSES, VERDICT, odds_of
+from vlm_detect.models.run_checksums import check_run_files
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
@@ -55,7 +55,7 @@ class CnnDetector:
         if not is_cnn_run(run):
             raise UserError(f"{run}: not the run of a CNN (no such config.json); train one with vlm-detect train cnn")
         check_folder(run)
-        check_seal(run)
+        check_run_files(run)
         with no_bars_in_logs("transformers"):
             model = load_untrusted(CnnForDetection, run).eval().to(device)
         return cls(model, Calibration.load(Path(run)), str(run))
@@ -69,14 +69,14 @@ class CnnDetector:
         return self.model.config.heads or {}
 
     @property
-    def suspects(self) -> str:
+    def positive_class(self) -> str:
         """The positive class, of which `p_fake` is the probability: "generated" or "edited"."""
-        return SUSPECTED[self.config.task][0]
+        return COMPARED_CLASSES[self.config.task][0]
 
     def label(self, p_fake: float) -> str:
         """The verdict for a calibrated probability: the positive class, the other class, or "unsure"."""
         found = self.calibration.label(p_fake)
-        return {"generated": self.suspects, "real": SUSPECTED[self.config.task][1]}.get(found, found)
+        return {"generated": self.positive_class, "real": COMPARED_CLASSES[self.config.task][1]}.get(found, found)
 
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
         """(N, S, S, 3) uint8, each image's square as in training.

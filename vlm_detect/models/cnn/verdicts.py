@@ -8,7 +8,7 @@ import numpy as np
 
 VERDICT, OBJECT = "verdict", "object"
 # The pair of classes that a task's score compares; the first is the positive class.
-SUSPECTED: dict[str, tuple[str, str]] = {
+COMPARED_CLASSES: dict[str, tuple[str, str]] = {
     "real_fake": ("generated", "real"),
     "generator": ("generated", "real"),
     "real_edited": ("edited", "real"),
@@ -20,15 +20,15 @@ SUSPECTED: dict[str, tuple[str, str]] = {
 class Sides(NamedTuple):
     """The indices in a verdict head of the positive classes, and of the negative ones."""
 
-    suspected: list[int]
+    positive: list[int]
     other: int
 
 
 def sides_of(classes: list[str], task: str) -> Sides:
     """For "generator" all generators together are compared with "real"."""
-    suspected, other = SUSPECTED[task]
+    positive, other = COMPARED_CLASSES[task]
     against = classes.index(other)
-    places = [classes.index(suspected)] if suspected in classes else [i for i in range(len(classes)) if i != against]
+    places = [classes.index(positive)] if positive in classes else [i for i in range(len(classes)) if i != against]
     return Sides(places, against)
 
 
@@ -38,4 +38,4 @@ def odds_of(logits: np.ndarray, classes: list[str], task: str) -> np.ndarray:
     if logits.shape[1] == 1:
         return logits[:, 0]
     sides = sides_of(classes, task)
-    return np.logaddexp.reduce(logits[:, sides.suspected], axis=1) - logits[:, sides.other]
+    return np.logaddexp.reduce(logits[:, sides.positive], axis=1) - logits[:, sides.other]

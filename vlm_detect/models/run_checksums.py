@@ -1,7 +1,7 @@
 """Verify the weights and configurations of a finished run by checksum.
 
-    seal_of("runs/moondream_lora")       # {file: sha256}, which run.json has under `files`
-    check_seal("runs/moondream_lora")    # UserError if one of them has changed
+    checksums_of_run("runs/moondream_lora")       # {file: sha256}, which run.json has under `files`
+    check_run_files("runs/moondream_lora")    # UserError if one of them has changed
 
 The name of an adapter's base is excluded: a base may move, and its name in adapter_config.json be corrected. So are
 files that are replaced later, such as calibration.json.
@@ -21,13 +21,13 @@ _WEIGHTS = ("model", "adapter_model")  # in one file or in several
 _OF_THE_BASE = ("base_model_name_or_path", "revision", "_name_or_path")
 
 
-def seal_of(run: str | Path) -> dict[str, str]:
+def checksums_of_run(run: str | Path) -> dict[str, str]:
     """The checksums of a run's weights and configurations; heads that are fitted later are excluded."""
     weights = sorted(path.name for kind in _WEIGHTS for path in Path(run).glob(f"{kind}*.safetensors"))
     return {name: _digest(Path(run) / name) for name in (*_CONFIGS, *weights) if (Path(run) / name).is_file()}
 
 
-def check_seal(run: str | Path) -> None:
+def check_run_files(run: str | Path) -> None:
     """`UserError` where a file of a finished run is missing or has been altered; other folders pass."""
     record = read_run_json(run)
     if record is None or record.get("status") != "finished" or not isinstance(record.get("files"), dict):

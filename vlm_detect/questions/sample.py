@@ -1,7 +1,7 @@
 """Sample training questions for one image: kinds, polarities and answers.
 
     subject = Subject(label="generated", kind="caption", generator="sd3.5-large", caption="a dog on a beach")
-    draw_questions(subject, rng, kinds=["yes_no", "multiple_choice"], per_image=2, other_captions=["a red barn"])
+    sample_questions(subject, rng, kinds=["yes_no", "multiple_choice"], per_image=2, other_captions=["a red barn"])
 
 Every answer, reasons included, follows from the known facts about the image. Edited images only get topic "edit".
 """
@@ -15,7 +15,7 @@ from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Polarity, Question, Subject, Topic
 
 
-def draw_questions(
+def sample_questions(
     subject: Subject,
     rng: random.Random,
     *,

@@ -20,9 +20,9 @@ from vlm_detect.questions.ask import (
     YES,
     agrees,
 )
-from vlm_detect.questions.draw import draw_questions, make_question
 from vlm_detect.questions.kind import training_kinds
 from vlm_detect.questions.kinds.explain import origin
+from vlm_detect.questions.sample import make_question, sample_questions
 from vlm_detect.records import Reason, Subject
 
 REAL = Subject(label="real", caption="a dog on a beach")
@@ -54,19 +54,19 @@ def test_every_kind_has_another_answer_for_either_class(topic, kind):
 def test_members_of_a_pair_draw_the_same_kinds_and_polarities():
     for seed in range(20):
         drawn = [
-            draw_questions(s, random.Random(seed), kinds=training_kinds(), per_image=5, other_captions=OTHERS)
+            sample_questions(s, random.Random(seed), kinds=training_kinds(), per_image=5, other_captions=OTHERS)
             for s in (REAL, FAKE)
         ]
         assert [(q.kind, q.polarity) for q in drawn[0]] == [(q.kind, q.polarity) for q in drawn[1]]
 
 
 def test_two_yes_no_questions_are_the_two_polarities():
-    drawn = draw_questions(FAKE, random.Random(0), kinds=["yes_no"], per_image=3)
+    drawn = sample_questions(FAKE, random.Random(0), kinds=["yes_no"], per_image=3)
     assert {(q.question, q.answer) for q in drawn} == {(FAKE_QUESTION, YES), (REAL_QUESTION, NO)}
 
 
 def test_polarities_come_equally_often():
-    asked = Counter(draw_questions(REAL, random.Random(seed))[0].answer for seed in range(200))
+    asked = Counter(sample_questions(REAL, random.Random(seed))[0].answer for seed in range(200))
     assert 70 < asked[YES] < 130
 
 
@@ -86,12 +86,14 @@ def test_multiple_choice_has_two_options_a_verdict_and_any_letter_right():
 
 def test_edits_have_questions_of_their_own():
     for seed in range(10):
-        for question in draw_questions(EDITED, random.Random(seed), kinds=training_kinds(), per_image=5, topic="edit"):
+        for question in sample_questions(
+            EDITED, random.Random(seed), kinds=training_kinds(), per_image=5, topic="edit"
+        ):
             assert question.question not in VERDICT_QUESTIONS.values()
             assert question.polarity is None
-    assert draw_questions(EDITED, random.Random(0), kinds=["yes_no"]) == []
-    unaltered = draw_questions(REAL, random.Random(0), kinds=["yes_no"], topic="edit")[0]
-    altered = draw_questions(EDITED, random.Random(0), kinds=["yes_no"], topic="edit")[0]
+    assert sample_questions(EDITED, random.Random(0), kinds=["yes_no"]) == []
+    unaltered = sample_questions(REAL, random.Random(0), kinds=["yes_no"], topic="edit")[0]
+    altered = sample_questions(EDITED, random.Random(0), kinds=["yes_no"], topic="edit")[0]
     assert unaltered.question == altered.question
     assert {unaltered.answer, altered.answer} == {YES, NO}
 
@@ -140,7 +142,7 @@ def test_an_edit_is_told_in_words():
 
 def test_what_is_not_known_is_not_asked():
     unknown = Subject(label="generated")
-    assert draw_questions(unknown, random.Random(0), kinds=["attribution", "multiple_choice"], per_image=2) == []
+    assert sample_questions(unknown, random.Random(0), kinds=["attribution", "multiple_choice"], per_image=2) == []
 
 
 def test_the_order_of_kinds_does_not_depend_on_which_is_imported_first() -> None:

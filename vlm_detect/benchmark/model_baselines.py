@@ -17,14 +17,14 @@ from vlm_detect.records import Item
 GREY = (128, 128, 128)
 
 
-def model_floors(
+def model_baselines(
     benchmark: Benchmark, answer: Answer, *, seed: int = 0, count: Callable[[int], object] | None = None
 ) -> dict[str, dict[str, float]]:
     """{"all" and each row of by_kind: {blank_image, other_image}}: accuracies by log-probability.
 
     Both polarities and all rotations are asked, as for the real images; `count` is called with the number of answers.
     """
-    floors: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for name, image_of in (("blank_image", _blank), ("other_image", _others(benchmark, seed))):
         results = []
         for batch in answer(benchmark, image_of=image_of):
@@ -33,8 +33,8 @@ def model_floors(
                 count(len(batch))
         summary = summarise([result for result in results if result.scoring == "logprob"], resamples=2)
         for row, figures in {"all": summary, **summary["by_kind"]}.items():
-            floors.setdefault(row, {})[name] = float(figures["accuracy"] or 0.0)
-    return floors
+            found.setdefault(row, {})[name] = float(figures["accuracy"] or 0.0)
+    return found
 
 
 def _blank(item: Item) -> Image.Image:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark, write_image
 from vlm_detect.benchmark.items import load_benchmark
-from vlm_detect.benchmark.model_floors import GREY, model_floors
+from vlm_detect.benchmark.model_baselines import GREY, model_baselines
 from vlm_detect.benchmark.respondents import Respondent
 from vlm_detect.benchmark.run import needed_keys
 from vlm_detect.benchmark.score import score
@@ -40,7 +40,7 @@ def test_floors_of_each_kind_edits_too(tmp_path: Path) -> None:
     answer = partial(score, engine=FakeEngine(rule), ask=FakeAsk, generate=False)
     respondent = Respondent(lambda: answer, {}, generate=False)
     counts: list[int] = []
-    floors = model_floors(benchmark, answer, count=counts.append)
+    floors = model_baselines(benchmark, answer, count=counts.append)
     assert sum(counts) == 2 * len(needed_keys(benchmark, respondent)) > 0
     assert set(floors) == {"all", "true_false", "multiple_choice", "edit_true_false"}
     assert all(set(row) == {"blank_image", "other_image"} for row in floors.values())
@@ -61,7 +61,7 @@ def test_another_items_image_is_of_another_group(tmp_path: Path) -> None:
     rows = [{**first, "id": f"a{i}", "question": f"{first['question']} (a)"} for i in range(6)]
     rows.append({**second, "question": f"{second['question']} (b)"})
     benchmark = load_benchmark(write_benchmark(tmp_path, rows))
-    model_floors(benchmark, partial(score, engine=FakeEngine(rule), ask=FakeAsk, generate=False))
+    model_baselines(benchmark, partial(score, engine=FakeEngine(rule), ask=FakeAsk, generate=False))
     assert shown == {"(a)": {(256, 256), (9, 8)}, "(b)": {(256, 256), (8, 8)}}
 
 
@@ -81,5 +81,5 @@ def test_pairs_are_shown_pairs(tmp_path: Path, seed: int) -> None:
         return [0.0] * len(candidates)
 
     benchmark = load_benchmark(write_benchmark(tmp_path, rows))
-    model_floors(benchmark, partial(score, engine=FakeEngine(rule), ask=FakeAsk, generate=False), seed=seed)
+    model_baselines(benchmark, partial(score, engine=FakeEngine(rule), ask=FakeAsk, generate=False), seed=seed)
     assert sizes == {8 + 9 + 8, 11 + 10 + 8}  # widths and the gap

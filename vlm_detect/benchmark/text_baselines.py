@@ -1,6 +1,6 @@
 """Blind baselines: the accuracy that a benchmark's text allows without looking at any image.
 
-    text_floors(items)      # {"chance": 0.25, "longest": 0.81, "shortest": 0.0, "commonest_letter": 0.3, ...}
+    text_baselines(items)      # {"chance": 0.25, "longest": 0.81, "shortest": 0.0, "commonest_letter": 0.3, ...}
 
 A model's score is meaningful only above the highest of these. Ties between options share the point. `longest`,
 `shortest` and `commonest_letter` are over the items with options, `commonest_answer` over the others; `chance` and
@@ -24,41 +24,41 @@ from vlm_detect.records import Item
 _FOLDS = 5
 
 
-def text_floors(items: Sequence[Item]) -> dict[str, float]:
+def text_baselines(items: Sequence[Item]) -> dict[str, float]:
     """Every blind baseline that applies to `items`, each an accuracy."""
     makers = makers_in(items)
     prompts = [prompts_of(item, makers)[0] for item in items]
     prompts = [prompt for prompt in prompts if prompt.right is not None]
     choices = [prompt for prompt in prompts if prompt.lettered]
     others = [prompt for prompt in prompts if not prompt.lettered]
-    floors: dict[str, float] = {}
+    found: dict[str, float] = {}
     if prompts:
-        floors["chance"] = float(np.mean([1 / len(prompt.candidates) for prompt in prompts]))
+        found["chance"] = float(np.mean([1 / len(prompt.candidates) for prompt in prompts]))
     if choices:
-        floors["longest"] = _picks(choices, len)
-        floors["shortest"] = _picks(choices, lambda option: -len(option))
-        floors["commonest_letter"] = _commonest(choices)
+        found["longest"] = _picks(choices, len)
+        found["shortest"] = _picks(choices, lambda option: -len(option))
+        found["commonest_letter"] = _commonest(choices)
     if others:
-        floors["commonest_answer"] = _commonest(others)
+        found["commonest_answer"] = _commonest(others)
     if len({prompt.item.group for prompt in prompts}) > 1:
-        floors["bag_of_words"] = bag_of_words(prompts)
-    return {name: round(value, 6) for name, value in floors.items()}
+        found["bag_of_words"] = bag_of_words(prompts)
+    return {name: round(value, 6) for name, value in found.items()}
 
 
-def chief_floors(items: Sequence[Item]) -> dict[str, float]:
+def headline_baselines(items: Sequence[Item]) -> dict[str, float]:
     """The blind baselines of a summary's top-level metrics: over the closed items about generation, if there are
     any."""
     closed = [item for item in items if not KINDS[item.kind].is_open] or list(items)
-    return text_floors([item for item in closed if topic_of(item) == "generation"] or closed)
+    return text_baselines([item for item in closed if topic_of(item) == "generation"] or closed)
 
 
-def floors_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """`text_floors` of each kind of item, items about edits separately: the chance level of a mixture applies to none
-    of its parts."""
+def baselines_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """`text_baselines` of each kind of item, items about edits separately: the chance level of a mixture applies to
+    none of its parts."""
     rows: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         rows[f"edit_{item.kind}" if topic_of(item) == "edit" else item.kind].append(item)
-    return {row: text_floors(rows[row]) for row in sorted(rows)}
+    return {row: text_baselines(rows[row]) for row in sorted(rows)}
 
 
 def bag_of_words(prompts: Sequence[Prompt]) -> float:

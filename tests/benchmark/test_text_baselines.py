@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_detect.benchmark.floors import text_floors
 from vlm_detect.benchmark.items import load_benchmark
+from vlm_detect.benchmark.text_baselines import text_baselines
 from vlm_detect.questions.ask import FAKE_QUESTION, REAL_QUESTION
 from vlm_detect.records import Item
 
@@ -16,7 +16,7 @@ def choice(i: int, options: tuple[str, ...], truth: str) -> Item:
 
 def test_length_and_letter_by_hand() -> None:
     items = [choice(0, ("aa", "a", "a", "a"), "A"), choice(1, ("bb", "bb", "b", "b"), "B"), choice(2, ("c", "cc"), "A")]
-    floors = text_floors(items)
+    floors = text_baselines(items)
     assert floors["longest"] == pytest.approx((1 + 1 / 2 + 0) / 3, abs=1e-6)  # a tie shares the point
     assert floors["shortest"] == pytest.approx((0 + 0 + 1) / 3, abs=1e-6)
     assert floors["commonest_letter"] == pytest.approx(2 / 3, abs=1e-6)
@@ -30,7 +30,7 @@ def test_words_that_give_the_answer_away_are_found() -> None:
         truth = int(rng.integers(4))
         options = tuple(f"it has {'six fingers' if place == truth else 'a hat'} number {place}" for place in range(4))
         items.append(choice(i, options, "ABCD"[truth]))
-    assert text_floors(items)["bag_of_words"] > 0.95
+    assert text_baselines(items)["bag_of_words"] > 0.95
 
 
 def test_fair_options_leave_nothing_to_find() -> None:
@@ -39,15 +39,15 @@ def test_fair_options_leave_nothing_to_find() -> None:
     for i in range(400):
         options = tuple(rng.permutation(["grain", "blur", "hand", "text"]).tolist())
         items.append(choice(i, options, "ABCD"[i % 4]))
-    floors = text_floors(items)
+    floors = text_baselines(items)
     assert abs(floors["bag_of_words"] - 0.25) < 0.08
     assert floors["commonest_letter"] == 0.25
 
 
 def test_one_photo_leaves_no_words_to_learn_from() -> None:
     items = [Item(f"{i}", "true_false", ("a.png",), FAKE_QUESTION, "Yes.") for i in range(2)]
-    assert text_floors(items) == {"chance": 0.5, "commonest_answer": 1.0}
-    assert text_floors([]) == {}
+    assert text_baselines(items) == {"chance": 0.5, "commonest_answer": 1.0}
+    assert text_baselines([]) == {}
 
 
 def test_two_way_questions() -> None:
@@ -56,7 +56,7 @@ def test_two_way_questions() -> None:
         Item(f"{i}", "true_false", (f"{i}.png",), FAKE_QUESTION if i % 2 else REAL_QUESTION, "Yes." if i % 2 else "No.")
         for i in range(40)
     ]
-    floors = text_floors(items)
+    floors = text_baselines(items)
     assert floors["commonest_answer"] == 0.5
     assert floors["bag_of_words"] == 1
     assert "longest" not in floors
@@ -69,7 +69,7 @@ DATA = Path(os.environ.get("VLM_DETECT_DATA", "")) / "custom_vqa"
     not os.environ.get("VLM_DETECT_DATA") or not DATA.is_dir(), reason="VLM_DETECT_DATA names no folder with custom_vqa"
 )
 def test_published_multiple_choice_is_solved_by_length() -> None:
-    floors = text_floors(load_benchmark(DATA / "multiple-choice" / "vqa_multiple_choice_benchmark.json").items)
+    floors = text_baselines(load_benchmark(DATA / "multiple-choice" / "vqa_multiple_choice_benchmark.json").items)
     assert floors["longest"] == 0.81
     assert floors["commonest_letter"] == 0.3
     assert floors["bag_of_words"] > 0.7

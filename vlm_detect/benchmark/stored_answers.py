@@ -1,6 +1,6 @@
 """Additional answers of a model, one JSON line each, so that an interrupted run can resume.
 
-kept = Kept(out / "faithfulness.jsonl")
+kept = StoredAnswers(out / "faithfulness.jsonl")
 records = kept.all(probes, ask, batch=8, about="hidden places")      # asks what the file does not hold
 """
 
@@ -22,7 +22,7 @@ class Keyed(Protocol):
 T = TypeVar("T", bound=Keyed)
 
 
-class Kept:
+class StoredAnswers:
     """Records by key in one file; a line that was cut off is passed over, and what it was of is asked again."""
 
     def __init__(self, path: Path) -> None:
