@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy(program, helps):
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.startswith("train")])
-def test_the_help_of_training_lists_the_trainers_flags(verb, helps):
+def test_training_help_lists_the_trainers_flags(verb, helps):
     for flag in ("--max_grad_norm", "--gradient_checkpointing", "--push_to_hub", "--num_train_epochs"):
         assert f"  {flag} " in helps[verb][0]
 
@@ -164,17 +164,17 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("command", "message"), WRONG)
-def test_what_the_arguments_alone_show_wrong_is_one_line_and_status_2(command, message):
+def test_errors_in_the_arguments_alone_are_one_line_and_status_2(command, message):
     done = run_verb(*command.split())
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert message in done.stderr
 
 
-def test_every_verb_has_a_wrong_command_here():
+def test_every_verb_has_a_wrong_command_in_this_test():
     assert not [verb for verb in VERBS if not any(command.startswith(verb) for command, _ in WRONG)]
 
 
-def test_a_program_of_a_clone_is_the_verb():
+def test_a_program_of_a_clone_is_the_same_as_the_verb():
     by_verb, by_program = run_verb("compare", "--help"), run_here("eval/compare.py", "--help")
     assert by_verb.stdout.partition("\n")[2] == by_program.stdout.partition("\n")[2]
 

@@ -65,7 +65,7 @@ class Export:
         ("--json run out -- --a", Export("run", "out", ["--a"], json=True)),
     ],
 )
-def test_positional_arguments_stand_anywhere(argv, expected) -> None:
+def test_positional_arguments_may_be_anywhere(argv, expected) -> None:
     assert parse_config([Export], argv.split()) == (expected,)
 
 
@@ -82,7 +82,7 @@ class Stages:
     seed: int = 0
 
 
-def test_a_dataclass_within_is_a_section(tmp_path: Path) -> None:
+def test_a_nested_dataclass_is_a_section(tmp_path: Path) -> None:
     path = yaml_file(tmp_path, "renderer: {steps: 5, rates: [0.1, 1]}\nseed: 2")
     assert parse_config([Stages], ["--config", path]) == (Stages(Stage(5, [0.1, 1.0]), seed=2),)
     assert parse_config([Stages], ["--config", path, "--renderer.steps", "7"])[0].renderer == Stage(7, [0.1, 1.0])
@@ -90,14 +90,14 @@ def test_a_dataclass_within_is_a_section(tmp_path: Path) -> None:
     assert parse_config([Stages], []) == (Stages(),)
 
 
-def test_a_list_may_be_empty_and_is_replaced_not_prolonged(tmp_path: Path) -> None:
+def test_a_list_may_be_empty_and_is_replaced_not_extended(tmp_path: Path) -> None:
     path = yaml_file(tmp_path, "twins: [caption, vae]")
     assert parse_config([Render], ["--config", path, "--twins", "edit"])[0].twins == ["edit"]
     assert parse_config([Render], ["--config", path, "--twins"])[0].twins == []
     assert parse_config([Render], ["--config", yaml_file(tmp_path, "twins: []")])[0].twins == []
 
 
-def test_hyphens_do_for_underscores_and_no_turns_a_flag_off() -> None:
+def test_hyphens_equal_underscores_and_no_turns_a_flag_off() -> None:
     @dataclass(frozen=True)
     class Options:
         skip_bad: bool = False
@@ -163,7 +163,7 @@ def test_wrong_arguments_are_one_line_and_status_2(argv, yaml, words, tmp_path: 
     assert line.count("\n") == 1
 
 
-def test_a_run_record_holds_the_configuration_and_what_it_ran_with(tmp_path: Path) -> None:
+def test_a_run_record_has_the_configuration_and_the_versions(tmp_path: Path) -> None:
     assert read_run_json(tmp_path) is None
     write_run_json(tmp_path, Render(steps=3), seconds=1.5)
     record = read_run_json(tmp_path)
@@ -173,7 +173,7 @@ def test_a_run_record_holds_the_configuration_and_what_it_ran_with(tmp_path: Pat
     assert {"torch", "transformers", "python"} <= record["versions"].keys()
 
 
-def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_replaced_atomically(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"ok": True})
     circular: list = []
     circular.append(circular)
@@ -218,7 +218,7 @@ def test_programs_end_with_a_status_and_one_line(raised, status, line, capsys) -
         ("--debug tpu_metrics_debug --debug", "--debug tpu_metrics_debug", UserError),
     ],
 )
-def test_debug_shows_tracebacks_unless_it_is_the_trainers(flags, given, raised, monkeypatch) -> None:
+def test_debug_shows_tracebacks_unless_it_is_the_flag_of_the_trainer(flags, given, raised, monkeypatch) -> None:
     def main(argv: list[str]) -> None:
         assert argv == given.split()
         raise UserError("no")
@@ -228,7 +228,7 @@ def test_debug_shows_tracebacks_unless_it_is_the_trainers(flags, given, raised, 
         run_main(main)
 
 
-def test_a_program_of_several_processes_leaves_their_group(tmp_path) -> None:
+def test_a_program_of_several_processes_destroys_the_process_group(tmp_path) -> None:
     """Else gloo's threads live until Python has ended, and one of them still at work then aborts it."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
 
@@ -242,7 +242,7 @@ def test_a_program_of_several_processes_leaves_their_group(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_has_seen_enough_is_no_traceback(lines: int) -> None:
+def test_a_closed_pipe_is_no_traceback(lines: int) -> None:
     program = f"import sys; from vlm_detect.errors import run_main; run_main(lambda argv: print('line\\n' * {lines}))"
     reader, writer = os.pipe()
     os.close(reader)

@@ -75,7 +75,7 @@ def test_the_rule_holds(rule) -> None:
         (loads_of_pickles, "torch.load(file, weights_only=False)"),
     ],
 )
-def test_what_breaks_the_rule_is_found(rule, code: str) -> None:
+def test_violations_of_the_rule_are_found(rule, code: str) -> None:
     assert len(list(rule(ast.parse(code)))) == 1
 
 

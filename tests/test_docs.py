@@ -28,28 +28,28 @@ def found(pattern: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_the_design_has_the_rooms_in_their_order():
+def test_the_design_lists_the_rooms_in_their_order():
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     table = text.partition("## Rooms")[2].partition("## Contracts")[0]
     rooms = [room.strip("`") for room in re.findall(r"^\| (`\w+`|root) \|", table, flags=re.MULTILINE)]
     assert rooms == list(ROOMS)
 
 
-def test_every_file_that_is_named_exists():
+def test_every_named_file_exists():
     named = found(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.-]*[\w/])(?![\w*{{<-])")
     assert len(named) > 100
     missing = [f"{page}: {path}" for page, path in named if not (ROOT / path).exists() and "vX_Y" not in path]
     assert not missing, "\n".join(missing)
 
 
-def test_every_config_that_is_named_exists():
+def test_every_named_config_exists():
     named = [(page, name) for page, name in found(r"--config ([\w./-]+)") if name != "FILE.yaml"]
     assert len(named) > 10
     missing = [f"{page}: {name}" for page, name in named if name not in CONFIGS and not (ROOT / name).is_file()]
     assert not missing, "\n".join(missing)
 
 
-def test_every_verb_that_is_named_exists():
+def test_every_named_verb_exists():
     named = found(r"(?:^|`|\s)vlm-detect ([a-z][a-z-]*)")
     assert len(named) > 20
     missing = [

@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 QUICK = {"verdicts"}  # the others take about a minute of CPU time each
 
 
-def test_all_are_here():
+def test_all_notebooks_are_tested():
     assert [path.stem for path in NOTEBOOKS] == ["adding_a_generator", "pairs_to_benchmark", "verdicts"]
 
 
@@ -22,7 +22,7 @@ def marked(path: Path):
 
 
 @pytest.mark.parametrize("path", map(marked, NOTEBOOKS))
-def test_it_runs(path: Path, tmp_path: Path):
+def test_a_notebook_runs(path: Path, tmp_path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     ran = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
@@ -30,7 +30,7 @@ def test_it_runs(path: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_was_run_before_it_was_committed(path: Path):
+def test_a_notebook_is_committed_with_its_outputs(path: Path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -131,7 +131,7 @@ def circles(imports: list[Import]) -> list[list[str]]:
     return [group for group in found if len(group) > 1]
 
 
-def test_no_import_climbs():
+def test_no_import_is_against_the_order_of_rooms():
     wrong = [f"{i.importer}:{i.line} imports {i.imported}" for i in climbing(IMPORTS)]
     assert not wrong, "\n".join(wrong)
 
@@ -146,13 +146,13 @@ def test_every_folder_is_a_room():
 
 
 @pytest.mark.parametrize("text", ["from vlm_detect.apps import scan", "def f():\n    import vlm_detect.apps.scan"])
-def test_a_climbing_import_is_seen(text, tmp_path):
+def test_an_import_against_the_order_is_found(text, tmp_path):
     file = tmp_path / "bad.py"
     file.write_text(text, encoding="utf-8")
     assert climbing(list(imports_of("vlm_detect.images.bad", file)))
 
 
-def test_a_circle_is_seen():
+def test_a_circular_import_is_found():
     def made(importer: str, imported: str) -> Import:
         return Import(f"vlm_detect.{importer}", f"vlm_detect.{imported}", 1, False)
 

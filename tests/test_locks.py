@@ -37,7 +37,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "nothing yet", "in nothing yet"])
-def test_the_second_says_that_the_first_holds_it(kind: str, tmp_path: Path) -> None:
+def test_the_second_run_reports_that_the_first_holds_the_lock(kind: str, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out" if kind == "in nothing yet" else tmp_path / "out"
     if kind == "folder":
         out.mkdir()
@@ -53,7 +53,7 @@ def test_the_second_says_that_the_first_holds_it(kind: str, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.rglob(".*")) == []  # nothing is left
 
 
-def test_places_are_one_however_they_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_spellings_of_a_path_are_one_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = holder(tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     for spelled in ("out", "./out/", "out/../out"):
@@ -65,7 +65,7 @@ def test_places_are_one_however_they_are_spelled(tmp_path: Path, monkeypatch: py
 
 
 @posix
-def test_a_killed_run_holds_nothing_though_its_workers_live(tmp_path: Path) -> None:
+def test_a_killed_run_releases_its_lock_even_if_its_workers_live(tmp_path: Path) -> None:
     forks = "    pid = __import__('os').fork()\n    if pid == 0: __import__('time').sleep(60)\n"
     first = holder(tmp_path / "out", forks + "    print('held', flush=True); sys.stdin.read()")
     os.kill(first.pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_a_killed_run_holds_nothing_though_its_workers_live(tmp_path: Path) -> N
     assert not list(tmp_path.glob(".*.lock"))
 
 
-def test_a_run_may_hold_a_place_twice_and_its_further_processes_need_not(tmp_path: Path) -> None:
+def test_a_run_may_lock_a_folder_twice_and_its_other_processes_need_no_lock(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with held(out), held(out):
         pass
@@ -86,15 +86,13 @@ def test_a_run_may_hold_a_place_twice_and_its_further_processes_need_not(tmp_pat
     let_go(first)
 
 
-def test_what_fails_lets_go(tmp_path: Path) -> None:
+def test_a_failed_run_releases_its_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyError), held(tmp_path / "out"):
         raise KeyError
     let_go(holder(tmp_path / "out"))
 
 
-def test_where_nothing_may_be_written_beside_it_the_lock_is_inside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_is_inside_if_the_parent_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     opened, real = [], Path.open
@@ -112,7 +110,7 @@ def test_where_nothing_may_be_written_beside_it_the_lock_is_inside(
         pass
 
 
-def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_blocks_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: object) -> None:
         raise OSError(locks.errno.ENOLCK, "No locks available")
 
@@ -133,7 +131,7 @@ def _take_turns(out: str, log: str, barrier: threading.Barrier) -> None:
             continue
 
 
-def test_never_two_at_a_time(tmp_path: Path) -> None:
+def test_two_processes_never_hold_a_lock_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
     processes = [
@@ -150,7 +148,7 @@ def test_never_two_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["moondream", "cnn", "import"])
-def test_training_and_data_generation_hold_their_places(verb: str, tmp_path: Path) -> None:
+def test_training_and_data_generation_lock_their_folders(verb: str, tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     save_toy_pairs(tmp_path / "pairs", n_train=4, n_validation=2)
     for label in ("real", "fake"):

@@ -12,7 +12,7 @@ import pytest
 from vlm_detect import _moved
 
 
-def test_every_old_path_leads_to_a_module():
+def test_every_old_path_resolves_to_a_module():
     for old, new in _moved.moves():
         assert find_spec(f"vlm_detect.{new}") is not None, new
         assert importlib.import_module(f"vlm_detect.{old}").__name__ == f"vlm_detect.{old}"
@@ -71,7 +71,7 @@ def test_statements_of_every_form():
         from vlm_detect.bench import no_such_module  # type: ignore[attr-defined]  # noqa: F401
 
 
-def test_nothing_is_loaded_or_said_before_a_name_is_used():
+def test_nothing_is_loaded_or_warned_before_a_name_is_used():
     code = (
         "import sys, vlm_detect; assert 'vlm_detect.bench' not in sys.modules; import vlm_detect.bench.metrics;"
         "assert 'vlm_detect.stats.metrics' not in sys.modules; [hasattr(m, '__file__') for m in sys.modules.values()]"

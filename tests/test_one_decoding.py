@@ -121,7 +121,7 @@ def rows_of(dataset: Path) -> datasets.Dataset:
     return datasets.load_dataset("parquet", data_files=str(dataset / "data" / "train-*.parquet"), split="train")
 
 
-def test_what_is_shown() -> None:
+def test_decoded_pixels() -> None:
     """The right values, so that all are not wrong alike."""
     images = {name: np.asarray(decode_image(data).image, int) for name, data in files().items()}
     assert images["phone.jpg"].shape == (SIZE[0], SIZE[1], 3)
@@ -215,7 +215,7 @@ def test_cnns_and_measures(dataset: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert {pixels(image) for image in seen} == shown()
 
 
-def test_what_was_computed_with_another_decoder_is_made_anew(
+def test_results_of_another_decoder_are_computed_again(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     vlm = tiny_vlm()
@@ -251,7 +251,7 @@ _OWN = {
 }
 
 
-def test_nobody_else_opens_images() -> None:
+def test_no_other_file_opens_images() -> None:
     package = Path(vlm_detect.__file__).parent
     found = set()
     for path in package.rglob("*.py"):

@@ -25,7 +25,7 @@ print(json.dumps([before, after, sorted(name for name in sys.modules if "." not 
 """
 
 
-def test_importing_the_package_changes_nothing_and_brings_nothing():
+def test_importing_the_package_has_no_side_effects():
     import json
 
     done = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, check=True)
@@ -34,7 +34,7 @@ def test_importing_the_package_changes_nothing_and_brings_nothing():
     assert not {"torch", "transformers", "numpy", "yaml"} & set(modules)
 
 
-def test_the_package_shows_what_it_offers():
+def test_dir_of_the_package_lists_its_public_names():
     code = "import vlm_detect; print(*dir(vlm_detect)); from vlm_detect import *; print(Detector, Verdict)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     listed, classes = done.stdout.splitlines()

@@ -24,13 +24,13 @@ def test_place_of(box, place):
 
 
 @pytest.mark.parametrize("size", [(100, 100), (32, 32), (47, 31), (3, 3)])
-def test_the_box_of_a_place_lies_there(size):
+def test_the_box_of_a_place_is_at_that_place(size):
     assert [place_of(box_of(place, size), size) for place in PLACES] == list(PLACES)
     areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (box_of(place, size) for place in PLACES)]
     assert sum(areas) == size[0] * size[1]
 
 
-def test_places_are_read_as_they_are_said():
+def test_places_are_parsed_from_their_wording():
     assert [places_in(f"It is so at the {place}.") for place in PLACES] == [[place] for place in PLACES]
     assert places_in("In the top-left corner and the Middle.") == ["upper left", "centre"]
     assert places_in("It was altered at the top centre.") == ["top"]

@@ -88,7 +88,7 @@ def test_two_plugins_of_one_name(outside: Outside) -> None:  # noqa: F811
         EDITS["grain"]
 
 
-def test_an_unknown_name_comes_with_the_nearest(outside: Outside) -> None:  # noqa: F811
+def test_an_error_about_an_unknown_name_gives_the_nearest(outside: Outside) -> None:  # noqa: F811
     install(outside, "grain", FAILS)
     with pytest.raises(UserError, match="no edit is called 'grian'; did you mean grain\\? Known are blur, "):
         EDITS["grian"]
@@ -120,7 +120,7 @@ def test_entry_points_that_nothing_would_look_up_are_found(outside: Outside) -> 
     ]
 
 
-def test_looking_up_ones_own_costs_no_plugins_import(outside: Outside) -> None:  # noqa: F811
+def test_looking_up_a_builtin_name_imports_no_plugin(outside: Outside) -> None:  # noqa: F811
     outside.install("heavy", {"heavy.py": FAILS}, {"question.heavy": "heavy", "edit.heavy": "heavy"})
     code = (
         f"import sys; sys.path.append({str(outside.folder)!r})\n"
@@ -131,6 +131,6 @@ def test_looking_up_ones_own_costs_no_plugins_import(outside: Outside) -> None: 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_reason_that_would_not_be_read_as_its_edit_is_refused() -> None:
+def test_a_reason_that_does_not_parse_as_its_edit_is_refused() -> None:
     with pytest.raises(UserError, match="edit 'odd': its words do not match its wording 'was changed'"):
         edit("odd", words="odd", done=("was changed",))

@@ -19,17 +19,17 @@ def test_a_formula_is_text_and_comes_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["a.png", "'quoted'.png", "x=1", "", 0.5, -3, None, True])
-def test_other_cells_stay(value: object) -> None:
+def test_other_cells_are_unchanged(value: object) -> None:
     assert as_cell(value) == value
     assert not isinstance(value, str) or from_cell(value) == value
 
 
-def test_what_is_not_printed_is_replaced() -> None:
+def test_unprintable_characters_are_replaced() -> None:
     assert printable("a\x1b[31mb\u202ec\x07\n") == "a\ufffd[31mb\ufffdc\ufffd\ufffd"
     assert printable("é 猫 = ok") == "é 猫 = ok"
 
 
-def test_a_program_says_an_error_in_what_can_be_printed() -> None:
+def test_error_messages_are_printable() -> None:
     code = (
         "from vlm_detect.errors import UserError, run_main\n"
         "def main(argv): raise UserError('\\x1b]0;title\\x07bad: no such file')\nrun_main(main)"
@@ -38,7 +38,7 @@ def test_a_program_says_an_error_in_what_can_be_printed() -> None:
     assert (done.returncode, done.stderr) == (1, "error: \ufffd]0;title\ufffdbad: no such file\n")
 
 
-def test_pillow_says_nothing_of_a_file_in_a_program() -> None:
+def test_warnings_of_pillow_are_suppressed() -> None:
     """It logs what it thinks of a TIFF, which a program without logging would show on stderr."""
     code = (
         "import sys\nfrom vlm_detect.errors import run_main\ndef main(argv):\n"

@@ -33,12 +33,12 @@ def test_a_log_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert all(line.endswith(" left") for line in lines if line.startswith(("decode", "scan")))
 
 
-def test_work_of_less_than_a_minute_leaves_a_log_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_of_less_than_a_minute_writes_no_log_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(iter("abc"), "decode", total=3, unit="img")) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_bar_that_goes_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_that_disappears_when_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with progress(desc="scan", total=2, unit="img") as bar:
         bar.update(2)

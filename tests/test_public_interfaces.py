@@ -136,7 +136,7 @@ def test_each_way_of_using_one_is_found(code: str, name: str) -> None:
     assert [found for _, found in uses(tree, set(defined_names(tree)))] == [name]
 
 
-def test_what_is_our_own_is_not_found() -> None:
+def test_own_private_names_are_not_found() -> None:
     tree = ast.parse("def _f(): ...\nclass A:\n def g(self):\n  self._x = 1\n  self._x, other._x, module._f, __name__")
     assert list(uses(tree, set(defined_names(tree)))) == []
 

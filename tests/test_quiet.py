@@ -42,7 +42,7 @@ def before(request):
 
 
 @pytest.mark.parametrize("library", LOGGING)
-def test_within_there_are_errors_only_and_afterwards_all_is_as_before(library, before):
+def test_only_errors_are_logged_inside_and_settings_are_restored_afterwards(library, before):
     with quiet(library):
         assert LOGGING[library].get_verbosity() == 40
         assert not LOGGING[library].is_progress_bar_enabled()
@@ -61,7 +61,7 @@ def test_as_a_decorator_each_call_is_quiet(before):
     assert state() == before
 
 
-def test_the_hubs_own_bars_stay_off_where_they_were():
+def test_the_hubs_progress_bars_stay_off_if_they_were_off():
     disable_progress_bars()
     try:
         with no_bars("transformers"):
@@ -71,7 +71,7 @@ def test_the_hubs_own_bars_stay_off_where_they_were():
         enable_progress_bars()
 
 
-def test_bars_are_left_out_of_logs(monkeypatch, before):
+def test_progress_bars_are_not_written_to_logs(monkeypatch, before):
     for terminal in (True, False):
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
         with no_bars_in_logs("datasets", "transformers"):
@@ -80,7 +80,7 @@ def test_bars_are_left_out_of_logs(monkeypatch, before):
         assert state() == before
 
 
-def test_loading_a_model_and_a_dataset_leaves_all_as_it_was(before, tmp_path):
+def test_loading_a_model_and_a_dataset_restores_all_settings(before, tmp_path):
     save_toy_pairs(tmp_path / "pairs", n_train=2, n_validation=2)
     made = state()  # pyarrow's writer is the test's own
     load_vlm("nano", device="cpu")
@@ -88,7 +88,7 @@ def test_loading_a_model_and_a_dataset_leaves_all_as_it_was(before, tmp_path):
     assert state() == made == before
 
 
-def test_no_other_file_turns_a_librarys_settings():
+def test_no_other_file_changes_settings_of_libraries():
     changes = ("set_verbosity", "disable_progress_bar", "enable_progress_bar")
     files = [path for path in PACKAGE.rglob("*.py") if path.name != "quiet.py"]
     assert not [path for path in files if any(change in path.read_text(encoding="utf-8") for change in changes)]

@@ -21,7 +21,7 @@ FAKES = ["sd14", "Real-ESRGAN", "RealVisXL", "glide", "camera2image", "Midjourne
 
 
 @pytest.mark.parametrize(("names", "real"), [(PHOTOS, True), (FAKES, False)])
-def test_a_generators_name_means_the_same_in_training_and_measuring(tmp_path: Path, names: list[str], real: bool):
+def test_a_generator_name_means_the_same_in_training_and_evaluation(tmp_path: Path, names: list[str], real: bool):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     records, items = [], []
     for number, name in enumerate(names):
@@ -67,7 +67,7 @@ def test_a_label_in_a_folder_and_in_an_item(tmp_path: Path, name: str, label: st
     assert entry.label == (label or "real")
 
 
-def test_no_other_list():
+def test_there_is_no_other_list_of_labels():
     """A collection of names of labels stands in one file."""
     package = Path(vlm_detect.__file__).parent
     found = set()

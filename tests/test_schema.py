@@ -84,7 +84,7 @@ def test_the_same_command_has_nothing_left_to_do(old: Path, program: str, argume
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_setting_that_a_run_does_not_know_had_its_default(old: Path):
+def test_a_setting_missing_in_a_run_has_its_default(old: Path):
     record = read_run_json("moondream_lora")
     assert record is not None
     for name in ("warmup_steps", "validation_limit"):  # as if they had come later
@@ -101,7 +101,7 @@ def images() -> list[Image.Image]:
     return [row[column] for row in load_pairs("pairs", "test") for column in ("image", "twin")]
 
 
-def test_a_lora_run_judges_as_it_did(old: Path):
+def test_a_lora_run_gives_the_same_verdicts(old: Path):
     recorded = json.loads(Path("verdicts.json").read_text())["moondream_lora"]
     verdicts = Detector("moondream_lora", device="cpu").judge(images())
     assert [verdict.to_json()["log_odds"] for verdict in verdicts] == pytest.approx(recorded["log_odds"], abs=1e-4)
@@ -109,7 +109,7 @@ def test_a_lora_run_judges_as_it_did(old: Path):
     assert all(verdict.calibrated for verdict in verdicts)
 
 
-def test_a_cnn_run_judges_as_it_did(old: Path):
+def test_a_cnn_run_gives_the_same_verdicts(old: Path):
     recorded = json.loads(Path("verdicts.json").read_text())["cnn_mai"]
     scores = CnnDetector.load("cnn_mai").scores(images())
     assert scores.odds.tolist() == pytest.approx(recorded["log_odds"], abs=1e-4)
@@ -132,7 +132,7 @@ def cached_images() -> list[StoredImage]:
     return [StoredImage.from_cell(first[column]) for column in ("image", "twin")]
 
 
-def test_a_feature_cache_is_read_and_not_made_anew(old: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_feature_cache_is_read_and_not_rebuilt(old: Path, monkeypatch: pytest.MonkeyPatch):
     vlm = load_vlm("nano", device="cpu")
     vlm.model.requires_grad_(False)
     monkeypatch.setattr(features_module, "_write", lambda *_: pytest.fail("the cache is made anew"))
@@ -181,7 +181,7 @@ def test_a_newer_feature_cache_is_refused(old: Path):
         features.embeddings(list(features.places))
 
 
-def test_what_is_written_now_has_its_number(tmp_path: Path):
+def test_new_files_have_a_schema_number(tmp_path: Path):
     write_run_json(tmp_path, {})
     Calibration().save(tmp_path)
     check_same_run(tmp_path, {"model": "nano"}, write=True)
@@ -196,6 +196,6 @@ def test_what_is_written_now_has_its_number(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "not JSON", "[]", '{"schema": 0}', "{}"])
-def test_a_folder_of_others_passes(tmp_path: Path, text: str):
+def test_a_foreign_folder_is_accepted(tmp_path: Path, text: str):
     (tmp_path / "run.json").write_text(text)
     check_folder(tmp_path)

@@ -85,7 +85,7 @@ def test_the_verbs_of_a_wheel_work_outside_a_clone(wheel: Path, tmp_path: Path):
     assert (work / "scores" / "report.html").is_file()
 
 
-def test_nothing_outside_the_package_is_reached_from_it():
+def test_the_package_uses_no_file_outside_of_it():
     """The clone is known for the commit and for the commands that records have, both in config.py."""
     knowing = {path.name for path in PACKAGE.rglob("*.py") if "REPOSITORY" in path.read_text(encoding="utf-8")}
     assert knowing == {"config.py"}

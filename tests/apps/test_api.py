@@ -114,7 +114,7 @@ def test_a_gaze(server: Running, http: httpx.Client, photo: Image.Image) -> None
     assert set(steady) == {"x", "y"}
 
 
-def test_objects_of_a_batch_are_those_alone(server: Running) -> None:
+def test_objects_of_a_batch_equal_those_alone(server: Running) -> None:
     photos, phrases = [make_photo(seed) for seed in range(3)], ["dog", "a red car", "x"]
 
     async def ask() -> list[dict]:
@@ -163,7 +163,7 @@ def test_the_openai_client(server: Running, photo: Image.Image) -> None:
     assert chunks[-1].usage == answer.usage
 
 
-def test_a_follow_up_asks_about_the_image_of_before(server: Running, photo: Image.Image) -> None:
+def test_a_follow_up_asks_about_the_previous_image(server: Running, photo: Image.Image) -> None:
     messages = [*conversation(photo), {"role": "assistant", "content": "x"}, {"role": "user", "content": "Why?"}]
     client = openai_client(server)
     answer = client.chat.completions.create(model=server.detector.name, messages=messages, max_tokens=5)
@@ -296,7 +296,7 @@ def test_only_confirmed_by_request_and_by_the_server(
         assert "dog" not in body["explanation"]
 
 
-def test_an_explanation_that_fails_takes_its_image_alone(
+def test_a_failed_explanation_affects_only_its_image(
     server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = Detector.explanation_prompt
@@ -419,7 +419,7 @@ def chat(*content: object) -> dict:
         ("Hi", "messages[1].content[0]", "has no type: a part is"),
     ],
 )
-def test_wrong_parts_are_told_by_their_place_and_the_form_that_is_wanted(
+def test_errors_about_wrong_parts_give_their_place_and_the_expected_form(
     http: httpx.Client, content: object, place: str, wanted: str
 ) -> None:
     error = http.post("/v1/chat/completions", json=chat(content)).json()["error"]
@@ -428,7 +428,7 @@ def test_wrong_parts_are_told_by_their_place_and_the_form_that_is_wanted(
     assert wanted in error["message"]
 
 
-def test_content_of_another_kind_is_told_by_its_place(http: httpx.Client) -> None:
+def test_errors_about_content_of_another_kind_give_its_place(http: httpx.Client) -> None:
     body = {"model": "x", "messages": [{"role": "user", "content": 7}]}
     error = http.post("/v1/chat/completions", json=body).json()["error"]
     assert error["message"].startswith("messages[0].content: give a text, or a list of parts")
@@ -522,7 +522,7 @@ def test_user_text_cannot_forge_special_tokens(detector: Detector) -> None:
         assert [i for i in forged if i in tokenizer.all_special_ids] == template, token
 
 
-def test_a_cnn_shows_where_it_looks_beside_the_map(detector: Detector, photo: Image.Image) -> None:
+def test_the_heat_map_of_a_cnn_is_next_to_the_evidence_map(detector: Detector, photo: Image.Image) -> None:
     pytest.importorskip("captum", reason="needs the extra cnn")
     model = new_model(CnnConfig(arch="fakenet2", image_size=32, heads={"verdict": ["real", "generated"]})).eval()
     cnn = CnnDetector(model, Calibration(), "runs/cnn")

@@ -74,7 +74,7 @@ def goes_on_until_dropped(connection: socket.socket, data: bytes, pause_s: float
     "sent",
     [b"", b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localh"],
 )
-def test_headers_that_do_not_end_are_not_waited_for(detector: Detector, sent: bytes) -> None:
+def test_headers_that_do_not_end_time_out(detector: Detector, sent: bytes) -> None:
     with serving(detector, header_timeout_s=0.3) as running, connected(running) as slow:
         slow.sendall(sent)
         found = wait_for_the_end(slow)
@@ -82,14 +82,14 @@ def test_headers_that_do_not_end_are_not_waited_for(detector: Detector, sent: by
         assert is_healthy(running)
 
 
-def test_headers_in_crumbs_have_no_more_time(detector: Detector) -> None:
+def test_headers_in_small_pieces_have_no_more_time(detector: Detector) -> None:
     with serving(detector, header_timeout_s=0.5) as running, connected(running) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")
         assert goes_on_until_dropped(slow, b"X: y\r\n", pause_s=0.02)
         assert is_healthy(running)
 
 
-def test_a_request_that_takes_longer_than_its_headers_may_is_answered(detector: Detector) -> None:
+def test_a_request_slower_than_the_header_timeout_is_answered(detector: Detector) -> None:
     with serving(detector, header_timeout_s=0.2) as running, connected(running) as client:
         client.sendall(b"POST /v1/verdict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n")
         waited = threading.Event()
@@ -98,7 +98,7 @@ def test_a_request_that_takes_longer_than_its_headers_may_is_answered(detector: 
         assert client.recv(1000).startswith(b"HTTP/1.1 4")
 
 
-def test_of_too_many_that_send_nothing_the_oldest_go(detector: Detector) -> None:
+def test_the_oldest_of_too_many_idle_connections_are_closed(detector: Detector) -> None:
     with serving(detector, max_idle_connections=5, header_timeout_s=60) as running:
         with httpx.Client(base_url=running.url, timeout=60) as http:
             assert http.get("/healthz").status_code == 200
@@ -125,7 +125,7 @@ def test_chunks_of_a_byte_are_refused(detector: Detector) -> None:
         assert chunks.status_code == 200
 
 
-def test_bodies_that_arrive_are_bounded_in_number(detector: Detector) -> None:
+def test_the_number_of_incoming_bodies_is_bounded(detector: Detector) -> None:
     head = b"POST /v1/verdict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     with serving(detector, max_uploads=2) as running, connected(running) as one, connected(running) as other:
         for connection in (one, other):
@@ -144,7 +144,7 @@ def test_a_client_that_does_not_read_its_answer_is_dropped(detector: Detector) -
         assert is_healthy(running)
 
 
-def test_small_answers_leave_at_once(server: Running) -> None:
+def test_small_answers_are_sent_at_once(server: Running) -> None:
     with connected(server):
         until(lambda: len(server.server.server_state.connections) == 1)
         (connection,) = server.server.server_state.connections
@@ -152,7 +152,7 @@ def test_small_answers_leave_at_once(server: Running) -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_websocket_is_not_spoken_to(server: Running) -> None:
+def test_websockets_are_refused(server: Running) -> None:
     with connected(server) as client:
         client.sendall(
             b"GET /v1/verdict HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -161,7 +161,7 @@ def test_a_websocket_is_not_spoken_to(server: Running) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 405")
 
 
-def test_strangers_do_not_fill_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_requests_do_not_fill_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     upgrade = b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
     for sent in (b"\0\1\2\r\n\r\n", upgrade):
@@ -196,9 +196,7 @@ def test_images_that_ask_for_minutes_of_work_are_refused(detector: Detector, kin
         assert good["label"]
 
 
-def test_nothing_that_is_sent_is_decoded_in_the_servers_own_process(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_image_is_decoded_in_the_server_process(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("decode_here", "decode_image"):
         monkeypatch.setattr(decode, name, lambda *args, **options: pytest.fail("decoded here"))
     monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("opened here"))
@@ -235,7 +233,7 @@ def test_a_decoding_ends_at_the_requests_deadline(detector: Detector, monkeypatc
 
 
 @posix
-def test_a_decoding_ends_when_its_client_goes(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoding_ends_when_its_client_disconnects(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(detector, decoders=1) as running:
         with monkeypatch.context() as patch:
             hangs = hanging(patch)
@@ -251,7 +249,7 @@ def test_a_decoding_ends_when_its_client_goes(detector: Detector, monkeypatch: p
 
 
 @posix
-def test_a_server_that_ends_does_not_wait_for_a_decoder(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopping_server_does_not_wait_for_a_decoder(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     hangs = hanging(monkeypatch)
     with serving(detector, drain_s=1) as running, ThreadPoolExecutor(1) as pool:
         body = {"image_url": data_url(make_photo(0))}
@@ -263,7 +261,9 @@ def test_a_server_that_ends_does_not_wait_for_a_decoder(detector: Detector, monk
 
 
 @posix
-def test_images_that_wait_for_a_decoder_are_bounded(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_images_waiting_for_a_decoder_is_bounded(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(detector, decoders=1, max_jobs=1, deadline_s=30, drain_s=1) as running, ThreadPoolExecutor(3) as pool:
         with monkeypatch.context() as patch:
             hangs = hanging(patch)

@@ -49,7 +49,7 @@ def put_back(small: bytes, parts: dict[str, Part]) -> bytes:
     ],
 )
 @pytest.mark.parametrize("escape", [False, True])
-def test_long_data_urls_are_taken_out_and_nothing_else(value: Any, escape: bool) -> None:
+def test_only_long_data_urls_are_extracted(value: Any, escape: bool) -> None:
     body = json.dumps(value).encode()
     body = body.replace(b"/", b"\\/") if escape else body
     small, parts = take_out_images(body)
@@ -62,7 +62,7 @@ def test_long_data_urls_are_taken_out_and_nothing_else(value: Any, escape: bool)
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe\0", b'{"a', b'"', b'"\\', b'"\\"', b"]]]", json.dumps("é").encode()])
-def test_what_is_no_json_comes_back_for_the_parser_to_say_so(body: bytes) -> None:
+def test_invalid_json_is_left_to_the_parser(body: bytes) -> None:
     assert take_out_images(body) == (body, {})
 
 
@@ -94,14 +94,14 @@ def test_counting_stops_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(looked_at) < 4  # slices of 64 KB, of twenty megabytes
 
 
-def test_text_beside_the_images_is_bounded() -> None:
+def test_text_outside_of_images_is_bounded() -> None:
     for body in (b'{"question":"%s"}', b'{"question":%s0}'):
         assert refusal(body % (b" " * MAX_TEXT_BYTES)) == (413, "body_too_large")
     fits = json.dumps({"question": "x" * (MAX_TEXT_BYTES - 100), "image_url": URL * 400}).encode()
     assert len(take_out_images(fits)[0]) < MAX_TEXT_BYTES
 
 
-def test_as_much_as_requests_have_is_let_through() -> None:
+def test_usual_requests_pass_the_bounds() -> None:
     images = {"images": [URL] * 1000, "more": [[[{}]]] * 1000}
     small, parts = take_out_images(json.dumps(images).encode())
     assert len(parts) == 1000
@@ -151,7 +151,7 @@ def test_no_parser_gets_an_image() -> None:
     assert answered(ServerSettings(), [form((FILE, DATA))], "multipart/form-data; boundary=b") == (b"", {})
 
 
-def test_a_body_is_let_go_of_when_it_is_answered() -> None:
+def test_a_body_is_freed_when_it_is_answered() -> None:
     body = bytearray(json.dumps({"images": [URL] * 5}).encode())
     _, content = bodies.open_body("application/json", body, 32)
     with pytest.raises(BufferError):
@@ -209,13 +209,13 @@ def test_the_parts_of_a_form() -> None:
         (form(("Content-Disposition: form-data; name*=nothing'%ff'%ff", DATA)), "multipart/form-data; boundary=b"),
     ],
 )
-def test_what_is_no_form_is_refused(body: bytes, content_type: str) -> None:
+def test_an_invalid_form_is_refused(body: bytes, content_type: str) -> None:
     with pytest.raises(ApiError) as caught:
         read(body, content_type)
     assert (caught.value.status, caught.value.code) == (400, "invalid_form")
 
 
-def test_more_parts_than_may_be_are_refused_without_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_parts_are_refused_without_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     read_part = bodies._read_part
     monkeypatch.setattr(bodies, "_read_part", lambda *args: (reads.append(1), read_part(*args))[1])

@@ -158,7 +158,7 @@ def test_malformed_images_and_bodies(running: Running) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_of_them_leave_no_memory_behind(running: Running) -> None:
+def test_two_thousand_of_them_leak_no_memory(running: Running) -> None:
     running.detector.engine.memory.max_bytes = 0  # kept prefixes are no leak
     send(running, 400, seed=1)
     gc.collect()

@@ -143,7 +143,7 @@ def test_an_explanation_without_a_reason_says_so(
             assert page.get_by_role("button", name="Hide the places").is_hidden()
 
 
-def test_a_bad_file_is_said_and_the_next_one_judged(page, files) -> None:
+def test_a_bad_file_is_reported_and_the_next_one_judged(page, files) -> None:
     page.set_input_files("#single-file", files["bad.jpg"])
     page.get_by_role("alert").get_by_text("not_an_image").wait_for()
     assert page.locator("#follow-up").is_hidden()
@@ -152,7 +152,7 @@ def test_a_bad_file_is_said_and_the_next_one_judged(page, files) -> None:
     assert page.get_by_role("alert").count() == 0
 
 
-def test_an_error_stays_when_the_page_has_loaded(browser, server: Running, files) -> None:
+def test_an_error_remains_after_the_page_has_loaded(browser, server: Running, files) -> None:
     page = browser.new_page()
     page.set_default_timeout(60_000)
     waiting = []
@@ -212,7 +212,7 @@ def test_a_batch_sorts_and_is_saved(page, files, server: Running, tmp_path: Path
     assert float(saved["a.png"]["p_fake"]) == pytest.approx(p_fake["a.png"], abs=1e-5)
 
 
-def test_a_batch_waits_for_a_busy_server_and_asks_for_no_more_than_it_takes(browser, detector: Detector, files) -> None:
+def test_a_batch_waits_for_a_busy_server_within_its_limits(browser, detector: Detector, files) -> None:
     with serving(detector, max_jobs=1) as running:
         submit(running.worker, detector, gate := Gate(), [0])
         for page in open_page(browser, running.url):
@@ -261,7 +261,7 @@ def test_files_that_the_browser_cannot_read_or_reads_too_late(browser, detector:
             assert page.locator("#compare .reasons").count() == 2
 
 
-def test_a_cleared_batch_is_not_judged_on(browser, detector: Detector, files, tmp_path: Path) -> None:
+def test_a_cleared_batch_is_not_judged_further(browser, detector: Detector, files, tmp_path: Path) -> None:
     for i in range(9):
         shutil.copy(files["a.png"], tmp_path / f"{i}.png")
     with serving(detector) as running:

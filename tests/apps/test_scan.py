@@ -56,7 +56,7 @@ def test_folders_globs_lists_and_files(detector: Detector, folder: Path, tmp_pat
     assert summary(labels).startswith("6 images: ")
 
 
-def test_a_path_that_leads_nowhere_is_an_error_after_the_others(
+def test_a_missing_path_is_an_error_after_the_others(
     detector: Detector, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "rows.jsonl"
@@ -76,7 +76,7 @@ def test_a_path_that_leads_nowhere_is_an_error_after_the_others(
     assert all(name in line for name, line in zip(("none.png", "nothing: no images", "*.heic"), said, strict=True))
 
 
-def test_files_that_are_not_taken_for_images_are_counted(
+def test_files_without_an_image_suffix_are_counted(
     detector: Detector, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("raw.CR3", "deep/other.cr3", "notes.txt"):
@@ -87,7 +87,7 @@ def test_files_that_are_not_taken_for_images_are_counted(
     assert {"1 .txt", "1 without a suffix"} < set(line.rpartition(": ")[2].split(", "))
 
 
-def test_photos_of_phones_need_an_extra_and_say_so(
+def test_heic_photos_need_an_extra_that_the_error_names(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heif")
@@ -104,7 +104,7 @@ def test_photos_of_phones_need_an_extra_and_say_so(
     assert error == "needs_extra: HEIF cannot be read: pip install 'vlm-detect[heif]'"
 
 
-def test_what_is_odd_about_a_file_stands_in_its_row(detector: Detector, tmp_path: Path) -> None:
+def test_notes_about_a_file_are_in_its_row(detector: Detector, tmp_path: Path) -> None:
     frames = [make_photo(seed) for seed in range(2)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "plain.png")
@@ -173,7 +173,7 @@ def test_a_scan_resumes_and_judges_what_is_new_or_changed(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_scan_interrupted_before_its_first_row_goes_on(
+def test_a_scan_interrupted_before_its_first_row_continues(
     detector: Detector, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(pictures: list) -> None:
@@ -198,7 +198,7 @@ def test_only_what_this_scan_names_is_counted(detector: Detector, folder: Path, 
     assert scan(detector, [str(folder / "empty.png")], out=out)["unreadable"] == 1
 
 
-def test_names_that_are_no_text_or_end_lines(detector: Detector, tmp_path: Path) -> None:
+def test_names_with_invalid_text_or_line_breaks(detector: Detector, tmp_path: Path) -> None:
     names = [b"caf\xe9.png", "a\u2028b\x85c.png".encode(), b"d.png"]
     for seed, name in enumerate(names):
         try:
@@ -214,7 +214,7 @@ def test_names_that_are_no_text_or_end_lines(detector: Detector, tmp_path: Path)
         assert out.read_bytes() == written
 
 
-def test_a_name_runs_in_no_spreadsheet_and_steers_no_terminal(
+def test_names_are_safe_in_spreadsheets_and_terminals(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -237,7 +237,7 @@ def test_a_name_runs_in_no_spreadsheet_and_steers_no_terminal(
 
 @pytest.mark.parametrize("content", ["a,b\n1,2\n", "a,b\n1,2", "last will, no end of line", "path,x\n1"])
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
-def test_a_foreign_file_is_left_as_it_is(
+def test_a_foreign_file_is_not_changed(
     detector: Detector, folder: Path, tmp_path: Path, name: str, content: str
 ) -> None:
     (tmp_path / name).write_text(content)
@@ -246,12 +246,12 @@ def test_a_foreign_file_is_left_as_it_is(
     assert (tmp_path / name).read_text() == content
 
 
-def test_where_nothing_can_be_written_is_one_line(detector: Detector, folder: Path, tmp_path: Path) -> None:
+def test_an_unwritable_path_is_one_line(detector: Detector, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no/rows.csv: No such file"):
         scan(detector, [str(folder)], out=tmp_path / "no" / "rows.csv")
 
 
-def test_verdicts_of_another_model_are_left_alone(detector: Detector, folder: Path, tmp_path: Path) -> None:
+def test_verdicts_of_another_model_are_not_changed(detector: Detector, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     scan(detector, [str(folder / "a.png")], out=out)
     out.write_text(out.read_text().replace(json.dumps(detector.name), '"other"'))

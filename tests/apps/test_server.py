@@ -223,7 +223,7 @@ def test_a_deadline_is_a_503(detector: Detector) -> None:
 
 @pytest.mark.usefixtures("endless")
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_takes_its_job_along(
+def test_a_disconnected_client_cancels_its_job(
     detector: Detector, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     gc.collect()
@@ -243,7 +243,7 @@ def test_a_client_that_goes_takes_its_job_along(
     assert not caplog.records
 
 
-def test_a_server_that_ends_lets_what_runs_come_to_its_end(detector: Detector) -> None:
+def test_a_stopping_server_finishes_running_jobs(detector: Detector) -> None:
     with serving(detector) as running, ThreadPoolExecutor(1) as pool:
         running.worker.max_lanes = 1
         submit(running.worker, detector, (gate := Gate()), [0])
@@ -281,7 +281,7 @@ def test_keys(detector: Detector) -> None:
         assert 'requests_total{route="other",status="401"} 4.0' in figures
 
 
-def test_pages_of_other_sites_reach_nothing(server: Running) -> None:
+def test_pages_of_other_sites_are_refused(server: Running) -> None:
     with httpx.Client(base_url=server.url) as http:
         for headers in (
             {"origin": "https://evil.example"},
@@ -296,7 +296,7 @@ def test_pages_of_other_sites_reach_nothing(server: Running) -> None:
         assert http.get("/v1/models", headers={"host": f"localhost:{port}"}).status_code == 200
 
 
-def test_bodies_are_bounded_before_anything_reads_them(detector: Detector) -> None:
+def test_bodies_are_bounded_before_they_are_parsed(detector: Detector) -> None:
     with serving(detector, max_body_bytes=1000) as running, httpx.Client(base_url=running.url, timeout=60) as http:
         assert http.post("/v1/query", content=b"x" * 1001).status_code == 413
         chunked = http.post("/v1/query", content=(b"x" * 100 for _ in range(20)))
@@ -345,9 +345,7 @@ def test_one_request_at_a_time_decodes_many_images(detector: Detector, monkeypat
     assert order == [order[0]] * 4 + [order[4]] * 4
 
 
-def test_a_client_that_goes_before_its_turn_has_nothing_decoded(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_decoded_for_a_disconnected_client(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, decoded, opened = [], [], threading.Event()
     decode, find = Service.picture, Service.detector
 
@@ -403,7 +401,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         open_socket("192.0.2.1", 0)
 
 
-def test_beyond_loopback_a_key_is_needed() -> None:
+def test_other_addresses_than_loopback_need_a_key() -> None:
     with pytest.raises(UserError, match="opens the server to the network: give --api_key"):
         check_settings(ServerSettings(host="0.0.0.0"))
     with pytest.raises(UserError, match="is empty"):

@@ -43,7 +43,7 @@ def converse(detector: Detector, image: str, lines: str, monkeypatch: pytest.Mon
     terminal.converse(detector, image)
 
 
-def test_piped_questions_get_an_answer_a_line(detector, image, monkeypatch, capsys) -> None:
+def test_piped_questions_get_one_answer_per_line(detector, image, monkeypatch, capsys) -> None:
     converse(detector, image, "What?\n\nWhy?\n/quit\nnever asked\n", monkeypatch)
     out = capsys.readouterr().out
     verdict = detector(make_photo(3))
@@ -103,15 +103,13 @@ def test_commands(detector, image, monkeypatch, capsys, tmp_path) -> None:
         ("caf\udce9", "not UTF-8"),
     ],
 )
-def test_what_is_wrong_is_said_and_the_conversation_goes_on(
-    detector, image, monkeypatch, capsys, line, message
-) -> None:
+def test_errors_are_shown_and_the_conversation_continues(detector, image, monkeypatch, capsys, line, message) -> None:
     converse(detector, image, f"{line}\n/save after.json\n", monkeypatch)
     assert message in capsys.readouterr().err
     assert json.loads(Path("after.json").read_text())["image"] == "photo.png"
 
 
-def test_piped_bytes_that_are_no_text(detector, image, monkeypatch) -> None:
+def test_piped_bytes_that_are_not_text(detector, image, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
     with pytest.raises(UserError, match="not in utf-8: convert them"):
         terminal.converse(detector, image)
@@ -162,9 +160,7 @@ def test_images_are_shown_where_the_terminal_can() -> None:
     assert escape_sequence(make_photo(0), "iterm").startswith("\x1b]1337;File=inline=1")
 
 
-def test_each_sentence_of_an_explanation_says_whether_it_was_measured(
-    detector, image, capsys, monkeypatch, measures
-) -> None:
+def test_each_sentence_of_an_explanation_has_its_status(detector, image, capsys, monkeypatch, measures) -> None:
     said = ["AI-generated. Its noise is weaker than in ", "nine of ten photos of this size. A dog."]
     monkeypatch.setattr(detector, "measures", measures)
     monkeypatch.setattr(Detector, "stream_explanation", lambda self, *_: iter(said))
@@ -200,7 +196,7 @@ def test_only_what_a_measurement_confirms(detector, image, capsys, monkeypatch, 
     assert "It gives no reason that a measurement confirms" in capsys.readouterr().out
 
 
-def test_what_is_odd_about_the_file_is_told_under_the_verdict(detector: Detector, tmp_path: Path) -> None:
+def test_notes_about_the_file_are_shown_under_the_verdict(detector: Detector, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "navy")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     session = Session(detector, str(tmp_path / "moving.gif"))

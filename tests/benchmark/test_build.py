@@ -44,7 +44,7 @@ def pairs(
     return made
 
 
-def test_a_photo_with_several_twins_is_asked_nothing_twice() -> None:
+def test_no_question_is_asked_twice_about_a_photo_with_several_twins() -> None:
     twins = pairs(40, kinds=("caption", "vae"))
     built = build([(twins[i - i % 2][0], twin) for i, (_, twin) in enumerate(twins)])
     items = Counter((item.images, item.question, item.options) for item in built)
@@ -74,7 +74,7 @@ def shown(item: Item, dataset: list[Pair]) -> list[tuple[Source, str]]:
     ],
     ids=["one maker", "two kinds, unequal", "three makers, unequal", "with edits"],
 )
-def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
+def test_text_alone_scores_at_most_chance(dataset: list[Pair]) -> None:
     items = as_items(build(dataset))
     assert sum(item.kind == "multiple_choice" for item in items) == 1000
     for kind, floors in baselines_by_kind(items).items():
@@ -82,7 +82,7 @@ def test_text_alone_reaches_no_more_than_chance(dataset: list[Pair]) -> None:
             assert value <= floors["chance"] + 0.04, (kind, name, floors)
 
 
-def test_every_text_is_answered_in_every_way_equally_often() -> None:
+def test_every_answer_to_a_text_is_right_equally_often() -> None:
     answers: dict[tuple, Counter] = defaultdict(Counter)
     for item in build(pairs(60, kinds=("caption", "vae")), sizes(200, 200, 60, 60, 0)):
         answers[item.kind, item.question, item.options][item.ground_truth] += 1
@@ -91,7 +91,7 @@ def test_every_text_is_answered_in_every_way_equally_often() -> None:
         assert len(counts) == (len(options) if options else 2), kind
 
 
-def test_an_image_dataset_with_makers() -> None:
+def test_an_image_dataset_with_generators() -> None:
     """Photos and images of another maker that were never a pair, as `dataset_pairs` matches them."""
     dataset = [
         (
@@ -115,7 +115,7 @@ def test_an_image_dataset_with_makers() -> None:
         assert all(value <= floors["chance"] + 0.04 for value in floors.values()), (kind, floors)
 
 
-def test_reasons_are_what_was_truly_done() -> None:
+def test_reasons_state_what_was_done() -> None:
     dataset = pairs(60, kinds=("caption", "vae"))
     for item in build(dataset, sizes(0, 200, 0, 0, 0)):
         ((source, operation),) = shown(item, dataset)
@@ -162,14 +162,14 @@ def test_edits_of_generated_images_have_an_unaltered_original() -> None:
         assert affirmed == ((item.metadata["label"] == "edited") == asks_for_edit)
 
 
-def test_a_small_benchmark_has_edits_beside_the_others() -> None:
+def test_a_small_benchmark_has_edits_and_the_other_kinds() -> None:
     items = as_items(build(pairs(60, edits=60), sizes(40, 40, 0, 0, 40)))
     topics = Counter((item.kind, topic_of(item)) for item in items)
     for kind in ("true_false", "multiple_choice", "open"):
         assert topics[kind, "generation"] > topics[kind, "edit"] > 0, topics
 
 
-def test_unknown_makers_give_no_reason_and_are_not_real() -> None:
+def test_unknown_generators_give_no_reason_and_are_not_real() -> None:
     dataset = pairs(60, generators=("glide", "", "adm"))
     items = build(dataset, sizes(40, 40, 20, 0, 0))
     for item in items:
@@ -183,7 +183,7 @@ def test_unknown_makers_give_no_reason_and_are_not_real() -> None:
     assert {item.metadata["reason"] for item in alone} == set(OPERATIONS.values())
 
 
-def test_edits_without_a_box_are_asked_for_no_place() -> None:
+def test_edits_without_a_box_have_no_question_on_the_place() -> None:
     dataset = pairs(0, edits=8)
     boxless = [(photo, replace(twin, edit={"operation": "blur", "box": None})) for photo, twin in dataset]
     items = build(boxless, sizes(40, 40, 40, 40, 40))
@@ -191,7 +191,7 @@ def test_edits_without_a_box_are_asked_for_no_place() -> None:
     assert not any("edit" in item.metadata for item in items)
 
 
-def test_open_questions_are_put_to_photo_and_twin() -> None:
+def test_open_questions_are_asked_about_photo_and_twin() -> None:
     items = build(pairs(4, kinds=("caption", "vae"), edits=4), sizes(0, 0, 0, 0, 100))
     assert len(items) == 16
     assert Counter(item.metadata["label"] for item in items) == {"real": 8, "generated": 4, "edited": 4}
@@ -214,7 +214,7 @@ def test_which_of_two_in_both_orders() -> None:
     assert Counter(item.ground_truth for item in items) == {"A": 5, "B": 5}
 
 
-def test_the_seed_decides_and_nothing_repeats() -> None:
+def test_items_depend_on_the_seed_and_do_not_repeat() -> None:
     dataset = pairs(40)
     first, second = build(dataset, sizes(100, 100, 50, 50), 1), build(dataset, sizes(100, 100, 50, 50), 1)
     assert first == second
@@ -223,7 +223,7 @@ def test_the_seed_decides_and_nothing_repeats() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_sizes_are_upper_bounds_in_whole_blocks() -> None:
+def test_sizes_are_upper_bounds_in_complete_blocks() -> None:
     counts = Counter(item.kind for item in build(pairs(3), sizes(7, 7, 7, 7)))
     assert counts == {"true_false": 6, "multiple_choice": 4, "attribution": 6, "which_of_two": 6, "open": 6}
     assert build([]) == []

@@ -96,7 +96,7 @@ def test_edits() -> None:
     assert candidate_probabilities(where, Belief(None, 0.8, {})).tolist() == [0.25] * 4
 
 
-def test_shares_and_stand_ins(tmp_path: Path) -> None:
+def test_ties_share_the_point(tmp_path: Path) -> None:
     benchmark = load_benchmark(write_benchmark(tmp_path, verdict_rows(tmp_path, 5)))
     whole = answers(benchmark)
     halves = [*answers(benchmark, shard=(0, 2)), *answers(benchmark, shard=(1, 2))]

@@ -43,7 +43,7 @@ def scores_csv(path: Path, rows: list[str], header: str = "image,p_fake") -> Pat
     return path
 
 
-def test_a_better_run_is_told_from_a_guess(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_a_better_run_differs_significantly_from_a_guess(benchmark: Benchmark, tmp_path: Path) -> None:
     runs = [
         load_run(written(benchmark, tmp_path / "guess", _guesses)),
         load_run(written(benchmark, tmp_path / "knows" / "eval", _knows)),
@@ -60,7 +60,7 @@ def test_a_better_run_is_told_from_a_guess(benchmark: Benchmark, tmp_path: Path)
     assert found["by_parity"]["odd"]["knows"]["n"] == 12
 
 
-def test_the_page_shows_what_lies_beside_a_run(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_the_page_shows_the_training_curves_of_a_run(benchmark: Benchmark, tmp_path: Path) -> None:
     eval_dir = written(benchmark, tmp_path / "knows" / "eval", _knows)
     Calibration(threshold=0.3, unsure_low=0.2, unsure_high=0.4, n=50).save(tmp_path / "knows")
     clean = {"family": "tier", "level": "clean", "both": {"auroc": 1.0, "balanced_accuracy": 0.9, "n": 24, "ci95": {}}}
@@ -96,7 +96,7 @@ def test_curves_of_another_model_are_not_shown(benchmark: Benchmark, tmp_path: P
         assert bool(load_run(run).robustness) == shown
 
 
-def test_edits_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+def test_edits_have_separate_rows(tmp_path: Path) -> None:
     rows = [{**row, "id": f"v{i}"} for i, row in enumerate(verdict_rows(tmp_path, 4))]
     for i, row in enumerate(verdict_rows(tmp_path, 4)):
         label = "edited" if i % 2 else "real"
@@ -127,7 +127,7 @@ def test_equal_runs_do_not_differ(benchmark: Benchmark, tmp_path: Path) -> None:
     assert against["auroc"] == {"difference_ci95": [0, 0], "p": 1.0}
 
 
-def test_a_score_file_stands_beside_a_model(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_a_score_file_is_compared_with_a_model(benchmark: Benchmark, tmp_path: Path) -> None:
     rows = [f"some/folder/{i}.png,{0.9 if i % 2 else 0.2}" for i in range(24)]
     detector = load_run(scores_csv(tmp_path / "detector.csv", rows), benchmark)
     found = compare([load_run(written(benchmark, tmp_path / "guess", _guesses)), detector])
@@ -144,7 +144,7 @@ def test_only_shared_items_are_compared(benchmark: Benchmark, tmp_path: Path) ->
     assert found["left_out"] == {"whole": 12, "half": 0}
 
 
-def test_score_files_with_labels_of_their_own(tmp_path: Path) -> None:
+def test_score_files_with_a_label_column(tmp_path: Path) -> None:
     rows = ["a.png,0.9,generated,glide", "b.png,0.4,real,", "c.png,0.7,fake,"]
     scores = read_csv(scores_csv(tmp_path / "s.csv", rows, "image,p_fake,label,generator"), None)
     assert [s.is_fake for s in scores] == [True, False, True]
@@ -186,7 +186,7 @@ def test_equal_ids_of_different_benchmarks_are_refused(benchmark: Benchmark, tmp
             compare([one, other], resamples=20)
 
 
-def test_recorded_answers_stand_beside_a_run(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_recorded_answers_are_compared_with_a_run(benchmark: Benchmark, tmp_path: Path) -> None:
     """Their images were not looked at, so their groups are named otherwise."""
     run = load_run(written(benchmark, tmp_path / "run", _knows))
     with ResultWriter(tmp_path / "answers") as writer:
@@ -196,7 +196,7 @@ def test_recorded_answers_stand_beside_a_run(benchmark: Benchmark, tmp_path: Pat
     assert (found["items"], found["runs"]["answers"]["accuracy"]) == (24, 1)
 
 
-def test_folders_tell_images_of_one_name_apart(tmp_path: Path) -> None:
+def test_folders_distinguish_images_of_the_same_name(tmp_path: Path) -> None:
     rows = []
     for label, truth, colour in (("real", "Real", "blue"), ("fake", "Fake", "red")):
         (tmp_path / label).mkdir()

@@ -44,7 +44,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_pairs_become_one_item_an_image(tmp_path: Path) -> None:
+def test_pairs_become_one_item_per_image(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [pair(0, "red", "blue"), pair(1, "red", "green"), pair(2, "pink", "gray")])
     benchmark = load_benchmark(folder)
     # The red photo of the first two rows is asked about once.
@@ -66,7 +66,7 @@ def test_other_labels_of_the_same_images_are_another_benchmark(tmp_path: Path) -
     assert one != other
 
 
-def test_edits_have_questions_of_their_own(tmp_path: Path) -> None:
+def test_edits_have_separate_questions(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [pair(0, "red", "blue"), pair(1, "red", "green", "edit")])
     items = load_benchmark(folder).items
     assert [(item.question, item.ground_truth) for item in items] == [
@@ -78,7 +78,7 @@ def test_edits_have_questions_of_their_own(tmp_path: Path) -> None:
     assert [is_fake(item) for item in items] == [False, True, None, None]
 
 
-def test_the_unaltered_twin_of_an_edit_bears_its_generator(tmp_path: Path) -> None:
+def test_the_unedited_twin_of_an_edit_has_its_generator(tmp_path: Path) -> None:
     """Of an edit made from a twin, both images were generated, by what the row names."""
     of_twin = pair(0, "red", "green", "edit") | {"image_label": "generated", "generator": "sd35"}
     folder = write_pairs(tmp_path / "pairs", [of_twin, pair(1, "blue", "gray", "edit")])
@@ -104,7 +104,7 @@ def images(folder: Path, rows: list[tuple[str, str, str]], split: str = "test") 
     return write_pairs(folder, full, split, IMAGE_FEATURES)
 
 
-def test_an_image_dataset_with_edits_asks_as_many_photos(tmp_path: Path) -> None:
+def test_an_image_dataset_with_edits_asks_about_equally_many_photos(tmp_path: Path) -> None:
     rows = [("real", "", "cat")] * 3 + [("generated", "glide", "cat"), ("edited", "blur", "cat"), ("edited", "", "dog")]
     items = load_benchmark(images(tmp_path / "images", rows)).items
     about_edits = [item for item in items if item.question == EDIT_QUESTION]

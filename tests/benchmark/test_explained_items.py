@@ -22,7 +22,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_both_labels_are_asked_about_in_equal_number_and_come_first(tmp_path: Path) -> None:
+def test_both_labels_have_equally_many_items_that_come_first(tmp_path: Path) -> None:
     benchmark = asked_for_reasons(write_reasoned(tmp_path / "set"), 10)
     items = open_items(benchmark)
     assert Counter(item.metadata["label"] for item in items) == {"real": 5, "generated": 5}
@@ -34,7 +34,7 @@ def test_both_labels_are_asked_about_in_equal_number_and_come_first(tmp_path: Pa
     assert [sum(how == "generate" for _, how in image) for image in asked] == [1] * 10 + [0] * 70
 
 
-def test_more_of_them_are_the_same_and_others(tmp_path: Path) -> None:
+def test_a_larger_number_extends_the_same_items(tmp_path: Path) -> None:
     folder = write_reasoned(tmp_path / "set")
     few, many = ({item.id for item in open_items(asked_for_reasons(folder, n))} for n in (7, 20))
     assert few < many
@@ -42,7 +42,7 @@ def test_more_of_them_are_the_same_and_others(tmp_path: Path) -> None:
     assert other != few
 
 
-def test_the_reference_is_what_was_measured(tmp_path: Path) -> None:
+def test_the_reference_is_the_measured_reasons(tmp_path: Path) -> None:
     benchmark = asked_for_reasons(write_reasoned(tmp_path / "set"))
     assert benchmark.dataset is not None
     for item in open_items(benchmark):
@@ -50,7 +50,7 @@ def test_the_reference_is_what_was_measured(tmp_path: Path) -> None:
         assert all(reason.text in item.ground_truth for reason in (subject.reasons or ())[:2])
 
 
-def test_edits_are_asked_about_with_their_boxes_and_what_they_were_made_of_is_not(tmp_path: Path) -> None:
+def test_edits_have_items_with_boxes_but_their_sources_have_none(tmp_path: Path) -> None:
     benchmark = asked_for_reasons(write_edited(tmp_path / "edits"))
     items = open_items(benchmark)
     assert {item.question for item in items} == {EDIT_EXPLAIN_QUESTION}

@@ -51,7 +51,7 @@ def test_verdict_about_an_edit(text: str, altered: bool | None) -> None:
     assert parse_explanation(text, "edit") is altered
 
 
-def test_what_we_train_is_read_back() -> None:
+def test_trained_answers_are_parsed_back() -> None:
     subjects = [
         Subject("real"),
         Subject("generated", "caption", "sd35", "a dog"),
@@ -68,7 +68,7 @@ def test_what_we_train_is_read_back() -> None:
     assert parse_explanation(explanation(Subject("real"), "edit"), "edit") is False
 
 
-def test_every_edit_that_we_explain_is_read_back() -> None:
+def test_every_explained_edit_is_parsed_back() -> None:
     for operation in EDITS.own:
         for i, place in enumerate(PLACES):
             x, y = 30 * (i % 3), 30 * (i // 3)
@@ -95,7 +95,7 @@ def test_claimed_faults(text: str, faults: int) -> None:
     assert claimed_faults(text) == faults
 
 
-def test_naming_everything_names_nothing() -> None:
+def test_naming_all_operations_counts_as_none() -> None:
     assert names("Something was blurred in the top-left corner.", "blur", operation_words())
     assert names("Something was blurred in the top-left corner.", "upper left", PLACE_PATTERNS)
     assert not names("Blurred, spliced or removed.", "blur", operation_words())
@@ -154,7 +154,7 @@ def test_figures() -> None:
     assert explanations(read_explanations(items, [])) is None
 
 
-def test_an_edit_that_is_told_in_another_form_is_not_judged() -> None:
+def test_an_edit_described_in_another_form_is_not_judged() -> None:
     items = [
         open_item("a", "edited", EDIT_EXPLAIN_QUESTION, edit=edit, asked="edited") for edit in ("blur", {"box": []})
     ]

@@ -87,7 +87,7 @@ def asked(benchmark: Benchmark, say: Any, out: Path) -> tuple[dict[str, Any], Fa
     return found, engine
 
 
-def test_hiding_the_place_that_matters_takes_more_than_hiding_another(edits: Benchmark, tmp_path: Path) -> None:
+def test_hiding_the_relevant_place_costs_more_than_hiding_another(edits: Benchmark, tmp_path: Path) -> None:
     found, engine = asked(edits, right_place, tmp_path)
     assert engine.images_seen == 8 * 9  # itself, four boxes hidden, four pasted over
     for side in found.values():
@@ -96,14 +96,14 @@ def test_hiding_the_place_that_matters_takes_more_than_hiding_another(edits: Ben
     assert set(found) == {"hiding", "pasting"}
 
 
-def test_a_place_that_does_not_matter_takes_less(edits: Benchmark, tmp_path: Path) -> None:
+def test_hiding_an_irrelevant_place_costs_less(edits: Benchmark, tmp_path: Path) -> None:
     found, _ = asked(edits, wrong_place, tmp_path)
     for side in found.values():
         assert side["share"] <= 0.5
         assert side["nats"] == pytest.approx(0, abs=1e-9)
 
 
-def test_generated_images_of_no_pair_are_hidden_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_images_without_a_pair_are_only_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     benchmark = asked_for_reasons(write_reasoned(tmp_path / "set"), 4)
     found, _ = asked(benchmark, lambda item: "Real. The sky at the top is blue.", tmp_path)
@@ -111,13 +111,13 @@ def test_generated_images_of_no_pair_are_hidden_only(tmp_path: Path, monkeypatch
     assert found["hiding"]["share"] == 0.5  # nothing is white: no box moves this model
 
 
-def test_no_named_place_is_no_figure(edits: Benchmark) -> None:
+def test_without_a_named_place_there_is_no_figure(edits: Benchmark) -> None:
     assert probes(checked(edits, lambda item: "Altered. Somewhere."), most=9) == []
     assert faithfulness_figures([], []) is None
     assert len(probes(checked(edits, right_place), most=3)) == 3
 
 
-def test_random_boxes_are_as_large_and_elsewhere() -> None:
+def test_random_boxes_have_the_same_size_elsewhere() -> None:
     rng = random.Random(0)
     for place in PLACES:
         box = box_of(place, (31, 20))
@@ -130,7 +130,7 @@ def test_random_boxes_are_as_large_and_elsewhere() -> None:
     assert random_boxes((0, 0, 9, 9), (9, 9), rng) == ((0, 0, 9, 9),) * 3
 
 
-def test_what_was_asked_is_not_asked_again(tmp_path: Path) -> None:
+def test_answered_questions_are_not_asked_again(tmp_path: Path) -> None:
     item = Item("a", "open", ("a",), "", "")
     wanted = [Probe(item, (0, 0, i, i), ()) for i in range(1, 6)]
     seen: list[Probe] = []
@@ -204,7 +204,7 @@ class FakeJudge:
 
 
 @pytest.mark.parametrize("gives_logprobs", [True, False])
-def test_a_judge_tells_sentences_of_an_image_from_those_that_fit_all(edits: Benchmark, gives_logprobs: bool) -> None:
+def test_a_judge_distinguishes_specific_sentences_from_generic_ones(edits: Benchmark, gives_logprobs: bool) -> None:
     """Own brightness named: always its own; another's, or nothing: neither."""
     assert edits.dataset is not None
     images = edits.dataset

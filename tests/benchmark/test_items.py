@@ -36,14 +36,14 @@ def test_json_list_and_jsonl_are_read_alike(tmp_path: Path, name: str) -> None:
         "<img>\n{}",
     ],
 )
-def test_a_tag_for_the_image_costs_a_question_no_polarity(tmp_path: Path, tagged: str) -> None:
+def test_an_image_tag_does_not_change_the_polarity_of_a_question(tmp_path: Path, tagged: str) -> None:
     row = {**verdict_rows(tmp_path)[1], "question": tagged.format(FAKE_QUESTION), "ground_truth": "Yes."}
     (item,) = load_benchmark(write_benchmark(tmp_path, [row])).items
     assert item.question == FAKE_QUESTION
     assert [prompt.polarity for prompt in prompts_of(item)] == ["fake", "real"]
 
 
-def test_a_question_without_a_tag_stays_as_it_is_written(tmp_path: Path) -> None:
+def test_a_question_without_a_tag_is_unchanged(tmp_path: Path) -> None:
     question = " Is <image> a word here?\n"
     rows = [{**verdict_rows(tmp_path)[1], "question": text} for text in (question.replace("<image>", "it"), "<image>")]
     benchmark = load_benchmark(write_benchmark(tmp_path, rows), skip_bad=True)
@@ -92,7 +92,7 @@ def test_every_bad_item_is_listed(tmp_path: Path) -> None:
     assert len(benchmark.skipped) == len(bad)
 
 
-def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+def test_a_line_separator_within_a_text_does_not_end_the_line(tmp_path: Path) -> None:
     row = {**verdict_rows(tmp_path, 1)[0], "metadata": {"generator": "a\u2028b\x85c"}}
     path = tmp_path / "b.jsonl"
     path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")

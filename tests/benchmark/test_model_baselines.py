@@ -22,7 +22,7 @@ def edit_rows(folder: Path) -> list[dict]:
     return rows
 
 
-def test_floors_of_each_kind_edits_too(tmp_path: Path) -> None:
+def test_blind_baselines_of_each_kind_edits_included(tmp_path: Path) -> None:
     """A model that sees the colour: blank images tell it nothing, another's image now and then the wrong thing."""
     seen: list[tuple[int, int]] = []
 
@@ -66,7 +66,7 @@ def test_another_items_image_is_of_another_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_pairs_are_shown_pairs(tmp_path: Path, seed: int) -> None:
+def test_questions_on_pairs_are_shown_pairs(tmp_path: Path, seed: int) -> None:
     rows = verdict_rows(tmp_path, 4)
     question = {"question": "Which is AI-generated?", "kind": "which_of_two", "options": ["Left.", "Right."]}
     pairs = [("0.png", "1.png", "B"), ("3.png", "2.png", "A")]

@@ -45,7 +45,7 @@ def alter(file: Path, number: int, **changes: Any) -> None:
     "changes",
     [{"correct": None}, {"answer": "No."}, {"p_fake": 0.5}, {"id": "item5"}, {"group": "x"}, {"more": 1}],
 )
-def test_an_altered_line_does_not_count_and_is_told_once(
+def test_an_altered_line_does_not_count_and_is_reported_once(
     tmp_path: Path, answers: list[Result], changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written(tmp_path / "out", answers)
@@ -70,14 +70,14 @@ def test_a_flipped_byte_does_not_count(tmp_path: Path, answers: list[Result]) ->
         assert {repr(found) for found in read_results(file)} <= {repr(answer) for answer in answers}, at
 
 
-def test_another_way_of_writing_the_same_is_no_alteration(tmp_path: Path, answers: list[Result]) -> None:
+def test_reformatting_a_line_is_no_alteration(tmp_path: Path, answers: list[Result]) -> None:
     file = written(tmp_path / "out", answers)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     file.write_text("".join(json.dumps(dict(reversed(row.items()))) + "\n" for row in rows), encoding="utf-8")
     assert read_results(file) == answers
 
 
-def test_lines_without_checksums_are_an_earlier_versions(tmp_path: Path, answers: list[Result]) -> None:
+def test_lines_without_checksums_are_from_an_earlier_version(tmp_path: Path, answers: list[Result]) -> None:
     file = written(tmp_path / "out", answers[:3])
     file.with_suffix(".sha256").unlink()
     written(tmp_path / "out", answers[3:])
@@ -121,7 +121,7 @@ def test_a_merge_that_is_killed_loses_nothing(
 # Whose answers a folder holds
 
 
-def test_settings_without_an_answer_block_nobody(tmp_path: Path, answers: list[Result]) -> None:
+def test_settings_without_an_answer_block_no_run(tmp_path: Path, answers: list[Result]) -> None:
     check_same_run(tmp_path / "out", {"model": "a"}, write=True)
     (tmp_path / "out" / RESULTS).write_text('{"id": "half a line')
     check_same_run(tmp_path / "out", {"model": "b"}, write=True)

@@ -33,7 +33,7 @@ def test_tiers_have_their_fixed_meaning() -> None:
 
 
 @pytest.mark.parametrize("condition", CURVES, ids=lambda condition: condition.name)
-def test_every_condition_changes_an_image_and_its_seed_decides(condition: Condition) -> None:
+def test_every_condition_changes_an_image_as_its_seed_determines(condition: Condition) -> None:
     image = noise_image(60, 40)
     changed = condition.apply(image, "a")
     assert changed.tobytes() != image.tobytes()
@@ -47,7 +47,7 @@ def test_every_condition_changes_an_image_and_its_seed_decides(condition: Condit
 
 
 @pytest.mark.parametrize("name", ["typographic", "hard_photos"])
-def test_a_tier_of_variants_takes_each_and_says_which(name: str) -> None:
+def test_a_tier_of_variants_uses_each_and_records_which(name: str) -> None:
     image, condition = noise_image(80, 60), TIER[name]
     seeds = [f"{i}.png" for i in range(120)]
     taken = {condition.variant(seed): seed for seed in seeds}
@@ -79,7 +79,7 @@ def scores(shift_real: float = 0.0, shift_fake: float = 0.0) -> dict[str, ItemSc
     return found
 
 
-def test_a_model_that_judges_the_treatment_falls_on_one_class_alone() -> None:
+def test_a_model_that_judges_the_treatment_fails_on_one_class_only() -> None:
     # Everything that was compressed looks generated to it.
     answered = [Answered(TIER["clean"], scores()), Answered(TIER["web"], scores(0.6, 0.1))]
     found = robustness(answered, resamples=50)
@@ -90,7 +90,7 @@ def test_a_model_that_judges_the_treatment_falls_on_one_class_alone() -> None:
     assert found["web"]["real_only"]["auroc"] < found["web"]["both"]["auroc"] == 1
 
 
-def test_curves_are_drawn_by_family() -> None:
+def test_curves_are_plotted_by_family() -> None:
     jpeg = [condition for condition in CURVES if condition.family == "jpeg"]
     found = robustness([Answered(TIER["clean"], scores()), *(Answered(c, scores(0.1)) for c in jpeg)], resamples=20)
     (picture,) = curve_figures(found)
@@ -98,7 +98,7 @@ def test_curves_are_drawn_by_family() -> None:
     assert "JPEG quality: 95: 1.00" in picture.alt
 
 
-def test_text_turns_verdicts_over_in_the_direction_that_it_says() -> None:
+def test_text_flips_verdicts_in_the_direction_that_it_names() -> None:
     """A model that believes every text: photos flip where it says generated, generated images where it says real."""
     clean = scores()
     variants = {id_: "real_claim" if i % 4 < 2 else "generated_claim" for i, id_ in enumerate(clean)}
@@ -121,7 +121,7 @@ def test_text_turns_verdicts_over_in_the_direction_that_it_says() -> None:
     assert line.startswith("typographic: from generated to real 0.500 [")
 
 
-def test_false_alarms_are_of_photos_alone() -> None:
+def test_false_alarms_are_counted_on_photos_only() -> None:
     clean = scores()
     variants = {id_: "night" if i % 4 else "grey" for i, id_ in enumerate(clean) if not clean[id_].is_fake}
     dark = {
@@ -138,7 +138,7 @@ def test_false_alarms_are_of_photos_alone() -> None:
     assert attack_lines(found)[0].startswith("hard_photos: photos called generated 0.500 [")
 
 
-def test_the_runs_own_threshold_decides() -> None:
+def test_the_threshold_of_the_run_is_used() -> None:
     row = Result(
         *("i", "yes_no", "logprob", "fake", 0, "?", ["Yes.", "No."], "Yes.", "Yes.", "Yes.", True),
         *(0.5, [-0.7, -0.7], [1, 1], True, "g", "x"),

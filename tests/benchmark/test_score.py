@@ -60,7 +60,7 @@ def test_oracle_is_right_everywhere(benchmark: Benchmark) -> None:
     assert summary["by_kind"]["multiple_choice"]["choice_verdict_accuracy"] == 1
 
 
-def test_liking_for_a_letter_earns_nothing(benchmark: Benchmark) -> None:
+def test_a_bias_towards_a_letter_earns_nothing(benchmark: Benchmark) -> None:
     results = run(benchmark, FakeEngine(always_first, lambda image, question: "A dog"))
     choice = [result for result in results if result.kind == "multiple_choice" and result.scoring == "logprob"]
     assert [result.answer for result in choice] == ["A"] * 4
@@ -93,7 +93,7 @@ def test_probability_of_a_verdict_over_options() -> None:
     assert fake_probability([0.0, 1.0], (None, None)) is None
 
 
-def test_an_open_item_of_which_nothing_is_known_ends_no_run(tmp_path: Path) -> None:
+def test_an_open_item_without_ground_truth_does_not_end_the_run(tmp_path: Path) -> None:
     row = {"id": "o", "kind": "open", "image": "choice.png", "question": "Describe it.", "ground_truth": "A red field."}
     choice_row(tmp_path)  # for its image
     benchmark = load_benchmark(write_benchmark(tmp_path, [row]))
@@ -106,7 +106,7 @@ def test_an_open_item_of_which_nothing_is_known_ends_no_run(tmp_path: Path) -> N
     assert (found["verdict_accuracy"], found["agreement"]["n"]) == (None, 1)
 
 
-def test_a_calibrated_verdict_is_what_exceeds_the_threshold(benchmark: Benchmark) -> None:
+def test_a_calibrated_verdict_uses_the_threshold(benchmark: Benchmark) -> None:
     """As the detector says it: at the threshold itself an image is real, in every figure."""
     results = run(benchmark, FakeEngine(lambda image, question, candidates: [0.0] * len(candidates)), generate=False)
     found = calibrated_figures(item_scores(results, "logprob"), Calibration(n=9, threshold=0.5), resamples=20)
@@ -127,7 +127,7 @@ def test_right_verdict_for_the_wrong_reason(tmp_path: Path) -> None:
     assert summary["right_verdict_wrong_reason"] == 1
 
 
-def test_shards_and_resuming_leave_no_gap_and_no_double(benchmark: Benchmark, tmp_path: Path) -> None:
+def test_shards_and_resuming_leave_no_gap_and_no_duplicate(benchmark: Benchmark, tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = run(benchmark, FakeEngine(oracle), batch_size=1)
     # Process 0 of 2 is interrupted after its first image, in the middle of writing a line.
@@ -151,7 +151,7 @@ def test_shards_and_resuming_leave_no_gap_and_no_double(benchmark: Benchmark, tm
     assert [r.id for r in merged] == sorted((r.id for r in merged), key=order.index)
 
 
-def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path, benchmark: Benchmark) -> None:
+def test_a_truncated_line_does_not_affect_the_next(tmp_path: Path, benchmark: Benchmark) -> None:
     results = run(benchmark, FakeEngine(oracle))
     with ResultWriter(tmp_path) as writer:
         writer.write(results[:2])
@@ -163,13 +163,13 @@ def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path, benchmark: Benchma
 
 
 @pytest.mark.parametrize("broken", [math.nan, -math.inf])
-def test_a_model_that_gives_no_numbers_ends_the_run_at_once(benchmark: Benchmark, broken: float) -> None:
+def test_a_model_with_non_finite_scores_ends_the_run_at_once(benchmark: Benchmark, broken: float) -> None:
     engine = FakeEngine(lambda image, question, candidates: [broken] * len(candidates))
     with pytest.raises(UserError, match="overflow in their dtype"):
         next(score(benchmark, engine, ask=FakeAsk))
 
 
-def test_only_what_is_left_is_asked(benchmark: Benchmark) -> None:
+def test_only_missing_prompts_are_asked(benchmark: Benchmark) -> None:
     needed = [key_of(*asked) for image in plan(benchmark) for asked in image]
     engine = FakeEngine(oracle)
     results = run(benchmark, engine, done=needed[:-2])
@@ -179,7 +179,7 @@ def test_only_what_is_left_is_asked(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_image_that_the_model_does_not_read_is_left_out_with_its_reason(
+def test_an_image_that_the_model_refuses_is_left_out_with_its_reason(
     benchmark: Benchmark, batch_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = benchmark.items[0]

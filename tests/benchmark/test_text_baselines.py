@@ -23,7 +23,7 @@ def test_length_and_letter_by_hand() -> None:
     assert floors["chance"] == pytest.approx((1 / 4 + 1 / 4 + 1 / 2) / 3, abs=1e-6)
 
 
-def test_words_that_give_the_answer_away_are_found() -> None:
+def test_words_that_leak_the_answer_are_found() -> None:
     rng = np.random.default_rng(0)
     items = []
     for i in range(80):
@@ -33,7 +33,7 @@ def test_words_that_give_the_answer_away_are_found() -> None:
     assert text_baselines(items)["bag_of_words"] > 0.95
 
 
-def test_fair_options_leave_nothing_to_find() -> None:
+def test_fair_options_leak_nothing() -> None:
     rng = np.random.default_rng(0)
     items = []
     for i in range(400):
@@ -44,7 +44,7 @@ def test_fair_options_leave_nothing_to_find() -> None:
     assert floors["commonest_letter"] == 0.25
 
 
-def test_one_photo_leaves_no_words_to_learn_from() -> None:
+def test_one_photo_has_no_words_to_learn_from() -> None:
     items = [Item(f"{i}", "true_false", ("a.png",), FAKE_QUESTION, "Yes.") for i in range(2)]
     assert text_baselines(items) == {"chance": 0.5, "commonest_answer": 1.0}
     assert text_baselines([]) == {}

@@ -36,7 +36,7 @@ def measured(benchmark: Benchmark, say: Callable[[Item], str]) -> dict[str, Any]
     return figures(benchmark, say)["measured"]
 
 
-def test_what_was_measured_is_true_and_specific(benchmark: Benchmark) -> None:
+def test_measured_reasons_are_true_and_specific(benchmark: Benchmark) -> None:
     found = measured(benchmark, lambda item: item.ground_truth)
     assert found["truth"]["share"] == 1
     assert found["truth"]["n"] == round(found["n"] * found["claims_an_image"]["share"])
@@ -109,12 +109,12 @@ def test_a_claim_for_the_other_label_contradicts_the_verdict(benchmark: Benchmar
     assert found["contradictions"]["share"] == len(with_reasons) / 80
 
 
-def test_a_fault_in_words_that_nothing_checks_is_a_false_one_on_a_photo(benchmark: Benchmark) -> None:
+def test_an_unchecked_fault_claimed_on_a_photo_is_false(benchmark: Benchmark) -> None:
     found = measured(benchmark, lambda item: "AI-generated. The hands are deformed.")
     assert found["false_faults_on_photos"]["share"] == 1
 
 
-def test_what_is_said_is_counted_as_it_is_written(benchmark: Benchmark) -> None:
+def test_repeated_claims_are_counted_as_written(benchmark: Benchmark) -> None:
     """Truth by hand: every sentence against its own image, none by the functions under test."""
     (item,) = [one for one in open_items(benchmark) if len(one.ground_truth) > 80][:1]
     (row,) = explained(benchmark, lambda one: one.ground_truth, [item])
@@ -130,7 +130,7 @@ def test_what_is_said_is_counted_as_it_is_written(benchmark: Benchmark) -> None:
         assert (line["measure"], line["text"]) == (claim.measure, reason.text)
 
 
-def test_the_other_images_are_of_the_label_and_of_other_photos(benchmark: Benchmark) -> None:
+def test_the_other_images_have_the_same_label_and_other_photos(benchmark: Benchmark) -> None:
     rows = [row.checked for row in explained(benchmark, lambda item: "Real.") if row.checked]
     assert len(rows) == 80
     for row, others in zip(rows, others_of(rows), strict=True):

@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_the_hottest_region_lies_on_the_planted_mark(run):
+def test_the_hottest_region_is_the_planted_mark(run):
     detector = CnnDetector.load(run)
     images, labels, corners = marked(40, np.random.default_rng(1))
     assert ((detector.scores([Image.fromarray(i) for i in images]).odds > 0) == labels).mean() > 0.9
@@ -62,7 +62,7 @@ def test_the_hottest_region_lies_on_the_planted_mark(run):
     assert np.mean(hits) >= 0.9  # by chance 1 in 16
 
 
-def test_scores_are_calibrated_and_batches_change_nothing(run):
+def test_scores_are_calibrated_and_do_not_depend_on_the_batch(run):
     detector = CnnDetector.load(run)
     images = [Image.fromarray(picture("real", np.random.default_rng(i), side=40 + i)) for i in range(3)]
     together = detector.scores(images)
@@ -74,7 +74,7 @@ def test_scores_are_calibrated_and_batches_change_nothing(run):
     assert detector.scores([Image.new("RGB", (9, 7))]).odds.shape == (1,)  # smaller than the square: scaled up
 
 
-def test_only_the_run_of_a_cnn_is_one(run, tmp_path):
+def test_other_runs_are_refused(run, tmp_path):
     assert is_cnn_run(run)
     assert not is_cnn_run(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "moondream"}')

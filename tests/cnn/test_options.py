@@ -14,7 +14,7 @@ from vlm_detect.models.cnn.squares import Fit
 from vlm_detect.models.cnn.views import View
 
 
-def test_the_flags_list_what_there_is():
+def test_the_flags_list_all_choices():
     network = {flag.name: flag for flag in flags_of(NetworkOptions)}
     data = {flag.name: flag for flag in flags_of(CnnDataOptions)}
     words = network["arch"].metadata["help"].replace(":", ",").replace("or ", "").split(", ")

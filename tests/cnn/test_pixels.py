@@ -33,13 +33,13 @@ def test_pixels_and_entries_are_those_of_the_dataset_and_the_second_time_nothing
     assert first.entries[0].group == "train-real0"
 
 
-def test_a_changed_dataset_is_decoded_anew(tmp_path):
+def test_a_changed_dataset_is_decoded_again(tmp_path):
     for n in (4, 6):
         data = str(save_images(tmp_path / "set", n=n))
         assert len(decode_split(data, "train", size=32, cache=tmp_path / "cache")) == n
 
 
-def test_of_pairs_each_photo_stands_in_it_once(tmp_path):
+def test_each_photo_of_pairs_is_included_once(tmp_path):
     save_toy_pairs(tmp_path / "pairs", n_train=5, n_validation=3)
     shots = decode_split(str(tmp_path / "pairs"), "train", size=16, cache=tmp_path / "cache")
     assert sorted(shots.column("label")) == ["generated"] * 5 + ["real"] * 5
@@ -67,7 +67,7 @@ def test_a_square_is_cut_from_the_middle_and_only_resize_computes_pixels():
         to_square(wide, 16, "crop")
 
 
-def test_where_no_image_is_large_enough_one_line_says_so(tmp_path):
+def test_no_image_large_enough_is_one_line(tmp_path):
     data = str(save_images(tmp_path / "set", n=4))
     assert common_side(data) == 32
     with pytest.raises(UserError, match="no image of its train split can be used at 64 pixels"):

@@ -33,7 +33,7 @@ def shots(entries=ENTRIES) -> Shots:
         ("three_way", ["real", "generated", "edited"], [0, 1, 1, 2]),
     ],
 )
-def test_every_task_has_its_classes_and_leaves_the_other_images_out(task, classes, targets):
+def test_every_task_has_its_classes_and_omits_other_images(task, classes, targets):
     heads = heads_of(shots(), task, object_head=True)
     assert heads == {"verdict": classes, "object": ["cat", "dog"]}
     found = targets_of(shots(), heads, task)
@@ -56,7 +56,7 @@ def test_one_class_only_is_one_line(task, missing):
         heads_of(left, task)
 
 
-def test_heads_that_the_images_cannot_feed_are_one_line():
+def test_heads_without_suitable_images_are_one_line():
     with pytest.raises(UserError, match="no generated image names its generator"):
         heads_of(shots([ENTRIES[0], Entry("generated", "", "", "b", "1")]), "generator")
     with pytest.raises(UserError, match="names 1"):
@@ -67,7 +67,7 @@ def test_heads_that_the_images_cannot_feed_are_one_line():
         targets_of(shots([ENTRIES[3]]), {"verdict": ["real", "generated"]}, "real_fake")
 
 
-def test_all_generators_together_stand_against_real():
+def test_all_generators_together_are_compared_with_real():
     logits = np.log(np.array([[0.5, 0.3, 0.2], [0.2, 0.1, 0.7]]))
     np.testing.assert_allclose(odds_of(logits, ["real", "gan", "sd"], "generator"), [0.0, np.log(4)], atol=1e-12)
     np.testing.assert_allclose(

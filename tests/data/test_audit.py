@@ -113,7 +113,7 @@ def write_set(folder: Path, real: Save = jpeg, fake: Save = jpeg, count: int = P
         ("border", framed, "all the generated images have a border of one colour, none of the real ones"),
     ],
 )
-def test_a_planted_leak_is_found_and_told(tmp_path: Path, planted: str, fake: Save, says: str) -> None:
+def test_a_planted_leak_is_found_and_reported(tmp_path: Path, planted: str, fake: Save, says: str) -> None:
     audit = audit_dataset(write_set(tmp_path / "set", fake=fake))
     probe = next(probe for probe in audit.probes if probe.name == planted)
     assert probe.auc > 0.95
@@ -122,7 +122,7 @@ def test_a_planted_leak_is_found_and_told(tmp_path: Path, planted: str, fake: Sa
     assert [p.auc for p in audit.probes] == sorted((p.auc for p in audit.probes), reverse=True)
 
 
-def test_a_blur_is_a_floor_and_no_fault(tmp_path: Path) -> None:
+def test_a_blur_is_a_content_baseline_and_no_leak(tmp_path: Path) -> None:
     audit = audit_dataset(write_set(tmp_path / "set", fake=blurred))
     frequency = next(probe for probe in audit.probes if probe.name == "frequency")
     assert frequency.auc > 0.95
@@ -130,7 +130,7 @@ def test_a_blur_is_a_floor_and_no_fault(tmp_path: Path) -> None:
     assert any(sentence.startswith("frequency alone gives AUC 1.00") for sentence in audit.floors)
 
 
-def test_aligned_sets_come_out_clean(tmp_path: Path) -> None:
+def test_aligned_sets_have_no_leaks(tmp_path: Path) -> None:
     for name, save in (("jpeg", jpeg), ("png", png)):
         audit = audit_dataset(write_set(tmp_path / name, save, save))
         assert audit.findings == []
@@ -182,7 +182,7 @@ def test_pairs_are_clean_unless_one_member_was_enlarged(tmp_path: Path) -> None:
     )
 
 
-def test_edits_have_probes_of_their_own(tmp_path: Path) -> None:
+def test_edits_have_separate_probes(tmp_path: Path) -> None:
     def patched(i: int) -> Image.Image:
         image = detailed(i)
         return image.filter(ImageFilter.GaussianBlur(2))
@@ -228,7 +228,7 @@ def test_a_sample_of_a_large_set_is_balanced_and_says_so(tmp_path: Path) -> None
     assert audit_dataset(pairs, max_images=20) == audit_dataset(pairs, max_images=20)
 
 
-def test_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
+def test_unreadable_images_are_counted(tmp_path: Path) -> None:
     write_set(tmp_path / "set")
     (tmp_path / "set" / "fake" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     audit = audit_dataset(tmp_path / "set")
@@ -236,7 +236,7 @@ def test_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
     assert "could not be read: 1 generated" in str(audit)
 
 
-def test_the_command_prints_json_and_leaves_it_in_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_json_and_writes_it_to_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_pairs(tmp_path / "pairs", [pair_row(i) for i in range(6)])
     (folder / "run.json").write_text("{}")
     run(["audit", str(folder), "--json"])
@@ -255,7 +255,7 @@ def test_the_command_prints_json_and_leaves_it_in_a_dataset(tmp_path: Path, caps
     assert stored.to_json()["findings"] == printed["findings"]
 
 
-def test_a_dataset_that_may_not_be_written_is_audited_all_the_same(
+def test_a_read_only_dataset_is_audited_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_pairs(tmp_path / "pairs", [pair_row(i) for i in range(6)])
@@ -280,12 +280,12 @@ def test_a_dataset_that_may_not_be_written_is_audited_all_the_same(
         (lambda folder: image_rows(folder / "set", "", lambda i: "real"), "nothing to compare"),
     ],
 )
-def test_what_is_no_labelled_set_is_told(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
+def test_a_set_without_labels_is_refused(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
     with pytest.raises(UserError, match=says):
         audit_dataset(make(tmp_path))
 
 
-def test_too_little_to_audit_is_a_dataset_all_the_same(tmp_path: Path) -> None:
+def test_a_dataset_too_small_to_audit_is_still_written(tmp_path: Path) -> None:
     assert write_audit(write_pairs(tmp_path / "pairs", [pair_row(0)])) is None
     assert not (tmp_path / "pairs" / "audit.json").exists()
 
@@ -329,7 +329,7 @@ def test_blocks_of_an_earlier_jpeg_show() -> None:
     assert blockiness(np.asarray(again)) > blockiness(np.asarray(image)) + 0.1
 
 
-def test_containers_tell_what_they_hold() -> None:
+def test_containers_name_their_contents() -> None:
     exif = read_container(with_exif(photo(0))[0])
     assert exif.metadata == {"EXIF": 1.0, "camera": "A camera"}
     plain = read_container(jpeg(photo(0))[0])
@@ -358,7 +358,7 @@ def test_published_sets(name: str, leaks: set[str]) -> None:
     assert bool(leaks) == bool(audit.findings)
 
 
-def test_every_wrapping_probe_can_be_told() -> None:
+def test_every_wrapping_probe_has_a_sentence() -> None:
     from vlm_detect.data.audit import words
 
     assert set(words._REMEDY) == set(WRAPPING)
@@ -394,7 +394,7 @@ def test_an_image_without_a_label_is_not_taken_for_the_last_class(tmp_path: Path
     assert [sample.label for sample in read.samples] == ["real", "generated"] * 2
 
 
-def test_files_that_hold_no_images_are_told(tmp_path: Path) -> None:
+def test_files_without_images_are_reported(tmp_path: Path) -> None:
     for name in ("broken", "bare"):
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1")
@@ -406,7 +406,7 @@ def test_files_that_hold_no_images_are_told(tmp_path: Path) -> None:
         audit_dataset(tmp_path / "bare")
 
 
-def test_a_fold_with_one_class_to_learn_from_is_passed_over() -> None:
+def test_a_fold_with_one_training_class_is_skipped() -> None:
     y = np.array([0.0, 0, 0, 1, 1, 1])
     groups = np.array([0, 0, 1, 1, 1, 2])
     folds = make_folds(y, groups)

@@ -34,7 +34,7 @@ def test_tiles_and_their_groups(tmp_path: Path) -> None:
     }
 
 
-def test_again_is_the_same_and_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_second_call_writes_the_same_and_other_files_are_kept(tmp_path: Path) -> None:
     config = TileConfig(tile=64, tiles_per_group=2)
     write_demo_photos(tmp_path / "a", config)
     write_demo_photos(tmp_path / "b", config)

@@ -175,7 +175,7 @@ def test_tars_whose_images_have_different_suffixes(tmp_path: Path) -> None:
     assert read_all(open_image_set("hub", str(folder))) == dict(zip(DATA, LABELS, strict=True))
 
 
-def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_columns_are_named(tmp_path: Path) -> None:
     folder = str(parquet(tmp_path / "set", {"image": CELLS, "kind": WORDS}))
     for flags, says in (
         ({}, r"no label column .* it has kind: name one with --label_column"),
@@ -208,7 +208,7 @@ def rows_of(form: str) -> str:
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("below", ["", "train"])
-def test_tables_beside_flat_images(tmp_path: Path, table: str, below: str) -> None:
+def test_tables_next_to_flat_images(tmp_path: Path, table: str, below: str) -> None:
     folder = tmp_path / "set" / below
     folder.mkdir(parents=True)
     for i, data in enumerate(DATA):

@@ -48,12 +48,12 @@ def test_labelled_folders(tmp_path):
     assert told(images) == [(False, True), (False, True), (True, True)]
 
 
-def test_generated_images_are_never_taken_for_photos(tmp_path):
+def test_generated_images_are_never_used_as_photos(tmp_path):
     images = known_images(str(save_images(tmp_path, ["fake/a.png", "fake/b.png"])))
     assert (images.real, images.generated) == (0, 2)
 
 
-def test_a_dataset_whole_but_for_its_test_split(tmp_path):
+def test_all_of_a_dataset_except_its_test_split(tmp_path):
     data = str(save_toy_pairs(tmp_path / "pairs", n_train=3, n_validation=4))
     whole = known_images(data)
     assert (whole.real, whole.generated) == (7, 7)
@@ -64,7 +64,7 @@ def test_a_dataset_whole_but_for_its_test_split(tmp_path):
         known_images(data, split="dev")
 
 
-def test_a_test_split_alone_chooses_nothing(tmp_path):
+def test_a_test_split_alone_is_refused(tmp_path):
     toy_images(["real", "generated"]).to_parquet(tmp_path / "test-00000-of-00001.parquet")
     with pytest.raises(UserError, match="no split but test"):
         known_images(str(tmp_path))
@@ -80,7 +80,7 @@ def save_rows(folder: Path, **columns: list) -> str:
     return str(folder)
 
 
-def test_rows_of_others(tmp_path):
+def test_rows_of_foreign_datasets(tmp_path):
     """With a label column they are a labelled set, by words; without one photos; with words of no label neither."""
     labelled = known_images(save_rows(tmp_path / "labelled", label=["real", "fake", "fake"]))
     assert (labelled.real, labelled.generated) == (1, 2)
@@ -91,7 +91,7 @@ def test_rows_of_others(tmp_path):
         known_images(save_rows(tmp_path / "breeds", label=["setter", "terrier", "hound"]))
 
 
-def test_labels_of_an_image_dataset_that_name_nothing(tmp_path):
+def test_unknown_labels_of_an_image_dataset(tmp_path):
     images = toy_images(["real", "generated", "real"])
     unknown = images.remove_columns("label").add_column("label", ["real", "generated", "dog"])
     unknown.to_parquet(tmp_path / "train-00000-of-00001.parquet")

@@ -52,19 +52,19 @@ def test_classes_by_their_names() -> None:
         (7, "label 7 does not say"),
     ],
 )
-def test_a_guess_is_asked_about(value: Any, says: str) -> None:
+def test_ambiguous_labels_are_refused(value: Any, says: str) -> None:
     with pytest.raises(UserError, match=f"^set: {says}"):
         read("label", value)
 
 
-def test_what_another_column_says_is_told_and_not_used() -> None:
+def test_other_label_columns_are_reported_and_not_used() -> None:
     reader = LabelReader.choose(["label", "model_name"], named="set")
     with pytest.raises(UserError, match=r"label 0 does not say .* \(the row's model_name is real\)"):
         reader({"label": 0, "model_name": "real"})
 
 
 @pytest.mark.parametrize("given", [{"0": "real", "1": "generated"}, {" 0": "real", "1 ": "generated"}])
-def test_given_meanings_hold_for_every_way_of_writing_a_number(given: Any) -> None:
+def test_given_meanings_apply_to_every_notation_of_a_number(given: Any) -> None:
     assert read("label", 0, 1, 0.0, 1.0, "0", given=given) == ["real", "generated", "real", "generated", "real"]
     assert read("label", False, True, given={"True": "generated", "false": "real"}) == ["real", "generated"]
     assert read("is_fake", 1, 0, given={"1": "real", "0": "generated"}) == [
@@ -82,14 +82,14 @@ def test_the_column_is_chosen_by_its_name_or_given() -> None:
             LabelReader.choose(["image", "kind"], named="set", **options)
 
 
-def test_the_reading_is_told() -> None:
+def test_the_interpretation_is_reported() -> None:
     reader = LabelReader.choose(["label"], given={"0": "real", "1": "generated"})
     for value in (0, 1, 1, None):
         reader({"label": value})
     assert reader.describe() == "label: 0 = real (1), 1 = generated (2); 1 without a label"
 
 
-def test_the_reading_of_folders_is_told(tmp_path: Path) -> None:
+def test_the_interpretation_of_folders_is_reported(tmp_path: Path) -> None:
     """Also of an object's folder that is called like a label, which decides where it lies further inside."""
     for place in ("REAL", "FAKE/dogs", "FAKE/human"):
         (tmp_path / place).mkdir(parents=True)

@@ -72,7 +72,7 @@ def test_labels_of_a_class_label(tmp_path: Path) -> None:
     assert found == ["generated", "real", "generated"]
 
 
-def test_a_label_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_label(tmp_path: Path) -> None:
     members = open_members(write(tmp_path / "odd", {"train": ["real", "perhaps"]}, datasets.Value("string")))
     (number, split, row) = next(iter(members.numbered(1, 2)))
     with pytest.raises(UserError, match="row 1 of train: its label is not one of real, generated, edited"):
@@ -86,7 +86,7 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert prints["a"] == prints["b"] != prints["c"]
 
 
-def test_a_file_that_is_named_and_not_there(tmp_path: Path) -> None:
+def test_a_named_file_that_is_missing(tmp_path: Path) -> None:
     members = open_members(write(tmp_path / "set", {"train": ["real", "fake"]}, datasets.Value("string")))
     (number, split, row) = next(iter(members.numbered(0, 1)))
     (member,) = members.of_row(number, split, row | {"image": {"bytes": None, "path": str(tmp_path / "gone.png")}})

@@ -61,7 +61,7 @@ def test_the_page_of_an_image_dataset(tmp_path: Path) -> None:
     assert "2 images in 2 groups" in page
 
 
-def test_edits_have_a_figure_of_their_own(tmp_path: Path) -> None:
+def test_edits_have_a_separate_figure(tmp_path: Path) -> None:
     rows = [pair_row(i, kind=kind) | {"generator": "g"} for i in range(8) for kind in ("caption", "edit")]
     for i, row in enumerate(rows[1::2]):
         row["edit"] = {"operation": "blur", "box": [1, 2, 30, 40], "strength": 0.1}
@@ -72,7 +72,7 @@ def test_edits_have_a_figure_of_their_own(tmp_path: Path) -> None:
     assert 'alt="Edited or not: AUC of the probes' in page
 
 
-def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> None:
+def test_prompted_images_show_their_prompt_and_are_no_source(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     source = {**SOURCE, "sha256": "ab", "width": 640, "height": 480, "jpeg_quality": 90}
     drawn = {"path_or_id": "prompt: a red cat (seed 1)", "width": 32, "height": 32}
@@ -90,7 +90,7 @@ def test_what_was_drawn_shows_its_prompt_and_is_no_source(tmp_path: Path) -> Non
     assert "real median 640; from 640 to 640" in page  # the drawn one's size is not among those of the sources
 
 
-def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for text, says in ((b"none", "cannot be read as parquet"), (None, "not a dataset folder of vlm-detect")):
         file = tmp_path / "data" / "train-00000.parquet"
@@ -102,7 +102,7 @@ def test_what_is_no_dataset_is_told(tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "page.html")
 
 
-def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "pairs", [pair_row(i) | {"generator": "g"} for i in range(2)])
     with pytest.raises(UserError, match=r"README.md/page.html: the page cannot be written .*; give another --out"):
         write_report(folder, folder / "README.md" / "page.html", n=1)

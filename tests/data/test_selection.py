@@ -15,7 +15,7 @@ def entries() -> list[Entry]:
     return [*fakes, *(Entry(f"photos/{i}.png", "real") for i in range(50))]
 
 
-def test_a_generator_held_out_takes_photos_along() -> None:
+def test_a_held_out_generator_holds_out_its_photos() -> None:
     unseen = [entry for entry in hold_out(entries(), ["generator=b"]) if entry.split == "unseen"]
     assert Counter(entry.label for entry in unseen) == {"generated": 20, "real": 10}  # a fifth of the photos at most
     assert {entry.generator for entry in unseen} == {"b", ""}
@@ -47,6 +47,6 @@ def test_a_limit_keeps_the_order_and_the_balance() -> None:
 
 
 @pytest.mark.parametrize("rule", ["b", "generator=", "model=b", "generator=nobody"])
-def test_a_rule_that_holds_nothing_out_is_told(rule: str) -> None:
+def test_a_rule_that_holds_nothing_out_is_an_error(rule: str) -> None:
     with pytest.raises(UserError, match="--hold_out"):
         hold_out(entries(), [rule])

@@ -40,7 +40,7 @@ def test_folder_glob_list_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names("photos/photo*.png") == ["photo00.png", "photo01.png", "photo02.png"]
 
 
-def test_links_are_followed_but_for_those_that_lead_back(tmp_path: Path) -> None:
+def test_links_are_followed_except_circular_ones(tmp_path: Path) -> None:
     write_photos(tmp_path / "elsewhere", 2)
     folder = tmp_path / "set"
     for name in ("a", "b"):
@@ -62,7 +62,7 @@ def test_links_are_followed_but_for_those_that_lead_back(tmp_path: Path) -> None
     ]
 
 
-def test_what_is_skipped_is_counted_by_its_suffix(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_by_suffix(tmp_path: Path) -> None:
     write_photos(tmp_path, 2)
     (tmp_path / "metadata.csv").write_text("file_name\nphoto00.png\n")
     for name in ("a.CR3", "b.cr3", "c", ".hidden"):
@@ -95,7 +95,7 @@ def test_any_part_can_be_read_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_metadata_beside_the_images(tmp_path: Path, kind: str) -> None:
+def test_metadata_next_to_the_images(tmp_path: Path, kind: str) -> None:
     write_photos(tmp_path / "below", 2)
     if kind == "jsonl":
         row = {"file_name": "below/photo01.png", "group": "g", "license": "CC0", "caption": "a cat", "jpeg_quality": 90}
@@ -112,7 +112,7 @@ def test_metadata_beside_the_images(tmp_path: Path, kind: str) -> None:
     assert second.data == (tmp_path / "below" / "photo01.png").read_bytes()
 
 
-def test_tables_as_spreadsheets_and_editors_leave_them(tmp_path: Path) -> None:
+def test_tables_as_spreadsheets_and_editors_write_them(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     for name, text in (
         ("csv", "file_name,group\nphoto00.png,g\n"),
@@ -154,7 +154,7 @@ def test_bad_metadata_are_one_clear_line(tmp_path: Path, text: str, says: str) -
         list(open_source(str(tmp_path)).read(0, 1))
 
 
-def test_a_vanished_file_is_told_and_the_others_read(tmp_path: Path) -> None:
+def test_a_vanished_file_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     write_photos(tmp_path, 2)
     (tmp_path / "list.txt").write_text("absent.png\nphoto01.png\n")
     absent, present = open_source(str(tmp_path / "list.txt")).read(0, 2)
@@ -192,7 +192,7 @@ def test_dataset_folders(tmp_path: Path, rows: datasets.Dataset, monkeypatch: py
         open_source(f"{tmp_path / 'parquet'}::nosuch")
 
 
-def test_nothing_there_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_source_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("words")
     (tmp_path / "empty.txt").write_text("\n")
     for spec, says in {
@@ -219,14 +219,14 @@ def test_a_hub_id_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPa
         open_source("owner/name::train")
 
 
-def test_bad_metadata_is_told(tmp_path: Path) -> None:
+def test_bad_metadata_is_reported(tmp_path: Path) -> None:
     write_photos(tmp_path, 1)
     (tmp_path / "metadata.jsonl").write_text('{"group": "no name"}\n')
     with pytest.raises(UserError, match=r"metadata\.jsonl: not a table with a column file_name"):
         list(open_source(str(tmp_path)).read(0, 1))
 
 
-def test_streamed_rows_are_those_of_the_whole(tmp_path: Path) -> None:
+def test_streamed_rows_equal_those_of_the_complete_set(tmp_path: Path) -> None:
     images = [{"bytes": path.read_bytes(), "path": None} for path in write_photos(tmp_path, 6)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"image": images, "label": list("abcdef")}, features=features)
@@ -237,7 +237,7 @@ def test_streamed_rows_are_those_of_the_whole(tmp_path: Path) -> None:
     assert list(streamed.facts()) == list(whole.facts()) == [{"label": letter} for letter in "abcdef"]
 
 
-def test_a_hub_set_is_streamed_as_far_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_set_is_streamed_only_as_far_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [{"bytes": path.read_bytes(), "path": None} for path in write_photos(tmp_path, 12)]
     labels = ["real", "real", "real", "fake", "real", "fake", "fake"] + ["real"] * 5
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})

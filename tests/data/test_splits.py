@@ -19,7 +19,7 @@ def test_every_split_has_its_groups(count: int, train: int, validation: int, tes
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.35, 0.6), (0.49, 0.5), (0.9, 0.05), (0.0, 0.9), (0.9, 0.0)])
-def test_great_shares_leave_something_to_train_on(validation: float, test: float) -> None:
+def test_large_shares_leave_training_images(validation: float, test: float) -> None:
     for count in range(12):
         splits = split_groups([f"photo{i}" for i in range(count)], validation=validation, test=test)
         assert len(splits) == count
@@ -52,12 +52,12 @@ def test_groups_with_near_copies_become_one() -> None:
     assert merged["e"] == "group of e"
 
 
-def test_joined_groups_do_not_tear() -> None:
+def test_joined_groups_are_not_split() -> None:
     groups = {"a": "1", "b": "2", "c": "3", "d": "4", "e": "2"}
     joined = join_groups(groups, [("a", "b"), ("c", "e")])
     assert joined["a"] == joined["b"] == joined["c"] == joined["e"] != joined["d"]
 
 
-def test_a_share_of_nothing_leaves_a_split_out() -> None:
+def test_a_share_of_zero_omits_the_split() -> None:
     assert set(split_groups([f"{i}" for i in range(20)], test=0).values()) == {"train", "validation"}
     assert set(split_groups([f"{i}" for i in range(20)], test=0, validation=0).values()) == {"train"}

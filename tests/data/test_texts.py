@@ -97,7 +97,7 @@ def test_plain(tmp_path: Path) -> None:
     assert [isinstance(one, ValueError) for _, one in found] == [False, False, True, True]
 
 
-def test_a_broken_line_is_told_with_its_number(tmp_path: Path) -> None:
+def test_a_broken_line_is_reported_with_its_number(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"image": "a.png", "text": "A hand."}\n{"image":\n')
     found = list(read_texts("plain", tmp_path / "a.jsonl"))
     assert found[1][0] == "line 2"

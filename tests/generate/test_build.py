@@ -61,7 +61,9 @@ def build(out: Path, job: str | None = None, **options: Any) -> list[str]:
     return done
 
 
-def test_a_dataset_is_made_once_and_leaves_no_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_is_made_once_and_its_work_folder_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "pairs"
     assert build(out) == ["steps", "pack"]
     assert "1 pairs (train 1 of 1 groups); rejected: none" in capsys.readouterr().out
@@ -77,18 +79,18 @@ def test_a_folder_without_a_name_of_its_own_is_refused() -> None:
             work_folder(out)
 
 
-def test_what_is_queued_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_queued_shards_are_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build(tmp_path / "pairs", job="4711") == ["steps"]
     assert "job 4711 is queued; run the same command again" in capsys.readouterr().out
     assert work_folder(tmp_path / "pairs").is_dir()
 
 
-def test_work_is_kept_where_that_is_asked(tmp_path: Path) -> None:
+def test_work_is_kept_on_request(tmp_path: Path) -> None:
     build(tmp_path / "pairs", keep_work=True)
     assert work_folder(tmp_path / "pairs").is_dir()
 
 
-def test_a_dataset_is_uploaded_whole_new_or_finished(
+def test_new_and_finished_datasets_are_uploaded_completely(
     tmp_path: Path, hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for expected in (["steps", "pack"], []):
@@ -99,13 +101,13 @@ def test_a_dataset_is_uploaded_whole_new_or_finished(
         assert "uploaded to https://huggingface.co/datasets/me/pairs" in capsys.readouterr().out
 
 
-def test_nothing_is_uploaded_unasked(tmp_path: Path, hub: type[FakeHub]) -> None:
+def test_nothing_is_uploaded_without_the_flag(tmp_path: Path, hub: type[FakeHub]) -> None:
     hub.calls = []
     build(tmp_path / "pairs")
     assert hub.calls == []
 
 
-def test_an_upload_that_fails_is_told(tmp_path: Path, hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_is_reported(tmp_path: Path, hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: Any, **_options: Any) -> None:
         raise OSError("no network")
 

@@ -41,7 +41,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Speaker], revis
     monkeypatch.setattr(caption_step, "_load_captioner", load)
 
 
-def test_the_captioner_is_gone_when_the_renderer_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_captioner_is_freed_before_the_renderer_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(tmp_path / "photos", 3)
     made: list[weakref.ref[Speaker]] = []
 
@@ -57,7 +57,7 @@ def test_the_captioner_is_gone_when_the_renderer_comes(tmp_path: Path, monkeypat
     assert [speaker() for speaker in made] == [None]  # one for both shards, and it is freed
 
 
-def test_the_engine_is_asked_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_called_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_photos(tmp_path / "photos", 5)
     (tmp_path / "photos" / "zero.png").write_bytes(b"")
     speaker = Speaker()
@@ -76,7 +76,7 @@ def test_the_engine_is_asked_in_batches(tmp_path: Path, monkeypatch: pytest.Monk
     assert [(reject.stage, reject.reason) for reject in read_rejects(tmp_path / "out", 1)] == [("decode", "empty")]
 
 
-def test_a_question_may_stand_for_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_may_replace_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(tmp_path / "photos", 3)
     stand_in(monkeypatch, Speaker)
     source = SourceConfig(str(tmp_path / "photos"))
@@ -100,14 +100,14 @@ def test_captions_from_a_column_of_any_name(tmp_path: Path) -> None:
     assert [row["caption"] for row in read_rows(tmp_path / "out", 0)] == ["a cat", "a dog"]
 
 
-def test_a_missing_caption_column_is_told(tmp_path: Path) -> None:
+def test_a_missing_caption_column_is_reported(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 2)
     source, config = SourceConfig(str(tmp_path / "photos")), CaptionConfig(captioner=name_captioner("column"))
     with pytest.raises(UserError, match=r"2 photos have no caption, the first is .*photo00\.png"):
         caption_photos(source, config, plan_captions(source, config), tmp_path / "out")
 
 
-def test_a_real_model_speaks(tmp_path: Path) -> None:
+def test_a_real_model_captions(tmp_path: Path) -> None:
     from tests.factories import tiny_vlm
 
     vlm = tiny_vlm()

@@ -108,7 +108,7 @@ def test_a_photo_and_what_was_spliced_from_it_share_a_split(rows: list[dict[str,
         assert row["group"] == group[row["edit"]["donor"]]
 
 
-def test_splices_tie_two_groups_together_and_no_more(rows: list[dict[str, Any]]) -> None:
+def test_a_splice_joins_two_groups_only(rows: list[dict[str, Any]]) -> None:
     photos_of: dict[str, set[str]] = {}
     for row in rows:
         photos_of.setdefault(row["group"], set()).add(row["source"]["sha256"])
@@ -131,7 +131,7 @@ def test_edits_at_another_size_stay_within_their_scaled_box(renders: Path, tmp_p
             assert not changed.any()
 
 
-def test_edited_pixels_are_those_that_were_drawn(renders: Path) -> None:
+def test_edited_pixels_are_the_rendered_ones(renders: Path) -> None:
     twins = [twin for row in read_rows(renders, 0) for twin in row["twins"]]
     edited = next(twin for twin in twins if twin["edit"] and twin["edit"]["of"] == "photo")
     after = Image.open(io.BytesIO(edited["image"]["bytes"]))

@@ -13,7 +13,7 @@ def edit(operation: str | None, box: list[int] | None) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("operation", EDITS.own)
-def test_every_wording_names_its_operation_alone(operation):
+def test_every_wording_names_only_its_operation(operation):
     written = operation_wordings(operation)
     assert len(set(written)) == len(written) >= 12
     for sentence in written:
@@ -22,7 +22,7 @@ def test_every_wording_names_its_operation_alone(operation):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_wording_names_its_place_alone(place):
+def test_every_wording_names_only_its_place(place):
     written = place_wordings(place)
     assert len(set(written)) == len(written) >= 12
     for sentence in written:
@@ -32,7 +32,7 @@ def test_every_wording_names_its_place_alone(place):
         place_wordings("somewhere")
 
 
-def test_what_the_row_says():
+def test_contents_of_the_row():
     box = list(box_of("lower right", (96, 64)))
     operation, place = edit_reasons(edit("smear", box), (96, 64), seed="a")
     assert (operation.kind, operation.box) == ("operation", None)
@@ -45,7 +45,7 @@ def test_what_the_row_says():
     assert len(drawn) > 6
 
 
-def test_what_is_not_known_is_not_said():
+def test_unknown_facts_are_not_stated():
     assert edit_reasons(None, (96, 64), seed="") == []
     assert edit_reasons(edit(None, None), (96, 64), seed="") == []
     assert [reason.kind for reason in edit_reasons(edit("blur", None), (96, 64), seed="")] == ["operation"]

@@ -49,7 +49,7 @@ def test_an_edit_follows_from_its_seed() -> None:
     assert len({random_edit(image, seed, donor=donor).box for seed in range(10)}) > 5
 
 
-def test_operations_and_places_come_equally_often() -> None:
+def test_operations_and_places_are_equally_frequent() -> None:
     image, donor = textured(1), textured(2)
     drawn = [random_edit(image, seed, donor=donor, paint=painted) for seed in range(240)]
     operations = Counter(edited.operation for edited in drawn)
@@ -69,7 +69,7 @@ def test_the_mask_fades_out_at_the_border_of_the_box() -> None:
         assert place.mask.max() == 1
 
 
-def test_what_cannot_be_edited_is_rejected_with_a_reason() -> None:
+def test_images_that_cannot_be_edited_are_rejected_with_a_reason() -> None:
     with pytest.raises(ImageRejected, match="too_small: 31x40"):
         random_edit(textured(0, (31, 40)), 0)
     with pytest.raises(ImageRejected, match="no_operation: splice need another photo"):
@@ -78,12 +78,12 @@ def test_what_cannot_be_edited_is_rejected_with_a_reason() -> None:
         random_edit(Image.new("RGB", (64, 64), "grey"), 0, operations=["blur", "warp", "copy_move"])
 
 
-def test_what_a_place_does_not_show_is_drawn_with_another_operation() -> None:
+def test_an_invisible_edit_is_sampled_again_with_another_operation() -> None:
     plain = Image.new("RGB", (64, 64), "grey")
     assert {random_edit(plain, seed, operations=["blur", "recolour"]).operation for seed in range(6)} == {"recolour"}
 
 
-def test_removal_carries_the_surroundings_inwards() -> None:
+def test_removal_fills_the_box_from_its_surroundings() -> None:
     """A dark spot on a bright ramp: the ramp is what the border tells."""
     ramp = np.repeat(np.linspace(100, 220, 96)[None, :, None], 96, axis=0).repeat(3, axis=2)
     for seed in range(40):

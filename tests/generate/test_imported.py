@@ -115,7 +115,7 @@ def test_boxes_are_cut_at_the_image(tmp_path: Path) -> None:
     assert rejects_of(tmp_path / "out")["/somewhere/b/2.png"] == ["box_too_large"]
 
 
-def test_of_pairs_a_sentence_is_denied_of_the_other_image(tmp_path: Path) -> None:
+def test_in_pairs_a_sentence_is_denied_of_the_other_image(tmp_path: Path) -> None:
     box = [round(part * SIDE) for part in BOX]
     texts = [
         {"id": "pair 0", "about": "twin", "text": "A red square floats there.", "kind": "physics", "box": box},
@@ -165,7 +165,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
     assert (missing.returncode, "no.json" in missing.stderr) == (1, True)
 
 
-def test_unjudged_texts_lie_beside_measured_reasons(tmp_path: Path) -> None:
+def test_unjudged_texts_are_kept_with_measured_reasons(tmp_path: Path) -> None:
     """A run with the texts again, after another source was added, keeps what that one found."""
     texts = [{"image": "b/2.png", "text": "The hand has six fingers."}]
     add(write_images(tmp_path / "set"), tmp_path / "first", texts)

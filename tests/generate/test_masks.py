@@ -52,7 +52,7 @@ def test_a_mask_of_another_size_is_scaled() -> None:
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, 40, 32)])
-def test_nothing_and_everything_are_no_edit(box: Any) -> None:
+def test_empty_and_full_masks_are_no_edit(box: Any) -> None:
     assert edit_of_mask(encoded(mask(box)), (40, 32)) is None
 
 

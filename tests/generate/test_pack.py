@@ -105,7 +105,9 @@ def test_load_dataset_opens_it_with_its_three_splits(pairs: Path) -> None:
     assert {path.name for path in pairs.iterdir()} == names
 
 
-def test_folders_of_one_name_are_kept_apart_and_a_rewritten_one_is_read_anew(pairs: Path, tmp_path: Path) -> None:
+def test_folders_of_the_same_name_are_distinguished_and_a_rewritten_one_is_read_again(
+    pairs: Path, tmp_path: Path
+) -> None:
     lengths = {}
     for parent, rows in (("a", 3), ("b", 2), ("a", 1)):
         folder = tmp_path / parent / "pairs"
@@ -135,7 +137,7 @@ def test_the_wrapping_of_both_members_is_alike(pairs: Path) -> None:
     assert len({row["pair_id"] for row in rows}) == len(rows) == 28
 
 
-def test_a_row_tells_how_it_was_made(pairs: Path) -> None:
+def test_a_row_records_how_it_was_made(pairs: Path) -> None:
     rows = pq.read_table(pairs / "data").to_pylist()
     drawn, rebuilt = ([row for row in rows if row["kind"] == kind] for kind in ("caption", "vae"))
     assert len(drawn) == len(rebuilt) == 14
@@ -162,7 +164,7 @@ def test_the_twin_of_a_jpeg_was_compressed_as_the_photo_was(pairs: Path) -> None
     assert {row["source"]["jpeg_quality"] for row in rows if row["source"]["format"] == "JPEG"} == {40}
 
 
-def test_what_was_left_out_says_why(pairs: Path) -> None:
+def test_rejects_record_their_reason(pairs: Path) -> None:
     rejects = {
         Path(row["id"]).name: (row["stage"], row["reason"])
         for row in pq.read_table(pairs / "rejects.parquet").to_pylist()
@@ -184,7 +186,7 @@ def cell(seed: int, size: tuple[int, int]) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def test_what_is_of_a_left_out_photos_group_stays_with_the_one_that_it_repeats(tmp_path: Path) -> None:
+def test_the_group_of_a_rejected_photo_stays_with_the_photo_that_it_repeats(tmp_path: Path) -> None:
     """Two films that share a frame are one source: their other frames must not be torn apart."""
     rows = []
     for i, (group, shown, named) in enumerate(
@@ -205,7 +207,7 @@ def test_what_is_of_a_left_out_photos_group_stays_with_the_one_that_it_repeats(t
     assert len(set(groups.values())) == 3
 
 
-def test_near_copies_among_drawn_images_share_a_group(tmp_path: Path) -> None:
+def test_near_copies_among_prompted_images_share_a_group(tmp_path: Path) -> None:
     """Unlike photos whose twins, of one prompt, came out nearly the same."""
     rows = []
     for i, drawn in enumerate((100, 101, 100, 103)):
@@ -234,7 +236,7 @@ def test_files_are_numbered_as_the_hub_does(renders: Path, tmp_path: Path) -> No
     assert (tmp_path / "out" / "data" / "test-00007-of-00008.parquet").exists()
 
 
-def test_a_finished_folder_is_known_and_another_refused(pairs: Path, tmp_path: Path) -> None:
+def test_a_finished_folder_is_recognised_and_another_is_refused(pairs: Path, tmp_path: Path) -> None:
     assert is_finished(pairs, settings())
     assert not is_finished(tmp_path / "absent", settings())
     with pytest.raises(UserError, match="size was 24, is 48"):
@@ -248,7 +250,7 @@ def test_a_finished_folder_is_known_and_another_refused(pairs: Path, tmp_path: P
     assert len(record["files"]) == 3
 
 
-def test_a_failure_leaves_nothing_half_written(renders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_partial_files(renders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vlm_detect.generate import pair_rows as module
 
     def fail(*args: object, **kwargs: object) -> bytes:
@@ -282,7 +284,7 @@ def test_a_dataset_of_another_shape_is_one_clear_line(pairs: Path, tmp_path: Pat
             open_dataset(tmp_path / name)
 
 
-def test_the_photo_is_what_the_twin_was_made_from(pairs: Path) -> None:
+def test_the_photo_is_the_source_of_the_twin(pairs: Path) -> None:
     """A reconstruction by random weights shows little, but each photo of a pair must be its own source's pixels."""
     for row in pq.read_table(pairs / "data").to_pylist():
         source = decode_image(Path(row["source"]["path_or_id"])).image

@@ -36,7 +36,7 @@ def test_either_label_comes_first_among_prompted_images() -> None:
     assert [row["label"] for row in prompted_rows(pair(7), None)] == [row["label"] for row in rows[7]]
 
 
-def test_no_stretch_of_an_imported_set_is_of_one_label(tmp_path: Path) -> None:
+def test_labels_of_an_imported_set_are_mixed(tmp_path: Path) -> None:
     for label in ("real", "fake"):
         (tmp_path / label).mkdir()
         for i in range(40):

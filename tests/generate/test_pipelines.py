@@ -25,7 +25,7 @@ def drawn(renderer: Renderer, *texts: str, seed: int = 0) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))
-def test_each_pipeline_draws_what_it_is_asked_for(name: str) -> None:
+def test_each_pipeline_renders_as_requested(name: str) -> None:
     pipeline = tiny_pipeline(name)
     renderer = Renderer.from_pipeline(pipeline, SAMPLING, "cpu")
     assert renderer.native_side % renderer.size_multiple == 0
@@ -52,7 +52,7 @@ def test_each_autoencoder_reconstructs(name: str) -> None:
     assert np.array_equal(twins[0], renderer.reconstruct(photos[:1])[0])  # an image at a time, whatever the batch
 
 
-def test_a_pipeline_that_draws_from_no_text_is_refused_by_what_it_lacks() -> None:
+def test_a_pipeline_without_text_input_is_refused_with_what_it_lacks() -> None:
     class Upscaler:
         def __call__(self, image: Any, num_inference_steps: int = 4, generator: Any = None) -> None: ...
 

@@ -19,7 +19,7 @@ PRESETS = sorted(path for path in GENERATORS.glob("*.yaml") if "generator" in ya
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_leaves_nothing_open_that_its_generator_needs(path) -> None:
+def test_a_preset_sets_everything_that_its_generator_needs(path) -> None:
     values = yaml.safe_load(path.read_text())
     assert set(values) <= {field.name for field in fields(RenderConfig)}
     completed = with_preset(RenderConfig(generator=values["generator"]), GENERATORS)
@@ -29,7 +29,7 @@ def test_a_preset_leaves_nothing_open_that_its_generator_needs(path) -> None:
     assert f"--generator {values['generator']}" in path.read_text()
 
 
-def test_the_generators_that_are_told_of_have_presets() -> None:
+def test_documented_generators_have_presets() -> None:
     settings = {yaml.safe_load(path.read_text())["generator"]: yaml.safe_load(path.read_text()) for path in PRESETS}
     # steps and guidance of the reference code and the model cards; guidance of at most 1 is none
     expected = {
@@ -62,7 +62,7 @@ def test_the_generators_that_are_told_of_have_presets() -> None:
         ("steps: [\n", "cannot be read as YAML"),
     ],
 )
-def test_a_preset_that_says_what_nothing_reads_is_refused(tmp_path, text, said) -> None:
+def test_a_preset_with_an_unknown_key_is_refused(tmp_path, text, said) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(said)):
@@ -71,7 +71,7 @@ def test_a_preset_that_says_what_nothing_reads_is_refused(tmp_path, text, said) 
         complete(RenderConfig(generator=str(path)), GENERATORS)
 
 
-def test_a_preset_of_the_folder_is_held_to_the_same(tmp_path) -> None:
+def test_bundled_presets_are_validated_too(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text("generator: a/b\nstepz: 4\nguidence: 1.0\n")
     (tmp_path / "other.yaml").write_text("base: [a dog]\n")  # no generator's
     with pytest.raises(UserError, match="did you mean steps"):

@@ -17,7 +17,7 @@ def book(tmp_path: Path, text: str) -> PromptBook:
     return PromptBook.read(path)
 
 
-def test_the_same_seed_draws_the_same_prompt(tmp_path: Path) -> None:
+def test_the_same_seed_samples_the_same_prompt(tmp_path: Path) -> None:
     prompts = book(
         tmp_path, 'base: "{what} {where}, {light}"\nmodifiers: {what: [a, b], where: [c, d], light: [e, ""]}'
     )
@@ -26,7 +26,7 @@ def test_the_same_seed_draws_the_same_prompt(tmp_path: Path) -> None:
     assert drawn == {f"{x} {y}{z}" for x in "ab" for y in "cd" for z in (", e", "")}
 
 
-def test_the_shipped_book_draws_many() -> None:
+def test_the_shipped_book_samples_many_prompts() -> None:
     prompts = PromptBook.read(CONFIGS / "generators" / "prompts.yaml")
     drawn = {prompts.sample(seed) for seed in range(200)}
     assert len(drawn) > 150
@@ -51,6 +51,6 @@ def test_the_shipped_book_draws_many() -> None:
         ("base: 'a {s:{w}}'\nmodifiers: {s: [a]}", "is not a text with {names}"),
     ],
 )
-def test_another_form_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
+def test_another_format_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         book(tmp_path, text)

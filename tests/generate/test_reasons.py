@@ -123,7 +123,7 @@ def reasons_of(folder: Path, split: str, column: str = "reasons") -> list[list[R
     return [[Reason.from_row(one) for one in cell] for cell in open_dataset(folder)[split][column]]
 
 
-def test_the_rows_are_the_same_with_reasons_beside_them(images: Path, with_reasons: Path) -> None:
+def test_the_rows_are_unchanged_except_for_reasons(images: Path, with_reasons: Path) -> None:
     for split in SPLITS:
         before, after = (pq.read_table(next(folder.glob(f"data/{split}-*"))) for folder in (images, with_reasons))
         assert after.drop_columns("reasons").to_pylist() == before.to_pylist()
@@ -135,7 +135,7 @@ def test_the_rows_are_the_same_with_reasons_beside_them(images: Path, with_reaso
     assert not with_reasons.with_name("out.work").exists()
 
 
-def test_reasons_are_true_and_speak_for_the_label(with_reasons: Path) -> None:
+def test_reasons_are_true_and_support_the_label(with_reasons: Path) -> None:
     calibration = MeasureCalibration.load(with_reasons)
     assert calibration is not None
     assert calibration.images == {"real": 60, "generated": 60}  # the training split's alone
@@ -153,7 +153,7 @@ def test_reasons_are_true_and_speak_for_the_label(with_reasons: Path) -> None:
     assert spoken > 120
 
 
-def test_the_card_and_the_record_tell_of_them(images: Path, with_reasons: Path) -> None:
+def test_the_card_and_the_record_describe_the_reasons(images: Path, with_reasons: Path) -> None:
     card = (with_reasons / "README.md").read_text()
     assert card.startswith("# A card\n\nWhat it is.\n")
     assert card.count("## Reasons") == card.count("## Audit") == 1
@@ -164,7 +164,7 @@ def test_the_card_and_the_record_tell_of_them(images: Path, with_reasons: Path) 
     assert config["reasons"]["reasons"] == "measured"
 
 
-def test_what_could_not_be_measured_is_told_and_stays_without_reasons(with_reasons: Path) -> None:
+def test_unmeasurable_images_are_reported_and_have_no_reasons(with_reasons: Path) -> None:
     rejects = {row["id"]: row for row in pq.read_table(with_reasons / "rejects.parquet").to_pylist()}
     found = {name: (row["stage"], row["reason"]) for name, row in rejects.items()}
     assert found == {
@@ -198,7 +198,7 @@ def test_pairs_have_reasons_for_both_members(pairs: Path, tmp_path: Path) -> Non
     assert MeasureCalibration.load(tmp_path / "out").images == {"real": 60, "generated": 60}  # each photo once
 
 
-def test_shards_and_workers_change_nothing(images: Path, with_reasons: Path, tmp_path: Path) -> None:
+def test_output_does_not_depend_on_shards_or_workers(images: Path, with_reasons: Path, tmp_path: Path) -> None:
     for name, options in {"large": ["--shard_size", 500], "two": ["--workers", 2], "other": ["--seed", 1]}.items():
         add(images, tmp_path / name, *options)
     for split in SPLITS:
@@ -215,7 +215,7 @@ def test_shards_and_workers_change_nothing(images: Path, with_reasons: Path, tmp
 
 
 @pytest.mark.parametrize("stopped_at", [50, 200])
-def test_a_stopped_run_goes_on(images, with_reasons, tmp_path, monkeypatch, stopped_at):
+def test_a_stopped_run_continues(images, with_reasons, tmp_path, monkeypatch, stopped_at):
     """Once while images are measured, once while reasons are found: 160 images are decoded in each pass."""
     decode, calls = measure_step.decode_image, []
 
@@ -237,7 +237,7 @@ def test_a_stopped_run_goes_on(images, with_reasons, tmp_path, monkeypatch, stop
     assert "was made with other settings" in add(images, tmp_path / "out", "--seed", 3, status=1)
 
 
-def test_reasons_of_other_sources_stay(images: Path, with_reasons: Path, tmp_path: Path) -> None:
+def test_reasons_of_other_sources_are_kept(images: Path, with_reasons: Path, tmp_path: Path) -> None:
     """As those of a teacher, which another run brought."""
     folder = tmp_path / "set"
     shutil.copytree(with_reasons, folder)
@@ -254,7 +254,7 @@ def test_reasons_of_other_sources_stay(images: Path, with_reasons: Path, tmp_pat
     assert (tmp_path / "out" / "README.md").read_text().count("## Reasons") == 1
 
 
-def test_the_test_split_calibrates_nothing(images: Path, with_reasons: Path, tmp_path: Path) -> None:
+def test_the_test_split_is_not_used_to_calibrate(images: Path, with_reasons: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     shutil.copytree(images, folder)
     path = next(folder.glob("data/test-*"))

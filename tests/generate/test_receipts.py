@@ -69,7 +69,7 @@ def test_a_row_rendered_alone_has_the_same_bytes(pairs: Path, tmp_path: Path, ki
         assert "the same bytes as in" in done.stdout
 
 
-def test_the_same_pixels_in_other_bytes_are_told(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_pixels_in_other_bytes_are_reported(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As another version of an encoder writes them."""
     monkeypatch.setattr(receipts, "encode_image", lambda image, config: encode_image(image, config) + b"\0")
     row = next(row for row in rows(pairs) if row["kind"] == "vae")
@@ -99,7 +99,7 @@ def test_a_splice_finds_its_donor_where_it_was_left_out(pairs: Path, tmp_path: P
     assert "the same bytes" in told
 
 
-def test_what_was_drawn_from_a_prompt_is_drawn_again(tmp_path: Path) -> None:
+def test_a_prompted_image_is_rendered_again(tmp_path: Path) -> None:
     write_captioned(tmp_path / "photos")
     (tmp_path / "prompts.yaml").write_text('base: "a {what}"\nmodifiers: {what: [cat, dog, ship, car]}')
     prompted = make(tmp_path, "prompted", "--prompts", tmp_path / "prompts.yaml")
@@ -114,7 +114,7 @@ def test_what_was_drawn_from_a_prompt_is_drawn_again(tmp_path: Path) -> None:
         render_row(prompted, real["id"], tmp_path / "image.jpg")
 
 
-def test_what_a_row_cannot_be_made_of_is_told(pairs: Path, tmp_path: Path) -> None:
+def test_missing_inputs_of_a_row_are_reported(pairs: Path, tmp_path: Path) -> None:
     vae = next(row for row in rows(pairs) if row["kind"] == "vae")
     Image.new("RGB", (48, 40)).save(tmp_path / "other.png")
     arguments = ["data_gen/render.py", "--pairs", pairs, "--out", tmp_path / "twin.jpg", "--row"]
@@ -128,7 +128,7 @@ def test_what_a_row_cannot_be_made_of_is_told(pairs: Path, tmp_path: Path) -> No
         assert says in done.stderr
 
 
-def test_a_jpegs_history_is_told_and_read_back(tmp_path: Path) -> None:
+def test_a_jpegs_history_is_described_and_parsed_back(tmp_path: Path) -> None:
     photo(1).save(tmp_path / "a.jpg", quality=83, subsampling=0)
     standard = decode_image(tmp_path / "a.jpg").jpeg
     assert standard is not None
@@ -138,7 +138,7 @@ def test_a_jpegs_history_is_told_and_read_back(tmp_path: Path) -> None:
         assert read_jpeg(describe_jpeg(jpeg)) == jpeg
 
 
-def test_a_dry_run_tells_the_cost_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(3):
         photo(i).save(tmp_path / "photos" / f"{i}.png")

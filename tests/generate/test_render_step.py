@@ -39,7 +39,7 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
     return Renderer(ResolvedModel("tiny", str(folder)), Sampling(steps=3, guidance=2.0, max_sequence_length=8))
 
 
-def test_a_pipeline_tells_its_sizes(renderer: Renderer) -> None:
+def test_a_pipeline_reports_its_sizes(renderer: Renderer) -> None:
     assert (renderer.native_side, renderer.size_multiple) == (16, 8)
     assert renderer.scheduler == "FlowMatchEulerDiscreteScheduler"
 
@@ -54,7 +54,7 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(renderer: Renderer) -> No
     assert np.abs(np.asarray(other, int) - np.asarray(alone, int)).mean() > 5
 
 
-def test_encoded_prompts_draw_what_the_pipeline_draws_from_text(renderer: Renderer) -> None:
+def test_encoded_prompts_render_the_same_as_text(renderer: Renderer) -> None:
     ours = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
     plain = renderer.pipeline(
         "a red car",
@@ -75,7 +75,7 @@ def test_reconstruction_keeps_size_and_repeats(renderer: Renderer) -> None:
     assert np.abs(np.asarray(first[1], int) - np.asarray(second[0], int)).max() <= 1
 
 
-def test_what_is_no_pipeline_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     for load in (check_pipeline, lambda model: Renderer(model, Sampling())):
         with pytest.raises(UserError, match="could not be loaded"):
             load(ResolvedModel("x", str(tmp_path)))
@@ -104,7 +104,7 @@ def test_seeds_come_from_the_photo() -> None:
     assert 0 <= derive_seed(3, "x", "vae") < 2**63
 
 
-def test_presets_fill_what_is_left_open() -> None:
+def test_presets_fill_unset_flags() -> None:
     turbo = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large-turbo"), PRESETS)
     assert (turbo.steps, turbo.guidance, turbo.dtype) == (4, 1.0, "bfloat16")
     given = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large", steps=28), PRESETS)
@@ -129,7 +129,7 @@ def test_a_failed_accelerator_is_no_fault_of_the_photos() -> None:
         list(_draw_or_split(draw, range(4)))
 
 
-def test_one_failing_prompt_costs_itself_only() -> None:
+def test_one_failing_prompt_does_not_affect_others() -> None:
     def draw(places: object) -> list[Image.Image]:
         chosen = list(places)  # type: ignore[call-overload]
         if 2 in chosen:
@@ -141,7 +141,7 @@ def test_one_failing_prompt_costs_itself_only() -> None:
     assert [batch for _, batch in _draw_or_split(draw, [0, 1])] == ["0/2", "1/2"]
 
 
-def test_drawn_in_another_way_it_is_another_generator(renderer: Renderer) -> None:
+def test_other_render_settings_are_another_generator(renderer: Renderer) -> None:
     assert renderer.sampling.variant == ""
     sampling = replace(renderer.sampling, quantization="nf4")
     assert sampling.variant == "+nf4"
@@ -165,7 +165,7 @@ def test_the_empty_prompt_is_encoded_once(renderer: Renderer) -> None:
     assert len({arguments["negative_prompt_embeds"].data_ptr() for arguments in encoded}) == 1
 
 
-def test_what_fails_or_is_blank_is_a_reject_and_the_rest_goes_on(tmp_path: Path, renderer: Renderer) -> None:
+def test_failed_or_blank_images_are_rejects_and_the_rest_continues(tmp_path: Path, renderer: Renderer) -> None:
     rows = []
     for i in range(4):
         buffer = io.BytesIO()

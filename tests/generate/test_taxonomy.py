@@ -53,5 +53,5 @@ def test_reasons_in_verdicts(sentence: str, reason: str) -> None:
         ("The lighting is consistent, but the shadow is missing.", {"generated", "edited"}),
     ],
 )
-def test_what_speaks_for_a_label(sentence: str, labels: set[str]) -> None:
+def test_sentences_that_support_a_label(sentence: str, labels: set[str]) -> None:
     assert {label for label in ("real", "generated", "edited") if speaks_for(sentence, label)} == labels

@@ -63,7 +63,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         return tmp_path / "out", (server.requests, done)
 
 
-def test_what_is_kept_was_agreed_on_and_denied_of_the_other(taught: Any) -> None:
+def test_kept_sentences_were_agreed_on_and_denied_of_the_other_image(taught: Any) -> None:
     out, _ = taught
     twins, rejects = reasons_of(out, "twin_reasons"), rejects_of(out)
     for number, outcome in OUTCOMES.items():
@@ -84,7 +84,7 @@ def test_what_is_kept_was_agreed_on_and_denied_of_the_other(taught: Any) -> None
     assert twins["photo 9"][0].box is None
 
 
-def test_photos_have_reasons_of_their_own(taught: Any) -> None:
+def test_photos_have_reasons_too(taught: Any) -> None:
     out, _ = taught
     photos = reasons_of(out, "image_reasons")
     ((kept,), (twin,)) = photos.pop("photo 10"), reasons_of(out, "twin_reasons")["photo 10"]
@@ -93,7 +93,7 @@ def test_photos_have_reasons_of_their_own(taught: Any) -> None:
     assert not any(photos.values())
 
 
-def test_the_judge_is_not_told_the_label(taught: Any) -> None:
+def test_the_judge_does_not_know_the_label(taught: Any) -> None:
     _, (requests, _) = taught
     texts = [request["messages"][0]["content"][-1]["text"] for request in requests]
     judging = [text for text in texts if text.startswith(("Is this true", "Look at"))]
@@ -102,7 +102,7 @@ def test_the_judge_is_not_told_the_label(taught: Any) -> None:
     assert any("Look at the upper right" in text or "Look at the top" in text for text in judging)
 
 
-def test_the_card_counts_and_names_who_saw_and_who_judged(taught: Any) -> None:
+def test_the_card_has_counts_and_names_teacher_and_judge(taught: Any) -> None:
     out, (_, done) = taught
     card = (out / "README.md").read_text()
     assert "judge: the teacher itself" in card
@@ -137,7 +137,7 @@ def test_a_judge_without_log_probabilities_judges_by_its_answers(tmp_path: Path)
     assert "(no of its image, no of the other)" in details["pair 12 twin"]
 
 
-def test_an_endpoint_that_takes_no_schema_is_asked_in_words(tmp_path: Path) -> None:
+def test_an_endpoint_without_schema_support_is_prompted_in_words(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", [0])
     with fake_teacher(refused=("response_format", "seed")) as server:
         add(pairs, tmp_path / "out", *asked(server))
@@ -203,7 +203,7 @@ def test_an_endpoint_that_never_answers_in_time_ends_the_run(tmp_path: Path) -> 
     assert not list((tmp_path / "out.work" / "teacher").glob("shards/0*"))
 
 
-def test_a_dry_run_asks_nobody(tmp_path: Path) -> None:
+def test_a_dry_run_sends_no_request(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", [0, 1, 2])
     far = ["--teacher_endpoint", "https://models.example/v1", "--teacher", "large-vlm", "--dry_run"]
     with mock.patch.object(teacher_step, "open_model", side_effect=AssertionError("asked")):
@@ -216,7 +216,7 @@ def test_a_dry_run_asks_nobody(tmp_path: Path) -> None:
     assert "2 questions to the teacher with 4 images" in limited.stdout
 
 
-def test_a_teacher_that_is_loaded_here(tmp_path: Path) -> None:
+def test_a_locally_loaded_teacher(tmp_path: Path) -> None:
     """The nano moondream knows no JSON: every answer is a reject that says so, and the dataset stands."""
     pairs = write_pairs(tmp_path / "pairs", [0, 1])
     add(pairs, tmp_path / "out", "--teacher", "nano")
@@ -224,7 +224,7 @@ def test_a_teacher_that_is_loaded_here(tmp_path: Path) -> None:
     assert not any(reasons_of(tmp_path / "out", "twin_reasons").values())
 
 
-def test_another_judge_that_is_loaded_here(tmp_path: Path) -> None:
+def test_a_locally_loaded_judge(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", [0, 9])
     with fake_teacher() as server:
         add(pairs, tmp_path / "out", *asked(server), "--judge", "nano", "--min_margin", 0)

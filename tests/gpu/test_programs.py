@@ -66,7 +66,7 @@ def test_the_short_set_takes_ten_minutes_at_most() -> None:
     }
 
 
-def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
+def test_processes_end_with_the_program_that_started_them(tmp_path: Path) -> None:
     """Else a training whose time is up would run on while later programs are timed."""
     status_of = runpy.run_path(str(HERE / "all.py"))["status_of"]
     mark = tmp_path / "child"
@@ -91,7 +91,7 @@ def _running(process_id: int) -> bool:
         return False
 
 
-def test_a_part_that_fails_does_not_take_the_others_along(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_part_does_not_end_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     parts = runpy.run_path(str(HERE / "measuring.py"))["Parts"]()
     for name in ("one", "two", "three"):
         with parts.part(name):

@@ -63,7 +63,7 @@ def bmp(
         ((0xFF0000, 0xFF00, 0x3FC, 0), 32, [[0xFF0000, 0xFF00]], {"header": 56}, [[RED, (0, 255, 192)]]),
     ],
 )
-def test_any_masks(masks, bits, rows, options, shown, top_down: bool) -> None:
+def test_any_colour_masks(masks, bits, rows, options, shown, top_down: bool) -> None:
     data = bmp(masks, bits, rows, top_down=top_down, **options)
     decoded = decode_image(data)
     assert np.asarray(decoded.image).tolist() == [[list(pixel) for pixel in row] for row in shown]
@@ -71,7 +71,7 @@ def test_any_masks(masks, bits, rows, options, shown, top_down: bool) -> None:
     assert upright_size(data) == (len(rows[0]), len(rows))
 
 
-def test_what_is_cut_off_or_too_large_stays_a_reject() -> None:
+def test_truncated_or_too_large_files_are_rejects() -> None:
     data = bmp((0x3, 0x1C, 0x20), 16, [[0x3, 0x1C, 0x20]] * 4)
     for broken in (data[:-3], data[:30]):
         with pytest.raises(ImageRejected):

@@ -59,7 +59,7 @@ def test_plain_formats(file_format: str) -> None:
     assert decoded.jpeg is None
 
 
-def test_the_extension_is_not_believed(tmp_path: Path) -> None:
+def test_the_format_is_not_taken_from_the_extension(tmp_path: Path) -> None:
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(saved(photo(1), "PNG"))
     assert decode_image(path).format == "PNG"
@@ -107,7 +107,7 @@ def test_the_colour_profile_is_converted() -> None:
     assert pixel(saved(Image.new("L", (4, 4), 77), "PNG", icc_profile=srgb))[0] in range(76, 79)
 
 
-def test_only_what_was_changed_is_not_plain() -> None:
+def test_only_changed_images_are_not_plain() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for options in ({}, {"icc_profile": srgb}):
         data = saved(photo(1), "JPEG", quality=90, **options)
@@ -165,7 +165,7 @@ def profiles() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
 @pytest.mark.parametrize("kind", ["broken", "cut", "short", "of_lab", "of_grey", "of_rgb"])
-def test_a_profile_that_does_not_fit_is_passed_over_and_noted(mode: str, kind: str) -> None:
+def test_an_unsuitable_profile_is_ignored_and_noted(mode: str, kind: str) -> None:
     file_format = "TIFF" if mode == "CMYK" else "PNG"
     image = photo(1).convert(mode)
     plain = decode_image(saved(image, file_format))
@@ -182,7 +182,7 @@ def test_cmyk_without_a_profile_is_converted_by_the_formula_of_viewers() -> None
     assert not decoded.is_plain
 
 
-def test_lab_is_shown() -> None:
+def test_lab_is_converted() -> None:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     image = ImageCms.profileToProfile(Image.new("RGB", (4, 4), (220, 60, 40)), srgb, lab, outputMode="LAB")
     assert image is not None
@@ -240,7 +240,7 @@ def test_pixels_without_a_range_are_rejected() -> None:
     assert reason(saved(Image.fromarray(np.ones((4, 4), np.int32)), "TIFF")) == "colour_undefined"
 
 
-def test_transparency_lies_over_white_and_hides_what_is_under_it() -> None:
+def test_transparency_is_composited_over_white_and_hides_colours() -> None:
     assert pixel(saved(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG")) == (255, 255, 255)
     assert pixel(saved(Image.new("RGBA", (4, 4), (255, 0, 0, 255)), "PNG")) == (255, 0, 0)
     assert pixel(saved(Image.new("LA", (4, 4), (0, 128)), "PNG"))[0] in (127, 128)
@@ -259,7 +259,7 @@ def test_one_bit_and_grey() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
-def test_of_animations_and_pages_the_first_is_shown_and_noted(file_format: str) -> None:
+def test_the_first_frame_or_page_is_shown_and_noted(file_format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
     decoded = decode_image(saved(frames[0], file_format, save_all=True, append_images=frames[1:]))
     assert np.abs(np.asarray(decoded.image, int) - (255, 0, 0)).max() <= 3
@@ -289,14 +289,14 @@ def odd_metadata() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", odd_metadata())
-def test_metadata_that_cannot_be_read_take_nothing_from_the_pixels(kind: str) -> None:
+def test_unreadable_metadata_does_not_affect_the_pixels(kind: str) -> None:
     decoded = decode_image(odd_metadata()[kind])
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(photo(1)))
     quietly = kind in ("broken_text", "long_profile")  # which Pillow passes over itself
     assert quietly or decoded.notes in ((UNREAD_METADATA,), (UNREAD_EXIF,))
 
 
-def test_orientation_and_profile_stay_where_texts_are_passed_over() -> None:
+def test_orientation_and_profile_are_kept_if_texts_are_skipped() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(Image.new("RGB", (20, 10), (255, 0, 0)), "PNG", exif=exif, icc_profile=wide_gamut_profile())
@@ -349,7 +349,7 @@ def test_a_cameras_multi_picture_file_is_its_first_picture() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_every_truncation_is_rejected_or_whole(file_format: str) -> None:
+def test_every_truncated_file_is_rejected_or_complete(file_format: str) -> None:
     data = saved(photo(3, (64, 64)), file_format)
     whole = np.asarray(decode_image(data).image)
     for length in range(0, len(data), max(1, len(data) // 40)):
@@ -394,7 +394,7 @@ def test_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("VLM_DETECT_DATA" not in os.environ, reason="needs the development data of VLM_DETECT_DATA")
-def test_photos_in_adobe_rgb_get_back_their_colours() -> None:
+def test_photos_in_adobe_rgb_keep_their_colours() -> None:
     """Shown as if they were sRGB they look washed out: converted, their colours are stronger."""
     found = 0
     for path in sorted((Path(os.environ["VLM_DETECT_DATA"]) / "imagenet_sample").iterdir()):

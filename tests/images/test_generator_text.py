@@ -69,7 +69,7 @@ def test_programs_that_are_generators(name: str) -> None:
         "16.5.1",
     ],
 )
-def test_programs_that_are_none(name: str) -> None:
+def test_programs_that_are_not_generators(name: str) -> None:
     assert not names_generator(name)
 
 
@@ -111,7 +111,7 @@ def test_settings(text: str) -> None:
         "",
     ],
 )
-def test_what_people_write(text: str) -> None:
+def test_text_written_by_people(text: str) -> None:
     assert not states_settings(text)
 
 

@@ -31,7 +31,7 @@ def test_size_mode_and_seed(name, photo):
         assert HARD[name](photo.resize((side, side)), np.random.default_rng(0)).size == (side, side)
 
 
-def test_what_each_does(photo):
+def test_effect_of_each_operation(photo):
     before = np.asarray(photo, dtype=float)
     night = made("night", photo)
     assert night.mean() < 0.8 * before.mean()

@@ -46,7 +46,7 @@ def rejection(decoder: IsolatedDecoder, data: bytes, **options: Any) -> ImageRej
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "JPEG2000", "AVIF"])
-def test_it_gives_what_decoding_here_gives(decoder: IsolatedDecoder, file_format: str) -> None:
+def test_isolated_decoding_equals_decoding_in_process(decoder: IsolatedDecoder, file_format: str) -> None:
     exif = Image.Exif()
     exif[0x010F] = "Ye Olde Camera"
     data = saved(photo(1), file_format, **({"exif": exif} if file_format == "JPEG" else {}))
@@ -57,7 +57,7 @@ def test_it_gives_what_decoding_here_gives(decoder: IsolatedDecoder, file_format
     assert file_format != "JPEG" or "Ye Olde Camera" in str(reply.header["facts"])
 
 
-def test_data_urls_are_decoded_there_too(decoder: IsolatedDecoder) -> None:
+def test_data_urls_are_decoded_in_isolation_too(decoder: IsolatedDecoder) -> None:
     data = saved(photo(1), "PNG")
     url = b"data:image/png;base64," + base64.b64encode(data)
     for sent, encoding in ((url, "data_url"), (json.dumps(url.decode()).encode()[1:-1], "json_data_url")):
@@ -66,7 +66,7 @@ def test_data_urls_are_decoded_there_too(decoder: IsolatedDecoder) -> None:
     assert rejection(decoder, b"data:image/png;base64,!!", encoding="data_url").reason == "invalid_base64"
 
 
-def test_what_is_rejected_is_rejected_with_its_reason(decoder: IsolatedDecoder) -> None:
+def test_rejects_have_their_reason(decoder: IsolatedDecoder) -> None:
     for data in (b"", b"no image", saved(photo(1), "PNG")[:-100], saved(photo(1), "TIFF")[:-100]):
         with pytest.raises(ImageRejected) as here:
             decode_here(data)
@@ -113,7 +113,7 @@ def test_a_decoder_that_crashes_is_a_rejection_and_the_next_image_is_read(
 
 
 @posix
-def test_processor_time_ends_a_decoder_that_nothing_else_stops() -> None:
+def test_a_cpu_time_limit_ends_a_hanging_decoder() -> None:
     slow = b"P3 4000 4000 255 " + b"1 " * 48_000_000  # numbers in text are read by Python
     refused = rejection(IsolatedDecoder(), slow, max_seconds=0.1)
     assert refused.reason == "too_slow"
@@ -121,7 +121,7 @@ def test_processor_time_ends_a_decoder_that_nothing_else_stops() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
-def test_its_memory_is_bounded_by_the_pixels_that_may_come() -> None:
+def test_decoder_memory_is_bounded_by_the_pixel_limit() -> None:
     import resource
 
     decoder = IsolatedDecoder()
@@ -132,7 +132,7 @@ def test_its_memory_is_bounded_by_the_pixels_that_may_come() -> None:
     decoder.stop()
 
 
-def test_what_libraries_say_reaches_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_libraries_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(saved(photo(1), "TIFF", compression="tiff_lzw"))
     data[8:400] = os.urandom(392)
     with contextlib.suppress(ImageRejected):
@@ -145,7 +145,9 @@ def test_what_libraries_say_reaches_nobody(capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("file_format", ["TIFF", "JPEG2000", "AVIF"])
-def test_decoders_that_take_all_at_once_never_run_here(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_without_incremental_reading_never_run_in_process(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decode, "decode_here", lambda *args, **options: pytest.fail("decoded here"))
     assert decode_image(saved(photo(1), file_format)).format == file_format
     for big_endian in (b"MM\0*", b"MM\0+", b"II+\0"):
@@ -206,7 +208,7 @@ def test_base64_as_json_escapes_it() -> None:
         ("data:image/png;base64,ab=cd", "invalid_base64"),
     ],
 )
-def test_what_is_no_data_url_is_told(url: str, reason: str) -> None:
+def test_an_invalid_data_url_is_reported(url: str, reason: str) -> None:
     with pytest.raises(ImageRejected) as caught:
         bytes_of_data_url(url.encode())
     assert caught.value.reason == reason

@@ -63,7 +63,7 @@ def spellings(secret: Path, folder: Path) -> list[str]:
     ]
 
 
-def test_a_list_names_files_of_its_own_folder(secret: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_may_name_files_of_its_own_folder(secret: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in spellings(secret, folder):
         assert find_file(folder, name) is None, name
         assert "is outside" in why_not_found(folder, name)
@@ -75,7 +75,7 @@ def test_a_list_names_files_of_its_own_folder(secret: Path, folder: Path, monkey
     assert find_file(folder, str(secret)) == secret
 
 
-def test_a_path_outside_is_no_way_around_an_image_of_the_same_name_inside(secret: Path, folder: Path) -> None:
+def test_a_path_outside_is_refused_although_an_image_of_that_name_is_inside(secret: Path, folder: Path) -> None:
     own = write_image(folder / "secret.png", "blue")
     assert find_file(folder, str(secret)) == own
 
@@ -105,7 +105,7 @@ def spellings_again(folder: Path, secret: Path) -> list[str]:
     return [str(secret), "../home/secret.png", f"{folder}/images/link.png", "images/link.png", "up/secret.png"]
 
 
-def test_workers_know_what_may_be_named(folder: Path) -> None:
+def test_workers_know_the_permitted_folders(folder: Path) -> None:
     may_name(folder)
     own = folder / "images" / "own.png"
     code = f"from vlm_detect.images.local_files import read_named; print(len(read_named({str(own)!r})))"
@@ -113,7 +113,7 @@ def test_workers_know_what_may_be_named(folder: Path) -> None:
     assert int(told) == own.stat().st_size
 
 
-def test_every_reader_of_data_refuses_what_lies_outside(
+def test_every_reader_of_data_refuses_files_outside(
     secret: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
@@ -159,7 +159,7 @@ def test_every_reader_of_data_refuses_what_lies_outside(
     assert StoredImage.from_cell(split[1]["image"]).content == secret.read_bytes()
 
 
-def test_the_flag_is_every_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_program_has_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[list[str]] = []
     for argv, allowed in ((["scan", "x"], None), (["scan", "--allow_local_paths", "x"], "1")):
         monkeypatch.setattr(sys, "argv", ["vlm-detect", *argv])

@@ -84,7 +84,7 @@ def test_generator_settings_in_the_user_comment(beginning: str, encoding: str) -
     assert fact.claim == "generated"
 
 
-def test_comments_of_people_claim_nothing() -> None:
+def test_comments_by_people_claim_nothing() -> None:
     assert claims(user_comment(b"ASCII\0\0\0Stable Diffusion of gases")) == [("EXIF", None)]
     photo = jpeg(ImageDescription="A firefly on a leaf", Artist="Imagen Flux", Make="NIKON", Model="D850")
     assert claims(photo) == [("EXIF", "captured")] * 2 + [("EXIF", None)] * 2
@@ -100,7 +100,7 @@ def test_comments_of_people_claim_nothing() -> None:
     ]
 
 
-def test_workflows_where_a_camera_would_sign() -> None:
+def test_workflows_in_camera_fields() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = 'workflow:{"nodes": []}', f"prompt:{GRAPH}"
     assert claims(encoded("WEBP", exif=exif)) == [("EXIF", "generated")] * 2
@@ -136,7 +136,7 @@ def test_credits_of_xmp_and_iptc() -> None:
     ]
 
 
-def test_a_workflow_of_megabytes_is_read_as_far_as_its_beginning() -> None:
+def test_only_the_beginning_of_a_workflow_of_megabytes_is_read() -> None:
     info = PngInfo()
     info.add_text("workflow", '{"nodes": [' + "1, " * 700_000 + "1]}", zip=True)
     (fact,) = provenance(encoded("PNG", pnginfo=info))
@@ -162,7 +162,7 @@ def test_content_credentials() -> None:
 @pytest.mark.parametrize(
     ("relation", "claim"), [("parentOf", "generated"), ("componentOf", "edited"), ("inputTo", None), ("", "generated")]
 )
-def test_what_an_image_was_made_from_keeps_its_claim(relation: str, claim: str | None) -> None:
+def test_ingredients_keep_their_claim(relation: str, claim: str | None) -> None:
     """A generator's image that an editor opened, pasted or was given, and saved with credentials of its own."""
     pytest.importorskip("c2pa", reason="needs the extra serve")
     pytest.importorskip("cryptography", reason="needs cryptography, to sign")
@@ -179,7 +179,7 @@ def test_what_an_image_was_made_from_keeps_its_claim(relation: str, claim: str |
         assert "generated" in [fact.claim for fact in provenance(twice)]
 
 
-def test_ingredients_that_lead_in_a_circle_are_walked_once() -> None:
+def test_circular_ingredients_are_visited_once() -> None:
     kind = {"digitalSourceType": f"{TYPES}digitalCapture"}
     manifests = {
         name: {"assertions": [kind], "ingredients": [{"active_manifest": other, "relationship": "parentOf"}]}

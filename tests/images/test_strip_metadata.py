@@ -54,7 +54,7 @@ def test_a_png() -> None:
     assert bare == bare_bytes(saved(photo(1), "PNG"))
 
 
-def test_anything_else_is_left_to_be_encoded_anew() -> None:
+def test_other_formats_have_to_be_encoded_again() -> None:
     jpeg, png = saved(photo(1), "JPEG"), saved(photo(1), "PNG")
     assert [bare_bytes(data) for data in (b"", b"GIF89a", saved(photo(1), "WEBP"))] == [None] * 3
     assert [bare_bytes(data) for data in (jpeg[:-2], jpeg[:30], png[:-12], b"\xff\xd8\x00\x00\x00\x00")] == [None] * 4

@@ -56,7 +56,7 @@ def test_both_directions_have_every_kind(numbers):
     assert kinds == {(s, k) for s in ("real", "generated") for k in ("file_name", "claim", "instruction")}
 
 
-def test_what_is_asked_was_not_learned():
+def test_evaluation_texts_are_not_training_texts():
     learned, asked = (({TEXTS[i].text for i in n} | {TEXTS[i].short for i in n}) for n in (LEARNED, ASKED))
     assert not learned & asked
     draws = [sample_augmentation(["typographic"], random.Random(i)) for i in range(300)]

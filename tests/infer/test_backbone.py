@@ -80,7 +80,7 @@ def test_class_and_register_tokens_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "config.json").write_text("{}")])
-def test_what_is_no_vision_model_is_one_line(make, tmp_path: Path) -> None:
+def test_a_model_without_vision_is_one_line(make, tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(UserError, match="no vision model"):
         Backbone.load(str(tmp_path), "cpu")

@@ -86,7 +86,7 @@ def test_the_runs_calibration_is_used(model_folder: Path, photo: Image.Image) ->
     )
 
 
-def test_a_finetuned_model_without_a_calibration_has_a_caveat_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+def test_a_finetuned_model_without_a_calibration_has_a_caveat(model_folder: Path, tmp_path: Path) -> None:
     run = shutil.copytree(model_folder, tmp_path / "run")
     (run / "run.json").write_text("{}")
     assert "was never calibrated: p_fake ranks images" in Detector(str(run)).caveat
@@ -136,7 +136,7 @@ def test_a_verdict_that_depends_on_the_copies_is_unsure(
     assert Detector(str(model_folder))(photo).label == "real"
 
 
-def test_a_copy_that_is_unlike_other_images_says_nothing_of_the_image(
+def test_novelty_of_a_copy_does_not_affect_the_image(
     model_folder: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def strange_if_small(witnesses: Witnesses, images: list[Image.Image]) -> list[WitnessScores]:
@@ -149,7 +149,7 @@ def test_a_copy_that_is_unlike_other_images_says_nothing_of_the_image(
     assert "unlike anything" in (detector(Image.new("RGB", (20, 20))).why_unsure or "")
 
 
-def test_a_copy_is_what_its_name_says(photo: Image.Image) -> None:
+def test_a_copy_matches_its_name(photo: Image.Image) -> None:
     copies = dict(views(photo, 6))
     assert len(copies) == len(VIEWS) == MAX_VIEWS == 6
     assert {name: copy.size for name, copy in copies.items() if copy.size != photo.size} == {
@@ -196,7 +196,7 @@ def test_an_explanation_begins_with_its_verdict(model_folder: Path, photo: Image
     assert unsure == detector.ask(photo, EXPLAIN_QUESTION, 8)
 
 
-def test_explanations_of_a_batch_are_those_alone(model_folder: Path) -> None:
+def test_explanations_of_a_batch_equal_those_alone(model_folder: Path) -> None:
     detector = Detector(str(model_folder))
     sizes = ((20, 30), (48, 16), (30, 20))
     photos = [np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8) for i, size in enumerate(sizes)]
@@ -257,9 +257,7 @@ def test_an_explanation_that_states_the_other_verdict_contradicts(label, explana
     assert contradicts(label, explanation) is expected
 
 
-def test_provenance_stands_beside_the_verdict_and_changes_nothing(
-    model_folder: Path, photo: Image.Image, tmp_path: Path
-) -> None:
+def test_provenance_does_not_affect_the_verdict(model_folder: Path, photo: Image.Image, tmp_path: Path) -> None:
     detector = Detector(str(model_folder))
     info = PngInfo()
     info.add_text("parameters", "a dog, Steps: 20, Sampler: Euler")
@@ -271,7 +269,9 @@ def test_provenance_stands_beside_the_verdict_and_changes_nothing(
     assert json.loads(json.dumps(said.to_json()))["provenance"][0]["source"] == "PNG text"
 
 
-def test_an_explanation_is_held_against_the_runs_measures(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_explanation_is_checked_against_the_measures_of_the_run(
+    model_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
     def noisy(deviation: float, seed: int) -> np.ndarray:
         grey = np.full((32, 32, 3), 128.0)
         return np.clip(grey + np.random.default_rng(seed).normal(0, deviation, grey.shape), 0, 255).astype(np.uint8)

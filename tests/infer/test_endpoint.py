@@ -52,7 +52,7 @@ def test_without_logprobs_only_answers_are_scored(tmp_path: Path) -> None:
     assert summarise(results, resamples=20)["accuracy"] == 1
 
 
-def test_options_that_it_does_not_take_are_found_out() -> None:
+def test_unsupported_options_are_detected() -> None:
     with fake_endpoint(refused=("max_tokens", "temperature", "logprobs")) as server:
         endpoint = Endpoint(server.url, "fake-vlm")
         assert set(endpoint.options) == {"max_completion_tokens"}
@@ -62,7 +62,7 @@ def test_options_that_it_does_not_take_are_found_out() -> None:
     assert without_refused({"max_tokens": 1}, "images are not supported") is None
 
 
-def test_rates_and_server_errors_are_tried_again() -> None:
+def test_rate_limits_and_server_errors_are_retried() -> None:
     with fake_endpoint() as server:
         endpoint = Endpoint(server.url, "fake-vlm", retries=3)
         server.failures.extend([(429, "slow down"), (429, "slow down")])
@@ -70,7 +70,7 @@ def test_rates_and_server_errors_are_tried_again() -> None:
         assert not server.failures
 
 
-def test_what_cannot_be_helped_is_one_line() -> None:
+def test_permanent_errors_are_one_line() -> None:
     with fake_endpoint(key="secret") as server:
         with pytest.raises(UserError, match="refuses the key"):
             Endpoint(server.url, "fake-vlm", api_key="wrong")

@@ -70,7 +70,7 @@ def test_captions_equal_the_plain_path(vlm, images) -> None:
     assert captions == [generate_plain(vlm, image, vlm.caption_ids("short"), 10) for image in images]
 
 
-def test_prefixes_are_kept_within_their_bytes_and_the_oldest_leaves_first(vlm, images) -> None:
+def test_prefixes_are_bounded_in_bytes_and_the_oldest_is_evicted_first(vlm, images) -> None:
     one = Engine(vlm).prefixes(images[:1])[0].nbytes
     engine = Engine(vlm, cache_bytes=2 * one)
     encoded = []
@@ -95,14 +95,14 @@ def test_prefixes_are_kept_within_their_bytes_and_the_oldest_leaves_first(vlm, i
         vlm.encode = encode
 
 
-def test_an_image_that_comes_twice_is_encoded_once_and_scored_alike(vlm, images) -> None:
+def test_a_repeated_image_is_encoded_once_and_scored_alike(vlm, images) -> None:
     engine = Engine(vlm)
     first, second = engine.score([images[0], images[0].copy()], [ASKS[0], ASKS[0]])
     assert first == second
     assert engine.memory.held_bytes == engine.prefixes(images[:1])[0].nbytes
 
 
-def test_images_that_differ_in_their_palette_alone_are_two(vlm) -> None:
+def test_images_that_differ_only_in_their_palette_are_distinct(vlm) -> None:
     green = Image.new("P", (32, 32))
     green.putpalette([0, 255, 0])
     red = green.copy()
@@ -137,7 +137,7 @@ def test_a_beginning_is_scored_without_the_end_of_text(vlm, images) -> None:
     assert beginning.logprob > whole.logprob
 
 
-def test_there_is_room_for_as_many_tokens_as_the_context_leaves(vlm, images) -> None:
+def test_generation_is_limited_by_the_remaining_context(vlm, images) -> None:
     engine = Engine(vlm)
     prompt = vlm.question_ids("x" * 400)
     room = engine.room(prompt)

@@ -43,7 +43,7 @@ def test_a_hidden_region_holds_the_mean_and_the_rest_is_untouched() -> None:
     assert copy[[0, 3, 4, 5, 6, 7]].equal(features[[0, 3, 4, 5, 6, 7]])
 
 
-def test_the_map_agrees_with_one_plain_pass_a_region(vlm: MoondreamVLM, photo: Image.Image) -> None:
+def test_the_map_equals_one_plain_pass_per_region(vlm: MoondreamVLM, photo: Image.Image) -> None:
     engine = Engine(vlm, batch_images=3)
     found = evidence_map(engine, photo, across=2)
     (features,) = engine.encode([photo])

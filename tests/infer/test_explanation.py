@@ -31,7 +31,7 @@ QUIET = "Its noise is weaker than in nine of ten photos of this size."
 LOUD = "Its noise is stronger than in nine of ten photos of this size."
 
 
-def test_a_sentence_is_held_against_the_image_that_it_is_about(calibration):
+def test_a_sentence_is_checked_against_its_image(calibration):
     for image, right, wrong in ((picture(2.0, 500), QUIET, LOUD), (picture(30.0, 501), LOUD, QUIET)):
         found = check_explanation(f"AI-generated. {right} {wrong}", image, calibration).reasons
         assert [reason.status for reason in found] == ["confirmed", "contradicted"]
@@ -42,7 +42,7 @@ def test_a_sentence_is_held_against_the_image_that_it_is_about(calibration):
         assert [CheckedReason.from_json(json.loads(json.dumps(one.to_json()))) for one in found] == list(found)
 
 
-def test_a_confirmed_sentence_says_which_label_its_number_speaks_for(calibration):
+def test_a_confirmed_sentence_names_the_label_that_it_supports(calibration):
     for image, right, wrong, side in (
         (picture(2.0, 5), QUIET, LOUD, "generated"),
         (picture(30.0, 6), LOUD, QUIET, "real"),
@@ -51,7 +51,7 @@ def test_a_confirmed_sentence_says_which_label_its_number_speaks_for(calibration
         assert [reason.supports for reason in found] == [side, None, None]
 
 
-def test_what_no_measure_speaks_of_is_the_models_word(calibration):
+def test_sentences_without_a_measure_are_unchecked(calibration):
     (reason,) = check_explanation("AI-generated. The hand has six fingers.", picture(2.0, 1), calibration).reasons
     assert (reason.status, reason.kind, reason.percentile) == ("unchecked", None, None)
     assert reason.note == "not checked"
@@ -71,11 +71,11 @@ def test_the_verdict_is_no_reason(verdict, calibration):
 
 
 @pytest.mark.parametrize("reason", ["Blur at the top.", "The dog was edited.", "Altered at the left.", "Blurred."])
-def test_what_says_more_than_the_verdict_is_one(reason, calibration):
+def test_a_sentence_with_more_than_the_verdict_is_a_reason(reason, calibration):
     assert [one.text for one in check_explanation(reason, picture(2.0, 1), calibration).reasons] == [reason]
 
 
-def test_only_confirmed_leaves_the_rest_out(calibration):
+def test_only_confirmed_omits_the_rest(calibration):
     found = check_explanation(f"{QUIET} {LOUD} A dog sits there.", picture(2.0, 500), calibration)
     assert [reason.text for reason in found.only_confirmed().reasons] == [QUIET]
     assert found.only_confirmed().text == QUIET
@@ -102,7 +102,7 @@ def test_a_confirmed_sentence_that_names_no_place_has_that_of_its_measure(calibr
     assert (wrong.status, wrong.box) == ("contradicted", None)
 
 
-def test_boxes_of_one_place_lie_within_each_other_on_an_enlarged_image(calibration):
+def test_boxes_of_a_place_are_nested_on_an_enlarged_image(calibration):
     image = Image.new("RGB", (30, 30), "white")
     found = check_explanation("The top left is odd. The top left is bright. The right is not.", image, calibration)
     drawn = np.asarray(found.draw(image, min_side=100))
@@ -111,7 +111,7 @@ def test_boxes_of_one_place_lie_within_each_other_on_an_enlarged_image(calibrati
     assert list(edges) == [0, 2, 37, 39]
 
 
-def test_an_unsure_verdict_has_what_speaks_for_either_side(calibration):
+def test_an_unsure_verdict_has_reasons_for_both_labels(calibration):
     for image, side in ((picture(2.0, 7), "generated"), (picture(13.0, 8), "real")):
         found = check_explanation("A dog.", image, calibration, either_side=True).reasons
         assert found[0].status == "unchecked"

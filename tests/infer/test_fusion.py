@@ -16,7 +16,7 @@ def witnesses(n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]
     return odds | {"expert": rng.normal(size=n)}, generated
 
 
-def test_two_witnesses_with_errors_of_their_own_are_better_together():
+def test_two_witnesses_with_independent_errors_are_better_together():
     odds, generated = witnesses(4000)
     fusion = Fusion.fit(odds, generated)
     fresh, truth = witnesses(4000, seed=1)
@@ -30,7 +30,7 @@ def test_a_witness_that_knows_nothing_has_no_weight():
     assert weights["language_model"] == pytest.approx(weights["head"], rel=0.15)
 
 
-def test_the_scale_of_a_witness_changes_no_verdict():
+def test_the_scale_of_a_witness_does_not_change_verdicts():
     odds, generated = witnesses(200)
     loud = odds | {"head": 1000 * odds["head"]}
     np.testing.assert_allclose(
@@ -51,7 +51,7 @@ def test_witnesses_against_the_verdict_are_named():
     assert fusion.disagreement({"language_model": 5.0, "head": 1.0, "expert": 0.0}) == []
 
 
-def test_one_witness_alone_is_taken_as_it_is():
+def test_a_single_witness_is_used_unchanged():
     assert Fusion.alone().log_odds({"language_model": 1.25}) == 1.25
 
 

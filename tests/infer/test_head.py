@@ -42,7 +42,7 @@ def test_log_odds_are_nats():
         assert generated[some].mean() == pytest.approx(low, abs=0.03)
 
 
-def test_added_images_are_as_if_they_had_been_there():
+def test_adding_images_equals_fitting_on_all():
     old, old_truth = images(300, seed=1)
     new, new_truth = images(120, seed=2, apart=2.0)
     together = Head.fit(np.concatenate([old, new]), np.concatenate([old_truth, new_truth]))
@@ -51,7 +51,7 @@ def test_added_images_are_as_if_they_had_been_there():
     np.testing.assert_allclose(added.scatter, together.scatter, rtol=1e-9, atol=1e-6)
 
 
-def test_a_weight_counts_an_image_so_many_times():
+def test_a_weight_equals_repeated_images():
     old, old_truth = images(300, seed=1)
     new, new_truth = images(40, seed=2)
     tripled = Head.fit(np.concatenate([old, new, new, new]), np.concatenate([old_truth, *[new_truth] * 3]))
@@ -60,7 +60,7 @@ def test_a_weight_counts_an_image_so_many_times():
     np.testing.assert_allclose(weighted.counts, tripled.counts)
 
 
-def test_what_is_far_from_both_classes_is_strange_and_what_is_like_them_is_not():
+def test_images_far_from_both_classes_are_novel_and_similar_ones_are_not():
     features, generated = images(2000)
     head = Head.fit(features, generated).with_ordinary(images(999, seed=5)[0])
     assert (head.novelty(images(1000, seed=6)[0]) <= 0.01).mean() <= 0.02
@@ -74,7 +74,7 @@ def test_a_level_needs_enough_ordinary_images():
     assert head.with_ordinary(features[:99]).can_judge_novelty(0.01)
 
 
-def test_a_saved_head_answers_as_before(tmp_path):
+def test_a_saved_head_gives_the_same_log_odds(tmp_path):
     features, generated = images(400)
     head = Head.fit(features, generated, about={"features": "tower"}).with_ordinary(features)
     head.save(tmp_path)
@@ -99,7 +99,7 @@ def test_a_damaged_head_is_one_line(tmp_path):
         (np.full((4, 2), np.nan), np.array([True, False] * 2), "non-finite"),
     ],
 )
-def test_what_cannot_be_fitted_is_one_line(features, generated, message):
+def test_unfittable_data_is_one_line(features, generated, message):
     with pytest.raises(UserError, match=message):
         Head.fit(features, generated)
 

@@ -47,7 +47,7 @@ def image_of(seed: int):
 
 
 @torch.inference_mode()
-def test_a_batch_and_the_cache_that_it_is_read_from_are_one(vlm) -> None:
+def test_a_batch_shares_memory_with_its_cache(vlm) -> None:
     prefixes = prefixes_of(vlm, 4)
     once = sum(prefix.nbytes for prefix in prefixes)
     everything = [tensor for prefix in prefixes for tensor in of(prefix.layers)]
@@ -80,7 +80,7 @@ def test_other_orders_are_copied_and_parts_of_a_batch_are_not(vlm) -> None:
 
 
 @torch.inference_mode()
-def test_what_the_cache_reads_is_what_transformers_own_reads(vlm) -> None:
+def test_the_cache_reads_the_same_as_transformers_own(vlm) -> None:
     """Prompts of two lengths one after the other, and the prefixes are as they were."""
     prefixes = prefixes_of(vlm, 3)
     before = [tensor.clone() for prefix in prefixes for tensor in of(prefix.layers)]
@@ -97,7 +97,7 @@ def test_what_the_cache_reads_is_what_transformers_own_reads(vlm) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_the_memory_keeps_copies_of_what_it_holds_and_of_nothing_else(vlm) -> None:
+def test_only_kept_prefixes_are_copied(vlm) -> None:
     images = [image_of(seed) for seed in range(4)]
     (one,) = PrefixMemory(vlm, 0).prefixes(images[:1])
     memory = PrefixMemory(vlm, 2 * one.nbytes)

@@ -42,7 +42,7 @@ def near(places):
 @pytest.mark.parametrize("skill", ["detect", "point"])
 @pytest.mark.parametrize("batch_images", [1, 8])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_what_is_found_in_a_batch_is_what_is_found_alone(images, skill, batch_images, implementation) -> None:
+def test_objects_found_in_a_batch_equal_those_found_alone(images, skill, batch_images, implementation) -> None:
     vlm = make_vlm(**ENDING[skill])
     vlm.model.set_attn_implementation(implementation)
     phrases = [PHRASES, PHRASES[:1], PHRASES[2:]]
@@ -61,7 +61,7 @@ def test_what_is_found_in_a_batch_is_what_is_found_alone(images, skill, batch_im
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_gazes_in_a_batch_are_those_alone(images, force: bool) -> None:
+def test_gazes_in_a_batch_equal_those_alone(images, force: bool) -> None:
     vlm = make_vlm(eos=2.5)
     found = Engine(vlm).gaze(images, [EYES, EYES[:1], []], force=force)
     alone = [
@@ -77,7 +77,7 @@ def test_gazes_in_a_batch_are_those_alone(images, force: bool) -> None:
     assert any(point is None for some in found for point in some) != force
 
 
-def test_a_steady_gaze_leaves_outliers_out() -> None:
+def test_a_stable_gaze_ignores_outliers() -> None:
     near_points = [Point(0.5 + 0.001 * i, 0.5 - 0.002 * (i % 3)) for i in range(12)]
     middle = np.array(near_points).mean(axis=0)
     assert steady_gaze([*near_points, Point(0.9, 0.1), None, None]) == pytest.approx(tuple(middle))
@@ -97,7 +97,7 @@ def test_the_gaze_of_a_face_is_the_mean_over_its_eyes_and_those_of_the_mirrored_
 
 
 @pytest.mark.parametrize("batch_images", [1, 8])
-def test_thoughts_and_answers_in_a_batch_are_those_alone(images, batch_images: int) -> None:
+def test_thoughts_and_answers_in_a_batch_equal_those_alone(images, batch_images: int) -> None:
     lengths, grounded = set(), 0
     for seed in range(4):
         vlm = make_vlm(seed, answer=2.5, coord=4, start=2, end=2)
@@ -149,7 +149,7 @@ def test_spatial_references_in_the_engine_are_those_of_the_plain_path(images, re
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 1}], ids=["packed", "rows"])
-def test_questions_without_an_image_stand_among_others(images, options) -> None:
+def test_questions_without_an_image_can_be_batched_with_others(images, options) -> None:
     vlm = make_vlm()
     everything, questions = [images[0], None, images[1], None], [["a"], ["b", "What?"], ["c", "d"], ["b"]]
     found = Engine(vlm).generate(everything, questions, max_new_tokens=8, **options)

@@ -66,7 +66,7 @@ def run(tmp_path: Path, head: Head) -> Path:
     return make_run(tmp_path / "run", head)
 
 
-def test_a_verdict_is_that_of_all_witnesses_together(run: Path, head: Head) -> None:
+def test_a_verdict_fuses_all_witnesses(run: Path, head: Head) -> None:
     images, _ = toys(6, seed=3)
     own = np.array(log_odds(Engine(VLM), images))
     heads = head.log_odds(pooled_features(VLM, images))
@@ -90,7 +90,7 @@ def test_the_explanation_is_asked_under_the_fused_verdict(tmp_path: Path, head: 
     assert verdict.explain(4).startswith("Real." if own > 0 else "AI-generated.")
 
 
-def test_a_run_without_a_fusion_has_its_language_model_alone(tmp_path: Path) -> None:
+def test_a_run_without_a_fusion_uses_only_its_language_model(tmp_path: Path) -> None:
     (image,), _ = toys(1)
     verdict = Detector(str(save_tiny_model(tmp_path)))(image)
     assert verdict.log_odds == verdict.odds.mean
@@ -98,7 +98,7 @@ def test_a_run_without_a_fusion_has_its_language_model_alone(tmp_path: Path) -> 
     assert (verdict.novelty_p, verdict.dissent, verdict.why_unsure) == (None, (), None)
 
 
-def test_what_is_unlike_all_that_the_run_knows_is_unsure_and_says_why(run: Path) -> None:
+def test_a_novel_image_is_unsure_with_a_reason(run: Path) -> None:
     pixels = np.zeros((16, 16, 3), dtype=np.uint8)
     pixels[::2, ::2] = (255, 0, 255)
     strange, (known, *_) = Image.fromarray(pixels), toys(2, seed=1)[0]
@@ -113,7 +113,7 @@ def test_what_is_unlike_all_that_the_run_knows_is_unsure_and_says_why(run: Path)
     assert near.label != "unsure"
 
 
-def test_with_too_few_ordinary_images_nothing_is_called_strange_and_it_says_so(tmp_path, head, caplog) -> None:
+def test_with_too_few_ordinary_images_nothing_is_novel_and_a_warning_is_given(tmp_path, head, caplog) -> None:
     few = replace(head, ordinary=head.ordinary[:98])
     with caplog.at_level(logging.WARNING):
         verdict = Detector(str(make_run(tmp_path / "run", few)))(Image.new("RGB", (16, 16), (255, 0, 255)))
@@ -150,7 +150,7 @@ def test_rounding_to_another_dtype_is_the_same_tower(run: Path) -> None:
     Witnesses.load(run, Engine(rounded))
 
 
-def test_an_expert_speaks_by_its_own_calibration_and_another_can_stand_in(tmp_path: Path, head: Head) -> None:
+def test_an_expert_uses_its_own_calibration_and_can_be_replaced(tmp_path: Path, head: Head) -> None:
     cnn = save_cnn(tmp_path / "cnn")
     Calibration(temperature=4.0, bias=0.5, n=9).save(cnn)
     expert = Expert.load(cnn, Engine(VLM))
@@ -170,7 +170,7 @@ def test_an_expert_speaks_by_its_own_calibration_and_another_can_stand_in(tmp_pa
         Detector(str(run))
 
 
-def test_a_promise_is_that_of_the_expert_it_was_made_with(tmp_path: Path, head: Head) -> None:
+def test_a_promise_holds_only_for_its_expert(tmp_path: Path, head: Head) -> None:
     cnn = save_cnn(tmp_path / "cnn")
     expert = Expert.load(cnn, Engine(VLM))
     for sha256, promised in ((expert.source[1], 0.05), ("0" * 64, None)):
@@ -192,7 +192,7 @@ def test_an_expert_without_a_weight_is_one_line(run: Path, tmp_path: Path) -> No
         Detector(str(run), expert=str(save_cnn(tmp_path / "cnn")))
 
 
-def test_a_head_that_is_not_the_weighed_one_is_one_line(run: Path, head: Head) -> None:
+def test_a_head_other_than_the_weighted_one_is_one_line(run: Path, head: Head) -> None:
     sealed = Fusion((Witness("language_model", 1.0), Witness("head", 1.0, FILE, "0" * 64)))
     sealed.save(run)
     with pytest.raises(UserError, match="has changed since"):

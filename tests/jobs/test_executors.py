@@ -55,7 +55,7 @@ def items(folder: Path) -> list[int]:
     return [row["item"] for shard in range(PLAN.shards) for row in read_rows(folder, shard)]
 
 
-def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported_with_its_shard_and_loses_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, PLAN)
     with pytest.raises(UserError, match=r"the worker of shard 3 died.*--workers"):
         run_shards(Work(tmp_path, 3, "killed"), PLAN, tmp_path, Launch(workers=2))
@@ -67,7 +67,7 @@ def test_a_killed_worker_is_told_with_its_shard_and_costs_nothing_else(tmp_path:
     assert check_finished(tmp_path, PLAN.step) == PLAN
 
 
-def test_an_error_of_a_worker_is_the_runs_error(tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_the_error_of_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this shard cannot be made"):
         run_shards(Work(tmp_path, 1, "refused"), PLAN, tmp_path, Launch(workers=2))
 
@@ -85,7 +85,7 @@ class Modelled(Work):
         super().__call__(shard)
 
 
-def test_a_worker_loads_once_and_counts_its_images(
+def test_a_worker_loads_its_model_once_and_counts_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.0)
@@ -163,7 +163,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_slurm_is_handed_an_array_with_what_is_missing(cluster: Path) -> None:
+def test_slurm_gets_an_array_of_the_missing_shards(cluster: Path) -> None:
     work = cluster / "work"
     begin(work, PLAN)
     Work(work)(2)
@@ -192,7 +192,7 @@ def test_slurm_is_handed_an_array_with_what_is_missing(cluster: Path) -> None:
     assert run_shards(Work(work), PLAN, work, launch) is None
 
 
-def test_a_queued_slurm_job_is_not_handed_over_twice(cluster: Path) -> None:
+def test_a_queued_slurm_job_is_not_submitted_twice(cluster: Path) -> None:
     work = cluster / "work"
     launch = Launch("slurm", workers=2)
     assert run_shards(Work(work), PLAN, work, launch) == "4711"
@@ -205,20 +205,20 @@ def test_a_queued_slurm_job_is_not_handed_over_twice(cluster: Path) -> None:
     assert "gpu" not in (cluster / "sbatch_script").read_text()  # none was asked for
 
 
-def test_what_sbatch_refuses_is_one_line(cluster: Path) -> None:
+def test_an_error_of_sbatch_is_one_line(cluster: Path) -> None:
     (cluster / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid partition' >&2\nexit 1\n")
     with pytest.raises(UserError, match=r"sbatch rejected the job.*invalid partition"):
         run_shards(Work(cluster / "work"), PLAN, cluster / "work", Launch("slurm"))
 
 
-def test_slurm_is_asked_for_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_without_sbatch_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch on this machine"):
         run_shards(Work(tmp_path), PLAN, tmp_path, Launch("slurm"))
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_shards_and_tells_a_dead_worker(tmp_path: Path) -> None:
+def test_ray_makes_the_same_shards_and_reports_a_dead_worker(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     places = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {"env_vars": {"PYTHONPATH": places}}

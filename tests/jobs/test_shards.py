@@ -37,7 +37,7 @@ def items(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path, workers: int) -> None:
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path, workers: int) -> None:
     begin(tmp_path, PLAN)
     with pytest.raises(UserError, match="the last straw"):
         run_shards(Count(tmp_path, broken=2), PLAN, tmp_path)
@@ -60,7 +60,7 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
     assert "items" not in str(caught.value)
 
 
-def test_a_folder_of_another_kind_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the output of a data generation step"):
         check_finished(tmp_path, "render")
     begin(tmp_path, replace(PLAN, step="caption"))
@@ -68,7 +68,7 @@ def test_a_folder_of_another_kind_is_told(tmp_path: Path) -> None:
         check_finished(tmp_path, "render", "pairs")
 
 
-def test_what_differs_is_said_once_and_in_words() -> None:
+def test_differences_are_reported_once_and_in_words() -> None:
     plans = [{"items": 6, "inputs": digest * 32, "seed": 0} for digest in ("ab", "cd")]
     old, new = ({"caption": plan, "render": plan} for plan in plans)
     assert differences(old, old) == []
@@ -77,7 +77,7 @@ def test_what_differs_is_said_once_and_in_words() -> None:
     assert differences(old, old | {"size": None, "views": []}) == []  # settings that came later, off
 
 
-def test_models_of_full_size_get_a_gpu_unless_the_flag_says_otherwise() -> None:
+def test_full_size_models_get_a_gpu_unless_the_flag_is_set() -> None:
     assert Launch("ray").with_models(full_size=True).gpus == 1
     assert Launch("ray").with_models(full_size=False).gpus == 0
     assert Launch("ray", gpus=0).with_models(full_size=True).gpus == 0

@@ -34,7 +34,7 @@ def one(value: float, size: tuple[int, int] = (32, 32), quality: int | None = No
     return Measured({name: value}, size, quality)
 
 
-def test_only_what_tells_the_classes_apart_may_speak(calibration):
+def test_only_measures_that_separate_the_classes_are_used(calibration):
     assert calibration.informative == ["much", "less", "some"]
     assert {name: scale.generated for name, scale in calibration.scales.items() if scale.is_informative} == {
         "much": "higher",
@@ -48,7 +48,7 @@ def test_only_what_tells_the_classes_apart_may_speak(calibration):
         assert scale.is_informative == (scale.ci95[0] > MIN_AUROC)
 
 
-def test_noise_hardly_ever_tells():
+def test_random_measures_are_hardly_ever_used():
     """Of 300 measures of nothing, whose intervals miss the truth in one of twenty cases, hardly one is above 0.6."""
     nothing = {f"m{i}": 0.0 for i in range(10)}
     assert sum(len(fit_calibration(*drawn(40, nothing, seed=seed)).informative) for seed in range(30)) <= 2
@@ -59,14 +59,14 @@ def test_few_photos_are_less_certain_than_many():
     assert many[1] - many[0] < (few[1] - few[0]) / 2
 
 
-def test_the_same_photo_often_is_no_more_evidence():
+def test_repeats_of_a_photo_are_not_more_evidence():
     measured, generated, groups = drawn(40, {"a": 0.9}, seed=5)
     alone = fit_calibration(measured, generated, groups).scales["a"].ci95
     often = fit_calibration(measured * 8, np.tile(generated, 8), groups * 8).scales["a"].ci95
     assert often[1] - often[0] > 0.8 * (alone[1] - alone[0])
 
 
-def test_standing_is_that_among_photos(calibration):
+def test_percentiles_are_relative_to_photos(calibration):
     photos = np.sort([m.values["much"] for m, is_one in zip(*drawn(400, SHIFTS)[:2], strict=True) if not is_one])
     for value in (-1.5, -0.3, 0.0, 0.4, 2.2):
         standing = calibration.standing(one(value), "much")
@@ -79,7 +79,7 @@ def test_standing_is_that_among_photos(calibration):
     assert calibration.standing(one(99), "much").percentile == 100
 
 
-def test_equal_numbers_are_beyond_nothing():
+def test_equal_values_exceed_no_share():
     """Half of the photos have nothing clipped: neither is such an image below them nor above."""
     measured = [Measured({"a": value}, (32, 32)) for value in [0.0] * 50 + [round(i / 50, 6) for i in range(1, 51)]]
     found = fit_calibration(measured, [False] * 100, [str(i) for i in range(100)])
@@ -90,7 +90,7 @@ def test_equal_numbers_are_beyond_nothing():
     assert found.images == {"real": 100, "generated": 0}
 
 
-def test_one_number_stands_where_it_does_among_many():
+def test_a_percentile_does_not_depend_on_the_batch():
     rng = np.random.default_rng(0)
     for quantiles in (np.sort(rng.normal(size=101)), np.sort(rng.integers(0, 9, 101)) / 4.0, np.zeros(101)):
         values = np.concatenate([rng.normal(size=200), quantiles, [-9.0, 9.0]])
@@ -99,7 +99,7 @@ def test_one_number_stands_where_it_does_among_many():
         assert together == pytest.approx(np.array(alone), abs=1e-12)
 
 
-def test_margins_rise_towards_the_generated(calibration):
+def test_margins_rise_towards_generated_values(calibration):
     margins = calibration.scales["much"].margins
     assert list(margins) == sorted(margins)
     assert margins[0] < -1 < 1 < margins[-1]
@@ -123,7 +123,7 @@ def test_photos_of_another_size_are_not_compared():
     assert octave_of((512, 512)) == 18
 
 
-def test_what_only_follows_the_size_does_not_tell():
+def test_a_measure_that_only_follows_the_size_is_not_used():
     """Generated images are larger, and large images have higher numbers, photos as well."""
     small = drawn(100, {"a": 0.0}, seed=1)
     large = drawn(100, {"a": 0.0}, seed=2, size=(256, 256), offset=10.0)
@@ -145,7 +145,7 @@ def test_photos_of_the_same_compression_are_preferred():
     assert percentiles == pytest.approx([50, 50, 25, 0], abs=12)
 
 
-def test_too_few_photos_to_say_what_is_usual():
+def test_too_few_photos_for_a_reference():
     with pytest.raises(UserError, match="too few"):
         fit_calibration(*drawn(MIN_PHOTOS - 1, {"a": 1.0}))
     assert fit_calibration(*drawn(MIN_PHOTOS, {"a": 1.0})).photos[0].count == MIN_PHOTOS
@@ -154,7 +154,7 @@ def test_too_few_photos_to_say_what_is_usual():
         fit_calibration(scattered, *drawn(5, {"a": 1.0})[1:])
 
 
-def test_it_is_kept_as_json(calibration, tmp_path):
+def test_calibration_is_saved_as_json(calibration, tmp_path):
     assert MeasureCalibration.load(tmp_path) is None
     calibration.save(tmp_path)
     assert MeasureCalibration.load(tmp_path) == calibration
@@ -168,7 +168,7 @@ def test_it_is_kept_as_json(calibration, tmp_path):
         MeasureCalibration.load(tmp_path)
 
 
-def test_the_order_of_images_changes_nothing(calibration):
+def test_the_order_of_images_has_no_effect(calibration):
     measured, generated, groups = drawn(400, SHIFTS)
     order = np.random.default_rng(0).permutation(len(measured))
     again = fit_calibration([measured[i] for i in order], generated[order], [groups[i] for i in order])

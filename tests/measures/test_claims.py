@@ -19,7 +19,7 @@ SIDES = ("lower", "higher")
 
 @pytest.mark.parametrize("direction", SIDES)
 @pytest.mark.parametrize("name", MEASURES)
-def test_every_wording_is_read_back(name, direction):
+def test_every_wording_is_parsed_back(name, direction):
     one = MEASURES[name]
     for bound in BOUNDS:
         written = wordings(one, direction, bound)
@@ -31,7 +31,7 @@ def test_every_wording_is_read_back(name, direction):
                 assert read_claim(sentence) == Claim(name, one.kind, direction, bound, place)
 
 
-def test_a_drawn_sentence_is_one_of_the_wordings():
+def test_a_sampled_sentence_is_one_of_the_wordings():
     one = MEASURES["noise_evenness"]
     drawn = {write_sentence(one, "lower", 0.9, random.Random(i)) for i in range(400)}
     assert drawn <= set(wordings(one, "lower", 0.9))
@@ -86,11 +86,11 @@ def test_paraphrases(sentence, claim):
         "The white-noise is weaker-looking.",
     ],
 )
-def test_what_is_no_plain_claim(sentence):
+def test_sentences_that_are_not_claims(sentence):
     assert read_claim(sentence) is None
 
 
-def test_no_two_measures_are_said_alike():
+def test_no_two_measures_have_the_same_wording():
     said: dict[tuple[str, str], str] = {}
     for name, one in MEASURES.items():
         assert not set(one.words.lower) & set(one.words.higher)
@@ -105,7 +105,7 @@ def photos():
     return fit_calibration(measured, [False] * 40, [str(seed) for seed in range(40)])
 
 
-def test_a_claim_is_held_against_the_image(photos):
+def test_a_claim_is_checked_against_the_image(photos):
     clean, grainy = natural(50, 48), noisy(natural(50, 48), 0.1)
     weaker = Claim("noise_strength", "noise", "lower", 0.9)
     check = check_claim(weaker, measure_image(clean), photos)
@@ -116,7 +116,7 @@ def test_a_claim_is_held_against_the_image(photos):
     assert check_claim(stronger, measure_image(grainy), photos).status == "confirmed"
 
 
-def test_a_stated_share_may_be_missed_by_a_little(photos):
+def test_a_stated_share_has_a_tolerance(photos):
     values = [measure_image(noisy(natural(s, 48), 0.01 + 0.0005 * s, s)).values["noise_strength"] for s in range(40)]
     at_88 = Measured({"noise_strength": float(np.quantile(values, 0.88))}, (48, 48))
     status = {
@@ -128,7 +128,7 @@ def test_a_stated_share_may_be_missed_by_a_little(photos):
     }  # fmt: skip
 
 
-def test_a_place_is_held_against_the_map(photos):
+def test_a_place_is_checked_against_the_map(photos):
     image = natural(50, 48)
     image[:16, 32:] = noisy(image[:16, 32:], 0.4)
     measured = measure_image(image)
@@ -149,7 +149,7 @@ def test_a_place_is_held_against_the_map(photos):
     )
 
 
-def test_what_cannot_be_checked(photos):
+def test_claims_that_cannot_be_checked(photos):
     claim = Claim("noise_strength", "noise", "lower", 0.9)
     assert check_claim(claim, measure_image(natural(1, 256)), photos) == Check("unchecked")  # no photo of that size
     assert check_claim(claim, Measured({}, (48, 48)), photos) == Check("unchecked")
@@ -158,11 +158,11 @@ def test_what_cannot_be_checked(photos):
     )
 
 
-def test_shares_that_may_be_said():
+def test_shares_in_wordings():
     assert [bound_of(share) for share in (0.5, 0.74, 0.75, 0.89, 0.9, 1.0)] == [None, None, 0.75, 0.75, 0.9, 0.9]
 
 
-def test_a_place_is_named_where_one_stands_out():
+def test_a_place_is_named_if_it_stands_out():
     grid = np.zeros((3, 3))
     assert place_of_grid(grid, "higher") is None
     grid[2, 1] = 1

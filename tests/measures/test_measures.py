@@ -132,11 +132,11 @@ HIGHER = [
 
 
 @pytest.mark.parametrize(("name", "less", "more"), HIGHER, ids=[f"{i}-{case[0]}" for i, case in enumerate(HIGHER)])
-def test_what_raises_a_measure(name, less, more):
+def test_effects_that_raise_a_measure(name, less, more):
     assert MEASURES[name](more) > MEASURES[name](less) + 1e-3
 
 
-def test_every_measure_and_kind_is_tried():
+def test_every_measure_and_kind_is_tested():
     assert {name for name, *_ in HIGHER} == set(MEASURES)
     assert {one.kind for one in MEASURES.values()} == KINDS
 
@@ -172,7 +172,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", PLANTED)
 @pytest.mark.parametrize("place", range(9))
-def test_a_map_is_highest_where_something_was_planted(name, place):
+def test_a_map_peaks_at_the_planted_effect(name, place):
     image = blurred(natural(3))
     row, column = divmod(place, 3)
     part = (slice(row * 32, row * 32 + 32), slice(column * 32, column * 32 + 32))
@@ -182,7 +182,7 @@ def test_a_map_is_highest_where_something_was_planted(name, place):
     assert PLACES[int(grid.argmax())] == PLACES[place]
 
 
-def test_every_map_is_tried():
+def test_every_map_is_tested():
     assert {name for name, one in MEASURES.items() if one.map} == set(PLANTED)
     assert measure_image(PHOTO).grid("noise_evenness") is None
 
@@ -226,12 +226,12 @@ def test_all_depths_of_the_same_image_measure_the_same():
         np.full((32, 32, 3), np.nan),
     ],
 )
-def test_what_is_no_image(image):
+def test_arrays_that_are_not_images(image):
     with pytest.raises(ValueError, match=r"give|outside"):
         measure_image(image)
 
 
-def test_too_small_an_image_has_no_such_number():
+def test_a_too_small_image_has_no_value():
     small = np.zeros((32, 15, 3), np.uint8)
     assert measure_image(small).values == {}
     with pytest.raises(ValueError, match="16 pixels or more"):

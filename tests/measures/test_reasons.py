@@ -35,7 +35,7 @@ def calibration(measured) -> MeasureCalibration:
     return fit_calibration(measured, [i % 2 == 1 for i in range(160)], [str(i // 2) for i in range(160)])
 
 
-def test_each_speaks_for_its_own_label_and_is_true(measured, calibration):
+def test_each_reason_supports_its_own_label_and_is_true(measured, calibration):
     for i, one in enumerate(measured):
         label = "generated" if i % 2 else "real"
         reasons = measured_reasons(one, calibration, label, seed=str(i))
@@ -53,7 +53,7 @@ def test_each_speaks_for_its_own_label_and_is_true(measured, calibration):
             assert Reason.from_row(reason.to_row()) == reason
 
 
-def test_both_classes_have_something_to_say_and_not_all_the_same(measured, calibration):
+def test_both_classes_have_reasons_and_they_differ(measured, calibration):
     for start in (0, 1):
         label = "generated" if start else "real"
         said = [measured_reasons(one, calibration, label, seed="s") for one in measured[start::2]]
@@ -61,7 +61,7 @@ def test_both_classes_have_something_to_say_and_not_all_the_same(measured, calib
         assert len({tuple(reason.checked_by for reason in reasons) for reasons in said}) > 5
 
 
-def test_the_seed_chooses_the_wording_alone(measured, calibration):
+def test_the_seed_affects_only_the_wording(measured, calibration):
     one = next(m for m in measured[1::2] if measured_reasons(m, calibration, "generated", seed=""))
     first, again, other = (measured_reasons(one, calibration, "generated", seed=seed) for seed in ("a", "a", "b"))
     assert first == again
@@ -69,7 +69,7 @@ def test_the_seed_chooses_the_wording_alone(measured, calibration):
     assert [(r.checked_by, r.percentile) for r in first] == [(r.checked_by, r.percentile) for r in other]
 
 
-def test_without_a_label_either_side_may_be_spoken_for(measured, calibration):
+def test_without_a_label_reasons_may_support_either_class(measured, calibration):
     found = [measured_reasons(one, calibration, None, seed="", most=9) for one in measured]
     sides = [{reason.supports for reason in reasons} for reasons in found]
     assert {"real", "generated"} in sides
@@ -79,7 +79,7 @@ def test_without_a_label_either_side_may_be_spoken_for(measured, calibration):
             assert of_label == measured_reasons(one, calibration, label, seed="", most=9)
 
 
-def test_where_nothing_can_be_said(measured, calibration):
+def test_images_without_reasons(measured, calibration):
     assert measured_reasons(measured[1], calibration, "edited", seed="") == []
     assert measured_reasons(Measured({}, (48, 48)), calibration, "generated", seed="") == []
     assert measured_reasons(Measured(measured[1].values, (480, 480)), calibration, "generated", seed="") == []

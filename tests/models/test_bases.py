@@ -49,7 +49,7 @@ def test_a_base_given_by_a_relative_path_is_found_from_elsewhere(home: Path, mon
 
 
 @pytest.mark.parametrize("base", ["models/base", "./models/base", "../models/base", "models/a/base", "~/models/base"])
-def test_a_base_that_has_moved_is_told_with_the_way_out(home: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_base_is_reported_with_the_remedy(home: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     record(home / "runs" / "mine", base)
     (home / "models" / "base").rename(home / "models" / "moved")
     for cwd in (home, home / "runs", home / "runs" / "mine"):
@@ -59,7 +59,7 @@ def test_a_base_that_has_moved_is_told_with_the_way_out(home: Path, base: str, m
     load_vlm(str(home / "models" / "moved"), adapter=home / "runs" / "mine", device="cpu")
 
 
-def test_an_absolute_base_that_has_moved_is_told_too(home: Path) -> None:
+def test_a_moved_absolute_base_is_reported_too(home: Path) -> None:
     (home / "models").rename(home / "weights")
     with pytest.raises(UserError, match=r"was the folder .*models/base, which does not exist; give its new path"):
         load_vlm("runs/mine", device="cpu")
@@ -81,9 +81,7 @@ def test_an_adapter_that_names_no_base(home: Path, base: Any) -> None:
         load_vlm("runs/mine", device="cpu")
 
 
-def test_a_base_of_the_hub_that_is_not_to_be_had_is_told_with_the_way_out(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unavailable_hub_base_is_reported_with_the_remedy(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(name: str, **options: Any) -> None:
         raise ConnectionError("no network")
 
@@ -96,14 +94,14 @@ def test_a_base_of_the_hub_that_is_not_to_be_had_is_told_with_the_way_out(
         load_vlm("runs/mine", device="cpu")
 
 
-def test_a_folder_that_is_not_there_is_none_of_the_hub(home: Path) -> None:
+def test_a_missing_folder_is_not_a_hub_id(home: Path) -> None:
     for name in ("runs/typo", "models/other"):
         with pytest.raises(UserError, match=rf"the folder {name.split('/')[0]} has no {name.split('/')[1]}"):
             resolve_id(name)
     assert resolve_id("somebody/model").path_or_id == "somebody/model"
 
 
-def test_a_factory_adapters_base_is_no_name_of_the_hub_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_of_a_factory_adapter_is_not_a_hub_id_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vlm_detect.models.tinyllava.checkpoint import open_checkpoint
 
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_merged_weights_give_the_adapters_logits(target, lora, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("target", ["adapter", "merged", "official"])
-def test_whoever_may_read_new_files_may_read_the_weights(target, tmp_path: Path) -> None:
+def test_weights_have_the_usual_file_permissions(target, tmp_path: Path) -> None:
     """safetensors itself writes for the owner alone."""
     export(str(make_run(tmp_path, target_modules=EVERYTHING)), target, tmp_path / "out")
     (tmp_path / "any").touch()
@@ -91,7 +91,7 @@ def test_the_official_folder_has_the_official_keys_and_config(tmp_path: Path) ->
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["HfMoondream"]
 
 
-def test_a_bfloat16_merge_is_rounded_once_and_leaves_other_tensors_alone(tmp_path: Path) -> None:
+def test_a_bfloat16_merge_is_rounded_once_and_keeps_other_tensors(tmp_path: Path) -> None:
     run = make_run(tmp_path, torch.bfloat16, target_modules=TEXT)
     export(str(run), "official", tmp_path / "out")
     out, base = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "base"))
@@ -191,7 +191,7 @@ def test_an_official_variant_gives_the_official_logits(form, with_proj, golden_b
 
 
 @pytest.mark.parametrize("with_proj", [False, True])
-def test_the_base_under_a_variant_is_found_again_or_loaded_anew(with_proj, golden_base: Path, tmp_path: Path) -> None:
+def test_the_base_of_a_variant_is_reused_or_loaded_again(with_proj, golden_base: Path, tmp_path: Path) -> None:
     torch.save(golden_variant(with_proj), tmp_path / "final.pt")
     vlm = load_vlm(str(golden_base), adapter=tmp_path, device="cpu")
     base = without_adapter(vlm)
@@ -233,7 +233,7 @@ def test_variants_that_would_mean_something_else_are_refused(lora, words, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_was_tuned_in_full_goes_back_too(tmp_path: Path) -> None:
+def test_a_fully_tuned_model_is_exported_too(tmp_path: Path) -> None:
     base = make_run(tmp_path, target_modules=TEXT).parent / "base"
     with pytest.raises(UserError, match="no adapter_config"):  # a model folder is no run
         export(str(base), "official", tmp_path / "out")

@@ -83,11 +83,11 @@ def test_a_family_says_what_it_can_do(model_type: str) -> None:
     assert family.estimates_memory == (family.skeleton_prefixes.__func__ is not VLM.skeleton_prefixes.__func__)  # type: ignore[attr-defined]
 
 
-def test_what_no_family_is_registered_for_is_asked_the_plain_way() -> None:
+def test_models_without_a_family_use_the_plain_path() -> None:
     assert (ChatVLM.has_fixed_prefix, ChatVLM.supports_packing, ChatVLM.supports_prefix_cache) == (False, False, False)
 
 
-def test_a_package_brings_a_family_for_a_type_that_transformers_does_not_know(outside: Outside, tmp_path: Path) -> None:  # noqa: F811
+def test_a_package_adds_a_family_for_a_type_unknown_to_transformers(outside: Outside, tmp_path: Path) -> None:  # noqa: F811
     folder = save_tiny("llava", tmp_path / "model")
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "lookalike"}))

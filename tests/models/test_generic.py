@@ -109,7 +109,7 @@ def test_cached_answers_equal_the_plain_path(vlm: VLM, images) -> None:
     assert vlm.decode(ids).strip() == written[0][1]
 
 
-def test_the_plain_path_is_what_the_models_own_generate_does(vlm: VLM, images) -> None:
+def test_the_plain_path_equals_the_models_own_generate(vlm: VLM, images) -> None:
     """Log-probabilities of a greedy answer: step by step in `generate`, and by one forward over all of it."""
     inputs = plain_inputs(vlm, images[1], vlm.question_ids("What is it?"))
     output = vlm.model.generate(
@@ -125,7 +125,7 @@ def test_the_plain_path_is_what_the_models_own_generate_does(vlm: VLM, images) -
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 @pytest.mark.parametrize("name", NAMES)
-def test_it_learns_and_comes_back(name: str, quantize: str | None, folders, images, tmp_path: Path) -> None:
+def test_a_model_learns_and_reloads(name: str, quantize: str | None, folders, images, tmp_path: Path) -> None:
     """Every layer of the LoRA takes part, the loss falls, and the saved adapter gives the tuned model's answers."""
     options = ModelOptions(quantize=quantize)
     vlm = load_vlm(str(folders[name]), device="cpu", **loading(options, torch.device("cpu")))
@@ -162,7 +162,7 @@ def test_it_learns_and_comes_back(name: str, quantize: str | None, folders, imag
 
 
 @pytest.mark.parametrize("name", [*(name for name in NAMES if name != "paligemma"), "gemma3 with a narrow window"])
-def test_packed_questions_have_the_losses_and_gradients_of_a_row_each(name: str, folders) -> None:
+def test_packed_questions_have_the_losses_and_gradients_of_separate_rows(name: str, folders) -> None:
     """Of images whose prefixes differ in length; with a token budget all of them stand in one row."""
     vlm = load_vlm(str(folders[name.partition(" ")[0]]), device="cpu")
     if "window" in name:
@@ -239,7 +239,7 @@ def test_a_collator_goes_to_worker_processes_without_the_weights(vlm: VLM) -> No
     torch.testing.assert_close(there, here, atol=0, rtol=0)
 
 
-def test_where_image_and_question_see_each_other_nothing_is_packed(folders) -> None:
+def test_nothing_is_packed_if_image_and_question_attend_to_each_other(folders) -> None:
     batch = batch_of(load_vlm(str(folders["paligemma"]), device="cpu"), pack=True)
     assert len(batch["ids"]) == batch["n_questions"] == 8
 

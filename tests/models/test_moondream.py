@@ -77,7 +77,7 @@ def test_grouped_query_attention_equals_repeated_heads() -> None:
 
 
 @torch.no_grad()
-def test_image_embeds_stand_in_for_pixels() -> None:
+def test_image_embeds_replace_pixels() -> None:
     model = tiny_moondream()
     inputs = make_processor(model)(images=noise_images(), text=QUESTIONS)
     live = model(**inputs)
@@ -123,7 +123,7 @@ def test_lora_wraps_every_linear_layer_trains_and_reloads(checkpointing: bool, t
     assert torch.allclose(again.merge_and_unload()(**inputs).logits, after, atol=1e-4)
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+def test_checkpointing_does_not_change_gradients() -> None:
     gradients = []
     for checkpointing in (False, True):
         model = tiny_moondream().train()
@@ -203,7 +203,7 @@ def test_processor_and_model_reload_from_their_own_layout(tmp_path: Path) -> Non
     assert torch.equal(reloaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_meta_device_loading_leaves_nothing_uninitialised(tmp_path: Path) -> None:
+def test_meta_device_loading_initialises_everything(tmp_path: Path) -> None:
     model = tiny_moondream()
     model.save_pretrained(tmp_path)
     bare = {name.removeprefix("model."): t for name, t in load_file(tmp_path / "model.safetensors").items()}

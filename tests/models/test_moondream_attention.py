@@ -86,6 +86,6 @@ def test_decoders_of_other_families_keep_their_masks(architecture, flash, tmp_pa
     assert torch.allclose(*losses, atol=1e-5)
 
 
-def test_flash_that_is_not_installed_is_refused() -> None:
+def test_missing_flash_attention_is_refused() -> None:
     with pytest.raises((ImportError, ValueError), match=r"(?i)flash"):
         tiny_moondream().set_attn_implementation("flash_attention_2")

@@ -43,7 +43,7 @@ def test_the_full_size_model_accounts_for_every_released_key() -> None:
     assert sum(shape.numel() for shape in ours.values()) == 1_927_237_104
 
 
-def test_every_legacy_key_is_placed() -> None:
+def test_every_legacy_key_is_mapped() -> None:
     table = legacy_map()
     assert len(table) == 592
     for legacy, facts in table.items():

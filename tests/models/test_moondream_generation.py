@@ -43,7 +43,7 @@ def test_sampling_is_seeded_and_keeps_to_top_p() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_several_sequences_of_an_image_are_what_each_batch_row_gives(n: int) -> None:
+def test_several_sequences_of_an_image_equal_separate_batch_rows(n: int) -> None:
     model = tiny_moondream()
     inputs = make_processor(model)(images=noise_images()[:2], text=QUESTIONS[:2])
     length = inputs["input_ids"].shape[1]

@@ -25,7 +25,7 @@ def processor(request: pytest.FixtureRequest) -> MoondreamProcessor:
     return make_processor(tiny_moondream()) if request.param == "tiny" else load_vlm("nano").processor
 
 
-def test_a_rendered_conversation_has_the_ids_of_training_and_of_use(processor: MoondreamProcessor) -> None:
+def test_a_rendered_conversation_has_the_ids_of_training_and_inference(processor: MoondreamProcessor) -> None:
     assert isinstance(processor, ProcessorMixin)
     prompt = processor.apply_chat_template([QUESTION], add_generation_prompt=True)
     whole = processor.apply_chat_template([QUESTION, ANSWER])
@@ -58,7 +58,7 @@ def test_a_second_question_is_refused(processor: MoondreamProcessor) -> None:
             processor.apply_chat_template(messages)
 
 
-def test_the_first_releases_prompts_are_words_that_do_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_of_the_first_release_are_separate_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their template is text ("\\n\\nQuestion: ..."), of which a tokenizer would make other ids as a whole."""
     codegen = {"query": {"prefix": [27, 27, 98], "suffix": [27, 27, 82]}}
     changes = {"question_prefix": " ", "query_suffix_repeats": 1, "image_token_id": 279}  # no token has that id
@@ -101,7 +101,7 @@ def test_auto_processor_loads_every_saved_form(tmp_path: Path) -> None:
         ({"text": ["plain"], "images": noise_images()[:1], "add_special_tokens": False}, "1 images for 1 prompts"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_inconsistent_inputs_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_processor(tiny_moondream())(**arguments)
 

@@ -102,7 +102,7 @@ PHRASES = ["ship", "a red car", "x", "the left eye"]
 
 @pytest.mark.parametrize("skill", ["detect", "point"])
 @torch.no_grad()
-def test_objects_are_those_of_the_loop_without_a_cache(skill: str) -> None:
+def test_objects_equal_those_of_the_loop_without_a_cache(skill: str) -> None:
     model = talkative(**ENDING[skill])
     processor = make_processor(model)
     counts = set()
@@ -122,7 +122,7 @@ def test_objects_are_those_of_the_loop_without_a_cache(skill: str) -> None:
 
 
 @torch.no_grad()
-def test_a_gaze_is_the_first_point_behind_an_eye() -> None:
+def test_a_gaze_is_the_first_point_after_an_eye() -> None:
     model = talkative(eos=2.5)
     processor = make_processor(model)
     nowhere = 0
@@ -148,7 +148,7 @@ REFERENCES = [[(0.25, 0.75)], [(0.1, 0.2, 0.5, 0.9)], [(0.5, 0.5), (0.0, 0.0, 1.
 
 @pytest.mark.parametrize("references", REFERENCES)
 @torch.no_grad()
-def test_spatial_references_stand_between_the_prefix_and_the_question(references: list[tuple[float, ...]]) -> None:
+def test_spatial_references_are_between_prefix_and_question(references: list[tuple[float, ...]]) -> None:
     model = talkative()
     processor = make_processor(model)
     image = noise_images()[1]
@@ -178,13 +178,13 @@ def test_spatial_references_stand_between_the_prefix_and_the_question(references
 
 
 @pytest.mark.parametrize("reference", [(0.5,), (0.5, 1.5), (0.5, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3), (math.nan, 0.5)])
-def test_a_reference_that_is_no_place_is_refused(reference: tuple[float, ...]) -> None:
+def test_an_invalid_reference_is_refused(reference: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="spatial reference"):
         make_processor(tiny_moondream()).query_ids("What?", [reference])
 
 
 @torch.no_grad()
-def test_reasoning_reads_coordinates_and_answers_behind_the_templates_suffix() -> None:
+def test_reasoning_reads_coordinates_and_answers_after_the_templates_suffix() -> None:
     suffix = [ANSWER, 11]  # not the answer marker alone
     lengths, with_points = set(), 0
     for seed in range(4):
@@ -263,5 +263,5 @@ def test_the_first_release_has_other_size_bins_and_no_extras() -> None:
         (Box(1.2, 1.2, 1.4, 1.4), 0.0, (39, 19, 40, 20)),
     ],
 )
-def test_a_box_in_pixels_lies_within_the_image(box: Box, margin: float, pixels: tuple[int, ...]) -> None:
+def test_a_box_in_pixels_is_within_the_image(box: Box, margin: float, pixels: tuple[int, ...]) -> None:
     assert box.pixels(40, 20, margin) == pixels

@@ -86,7 +86,7 @@ def test_a_compiled_layer_has_no_graph_breaks_and_equals_eager() -> None:
     assert model.model.text.blocks[0].attn.qkv.weight.grad is not None
 
 
-def test_full_tuning_of_the_text_model_leaves_the_tower_alone() -> None:
+def test_full_tuning_of_the_text_model_does_not_change_the_tower() -> None:
     model = tiny_moondream().train()
     inputs = make_processor(model)(images=noise_images(), text=QUESTIONS)
     model.model.vision.requires_grad_(False)

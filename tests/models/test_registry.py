@@ -53,7 +53,7 @@ def test_hub_ids_are_pinned() -> None:
 
 
 @pytest.mark.parametrize("name", ["no_such_folder", "./missing/model", "/missing/model", "a/b/c"])
-def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="neither a folder nor a Hub id"):
         resolve_id(name)
 
@@ -102,7 +102,7 @@ def set_base(run: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
-def test_a_damaged_adapter_is_told_in_one_line(file: str, model_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_one_line(file: str, model_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     get_peft_model(tiny_moondream(), LoraConfig(r=2, target_modules=["fc1"])).save_pretrained(run)
     set_base(run, str(model_folder))

@@ -69,7 +69,7 @@ def save_member(folder: Path, text: Any, vision: Any, **changes: Any) -> tuple[A
 
 
 @pytest.mark.parametrize("name", list(MEMBERS))
-def test_members_give_what_their_parts_give(name: str, tmp_path: Path) -> None:
+def test_members_equal_their_parts(name: str, tmp_path: Path) -> None:
     language_model, _ = save_member(tmp_path / "model", *MEMBERS[name])
     model, processor = load_tinyllava(tmp_path / "model")
     ids = torch.tensor([[5, 9, 100, 37]])
@@ -89,14 +89,14 @@ def test_members_give_what_their_parts_give(name: str, tmp_path: Path) -> None:
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
     ],
 )
-def test_what_has_no_place_is_refused_in_one_line(changes, words: str, tmp_path: Path) -> None:
+def test_unsupported_members_are_refused_in_one_line(changes, words: str, tmp_path: Path) -> None:
     save_member(tmp_path / "model", *MEMBERS["qwen2"], **changes)
     with pytest.raises(UserError, match=f"{words}.*supported are") as refused:
         load_vlm(str(tmp_path / "model"))
     assert "\n" not in str(refused.value)
 
 
-def test_a_full_vocabulary_lends_a_token_that_no_text_becomes() -> None:
+def test_a_full_vocabulary_reuses_a_token_that_no_text_encodes_to() -> None:
     tokenizer = byte_tokenizer("<unused0>")
     assert place_of_image(tokenizer, len(tokenizer)) == "<unused0>"
     tokenizer = byte_tokenizer("<unk>")

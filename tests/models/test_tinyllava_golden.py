@@ -178,7 +178,7 @@ def test_a_full_run_of_the_factory(vlms, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in vlms["square"].model.state_dict().items())
 
 
-def test_the_connector_beside_an_adapter_is_the_tuned_one(checkpoints, tmp_path: Path) -> None:
+def test_the_connector_saved_with_an_adapter_is_the_tuned_one(checkpoints, tmp_path: Path) -> None:
     folder = factory_run(tmp_path / "run", True, ("connector",))
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(checkpoints["square"])
@@ -190,7 +190,7 @@ def test_the_connector_beside_an_adapter_is_the_tuned_one(checkpoints, tmp_path:
     assert torch.equal(projector.linear_1.weight, tuned["_connector.0.weight"])
 
 
-def test_what_it_saves_is_what_it_loads(vlms, checkpoints, tmp_path: Path) -> None:
+def test_saved_weights_are_loaded_unchanged(vlms, checkpoints, tmp_path: Path) -> None:
     """In our layout, and in the released one with the same keys and bytes."""
     vlm = vlms["square"]
     vlm.model.save_official(tmp_path / "official", vlm.processor.tokenizer)
@@ -248,7 +248,7 @@ def test_prompts_with_the_release_tokenizers_words() -> None:
             assert template.render(messages=conversation[:-1], add_generation_prompt=True) == item["eval_prompt"]
 
 
-def test_an_image_that_a_question_spells_is_dropped_as_in_training(vlms) -> None:
+def test_an_image_tag_in_a_question_is_dropped_as_in_training(vlms) -> None:
     vlm = vlms["square"]
     spelled = ["<image>\nIs it real?", "Is it <image>real?", "Is it real?\n<image> "]
     assert {tuple(vlm.question_ids(question)) for question in spelled} == {tuple(vlm.question_ids("Is it real?"))}
@@ -260,14 +260,14 @@ def test_an_image_that_a_question_spells_is_dropped_as_in_training(vlms) -> None
 
 
 @pytest.mark.parametrize(("name", "warns"), [("official", False), ("my_lora", True)])
-def test_a_path_that_factorys_loader_trips_over_is_named(name, warns, tmp_path: Path, capsys) -> None:
+def test_a_path_that_breaks_factorys_loader_is_named(name, warns, tmp_path: Path, capsys) -> None:
     run = factory_run(tmp_path / "run", True, ("language_model", "vision_tower", "connector"))
     export(str(run), "official", tmp_path / name)
     assert ("takes a path with 'lora' in it" in capsys.readouterr().err) == warns
     assert "lora" not in str(tmp_path)
 
 
-def test_later_turns_stand_behind_the_earlier_ones(vlms) -> None:
+def test_later_turns_follow_the_earlier_ones(vlms) -> None:
     vlm = vlms["square"]
     text = vlm.processor.apply_chat_template(
         messages("Describe it.", "A dog.", "Is it fake?"), add_generation_prompt=True

@@ -177,7 +177,7 @@ def test_no_code_of_a_generator_runs(kind: str, tmp_path: Path, ran: Callable[[]
     assert not ran()
 
 
-def test_transformers_asks_as_before_outside_of_the_helper(tmp_path: Path) -> None:
+def test_transformers_is_unchanged_outside_of_the_helper(tmp_path: Path) -> None:
     from transformers import AutoConfig, dynamic_module_utils
 
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE

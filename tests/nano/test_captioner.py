@@ -99,7 +99,7 @@ def test_packed_texts_are_scored_as_if_alone(
     assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-def test_tinyllava_starts_with_what_moondream_knows(
+def test_tinyllava_starts_from_moondreams_weights(
     untrained: tuple[MoondreamForConditionalGeneration, MoondreamProcessor], photos: Photos
 ) -> None:
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_training_exports_what_from_pretrained_loads(
     assert 0 <= measured["accuracy"] <= measured["ci95"]["accuracy"][1] <= 1
 
 
-def test_words_that_no_answer_has_can_be_told_apart(untrained: tuple, photos: Photos) -> None:
+def test_words_that_no_answer_has_can_be_distinguished(untrained: tuple, photos: Photos) -> None:
     model, processor = copy.deepcopy(untrained)
     vlm = MoondreamVLM(model, processor, "nano")
     head, taught = model.get_output_embeddings(), [3, 5, 7, 11]

@@ -71,7 +71,7 @@ def test_yes_and_no_are_asked_for_alike() -> None:
     assert [answer for _, answer in undecidable_question(rng)] == ["Yes.", "No."]
 
 
-def test_captions_speak_of_content_only() -> None:
+def test_captions_describe_content_only() -> None:
     rng = Random(0)
     facts = [read_facts(painted((40, 160, 50), (110, 80, 40)), name) for name in NOUNS]
     words = set(" ".join(caption(fact, length, rng) for fact in facts * 20 for length in LENGTHS).lower().split())

@@ -49,7 +49,7 @@ def test_latents_are_scaled_to_unit_variance(trained: tuple[StableDiffusion3Pipe
     assert scaled.std().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_plain_from_pretrained_loads_what_was_trained(trained: tuple[StableDiffusion3Pipeline, Path]) -> None:
+def test_plain_from_pretrained_loads_the_trained_weights(trained: tuple[StableDiffusion3Pipeline, Path]) -> None:
     pipeline, folder = trained
     loaded = StableDiffusion3Pipeline.from_pretrained(folder / "sd35")
     loaded.set_progress_bar_config(disable=True)
@@ -79,7 +79,7 @@ def test_export_is_readable_by_others(trained: tuple[StableDiffusion3Pipeline, P
     assert {path.stat().st_mode for path in tmp_path.rglob("*.safetensors")} == {(tmp_path / "any").stat().st_mode}
 
 
-def test_training_goes_on_from_exported_weights(
+def test_training_continues_from_exported_weights(
     trained: tuple[StableDiffusion3Pipeline, Path], photos: Photos, tmp_path: Path
 ) -> None:
     pipeline, folder = trained
@@ -110,7 +110,7 @@ def test_captions_of_a_class_name_it() -> None:
     assert {named_class(sample_caption(facts, Random(seed))) for seed in range(20)} == {"truck"}
 
 
-def test_a_missing_model_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_about_a_missing_model_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("vlm_detect.models.nano.__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(UserError, match=r"nano_pretrain\.py"):
         nano_path("sd35")

@@ -56,7 +56,7 @@ def test_learning_rate_rises_holds_and_falls() -> None:
     assert [round(learning_rate(step, recipe), 2) for step in (0, 9, 50, 80, 90, 99)] == [0.1, 1, 1, 1, 0.5, 0.05]
 
 
-def test_sections_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_in_sections_name_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = tmp_path / "good.yaml"
     good.write_text("stages: [judge]\njudge: {steps: 3, batch: 2, lr: 0.1, betas: [0.8, 0.9]}")
     (config,) = parse_config([NanoConfig], ["--config", str(good), "--judge.steps=7", "--judge.width", "8"])
@@ -97,7 +97,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
 
 
 @pytest.mark.parametrize(("name", "says"), [("empty", "no train-\\*.parquet"), ("none", "no folder here")])
-def test_photographs_that_are_not_there_are_one_line(name: str, says: str, tmp_path: Path) -> None:
+def test_missing_photographs_are_one_line(name: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=says):
         load_photos(str(tmp_path / name), tmp_path / "photos.npz")

@@ -59,7 +59,7 @@ def test_the_renderer_paints_the_prompted_background(pipeline: StableDiffusion3P
     assert [image[border].mean(0).argmax() for image in images] == [1, 2]
 
 
-def test_the_captioner_speaks(captioner: VLM) -> None:
+def test_the_captioner_generates_text(captioner: VLM) -> None:
     plain = Image.new("RGB", (48, 64), (60, 120, 230))
     text = Engine(captioner).caption([plain])[0]
     assert named_class(text) is not None

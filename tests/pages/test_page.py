@@ -63,7 +63,7 @@ def test_report_is_one_safe_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["$x^$", "a $\\frac{ $b", "50$ and 60$"])
-def test_a_dollar_in_a_name_is_no_mathematics(name: str) -> None:
+def test_a_dollar_in_a_name_is_not_mathematics(name: str) -> None:
     y, p = np.array([0.0, 1.0]), np.array([0.2, 0.3])
 
     def glyphs(name: str) -> list[int]:
@@ -87,7 +87,7 @@ def test_notes_say_when_a_score_means_little() -> None:
     assert notes_of({"groups": 200, "accuracy": 0.9, "floors": {"longest": 0.3}}) == []
 
 
-def test_demo_report_says_its_notes_and_shows_everything(tmp_path: Path) -> None:
+def test_demo_report_shows_its_notes_and_everything_else(tmp_path: Path) -> None:
     real, twin = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
     said = CheckedReason(
         "Its top is smooth.", "noise", (10, 0, 21, 10), "confirmed", -4.0, 3.0, "generated", "a_measure"

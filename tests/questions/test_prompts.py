@@ -96,7 +96,7 @@ def test_options_inside_the_question_are_rotated_in_place() -> None:
     assert prompts[0].fake == (False, True, False, True)
 
 
-def test_every_option_stands_once_under_every_letter() -> None:
+def test_every_option_appears_once_under_every_letter() -> None:
     prompts = prompts_of(item("Which?", "b", ("a", "b", "c"), "multiple_choice"))
     for option in "abc":
         assert sorted(prompt.options.index(option) for prompt in prompts) == [0, 1, 2]

@@ -602,37 +602,37 @@ NEITHER_REAL_NOR_FAKE = (
 
 
 @pytest.mark.parametrize("text", WRITTEN_B)
-def test_a_letter_however_it_is_written(text: str) -> None:
+def test_all_spellings_of_a_letter(text: str) -> None:
     assert parse_choice(text, "AB", OPTIONS) == "B"
 
 
 @pytest.mark.parametrize("text", NO_LETTER)
-def test_what_chooses_no_letter(text: str) -> None:
+def test_answers_without_a_letter(text: str) -> None:
     assert parse_choice(text, "AB", OPTIONS) is None
 
 
 @pytest.mark.parametrize(
     ("text", "candidate"), [*((text, 0) for text in WRITTEN_YES), *((text, 1) for text in WRITTEN_NO)]
 )
-def test_yes_and_no_however_they_are_written(text: str, candidate: int) -> None:
+def test_all_spellings_of_yes_and_no(text: str, candidate: int) -> None:
     assert parse_answer(text, YES_NO) == candidate
     assert parse_answer(text, ("yes", "no")) == candidate
 
 
 @pytest.mark.parametrize("text", NEITHER_YES_NOR_NO)
-def test_what_says_neither_yes_nor_no(text: str) -> None:
+def test_answers_that_are_neither_yes_nor_no(text: str) -> None:
     assert parse_answer(text, YES_NO) is None
 
 
 @pytest.mark.parametrize(
     ("text", "candidate"), [*((text, 1) for text in WRITTEN_FAKE), *((text, 0) for text in WRITTEN_REAL)]
 )
-def test_real_and_fake_however_they_are_written(text: str, candidate: int) -> None:
+def test_all_spellings_of_real_and_fake(text: str, candidate: int) -> None:
     assert parse_answer(text, REAL_FAKE) == candidate
 
 
 @pytest.mark.parametrize("text", NEITHER_REAL_NOR_FAKE)
-def test_what_says_neither_real_nor_fake(text: str) -> None:
+def test_answers_that_are_neither_real_nor_fake(text: str) -> None:
     assert parse_answer(text, REAL_FAKE) is None
 
 
@@ -662,18 +662,18 @@ def test_names(text: str, candidate: int | None) -> None:
     assert parse_answer(text, ("A camera.", "stable-diffusion-3.5.", "owner/sd_3.")) == candidate
 
 
-def test_the_verdict_of_an_explanation_in_marks() -> None:
+def test_the_verdict_of_an_explanation_in_markup() -> None:
     assert parse_explanation("## Analysis\nThe sky may be real.\n\n**Verdict**: *AI-generated*") is True
     assert parse_explanation("<think>It looks fake.</think>**Real.** A camera took this photo.") is False
 
 
-def test_boxes_and_what_is_around_them() -> None:
+def test_latex_boxes_and_their_surroundings() -> None:
     assert marked(r"Six fingers, so $\boxed{\textbf{B}}$") == (["B"], "Six fingers, so", True)
     assert not marked(r"not \boxed{B}").sure
     assert bare("> **Answer:** `B`</s>") == "Answer: B"
 
 
-def test_of_a_very_long_answer_the_beginning_and_the_end_are_read() -> None:
+def test_only_the_beginning_and_end_of_a_very_long_answer_are_read() -> None:
     words = "The light falls from the left. " * 5000
     assert parse_answer(f"Yes. {words}", YES_NO) == 0
     assert parse_choice(f"{words}\nThe answer is B.", "AB", OPTIONS) == "B"

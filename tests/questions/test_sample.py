@@ -51,7 +51,7 @@ def test_every_kind_has_another_answer_for_either_class(topic, kind):
     assert asked[0].answer != asked[1].answer
 
 
-def test_members_of_a_pair_draw_the_same_kinds_and_polarities():
+def test_members_of_a_pair_get_the_same_kinds_and_polarities():
     for seed in range(20):
         drawn = [
             sample_questions(s, random.Random(seed), kinds=training_kinds(), per_image=5, other_captions=OTHERS)
@@ -65,7 +65,7 @@ def test_two_yes_no_questions_are_the_two_polarities():
     assert {(q.question, q.answer) for q in drawn} == {(FAKE_QUESTION, YES), (REAL_QUESTION, NO)}
 
 
-def test_polarities_come_equally_often():
+def test_polarities_are_equally_frequent():
     asked = Counter(sample_questions(REAL, random.Random(seed))[0].answer for seed in range(200))
     assert 70 < asked[YES] < 130
 
@@ -84,7 +84,7 @@ def test_multiple_choice_has_two_options_a_verdict_and_any_letter_right():
     assert min(letters.values()) > 25
 
 
-def test_edits_have_questions_of_their_own():
+def test_edits_have_separate_questions():
     for seed in range(10):
         for question in sample_questions(
             EDITED, random.Random(seed), kinds=training_kinds(), per_image=5, topic="edit"
@@ -98,7 +98,7 @@ def test_edits_have_questions_of_their_own():
     assert {unaltered.answer, altered.answer} == {YES, NO}
 
 
-def test_without_reasons_an_explanation_says_the_origin_and_calls_it_so():
+def test_without_reasons_an_explanation_states_only_the_origin():
     assert origin(EDITED, "edit") == "Altered. Blur at the upper left."
     assert origin(FAKE) == "AI-generated. Origin: rendered by sd3.5-large from the words: a dog on a beach."
     assert "encoded" in origin(Subject(label="generated", kind="vae", generator="sd3.5"))
@@ -106,7 +106,7 @@ def test_without_reasons_an_explanation_says_the_origin_and_calls_it_so():
         assert make_question(FAKE, "explain", "fake", random.Random(seed)).answer == origin(FAKE)
 
 
-def test_an_explanation_is_the_verdict_and_one_to_three_reasons_by_the_length_that_is_asked():
+def test_an_explanation_has_one_to_three_reasons_by_the_requested_length():
     texts = ["Its noise is weaker.", "Its edges are soft.", "Its colours are pale.", "Its detail is low."]
     reasons = [Reason(text, "noise", "generated", "measured") for text in texts]
     other = Reason("Its noise is stronger.", "noise", "real", "measured")
@@ -128,7 +128,7 @@ def test_an_ordinary_image_says_that_nothing_stands_out():
     )
 
 
-def test_an_edit_is_told_in_words():
+def test_an_edit_is_described_in_words():
     told = {kind: make_question(EDITED, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
     assert (told["operation"].answer, told["place"].answer) == ("Blur.", "At the upper left.")
     untouched = {kind: make_question(FAKE, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
@@ -140,7 +140,7 @@ def test_an_edit_is_told_in_words():
     assert make_question(EDITED, "operation", "fake", random.Random(0)) is None
 
 
-def test_what_is_not_known_is_not_asked():
+def test_unknown_facts_are_not_asked():
     unknown = Subject(label="generated")
     assert sample_questions(unknown, random.Random(0), kinds=["attribution", "multiple_choice"], per_image=2) == []
 

@@ -51,7 +51,7 @@ def test_the_same_seed_builds_the_same_bytes(dataset: Path, tmp_path: Path) -> N
     )
 
 
-def test_a_benchmark_in_the_datasets_folder_leaves_its_record_alone(dataset: Path) -> None:
+def test_a_benchmark_in_the_datasets_folder_does_not_change_its_record(dataset: Path) -> None:
     (dataset / "run.json").write_text("the dataset's")
     assert run_here("eval/build_vqa.py", dataset, "--out", dataset / "b.json", *SMALL).returncode == 0
     assert (dataset / "run.json").read_text() == "the dataset's"

@@ -59,7 +59,7 @@ def undisturbed(home):
     return home / "run", done.stdout
 
 
-def test_a_run_leaves_what_the_vlms_leave(undisturbed):
+def test_a_run_writes_the_same_files_as_a_vlm(undisturbed):
     run, output = undisturbed
     assert "images/s" in output
     assert losses(run)[-1] < losses(run)[0]
@@ -78,7 +78,7 @@ def test_a_run_leaves_what_the_vlms_leave(undisturbed):
     assert "TODO" not in card
 
 
-def test_figures_are_recorded_in_their_form(undisturbed):
+def test_figures_are_recorded_in_their_format(undisturbed):
     run, _ = undisturbed
     records = json.loads((run.parent / "f.json").read_text())
     assert [(record["data"], record["split"]) for record in records] == [("set", "validation"), ("other", "test")]
@@ -89,7 +89,7 @@ def test_figures_are_recorded_in_their_form(undisturbed):
         assert record["command"].startswith("recipes/cnn.py --arch mai")
 
 
-def test_it_has_learned_the_mark_and_its_detector_says_so(undisturbed):
+def test_the_planted_mark_is_learned_and_detected(undisturbed):
     run, _ = undisturbed
     detector = CnnDetector.load(run)
     assert detector.heads == {"verdict": ["real", "generated"], "object": ["cat", "dog"]}
@@ -98,7 +98,7 @@ def test_it_has_learned_the_mark_and_its_detector_says_so(undisturbed):
     assert scores.heads["object"].shape == (1, 2)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(undisturbed, home):
+def test_a_resumed_run_equals_an_uninterrupted_one(undisturbed, home):
     run, _ = undisturbed
     stopping = """
 import os, pickle, signal, sys
@@ -184,7 +184,7 @@ def test_the_same_table_takes_a_cnn_and_the_benchmark_scores_it(undisturbed, hom
         (["--limit", 0], 2, "--limit 0: give 1 or more"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(arguments, status, reason):
+def test_wrong_inputs_are_one_line(arguments, status, reason):
     done = train("--output_dir", "bad", "--num_train_epochs", 1, *arguments)
     assert done.returncode == status  # 2: the options themselves do not allow it
     assert reason in done.stderr.splitlines()[-1]

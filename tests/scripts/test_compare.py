@@ -34,7 +34,7 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
     scores.write_text("image,p_fake,label\na.png,0.9,fake\n")
     for out in (scores, scores / "below"):
@@ -43,7 +43,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         assert str(scores) in done.stderr
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished_by_their_paths(tmp_path: Path) -> None:
     scores = "image,p_fake,label\n0.png,0.1,real\n1.png,0.9,generated\n"
     files = [tmp_path / folder / "scores.csv" for folder in ("one", "two")]
     for file in files:

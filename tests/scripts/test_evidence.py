@@ -75,7 +75,7 @@ def test_the_figures_follow_from_the_maps(model: Path, tmp_path: Path) -> None:
     assert (stronger["n"], stronger["hit_rate"]) == (4, pytest.approx(sum(hits[2:]) / 4))
 
 
-def test_words_are_held_against_what_was_done(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_checked_against_the_edit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {
         OPERATION_QUESTION: "Blur.",
         PLACE_QUESTION: "At the centre.",
@@ -127,7 +127,7 @@ def test_bad_input(model: Path, tmp_path: Path) -> None:
         assert (done.returncode, said in done.stderr) == (status, True), done.stderr
 
 
-def test_of_two_folders_of_one_name_the_right_one_is_read(model: Path, tmp_path: Path) -> None:
+def test_folders_of_the_same_name_are_distinguished(model: Path, tmp_path: Path) -> None:
     """With its card `datasets` caches a folder by its name."""
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: test, path: data/test-*.parquet}\n---\n"
     for name, kind in (("one", "caption"), ("two", "edit")):
@@ -138,7 +138,7 @@ def test_of_two_folders_of_one_name_the_right_one_is_read(model: Path, tmp_path:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_hub_id_gets_no_folder_of_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_not_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = run_here("eval/evidence.py", "--model", "nano", "--data", write_edits(tmp_path / "edits"), "--limit", 1)
     assert done.returncode == 0, done.stderr

@@ -86,7 +86,7 @@ def test_a_record_an_explained_image_and_the_figures(whole: Path, reasoned: Path
         assert part in html, part
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(
+def test_a_killed_run_continues_and_asks_nothing_twice(
     adapter: Path, reasoned: Path, whole: Path, tmp_path: Path
 ) -> None:
     out, args = tmp_path / "out", ("benchmark", "--model", adapter, "--benchmark", reasoned, *SETTINGS)
@@ -155,7 +155,7 @@ def test_two_runs_are_compared_and_recorded(adapter: Path, reasoned: Path, whole
     assert "--explanations N" in turned.stderr
 
 
-def test_without_measures_it_says_that_nothing_is_checked(adapter: Path, tmp_path: Path) -> None:
+def test_without_measures_a_message_says_that_nothing_is_checked(adapter: Path, tmp_path: Path) -> None:
     edits = write_edited(tmp_path / "edits")
     done = run_verb("benchmark", "--model", adapter, "--benchmark", edits, *SETTINGS, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -165,7 +165,7 @@ def test_without_measures_it_says_that_nothing_is_checked(adapter: Path, tmp_pat
     assert found["edits"]["place_named"]["n"] == 6
 
 
-def test_what_cannot_explain_is_told(adapter: Path, reasoned: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_explain_are_refused(adapter: Path, reasoned: Path, tmp_path: Path) -> None:
     path = write_benchmark(tmp_path, verdict_rows(tmp_path, 4))
     done = run_verb("benchmark", "--model", adapter, "--benchmark", path, "--explanations", 2, "--out", tmp_path / "a")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -179,7 +179,7 @@ def test_what_cannot_explain_is_told(adapter: Path, reasoned: Path, tmp_path: Pa
     assert "answers no question in words" in done.stderr
 
 
-def test_places_are_hidden_mapped_and_judged(adapter: Path, tmp_path: Path) -> None:
+def test_named_places_are_hidden_mapped_and_judged(adapter: Path, tmp_path: Path) -> None:
     """The answers are those of an earlier run, since random weights name no place."""
     edits, out = write_edited(tmp_path / "edits"), tmp_path / "out"
     args = ["benchmark", "--model", adapter, "--benchmark", edits, *SETTINGS, "--base_explanations", 0]

@@ -99,7 +99,7 @@ def test_cifake_keeps_its_official_test_set(tmp_path):
     assert (other.returncode, "was made with other settings" in other.stderr) == (1, True)
 
 
-def test_an_interrupted_import_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):
+def test_an_interrupted_import_continues_and_gives_the_same_files(tmp_path, monkeypatch):
     from vlm_detect.generate import import_step
 
     make_cifake(tmp_path / "archive")
@@ -186,7 +186,7 @@ def test_genimage_and_a_generator_held_out(tmp_path):
         ("whatever/a.png", None, "", "", None),
     ],
 )
-def test_folders_tell_what_an_image_is(path, label, generator, object_class, split):
+def test_folder_names_give_the_label(path, label, generator, object_class, split):
     from vlm_detect.data.layouts import _folder_entry
     from vlm_detect.records import LABEL_NAMES
 
@@ -216,7 +216,7 @@ def test_a_limit_takes_labels_and_generators_alike(tmp_path):
     assert set(rows_of(tmp_path / "out")) == {"train", "validation", "test"}
 
 
-def test_wild_files_are_stored_right_or_rejected(tmp_path):
+def test_unusual_files_are_stored_correctly_or_rejected(tmp_path):
     for i in range(3):
         write(tmp_path / "set" / "fake" / f"{i}.png", i)
         write(tmp_path / "set" / "real" / f"{i}.jpg", 50 + i)
@@ -297,7 +297,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_set_of_which_nothing_is_of_use_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_set_without_usable_images_is_one_clear_line(tmp_path: Path) -> None:
     for label in ("real", "fake"):
         (tmp_path / "set" / label).mkdir(parents=True)
         (tmp_path / "set" / label / "0.png").write_bytes(b"no image")
@@ -307,7 +307,7 @@ def test_a_set_of_which_nothing_is_of_use_is_one_clear_line(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_one_generator_may_be_the_one_that_we_are_in(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_folder_of_one_generator_may_be_the_working_directory(tmp_path: Path, monkeypatch: Any) -> None:
     for name in ("ai", "nature"):
         write(tmp_path / "BigGAN" / "train" / name / "0.jpg", 1)
     (tmp_path / "ADM").symlink_to("BigGAN")
@@ -318,7 +318,7 @@ def test_the_folder_of_one_generator_may_be_the_one_that_we_are_in(tmp_path: Pat
     assert {entry.generator for entry in open_image_set("genimage", ".").entries} == {"BigGAN", ""}
 
 
-def test_labels_that_are_given_go_before_what_a_column_seems_to_say(tmp_path: Path) -> None:
+def test_given_labels_override_the_interpretation_of_a_column(tmp_path: Path) -> None:
     """True may well stand for a real photo, so that it has to be said; and in a ClassLabel -1 is none."""
     about = {"image": datasets.Image(), "label": datasets.Value("bool")}
     cells = [photo(i, (32, 32)) for i in range(4)]
@@ -342,7 +342,7 @@ def test_labels_that_are_given_go_before_what_a_column_seems_to_say(tmp_path: Pa
     }
 
 
-def test_genimage_file_names_tell_the_class():
+def test_genimage_file_names_give_the_class():
     from vlm_detect.data.layouts import _genimage_entry, _with_synsets
     from vlm_detect.records import LABEL_NAMES
 
@@ -362,7 +362,7 @@ def test_genimage_file_names_tell_the_class():
 
 
 @pytest.mark.skipif("VLM_DETECT_DATA" not in os.environ, reason="needs the development data of VLM_DETECT_DATA")
-def test_published_files_keep_the_traces_that_an_audit_is_to_find(tmp_path):
+def test_published_files_keep_traces_for_the_audit(tmp_path):
     traps = Path(os.environ["VLM_DETECT_DATA"]) / "traps"
     arguments = ["--from", "folders", traps / "quality_shoes240", "--limit", 12, "--out", tmp_path / "out"]
     done = run_here(PROGRAM, *arguments)

@@ -60,7 +60,7 @@ def test_two_folders_become_a_pair_dataset(tmp_path: Path) -> None:
     assert (again.returncode, "nothing left to do" in again.stdout) == (0, True)
 
 
-def test_a_csv_says_more_and_a_photo_may_have_several_twins(tmp_path: Path) -> None:
+def test_a_csv_adds_columns_and_a_photo_may_have_several_twins(tmp_path: Path) -> None:
     make_pairs(tmp_path)
     lines = ["real,twin,generator,kind,caption,seed"]
     for i in range(8):
@@ -79,7 +79,7 @@ def test_a_csv_says_more_and_a_photo_may_have_several_twins(tmp_path: Path) -> N
     }
 
 
-def test_two_images_of_one_name_are_told(tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_reported(tmp_path: Path) -> None:
     for name in ("real/0.png", "twins/0.png", "twins/0.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photo(0).save(tmp_path / name)
@@ -127,7 +127,7 @@ def test_a_bad_csv_is_one_clear_line(tmp_path: Path, content: str, says: str) ->
     assert says in done.stderr
 
 
-def test_one_folder_is_not_given_for_both(tmp_path: Path) -> None:
+def test_the_two_folders_must_differ(tmp_path: Path) -> None:
     done = run_here(PROGRAM, tmp_path, tmp_path, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "given for the photos and for the twins" in done.stderr

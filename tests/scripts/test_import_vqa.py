@@ -123,7 +123,7 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[{"])
-def test_files_that_hold_nothing(tmp_path: Path, content: str) -> None:
+def test_files_without_items(tmp_path: Path, content: str) -> None:
     (tmp_path / "q.json").write_text(content)
     refused = run_here("eval/import_vqa.py", "--from", "loki", tmp_path / "q.json", "--out", tmp_path / "o.json")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)

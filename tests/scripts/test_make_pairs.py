@@ -54,7 +54,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "sd3")
 
 
-def test_photos_to_pairs_and_again(
+def test_photos_to_pairs_and_resume(
     tmp_path: Path, generator: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioned_photos(tmp_path / "photos", 8)
@@ -94,7 +94,7 @@ def test_photos_to_pairs_and_again(
     assert list(opened) == ["train", "validation", "test"]
 
 
-def test_an_out_that_cannot_be_written_is_told(tmp_path: Path, generator: Path, run_here: RunHere) -> None:
+def test_an_out_that_cannot_be_written_is_reported(tmp_path: Path, generator: Path, run_here: RunHere) -> None:
     captioned_photos(tmp_path / "photos", 1)
     (tmp_path / "file").write_text("")
     arguments = ["--images", tmp_path / "photos", "--captioner", "column", "--generator", generator]
@@ -140,7 +140,7 @@ def test_a_value_out_of_bounds_is_a_wrong_argument(
         (["--limit", "3"], 2, "--images"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_nothing_half_written(
+def test_bad_input_is_one_clear_line_and_writes_nothing(
     tmp_path: Path, generator: Path, run_here: RunHere, arguments: list[str], status: int, says: str
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -67,7 +67,7 @@ def undisturbed(home):
     return home / "undisturbed", done.stdout
 
 
-def test_a_run_leaves_everything_that_the_next_step_needs(undisturbed):
+def test_a_run_writes_everything_that_the_next_step_needs(undisturbed):
     folder, output = undisturbed
     assert "validation after epoch 4.00" in output
     assert len(losses(folder)) == 20
@@ -99,7 +99,7 @@ def test_the_same_command_again_has_nothing_to_do(home, undisturbed):
 
 
 @pytest.mark.parametrize(("sent", "status", "last_checkpoint"), [("SIGKILL", -9, 10), ("SIGTERM", 130, 13)])
-def test_stopped_and_resumed_is_undisturbed(home, undisturbed, sent, status, last_checkpoint):
+def test_a_resumed_run_equals_an_uninterrupted_one(home, undisturbed, sent, status, last_checkpoint):
     """Killed, it goes on from the last epoch's end (step 10); terminated, it saves after the step that it is in."""
     folder = home / sent
     launcher = (sys.executable, str(REPOSITORY / "tests" / "scripts" / "stopped.py"), sent, "12", "0")
@@ -128,7 +128,7 @@ def test_stopped_and_resumed_is_undisturbed(home, undisturbed, sent, status, las
         (["--resume_from_checkpoint", "nowhere"], 1, "--resume_from_checkpoint nowhere: no complete checkpoint"),
     ],
 )
-def test_what_it_cannot_use(home, undisturbed, monkeypatch, capsys, arguments, status, message):
+def test_wrong_inputs_are_one_line(home, undisturbed, monkeypatch, capsys, arguments, status, message):
     bad_datasets(home)
     monkeypatch.chdir(home)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, at import
@@ -141,7 +141,7 @@ def test_what_it_cannot_use(home, undisturbed, monkeypatch, capsys, arguments, s
     assert not (home / "bad").exists()
 
 
-def test_without_a_config_the_nano_model_brings_its_own(home):
+def test_without_a_config_the_nano_model_uses_its_own(home):
     flags = ["--model", "nano", "--data", home / "pairs", "--output_dir", home / "nano", "--max_steps", "1"]
     done = run_here("recipes/moondream_lora.py", *flags, "--use_cpu", "True", "--report_to", "none", "--lora_r", "4")
     assert done.returncode == 0, done.stderr

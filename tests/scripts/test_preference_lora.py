@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_goes_on_by_preference(home: Path) -> None:
+def test_a_run_continues_with_preference_tuning(home: Path) -> None:
     run = home / "run"
     arguments = ["--model", home / "base", "--data", home / "data", "--output_dir", run, *SETTINGS]
     done = run_here(PROGRAM, *arguments, "--num_train_epochs", 3)
@@ -64,7 +64,7 @@ def test_a_run_goes_on_by_preference(home: Path) -> None:
     assert Detector(str(run), device="cpu")(photo).explain(12)
 
 
-def test_a_stopped_run_is_resumed_to_the_same_end(home: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(home: Path) -> None:
     common = ["--model", "nano", "--data", home / "data", *SETTINGS, "--save_strategy", "steps", "--save_steps", 2]
     common += ["--eval_strategy", "steps", "--eval_steps", 2, "--lr_scheduler_type", "constant", "--max_steps", 4]
     whole = run_here(PROGRAM, *common, "--output_dir", home / "whole")
@@ -86,7 +86,7 @@ def test_a_stopped_run_is_resumed_to_the_same_end(home: Path) -> None:
     assert margins(found) == pytest.approx(margins(expected), abs=1e-6)
 
 
-def test_what_cannot_be_used_is_said_in_one_line(home: Path, tmp_path: Path) -> None:
+def test_wrong_inputs_are_one_line(home: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare" / "data"
     bare.mkdir(parents=True)
     rows = reasoned_images()[0].remove_columns("reasons")

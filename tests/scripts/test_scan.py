@@ -32,7 +32,7 @@ def test_json_lines_and_the_exit_status(folder: Path) -> None:
         assert done.returncode == int(label in labels), label
 
 
-def test_a_table_in_a_file_and_again(folder: Path) -> None:
+def test_a_table_in_a_file_is_resumed(folder: Path) -> None:
     out = folder / "rows.csv"
     first = run_verb("scan", "--model", "nano", folder, "--out", out)
     assert (first.returncode, first.stdout) == (0, "")

@@ -38,7 +38,7 @@ def test_it_answers_and_drains_on_sigterm(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_wrong_is_one_line_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLM_DETECT_API_KEY", raising=False)
     with open_socket("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]

@@ -33,7 +33,7 @@ def test_documents_and_their_judge(functions: dict, tmp_path: Path) -> None:
         functions["documents"]()
 
 
-def test_the_task_names_what_is_there(functions: dict) -> None:
+def test_the_task_names_existing_files(functions: dict) -> None:
     class Loader(yaml.SafeLoader):
         pass
 

@@ -24,7 +24,7 @@ def home(tmp_path_factory):
     return folder
 
 
-def test_a_run_is_trained_asked_and_measured(home) -> None:
+def test_a_run_is_trained_queried_and_evaluated(home) -> None:
     import numpy as np
 
     run = home / "run"
@@ -44,7 +44,7 @@ def test_a_run_is_trained_asked_and_measured(home) -> None:
     assert json.loads((home / "eval" / "summary.json").read_text())["n"] > 0
 
 
-def test_what_it_cannot_use(home) -> None:
+def test_wrong_inputs_are_one_line(home) -> None:
     nothing = run_here("recipes/vlm_lora.py", "--data", home / "pairs", *SETTINGS)
     assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
     assert "--model is missing" in nothing.stderr

@@ -71,7 +71,7 @@ def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def test_what_a_run_leaves_behind(whole_run: tuple[Path, tuple[object, ...]]) -> None:
+def test_output_files_of_a_run(whole_run: tuple[Path, tuple[object, ...]]) -> None:
     out, args = whole_run
     assert len(lines(out)) == 6 * 3
     summary = json.loads((out / "summary.json").read_text())
@@ -88,7 +88,7 @@ def test_what_a_run_leaves_behind(whole_run: tuple[Path, tuple[object, ...]]) ->
     assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
 
 
-def test_an_interrupted_run_goes_on(whole_run: tuple[Path, tuple[object, ...]], tmp_path: Path) -> None:
+def test_an_interrupted_run_continues(whole_run: tuple[Path, tuple[object, ...]], tmp_path: Path) -> None:
     finished, args = whole_run
     whole, out = lines(finished), tmp_path / "out"
     out.mkdir()

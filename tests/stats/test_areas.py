@@ -5,7 +5,7 @@ import numpy as np
 from vlm_detect.stats.areas import auc, auc_interval, design_effect
 
 
-def test_intervals_hold_the_truth() -> None:
+def test_intervals_contain_the_true_value() -> None:
     """300 draws with a known area of 0.76: the 95 % interval has it about as often, and groups count for one."""
     inside = 0
     for seed in range(300):

@@ -36,7 +36,7 @@ def test_outside_the_unsure_band_verdicts_are_right():
     assert ((labels == "generated") == generated)[sure].mean() >= 0.95
 
 
-def test_a_model_that_leans_to_one_side_is_set_upright():
+def test_a_bias_towards_one_class_is_corrected():
     odds, generated = overconfident()
     shifted = fit(odds + 20, generated)
     assert shifted.bias == pytest.approx(20, abs=0.5)
@@ -51,7 +51,7 @@ def test_max_fpr_bounds_false_positives():
     assert 0.01 < false_positives.mean() <= 0.02
 
 
-def test_a_separable_set_leaves_a_sane_temperature_and_no_unsure_band():
+def test_a_separable_set_gives_a_sane_temperature_and_no_unsure_band():
     calibration = fit(np.array([-3.0, -2.0, 2.0, 3.0]), np.array([False, False, True, True]))
     assert 0.5 < calibration.temperature < 5
     assert calibration.unsure_low == calibration.unsure_high == pytest.approx(0.5)
@@ -80,20 +80,20 @@ def test_a_model_at_chance_is_not_reliable():
     assert fit(rng.normal(size=400) + generated, generated).reliable
 
 
-def test_twins_of_one_photo_are_no_evidence_of_their_own():
+def test_twins_of_one_photo_are_not_independent_evidence():
     """Forty times the same six images, by chance in order: as single images that would be certain."""
     odds, generated = np.tile([0.1, 0.2, 0.3, 0.25, 0.35, 0.15], 40), np.tile([0, 0, 0, 1, 1, 1], 40).astype(bool)
     assert fit(odds, generated).reliable
     assert not fit(odds, generated, groups=[str(i % 6) for i in range(240)]).reliable
 
 
-def test_four_images_told_apart_do_not_make_a_model_reliable():
+def test_four_correctly_classified_images_do_not_make_a_model_reliable():
     few = fit(np.array([-3.0, -2.0, 2.0, 3.0]), np.array([False, False, True, True]))
     assert not few.reliable
     assert "too few" in few.doubt
 
 
-def test_odds_against_the_truth_meet_the_temperatures_bound():
+def test_anticorrelated_odds_reach_the_temperature_bound():
     odds, generated = overconfident()
     turned = fit(-odds, generated)
     assert not turned.reliable

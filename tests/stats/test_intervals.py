@@ -18,7 +18,7 @@ def test_interval_of_a_proportion_is_near_the_normal_one() -> None:
     assert high == pytest.approx(0.7 + half, abs=0.02)
 
 
-def test_whole_groups_are_drawn() -> None:
+def test_complete_groups_are_sampled() -> None:
     # 100 answers about 4 photos, each photo all right or all wrong, are worth 4 answers.
     right = np.repeat([1, 1, 0, 0], 25)
     grouped = bootstrap(np.repeat(list("abcd"), 25).tolist(), _accuracy(right))["accuracy"]
@@ -38,7 +38,7 @@ def test_resamples_without_one_class_are_left_out() -> None:
     assert 0 <= low <= 2 / 3 <= high <= 1
 
 
-def test_the_seed_decides_and_chunks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_depend_on_the_seed_and_not_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [str(i // 2) for i in range(40)]
     right = np.arange(40) % 3 == 0
     first = bootstrap(groups, _accuracy(right), seed=1)
@@ -55,7 +55,7 @@ def test_mcnemar_by_hand() -> None:
     assert mcnemar(first, first) == (0, 0, 1.0)
 
 
-def test_paired_bootstrap_sees_a_difference_and_its_absence() -> None:
+def test_paired_bootstrap_detects_a_difference_and_its_absence() -> None:
     groups = [str(i) for i in range(100)]
     worse, better = _accuracy(np.arange(100) % 10 < 5), _accuracy(np.arange(100) % 10 < 8)
     (low, high), p = paired_bootstrap(groups, worse, better)["accuracy"]
@@ -64,7 +64,7 @@ def test_paired_bootstrap_sees_a_difference_and_its_absence() -> None:
     assert paired_bootstrap(groups, worse, worse)["accuracy"] == ((0.0, 0.0), 1.0)
 
 
-def test_interval_of_the_calibration_error_holds_its_point() -> None:
+def test_interval_of_the_calibration_error_contains_its_estimate() -> None:
     rng = np.random.default_rng(0)
     p = rng.random(200)
     y = (rng.random(200) < p).astype(float)  # calibrated: every resample looks worse than the sample

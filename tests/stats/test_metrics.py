@@ -25,7 +25,7 @@ def test_figures_by_hand() -> None:
     assert got["ece"] == pytest.approx((0.1 + 0.6 + 0.6 + 0.2 + 0.1) / 5)  # one item a bin
 
 
-def test_calibrated_scores_have_no_calibration_error() -> None:
+def test_calibrated_scores_have_zero_calibration_error() -> None:
     y = np.array([1, 1, 1, 0, 0, 0, 0, 1], float)
     p = np.array([0.75] * 4 + [0.25] * 4)
     assert figures(y, p)["ece"] == pytest.approx(0)
@@ -42,7 +42,7 @@ def test_constant_score_ranks_nothing() -> None:
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_leaves_the_ranking_undefined(label: int) -> None:
+def test_ranking_metrics_are_undefined_for_one_class(label: int) -> None:
     y, p = np.full(4, float(label)), np.array([0.1, 0.2, 0.8, 0.9])
     got = figures(y, p)
     assert np.isnan(got["auroc"])
@@ -83,7 +83,7 @@ def youden() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("youden")
-def test_a_metric_of_ones_own_is_a_figure_like_any_other() -> None:
+def test_a_custom_metric_is_computed_like_any_other() -> None:
     assert figure_names(scores=False)[-1] == "youden"
     assert figures(Y, P)["youden"] == pytest.approx(2 / 3 + 1 / 2 - 1)
     weights = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], float)

@@ -26,7 +26,7 @@ def test_of_200_calibrations_at_most_16_exceed_the_rate(name):
     assert 1 <= exceeded <= 16  # 10 are expected: a threshold that is never exceeded would be no better than none
 
 
-def test_the_true_rate_follows_the_beta_law():
+def test_the_true_rate_follows_the_beta_distribution():
     rng = np.random.default_rng(1)
     rates = [
         norm.sf(PhotoScores.from_odds(norm.rvs(size=500, random_state=rng)).cut(0.02).log_odds) for _ in range(400)
@@ -38,21 +38,21 @@ def test_the_true_rate_follows_the_beta_law():
     assert law.ppf(0.95) <= 0.02 < beta(above + 2, 499 - above).ppf(0.95)  # one photo more would be too many
 
 
-def test_the_bound_is_that_of_clopper_and_pearson():
+def test_the_bound_is_the_clopper_pearson_limit():
     for above, n in ((0, 299), (3, 400), (17, 1000)):
         interval = binomtest(above, n, alternative="less").proportion_ci(0.95, method="exact")
         assert float(bound(above, n)) == pytest.approx(interval.high)
 
 
 @pytest.mark.parametrize(("rate", "photos"), [(0.01, 299), (0.05, 59), (0.001, 2995), (0.5, 5)])
-def test_how_many_photos_a_rate_needs(rate, photos):
+def test_number_of_photos_that_a_rate_needs(rate, photos):
     assert least_photos(rate) == photos
     check_photos(photos, rate)
     with pytest.raises(UserError, match=rf"needs at least {photos} photos, these are {photos - 1}; give more"):
         check_photos(photos - 1, rate)
 
 
-def test_what_few_photos_promise_instead_is_named():
+def test_the_rate_that_few_photos_can_promise_is_named():
     with pytest.raises(UserError, match=r"1 % needs at least 299 photos, these are 27; .* promise 10.51 %") as refused:
         PhotoScores.from_odds(np.zeros(27)).cut(0.01)
     assert "\n" not in str(refused.value)
@@ -91,7 +91,7 @@ def test_another_rate_is_chosen_from_what_is_stored(tmp_path):
     assert (found.temperature, found.bias, found.n) == (fitted.temperature, fitted.bias, 3000)
 
 
-def test_what_exceeds_the_threshold_is_called_generated():
+def test_scores_above_the_threshold_are_called_generated():
     """The unsure band lies below the threshold, so that verdicts are what the promise counts."""
     rng = np.random.default_rng(4)
     generated = np.arange(2000) % 2 == 1
@@ -109,7 +109,7 @@ def test_without_scores_of_photos_nothing_is_promised():
         Calibration().promising(0.01)
 
 
-def test_a_photo_counts_once_however_often_it_comes():
+def test_a_repeated_photo_counts_once():
     odds, groups = np.zeros(400), [str(i // 4) for i in range(400)]
     with pytest.raises(UserError, match="these are 100"):
         Calibration().fit_photos(odds, 0.01, groups)

@@ -74,7 +74,7 @@ def test_new_images_are_learned_and_old_ones_stay_known(home: Path, capsys) -> N
     assert after.about["n_new"] == 60
 
 
-def test_new_images_count_as_much_as_both_sets_gain_by() -> None:
+def test_the_weight_of_new_images_is_cross_validated_on_both_sets() -> None:
     rng = np.random.default_rng(0)
 
     def read(n: int, axis: int, apart: float) -> Read:
@@ -95,7 +95,7 @@ def test_new_images_count_as_much_as_both_sets_gain_by() -> None:
     assert choose_weight(head, alike, old) < weight
 
 
-def test_a_table_of_paths_and_labels_does_as_well(home: Path, tmp_path: Path) -> None:
+def test_a_table_of_paths_and_labels_works_too(home: Path, tmp_path: Path) -> None:
     with (tmp_path / "new.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label"])
@@ -107,7 +107,7 @@ def test_a_table_of_paths_and_labels_does_as_well(home: Path, tmp_path: Path) ->
     assert (tmp_path / "adapted" / "fusion.json").is_file()
 
 
-def test_what_it_refuses(home: Path, tmp_path: Path) -> None:
+def test_refused_inputs(home: Path, tmp_path: Path) -> None:
     save_new(tmp_path / "few", 20, 20)
     save_new(tmp_path / "lopsided", 45, 9)
     save_tiny_model(tmp_path / "plain")

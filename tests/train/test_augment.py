@@ -27,7 +27,7 @@ def gradient(width=40, height=30):
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_each_is_drawn_about_half_of_the_time_and_changes_the_image(name):
+def test_each_augmentation_is_applied_to_half_and_changes_the_image(name):
     draws = [sample_augmentation([name], random.Random(i)) for i in range(200)]
     assert 70 < sum(map(bool, draws)) < 130
     image = stored(gradient())
@@ -40,7 +40,7 @@ def test_each_is_drawn_about_half_of_the_time_and_changes_the_image(name):
     assert changed.key != image.key == AugmentedImage(image.content, augmentation=()).key
 
 
-def test_what_they_do():
+def test_effect_of_each_augmentation():
     image = gradient()
     pixels = np.asarray(image, dtype=int)
     assert np.array_equal(augment.flip(image), pixels[:, ::-1])
@@ -57,7 +57,7 @@ def test_what_they_do():
     assert vivid[0, 0, 2] == 255
 
 
-def test_one_choice_does_not_shift_another():
+def test_one_augmentation_does_not_affect_the_sampling_of_another():
     alone, both = (sample_augmentation(names, random.Random(3)) for names in (["jpeg"], ["noise", "jpeg"]))
     assert [step for step in both if step[0] == "jpeg"] == list(alone)
 
@@ -66,7 +66,7 @@ def draws_of(unit):
     return [getattr(example.image, "augmentation", ()) for example in unit]
 
 
-def test_members_share_a_draw_which_changes_with_the_epoch():
+def test_members_share_a_sample_that_changes_with_the_epoch():
     units = Units(toy_pairs(20), QuestionOptions(), augment=AUGMENTATIONS)
     drawn = [[draws_of(units[epoch, i]) for i in range(20)] for epoch in range(2)]
     assert all(photo == twin for epoch in drawn for photo, twin in epoch)
@@ -81,7 +81,7 @@ def test_an_edit_stays_in_its_place():
 
 
 @pytest.mark.parametrize("rows", [toy_pairs(4), toy_images(["real"] * 3 + ["generated"] * 5)], ids=["pairs", "images"])
-def test_every_view_that_training_draws_is_cached(rows, tmp_path):
+def test_every_sampled_view_is_cached(rows, tmp_path):
     units = Units(rows, QuestionOptions(), augment=["noise", "rotate"], views=3)
     vlm = tiny_vlm()
     vlm.model.requires_grad_(False)
@@ -92,7 +92,7 @@ def test_every_view_that_training_draws_is_cached(rows, tmp_path):
     assert all(first == second for i in range(len(units)) for first, second in [draws_of(units[1, i])])
 
 
-def test_every_augmentation_that_has_a_flag_is_made():
+def test_every_augmentation_of_the_flag_is_implemented():
     assert tuple(augment._APPLY) == AUGMENTATIONS
 
 

@@ -62,7 +62,7 @@ def test_every_file_of_a_checkpoint_has_its_checksum(run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
 @pytest.mark.parametrize("damage", ["a byte in the middle", "the last byte", "cut", "emptied", "missing"])
-def test_a_damaged_checkpoint_is_reported_and_the_last_complete_one_is_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_last_complete_one_is_used(
     run: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / "checkpoint-6" / name
@@ -85,7 +85,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_last_complete_one_is_taken(
     assert f"checkpoint-6: {name} {said}): continuing from {run / 'checkpoint-4'}" in told
 
 
-def test_where_none_is_left_the_run_begins_anew_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_complete_checkpoint_the_run_restarts_and_reports_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in (4, 6):
         flip(run / f"checkpoint-{step}" / "optimizer.pt")
     RunDirectory(run, {}, {}, False, None).write("running")
@@ -93,13 +95,13 @@ def test_where_none_is_left_the_run_begins_anew_and_says_so(run: Path, capsys: p
     assert "from the beginning, as there is no other complete checkpoint" in capsys.readouterr().err
 
 
-def test_damage_to_the_checksums_themselves_is_damage(run: Path) -> None:
+def test_damaged_checksums_count_as_damage(run: Path) -> None:
     for text in ("", "{", "[]", '{"a": 1'):
         (run / "checkpoint-6" / CHECKSUMS).write_text(text)
         assert find_checkpoint(run).path == run / "checkpoint-4"
 
 
-def test_a_run_that_goes_on_from_an_older_checkpoint_ends_as_if_undisturbed(run: Path, trained: Path) -> None:
+def test_resuming_from_an_older_checkpoint_equals_an_uninterrupted_run(run: Path, trained: Path) -> None:
     flip(run / "checkpoint-6" / "optimizer.pt")
     trainer = make_trainer(run)
     trainer.train(resume_from_checkpoint=str(find_checkpoint(run).path))
@@ -108,9 +110,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_ends_as_if_undisturbed(run:
     assert find_checkpoint(run).path == run / "checkpoint-6"
 
 
-def test_a_checkpoint_whose_best_is_damaged_is_none_to_go_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_whose_best_is_damaged_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
     trainer = make_trainer(tmp_path, ValidationSet.from_rows(toy_pairs(2)), **flags)
 
@@ -163,7 +163,7 @@ def finished(run: Path) -> Path:
     return run
 
 
-def test_an_adapter_that_was_altered_is_told_by_its_run_json(finished: Path, tmp_path: Path) -> None:
+def test_run_json_detects_an_altered_adapter(finished: Path, tmp_path: Path) -> None:
     base = str(save_tiny_model(tmp_path / "base"))
     load_vlm(base, adapter=finished, device="cpu")
     weights, config = finished / "adapter_model.safetensors", finished / "adapter_config.json"
@@ -184,14 +184,14 @@ def test_an_adapter_that_was_altered_is_told_by_its_run_json(finished: Path, tmp
     load_vlm(str(finished), device="cpu")
 
 
-def test_what_is_fitted_later_is_no_alteration(finished: Path) -> None:
+def test_files_fitted_later_are_no_alteration(finished: Path) -> None:
     for name in ("calibration.json", "head.safetensors", "README.md"):
         (finished / name).write_text("{}")
     check_run_files(finished)
     assert set(checksums_of_run(finished)) == {"adapter_model.safetensors", "adapter_config.json"}
 
 
-def test_a_network_that_was_altered_is_told(tmp_path: Path) -> None:
+def test_an_altered_network_is_reported(tmp_path: Path) -> None:
     config = CnnConfig(arch="fakenet2", image_size=32, heads={"verdict": ["real", "generated"]})
     new_model(config).save_pretrained(tmp_path)
     RunDirectory(tmp_path, {}, {}, False, None).write("finished")
@@ -201,7 +201,7 @@ def test_a_network_that_was_altered_is_told(tmp_path: Path) -> None:
         CnnDetector.load(tmp_path)
 
 
-def test_a_run_of_an_earlier_version_and_a_strangers_folder_pass(tmp_path: Path) -> None:
+def test_runs_of_earlier_versions_and_foreign_folders_are_accepted(tmp_path: Path) -> None:
     check_run_files(tmp_path)
     for record in ({"status": "finished"}, {"status": "running", "files": {"x": "0"}}, {"files": {"x": "0"}}):
         (tmp_path / "run.json").write_text(json.dumps(record))
@@ -218,7 +218,7 @@ def test_the_targets_of_a_lora_are_written_in_one_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_equal_runs_leave_equal_files(tmp_path: Path) -> None:
+def test_two_equal_runs_write_equal_files(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     save_toy_pairs(tmp_path / "pairs", n_train=6, n_validation=2)
     flags = ["--model", "model", "--data", "pairs", "--max_steps", "3", "--report_to", "none", "--cpu_threads", "1"]

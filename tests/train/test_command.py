@@ -16,7 +16,7 @@ from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.trainer_flags import trainer_flags
 
 
-def test_a_missing_liger_kernel_is_told_before_anything_is_made_or_loaded(tmp_path, monkeypatch):
+def test_a_missing_liger_kernel_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     options = parse(tmp_path / "run", "--use_liger_kernel", "True")
     with pytest.raises(UserError, match="--use_liger_kernel: liger-kernel is not installed; run: pip install"):
@@ -75,7 +75,7 @@ def test_a_wrong_value_is_one_line(tmp_path, capsys, flags, message):
     assert error.count("\n") == 1
 
 
-def test_the_best_model_is_chosen_by_a_score_that_there_is(tmp_path):
+def test_the_best_model_is_chosen_by_an_existing_score(tmp_path):
     assert parse(tmp_path, "--metric_for_best_model", "auroc").training.greater_is_better
 
 
@@ -93,12 +93,12 @@ def test_runs_of_several_seeds_share_neither_a_folder_nor_a_repository(tmp_path)
         assert [run.hub_model_id for run in runs] == [f"{name}-seed_{seed}" for seed in (0, 1)]
 
 
-def test_a_true_fsdp_is_no_option_of_old(tmp_path):
+def test_fsdp_true_is_not_an_old_option(tmp_path):
     assert parse(tmp_path, "--fsdp", "True").training.fsdp is True
     assert not parse(tmp_path, "--fsdp", "False").training.fsdp
 
 
-def test_help_lists_what_the_trainer_takes():
+def test_help_lists_the_flags_of_the_trainer():
     listed = {flag.name for flag in trainer_flags()}
     assert listed == {field.name for field in fields(TrainingArguments) if field.init}
     by_name = {flag.name: flag for flag in trainer_flags()}
@@ -107,7 +107,7 @@ def test_help_lists_what_the_trainer_takes():
     assert by_name["max_steps"].metadata["help"].startswith("Overrides")
 
 
-def test_what_is_replaced_is_no_flag():
+def test_replaced_options_are_not_flags():
     """Each entry is of a name that is gone, and names one that there is."""
     names = {field.name for field in fields(TrainArguments)}
     for old, said in TrainOptions.replaced.items():

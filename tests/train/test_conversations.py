@@ -111,7 +111,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lines", [False, True])
-def test_every_form_is_read_alike(tmp_path: Path, form: str, lines: bool) -> None:
+def test_all_formats_are_read_alike(tmp_path: Path, form: str, lines: bool) -> None:
     write_images(tmp_path / "images", 1)
     data = (tmp_path / "images" / "0.png").read_bytes()
     text = json.dumps(FORMS[form]).replace("IMAGE", "images/0.png")
@@ -134,7 +134,7 @@ ENCODINGS: dict[str, Callable[[str], bytes]] = {
 
 @pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".JSONL"])
-def test_files_as_editors_write_them(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_byte_order_marks_and_line_ends(tmp_path: Path, kind: str, suffix: str) -> None:
     write_images(tmp_path, 2)
     records = [json.dumps(record(f"{i}.png", None, "Ist es künstlich?", "日本")) for i in range(2)]
     text = "\n".join(records) if suffix.lower() == ".jsonl" else f"[{','.join(records)}]"
@@ -185,7 +185,7 @@ def test_images_of_another_machine_are_found(tmp_path: Path, named: str) -> None
         ([1], "a list, not an object"),
     ],
 )
-def test_a_record_that_is_none_is_named_and_the_others_stay(tmp_path: Path, bad: Any, says: str) -> None:
+def test_an_invalid_record_is_named_and_the_others_are_kept(tmp_path: Path, bad: Any, says: str) -> None:
     write_images(tmp_path, 2)
     good = {"image": "1.png", "conversations": said("human", "gpt")}
     (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, [good, bad, good])) + "\n{broken\n")
@@ -196,7 +196,7 @@ def test_a_record_that_is_none_is_named_and_the_others_stay(tmp_path: Path, bad:
     assert problems[1].startswith("record 3: not JSON")
 
 
-def test_only_the_tag_of_the_images_place_goes() -> None:
+def test_only_the_image_tag_is_removed() -> None:
     talk = read_conversation(
         {
             "image": "a.png",
@@ -224,7 +224,7 @@ def test_labels_by_generator_or_by_name() -> None:
 
 
 @pytest.mark.parametrize("generators", [[None] * 6, ["sd14"] * 6, ["natural"] * 6])
-def test_without_both_labels_all_train_and_nothing_is_validated_on(
+def test_without_both_labels_all_train_and_there_is_no_validation(
     tmp_path: Path, generators: list[str | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path, 6)

@@ -14,7 +14,7 @@ SCORED = {"eval_auroc": 0.8, "eval_balanced_accuracy": 0.7, "eval_log_loss": 0.6
 HISTORY = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "epoch": 1.0, **SCORED}]
 
 
-def test_curves_as_pictures_and_as_a_page_of_its_own(tmp_path):
+def test_curves_as_pictures_and_as_a_page(tmp_path):
     write_curves(tmp_path, HISTORY, title="Training: <run>", command="moondream_lora.py --x 1")
     page = (tmp_path / "training.html").read_text()
     assert "Training: &lt;run&gt;" in page
@@ -24,7 +24,7 @@ def test_curves_as_pictures_and_as_a_page_of_its_own(tmp_path):
     assert all(Image.open(tmp_path / f"{name}.png").size[0] > 300 for name in ("loss", "validation"))
 
 
-def test_a_single_validation_stands_on_an_axis_that_begins_at_the_start():
+def test_a_single_validation_has_an_axis_from_the_start():
     (figure, told) = _validation(HISTORY)
     assert figure.axes[0].get_xlim() == (0, 1.05)
     assert "epoch 1.00: AUROC 0.800" in told
@@ -32,13 +32,13 @@ def test_a_single_validation_stands_on_an_axis_that_begins_at_the_start():
     assert figure.axes[0].get_xlim() == (0, 1.05)
 
 
-def test_a_run_without_validation_has_a_loss_alone(tmp_path):
+def test_a_run_without_validation_has_only_a_loss(tmp_path):
     write_curves(tmp_path, HISTORY[:2], title="t", command="c")
     assert (tmp_path / "loss.png").is_file()
     assert not (tmp_path / "validation.png").exists()
 
 
-def test_the_card_has_the_audits_floors_or_says_how_to_get_them(tmp_path):
+def test_the_card_has_the_content_baselines_or_says_how_to_get_them(tmp_path):
     assert "vlm-detect audit" in _baselines(tmp_path / "audit.json")
     probe = {"name": "bytes", "auc": 0.91, "ci95": [0.88, 0.94], "n": 100, "groups": 50}
     audit = {"probes": [probe], "findings": ["The size in bytes gives the label away."]}
@@ -48,7 +48,7 @@ def test_the_card_has_the_audits_floors_or_says_how_to_get_them(tmp_path):
     assert "- The size in bytes" in told
 
 
-def test_checkpoints_stay_at_home(tmp_path, monkeypatch, capsys):
+def test_checkpoints_are_not_uploaded(tmp_path, monkeypatch, capsys):
     sent = {}
     monkeypatch.setattr(program, "upload_folder", lambda **arguments: sent.update(arguments))
     program.publish(tmp_path, "me/detector", None)

@@ -16,7 +16,7 @@ from vlm_detect.train.moondream import MoondreamOptions
 from vlm_detect.train.program import finetune
 
 
-def test_a_training_split_is_enough_of_what_is_only_learned(tmp_path):
+def test_datasets_used_only_for_training_need_only_a_training_split(tmp_path):
     (tmp_path / "data").mkdir()
     toy_images(["real", "generated"] * 2).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     assert len(open_training(str(tmp_path))) == 4
@@ -25,7 +25,7 @@ def test_a_training_split_is_enough_of_what_is_only_learned(tmp_path):
         open_splits(str(tmp_path))
 
 
-def test_of_conversations_that_are_only_learned_none_is_held_back(tmp_path):
+def test_conversations_used_only_for_training_are_not_held_out(tmp_path):
     turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]
     records = []
     for i in range(10):

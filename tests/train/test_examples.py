@@ -29,7 +29,7 @@ def test_a_pair_is_one_unit_with_equal_questions_and_opposite_answers():
         assert all(a.answer != b.answer for a, b in zip(photo.questions, twin.questions, strict=True))
 
 
-def test_draws_change_with_the_epoch_and_with_nothing_else():
+def test_samples_depend_on_the_epoch_only():
     rows = toy_pairs(20)
     units, again = Units(rows, QuestionOptions(), seed=1), Units(rows, QuestionOptions(), seed=1)
     asked = [[units[epoch, i][0].questions for i in range(20)] for epoch in range(2)]
@@ -38,7 +38,7 @@ def test_draws_change_with_the_epoch_and_with_nothing_else():
     assert {questions[0].question for questions in asked[0]} == {FAKE_QUESTION, REAL_QUESTION}
 
 
-def test_image_datasets_are_balanced_and_every_image_of_the_larger_class_is_seen():
+def test_image_datasets_are_balanced_and_every_image_is_used():
     units = Units(toy_images(["real"] * 3 + ["generated"] * 8 + ["edited"] * 2), QuestionOptions())
     assert len(units) == 8 + 2
     members = [units[0, i] for i in range(len(units))]
@@ -50,7 +50,7 @@ def test_image_datasets_are_balanced_and_every_image_of_the_larger_class_is_seen
     )
 
 
-def test_the_twin_of_a_generated_image_is_asked_about_edits_only():
+def test_the_twin_of_a_generated_image_has_questions_on_edits_only():
     rng = np.random.default_rng(0)
     edit = {"operation": "blur", "box": [0, 0, 4, 4], "strength": 1.0}
     rows = [
@@ -75,7 +75,7 @@ def test_shuffled_labels_are_wrong_for_half_of_the_units_in_every_epoch():
         assert {i for i, is_wrong in enumerate(wrong) if is_wrong} == units.swapped
 
 
-def test_the_sampler_shuffles_anew_each_epoch():
+def test_the_sampler_reshuffles_each_epoch():
     sampler = EpochSampler(10, seed=0)
     first = list(sampler)
     assert sorted(first) == [(0, i) for i in range(10)]
@@ -93,7 +93,7 @@ def with_reasons(rows):
     return rows.add_column("reasons", reasons)
 
 
-def test_reasons_go_with_the_mirrored_image():
+def test_reasons_are_mirrored_with_the_image():
     rows = with_reasons(toy_images(["real", "generated"] * 10))
     units = Units(rows, QuestionOptions(question_kinds=["explain"]), augment=["flip"])
     seen = set()
@@ -107,7 +107,7 @@ def test_reasons_go_with_the_mirrored_image():
     assert seen == {True, False}
 
 
-def test_an_image_that_is_explained_keeps_the_pixels_that_were_measured():
+def test_an_explained_image_keeps_the_measured_pixels():
     rows = with_reasons(toy_images(["real", "generated"] * 10))
     options = QuestionOptions(question_kinds=["explain", "yes_no"])
     augmented = set()

@@ -81,13 +81,13 @@ def test_a_flag_that_is_refused_once_the_trainer_is_set_up(tmp_path, flags, mess
         make_trainer(tmp_path, **flags).train()
 
 
-def test_a_repository_that_cannot_be_made(tmp_path, monkeypatch):
+def test_a_repository_that_cannot_be_created(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", refuse)
     with pytest.raises(UserError, match=r"--push_to_hub: cannot create the repository me/mine .*401"):
         make_trainer(tmp_path, push_to_hub=True, hub_token="x", hub_model_id="me/mine")
 
 
-def test_an_upload_that_fails_leaves_the_run_and_says_how_to_go_on(tmp_path, monkeypatch):
+def test_a_failed_upload_keeps_the_run_and_says_how_to_continue(tmp_path, monkeypatch):
     monkeypatch.setattr("vlm_detect.train.program.upload_folder", refuse)
     with pytest.raises(UserError, match=r"the run is finished .*hf upload me/mine .* --exclude"):
         publish(tmp_path, "me/mine", None)
@@ -97,7 +97,7 @@ def refuse(*args, **options):
     raise ConnectionError("401 Unauthorized")
 
 
-def test_other_settings_begin_anew_where_nothing_was_learned_yet(tmp_path):
+def test_other_settings_start_again_if_nothing_was_trained_yet(tmp_path):
     RunDirectory.open(tmp_path, [LoraOptions()], model="nano").write("running")
     assert not RunDirectory.open(tmp_path, [LoraOptions(lora_r=4)], model="nano").finished
     (tmp_path / "checkpoint-3").mkdir()
@@ -106,7 +106,7 @@ def test_other_settings_begin_anew_where_nothing_was_learned_yet(tmp_path):
         RunDirectory.open(tmp_path, [LoraOptions(lora_r=4)], model="nano")
 
 
-def test_a_run_goes_on_with_as_many_processes_as_it_was_begun_with(tmp_path):
+def test_a_run_resumes_with_the_same_number_of_processes(tmp_path):
     """With others a step has other units: those of an epoch would be passed over, or come again."""
     RunDirectory.open(tmp_path, [LoraOptions()], processes=2).write("running")
     (tmp_path / "checkpoint-3").mkdir()
@@ -133,7 +133,7 @@ def test_another_error_passes_through(tmp_path, monkeypatch):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error, monkeypatch):
+def test_a_full_disk_keeps_the_last_complete_checkpoint(tmp_path, error, monkeypatch):
     trainer = make_trainer(tmp_path)
     save = torch.save
 
@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(tmp_path, error, monkeypat
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
 
 
-def test_early_stopping_resumed_has_no_more_patience_than_it_had(tmp_path, monkeypatch):
+def test_resuming_keeps_the_patience_of_early_stopping(tmp_path, monkeypatch):
     def trainer():
         flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
         flags |= {"early_stopping_patience": 3, "max_steps": 8}
@@ -173,12 +173,12 @@ def test_early_stopping_resumed_has_no_more_patience_than_it_had(tmp_path, monke
     assert resumed.state.global_step == 4
 
 
-def test_scores_that_are_no_numbers_end_in_one_line():
+def test_non_finite_scores_end_the_run_in_one_line():
     with pytest.raises(UserError, match=r"1 of 3 validation images .* diverged"):
         scores_of(np.array([0.5, np.nan, -1.0]), np.array([True, True, False]))
 
 
-def test_a_termination_that_comes_while_processes_ask_each_other_is_not_lost(monkeypatch):
+def test_a_termination_during_communication_is_not_lost(monkeypatch):
     """On a GPU that is most of the time: the question waits for the step's work."""
     args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     termination, during = SaveOnTermination(), [True, False]
@@ -212,7 +212,7 @@ def test_one_process_alone_writes_a_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoint-2").exists()
 
 
-def test_whoever_may_read_new_files_may_read_the_weights(tmp_path):
+def test_weights_have_the_usual_file_permissions(tmp_path):
     make_trainer(tmp_path).save_model(str(tmp_path / "run"))
     weights, any_file = tmp_path / "run" / "adapter_model.safetensors", tmp_path / "any"
     any_file.touch()
@@ -220,7 +220,7 @@ def test_whoever_may_read_new_files_may_read_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["moondream", "llava", "qwen2_5_vl"])
-def test_full_tuning_goes_on_with_every_weight_of_its_checkpoint(tmp_path, name):
+def test_full_tuning_resumes_with_every_weight_of_its_checkpoint(tmp_path, name):
     """Whose names in the files of these models are not those of their modules."""
     model = save_tiny_model(tmp_path / "model") if name == "moondream" else save_tiny(name, tmp_path / "model")
     settings = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
@@ -239,7 +239,7 @@ def test_full_tuning_goes_on_with_every_weight_of_its_checkpoint(tmp_path, name)
     assert not [key for key, tensor in trained[0].items() if not torch.equal(checkpoint[key], tensor)]
 
 
-def test_a_half_written_checkpoint_is_none(tmp_path):
+def test_an_incomplete_checkpoint_is_ignored(tmp_path):
     for step, state in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
@@ -248,7 +248,7 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
-def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_non_finite_loss_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     plain, calls = trainer_module.answer_loss, []
 
     def answer_loss(*args, **kwargs):

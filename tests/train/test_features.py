@@ -47,7 +47,7 @@ def test_losses_equal_the_live_path(vlm, units, tmp_path):
         )
 
 
-def test_a_second_build_reads_and_a_stopped_one_goes_on(vlm, units, tmp_path, monkeypatch):
+def test_a_second_build_reads_the_cache_and_a_stopped_one_resumes(vlm, units, tmp_path, monkeypatch):
     folder = Features.build(vlm, units.images, tmp_path).folder
     (folder / "features-00001.safetensors").unlink()
     written = []
@@ -77,7 +77,7 @@ def test_two_runs_may_make_the_same_cache_at_once(vlm, units, tmp_path, monkeypa
     ]
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(vlm, units, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(vlm, units, tmp_path, monkeypatch):
     def no_space(tensors, path, metadata):
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

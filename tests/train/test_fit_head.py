@@ -66,7 +66,7 @@ def test_head_weights_and_calibration_are_fitted_and_used(home: Path, tmp_path: 
         assert shown in out
 
 
-def test_a_run_is_calibrated_on_what_all_witnesses_say(home: Path, tmp_path: Path) -> None:
+def test_a_run_is_calibrated_on_the_fused_log_odds(home: Path, tmp_path: Path) -> None:
     run = copy(home, tmp_path)
     cli.run(["fit-head", str(run), "--data", str(home / "pairs")])
     fitted = Calibration.load(run)
@@ -76,7 +76,7 @@ def test_a_run_is_calibrated_on_what_all_witnesses_say(home: Path, tmp_path: Pat
     assert again.bias == pytest.approx(fitted.bias, abs=0.05)
 
 
-def test_a_backbone_and_an_expert_are_recorded_and_asked_again(home: Path, tmp_path: Path) -> None:
+def test_a_backbone_and_an_expert_are_recorded_and_reused(home: Path, tmp_path: Path) -> None:
     run = copy(home, tmp_path)
     backbone, cnn = str(save_dinov3(tmp_path / "dinov3")), str(home / "cnn")
     cli.run(["fit-head", str(run), "--data", str(home / "pairs"), "--backbone", backbone, "--expert", cnn])
@@ -90,7 +90,7 @@ def test_a_backbone_and_an_expert_are_recorded_and_asked_again(home: Path, tmp_p
     assert accuracy(run, expert=cnn) > 0.9
 
 
-def test_a_model_that_is_no_run_gets_a_folder_that_is_used_like_one(home: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_run_gets_a_run_folder(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "with_head"
     cli.run(["fit-head", str(home / "model"), "--data", str(home / "pairs"), "--out", str(out)])
     assert not (home / "model" / "fusion.json").exists()
@@ -106,7 +106,7 @@ def test_a_model_that_is_no_run_gets_a_folder_that_is_used_like_one(home: Path, 
         (["--data", "{home}/pairs", "--backbone", "{home}/pairs"], "no vision model of transformers"),
     ],
 )
-def test_what_it_refuses(home: Path, tmp_path: Path, arguments, message) -> None:
+def test_refused_inputs(home: Path, tmp_path: Path, arguments, message) -> None:
     run = copy(home, tmp_path)
     with pytest.raises(UserError, match=message):
         cli.run(["fit-head", str(run), *(part.format(home=home) for part in arguments)])
@@ -121,7 +121,7 @@ def test_what_it_refuses(home: Path, tmp_path: Path, arguments, message) -> None
         ("pairs", None, ""),
     ],
 )
-def test_a_recipe_ends_with_a_head_or_a_line_that_says_why_not(home, tmp_path, capsys, data, columns, message) -> None:
+def test_a_recipe_fits_a_head_or_reports_why_not(home, tmp_path, capsys, data, columns, message) -> None:
     vlm = tiny_vlm()
     splits = open_dataset(home / data)
     validation = ValidationSet.from_rows(splits["validation"])
@@ -152,7 +152,7 @@ def test_an_adapter_is_exported_with_its_head(home: Path, tmp_path: Path) -> Non
     )
 
 
-def test_fused_figures_are_of_weights_without_the_image() -> None:
+def test_fused_figures_are_cross_validated() -> None:
     rng = np.random.default_rng(0)
     generated = np.arange(60) % 2 == 1
     noise = {f"{i}": rng.normal(size=60) for i in range(30)}  # that weights of its own images can follow
@@ -162,7 +162,7 @@ def test_fused_figures_are_of_weights_without_the_image() -> None:
     assert ((cross_fitted(noise, generated) > 0) == generated).mean() < by_itself - 0.05
 
 
-def test_disputed_images_are_unsure_up_to_where_verdicts_are_right() -> None:
+def test_disputed_images_are_unsure_below_the_reliable_distance() -> None:
     rng = np.random.default_rng(0)
     generated = np.arange(2000) % 2 == 1
     features = rng.normal(size=(2000, 2)) + 1.5 * generated[:, None]

@@ -37,7 +37,7 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_on_a_separable_set_the_loss_falls_and_verdicts_turn_right(tmp_path):
+def test_on_a_separable_set_the_loss_falls_and_verdicts_become_right(tmp_path):
     trainer = trained(tmp_path)
     assert np.mean(losses(trainer)[-4:]) < 0.1 * np.mean(losses(trainer)[:4])
     scores = scores_of(trainer.validation_odds(), trainer.validation.generated)
@@ -46,14 +46,14 @@ def test_on_a_separable_set_the_loss_falls_and_verdicts_turn_right(tmp_path):
     assert scores["log_loss"] < 0.2
 
 
-def test_on_shuffled_labels_it_learns_to_answer_and_not_to_tell(tmp_path):
+def test_on_shuffled_labels_the_format_is_learned_but_not_the_class(tmp_path):
     trainer = trained(tmp_path, shuffle_labels=True)
     assert losses(trainer)[-1] < losses(trainer)[0]  # what an answer looks like can be learned
     scores = scores_of(trainer.validation_odds(), trainer.validation.generated)
     assert scores["log_loss"] > 0.6  # ln 2 = 0.69 is knowing nothing
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+def test_a_non_finite_loss_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="lower --learning_rate"):
         trained(tmp_path, learning_rate=1e20, max_grad_norm=0.0, warmup_steps=0)
 
@@ -81,7 +81,7 @@ def test_auto_precision_is_what_the_device_has_instructions_for(tmp_path, monkey
         TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, autocast="bf16", bf16=True)
 
 
-def test_a_gpu_that_emulates_bfloat16_is_given_float32(monkeypatch):
+def test_a_gpu_that_emulates_bfloat16_uses_float32(monkeypatch):
     """As torch's own answer without the argument would have it for a T4 or V100."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert default_dtype(torch.device("cuda")) == torch.float32

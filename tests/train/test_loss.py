@@ -99,7 +99,7 @@ def test_each_answer_counts_equally_in_the_loss_whatever_its_length(vlm, units, 
 
 
 @pytest.mark.parametrize(("row_tokens", "rows"), [(None, 4), (1600, 2), (100_000, 1)])
-def test_packing_reads_each_image_once_and_fills_rows_up_to_the_budget(vlm, units, row_tokens, rows):
+def test_packing_encodes_each_image_once_and_fills_rows_up_to_the_budget(vlm, units, row_tokens, rows):
     packed, plain = Collator(vlm, pack=True, row_tokens=row_tokens)(units), Collator(vlm)(units)
     assert len(packed["prepared"]["pixel_values"]) == len(plain["prepared"]["pixel_values"]) == 4
     assert packed["ids"].shape[0] == rows
@@ -118,7 +118,7 @@ def test_an_image_longer_than_the_budget(vlm, units):
         Collator(vlm, pack=True, row_tokens=60)(units)
 
 
-def test_a_question_is_blind_to_its_neighbours(vlm):
+def test_a_question_does_not_attend_to_its_neighbours(vlm):
     rng = np.random.default_rng(0)
     image, other = stored(toy_image(False, rng)), stored(toy_image(True, rng))
     first = Question("yes_no", "Is this image AI-generated?", "No.")

@@ -42,7 +42,7 @@ def parts(step, lora=LoraOptions()):  # noqa: B008  frozen
     return estimate_memory(model, step, lora).parts
 
 
-def test_each_choice_moves_what_it_should():
+def test_each_option_changes_the_expected_part():
     plain = parts(STEP)
     assert parts(replace(STEP, checkpointing=True))["activations"] < 0.7 * plain["activations"]
     assert parts(replace(STEP, quantize="nf4"))["weights"] < plain["weights"]
@@ -55,7 +55,7 @@ def test_each_choice_moves_what_it_should():
     assert full["gradients"] > plain["gradients"]
 
 
-def test_live_bytes_are_those_of_the_tensors_that_are_alive():
+def test_live_bytes_are_the_bytes_of_live_tensors():
     model = torch.nn.Linear(100, 50, bias=False)
     with LiveBytes(model) as live:
         first = torch.zeros(1000)
@@ -72,7 +72,7 @@ def test_live_bytes_are_those_of_the_tensors_that_are_alive():
 
 @pytest.mark.filterwarnings("error::FutureWarning")  # doctor's answer does not drown in them
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_fits_the_card_that_it_is_named_after(config):
+def test_every_config_fits_the_gpu_it_is_named_after(config):
     found = record_of(str(config))
     assert sum(found["parts"].values()) / 1e9 < 0.95 * int(config.stem.rpartition("_")[2].removesuffix("gb"))
     # What doctor says without computing it; `python -m vlm_detect.apps.estimates` records it anew. Another version of
@@ -82,7 +82,7 @@ def test_every_config_fits_the_card_that_it_is_named_after(config):
     assert recorded == found
 
 
-def test_doctor_speaks_of_the_machine_and_of_each_config_and_imports_no_model():
+def test_doctor_reports_the_machine_and_each_config_without_importing_a_model():
     code = "import sys; from vlm_detect import cli; cli.run(['doctor']); print('models', 'transformers' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" in told
@@ -104,7 +104,7 @@ def test_the_models_that_doctor_looks_for_are_those_that_are_loaded():
         (None, "cnn_mai", "unknown keys arch;"),
     ],
 )
-def test_what_doctor_cannot_estimate(model, config, message):
+def test_models_that_doctor_cannot_estimate(model, config, message):
     with pytest.raises(UserError, match=message):
         list(doctor.examine(model, [config]))
 
@@ -130,7 +130,7 @@ def tinyllava():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", [moondream, tinyllava])
-def test_the_estimate_is_what_a_real_step_holds(family, checkpointing):
+def test_the_estimate_matches_the_tensors_of_a_real_step(family, checkpointing):
     """Tensors of a step of the trainer's own loss on the CPU, counted, against the meta device's."""
     vlm, build, lora = family()
     if checkpointing:

@@ -21,14 +21,14 @@ def drawn(mixture, epoch):
     return [mixture[epoch, i][1].image.key for i in range(len(mixture))]
 
 
-def test_without_weights_every_unit_comes_once():
+def test_without_weights_every_unit_occurs_once():
     first, second = parts()
     mixture = Mixture([first, second])
     assert len(mixture) == len(first) + len(second) == 9
     assert set(Counter(drawn(mixture, 0)).values()) == {1}
 
 
-def test_weights_hold_in_an_epoch_and_the_next_goes_on():
+def test_weights_hold_in_an_epoch_and_the_next_epoch_continues():
     first, second = parts()
     mixture = Mixture([first, second], [1, 2])
     assert mixture.quotas == [3, 6]
@@ -38,7 +38,7 @@ def test_weights_hold_in_an_epoch_and_the_next_goes_on():
     assert of_first <= {key for keys in epochs for key in keys}
 
 
-def test_no_image_of_an_image_dataset_is_left_out_and_a_second_pass_draws_anew():
+def test_every_image_is_used_and_a_second_pass_samples_again():
     images = Units(toy_images(["real", "generated"] * 6, 9), QuestionOptions())
     mixture = Mixture([Units(toy_pairs(6), QuestionOptions()), images], [3, 1])
     assert mixture.quotas == [9, 3]

@@ -63,7 +63,7 @@ MODELS = ["nano", "tinyllava-nano", "llava", "gemma3", "idefics3", "qwen2_5_vl"]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_margin_grows_and_what_is_saved_is_what_learned(name: str, tmp_path: Path) -> None:
+def test_the_margin_grows_and_the_saved_adapter_is_the_trained_one(name: str, tmp_path: Path) -> None:
     model = name if name.endswith("nano") else str(save_tiny(name, tmp_path / "model"))
     trainer = make_trainer(load_vlm(model, device="cpu"), tmp_path / "run")
     trainer.train()
@@ -106,7 +106,7 @@ def test_log_probabilities_are_those_of_the_engine(tmp_path: Path) -> None:
         assert picked[i + 3].sum().item() == pytest.approx(rejected.logprob, abs=1e-3)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = make_trainer(load_vlm("nano", device="cpu"), tmp_path / "whole")
     whole.train()
     stopped = make_trainer(load_vlm("nano", device="cpu"), tmp_path / "run", save_strategy="steps", save_steps=3)
@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
 
 
-def test_what_cannot_be_tuned_so_is_refused(tmp_path: Path) -> None:
+def test_models_that_cannot_be_preference_tuned_are_refused(tmp_path: Path) -> None:
     rows, calibration = reasoned_images()
     made = make_preferences(rows, "toy", calibration, PreferenceOptions())
     with pytest.raises(UserError, match="has no LoRA"):

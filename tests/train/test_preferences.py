@@ -81,7 +81,7 @@ def test_chosen_explanations_are_true_and_rejected_ones_have_their_fault(made: D
             ]
 
 
-def test_they_follow_from_the_seed_and_the_image_alone(made: Dataset) -> None:
+def test_preferences_depend_only_on_the_seed_and_the_image(made: Dataset) -> None:
     rows, calibration = reasoned_images()
     options = PreferenceOptions(preferences_per_image=5)
     assert make_preferences(rows, "toy", calibration, options).to_list() == made.to_list()
@@ -91,7 +91,7 @@ def test_they_follow_from_the_seed_and_the_image_alone(made: Dataset) -> None:
     assert len(one) <= len(rows)
 
 
-def test_edits_are_explained_by_what_was_done() -> None:
+def test_edits_are_explained_by_their_record() -> None:
     rows = reasoned_edits()
     made = make_preferences(rows, "edits", None, PreferenceOptions(preferences_per_image=5))
     assert {"wrong_place", "omitted", "other_image", "other_verdict"} == set(counts_of(made))
@@ -119,7 +119,7 @@ def touches(one: str, other: str) -> bool:
     return max(abs(row - other_row), abs(column - other_column)) <= 1 and "centre" not in (one, other)
 
 
-def test_a_teachers_reasons_count_where_something_has_checked_them() -> None:
+def test_only_checked_reasons_of_a_teacher_count() -> None:
     rows, calibration = reasoned_images()
     said = {"kind": "anatomy", "supports": "generated", "source": "teacher"}
     checked = Reason("The left hand has six fingers.", **said, checked_by="judge").to_row()

@@ -69,7 +69,7 @@ def calibrate(*arguments):
     cli.run(["calibrate", *map(str, arguments)])
 
 
-def test_it_is_fitted_anew_and_saved(home, run, knows, capsys):
+def test_the_calibration_is_refitted_and_saved(home, run, knows, capsys):
     calibrate(run, "--data", home / "pairs")
     found = Calibration.load(run)
     assert (found.n, found.n_real, found.reliable, found.max_fpr) == (12, 6, True, None)
@@ -125,7 +125,7 @@ def test_scan_chooses_its_own_rate(run, tmp_path, knows, capsys):
 
 
 @pytest.mark.parametrize("photos", [27, 58])
-def test_what_the_photos_cannot_promise(run, tmp_path, photos):
+def test_rates_that_the_photos_cannot_promise(run, tmp_path, photos):
     before = (run / "calibration.json").read_bytes()
     with pytest.raises(UserError, match=f"5 % needs at least 59 photos, these are {photos}"):
         calibrate(run, "--data", save_photos(tmp_path / "photos", photos), "--max_fpr", "0.05")
@@ -145,7 +145,7 @@ def test_copies_and_damaged_files_do_not_count(run, tmp_path, knows):
     assert Calibration.load(run).n_real == 59
 
 
-def test_a_labelled_set_is_used_whole(home, run, tmp_path, knows, capsys):
+def test_all_of_a_labelled_set_is_used(home, run, tmp_path, knows, capsys):
     """All splits but test, and the part of the generated images that is found; of the run's own data validation."""
     calibrate(run, "--data", home / "pairs", "--max_fpr", "0.5")
     found = Calibration.load(run)
@@ -168,7 +168,7 @@ def test_a_labelled_set_is_used_whole(home, run, tmp_path, knows, capsys):
         (["{home}/run", "--data", "{home}/model", "--max_fpr", "0.5"], "no images in this folder"),
     ],
 )
-def test_what_it_refuses(home, arguments, message):
+def test_refused_inputs(home, arguments, message):
     with pytest.raises(UserError, match=message):
         cli.run(["calibrate", *(part.format(home=home) for part in arguments)])
 
@@ -181,7 +181,7 @@ def test_what_it_refuses(home, arguments, message):
         (["--max_fpr", "0"], "--max_fpr 0.0"),
     ],
 )
-def test_what_the_command_line_alone_shows_wrong(home, capsys, arguments, message):
+def test_errors_in_the_command_line_alone(home, capsys, arguments, message):
     with pytest.raises(SystemExit) as ended:
         cli.run(["calibrate", str(home / "run"), "--data", str(home / "pairs"), *arguments])
     assert ended.value.code == 2

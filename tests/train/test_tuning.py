@@ -65,7 +65,7 @@ def test_each_way_learns_and_its_adapter_loads(home, flags):
     assert any(parameter.abs().max() > 0 for key, parameter in vlm.model.named_parameters() if "lora_B" in key)
 
 
-def test_quantised_layers_are_the_language_models_alone(home):
+def test_only_layers_of_the_language_model_are_quantised(home):
     options = ModelOptions(quantize="nf4", dtype="float32")
     vlm = load_vlm(str(home / "model"), device="cpu", **loading(options, torch.device("cpu")))
     kinds = {name: type(module).__name__ for name, module in vlm.model.named_modules()}
@@ -75,7 +75,7 @@ def test_quantised_layers_are_the_language_models_alone(home):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_bnb_8bit"])
-def test_full_tuning_changes_the_language_model_alone_and_the_run_is_a_model(home, optimizer):
+def test_full_tuning_changes_only_the_language_model_and_saves_a_model(home, optimizer):
     done = run(home, optimizer, "--tune", "full", "--optim", optimizer, "--learning_rate", "3e-3")
     assert done.returncode == 0, done.stderr
     assert losses(home / optimizer)[-1] < losses(home / optimizer)[0]
@@ -86,7 +86,7 @@ def test_full_tuning_changes_the_language_model_alone_and_the_run_is_a_model(hom
     assert load_vlm(str(home / optimizer)).name == str(home / optimizer)
 
 
-def test_several_seeds_leave_mean_and_spread(home):
+def test_several_seeds_write_mean_and_spread(home):
     done = run(home, "several", "--seeds", "0", "1", "--num_train_epochs", "1")
     assert done.returncode == 0, done.stderr
     summary = json.loads((home / "several" / "seeds.json").read_text())
@@ -104,7 +104,7 @@ def test_several_seeds_leave_mean_and_spread(home):
         (ModelOptions(attention="flex_attention"), "trains only on CUDA, not on cpu"),
     ],
 )
-def test_what_cannot_be_done(options, message):
+def test_impossible_combinations_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         loading(options, torch.device("cpu"))
 

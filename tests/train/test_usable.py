@@ -108,7 +108,7 @@ def test_an_answer_beyond_the_context_is_found_before_the_first_step(
     assert f"{limit + 1} tokens with the image" in said
 
 
-def test_turns_that_a_family_does_not_read(tmp_path: Path, qwen: VLM) -> None:
+def test_turns_that_a_family_does_not_support(tmp_path: Path, qwen: VLM) -> None:
     rows = talks(tmp_path, ["Yes."] * 2, "Why?", "It is.")
     assert usable(rows, "talk.json", qwen) is rows
     with pytest.raises(UserError, match=r"with several turns .* answers single questions"):
@@ -155,7 +155,7 @@ def test_a_damaged_image_of_a_set_of_our_own_is_one_line(workers: int, qwen_fold
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_not_of_a_worker_passes_as_it_is() -> None:
+def test_other_errors_are_passed_through() -> None:
     class Trainer:
         args = None
 
@@ -163,7 +163,7 @@ def test_what_is_not_of_a_worker_passes_as_it_is() -> None:
         raise UserError("plain")
 
 
-def test_labels_that_another_program_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_foreign_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Class names, other words, and rows without any; numbers alone say nothing."""
     plain = toy_images(["real", "generated"] * 3).remove_columns("label")
     names = datasets.ClassLabel(names=["fake", "REAL"])

@@ -39,7 +39,7 @@ def test_the_smallest_size_works_and_one_less_is_refused_in_one_line(arch):
         make(arch, smallest - 1)
 
 
-def test_flux_really_takes_no_less_than_it_says():
+def test_flux_needs_its_stated_smallest_size():
     trunk = make("flux", 33).trunk
     with pytest.raises(RuntimeError, match="too small"):
         trunk(torch.zeros(1, 3, 32, 32))
@@ -78,7 +78,7 @@ def test_a_saved_network_answers_as_before(arch, tmp_path):
         torch.testing.assert_close(again(pixels_of(16))[head], values)
 
 
-def test_channels_last_input_changes_no_answer():
+def test_channels_last_input_gives_the_same_output():
     model = make("fakenet2", 32).eval()
     pixels = pixels_of(32)
     for head, values in model(pixels.contiguous()).items():
@@ -91,7 +91,7 @@ def test_resnet18_is_the_published_one():
     assert RESNETS["resnet50"]["depths"] == [3, 4, 6, 3]
 
 
-def test_weights_of_a_backbone_are_taken_and_a_small_stem_learns_anew(tmp_path):
+def test_backbone_weights_are_loaded_and_a_small_stem_is_new(tmp_path):
     ResNetModel(ResNetConfig(**TINY_RESNET)).save_pretrained(tmp_path)
     stored = ResNetModel.from_pretrained(tmp_path).state_dict()
     for stem, own_stem in (("imagenet", False), ("small", True)):
@@ -105,7 +105,7 @@ def test_weights_of_a_backbone_are_taken_and_a_small_stem_learns_anew(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "siglip"])
-def test_a_frozen_vision_model_learns_in_its_heads_alone(kind, tmp_path):
+def test_only_the_heads_of_a_frozen_vision_model_are_trained(kind, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     if kind == "dinov2":
         Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path)

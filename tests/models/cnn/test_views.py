@@ -20,7 +20,7 @@ def test_the_batch_equals_pillow_image_by_image(factor):
         np.testing.assert_array_equal(got, np.asarray(plain))
 
 
-def test_a_great_factor_leaves_little_but_which_channel_lies_above_the_grey():
+def test_a_large_factor_leaves_only_the_sign_of_each_channel():
     pixels = torch.tensor([120, 121, 119], dtype=torch.uint8).view(1, 3, 1, 1)
     assert saturate(pixels, 500.0).flatten().tolist() == [120, 255, 0]
 
@@ -30,6 +30,6 @@ def test_the_plain_view_is_the_image():
     assert show(pixels, "plain", 8.0) is pixels
 
 
-def test_the_layout_that_convolutions_are_fastest_in_is_kept():
+def test_channels_last_layout_is_kept():
     pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     assert saturate(pixels, 8.0).is_contiguous(memory_format=torch.channels_last)
