@@ -84,7 +84,7 @@ def test_the_version():
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_are_calls_of_functions_of_the_package(program):
-    """They define no options and read no files of the clone: whoever has the package has all of it."""
+    """They define no options and read no files of the clone, so the installed package is complete."""
     tree = ast.parse((REPOSITORY / program).read_text(encoding="utf-8"))
     assert {type(node).__name__ for node in tree.body} <= {"Expr", "ImportFrom", "If"}
 

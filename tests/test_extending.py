@@ -178,8 +178,8 @@ def test_a_kind_of_question_in_training() -> None:
     units = Units(toy_pairs(4), options)
     kinds = [{question.kind for question in example.questions} for example in units[0, 0]]
     assert kinds[1] >= {"yes_no"}
-    told = make_question(Subject("generated", kind="vae"), "origin", "fake", random.Random(0))
-    assert told == Question("origin", "How was this image generated?", "After a photo.")
+    made = make_question(Subject("generated", kind="vae"), "origin", "fake", random.Random(0))
+    assert made == Question("origin", "How was this image generated?", "After a photo.")
     assert make_question(Subject("real"), "origin", "fake", random.Random(0)) is None
     with pytest.raises(UserError, match="--question_kinds orgin: no such question; did you mean origin"):
         Units(toy_pairs(2), QuestionOptions(question_kinds=["orgin"]))

@@ -3,7 +3,7 @@
 Found are: such names in imports; attributes of what was imported from elsewhere; an attribute of any object, also as a
 string for `getattr` or `monkeypatch`, that nothing in this repository defines; and what our classes define over an
 underscored name of a base class from elsewhere. A name that is defined both here and in a library, and is reached
-through a variable, is not told apart.
+through a variable, is not distinguished.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def cached_images() -> list[StoredImage]:
 def test_a_feature_cache_is_read_and_not_rebuilt(old: Path, monkeypatch: pytest.MonkeyPatch):
     vlm = load_vlm("nano", device="cpu")
     vlm.model.requires_grad_(False)
-    monkeypatch.setattr(features_module, "_write", lambda *_: pytest.fail("the cache is made anew"))
+    monkeypatch.setattr(features_module, "_write", lambda *_: pytest.fail("the cache is rebuilt"))
     features = Features.build(vlm, cached_images(), Path("features"))
     with torch.inference_mode():
         live = vlm.encode(vlm.prepare([image.open() for image in cached_images()]))

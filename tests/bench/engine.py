@@ -9,7 +9,7 @@ Three ways to get the same greedy answers, batch of one image, one thread, CPU t
   encode_image() once, then query() on that, whose cache has 2048 places and is attended to whole);
 - engine: `Engine.generate` on all questions.
 
-The official order of work reads every crop; an image that fits one crop comes as two equal ones, of which ours reads
+The official order of work reads every crop; an image that fits one crop comes as two equal ones, and ours reads
 one.
 
 The ceiling is what the FLOP count allows when nothing else costs time.

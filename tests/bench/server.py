@@ -120,7 +120,7 @@ def images(side: int) -> Iterator[str]:
 
 
 def play(server: Server, route: str, config: Config, clients: int, count: int, fresh: Iterator[str]) -> Round:
-    """`count` requests by `clients` clients, each of which sends its next when it has its answer."""
+    """`count` requests by `clients` clients; each sends its next request when it has its answer."""
     bodies: list[dict[str, Any]] = [{"image_url": next(fresh)} for _ in range(count)]
     if route == "query":
         more = {"question": "What is in the picture?", "settings": {"max_tokens": config.new_tokens}}

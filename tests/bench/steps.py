@@ -52,7 +52,7 @@ def make_vlm() -> MoondreamVLM:
 
 
 def photo(vlm: MoondreamVLM, crops: int, seed: int = 0) -> StoredImage:
-    """Noise under a gradient, as JPEG, of which the processor now makes `crops` crops."""
+    """Noise under a gradient, as JPEG; the processor makes `crops` crops of it."""
     # The official limit of 12 tiles knows no image of 5 crops.
     vlm.processor.image_processor.max_crops = min(12, crops - 1)
     width, height = SIZES[crops]

@@ -142,10 +142,10 @@ def test_edits_are_asked_for_operation_and_place() -> None:
     for item in items:
         ((source, operation),) = shown(item, dataset)
         assert operation == ""
-        told = source.edit_words
+        edit_words = source.edit_words
         right = item.options["ABCD".index(item.ground_truth)]
-        assert right.lower() == f"{told['operation']} at the {told['place']}."
-        assert item.metadata["edit"] == told
+        assert right.lower() == f"{edit_words['operation']} at the {edit_words['place']}."
+        assert item.metadata["edit"] == edit_words
         assert item.metadata["asked"] == "edited"
     # Neither the operation nor the place alone gives the answer.
     words = [option.rstrip(".").split(" at the ") for option in items[0].options]

@@ -100,9 +100,9 @@ def test_edits_have_separate_rows(tmp_path: Path) -> None:
     rows = [{**row, "id": f"v{i}"} for i, row in enumerate(verdict_rows(tmp_path, 4))]
     for i, row in enumerate(verdict_rows(tmp_path, 4)):
         label = "edited" if i % 2 else "real"
-        told = {"question": EDIT_QUESTION, "ground_truth": "Yes." if i % 2 else "No."}
+        asked = {"question": EDIT_QUESTION, "ground_truth": "Yes." if i % 2 else "No."}
         rows.append(
-            {**row, **told, "id": f"e{i}", "metadata": {"label": label, "generator": "blur", "asked": "edited"}}
+            {**row, **asked, "id": f"e{i}", "metadata": {"label": label, "generator": "blur", "asked": "edited"}}
         )
     benchmark = load_benchmark(write_benchmark(tmp_path, rows))
 

@@ -117,13 +117,13 @@ def open_item(id_: str, label: str, question: str = EXPLAIN_QUESTION, **metadata
 
 
 def test_figures() -> None:
-    told = {"operation": "blur", "place": "upper left"}
+    edit_words = {"operation": "blur", "place": "upper left"}
     items = [
         open_item("a", "real"),
         open_item("b", "real"),
         open_item("c", "generated"),
-        open_item("d", "edited", EDIT_EXPLAIN_QUESTION, edit=told, asked="edited"),
-        open_item("e", "edited", EDIT_EXPLAIN_QUESTION, edit=told, asked="edited"),
+        open_item("d", "edited", EDIT_EXPLAIN_QUESTION, edit=edit_words, asked="edited"),
+        open_item("e", "edited", EDIT_EXPLAIN_QUESTION, edit=edit_words, asked="edited"),
     ]
     answers = [
         "Real. Nothing is wrong with it.",

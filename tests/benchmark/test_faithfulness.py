@@ -40,7 +40,7 @@ def cell(pixels: np.ndarray) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def edits(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
-    """Grey photos of which each edit is a white ninth, but for a pixel at its border; eight of them."""
+    """Eight grey photos; each edit is a white ninth, except for a pixel at its border."""
     rows = []
     for i in range(8):
         photo = np.full((SIDE, SIDE, 3), 100 + i, np.uint8)

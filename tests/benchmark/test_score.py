@@ -141,7 +141,7 @@ def test_shards_and_resuming_leave_no_gap_and_no_duplicate(benchmark: Benchmark,
     done = {result.key for result in merge(out, order)}
     assert 0 < len(done) < len(whole)
     assert not list(out.glob("*.part-*"))
-    # It continues as three processes, one of which answers something again.
+    # It continues with three processes; one of them answers a prompt again.
     for process in range(3):
         with ResultWriter(out, process) as writer:
             writer.write(run(benchmark, FakeEngine(oracle), shard=(process, 3), done=done if process else ()))
@@ -198,7 +198,7 @@ def test_an_image_that_the_model_refuses_is_left_out_with_its_reason(
     assert kept.skipped == [f"{first.id}: {refusal(size)}"]
     assert "1 items are left out (item0: 8x8 pixels" in capsys.readouterr().err
     summary = summarise(answered)
-    assert summary == summarise(results)  # whoever reads the file without them gets the same figures
+    assert summary == summarise(results)  # the file without them gives the same figures
     assert (summary["n"], summary["accuracy"]) == (4, 1)
     with pytest.raises(UserError, match="reads none of its images"):
         without_refused(benchmark, run(benchmark, engine, refusal=lambda given: "no"))

@@ -266,9 +266,9 @@ def test_a_read_only_dataset_is_audited_too(
 
     monkeypatch.setattr("vlm_detect.data.audit.write_json", refuse)
     run(["audit", str(folder), "--json"])
-    told = capsys.readouterr()
-    assert json.loads(told.out)["probes"]
-    assert told.err.endswith("the audit cannot be saved there (Permission denied)\n")
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["probes"]
+    assert captured.err.endswith("the audit cannot be saved there (Permission denied)\n")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def save_images(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def told(images) -> list[tuple[bool, bool]]:
+def entries(images) -> list[tuple[bool, bool]]:
     return [(image.is_generated, isinstance(image.data, bytes)) for image in images]
 
 
@@ -45,7 +45,7 @@ def test_labelled_folders(tmp_path):
     folder = save_images(tmp_path, ["real/a.png", "real/b.png", "fake/c.png", "edited/d.png"])
     images = known_images(str(folder))
     assert (images.real, images.generated) == (2, 1)
-    assert told(images) == [(False, True), (False, True), (True, True)]
+    assert entries(images) == [(False, True), (False, True), (True, True)]
 
 
 def test_generated_images_are_never_used_as_photos(tmp_path):
@@ -84,7 +84,7 @@ def test_rows_of_foreign_datasets(tmp_path):
     """With a label column they are a labelled set, by words; without one photos; with words of no label neither."""
     labelled = known_images(save_rows(tmp_path / "labelled", label=["real", "fake", "fake"]))
     assert (labelled.real, labelled.generated) == (1, 2)
-    assert len(told(labelled)) == 3
+    assert len(entries(labelled)) == 3
     bare = known_images(save_rows(tmp_path / "bare"))
     assert (bare.real, bare.generated) == (3, 0)
     with pytest.raises(UserError):

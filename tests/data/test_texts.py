@@ -37,11 +37,11 @@ def test_conversations(tmp_path: Path) -> None:
 
 
 def test_loki(tmp_path: Path) -> None:
-    told = {
+    problems = {
         "global": [{"desc": "Too smooth."}],
         "regional": [{"region": [10, 20, 30, 40], "desc": "Six fingers."}],
     }
-    records = [{"image_path": ["media/a.jpg"], "problems": told}, {"image_path": "b.jpg", "problems": {}}, {}]
+    records = [{"image_path": ["media/a.jpg"], "problems": problems}, {"image_path": "b.jpg", "problems": {}}, {}]
     (first, second, third) = read_texts("loki", written(tmp_path / "a.json", records))
     assert first == ("media/a.jpg", [Note("Too smooth."), Note("Six fingers.", (10, 20, 40, 60))])
     assert second == ("b.jpg", [])

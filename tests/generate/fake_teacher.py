@@ -116,7 +116,7 @@ class FakeTeacher(FakeEndpoint):
         if number == 19:
             time.sleep(self.hang_s)
         twin = 1 + [self.shows(one, "red") for one in shown].index(True) if self.has_red(shown) else 1
-        # The truth is told with the images, in the order in which they are shown.
+        # The labels are given with the images, in the order in which they are shown.
         if len(shown) == 2:
             assert text.startswith("Image 1 is a photo") == (twin == 2)
         first = twin == 2 if len(shown) == 2 else text.startswith("Image 1 is")

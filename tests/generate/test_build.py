@@ -1,4 +1,4 @@
-"""What every program that makes a dataset ends with: made once, told, tidied up, and uploaded where that is asked."""
+"""The last steps of every program that makes a dataset: made once, reported, cleaned up, and uploaded on request."""
 
 from __future__ import annotations
 

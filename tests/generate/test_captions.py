@@ -1,4 +1,4 @@
-"""Captions speak of content only."""
+"""Captions describe content only."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_sentences_of_a_text_become_reasons(tmp_path: Path) -> None:
 
 
 def test_boxes_are_cut_at_the_image(tmp_path: Path) -> None:
-    told = {
+    problems = {
         "regional": [
             {"region": [24, 0, 12, 12], "desc": "The hand has six fingers."},
             {"region": [40, 40, 40, 40], "desc": "The eyes do not match."},
@@ -104,7 +104,7 @@ def test_boxes_are_cut_at_the_image(tmp_path: Path) -> None:
             {"region": [0, 0, 48, 40], "desc": "The light is wrong."},
         ]
     }
-    texts = [{"image_path": "b/2.png", "problems": told}]
+    texts = [{"image_path": "b/2.png", "problems": problems}]
     add(write_images(tmp_path / "set"), tmp_path / "out", texts, "--texts_layout", "loki")
     found = {one.text: one.box for one in reasons_of(tmp_path / "out", "reasons")["b/2.png"]}
     assert found == {
@@ -154,9 +154,9 @@ def test_wrong_requests(tmp_path: Path) -> None:
     texts = [{"image": "b/2.png", "text": "A red square floats there."}]
     assert "give a --judge" in add(pairs, tmp_path / "out", texts, status=1).stderr
     strangers = [{"image": "9.png", "text": "A red square."}]
-    told = add(images, tmp_path / "out", strangers, status=1).stderr
-    assert "none of its records is about an image" in told
-    assert "9.png" in told
+    printed = add(images, tmp_path / "out", strangers, status=1).stderr
+    assert "none of its records is about an image" in printed
+    assert "9.png" in printed
     with mock.patch("vlm_detect.generate.dataset_files.write_audit"):
         done = run_here(PROGRAM, images, "--out", tmp_path / "out", "--reasons", "imported")
     assert (done.returncode, "go together" in done.stderr) == (2, True)

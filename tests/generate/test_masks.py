@@ -67,7 +67,7 @@ def test_labels_under_a_mask() -> None:
 
 
 def test_a_set_with_masks_is_imported_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As OpenSDI is: real images, whole generated ones, and photos of which a part was painted."""
+    """Like OpenSDI: real images, fully generated ones, and partly inpainted photos."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     kinds = ["real", "whole", "part"] * 8
     boxes = {"real": None, "whole": (0, 0, 40, 32), "part": (8, 4, 24, 20)}

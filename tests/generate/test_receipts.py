@@ -95,8 +95,8 @@ def test_a_splice_finds_its_donor_where_it_was_left_out(pairs: Path, tmp_path: P
         pq.write_table(pa.Table.from_pylist(kept, schema=PAIR_FEATURES.arrow_schema), path)
     with pytest.raises(UserError, match=r"not in the dataset; give it with --donor FILE"):
         render_row(tmp_path / "pairs", splice["pair_id"], tmp_path / "twin.jpg")
-    told = render_row(tmp_path / "pairs", splice["pair_id"], tmp_path / "twin.jpg", donor=donor["path_or_id"])
-    assert "the same bytes" in told
+    message = render_row(tmp_path / "pairs", splice["pair_id"], tmp_path / "twin.jpg", donor=donor["path_or_id"])
+    assert "the same bytes" in message
 
 
 def test_a_prompted_image_is_rendered_again(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def matmul_ceiling(machine: Machine) -> float:
 
 
 class Parts:
-    """The parts of a program, of which one that fails does not take the others along: `with parts.part(name)`."""
+    """The parts of a program; a failed part does not end the others: `with parts.part(name)`."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
@@ -199,7 +199,7 @@ class Parts:
     def part(self, name: str) -> Iterator[None]:
         try:
             yield
-        # Whatever it was, such as memory that this card has not: it is shown, told at the end, and the next part runs.
+        # Any error, such as out of memory: it is shown, reported at the end, and the next part runs.
         except Exception:
             traceback.print_exc()
             self.failed.append(name)

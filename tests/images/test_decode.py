@@ -130,7 +130,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, lines: list[bytes], depth: int, colour_type: int, **chunks: bytes) -> bytes:
-    """A PNG of any kind, of which Pillow writes some only; `chunks` stand in front of its pixels."""
+    """A PNG of any kind (Pillow can write only some); `chunks` come before its pixels."""
     header = struct.pack(">IIBBBBB", width, len(lines), depth, colour_type, 0, 0, 0)
     between = b"".join(chunk(name.encode(), data) for name, data in chunks.items())
     pixels = zlib.compress(b"".join(b"\0" + line for line in lines))

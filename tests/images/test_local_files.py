@@ -109,8 +109,8 @@ def test_workers_know_the_permitted_folders(folder: Path) -> None:
     may_name(folder)
     own = folder / "images" / "own.png"
     code = f"from vlm_detect.images.local_files import read_named; print(len(read_named({str(own)!r})))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(told) == own.stat().st_size
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed) == own.stat().st_size
 
 
 def test_every_reader_of_data_refuses_files_outside(

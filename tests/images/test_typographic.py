@@ -12,7 +12,7 @@ from vlm_detect.images.typographic import ASKED, LEARNED, LEAST_PX, SIZES, STYLE
 from vlm_detect.train.augment import sample_augmentation
 
 
-def laid(side: int, number: int, style: int = 0, size: float = SIZES[0], place: float = 0.5) -> np.ndarray:
+def with_text(side: int, number: int, style: int = 0, size: float = SIZES[0], place: float = 0.5) -> np.ndarray:
     grey = Image.new("RGB", (side, side), (128, 128, 128))
     changed = np.asarray(overlay_text(grey, number, size, place, style), dtype=int)
     assert np.asarray(grey).max() == 128  # the given image stays
@@ -23,7 +23,7 @@ def laid(side: int, number: int, style: int = 0, size: float = SIZES[0], place: 
 @pytest.mark.parametrize("number", range(len(TEXTS)))
 def test_every_text_is_readable_and_fits(side, number):
     """White letters on black: of a height that is read, whole within the image, and little of it under the ground."""
-    changed = laid(side, number)
+    changed = with_text(side, number)
     white = np.all(changed > 200, axis=-1)
     columns, rows = np.flatnonzero(white.any(0)), np.flatnonzero(white.any(1))
     assert rows.max() - rows.min() + 1 >= LEAST_PX // 2  # small letters without ascenders
@@ -35,14 +35,14 @@ def test_every_text_is_readable_and_fits(side, number):
 @pytest.mark.parametrize("style", range(len(STYLES)))
 @pytest.mark.parametrize("side", [32, 400])
 def test_letters_have_the_contrast_of_their_style(side, style):
-    changed = laid(side, 1, style)
+    changed = with_text(side, 1, style)
     assert changed.min() < 30
     assert changed.max() > 225
 
 
 def test_larger_and_lower():
     def letters(**options):
-        return (laid(400, 3, **options) != 128).any(-1)
+        return (with_text(400, 3, **options) != 128).any(-1)
 
     small, large = letters(size=0.05), letters(size=0.09)
     assert large.sum() > 1.5 * small.sum()

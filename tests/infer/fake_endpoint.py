@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server in a thread: answers by a rule, and fails as told."""
+"""A small OpenAI-compatible server in a thread: answers by a rule, and fails on request."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def mosaicked(image):
 
 
 def low_passed(image):
-    """All frequencies above 0.3 cut off at once, which rings beside every edge."""
+    """All frequencies above 0.3 cut off at once, which rings next to every edge."""
     radius = np.hypot(np.fft.fftfreq(len(image))[:, None], np.fft.fftfreq(len(image))[None])
     planes = [np.fft.ifft2(np.fft.fft2(image[..., c]) * (radius < 0.3)).real for c in range(3)]
     return np.clip(np.stack(planes, axis=2), 0, 1)

@@ -44,7 +44,7 @@ class LookalikeVLM(LlavaVLM):
 
 
 def names_of_families() -> set[str]:
-    """The classes by which a family, its model or its configuration could be told from another."""
+    """The classes that would identify a family, its model or its configuration."""
     found = {"MoondreamConfig", "TinyLlavaConfig", "LlavaConfig", "LlavaForConditionalGeneration"}
     found |= {"MoondreamForConditionalGeneration", "TinyLlavaForConditionalGeneration", "ChatVLM", "LLAVA"}
     return found | {family.__name__ for family in FAMILIES.values()}
@@ -68,8 +68,8 @@ def test_no_architecture_is_known_by_a_part_of_its_name() -> None:
     for path in OURS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
-                told = ast.unparse(node.comparators[0])
-                assert not (isinstance(node.left, ast.Constant) and "model_type" in told), f"{path}:{node.lineno}"
+                compared = ast.unparse(node.comparators[0])
+                assert not (isinstance(node.left, ast.Constant) and "model_type" in compared), f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

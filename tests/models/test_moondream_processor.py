@@ -59,7 +59,7 @@ def test_a_second_question_is_refused(processor: MoondreamProcessor) -> None:
 
 
 def test_prompts_of_the_first_release_are_separate_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their template is text ("\\n\\nQuestion: ..."), of which a tokenizer would make other ids as a whole."""
+    """Their template is text ("\\n\\nQuestion: ..."); a tokenizer encodes it to other ids as a whole."""
     codegen = {"query": {"prefix": [27, 27, 98], "suffix": [27, 27, 82]}}
     changes = {"question_prefix": " ", "query_suffix_repeats": 1, "image_token_id": 279}  # no token has that id
     model = tiny_moondream(templates=codegen, text_config={"vocab_size": 280}, **changes)

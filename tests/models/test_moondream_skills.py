@@ -235,7 +235,7 @@ def test_grounding_counts_characters_of_the_joined_text() -> None:
         thoughts.add(token, next(upcoming) if token == COORD else math.nan)
     text, grounding = thoughts.ground(lambda chunk: "".join(words[token] for token in chunk))
     assert text == "Two ships here ships"
-    # One chunk has five coordinates, of which the last is odd; another has a single one, which makes no point.
+    # One chunk has five coordinates, so the last has no partner; another has a single one, which makes no point.
     assert grounding == [(3, 9, [Point(0.1, 0.2), Point(0.3, 0.4)])]
     assert text[3:9] == " ships"
 

@@ -29,7 +29,7 @@ from vlm_detect.models.untrusted import build_untrusted, load_untrusted
 
 ROOMS = ("vlm_detect", "recipes", "eval", "data_gen")
 HELPER = REPOSITORY / "vlm_detect" / "models" / "untrusted.py"
-# A configuration that transformers knows, of which no AutoModel is: where parts of this type are built, it asks.
+# A configuration that transformers knows but that has no AutoModel: when a part of this type is built, it prompts.
 NO_MODEL = next(name for name, kind in CONFIG_MAPPING.items() if kind not in MODEL_MAPPING)
 EVIL = {
     "AutoConfig": "evil.Evil",

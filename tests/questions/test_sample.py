@@ -129,8 +129,8 @@ def test_an_ordinary_image_says_that_nothing_stands_out():
 
 
 def test_an_edit_is_described_in_words():
-    told = {kind: make_question(EDITED, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
-    assert (told["operation"].answer, told["place"].answer) == ("Blur.", "At the upper left.")
+    made = {kind: make_question(EDITED, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
+    assert (made["operation"].answer, made["place"].answer) == ("Blur.", "At the upper left.")
     untouched = {kind: make_question(FAKE, kind, "fake", random.Random(0), topic="edit") for kind in EDIT}
     assert (untouched["operation"].answer, untouched["place"].answer) == ("Nothing.", "Nowhere.")
     choice = make_question(EDITED, "multiple_choice", "fake", random.Random(1), topic="edit")

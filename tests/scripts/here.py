@@ -1,4 +1,4 @@
-"""Runs a program in this process, from its first line to its exit status: importing torch anew takes seconds."""
+"""Runs a program in this process, from its first line to its exit status: importing torch again takes seconds."""
 
 from __future__ import annotations
 

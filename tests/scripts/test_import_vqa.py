@@ -83,8 +83,8 @@ def test_fakebench(tmp_path: Path) -> None:
     out, done = convert(tmp_path, "fakebench", rows, "--images", tmp_path / "images")
     assert done.returncode == 0, done.stderr
     items = load_benchmark(out).items
-    told = [(item.kind, item.ground_truth) for item in items]
-    assert told == [("true_false", "Fake"), ("true_false", "No"), ("open", "Fake.")]
+    read = [(item.kind, item.ground_truth) for item in items]
+    assert read == [("true_false", "Fake"), ("true_false", "No"), ("open", "Fake.")]
     assert [generator_of(item) for item in items] == ["glide", "real", "glide"]
     assert [is_fake(item) for item in items] == [True, False, True]
     # "fake or real" is asked the other way round as well.

@@ -29,7 +29,7 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:
-    """The program in this process, from its first line: importing torch anew takes longer than all that is tested."""
+    """The program in this process, from its first line: importing torch again takes longer than the tests."""
 
     def call(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         argv = [str(ROOT / "data_gen" / script), *map(str, arguments)]

@@ -39,7 +39,7 @@ def test_tiers_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     again = run_here("eval/robustness.py", *args)
     assert again.returncode == 0
-    assert "prompts," not in again.stderr  # nothing was asked anew
+    assert "prompts," not in again.stderr  # nothing was asked again
     assert json.loads((out / "robustness.json").read_text()) == found
 
     drawn, seeds[:] = seeds.copy(), []

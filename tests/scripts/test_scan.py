@@ -50,10 +50,10 @@ def test_bad_input(folder: Path) -> None:
     unknown = run_verb("scan", "--model", "nano", folder, "--fail_on", "fake")
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert run_verb("scan", "--model", "nano", folder / "bad.jpg").returncode == 1  # nothing could be judged
-    beside = run_verb("scan", "--model", "nano", folder, folder / "none.png", "--csv")
-    assert (beside.returncode, "none.png: no such file" in beside.stderr) == (1, True)
-    assert "orange.png" in beside.stdout
-    assert "none.png" not in beside.stdout
+    mixed = run_verb("scan", "--model", "nano", folder, folder / "none.png", "--csv")
+    assert (mixed.returncode, "none.png: no such file" in mixed.stderr) == (1, True)
+    assert "orange.png" in mixed.stdout
+    assert "none.png" not in mixed.stdout
     form = run_verb("scan", "--model", "nano", folder, "--out", folder / "v.xlsx")
     assert (form.returncode == 2, form.stderr.count("\n"), "v.xlsx" in form.stderr) == (True, 1, True)
     assert run_verb("scan", "--model", "nano").returncode == 2

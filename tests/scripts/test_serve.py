@@ -1,4 +1,4 @@
-"""`vlm-detect serve` as a user runs it: a process that starts, answers, and ends when it is told to."""
+"""`vlm-detect serve` as a user runs it: a process that starts, answers, and ends on a signal."""
 
 from __future__ import annotations
 

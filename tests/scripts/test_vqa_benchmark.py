@@ -156,9 +156,9 @@ def test_killed_and_run_again(
 
     again = run(*args, "--out", out, launch=launch)
     assert again.returncode == 0, again.stderr
-    told = re.search(r"(\d+) of 305 prompts are already answered", again.stderr)
-    assert told
-    assert before - 2 <= int(told[1]) <= before  # at most one cut line a process
+    resumed = re.search(r"(\d+) of 305 prompts are already answered", again.stderr)
+    assert resumed
+    assert before - 2 <= int(resumed[1]) <= before  # at most one truncated line per process
     assert json.loads((out / "run.json").read_text())["processes"] == (2 if launch else 1)
     after = lines(out)
     keys = [(row["id"], row["scoring"], row["polarity"], row["rotation"]) for row in after]
@@ -219,8 +219,8 @@ def test_bad_items_are_left_out_and_counted(tmp_path: Path) -> None:
     done = here("--answers", path, "--skip_bad", "--out", out)
     assert (done.returncode, "2 items, 3 invalid ones skipped" in done.stdout) == (0, True)
     assert json.loads((out / "summary.json").read_text())["skipped"] == 3
-    told = json.loads((out / "run.json").read_text())["skipped"]
-    assert [line.split(":")[0] for line in told] == ["line 3 (item0)", "line 4", "line 5"]
+    skipped = json.loads((out / "run.json").read_text())["skipped"]
+    assert [line.split(":")[0] for line in skipped] == ["line 3 (item0)", "line 4", "line 5"]
     assert "3 bad items were left out" in (out / "report.html").read_text()
 
 
@@ -262,7 +262,7 @@ def test_a_cnn_in_the_same_table(tmp_path: Path) -> None:
     html = (out / "report.html").read_text()
     assert "the reasons of one class tie" in html
     assert "Calibrated" in html
-    # Refitted, the same answers are summed up anew.
+    # Refitted, the same answers are summarised again.
     for said in ("nothing is left to do", "accuracy"):
         again = here("--model", tmp_path / "cnn", "--benchmark", path)
         assert (again.returncode, said in again.stdout) == (0, True), again.stderr

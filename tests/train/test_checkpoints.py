@@ -80,9 +80,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_last_complete_one_is_used(
     RunDirectory(run, {}, {}, False, None).write("running")
     opened = RunDirectory.open(run, [])
     assert opened.checkpoint == str(run / "checkpoint-4")
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     said = "is missing" if damage == "missing" else "is not what was written"
-    assert f"checkpoint-6: {name} {said}): continuing from {run / 'checkpoint-4'}" in told
+    assert f"checkpoint-6: {name} {said}): continuing from {run / 'checkpoint-4'}" in printed
 
 
 def test_without_a_complete_checkpoint_the_run_restarts_and_reports_it(

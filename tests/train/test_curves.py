@@ -25,9 +25,9 @@ def test_curves_as_pictures_and_as_a_page(tmp_path):
 
 
 def test_a_single_validation_has_an_axis_from_the_start():
-    (figure, told) = _validation(HISTORY)
+    (figure, text) = _validation(HISTORY)
     assert figure.axes[0].get_xlim() == (0, 1.05)
-    assert "epoch 1.00: AUROC 0.800" in told
+    assert "epoch 1.00: AUROC 0.800" in text
     (figure, _) = _loss(HISTORY[:1], "nats")
     assert figure.axes[0].get_xlim() == (0, 1.05)
 
@@ -43,9 +43,9 @@ def test_the_card_has_the_content_baselines_or_says_how_to_get_them(tmp_path):
     probe = {"name": "bytes", "auc": 0.91, "ci95": [0.88, 0.94], "n": 100, "groups": 50}
     audit = {"probes": [probe], "findings": ["The size in bytes gives the label away."]}
     (tmp_path / "audit.json").write_text(json.dumps(audit))
-    told = _baselines(tmp_path / "audit.json")
-    assert "| bytes | 0.910 | 0.880 to 0.940 |" in told
-    assert "- The size in bytes" in told
+    text = _baselines(tmp_path / "audit.json")
+    assert "| bytes | 0.910 | 0.880 to 0.940 |" in text
+    assert "- The size in bytes" in text
 
 
 def test_checkpoints_are_not_uploaded(tmp_path, monkeypatch, capsys):

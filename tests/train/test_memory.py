@@ -75,7 +75,7 @@ def test_live_bytes_are_the_bytes_of_live_tensors():
 def test_every_config_fits_the_gpu_it_is_named_after(config):
     found = record_of(str(config))
     assert sum(found["parts"].values()) / 1e9 < 0.95 * int(config.stem.rpartition("_")[2].removesuffix("gb"))
-    # What doctor says without computing it; `python -m vlm_detect.apps.estimates` records it anew. Another version of
+    # What doctor says without computing it; `python -m vlm_detect.apps.estimates` records it again. Another version of
     # transformers may hold a tensor more.
     recorded = json.loads(ESTIMATES.read_text())[config.stem]
     assert recorded.pop("parts") == pytest.approx(found.pop("parts"), rel=0.01)
@@ -84,11 +84,11 @@ def test_every_config_fits_the_gpu_it_is_named_after(config):
 
 def test_doctor_reports_the_machine_and_each_config_without_importing_a_model():
     code = "import sys; from vlm_detect import cli; cli.run(['doctor']); print('models', 'transformers' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "torch" in told
-    assert "extra quant: complete" in told
-    assert all(f"  {config.name}: " in told for config in CONFIGS)
-    assert told.endswith("models False\n")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "torch" in printed
+    assert "extra quant: complete" in printed
+    assert all(f"  {config.name}: " in printed for config in CONFIGS)
+    assert printed.endswith("models False\n")
     assert len(json.loads(ESTIMATES.read_text())) == len(CONFIGS)
 
 
