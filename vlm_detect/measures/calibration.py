@@ -1,15 +1,15 @@
-"""What photos measure, and which measures tell a dataset's classes apart: fitted on a training split, kept as JSON.
+"""The values of photos, and the measures that separate a dataset's classes: fitted on a training split, saved as JSON.
 
     calibration = fit_calibration(measured, generated, groups)     # of a training split's photos and generated images
     calibration.save(folder)                                       # measures.json; MeasureCalibration.load(folder)
-    calibration.standing(measured, "noise_evenness")               # where an image's number stands among photos
-    calibration.scales["noise_evenness"].is_informative                 # whether it may be spoken of as a reason
+    calibration.standing(measured, "noise_evenness")               # an image's value relative to photos
+    calibration.scales["noise_evenness"].is_informative           # whether it may be given as a reason
 
-A number is compared with photos of its own size: buckets of half an octave of the side. Where photos of one size were
+A value is compared with photos of the same size: buckets of half an octave of the side. If photos of one size were
 compressed differently, those of the same JPEG quality are a bucket of their own.
 
-A measure tells the classes apart where its area under the ROC curve, cross-validated over source photos (direction and
-percentiles are chosen on other photos than those that are judged), has its whole 95 % interval above 0.6.
+A measure is informative if the 95 % interval of its area under the ROC curve lies above 0.6. The area is
+cross-validated over source photos: direction and percentiles are chosen on other photos than those that are scored.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from vlm_detect.schema import check_schema, with_schema
 from vlm_detect.stats.areas import auc, auc_interval, make_folds
 
 FILE = "measures.json"
-MIN_AUROC = 0.6  # the least area, at the lower end of its interval, of what may be spoken of
-MIN_PHOTOS = 20  # fewer make no percentiles
+MIN_AUROC = 0.6  # lowest area, at the lower end of its interval, of a measure that may be given as a reason
+MIN_PHOTOS = 20  # with fewer there are no percentiles
 _QUANTILES = np.linspace(0, 1, 101)
-_BINS = 20  # of the percentile, in which margins are counted
+_BINS = 20  # of the percentile, for margins
 
 Direction = Literal["lower", "higher"]
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Standing:
-    """A number among those of photos: the shares, 0 to 1, of photos whose number is lower and higher."""
+    """A value relative to those of photos: the shares, 0 to 1, of photos with a lower and with a higher value."""
 
     value: float
     below: float
@@ -53,20 +53,20 @@ class Standing:
 
     @property
     def percentile(self) -> float:
-        """0 to 100; of equal numbers the middle."""
+        """0 to 100; the middle of equal values."""
         return 50 * (self.below + 1 - self.above)
 
     def beyond(self, direction: Direction) -> float:
-        """The share of photos that it exceeds in a direction: lower than so many, or higher."""
+        """The share of photos that it is lower, or higher, than."""
         return self.above if direction == "lower" else self.below
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How one measure tells generated images from photos.
+    """How one measure separates generated images from photos.
 
-    `auroc` and `ci95` are of images that chose nothing; `generated` is where generated images lie. `margins` are nats,
-    in twenty equal parts of the percentile: by how much likelier such a number is of a generated image.
+    `auroc` and `ci95` are cross-validated; `generated` is the direction of generated images. `margins` are
+    log-likelihood ratios in nats, generated against real, in twenty equal bins of the percentile.
     """
 
     auroc: float
@@ -79,7 +79,7 @@ class Scale:
         return self.ci95[0] > MIN_AUROC
 
     def margin(self, percentile: float) -> float:
-        """Nats for generated, negative for real."""
+        """Nats, positive for generated and negative for real."""
         return self.margins[min(int(percentile / 100 * _BINS), _BINS - 1)]
 
 
@@ -88,21 +88,21 @@ class Photos:
     """The photos of one bucket: how many, and the percentiles 0 to 100 of each measure."""
 
     octave: int  # twice the binary logarithm of the side, rounded
-    quality: str | None  # of the files' compression; None: whatever it is
+    quality: str | None  # of the files' compression; None: any
     count: int
     quantiles: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class MeasureCalibration:
-    """`images` counts what it was fitted on, by label; empty `scales`: there was nothing to tell photos from."""
+    """`images` has the numbers of images by label; `scales` is empty if there were no generated images."""
 
     photos: tuple[Photos, ...] = ()
     scales: Mapping[str, Scale] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
 
     def standing(self, measured: Measured, name: str) -> Standing | None:
-        """Where an image stands by one measure; None where it has no such number, or no photo of its size is known."""
+        """An image's value relative to photos; None if it has no such value, or there are no photos of its size."""
         value = measured.values.get(name)
         photos = self.photos_like(octave_of(measured.size), quality_of(measured.jpeg_quality))
         if value is None or photos is None or name not in photos.quantiles:
@@ -111,7 +111,7 @@ class MeasureCalibration:
 
     @property
     def informative(self) -> list[str]:
-        """The measures that tell the classes apart, the best first."""
+        """The informative measures, the best first."""
         names = [name for name, scale in self.scales.items() if scale.is_informative]
         return sorted(names, key=lambda name: -self.scales[name].auroc)
 
@@ -120,7 +120,7 @@ class MeasureCalibration:
 
     @classmethod
     def load(cls, folder: Path) -> MeasureCalibration | None:
-        """What was saved in a dataset's or a run's folder; None where nothing was. UserError for another file."""
+        """The calibration in a dataset's or a run's folder; None if there is none. UserError for an invalid file."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -165,9 +165,9 @@ def quality_of(jpeg_quality: int | None) -> str:
 def fit_calibration(
     measured: Sequence[Measured], generated: Sequence[bool] | NDArray[np.bool_], groups: Sequence[str]
 ) -> MeasureCalibration:
-    """From the numbers of photos and of generated images; `groups` are their source photos.
+    """Fit on the values of photos and of generated images; `groups` are their source photos.
 
-    UserError where no size has `MIN_PHOTOS` photos.
+    UserError if no size has `MIN_PHOTOS` photos.
     """
     y = np.asarray(generated, dtype=float)
     unit = np.unique(np.asarray(groups, str), return_inverse=True)[1]
@@ -200,7 +200,7 @@ def fit_calibration(
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Images by rows: `values` is (n, names), NaN where an image has no such number."""
+    """Images by rows: `values` is (n, names), NaN if an image has no such value."""
 
     names: list[str]
     values: Array
@@ -269,7 +269,7 @@ def _scale(percentiles: Array, scores: Array, y: Array, unit: NDArray[np.intp]) 
 
 
 def _margins(percentiles: Array, y: Array, *, increasing: bool) -> tuple[float, ...]:
-    """Log ratios of the classes' shares of each bin, one image more in each, made monotone."""
+    """Log ratios of the classes' shares of each bin, with one image added to each, made monotone."""
     bins = np.minimum((percentiles / 100 * _BINS).astype(int), _BINS - 1)
     counts = [np.bincount(bins[y == label], minlength=_BINS) + 1.0 for label in (0, 1)]
     logs = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
@@ -280,7 +280,7 @@ def _margins(percentiles: Array, y: Array, *, increasing: bool) -> tuple[float, 
 
 
 def _shares_of_one(quantiles: Sequence[float], value: float) -> tuple[float, float]:
-    """As `_shares` of a single number, which explanations are held against by the hundred thousand."""
+    """As `_shares` for a single value, without its overhead: explanations are checked in the hundred thousands."""
     last = len(quantiles) - 1
     low, high = bisect_left(quantiles, value), bisect_right(quantiles, value)
     if high > low:
@@ -292,7 +292,7 @@ def _shares_of_one(quantiles: Sequence[float], value: float) -> tuple[float, flo
 
 
 def _shares(quantiles: Array, values: Array) -> tuple[Array, Array]:
-    """(below, above): the shares of photos with a lower and with a higher number; equal ones count to neither."""
+    """(below, above): the shares of photos with a lower and with a higher value; equal ones count for neither."""
     last = len(quantiles) - 1
     low, high = np.searchsorted(quantiles, values, "left"), np.searchsorted(quantiles, values, "right")
     before, after = np.clip(low - 1, 0, last), np.clip(low, 0, last)

@@ -1,11 +1,11 @@
-"""Sentences about a measure, read strictly, and held against the numbers of the very image that they are about.
+"""Sentences about a measure, parsed strictly and checked against the values of the image that they are about.
 
     claim = read_claim("Its noise is less even than in 94 % of photos of this size, above all at the top.")
     # Claim(measure="noise_evenness", kind="noise", direction="lower", bound=0.94, place="top")
     check_claim(claim, measure_image(image), calibration).status       # confirmed | contradicted | unchecked
 
-A sentence is a claim only where it is plain: one measure by one of its names, one direction, no negation, and photos
-as what it is compared with. Anything else is None, which callers count as a sentence that nobody can check.
+A sentence is a claim only if it is unambiguous: one measure by one of its names, one direction, no negation, and a
+comparison with photos. Anything else is None, which callers count as a sentence that cannot be checked.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from vlm_detect.records import ReasonKind
 
 Status = Literal["confirmed", "contradicted", "unchecked"]
 
-USUAL = 0.5  # the share of photos that is meant where a sentence gives none: "weaker than usual"
-SLACK = 0.05  # by which a stated share may be missed: it is said in round numbers
-_NEAR = 3  # of the nine places: a named one is right where it is among so many
+USUAL = 0.5  # the share of photos if a sentence gives none: "weaker than usual"
+SLACK = 0.05  # tolerance of a stated share, which is a round number
+_NEAR = 3  # a named place is right if it is among so many of the nine
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: number for number, word in enumerate(_WORDS)} | {"twelve": 12, "twenty": 20, "hundred": 100}
@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Check:
-    """What came of it: `status` of the whole claim, `place` of the place alone. `percentile` is 0 to 100."""
+    """Result of a check: `status` of the complete claim, `place` of the place alone. `percentile` is 0 to 100."""
 
     status: Status
     value: float | None = None
@@ -88,10 +88,10 @@ def read_claim(sentence: str) -> Claim | None:
 
 
 def check_claim(claim: Claim, measured: Measured, calibration: MeasureCalibration) -> Check:
-    """Hold a claim against an image: unchecked where it has no such number, or no photo of its size is known.
+    """Check a claim against an image: unchecked if it has no such value, or there are no photos of its size.
 
-    A place is right where at most two other ninths are further in the claim's direction; a wrong one contradicts the
-    claim. It is unchecked where the measure has no place, or `measured` holds no pixels.
+    A place is right if at most two other ninths are further in the claim's direction; a wrong one contradicts the
+    claim. It is unchecked if the measure has no grid, or `measured` has no pixels.
     """
     standing = calibration.standing(measured, claim.measure) if claim.measure in MEASURES else None
     if standing is None:
@@ -149,7 +149,7 @@ def _any_of(patterns: Iterable[str]) -> str:
 
 
 def _share_in(text: str) -> float | None:
-    """The share of photos that is spoken of; None where several are."""
+    """The share of photos that is stated; None if there are several."""
     shares = {float(found) / 100 for found in _PERCENT.findall(text)}
     for part, whole in _OF.findall(text):
         if (of := _number(whole)) > 0:

@@ -1,4 +1,4 @@
-"""Measures of colour: saturation, what is clipped to black or white, and how fine the colours' own detail is."""
+"""Measures of colour: saturation, clipping to black or white, and fine detail in the colours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from vlm_detect.measures.pixels import LEVEL, Array, Pixels, ninths, power, radii
 from vlm_detect.measures.registry import Words, measure
 
-_DARK, _LIGHT = 2.5 * LEVEL, 252.5 * LEVEL  # of 0 to 2 and 253 to 255 little is left but that it was clipped
+_DARK, _LIGHT = 2.5 * LEVEL, 252.5 * LEVEL  # levels 0 to 2 and 253 to 255 count as clipped
 _FLOOR = LEVEL**2 / 12
 
 _AREA = {
@@ -70,7 +70,7 @@ def dark_clipping(pixels: Pixels) -> float:
     map=lambda pixels: ninths((pixels.lightest > _LIGHT).astype(np.float32)),
 )
 def light_clipping(pixels: Pixels) -> float:
-    """Share of the pixels with a channel at the highest three levels; source as of `dark_clipping`."""
+    """Share of the pixels with a channel at the highest three levels; same source as `dark_clipping`."""
     return float((pixels.lightest > _LIGHT).mean())
 
 

@@ -1,4 +1,4 @@
-"""Measures of what compression leaves in the pixels, whatever the image was stored as since."""
+"""Measures of the traces of compression in the pixels, independent of the current file format."""
 
 from __future__ import annotations
 

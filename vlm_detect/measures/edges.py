@@ -1,4 +1,4 @@
-"""Measures of edges: how sharp they are, how alike that is over the image, and what ripples beside them."""
+"""Measures of edges: how sharp they are, how evenly over the image, and ringing next to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_detect.measures.pixels import LEVEL, Pixels, ninths, patches
 from vlm_detect.measures.registry import Words, measure
 
 _EDGES = 85  # percentile of the gradient above which a pixel belongs to an edge
-_REACH = 2  # pixels beside an edge in which ripples are looked for
+_REACH = 2  # pixels next to an edge in which ringing is measured
 
 
 @measure(
@@ -25,7 +25,7 @@ _REACH = 2  # pixels beside an edge in which ripples are looked for
     map=lambda pixels: np.log(np.sqrt(ninths(pixels.gradient**2)) + LEVEL),
 )
 def sharpness(pixels: Pixels) -> float:
-    """Log of the 99th percentile of the gradient: the steepest edges, whatever part of the image is flat.
+    """Log of the 99th percentile of the gradient: the steepest edges, however much of the image is flat.
 
     After the gradient measures compared by S. Pertuz, D. Puig, M. Garcia, "Analysis of focus measure operators for
     shape-from-focus" (Pattern Recognition 46, 2013).
@@ -66,7 +66,7 @@ def sharpness_evenness(pixels: Pixels) -> float:
     ),
 )
 def ringing(pixels: Pixels) -> float:
-    """Log ratio of the noise residual beside strong edges to that far from them.
+    """Log ratio of the noise residual next to strong edges to that far from them.
 
     P. Marziliano, F. Dufaux, S. Winkler, T. Ebrahimi, "Perceptual blur and ringing metrics: application to JPEG2000"
     (Signal Processing: Image Communication 19, 2004).

@@ -1,4 +1,4 @@
-"""Measures of the spectrum: how much fine detail there is, how it falls off, and what repeats at a fixed distance."""
+"""Measures of the spectrum: how much fine detail there is, how it falls off, and periodic patterns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_detect.measures.pixels import LEVEL, Pixels, ninths
 from vlm_detect.measures.registry import Grid, Words, measure
 
 _FINE, _FINEST = 0.25, 0.45  # cycles a pixel
-_FLOOR = LEVEL**2 / 12  # power of rounding to 8 bits: nothing below it can be told from none
+_FLOOR = LEVEL**2 / 12  # power of rounding to 8 bits, below which no signal can be measured
 
 _STRENGTH = {
     "lower": ("is weaker", "is fainter", "is less pronounced", "is less marked"),
@@ -75,7 +75,7 @@ def finest_detail(pixels: Pixels) -> float:
     ),
 )
 def spectral_slope(pixels: Pixels) -> float:
-    """By which exponent the power falls with the frequency: about 2 in photos.
+    """Exponent by which the power falls with the frequency: about 2 in photos.
 
     A. van der Schaaf, J. van Hateren, "Modelling the power spectra of natural images" (Vision Research 36, 1996).
     """
@@ -153,14 +153,14 @@ def colour_filter(pixels: Pixels) -> float:
     """Log peak, over the median, of the diagonals' variance at a period of two: the trace of a Bayer colour filter.
 
     A. Gallagher, T. Chen, "Image authentication by detecting traces of demosaicing" (CVPR workshops 2008). A photo
-    that was made smaller has lost it.
+    that was downscaled has lost it.
     """
     green = pixels.rgb[..., 1]
     detail = np.abs(
         4 * green[1:-1, 1:-1] - green[:-2, 1:-1] - green[2:, 1:-1] - green[1:-1, :-2] - green[1:-1, 2:],
     )
     height, width = detail.shape
-    diagonal = np.arange(height)[:, None] + np.arange(width)  # an interpolated green lies on every other one
+    diagonal = np.arange(height)[:, None] + np.arange(width)  # every other green is interpolated
     sums = np.bincount(diagonal.ravel(), detail.ravel())
     means = (sums / np.bincount(diagonal.ravel()))[: (height + width - 1) // 2 * 2]
     magnitude = np.abs(np.fft.rfft(means - means.mean()))

@@ -1,4 +1,4 @@
-"""Measures of the noise that a camera leaves and a generator has to invent."""
+"""Measures of noise, which a camera produces and a generator has to imitate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def noise_strength(pixels: Pixels) -> float:
     ),
 )
 def noise_evenness(pixels: Pixels) -> float:
-    """Minus the standard deviation, over patches, of the log noise residual: a sensor's noise is alike everywhere.
+    """Minus the standard deviation, over patches, of the log noise residual: a sensor's noise is the same everywhere.
 
     B. Mahdian, S. Saic, "Using noise inconsistencies for blind image forensics" (Image and Vision Computing 27, 2009).
     """

@@ -1,4 +1,4 @@
-"""An image's pixels, and what several measures need of them, computed once.
+"""An image's pixels and the intermediate results that several measures share, computed once.
 
 pixels = Pixels.from_array(image)     # (H, W, 3), uint8 or float from 0 to 1
 pixels.grey                           # (H, W)
@@ -25,12 +25,12 @@ LEVEL = 1 / 255  # one step of an 8-bit channel
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _BLUE_DIFFERENCE = np.array([-0.168736, -0.331264, 0.5], np.float32)
 _RED_DIFFERENCE = np.array([0.5, -0.418688, -0.081312], np.float32)
-_TILE = 256  # pixels: longest side of what is transformed at once
+_TILE = 256  # pixels: longest side of a tile that is transformed
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """`rgb` is (H, W, 3), float32 from 0 to 1. Everything else follows from it when it is first asked for."""
+    """`rgb` is (H, W, 3), float32 from 0 to 1. Everything else is computed from it on first access."""
 
     rgb: Array
 
@@ -58,12 +58,12 @@ class Pixels:
 
     @cached_property
     def darkest(self) -> Array:
-        """(H, W): the least of a pixel's channels."""
+        """(H, W): the minimum of a pixel's channels."""
         return np.minimum(np.minimum(self.rgb[..., 0], self.rgb[..., 1]), self.rgb[..., 2])
 
     @cached_property
     def lightest(self) -> Array:
-        """(H, W): the greatest of a pixel's channels."""
+        """(H, W): the maximum of a pixel's channels."""
         return np.maximum(np.maximum(self.rgb[..., 0], self.rgb[..., 1]), self.rgb[..., 2])
 
     @cached_property
@@ -73,7 +73,7 @@ class Pixels:
 
     @cached_property
     def residual(self) -> Array:
-        """(H, W): what no plane of grey explains, in units of the noise's standard deviation.
+        """(H, W): the residual of a local plane of grey, in units of the noise's standard deviation.
 
         J. Immerkaer, "Fast noise variance estimation", Computer Vision and Image Understanding 64 (1996): the mask
         [1 -2 1; -2 4 -2; 1 -2 1], blind to flat areas, ramps and straight edges along the axes.
@@ -144,7 +144,7 @@ def ninths(field: Array) -> NDArray[np.float64]:
 def patches(field: Array, least: int = 4) -> Array:
     """(rows, columns, side^2): a field in squares, eight along its shorter side, of `least` pixels a side or more.
 
-    What is left over at the right and the bottom is in none.
+    The remainder at the right and the bottom is in no patch.
     """
     side = max(least, min(field.shape) // 8)
     rows, columns = field.shape[0] // side, field.shape[1] // side

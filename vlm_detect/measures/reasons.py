@@ -1,11 +1,11 @@
-"""What the measures of an image say for its being real, or generated, as sentences.
+"""The measures of an image that support a label, as sentences.
 
     measured_reasons(measured, calibration, "real", seed="an image's id")      # at most four, the strongest first
     measured_reasons(measured, calibration, None, seed="...")                  # for either label
 
-A measure speaks where it tells the calibration's classes apart, where the number is beyond three quarters of photos in
-the label's direction, and where such a number is likelier of that label. Of each kind the strongest measure speaks, so
-that the reasons of one image are of different kinds.
+A measure gives a reason if it is informative, if the value is beyond three quarters of photos in the label's direction,
+and if such a value is likelier for that label. Only the strongest measure of each kind gives one, so that the reasons
+of an image are of different kinds.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _OPPOSITE: dict[Direction, Direction] = {"lower": "higher", "higher": "lower"}
 def measured_reasons(
     measured: Measured, calibration: MeasureCalibration, label: Label | None, *, seed: str, most: int = MOST
 ) -> list[Reason]:
-    """At most `most` reasons for `label` (None: for whichever label each measure speaks for), the strongest first.
+    """At most `most` reasons for `label` (None: for the label that each measure supports), the strongest first.
 
-    `seed` chooses the wordings. Places and boxes are given where `measured` holds pixels. No measure speaks for
-    "edited": none was calibrated on edits.
+    `seed` chooses the wordings. Places and boxes are given if `measured` has pixels. No measure supports "edited": none
+    was calibrated on edits.
     """
     labels: tuple[Label, ...] = ("real", "generated") if label is None else (label,)
     found = []
@@ -45,13 +45,13 @@ def measured_reasons(
 
 
 class _Case(NamedTuple):
-    """A measure that speaks for a label."""
+    """A measure that supports a label."""
 
     name: str
     supports: Label
     direction: Direction
     standing: Standing
-    bound: float  # the share of photos that may be said
+    bound: float  # the share of photos that may be stated
     margin: float  # nats
 
 

@@ -1,11 +1,11 @@
-"""A measure: a number from an image's pixels that photos and generated images may differ in, and how it is spoken of.
+"""A measure: a number from an image's pixels in which photos and generated images may differ, and its wordings.
 
 @measure("noise_strength", "noise", Words(...), map=lambda pixels: ninths(pixels.residual**2))
 def noise_strength(pixels: Pixels) -> float:
     '''What it is, and its source.'''
 
 MEASURES["noise_strength"](image)          # one number
-measured = measure_image(image)            # every number that this image is large enough for
+measured = measure_image(image)            # every measure that this image is large enough for
 measured.grid("noise_strength")            # (3, 3): the same by ninths of the image, or None
 """
 
@@ -24,15 +24,15 @@ from vlm_detect.plugins import Registry
 from vlm_detect.records import ReasonKind
 
 Grid = NDArray[np.float64]  # (3, 3), by rows
-_DIGITS = 6  # behind the point: equal images give equal numbers on every machine
+_DIGITS = 6  # decimals: equal images give equal values on every machine
 
 
 @dataclass(frozen=True)
 class Words:
-    """How a measure is spoken of: "{subject} {lower or higher} than in most photos".
+    """The wordings of a measure: "{subject} {lower or higher} than in most photos".
 
-    Subjects begin in lower case and are singular. The reader takes these phrases, and what `also_lower` and
-    `also_higher` match (regular expressions of whole words) as statements of their own: "lacks fine detail".
+    Subjects begin in lower case and are singular. The parser accepts these phrases. What `also_lower` and `also_higher`
+    match (regular expressions of complete words) it reads as statements of their own: "lacks fine detail".
     """
 
     subjects: tuple[str, ...]
@@ -89,10 +89,9 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The numbers of one image, and what it takes to compare them: `size` (width, height), the file's JPEG quality.
+    """The values of one image, and the facts for comparing them: `size` (width, height), the file's JPEG quality.
 
-    `jpeg_quality` is None of a file that is no JPEG, or not known. Grids are computed when they are asked for, unless
-    they are in `grids`.
+    `jpeg_quality` is None if the file is no JPEG, or unknown. Grids are computed on demand unless they are in `grids`.
     """
 
     values: Mapping[str, float]
@@ -102,14 +101,14 @@ class Measured:
     grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def grid(self, name: str) -> Grid | None:
-        """(3, 3): a measure by ninths of the image; None where it has no place, or no pixels are at hand."""
+        """(3, 3): a measure by ninths of the image; None if the measure has no grid, or there are no pixels."""
         if name in self.grids:
             return self.grids[name]
         one = MEASURES[name]
         return one.map(self.pixels) if one.map and self.pixels and one.fits(self.pixels) else None
 
     def without_pixels(self) -> Measured:
-        """The same numbers and grids in a few kilobytes, for many images at once."""
+        """The same values and grids in a few kilobytes, for keeping many images in memory."""
         grids = {name: grid for name in MEASURES if (grid := self.grid(name)) is not None}
         return replace(self, pixels=None, grids=grids)
 

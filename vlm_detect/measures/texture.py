@@ -1,4 +1,4 @@
-"""Measures of texture: how varied the smallest patterns are, and how much patches repeat each other."""
+"""Measures of texture: how varied the smallest patterns are, and how much patches repeat."""
 
 from __future__ import annotations
 

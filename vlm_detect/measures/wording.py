@@ -1,10 +1,10 @@
-"""A measured number as a sentence: what is lower or higher than in how many photos, and where above all.
+"""A measured value as a sentence: what is lower or higher, than in how many photos, and where most.
 
     write_sentence(MEASURES["noise_evenness"], "lower", 0.9, rng)
     # "Its noise is less even than in nine of ten photos of this size."
 
-Only coarse shares are stated: an image shows that a number exceeds three quarters of photos or nine tenths of them, and
-hardly more. The share said is at most the true one. `claims.py` reads every wording back.
+Only coarse shares are stated, because an image shows little more than that a value exceeds those of three quarters or
+nine tenths of photos. The stated share is at most the true one. `claims.py` parses every wording.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vlm_detect.measures.calibration import Direction
 from vlm_detect.measures.registry import Grid, Measure
 from vlm_detect.places import PLACES
 
-# The shares of photos that a number may be said to be beyond, and how each is said.
+# The shares of photos that may be stated, and their wordings.
 BOUNDS: dict[float, tuple[str, ...]] = {
     0.75: ("three quarters of", "over 75 % of", "three of four"),
     0.9: ("nine tenths of", "over 90 % of", "nine of ten"),
@@ -31,12 +31,12 @@ _STANDS_OUT = 1.8  # standard deviations of the nine from their mean; of normal 
 
 
 def bound_of(share: float) -> float | None:
-    """The greatest share that may be said of a number beyond `share` of photos; None where it is too ordinary."""
+    """The largest share that may be stated for a value beyond `share` of photos; None if it is too ordinary."""
     return max((bound for bound in BOUNDS if share >= bound), default=None)
 
 
 def place_of_grid(grid: Grid, direction: Direction) -> str | None:
-    """The ninth that is far lower or higher than the others; None where none stands out."""
+    """The ninth that is far lower or higher than the others; None if none stands out."""
     values = (grid if direction == "higher" else -grid).ravel()
     spread = values.std()
     top = int(values.argmax())
@@ -46,7 +46,7 @@ def place_of_grid(grid: Grid, direction: Direction) -> str | None:
 def write_sentence(
     measure: Measure, direction: Direction, bound: float, rng: random.Random, place: str | None = None
 ) -> str:
-    """One of the wordings, drawn by `rng`; `bound` is one of `BOUNDS`, `place` one of `vlm_detect.places.PLACES`."""
+    """One of the wordings, sampled by `rng`; `bound` is one of `BOUNDS`, `place` one of `vlm_detect.places.PLACES`."""
     parts = _FRAMES, measure.words.subjects, _predicates(measure, direction), BOUNDS[bound]
     frame, subject, predicate, share = (rng.choice(part) for part in parts)
     where = rng.choice(_PLACES).format(place=place) if place else ""
@@ -54,7 +54,7 @@ def write_sentence(
 
 
 def wordings(measure: Measure, direction: Direction, bound: float, place: str | None = None) -> list[str]:
-    """Every sentence that `write_sentence` may give."""
+    """Every sentence that `write_sentence` can return."""
     where = [phrase.format(place=place) for phrase in _PLACES] if place else [""]
     parts = product(_FRAMES, measure.words.subjects, _predicates(measure, direction), BOUNDS[bound], where)
     return [_filled(*part) for part in parts]

@@ -1,6 +1,6 @@
 """The nano SD 3.5's autoencoder: diffusers' ``AutoencoderKL`` with 16 latent channels, as SD 3 has it, and factor 4.
 
-A 32x32 photograph becomes 16 x 8 x 8 latents. SD 3's factor 8 would leave 4x4 places, too few to draw with.
+A 32x32 photograph becomes 16 x 8 x 8 latents. SD 3's factor 8 would leave 4x4 places, too few to represent an image.
 The loss has no perceptual network, which would be larger than the model: it is L1 on the pixels and on their
 differences to the right and below, which punishes blur, and a KL term.
 """
@@ -21,7 +21,7 @@ from vlm_detect.nano.training import train
 
 
 def build_autoencoder(channels: tuple[int, ...], sample_size: int = 32) -> AutoencoderKL:
-    """One resolution a channel width; like SD 3's without the 1x1 convolutions around the latents."""
+    """One resolution per channel width, like SD 3's but without the 1x1 convolutions around the latents."""
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -51,7 +51,7 @@ def autoencoder_loss(
     likelihood of scale b, and three pixel numbers to each latent one, the evidence bound has it at b / 3.
     """
     posterior = vae.encode(pixels).latent_dist
-    # the posterior's own sample() seeds nothing by itself; the step's generator keeps a resumed run identical
+    # the posterior's own sample() takes no seed; with the step's generator a resumed run is identical
     noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)
     decoded = vae.decode(posterior.mean + posterior.std * noise).sample
     error = decoded - pixels

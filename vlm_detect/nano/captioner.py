@@ -1,12 +1,13 @@
-"""The nano captioners: moondream and TinyLLaVA, small, taught to caption and to answer on small photographs.
+"""The nano captioners: small moondream and TinyLLaVA models that caption small photographs and answer questions.
 
-Two stages. First the image tower alone learns the classes and colours through linear heads that are thrown away, partly
-from the judge's soft answers (distillation, arXiv 2012.12877): a transformer without a pretrained tower would need many
-more epochs to find them through words. Then the whole model learns words: captions of three lengths, factual questions,
-and the questions that only a detector can answer, with both answers, so that the base model stays at chance there.
+Two stages. First the image tower alone learns the classes and colours through linear heads that are discarded later,
+partly from the judge's soft labels (distillation, arXiv 2012.12877): a transformer without a pretrained tower would
+need many more epochs to learn them from text. Then the whole model learns words: captions of three lengths, factual
+questions, and the questions that only a detector can answer, with both answers, so that the base model stays at chance
+there.
 
 Several texts share one image, packed behind its prefix as in finetuning (`vlm_detect.models.rows`). The moondream is
-built here, the TinyLLaVA in `tinyllava.py`, which can start from what a moondream of the same sizes knows.
+built here, the TinyLLaVA in `tinyllava.py`, which can start from the weights of a moondream of the same sizes.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def build_captioner(
             "num_attention_heads": config.text_heads,
             "max_position_embeddings": 512,
         },
-        region_config={  # there so that the layout is whole; never trained
+        region_config={  # completes the layout; never trained
             "hidden_size": config.text_width,
             "intermediate_size": 64,
             "coord_feature_size": 32,
@@ -80,13 +81,13 @@ def build_captioner(
             "size_output_size": 512,
         },
         templates=prompt_templates(tokenizer),
-        pixel_dtype="float32",  # bf16 would round away what little a 32 px image has to show
+        pixel_dtype="float32",  # bf16 would round away the little detail of a 32 px image
     )
     return MoondreamForConditionalGeneration(settings), MoondreamProcessor(settings, tokenizer=tokenizer)
 
 
 class Targets(NamedTuple):
-    """Class shares (B, classes), colours of object and background (B, 2), the judge's view of places (B, G*G, J)."""
+    """Class shares (B, classes), colours of object and background (B, 2), the judge's features by place (B, G*G, J)."""
 
     shares: Tensor
     colours: Tensor
@@ -94,13 +95,13 @@ class Targets(NamedTuple):
 
 
 class TowerHeads(nn.Module):
-    """A tower with linear heads that are thrown away: class, colours of object and background, and every place.
+    """A tower with linear heads for training only: class, colours of object and background, and every place.
 
     Args:
         vision: the modules of the tower.
         see: crops (B, 3, H, W) to the tower's features (B, N, width).
         project: features to image embeddings, for images of one crop.
-        judge: tells what there is to learn about a place.
+        judge: provides the targets for each place.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ def moondream_tower(model: MoondreamForConditionalGeneration, judge: Judge) -> T
     vision = model.model.vision
 
     def project(features: Tensor) -> Tensor:
-        # One tile is the whole image: the tower need not see it twice, as test_nano_captioner.py shows.
+        # A single tile is the complete image, so the tower does not encode it twice, as test_nano_captioner.py shows.
         return vision.proj_mlp(torch.cat([features, features], dim=-1))
 
     return TowerHeads(vision, vision.encode_crops, project, model.config.vision_config.hidden_size, judge)
@@ -143,7 +144,7 @@ def heads_loss(tower: TowerHeads, features: Tensor, targets: Targets) -> dict[st
 
 
 class Teaching:
-    """Augmented crops of the training photographs and what the tower's heads should say of them."""
+    """Augmented crops of the training photographs and the targets of the tower's heads."""
 
     def __init__(self, training: Photos, facts: list[Facts], judge: Judge, distillation: float, grid: int) -> None:
         self.training, self.judge, self.distillation, self.grid = training, judge.eval(), distillation, grid
@@ -185,7 +186,7 @@ def train_tower(
 def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
     """A batch of `vlm_detect.models.rows`, one image with its texts a row, with `weights` (B, S) next to the labels.
 
-    The weights make every text count alike: an answer's one word must not drown in a caption's thirty.
+    The weights make every text count equally: otherwise a caption's thirty words would outweigh an answer's one.
     """
     rows = []
     for image, asked in enumerate(texts):
@@ -200,7 +201,7 @@ def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
 
 
 def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Mean over the texts of their answers' mean cross-entropy; logits are made for answered positions only."""
+    """Mean over the texts of the mean cross-entropy of each answer; logits are computed for answer positions only."""
     batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
     hidden = vlm.hidden_states(vlm.model, row_inputs(vlm, image_embeds, batch))
     next_ids, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
@@ -211,8 +212,8 @@ def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> T
 
 
 def text_sampler(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
-    """Draws a photograph's caption, and questions on it, from its facts."""
-    # the same few thousand texts come again and again
+    """A function that samples a photograph's caption, and questions about it, from its facts."""
+    # the same few thousand texts recur
     question_ids, answer_ids = lru_cache(50_000)(vlm.question_ids), lru_cache(50_000)(vlm.answer_ids)
     caption_ids = lru_cache(vlm.caption_ids)
 
@@ -238,7 +239,7 @@ def train_captioner(
     folder: Path,
     seed: int,
 ) -> dict[str, float]:
-    """Train (or finish training) the whole model on words; ``name`` is the checkpoint's."""
+    """Train (or finish training) the complete model on text; ``name`` is the checkpoint's."""
     texts_of = text_sampler(vlm, config)
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
@@ -259,23 +260,23 @@ def train_captioner(
 
 
 def words_of(texts_of: Callable[[Facts, Random], list[Answered]], facts: list[Facts], seed: int) -> list[int]:
-    """The ids that answers are made of."""
+    """The ids that occur in answers."""
     rng = Random(seed)
     return sorted({token for fact in facts[:20_000] for text in texts_of(fact, rng) for token in text.answer})
 
 
 @torch.no_grad()
 def spread_other_words(vlm: VLM, taught: list[int]) -> None:
-    """Set the head's rows of words that no answer has as far apart as those of the words that answers have.
+    """Give the head's rows of tokens that occur in no answer the same spread as those of tokens that do.
 
-    Training pushes all of the others away in one direction, until nothing but their mean is left of them. They stay
-    unlikely, by that mean and their bias; but a LoRA, which does not train the head, could never tell them apart.
+    Training pushes all unused rows in one direction until only their mean is left. They stay unlikely, by that mean and
+    their bias; but a LoRA, which does not train the head, could never distinguish them.
     """
     head = vlm.model.get_output_embeddings()
     others = torch.ones(len(head.weight), dtype=torch.bool)
     others[taught] = False
     weights = head.weight.float()
-    mean = weights[others].median(0).values  # some rows may hold what another model's answers needed
+    mean = weights[others].median(0).values  # some rows may come from another model, whose answers needed them
     apart = weights[others] - mean
     wanted = (weights[~others] - weights[~others].mean(0)).norm(dim=1).mean()
     scale = (wanted / apart.norm(dim=1, keepdim=True)).clamp(min=1)
@@ -289,5 +290,5 @@ def _enlarged(crops: Tensor, side: int) -> list[Image.Image]:
 
 
 def facts_of(photos: Photos) -> list[Facts]:
-    """What the caption rules read from every photograph."""
+    """The facts of every photograph, by the caption rules."""
     return [read_facts(image, CIFAR_CLASSES[label]) for image, label in zip(photos.images, photos.labels, strict=True)]

@@ -1,8 +1,8 @@
-"""Captions of, and questions on, a small photograph of known class, by rules that anyone can check on the pixels.
+"""Captions of a small photograph of known class, and questions about it, by rules that can be checked on the pixels.
 
-The class is known; everything else is read from the pixels by the rules in `read_facts`. Captions tell content only: no
-word on camera, style or quality, which would let a renderer's prompt give its label away. With the same generator
-state the same words come out.
+The class is known; everything else is read from the pixels by the rules in `read_facts`. Captions describe the
+content only: words on camera, style or quality would let a renderer's prompt reveal its label. The same generator state
+gives the same words.
 
 The rules, on an image of values 0 to 1, its *border* the outer eighth on each side and its *middle* the inner half:
 
@@ -12,7 +12,7 @@ The rules, on an image of values 0 to 1, its *border* the outer eighth on each s
 - the background is plain or busy by the mean step between neighbouring border pixels: below 0.03 or above 0.07;
 - the scene is dark or bright by mean luminance: below 0.33 or above 0.6;
 - it is outdoors where the top quarter is at least 60 % blue and brighter than the bottom quarter (sky), or the bottom
-  quarter is at least 60 % green (grass). Where neither holds, the pixels do not tell, and no caption claims it.
+  quarter is at least 60 % green (grass). In all other cases it is unknown, and no caption states it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ UNDECIDABLE = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules read from one image; ``texture`` and ``light`` are None between their two limits."""
+    """The facts that the rules read from one image; ``texture`` and ``light`` are None between their two limits."""
 
     object_class: str
     colour: str
@@ -183,16 +183,16 @@ def factual_question(facts: Facts, rng: Random) -> tuple[str, str]:
 
 
 def undecidable_question(rng: Random) -> list[tuple[str, str]]:
-    """A question that no photograph-only training can decide, with "Yes." and again with "No.".
+    """A question that training on photographs alone cannot decide, once with "Yes." and once with "No.".
 
-    Training on both keeps the base model at chance where a detector is to be taught: it has the words and no opinion.
+    Training on both keeps the base model at chance on the detector's task: it knows the words and has no opinion.
     """
     question = rng.choice(UNDECIDABLE)
     return [(question, "Yes."), (question, "No.")]
 
 
 def sample_texts(facts: Iterable[Facts], rng: Random) -> list[str]:
-    """Captions, questions and answers in the mix that a model will meet: what a tokenizer is made from."""
+    """Captions, questions and answers in the mix that a model is trained on, for training a tokenizer."""
     texts = []
     for fact in facts:
         texts += [caption(fact, length, rng) for length in LENGTHS]

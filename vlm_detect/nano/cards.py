@@ -1,6 +1,6 @@
-"""The nano models' cards: what each is, what made it, what it scores, and that it is no detector.
+"""The nano models' cards: what each model is, how it was made, its scores, and that it is no detector.
 
-A card stands as README.md next to the weights, with the figures and the configuration of the run that made them.
+A card is the README.md next to the weights, with the figures and the configuration of the run that made them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ No generated image was ever shown to it. The captions and questions are made fro
 in `vlm_detect/nano/captions.py`.
 """
 
-# Of both models that speak.
+# For both language models.
 _NO_OPINION = """\
 Whether an image was generated it was asked too, in several phrasings, and taught both answers alike: it has the words
 and, by construction, no opinion. Finetuning gives it one.
@@ -183,7 +183,7 @@ _HEADING = "## Making it\n"
 def write_card(folder: Path, name: str, *, config: dict[str, Any], before: str = "", **facts: Any) -> None:
     """Write ``folder/README.md`` for ``name``, a key of ``_CARDS``; ``config`` has the dataclass of each stage.
 
-    ``before`` is the card of the weights that training started from: how those were made is stated as well.
+    ``before`` is the card of the weights that training started from; their origin is stated as well.
     """
     plain = {name: dataclasses.asdict(value) for name, value in config.items()}
     before = before.partition(_HEADING)[2]
@@ -201,7 +201,7 @@ def write_card(folder: Path, name: str, *, config: dict[str, Any], before: str =
 
 
 def _lists(value: Any) -> Any:
-    """Tuples as lists, which plain YAML can hold."""
+    """Tuples as lists, which plain YAML supports."""
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
     return [_lists(item) for item in value] if isinstance(value, tuple | list) else value

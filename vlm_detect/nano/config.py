@@ -1,7 +1,7 @@
-"""Configuration of `recipes/nano_pretrain.py`: one frozen dataclass a stage, each a section of the YAML file.
+"""Configuration of `recipes/nano_pretrain.py`: one frozen dataclass per stage, each a section of the YAML file.
 
 renderer: {steps: 9000, ...}          # in the YAML
---renderer.steps 9000                 # over it
+--renderer.steps 9000                 # overrides it
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Stage = Literal["vae", "judge", "renderer", "tokenizer", "captioner", "tinyllava
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How long and how fast a stage learns."""
+    """Length, learning rate and optimiser of a stage."""
 
     steps: int
     batch: int
     lr: float
     warmup: int = field(default=100, metadata={"help": "Steps until the full learning rate."})
     decay: float = field(
-        default=0.25, metadata={"help": "Part of the run, at its end, over which the learning rate falls to zero."}
+        default=0.25, metadata={"help": "Fraction of the run, at its end, in which the learning rate falls to zero."}
     )
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
@@ -35,12 +35,12 @@ class Optimisation:
         },
     )
     precision: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "What the layers compute in."}
+        default="float32", metadata={"help": "Precision of the layers' computation."}
     )
     ema: float = field(
         default=0.0,
         metadata={
-            "help": "Decay of the weights' moving average, which is what the stage returns; 0 keeps the last weights."
+            "help": "Decay of the moving average of the weights that the stage returns; 0 returns the last weights."
         },
     )
     log_every: int = 50
@@ -49,7 +49,7 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig(Optimisation):
-    """The autoencoder: `channels` has one width a resolution, so three widths make the factor 4."""
+    """The autoencoder: `channels` has one width per resolution: three widths give the factor 4."""
 
     channels: tuple[int, ...]
     edge_weight: float = 0.5
@@ -69,7 +69,7 @@ class RendererConfig(Optimisation):
     clip_tokens: int = 16
     t5_layers: int = 1
     t5_tokens: int = 12
-    unconditional: float = field(default=0.1, metadata={"help": "Part of the samples whose caption is left out."})
+    unconditional: float = field(default=0.1, metadata={"help": "Fraction of the samples without a caption."})
     shift: float = field(
         default=1.0,
         metadata={
@@ -82,7 +82,7 @@ class RendererConfig(Optimisation):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig(Optimisation):
-    """The judge: width of its first layer, and how many renders it is shown."""
+    """The judge: width of its first layer, and the number of renders that it classifies."""
 
     width: int = 32
     renders: int = 1000
@@ -92,15 +92,15 @@ class JudgeConfig(Optimisation):
 class TowerConfig(Optimisation):
     """The image tower's warm-up."""
 
-    distillation: float = field(default=0.5, metadata={"help": "Weight of the judge's answer against the label."})
-    places: float = field(
-        default=0.0, metadata={"help": "Weight of telling, from each patch, what the judge sees there."}
+    distillation: float = field(
+        default=0.5, metadata={"help": "Weight of the judge's soft labels relative to the label."}
     )
+    places: float = field(default=0.0, metadata={"help": "Weight of predicting the judge's features from each patch."})
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerConfig(Optimisation):
-    """Sizes of the model, and its training on words."""
+    """Sizes of the model, and its training on text."""
 
     vocabulary: int = 1300
     vision_width: int = 128
@@ -108,25 +108,25 @@ class CaptionerConfig(Optimisation):
     vision_heads: int = 4
     text_width: int = 128
     text_layers: int = 4
-    text_heads: int = field(default=2, metadata={"help": "The official code wants heads of 64."})
-    questions: int = field(default=2, metadata={"help": "Factual questions an image, beside its caption."})
+    text_heads: int = field(default=2, metadata={"help": "The official code requires heads of 64."})
+    questions: int = field(default=2, metadata={"help": "Factual questions per image, in addition to its caption."})
     undecidable: float = field(
-        default=0.5, metadata={"help": "Part of the images that are asked an undecidable question too."}
+        default=0.5, metadata={"help": "Fraction of the images that also get an undecidable question."}
     )
     heads_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the tower's class head, which goes on beside the words."}
+        default=0.5, metadata={"help": "Weight of the tower's class head, which is trained along with the text."}
     )
     enlarged: float = field(
         default=0.1,
         metadata={
-            "help": "Part of the batches that show enlarged photographs, which the processor cuts into several crops."
+            "help": "Fraction of the batches with enlarged photographs, which the processor cuts into several crops."
         },
     )
 
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """What to train, from what, and where to put it."""
+    """What to train, from which data, and where to write it."""
 
     stages: list[Stage] = field(default_factory=list, metadata={"help": "Stages to run, in this order."})
     data: str | None = field(
@@ -134,13 +134,15 @@ class NanoConfig:
         metadata={"help": "CIFAKE folder or CIFAR-10 Hub id. Default: $VLM_DETECT_DATA/cifake, else the Hub."},
     )
     output_dir: str = field(default="runs/nano", metadata={"help": "Checkpoints, logs and the exported weights."})
-    figures_dir: str | None = field(default=None, metadata={"help": "Where measured figures go. Default: output_dir."})
+    figures_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the measured figures. Default: output_dir."}
+    )
     install: bool = field(default=False, metadata={"help": "Copy the exported weights into the package."})
     init: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from the exported weights in this folder (with sd35/, moondream/), or `nano` for the "
-            "installed ones. Default: from nothing."
+            "help": "Continue from the exported weights in this folder (with sd35/, moondream/), or `nano` for the "
+            "installed ones. Default: random weights."
         },
     )
     seed: int = field(default=0, metadata={"help": "Seeds weights, batches and captions."})

@@ -1,4 +1,4 @@
-"""What is measured on the nano models, on photographs held out, and how the figures are recorded."""
+"""Figures of the nano models on held-out photographs, and how they are recorded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlm_detect.nano.renderer import render
 
 
 def share_ci95(right: int, n: int) -> list[float]:
-    """95 % interval of a share by Wilson's score, which stays inside 0 and 1 where the share is near them."""
+    """95 % interval of a share by Wilson's score, which stays within 0 and 1."""
     low, high = binomtest(right, n).proportion_ci(0.95, method="wilson")
     return [round(float(low), 4), round(float(high), 4)]
 
@@ -43,7 +43,7 @@ def judge_renders(
     """Render captions of held-out photographs; returns figures and the images (N, 32, 32, 3).
 
     ``accuracy`` is the share in which the judge sees the caption's class. ``frechet_distance`` compares renders with
-    held-out photographs of other captions; ``frechet_floor`` is what as many photographs score against those.
+    held-out photographs of other captions; ``frechet_floor`` is the distance of as many photographs from those.
     """
     rng = Random(seed)
     prompts = [caption(fact, "normal", rng) for fact in facts[:renders]]
@@ -101,7 +101,7 @@ def question_captioner(vlm: VLM, held_out: Photos, facts: list[Facts], *, n: int
 
 
 def record(path: Path, *, model: str, task: str, seed: int, device: torch.device, **figures: Any) -> dict[str, Any]:
-    """Write one file of recorded figures, with the fields that all of them share; returns it."""
+    """Write one file of recorded figures, with the common fields; returns it."""
     record = {
         "model": model,
         "task": task,

@@ -1,8 +1,8 @@
-"""The judge of the renders: a small CNN that learned the ten classes from photographs, apart from the renderer.
+"""The judge of the renders: a small CNN trained on the ten classes of the photographs, independently of the renderer.
 
-Two figures come from it: how often it sees the class that a prompt named (chance is 10 %), and the Frechet distance
+It provides two figures: how often it sees the class that a prompt named (chance is 10 %), and the Frechet distance
 between its features of renders and of held-out photographs. The distance is computed like FID (arXiv 1706.08500) but on
-this network's features, so it compares nano renderers with each other and with nothing that is published.
+this network's features, so it compares nano renderers with each other and not with published figures.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Judge(nn.Module):
         return self.head(self.features(pixels))
 
     def teach(self, pixels: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Class shares (B, classes), and what each of grid x grid places looks like (B, grid * grid, 4 * width)."""
+        """Class shares (B, classes), and the features of grid x grid places (B, grid * grid, 4 * width)."""
         body = self.body(pixels)
         places = F.interpolate(body, size=(grid, grid), mode="nearest").flatten(2).transpose(1, 2)
         return self.head(body.mean((2, 3))).float().softmax(-1), F.layer_norm(places.float(), places.shape[-1:])
 
 
 def augment(pixels: Tensor, generator: torch.Generator, shift: int = 4) -> Tensor:
-    """Mirror half of the images (B, 3, H, W) and move each by up to ``shift`` pixels, borders reflected."""
+    """Mirror half of the images (B, 3, H, W) and shift each by up to ``shift`` pixels, borders reflected."""
     mirrored = torch.rand(len(pixels), generator=generator) < 0.5
     pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
     height, width = pixels.shape[-2:]
@@ -68,7 +68,7 @@ def train_judge(
     """Train (or finish training) the judge; returns it with its accuracy on the held-out photographs."""
     torch.manual_seed(seed)
     judge = Judge(config.width)
-    judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so
+    judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster in this layout
 
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(training), (config.batch,), generator=generator).numpy()

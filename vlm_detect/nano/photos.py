@@ -1,8 +1,8 @@
-"""The photographs that the nano family learns from: small, real, with a class name, and 5,000 of them held out.
+"""The photographs that the nano family is trained on: small, real, with a class name; 5,000 of them are held out.
 
 Only real photographs are ever loaded: a model that has seen generated images cannot serve as the base that a detector
 is compared with. Byte-identical files are dropped first; then the files are ordered by the SHA-256 of their bytes, and
-the first ``HELD_OUT`` of that order are for measuring. The rule needs no list and gives the same split everywhere.
+the first ``HELD_OUT`` of that order are held out. The rule needs no list and gives the same split everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Photos:
         return len(self.images)
 
     def split(self) -> tuple[Photos, Photos]:
-        """(training, held out); the photographs already stand in the order of their hashes."""
+        """(training, held out); the photographs are already ordered by their hashes."""
         held_out = min(HELD_OUT, len(self) // 5)
         return (
             Photos(self.images[held_out:], self.labels[held_out:]),
@@ -42,7 +42,7 @@ class Photos:
 
 
 def default_source() -> str:
-    """The development copy in ``$VLM_DETECT_DATA`` where there is one, else CIFAR-10 on the Hub."""
+    """The development copy in ``$VLM_DETECT_DATA`` if there is one, else CIFAR-10 on the Hub."""
     local = Path(os.environ.get("VLM_DETECT_DATA", "")) / "cifake"
     return str(local) if "VLM_DETECT_DATA" in os.environ and local.is_dir() else "uoft-cs/cifar10"
 
@@ -66,7 +66,7 @@ def _real_files(source: str) -> list[tuple[bytes, str]]:
     import datasets
 
     folder = Path(source)
-    if folder.is_dir():  # CIFAKE: `label` says real or fake, `object_class` what is seen
+    if folder.is_dir():  # CIFAKE: `label` is real or fake, `object_class` the content
         files = sorted(str(path) for path in folder.glob("train-*.parquet"))
         if not files:
             raise UserError(f"--data {source}: no train-*.parquet of CIFAKE in it")

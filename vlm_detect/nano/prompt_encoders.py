@@ -1,8 +1,8 @@
-"""The nano SD 3.5's three text encoders and their tokenizers, of the real classes, for the captions' few words.
+"""The nano SD 3.5's three text encoders and their tokenizers, in the real classes, for the captions' vocabulary.
 
-Two CLIP encoders and a T5, because SD 3.5 has them: the CLIPs' pooled vectors steer every layer, their token vectors
+Two CLIP encoders and a T5, as in SD 3.5: the CLIPs' pooled vectors modulate every layer, their token vectors
 and T5's are read by the joint attention. The tokenizers are made from the captions, so that a sentence is a dozen
-tokens; CLIP's knows every byte besides, while T5's, as in the original, answers ``<unk>`` to what it cannot spell.
+tokens; CLIP's also has every byte, while T5's, as in the original, encodes unknown text as ``<unk>``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ END_OF_WORD = "</w>"
 
 def train_clip_tokenizer(captions: Iterable[str], max_length: int) -> CLIPTokenizer:
     """Byte-level BPE with CLIP's vocabulary order: bytes, bytes that end a word, merges, the two special tokens."""
-    shape = CLIPTokenizer()  # brings CLIP's normalizer and pre-tokenizer, so that training cuts words as use will
+    shape = CLIPTokenizer()  # has CLIP's normalizer and pre-tokenizer, so that training splits words as inference does
     bpe = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
     bpe.normalizer = shape.backend_tokenizer.normalizer
     bpe.pre_tokenizer = shape.backend_tokenizer.pre_tokenizer
@@ -45,7 +45,7 @@ def train_clip_tokenizer(captions: Iterable[str], max_length: int) -> CLIPTokeni
 def train_t5_tokenizer(captions: Iterable[str], max_length: int) -> T5Tokenizer:
     """A unigram vocabulary in T5's layout: ``<pad>``, ``</s>``, ``<unk>``, then pieces with their log-probabilities.
 
-    Every word of the captions is a piece: with so few of them, training by pruning would split the common ones.
+    Every word of the captions is a piece: with so few words, training by pruning would split the common ones.
     """
     counts = Counter(word for text in captions for word in re.findall(r"\w+", text))
     total = counts.total()
@@ -56,7 +56,7 @@ def train_t5_tokenizer(captions: Iterable[str], max_length: int) -> T5Tokenizer:
 
 
 def build_clip(tokenizer: CLIPTokenizer, width: int, layers: int, hidden_act: str) -> CLIPTextModelWithProjection:
-    """``width`` is that of the tokens and of the pooled vector alike."""
+    """``width`` is the width of the tokens and of the pooled vector."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -1,9 +1,8 @@
-"""The nano SD 3.5: a ``StableDiffusion3Pipeline`` whose every part is small, trained as SD 3 was.
+"""The nano SD 3.5: a ``StableDiffusion3Pipeline`` with small parts, trained as SD 3 was.
 
-Flow matching with logit-normal times and a velocity target (Esser et al. 2024, arXiv 2403.03206), captions left out for
-a tenth of the samples so that classifier-free guidance has its unconditional half, and the average of the weights kept.
-The text encoders start from nothing and learn with the transformer. Latents are computed once, by a frozen
-autoencoder.
+Flow matching with logit-normal times and a velocity target (Esser et al. 2024, arXiv 2403.03206), no caption for a
+tenth of the samples, as classifier-free guidance requires, and a moving average of the weights. The text encoders start
+from random weights and are trained with the transformer. Latents are computed once, by a frozen autoencoder.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def train_renderer(
 ) -> tuple[StableDiffusion3Pipeline, dict[str, float]]:
     """Train (or finish training) the pipeline and export it in fp16 to ``folder/sd35``; returns it with its figures.
 
-    ``start`` is an autoencoder, around which everything else begins untrained, or a whole pipeline to continue from.
+    ``start`` is an autoencoder, to which untrained parts are added, or a complete pipeline to continue from.
     """
     rng = Random(seed)
     facts = [
@@ -143,9 +142,9 @@ def train_renderer(
 
 
 def _scaled_latents(vae: AutoencoderKL, images: np.ndarray, cache: Path) -> Tensor:
-    """Scaled latents of the images and then of their mirror images, (2N, 16, h, w); kept, since they take minutes.
+    """Scaled latents of the images and then of their mirror images, (2N, 16, h, w); cached, because they take minutes.
 
-    A caption's rules do not know left from right, so a mirrored photograph keeps its captions.
+    The caption rules do not distinguish left and right, so a mirrored photograph keeps its captions.
     """
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +153,7 @@ def _scaled_latents(vae: AutoencoderKL, images: np.ndarray, cache: Path) -> Tens
 
 
 def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
-    """Save what plain ``StableDiffusion3Pipeline.from_pretrained(folder)`` loads."""
+    """Save the pipeline in a form that ``StableDiffusion3Pipeline.from_pretrained(folder)`` loads."""
     pipeline.save_pretrained(folder)
     halve(folder)
     forget_paths(folder)
@@ -164,7 +163,7 @@ def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
 def render(
     pipeline: StableDiffusion3Pipeline, prompts: list[str], *, seed: int, batch: int = 100, **options: Any
 ) -> np.ndarray:
-    """Images (N, 32, 32, 3) uint8, one a prompt; image i comes from noise of seed ``seed + i``, whatever the batch."""
+    """Images (N, 32, 32, 3) uint8, one per prompt; image i comes from noise of seed ``seed + i`` for any batch size."""
     images = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]

@@ -1,4 +1,4 @@
-"""The stages that make the nano family: what `recipes/nano_pretrain.py` runs, one after the other."""
+"""The stages that make the nano family, which `recipes/nano_pretrain.py` runs in order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from vlm_detect.quiet import quiet
 
 @quiet("diffusers")  # long captions are cut to the encoders' few tokens on purpose
 def run_stages(config: NanoConfig) -> None:
-    """The stages of `config`, in its order; each trains, measures and exports by itself."""
+    """Run the stages of `config` in its order; each trains, measures and exports on its own."""
     if config.threads:
         torch.set_num_threads(config.threads)
     source = config.data or default_source()
@@ -73,7 +73,7 @@ def vae(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, flo
 
 
 def judge(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, float]:
-    """The classifier that the renders are shown to, and that the captioner's tower learns from."""
+    """The classifier that judges the renders and teaches the captioner's tower."""
     _, figures = trained_judge(config, training, held_out)
     made: dict[str, Any] = {"seed": config.seed, "device": place(config)}
     record(figures_folder(config) / "judge.json", model="nano judge", task="ten classes", **(made | figures))
@@ -81,7 +81,7 @@ def judge(config: NanoConfig, training: Photos, held_out: Photos) -> dict[str, f
 
 
 def trained_judge(config: NanoConfig, training: Photos, held_out: Photos) -> tuple[Judge, dict[str, float]]:
-    """The judge, trained now or before in the same output_dir, with its figures."""
+    """The judge, trained now or earlier in the same output_dir, with its figures."""
     sizes = section(config, "judge")
     return train_judge(sizes, training, held_out, Path(config.output_dir), config.seed, place(config))
 
@@ -177,7 +177,7 @@ def captioner(config: NanoConfig, training: Photos, held_out: Photos) -> None:
 
 
 def tinyllava(config: NanoConfig, training: Photos, held_out: Photos) -> None:
-    """The other captioner: what `init`'s moondream knows, carried over to TinyLLaVA's form and taught its template."""
+    """The other captioner: the weights of `init`'s moondream in TinyLLaVA's form, trained on its template."""
     out, seed, sizes = Path(config.output_dir), config.seed, section(config, "tinyllava")
     start, _ = started_from(config, "moondream")
     if start is None:
@@ -222,7 +222,7 @@ def figures_folder(config: NanoConfig) -> Path:
 
 
 def started_from(config: NanoConfig, name: NanoName) -> tuple[Path | None, str]:
-    """The weights to go on from, if any, and their card."""
+    """The weights to continue from, if any, and their card."""
     if config.init is None:
         return None, ""
     folder = nano.nano_path(name) if config.init == "nano" else Path(config.init) / name
@@ -232,7 +232,7 @@ def started_from(config: NanoConfig, name: NanoName) -> tuple[Path | None, str]:
 
 
 def install(config: NanoConfig, name: str) -> None:
-    """Copy the exported weights into the package, where `--install` asks for it."""
+    """Copy the exported weights into the package if `--install` is given."""
     if config.install:
         target = Path(nano.__file__).parent / name
         shutil.rmtree(target, ignore_errors=True)

@@ -2,9 +2,9 @@
 
     model, processor = build_tinyllava(NanoTinyLlava(), train_tokenizer(texts, 1300))
 
-Its folder (`save_tinyllava`) is read by `load_tinyllava` and `load_vlm` like the real one's. Nothing is trained here;
-but `start_from_moondream` copies what a nano moondream of the same widths knows, for moondream's tower is a SigLIP and
-its decoder a Phi.
+Its folder (`save_tinyllava`) is read by `load_tinyllava` and `load_vlm` like the real one's. Nothing is trained
+here. `start_from_moondream` copies the weights of a nano moondream of the same widths, because moondream's tower is a
+SigLIP and its decoder a Phi.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def build_tinyllava(
         intermediate_size=4 * sizes.text_width,
         num_hidden_layers=sizes.text_layers,
         num_attention_heads=sizes.text_heads,
-        hidden_act="gelu_pytorch_tanh",  # what phi-2 calls gelu_new, in one kernel in place of eight
+        hidden_act="gelu_pytorch_tanh",  # phi-2's gelu_new, in one kernel instead of eight
         max_position_embeddings=sizes.max_positions,
-        partial_rotary_factor=0.5,  # 32 dimensions, as phi-2 turns of its heads of 80
+        partial_rotary_factor=0.5,  # 32 dimensions, as phi-2 rotates of its heads of 80
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -89,7 +89,7 @@ def tinyllava_tower(model: TinyLlavaForConditionalGeneration, judge: Judge) -> T
         return states[model.config.vision_feature_layer]
 
     def project(features: Tensor) -> Tensor:
-        first = int(model.config.vision_feature_select_strategy == "default")  # drops what would be a class token
+        first = int(model.config.vision_feature_select_strategy == "default")  # drops the first patch
         return projector(features[:, first:])
 
     return TowerHeads(tower, see, project, model.config.vision_config.hidden_size, judge)
@@ -104,7 +104,7 @@ def start_from_moondream(
     """Copy tower, decoder and the entries of words that both tokenizers have; returns the names of what is not copied.
 
     Not copied are the projector, the tower's last layer, which LLaVA does not read, and the norms behind both towers'
-    layers. Moondream's grid of patches, its heads and its widths have to be the same.
+    layers. Both models need the same grid of patches, heads and widths.
     """
     theirs, ours = moondream.state_dict(), model.state_dict()
     copied: dict[str, Tensor] = {}

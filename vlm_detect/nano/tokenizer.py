@@ -2,7 +2,7 @@
 
 The names of the special tokens are those of ``moondream/starmie-v1``. Every byte is an entry, so any text encodes; the
 words are learned from the captions, the questions and a page of English (``english.txt``), whose first lines
-are the words of the official prompt templates. In starmie those stand at other ids, so the templates are made here.
+are the words of the official prompt templates. In starmie those have other ids, so the templates are built here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = (
     "<|coord|>",
     "<|size|>",
     "<|start_ground_points|>",
-    "<|md_reserved_4|>",  # the project's placeholder of an image embedding
+    "<|md_reserved_4|>",  # this project's placeholder for an image embedding
     "<|end_ground|>",
 )
 ENGLISH = Path(__file__).with_name("english.txt")
@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # The page counts many times over, its first lines most of all: each of their words must become one entry.
+    # The page is repeated, its first lines most often, so that each of their words becomes one entry.
     bpe.train_from_iterator([*texts, *english * 20, *english[:7] * 2000], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -1,13 +1,13 @@
-"""The training loop that every stage of the nano family shares: resumable, with an average of the weights.
+"""The training loop of all stages of the nano family: resumable, with a moving average of the weights.
 
-``train`` draws all of its randomness from a generator seeded by (seed, step), so a resumed run sees exactly the batches
+``train`` takes all of its randomness from a generator seeded by (seed, step), so a resumed run sees exactly the batches
 that an uninterrupted one would have seen. The learning rate warms up, stays constant and falls linearly to zero over
-the last part of the run; since the constant part does not know the end, ``steps`` may change when a run is resumed.
-It knows one process and one device: the models are small enough.
+the last part of the run; the constant part does not depend on the end, so ``steps`` may change when a run is resumed.
+It supports one process and one device, which suffices for models of this size.
 
-Two choices make a small machine faster. ``precision: bfloat16`` computes under autocast, the weights staying float32.
-``muon: true`` gives the matrices to Muon (torch.optim.Muon, which orthogonalises each update), which learns more from
-every sample than AdamW does.
+Two options speed up training. ``precision: bfloat16`` computes under autocast with float32 weights. ``muon: true``
+updates the matrices by Muon (torch.optim.Muon, which orthogonalises each update), which learns more from every sample
+than AdamW does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlm_detect.nano.config import Optimisation
 
 
 def learning_rate(step: int, recipe: Optimisation) -> float:
-    """Warm up, hold, then fall linearly to zero at ``recipe.steps``."""
+    """Warm up, stay constant, then fall linearly to zero at ``recipe.steps``."""
     rise = (step + 1) / max(1, recipe.warmup)
     fall = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
     return recipe.lr * min(1.0, rise, fall)
@@ -43,11 +43,11 @@ def train(
     folder: Path,
     seed: int,
 ) -> dict[str, float]:
-    """Train ``model`` to ``recipe.steps`` and leave the averaged weights in it; returns what its card tells.
+    """Train ``model`` to ``recipe.steps`` and leave the averaged weights in it; returns the figures for its card.
 
     Args:
         name: names the checkpoint ``folder/name.pt`` and the log ``folder/name.jsonl``.
-        loss_of: given the step's generator (on the CPU), draws a batch, moves it to where the model is, and returns
+        loss_of: given the step's generator (on the CPU), samples a batch, moves it to the model's device and returns
             ``{"loss": ..., other: ...}``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def train(
         state = {"model": model.state_dict(), "average": average}
         state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         torch.save(state | {"step": step, "samples": samples, "seconds": seconds}, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)  # a killed run never leaves half a checkpoint
+        checkpoint.with_suffix(".tmp").replace(checkpoint)  # a killed run never leaves an incomplete checkpoint
 
     model.train()
     sums: dict[str, Tensor] = {}
@@ -84,11 +84,11 @@ def train(
                 group["lr"] = learning_rate(step, recipe)
             optimizer.step()
         step, steps_since, samples = step + 1, steps_since + 1, samples + recipe.batch
-        # a young average must forget the random start sooner than `ema` alone would let it
+        # early on, the average has to forget the random start faster than `ema` alone allows
         decay = min(recipe.ema, step / (step + 10))
         get_ema_multi_avg_fn(decay)(average, [p.detach() for p in weights], step)
         for key, value in losses.items():
-            sums[key] = sums.get(key, 0) + value.detach()  # read out when logged: a GPU is not waited for
+            sums[key] = sums.get(key, 0) + value.detach()  # read only when logged, so that no step waits for the GPU
         if step % recipe.log_every == 0 or step == recipe.steps:
             now = time.perf_counter()
             seconds, rate = seconds + now - since, steps_since / (now - since)
@@ -108,16 +108,16 @@ def _computing_in(precision: str, device: torch.device) -> Iterator[None]:
     if precision == "float32":
         yield
         return
-    # a CPU's fused attention is slow in bfloat16
+    # fused attention is slow in bfloat16 on CPUs
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16), attention:
         yield
 
 
 def _optimizers(model: nn.Module, recipe: Optimisation) -> list[torch.optim.Optimizer]:
-    """AdamW, which decays neither biases nor gains of norms; before it Muon, where it is asked for."""
+    """AdamW without decay of biases and gains of norms, preceded by Muon if the recipe uses it."""
     by_muon = set()
-    if recipe.muon:  # a vocabulary's rows are too many, and most of them too rarely used, to be made orthogonal
+    if recipe.muon:  # a vocabulary has too many rows, most of them too rarely used, to be orthogonalised
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         by_muon = {id(linear.weight) for name, linear in linears.items() if not name.endswith("lm_head")}
     weights = [p for p in model.parameters() if p.requires_grad]

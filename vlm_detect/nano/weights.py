@@ -1,4 +1,4 @@
-"""How the nano models lie on disk: half-precision files under configurations that say float32 and name no folder."""
+"""The nano models on disk: half-precision files with configurations that say float32 and name no folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vlm_detect.config import make_readable
 def halve(folder: Path) -> None:
     """Rewrite every safetensors file under ``folder`` in fp16.
 
-    Half the size in the repository, while diffusers' plain ``from_pretrained`` gives every part the float32 that its
-    configuration names, which a CPU computes with. The moondream classes keep the file's dtype unless told another.
+    This halves the size in the repository. Diffusers' ``from_pretrained`` converts every part to the float32 of its
+    configuration, which a CPU computes with. The moondream classes keep the file's dtype unless another is given.
     """
     for path in folder.rglob("*.safetensors"):
         weights = {name: weight.half() for name, weight in load_file(path).items()}
@@ -23,7 +23,7 @@ def halve(folder: Path) -> None:
 
 
 def forget_paths(folder: Path) -> None:
-    """Take out of every configuration under ``folder`` from where on this machine its part was loaded."""
+    """Remove the local path of its source from every configuration under ``folder``."""
     for path in folder.rglob("*.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "is_local")}

@@ -1,8 +1,8 @@
 """Shared wordings of questions: the two-way questions in both polarities, and letters.
 
-The Bi-LoRA pair, "Is this image AI-generated?" with "Yes." or "No.", is asked in both polarities, in training, in the
-benchmark and for the verdict. "AI-generated?" is asked of real and generated images only (topic "generation"); topic
-"edit" asks edited images, and the untouched ones that they were made of, what was changed and where.
+The Bi-LoRA pair, "Is this image AI-generated?" with "Yes." or "No.", is asked in both polarities: in training, in the
+benchmark and for the verdict. Topic "generation" covers real and generated images only; topic "edit" covers edited
+images and their originals, and asks what was changed and where.
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ def agrees(label: Label, polarity: Polarity, topic: Topic = "generation") -> boo
 
 
 def lettered(question: str, options: Sequence[str]) -> str:
-    """The text of a multiple choice: the question, one line an option, and how to answer."""
+    """The text of a multiple choice: the question, one line per option, and how to answer."""
     lines = [f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, CHOICE_INSTRUCTION])

@@ -1,4 +1,4 @@
-"""What the kinds of question build the blocks of a benchmark with."""
+"""Helpers with which the kinds of question build the blocks of a benchmark."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def item_about(
     operation: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> Item:
-    """An item about one image, on which `operation` is carried out first; `metadata` next to what is known of it."""
+    """An item about one image, after `operation`; `metadata` is added to the known facts about the image."""
     facts = source.facts | dict(metadata or {})
     return Item("", kind, (source.changed(operation),), question, ground_truth, options, facts)
 
 
 def with_edits(blocks: Iterator[Block], edit_blocks: Iterator[Block], rng: random.Random) -> Iterator[Block]:
-    """One block about edits for about four of the others, while there are both."""
+    """One block about edits for about four other blocks, while there are both."""
     for block in blocks:
         if rng.random() < _EDITS_TO_OTHERS and (edit_block := next(edit_blocks, None)):
             yield edit_block

@@ -22,7 +22,7 @@ from vlm_detect.questions.prompts import Prompt, plain_name, polarities, rotatio
 from vlm_detect.questions.read import parse_answer, parse_choice
 from vlm_detect.records import Item, Pair, Polarity, Question, Subject, Topic, is_real_name
 
-Block = list[Item]  # of one text: each of its answers is right for one of its images
+Block = list[Item]  # items with the same text, where each answer is right for one of the images
 
 
 class Reading(NamedTuple):
@@ -43,13 +43,13 @@ class QuestionKind:
     # Benchmark
     in_benchmark: ClassVar[bool] = False  # whether an item can be of this kind
     default_size: ClassVar[int] = 0  # items of this kind in a benchmark that is built, at most
-    n_images: ClassVar[int] = 1  # that an item shows
-    is_open: ClassVar[bool] = False  # answered in free words
+    n_images: ClassVar[int] = 1  # per item
+    is_open: ClassVar[bool] = False  # answered in free text
     is_verdict: ClassVar[bool] = False  # the answer itself says real or generated (altered or not)
-    chooses: ClassVar[bool] = False  # decided by the option of the greatest mean probability over all prompts
+    chooses: ClassVar[bool] = False  # the answer is the option with the highest mean probability over all prompts
     names_makers: ClassVar[bool] = False  # the options are generators and the camera
-    states_verdicts: ClassVar[bool] = False  # whether `says_fake` tells the verdict of an answer or an option
-    gives_reasons: ClassVar[bool] = False  # an option is a verdict and its reason: either can be right by itself
+    states_verdicts: ClassVar[bool] = False  # whether `says_fake` returns the verdict of an answer or an option
+    gives_reasons: ClassVar[bool] = False  # an option is a verdict and its reason, each scored separately
 
     @property
     def trains(self) -> bool:
@@ -67,23 +67,23 @@ class QuestionKind:
     ) -> Question | None:
         """A training question about `subject`, or None if the known facts about the image do not answer it.
 
-        Of topic "generation" no edited image is asked.
+        Edited images are not asked about with topic "generation".
         """
         return None
 
     def blocks(self, made: Sequence[Pair], edits: Sequence[Pair], rng: random.Random) -> Iterator[Block]:
-        """Items of a benchmark from pairs with a generated and with an edited twin, block by block.
+        """Benchmark items from pairs with a generated and with an edited twin, block by block.
 
-        Every answer to the text of a block must be right for equally many of its items: then nothing but the images can
-        tell them apart. An item's id is left empty, its images are `Source.ref` or `Source.changed(...)`.
+        Every answer to the text of a block must be right for equally many of its items, so that only the images decide.
+        An item's id is empty, its images are `Source.ref` or `Source.changed(...)`.
         """
         return iter(())
 
     def prompts(self, item: Item, makers: Sequence[str] = ()) -> list[Prompt]:
-        """Every prompt of `item`, first the item as it is written; `makers` are those that the whole benchmark names.
+        """Every prompt of `item`, first the item as written; `makers` are all makers in the benchmark.
 
         Raises:
-            ValueError: where the ground truth is no answer to the question.
+            ValueError: if the ground truth is no answer to the question.
         """
         return rotations(item, self.says_fake) if item.options else polarities(item)
 
@@ -95,11 +95,11 @@ class QuestionKind:
         return None if first.right is None else first.fake[first.right]
 
     def says_fake(self, answer: str) -> bool | None:
-        """The verdict that the text of an option, or of an answer, states; None where it states none."""
+        """The verdict that the text of an option or an answer states; None if there is none."""
         return None
 
     def read(self, prompt: Prompt, text: str) -> Reading:
-        """A free answer by the strict parser."""
+        """Parse a free answer strictly."""
         parsed: str | None
         if prompt.lettered:
             parsed = parse_choice(text, prompt.candidates, prompt.options)
@@ -138,7 +138,7 @@ def question(name: str) -> Callable[[Kind], Kind]:
 
 
 def training_kinds() -> list[str]:
-    """The kinds of this package that training can ask, in the order in which they are gone through."""
+    """The kinds of this package that training can ask, in their fixed order."""
     return [name for name in KINDS.own if KINDS[name].trains]
 
 
@@ -153,7 +153,7 @@ def is_fake(item: Item) -> bool | None:
 
 
 def generator_of(item: Item) -> str:
-    """One spelling a generator ("big gan" and "big_gan" are one; "natural" is "real")."""
+    """The normalised name of the item's generator: "big gan" and "big_gan" are the same, "natural" is "real"."""
     name = plain_name(str(item.metadata.get("generator") or ""))
     if is_real_name(name):
         return "unknown" if is_fake(item) else "real"
@@ -161,5 +161,5 @@ def generator_of(item: Item) -> str:
 
 
 def makers_in(items: Sequence[Item]) -> list[str]:
-    """What items that name makers without giving options have for answers: the others choose among all of them."""
+    """The answers of attribution items without options, which choose among all of them."""
     return sorted({item.ground_truth for item in items if KINDS[item.kind].names_makers and not item.options})

@@ -5,8 +5,9 @@ r"""Strip mark-up from an answer.
     marked(r"Six fingers, so \boxed{B}")     # Marked(parts=["B"], rest="Six fingers, so", sure=True)
     untagged("<image>\nIs it real?")        # "Is it real?": the same of a question
 
-Marks change no meaning, so that they go by rule: Markdown, HTML, LaTeX, special tokens, quotes. Thoughts and struck-out
-words are no part of an answer and go with their content. A box (`\boxed{}`, `<answer>`, `[[ ]]`) marks the answer.
+Mark-up does not change the meaning and is removed by rule: Markdown, HTML, LaTeX, special tokens, quotes. Thoughts and
+struck-out words are no part of an answer and are removed with their content. A box (`\boxed{}`, `<answer>`, `[[ ]]`)
+marks the answer.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-_KEPT = 3_000  # characters at either end of an answer, thoughts apart: these expressions are not made for books
+_KEPT = 3_000  # characters at either end of an answer without its thoughts, which bounds the time of these expressions
 _FLAGS = re.IGNORECASE | re.DOTALL
-# Curly quotes and the many dashes of typography as the plain ones; invisible characters go.
+# Curly quotes and typographic dashes become plain ones; invisible characters are removed.
 _CHARACTERS = str.maketrans(
     {**dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("‐‑−", "-"), "。": ".", "、": ","}
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\ufe0f\u00ad", "")
@@ -36,7 +37,7 @@ _TAG = re.compile(
 )
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>|</?(?:bos|eos|pad|unk|(?:start|end)_of_\w+)>|\[/?INST\]", _FLAGS)
 _FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$|```", re.MULTILINE)
-# Headings, quotations, bullets and numbers at the head of a line.
+# Headings, quotations, bullets and numbers at the start of a line.
 _LINE_MARK = re.compile(r"^(?:[ \t]*(?:#{1,6}|>+|[-*+•·‣]|\d+[.)])[ \t]+)+", re.MULTILINE)
 _EMPHASIS = re.compile(r"[*`\"]+|(?<!\w)'+|'+(?!\w)")
 _BOX = re.compile(
@@ -47,13 +48,13 @@ _BOX = re.compile(
 )
 _OTHERWISE_BEFORE = re.compile(r"(?:\b(?:not|never|nor|neither|or)|n't|[/|])[\s:$]*\Z", re.IGNORECASE)
 _OTHERWISE_BEHIND = re.compile(r"[\s$]*(?:[/|&?]|\bor\b|\bis\s+(?:not|wrong|incorrect)\b)", re.IGNORECASE)
-# Where other programs put an image into a question; ours has a place of its own.
+# Image placeholders of other programs; ours inserts the image itself.
 _IMAGE = r"<\|?(?:image|img)[ _-]?\d*\|?>"
 _IMAGE_TAG = re.compile(rf"\s*<image>\s*|\A(?:\s*{_IMAGE})+\s*|\s*(?:{_IMAGE}\s*)+\Z", re.IGNORECASE)
 
 
 class Marked(NamedTuple):
-    """What stands in boxes, what stands outside of them, and whether no box is denied or one of several choices."""
+    """The text in boxes, the text outside, and whether no box is denied or one of several choices."""
 
     parts: list[str]
     rest: str
@@ -61,18 +62,18 @@ class Marked(NamedTuple):
 
 
 def bare(text: str) -> str:
-    """`text` without mark-up; its lines and its marks of punctuation stay."""
+    """`text` without mark-up; lines and punctuation are kept."""
     return _without_marks(_without_thoughts(text))
 
 
 def untagged(question: str) -> str:
-    """A question without the tags that stand for its image; one without any stays as it is."""
+    """A question without image tags; one without any is unchanged."""
     found = _IMAGE_TAG.sub("\n", question)
     return question if found == question else found.strip()
 
 
 def marked(text: str) -> Marked:
-    """The boxes of `text` and what is around them, both without mark-up."""
+    """The boxes of `text` and the surrounding text, both without mark-up."""
     text = _without_thoughts(text)
     boxes = list(_BOX.finditer(text))
     sure = not any(
@@ -83,7 +84,7 @@ def marked(text: str) -> Marked:
 
 
 def _without_thoughts(text: str) -> str:
-    """Without what is no part of the answer, and with LaTeX's words for fonts unwrapped, so that boxes can be seen."""
+    """Remove what is no part of the answer, and unwrap LaTeX font commands, so that boxes can be found."""
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     text = _THOUGHT_BEFORE.sub("", _THOUGHT.sub(" ", text))
     if len(text) > 2 * _KEPT:

@@ -1,10 +1,10 @@
 """The forms of a benchmark's prompts: both polarities of a verdict, all rotations of the options.
 
-    polarities(item)          # the item as it is written, then the same thing asked the other way round
+    polarities(item)          # the item as written, then the same with the opposite polarity
     rotations(item, says)     # every option once under every letter
 
-The first prompt is the item as it is written, and the one that free generation answers, as published scripts do. With
-the others a model that always says "Yes." or "B" gains nothing. Which form an item has is up to its kind (`kind.py`).
+The first prompt is the item as written, which free generation answers, as in published scripts. Over all prompts a
+model that always says "Yes." or "B" gains nothing. The kind (`kind.py`) determines the form of an item.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlm_detect.questions.ask import (
 from vlm_detect.records import Item, Label, Polarity, Topic, is_real_name, label_named
 
 _OPTION_LINE = re.compile(r"^[ \t]*\(?([A-H])\)?[:.)][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
-_WORD_PAIRS = (("yes", "no"), ("true", "false"), ("real", "fake"))  # in the order in which they are scored
+_WORD_PAIRS = (("yes", "no"), ("true", "false"), ("real", "fake"))  # in the order of scoring
 # "real or artificially generated", "Real or Fake": the order of the two words is the polarity of such a question.
 _VERDICT_WORD = r"(real|fake|(?:ai-|artificially )?generated)"
 _EITHER = re.compile(rf"\b{_VERDICT_WORD}( or |/){_VERDICT_WORD}\b", re.IGNORECASE)
@@ -38,7 +38,7 @@ def _stated(statements: Mapping[Polarity, str]) -> dict[Polarity, str]:
     return {polarity: STATEMENT_QUESTION.format(statement=text) for polarity, text in statements.items()}
 
 
-# Pairs of questions that say the same thing the other way round; those about edits ask for no verdict on the image.
+# Pairs of questions with opposite polarity; those about edits ask for no verdict on the image.
 _VERDICT_PAIRS = (VERDICT_QUESTIONS, _stated(STATEMENTS))
 _EDIT_PAIRS = (EDIT_QUESTIONS, _stated(EDIT_STATEMENTS))
 _OPPOSITE: dict[Polarity, Polarity] = {"fake": "real", "real": "fake"}
@@ -48,9 +48,9 @@ _OPPOSITE: dict[Polarity, Polarity] = {"fake": "real", "real": "fake"}
 class Prompt:
     """One question with its candidate answers.
 
-    `options` are shown in this order; `candidates` are the answers that are scored: letters where the options are
-    lettered, else the options. `right` indexes both; `fake` says of each whether it calls the image generated (None
-    where it says nothing about that).
+    `options` are shown in this order; `candidates` are the answers that are scored: letters if the options are
+    lettered, else the options. `right` indexes both; `fake` is, for each, whether it calls the image generated (None
+    if it does not say).
     """
 
     item: Item
@@ -83,14 +83,14 @@ def plain_name(name: str) -> str:
 
 
 def split_options(question: str) -> tuple[str, ...]:
-    """The options that stand inside a question's text as lines "A: ...", or () where there are not at least two."""
+    """The options within a question's text, as lines "A: ...", or () if there are fewer than two."""
     lines = _OPTION_LINE.findall(question)
     letters = "".join(letter for letter, _ in lines)
     return tuple(text for _, text in lines) if len(lines) > 1 and LETTERS.startswith(letters) else ()
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """`question` with `options` under it, or in place of those that already stand inside its text."""
+    """`question` followed by `options`, which replace options within its text."""
     if split_options(question):
         texts = iter(options)
         return _OPTION_LINE.sub(lambda match: match[0].replace(match[2], next(texts), 1), question)
@@ -99,7 +99,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
 
 
 def mirrored(question: str) -> str | None:
-    """The same thing asked the other way round, or None where it is not known how.
+    """The question with the opposite polarity, or None if it is not known.
 
     "Is this image AI-generated?" <-> "Is this a real photo?"; "Real or Fake" <-> "Fake or Real".
     """
@@ -111,10 +111,10 @@ def mirrored(question: str) -> str | None:
 
 
 def rotations(item: Item, says_fake: Callable[[str], bool | None]) -> list[Prompt]:
-    """One prompt an option; `says_fake` tells the verdict that an option states.
+    """One prompt per option; `says_fake` returns the verdict that an option states.
 
     Raises:
-        ValueError: where the ground truth is none of the options.
+        ValueError: if the ground truth is none of the options.
     """
     n = len(item.options)
     letters = tuple(LETTERS[:n])
@@ -130,7 +130,7 @@ def rotations(item: Item, says_fake: Callable[[str], bool | None]) -> list[Promp
 
 
 def right_option(item: Item) -> int:
-    """The index of the right option: `ground_truth` is its letter, or its text. ValueError where it is neither."""
+    """The index of the right option: `ground_truth` is its letter, or its text. ValueError if it is neither."""
     answer = item.ground_truth.strip()
     if answer in item.options:
         return item.options.index(answer)
@@ -141,7 +141,7 @@ def right_option(item: Item) -> int:
 
 
 def verdict_prompts(item: Item) -> list[Prompt]:
-    """The verdict questions about an open item's image: what its free answer is held against."""
+    """The verdict questions about an open item's image, with which its free answer is compared."""
     questions = EDIT_QUESTIONS if topic_of(item) == "edit" else VERDICT_QUESTIONS
     fake = item.metadata.get("label") == "edited" if topic_of(item) == "edit" else labelled_fake(item)
     prompts = []
@@ -153,10 +153,10 @@ def verdict_prompts(item: Item) -> list[Prompt]:
 
 
 def polarities(item: Item) -> list[Prompt]:
-    """The two-way question of an item, and its mirror image where that is known.
+    """The two-way question of an item, and its opposite if that is known.
 
     Raises:
-        ValueError: where the ground truth is no answer to a two-way question.
+        ValueError: if the ground truth is no answer to a two-way question.
     """
     candidates = answer_pair(item.ground_truth)
     if candidates is None:
@@ -183,7 +183,7 @@ def polarities(item: Item) -> list[Prompt]:
 
 
 def answer_pair(ground_truth: str) -> tuple[str, str] | None:
-    """Both answers of a two-way question, written as the ground truth is: "No." -> ("Yes.", "No.")."""
+    """Both answers of a two-way question, spelled like the ground truth: "No." -> ("Yes.", "No.")."""
     word = _plain(ground_truth)
     for pair in _WORD_PAIRS:
         if word in pair:

@@ -3,7 +3,7 @@
     parse_choice("The correct answer is **B**.", "ABCD")       # "B"
     parse_answer("Yes - it has six fingers", ("Yes.", "No."))  # 0
     parse_answer("Yes, no, maybe", ("Yes.", "No."))            # None: more than one answer
-    parse_answer("It looks unrealistic.", ("Real", "Fake"))    # None: no whole word of either side
+    parse_answer("It looks unrealistic.", ("Real", "Fake"))    # None: no complete word of either side
 
 Strictness is about meaning, not typography: mark-up (`markup.py`) and the words that introduce an answer ("The final
 answer is") are stripped by rule, and the rest has to be unambiguous. Anything else is None, which callers count as
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vlm_detect.questions.markup import bare, marked
 from vlm_detect.records import Topic
 
-# Whole phrases that state a verdict: True says generated, False says real. Negated ones are read as wholes.
+# Complete phrases that state a verdict: True says generated, False says real. They include negated ones.
 _VERDICTS = {
     **dict.fromkeys(
         ("fake", "generated", "ai-generated", "ai generated", "artificial", "artificially generated"), True
@@ -45,12 +45,12 @@ def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
 
 _VERDICT = _any_of(_VERDICTS)
 _ALTERATION = _any_of(_ALTERATIONS)
-# Where a longer answer puts its conclusion, if it names one.
+# The start of the conclusion of a longer answer.
 _CONCLUSION = re.compile(r"\b(?:judge?ment|verdict|conclusion|final answer)\s*(?::|is\b)\s*([^\n]+)", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|\w+n't)\b")
 _QUESTION = re.compile(r"(?:\A|(?<=[.!?\n]))[^.!?\n]*\?+")
 
-# What introduces an answer: "Therefore, the final answer is", "Verdict:", "My answer would be".
+# Introductions of an answer: "Therefore, the final answer is", "Verdict:", "My answer would be".
 _NOUN = (
     r"(?:answer|response|reply|verdict|conclusion|judge?ment|decision|prediction|classification|label|result|output)"
 )
@@ -62,13 +62,13 @@ _INTRODUCTION = re.compile(
     re.IGNORECASE,
 )
 _DENIED_INTRODUCTION = re.compile(rf"\b{_NOUN}\s*(?:is|was|:)\s*not\b", re.IGNORECASE)
-# Words at the head of a clause that change nothing of what it says.
+# Words at the start of a clause that do not change its meaning.
 _LEAD = re.compile(
     r"\A(?:(?:so|thus|therefore|hence|overall|finally|in conclusion|in summary|ok|okay|sure|well|hm+"
     r"|but|and|or|then|actually|rather|wait|sorry|i mean)\b\s*)+"
 )
 _I_THINK = re.compile(r"(?:i (?:think|believe|would say|guess)|i'd say)(?: that)?\s*(?=\x01)")
-# Answers that are none, and answers that take the other one back.
+# Evasive answers, and words that withdraw an answer.
 _MAYBE = (
     r"(?:maybe|perhaps|possibly|neither|both|either|unknown|(?:(?:it is|it's|i am|i'm) )?(?:unsure|unclear|uncertain"
     r"|hard to (?:say|tell)|not (?:(?:entirely|completely|really|quite) )?(?:sure|certain|clear))"
@@ -81,7 +81,7 @@ _ABOUT_IT = r"(?:it|this|that|the|there|because|since|as)\b.*"  # "No signs" is 
 
 
 def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
-    """The index of the candidate that `text` states, or None where it states none or more than one.
+    """The index of the candidate that `text` states, or None if it states none or more than one.
 
     Candidates that are verdicts (Real, Fake) are read by their synonyms. Any others (Yes/No, True/False, names) must
     open the answer or be introduced as it: "Yes, it is." and "The answer is yes." state "Yes.", "I would say yes" does
@@ -102,7 +102,7 @@ def parse_answer(text: str, candidates: Sequence[str]) -> int | None:
 
 
 def _short_verdict(text: str) -> bool | None:
-    """The verdict of an answer that is one: "not fake" says real, "the answer is not fake" leaves open what it is."""
+    """The verdict of a short answer: "not fake" says real, "the answer is not fake" states none."""
     said = _QUESTION.sub(" ", text)
     doubted = any(
         _DOUBTED.search(_CLAUSE_START.sub("", said[: word.start()])) for word in _VERDICT.finditer(said.lower())
@@ -111,15 +111,15 @@ def _short_verdict(text: str) -> bool | None:
 
 
 def _says_maybe(text: str) -> bool:
-    """Whether a clause of its own leaves the answer open."""
+    """Whether a separate clause leaves the answer open."""
     return any(re.fullmatch(_MAYBE, _LEAD.sub("", clause.strip(" '"))) for clause, _ in _CLAUSE.findall(text.lower()))
 
 
 def _stated(text: str, names: Sequence[str]) -> set[int | None]:
     """The places of those `names` (lower case) that an answer gives; None stands for any other answer.
 
-    Empty where the answer neither opens with one nor introduces one. Where it does, whatever else stands as a clause of
-    its own counts as well: "Yes. No.", "Yes, or rather maybe".
+    Empty if the answer neither opens with one nor introduces one. If it does, every other separate clause counts as
+    well: "Yes. No.", "Yes, or rather maybe".
     """
     said = _INTRODUCTION.sub(" \x01 ", text.lower())
     for place, name in sorted(enumerate(names), key=lambda numbered: -len(numbered[1])):
@@ -145,14 +145,14 @@ def _stated(text: str, names: Sequence[str]) -> set[int | None]:
 
 
 def parse_verdict(text: str) -> bool | None:
-    """True where `text` says that the image is generated, False where it says real, None where neither is plain."""
+    """True if `text` says that the image is generated, False if it says real, None if it is ambiguous."""
     return _state(text, _VERDICTS, _VERDICT)
 
 
 def parse_explanation(text: str, topic: Topic = "generation") -> bool | None:
-    """The verdict of a longer free answer: its named conclusion, else its first sentence, else the whole of it.
+    """The verdict of a longer free answer: its named conclusion, else its first sentence, else all of it.
 
-    True says generated, or altered where the `topic` is edits. What follows the verdict may well speak of both sides.
+    True says generated, or altered for `topic` "edit". The text after the verdict may mention both sides.
     """
     phrases, pattern = (_ALTERATIONS, _ALTERATION) if topic == "edit" else (_VERDICTS, _VERDICT)
     text = bare(text)
@@ -170,16 +170,16 @@ def sentences(text: str) -> list[str]:
 def _state(text: str, phrases: Mapping[str, bool], pattern: re.Pattern[str]) -> bool | None:
     said = " ".join(text.lower().split())
     states = {phrases[phrase] for phrase in pattern.findall(said)}
-    # A negation of anything but the verdict itself could turn the sentence round.
+    # Any other negation could reverse the meaning of the sentence.
     if len(states) != 1 or _NEGATION.search(pattern.sub(" ", said)):
         return None
     return states.pop()
 
 
 def first_verdict(text: str) -> bool | None:
-    """The verdict that an option opens with, or None where it has no verdict word.
+    """The verdict that an option opens with, or None without a verdict word.
 
-    Options read "The image is real because ...": what follows the verdict may hold words of either side.
+    Options read "The image is real because ...": the rest may contain words of either side.
     """
     match = _VERDICT.search(" ".join(text.lower().split()))
     return _VERDICTS[match[0]] if match else None
@@ -192,9 +192,9 @@ _CHOOSE = (
     r"\b(?i:choose|chose|select|pick|go with|going with|opt for|it is|it's|it must be)\s+"
     r"(?i:option\s+|letter\s+|answer\s+)?[(\[]?"
 )
-# After a letter A: the rest of a sentence in which it was an article.
+# After a letter A: the rest of a sentence, so that it was an article.
 _GOES_ON = r"[ \t]+(?!(?:and|as|because|for|is|or|since)\b)\w"
-# In the clause before an answer: it is not the one, or nobody says that it is.
+# In the clause before an answer: it is denied, or not asserted.
 _DENIED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|\w+n't|without|than|instead of|except|unlike)\b", re.IGNORECASE
 )
@@ -208,9 +208,9 @@ _CLAUSE_START = re.compile(r".*(?:[.,;:!?\n—–]|\b(?:but|however|so|therefore
 def parse_choice(text: str, letters: Sequence[str], options: Sequence[str] = ()) -> str | None:
     """The letter that `text` chooses, or None: "B", "b.", "(B)", "B: because ...", "Option B", "The answer is B".
 
-    The text of an option, written out alone, chooses its letter. "A dog" chooses nothing: a letter that goes on as a
-    sentence does without a mark or a new line is an article, behind "the answer is" as well. Two different letters
-    choose nothing, nor does one that is denied ("not B") or doubted ("maybe B", "B?").
+    The text of an option alone chooses its letter. "A dog" chooses nothing: a letter that continues as a sentence,
+    without a punctuation mark or a new line, is an article, also after "the answer is". Two different letters choose
+    nothing, nor does one that is denied ("not B") or doubted ("maybe B", "B?").
     """
     texts = [_plain(bare(option)) for option in options]
     boxed = marked(text)
@@ -218,14 +218,14 @@ def parse_choice(text: str, letters: Sequence[str], options: Sequence[str] = ())
         return None
     if not boxed.parts:
         chosen = _chosen(boxed.rest, letters, texts)
-    else:  # what was thought aloud before it may speak of other letters
+    else:  # the thoughts before it may mention other letters
         chosen = {letter for part in boxed.parts for letter in _chosen(part, letters, texts) or {""}}
         chosen |= _named(boxed.rest, letters, "answer", article="[Aa]")
     return chosen.pop() or None if len(chosen) == 1 else None
 
 
 def _chosen(text: str, letters: Sequence[str], texts: Sequence[str]) -> set[str]:
-    """The letters that a text without mark-up states; an empty one stands for "maybe" and the like."""
+    """The letters that a text without mark-up states; an empty one represents "maybe" and the like."""
     for whole in (text, _INTRODUCTION.sub("", text, count=1)):
         if texts.count(_plain(whole)) == 1:
             return {letters[texts.index(_plain(whole))]}
@@ -237,7 +237,7 @@ def _chosen(text: str, letters: Sequence[str], texts: Sequence[str]) -> set[str]
     if match := re.match(opening, said):
         rest = _plain(said[match.end() :])
         found.add("" if re.match(r"(?:is\s+)?(?:wrong|incorrect)\b", rest) else match[1].upper())
-        if texts.count(rest) == 1:  # "B: a photo", where that is the text of A
+        if texts.count(rest) == 1:  # "B: a photo", although that is the text of A
             found.add(letters[texts.index(rest)])
     elif (match := re.match(rf"({letter})\s+", said)) and (
         texts and _plain(said[match.end() :]) == texts[letters.index(match[1].upper())]
@@ -251,7 +251,7 @@ def _chosen(text: str, letters: Sequence[str], texts: Sequence[str]) -> set[str]
         rf"{_CHOOSE}(?!A{_GOES_ON})([{upper}])\b(?!')",
     ):
         found |= _stating(pattern, said)
-    # "A or B", "A, B": further bare capitals that stand as options of their own.
+    # "A or B", "A, B": further single capitals are options as well.
     if found:
         found |= _stating(rf"(?<![\w'])([{''.join(letters[1:])}])(?=\s*(?:\Z|[).:,;]|or\b|and\b))", said, sure=False)
         found |= _stating(rf"(?<![\w'])({letters[0]})(?=\s*(?:\Z|[).:,;]))", said, sure=False)
@@ -261,13 +261,13 @@ def _chosen(text: str, letters: Sequence[str], texts: Sequence[str]) -> set[str]
 
 
 def _named(text: str, letters: Sequence[str], nouns: str, *, article: str) -> set[str]:
-    """The letters that are named as `nouns`; one that matches `article` and begins a sentence is none."""
+    """The letters after one of `nouns`, without those that match `article` and begin a sentence."""
     letter = f"[{''.join(letters)}{''.join(letters).lower()}]"
     return _stating(rf"\b(?i:{nouns}){_IS_LETTER}(?!{article}{_GOES_ON})({letter})\b(?!['’]|-\w)", text)
 
 
 def _stating(pattern: str, text: str, *, sure: bool = True) -> set[str]:
-    """The letters (group 1) at which `pattern` matches and that are not denied there, nor, where `sure`, doubted."""
+    """The letters (group 1) at which `pattern` matches and that are not denied or, if `sure`, doubted there."""
     found = set()
     for match in re.finditer(pattern, text):
         before = _CLAUSE_START.sub("", text[: match.start(1)])
@@ -279,5 +279,5 @@ def _stating(pattern: str, text: str, *, sure: bool = True) -> set[str]:
 
 
 def _plain(text: str) -> str:
-    """Lower case, single spaces, without the marks around."""
+    """Lower case, single spaces, without surrounding punctuation."""
     return " ".join(text.lower().split()).strip(" .,;:!\"'*()[]")

@@ -24,10 +24,10 @@ def sample_questions(
     topic: Topic = "generation",
     other_captions: Sequence[str] = (),
 ) -> list[Question]:
-    """Draw `per_image` different questions about `subject`.
+    """Sample `per_image` different questions about `subject`.
 
-    The kinds are taken in turn from a random start; where a kind cannot be asked (no caption, no known
-    generator) or comes round again, the next is taken, so fewer questions than asked for may come back. The draws of
+    The kinds are taken in turn from a random start; if a kind cannot be asked (no caption, no known
+    generator) or repeats, the next is taken, so fewer questions than requested may be returned. The random numbers from
     `rng` depend on the arguments and not on the label: both members of a pair, given equal generators, get the same
     kinds and polarities.
     """
@@ -55,7 +55,7 @@ def make_question(
     topic: Topic = "generation",
     other_captions: Sequence[str] = (),
 ) -> Question | None:
-    """One question of `kind` about `subject`, or None where what is known about the image does not answer it."""
+    """One question of `kind` about `subject`, or None if the known facts about the image do not answer it."""
     if topic == "generation" and subject.label == "edited":
         return None
     return KINDS[kind].ask(subject, polarity, rng, topic=topic, other_captions=other_captions)

@@ -1,1 +1,1 @@
-"""The kinds of question, one file each; they register when `questions.kind.KINDS` is first asked."""
+"""The kinds of question, one file each; they register on first access to `questions.kind.KINDS`."""

@@ -13,7 +13,7 @@ from vlm_detect.questions.prompts import Prompt
 from vlm_detect.records import Item, Pair, Polarity, Question, Subject, Topic, is_real_name
 
 ATTRIBUTION_QUESTION = "What made this image?"
-_MOST = 4  # makers to choose among, the camera one of them
+_MOST = 4  # options per question, including the camera
 
 
 @question("attribution")
@@ -40,7 +40,7 @@ class Attribution(QuestionKind):
             if pair[1].generator:
                 by_generator[pair[1].generator].append(pair)
         draws = {name: endless(pairs, rng) for name, pairs in sorted(by_generator.items())}
-        # As many blocks as the rarest maker has images: no image is asked about twice.
+        # As many blocks as the rarest maker has images: no image is used twice.
         for _ in range(min(map(len, by_generator.values()), default=0)):
             names = rng.sample(sorted(draws), min(len(draws), _MOST - 1))
             pairs = {name: next(draws[name]) for name in names}

@@ -1,8 +1,8 @@
-"""A verdict and what speaks for it, in free words. For training.
+"""A verdict and its reasons, in free text. For training.
 
 An answer is the verdict and then one to three of the image's reasons (`vlm-detect add-reasons`), the strongest first.
-A dataset without reasons leaves only the origin to tell: what made the image follows from its label and is marked as
-"Origin", for nothing in the pixels has to show it.
+Without reasons in the dataset the answer gives the origin: what made the image follows from its label and is marked as
+"Origin", because the pixels need not show it.
 
 In a benchmark these questions are items of kind `open`.
 """
@@ -20,7 +20,7 @@ UNALTERED = "Not altered. No part of it was changed afterwards."
 VERDICTS: dict[Label, str] = {"real": "Real.", "generated": "AI-generated.", "edited": "Altered."}
 NOTHING_STANDS_OUT = "Nothing that is measured stands out among photos of this size."
 
-# How many reasons an answer has, by what is added to the question.
+# The number of reasons in an answer, by the length that the question asks for.
 LENGTHS = {"in one sentence": 1, "": 2, "in detail": 3}
 
 
@@ -42,7 +42,7 @@ def explain_question(topic: Topic = "generation", length: str = "") -> str:
 
 
 def _has_reasons(subject: Subject, topic: Topic) -> bool:
-    """Whether reasons can answer: of an untouched image there are none for its not having been edited."""
+    """Whether reasons can answer: an unedited image has no reasons for being unedited."""
     return subject.reasons is not None and (topic == "generation" or subject.label == "edited")
 
 
@@ -55,7 +55,7 @@ def explanation(subject: Subject, topic: Topic = "generation", most: int = LENGT
 
 
 def origin(subject: Subject, topic: Topic = "generation") -> str:
-    """The verdict, then what is known to have made the image, marked as its origin."""
+    """The verdict, then the known origin of the image, marked as such."""
     if topic == "edit":
         if subject.label != "edited":
             return UNALTERED

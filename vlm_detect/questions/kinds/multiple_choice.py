@@ -1,13 +1,12 @@
 """Four options, two of each verdict, so that a verdict alone does not give the letter.
 
-In training an option is a verdict with a caption: verdict and content have to be right. Options of one question are
-made of the same phrases, and the false caption is the one nearest in length to the true one, so that the text tells
-nothing.
+In training an option is a verdict with a caption: verdict and content have to be right. Options of one question use
+the same phrases, and the false caption is the one closest in length to the true one, so that the text reveals nothing.
 
-In a benchmark an option is a verdict with a reason, which is what was truly done. Of a generated image that is its kind
-or its generator, where the dataset has more than one; otherwise, and for every photo, a harmless operation that is
-really carried out (a crop, a rescaling, a JPEG compression). Generated images get such an operation too, so that it
-tells nothing about the class. Edited images are asked for the operation and the place of their planted edit.
+In a benchmark an option is a verdict with a reason, which is what was actually done. For a generated image that is its
+kind or its generator, if the dataset has more than one; otherwise, and for every photo, a harmless operation that is
+applied to it (a crop, a rescaling, a JPEG compression). Generated images get such an operation too, so that it is
+independent of the class. Edited images are asked about with the operation and the place of their planted edit.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class MultipleChoice(QuestionKind):
         return Question(self.name, lettered(text, [option for option, _ in options]), letter)
 
     def blocks(self, made: Sequence[Pair], edits: Sequence[Pair], rng: random.Random) -> Iterator[Block]:
-        """Four options to four images: two photos with an operation each, two generated images with a reason each."""
+        """Four options for four images: two photos with an operation each, two generated images with a reason each."""
         return with_edits(self._reasons(made, rng), self._edits(edits, rng), rng)
 
     def says_fake(self, answer: str) -> bool | None:
@@ -62,7 +61,7 @@ class MultipleChoice(QuestionKind):
     def _reasons(self, made: Sequence[Pair], rng: random.Random) -> Iterator[Block]:
         draws = {reason: endless(pairs, rng) for reason, pairs in sorted(_by_reason(made).items())}
         seen: set[tuple[str, ...]] = set()
-        # Enough draws to find what different blocks there are.
+        # Enough samples to find the different blocks.
         for _ in range(50 * len(made) + 50 if draws else 0):
             first, second = rng.sample(sorted(draws), 2) if len(draws) > 1 else [next(iter(draws))] * 2
             block = self._block(next(draws[first]), next(draws[second]), (first, second), rng)
@@ -75,7 +74,7 @@ class MultipleChoice(QuestionKind):
         a, b = rng.sample(sorted(OPERATIONS), 2)
         by_operation = words[0] == words[1]
         reasons = (OPERATIONS[a], OPERATIONS[b]) if by_operation else words
-        # A reason other than an operation says nothing of operations: the generated images get theirs at random.
+        # Other reasons do not determine an operation: the generated images get theirs at random.
         done = (a, b) if by_operation else (rng.choice((a, b)), rng.choice((a, b)))
         shown = [
             (f"It is a real photo, and {OPERATIONS[a]}.", one[0], a),
@@ -99,7 +98,7 @@ class MultipleChoice(QuestionKind):
         ]
 
     def _edits(self, edits: Sequence[Pair], rng: random.Random) -> Iterator[Block]:
-        """Four edits: two operations at two places where the dataset has such, else any four that differ."""
+        """Four edits: two operations at two places if the dataset has them, else any four that differ."""
         waiting: dict[tuple[str, str], list[Source]] = defaultdict(list)
         known = [(twin, words) for _, twin in edits if (words := twin.edit_words)]
         for twin, words in rng.sample(known, len(known)):
@@ -147,7 +146,7 @@ def _edit_options(subject: Subject, rng: random.Random) -> list[tuple[str, bool]
 
 
 def _by_reason(made: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Pairs by how the generated image's reason reads: its kind, else its generator, where there are at least two."""
+    """Pairs by the generated image's reason: its kind, else its generator, if there are at least two."""
     for reason_of in (
         lambda twin: KIND_WORDS.get(twin.kind),
         lambda twin: twin.generator and f"{twin.generator} made it",

@@ -1,4 +1,4 @@
-"""Verdict and reason in free words, of a photo and of its twin; the reference says what was done. For the benchmark.
+"""Verdict and reason in free text, for a photo and its twin; the reference says what was done. For the benchmark.
 
 The verdict question about the image is scored next to the answer; `benchmark.explanations` looks at the reasons.
 """
@@ -47,7 +47,7 @@ class Open(QuestionKind):
         return first_verdict(answer)
 
     def read(self, prompt: Prompt, text: str) -> Reading:
-        """The verdict of the answer; True of it says generated, or altered where that is asked."""
+        """The verdict of the answer; True says generated, or altered for questions about edits."""
         if prompt.candidates:
             return super().read(prompt, text)
         topic = topic_of(prompt.item)

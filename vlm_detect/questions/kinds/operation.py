@@ -1,4 +1,4 @@
-"""What was done to a part of an image. For training, of edited images and of the untouched ones before them."""
+"""What was done to a part of an image. For training, on edited images and their originals."""
 
 from __future__ import annotations
 

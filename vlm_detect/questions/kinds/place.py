@@ -1,4 +1,4 @@
-"""Where an image was altered. For training, of edited images and of the untouched ones before them."""
+"""Where an image was altered. For training, on edited images and their originals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statements to be called true or false; in a benchmark the yes/no questions as well, which have two answers alike."""
+"""Statements that are true or false; in a benchmark also the yes/no questions, which have two answers as well."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class TrueFalse(QuestionKind):
         return Question(self.name, STATEMENT_QUESTION.format(statement=STATEMENTS[polarity]), answer, polarity)
 
     def blocks(self, made: Sequence[Pair], edits: Sequence[Pair], rng: random.Random) -> Iterator[Block]:
-        """One question to a photo and to its twin: yes to one of them."""
+        """One question about a photo and its twin: the answer is yes for one of them."""
         return with_edits(self._asked(made, "generation", rng), self._asked(edits, "edit", rng), rng)
 
     def _asked(self, pairs: Sequence[Pair], topic: Topic, rng: random.Random) -> Iterator[Block]:
-        """Each lap asks every pair a question; where the laps start differs from pair to pair."""
+        """Each round asks a question about every pair; each pair starts at another question."""
         texts = (EDIT_QUESTIONS, EDIT_STATEMENTS) if topic == "edit" else (VERDICT_QUESTIONS, STATEMENTS)
         about = ABOUT_EDITS if topic == "edit" else {}
         questions = _polar(*texts)
@@ -65,7 +65,7 @@ class TrueFalse(QuestionKind):
 
 
 def _polar(questions: Mapping[Polarity, str], statements: Mapping[Polarity, str]) -> list[_Polar]:
-    """Both ways to ask, in both polarities."""
+    """Questions and statements, in both polarities."""
     asked: list[_Polar] = [(text, polarity, (YES, NO)) for polarity, text in questions.items()]
     stated: list[_Polar] = [
         (STATEMENT_QUESTION.format(statement=text), polarity, (TRUE, FALSE)) for polarity, text in statements.items()

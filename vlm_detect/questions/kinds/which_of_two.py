@@ -37,5 +37,5 @@ class WhichOfTwo(QuestionKind):
             ]
 
     def is_fake(self, item: Item) -> None:
-        """One of the two is."""
+        """None: one of the two images is."""
         return None
