@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: demo test docs lint types clean
 
-# Two steps, so that pip never weighs a newer torch against the pinned one; the stamp makes a changed pyproject.toml reinstall.
+# Two steps, so that pip never considers a torch newer than the pinned one; with the stamp a changed pyproject.toml reinstalls.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
@@ -21,7 +21,7 @@ demo: .venv/.installed
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
 
-# Every warning is an error: a dead link, a reference that leads nowhere. Needs nothing from the network.
+# Every warning is an error: dead links and unresolved references. Needs no network.
 docs: .venv/.installed
 	$(BIN)/zensical build --strict
 

@@ -2,8 +2,8 @@
 
     python .github/versions.py {pinned,oldest,newest} > constraints-oldest.txt
 
-`oldest` are the lower bounds of pyproject.toml, `newest` whatever its bounds allow. What these two bring with them in
-versions of their own is then left to pip.
+`oldest` are the lower bounds of pyproject.toml, `newest` the newest versions within its bounds. Pip then chooses the
+versions of their dependencies.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What the inverted and saturated view leaves of an image, at full resolution and at 32 pixels: a figure and numbers.
+"""The effect of the inverted and saturated view on images, at full resolution and at 32 pixels: a figure and numbers.
 
     python eval/invert_saturate.py --out docs/invert_saturate.png --data data/cifake
 

@@ -1,4 +1,4 @@
-"""Tune a model's explanations by preference: what was checked against the same with a fault.
+"""Tune a model's explanations by preference: checked explanations over the same ones with a fault.
 
     accelerate launch --quiet recipes/preference_lora.py --model runs/moondream_lora --data data/pairs_reasons
 

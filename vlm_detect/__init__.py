@@ -1,4 +1,4 @@
-"""vlm-detect: finetune small vision-language models to tell AI-generated images from real photos, and to say why.
+"""vlm-detect: finetune small vision-language models to detect AI-generated images and to explain the verdicts.
 
     from vlm_detect import Detector              # verdicts
     import vlm_detect.models                     # our models in transformers' Auto classes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Detector brings torch and transformers with it: `import vlm_detect` alone stays light.
+    # Detector imports torch and transformers; `import vlm_detect` alone stays fast.
     if name in __all__:
         from vlm_detect.infer import detector
 

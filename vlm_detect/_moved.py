@@ -2,8 +2,8 @@
 
     from vlm_detect.bench.metrics import figures      # now vlm_detect.stats.metrics
 
-A package that modules moved out of calls `add_aliases(__name__)`, which puts a stand-in for each of them into
-`sys.modules`: an import finds it there, and it loads the module's new place when a name is asked of it.
+A package that modules moved out of calls `add_aliases(__name__)`, which puts a proxy for each of them into
+`sys.modules`: an import finds the proxy, which loads the new module on access to a name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NEW_NAMES = {
     "train.machine": "machine",
     "train.packing": "models.rows",
 }
-# Where some of a module's names went, which its new place lacks.
+# Modules with names that the module's new place lacks.
 _ELSEWHERE = {
     "baselines.pixels": "models.cnn.squares",
     "baselines.tasks": "models.cnn.verdicts",
@@ -65,7 +65,7 @@ _ELSEWHERE = {
     "data.renderer": "generate.options",
     "data.shards": "jobs.executors",
 }
-# What is called differently at its new place.
+# Names that changed with the move.
 _RENAMED = {
     "draw_edit": "random_edit",
     "draw_questions": "sample_questions",
@@ -83,27 +83,27 @@ def moves() -> Iterator[tuple[str, str]]:
 
 
 class _MovedModule(ModuleType):
-    """Stands in for a module at its old path."""
+    """A proxy for a module at its old path."""
 
     def __init__(self, old: str, new: str) -> None:
         super().__init__(old, f"Moved to {new}.")
         self._new = new
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by code that walks through sys.modules
+        if name.startswith("__"):  # code that walks through sys.modules
             raise AttributeError(name)
         elsewhere = _ELSEWHERE.get(self.__name__.removeprefix("vlm_detect."), "").split()
         new_name = _RENAMED.get(name, name)
         for place in (self._new, *(f"vlm_detect.{name}" for name in elsewhere)):
             if hasattr(module := importlib.import_module(place), new_name):
-                message = f"{self.__name__}.{name} is {place}.{new_name} now; the old path goes with version 0.3"
+                message = f"{self.__name__}.{name} is {place}.{new_name} now; the old path ends with version 0.3"
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
                 return getattr(module, new_name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it is {self._new} now")
 
 
 def add_aliases(package: str) -> None:
-    """Let `import package.module` find what moved out of `package` (a name with `vlm_detect.`)."""
+    """Let `import package.module` find the modules that moved out of `package` (a name with `vlm_detect.`)."""
     for old, new in moves():
         parent, _, name = f"vlm_detect.{old}".rpartition(".")
         if parent == package:

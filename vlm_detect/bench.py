@@ -1,4 +1,4 @@
-"""Moved: `_moved.py` says where to. Works until version 0.3."""
+"""Moved; `_moved.py` has the new paths. Works until version 0.3."""
 
 from vlm_detect._moved import add_aliases
 

@@ -1,6 +1,6 @@
-"""Checksums of the files of a folder, so that what was altered or lost since is noticed before it is used.
+"""Checksums of the files in a folder, to detect altered or missing files before they are used.
 
-write_checksums(checkpoint)          # checksums.json, the last file of a folder that is complete
+write_checksums(checkpoint)          # checksums.json, the last file that a complete folder gets
 damage_of(checkpoint)                # None, or "optimizer.pt is missing"
 """
 
@@ -21,7 +21,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage_of(folder: Path) -> str | None:
-    """The first file that is missing or is not what it was, in words; None where all are.
+    """A message about the first file that is missing or has changed; None if there is none.
 
     A folder of a version that wrote no checksums has no damage.
     """

@@ -1,4 +1,4 @@
-"""The `vlm-detect` command: every verb and program by its name. Each is imported only when it is called.
+"""The `vlm-detect` command: every verb and program by name. Each is imported only when it is called.
 
 vlm-detect VERB --help
 accelerate launch --quiet -m vlm_detect train moondream ...     # the same verbs in several processes

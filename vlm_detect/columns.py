@@ -1,6 +1,6 @@
 """The columns of a dataset on disk, as `datasets.Features`: pairs, single images, prompted images and rejects.
 
-`docs/design.md` names them as contracts; nothing else in the package repeats them.
+They are contracts (`docs/design.md`); this is their only definition in the package.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SOURCE_FEATURES = {
 }
 
 EDIT_FEATURES = {
-    "of": Value("string"),  # what it was put into: "photo", or a twin of the same photo by its kind
+    "of": Value("string"),  # the edited image: "photo", or a twin of the same photo by its kind
     "operation": Value("string"),
-    "box": List(Value("int32")),  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
+    "box": List(Value("int32")),  # x0, y0, x1, y1 in pixels; x1 and y1 are exclusive
     "strength": Value("float32"),  # mean absolute change within the box, of the full range
-    "donor": Value("string"),  # of a splice: the other photo, by the first 16 digits of its SHA-256
-    "attempt": Value("int32"),  # which draw of the seed it is, from 0: those before it were too weak or too strong
+    "donor": Value("string"),  # for a splice: the other photo, by the first 16 digits of its SHA-256
+    "attempt": Value("int32"),  # number of the sample for this seed, from 0: earlier ones were too weak or too strong
 }
 
 RECEIPT_FEATURES = {
@@ -44,17 +44,17 @@ REASON_FEATURES = {
     "text": Value("string"),
     "kind": Value("string"),
     "supports": Value("string"),
-    "box": List(Value("int32")),  # as of an edit, in pixels of the stored image
+    "box": List(Value("int32")),  # as for an edit, in pixels of the stored image
     "source": Value("string"),
     "value": Value("float64"),
     "percentile": Value("float32"),
     "margin": Value("float32"),
     "checked_by": Value("string"),
 }
-# What `add-reasons` adds to a dataset of one kind or the other: for each image column the one of its reasons.
+# The columns that `add-reasons` adds to each kind of dataset: for each image column, that of its reasons.
 REASON_COLUMNS = {"images": {"image": "reasons"}, "pairs": {"image": "image_reasons", "twin": "twin_reasons"}}
 
-# One row a (photo, twin).
+# One row per (photo, twin).
 PAIR_FEATURES = Features(
     {
         "pair_id": Value("string"),
@@ -73,7 +73,7 @@ PAIR_FEATURES = Features(
     }
 )
 
-# One row an image, for datasets that others made.
+# One row per image, for imported datasets.
 IMAGE_FEATURES = Features(
     {
         "image": Image(),
@@ -85,7 +85,7 @@ IMAGE_FEATURES = Features(
     }
 )
 
-# The same for images that were rendered from prompts, next to photos: a generated one can be rendered again by its id.
+# The same for images rendered from prompts and photos: a generated image can be rendered again by its id.
 PROMPTED_FEATURES = Features(
     {
         "id": Value("string"),

@@ -1,10 +1,10 @@
-"""Configuration: frozen dataclasses from YAML and the command line, and the `run.json` that every run leaves behind.
+"""Configuration: frozen dataclasses from YAML and the command line, and the `run.json` that every run writes.
 
     @dataclass(frozen=True)
     class RenderConfig:
         steps: int = field(default=28, metadata={"help": "Denoising steps."})
 
-    (config,) = parse_config([RenderConfig], argv, doc=__doc__)      # --config FILE.yaml, then --steps 20 over it
+    (config,) = parse_config([RenderConfig], argv, doc=__doc__)      # --config FILE.yaml; --steps 20 overrides it
 
     vlm-detect train moondream --config moondream_lora --learning_rate 1e-4     # a config of the package, by its name
 
@@ -46,8 +46,8 @@ def parse_config(
 ) -> tuple[Any, ...]:
     """Fill the dataclasses of `config_types` from `--config FILE.yaml` and `argv`; the command line wins.
 
-    `--help` and `--version` are answered, and what is wrong with the arguments is said in one line (exit status 2).
-    `vlm_detect.flags` says what a field's metadata may hold.
+    Handles `--help` and `--version`; invalid arguments are reported in one line (exit status 2). `vlm_detect.flags`
+    documents the metadata of fields.
     """
     helping = "-h" in argv or "--help" in argv
     deferred = [one for one in config_types if isinstance(one, Deferred)]
@@ -66,11 +66,11 @@ def parse_config(
             path = find_config(file)
             values = _flattened(_read_yaml(path), {flag.name for flag in flags})
             check_keys(list(values), flags[:-1], str(path), replaced)
-            # Through the parser, so that YAML values are checked and converted exactly as flags are.
+            # The parser checks and converts YAML values exactly like flags.
             given = parse_flags(parser, flags, as_flags(values)) | given
         given = {name: value for one in deferred for name, value in defaults_of(one.defaults).items()} | given
         return tuple(build(one, given) for one in types)
-    except (UserError, ValueError, TypeError, ImportError) as error:  # a dataclass refuses a value, in its own words
+    except (UserError, ValueError, TypeError, ImportError) as error:  # a dataclass rejects a value with its own message
         parser.error(str(error))
 
 
@@ -92,7 +92,7 @@ class _ConfigFile:
 
 
 def check_at_least(options: Any, least: float, *names: str) -> None:
-    """UserError where one of these settings is given and below `least`."""
+    """UserError if one of these settings is given and below `least`."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
@@ -100,7 +100,7 @@ def check_at_least(options: Any, least: float, *names: str) -> None:
 
 
 def check_known(options: Any, known: Sequence[str], *names: str) -> None:
-    """UserError where one of these settings, a word or a list of words, is none of `known`."""
+    """UserError if one of these settings, a word or a list of words, is not in `known`."""
     for name in names:
         value = getattr(options, name)
         if unknown := [word for word in (value if isinstance(value, list) else [value]) if word not in known]:
@@ -108,7 +108,7 @@ def check_known(options: Any, known: Sequence[str], *names: str) -> None:
 
 
 def check_url(options: Any, *names: str) -> None:
-    """UserError where one of these settings is given and is no address of an endpoint."""
+    """UserError if one of these settings is given and is no URL of an endpoint."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not value.startswith(("http://", "https://")):
@@ -118,7 +118,7 @@ def check_url(options: Any, *names: str) -> None:
 
 
 def check_between(options: Any, least: float, most: float, *names: str) -> None:
-    """UserError where one of these settings is given and outside of `least` to `most`."""
+    """UserError if one of these settings is given and outside of `least` to `most`."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
@@ -126,7 +126,7 @@ def check_between(options: Any, least: float, most: float, *names: str) -> None:
 
 
 def find_config(given: str) -> Path:
-    """The YAML file of this path, or else the one in the package that has this name."""
+    """The YAML file at this path, else the config of this name in the package."""
     if Path(given).is_file():
         return Path(given)
     names = {path.stem: path for path in sorted(CONFIGS.rglob("*.yaml"))}
@@ -152,7 +152,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _flattened(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    """The values of a section by their flags' names: {renderer: {steps: 20}} is {renderer.steps: 20}."""
+    """Sections flattened to names of flags: {renderer: {steps: 20}} becomes {renderer.steps: 20}."""
     sections = {name.partition(".")[0] for name in names if "." in name}
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -174,14 +174,14 @@ def git_commit() -> str | None:
 
 
 def command_line() -> list[str]:
-    """The command that runs, as records have it: a verb, or a program by its path in the source tree."""
+    """The running command for records: a verb, or a program by its path in the source tree."""
     program = Path(sys.argv[0])
     inside = program.is_absolute() and program.is_relative_to(REPOSITORY)
     return [str(program.relative_to(REPOSITORY) if inside else program), *sys.argv[1:]]
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages on which a result depends, plugins among them."""
+    """Versions of Python and of the packages on which a result depends, including plugins."""
     found = {"python": platform.python_version(), **plugin_versions()}
     for name in _RECORDED_PACKAGES:
         try:
@@ -209,7 +209,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def make_readable(*paths: Path) -> None:
-    """Give files the mode that the umask allows: mkstemp, and safetensors by it, write for their owner alone."""
+    """Set the mode of files according to the umask: mkstemp, and with it safetensors, makes them readable by the owner
+    only."""
     umask = os.umask(0o077)
     os.umask(umask)
     for path in paths:
@@ -217,7 +218,7 @@ def make_readable(*paths: Path) -> None:
 
 
 def write_run_json(out: str | Path, config: Any, **facts: Any) -> dict[str, Any]:
-    """Write `out/run.json`: the full configuration, command, commit, versions and whatever else `facts` holds."""
+    """Write `out/run.json`: the full configuration, command, commit, versions and the other `facts`."""
     record = {
         "command": command_line(),
         "commit": git_commit(),
@@ -232,10 +233,10 @@ def write_run_json(out: str | Path, config: Any, **facts: Any) -> dict[str, Any]
 
 
 def read_run_json(out: str | Path) -> dict[str, Any] | None:
-    """The record that `write_run_json` left in `out`, or None where there is none.
+    """The record that `write_run_json` wrote in `out`, or None if there is none.
 
     Raises:
-        UserError: where a newer version wrote it.
+        UserError: if a newer version wrote it.
     """
     path = Path(out) / "run.json"
     if not path.is_file():

@@ -1,9 +1,9 @@
 """User errors, and the common entry point of all programs.
 
-A `UserError` says in one line what was given, what the limit is and what to do. Programs run their `main` through
-`run_main`, which turns it into that line on stderr and exit status 1, or 2 of a `UsageError` (`--debug` shows the
-traceback instead; followed by a value it is the Trainer's flag of that name). `--allow_local_paths` is every program's
-too: `images/local_files.py` says what it allows.
+A `UserError` states in one line the value, the limit and the remedy. Programs run their `main` through `run_main`,
+which prints that line on stderr and exits with status 1, or 2 for a `UsageError` (`--debug` shows the traceback
+instead; followed by a value it is the Trainer's flag of that name). Every program accepts `--allow_local_paths`,
+documented in `images/local_files.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from vlm_detect.printable import printable
 
-# Of a place that may not be read or written, or has no room: not for a traceback.
+# A path that may not be read or written, or a full disk: reported without a traceback.
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _OF_PLACES |= {errno.ENOSPC, errno.EDQUOT}
 ALLOW_LOCAL_PATHS, LOCAL_PATHS_ALLOWED = "--allow_local_paths", "VLM_DETECT_ALLOW_LOCAL_PATHS"
@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit: 0 done, 1 failed (one line on stderr), 2 wrong arguments, 130 interrupted.
 
-    `main` imports torch itself: what is set up here comes before it.
+    `main` imports torch itself, after the set-up here.
     """
     set_up_process()
     given = sys.argv[1:]
@@ -53,7 +53,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         os.environ[LOCAL_PATHS_ALLOWED] = "1"  # workers inherit it
     try:
         status = main(argv) or 0
-        print(end="", flush=True)  # not sys.stdout.flush(): there is none where it was closed
+        print(end="", flush=True)  # not sys.stdout.flush(): a closed stdout has none
     except UserError as error:
         if debug:
             raise
@@ -78,34 +78,35 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def set_up_process() -> None:
-    """What a program and its workers settle for their process; no import settles it for a program of others."""
-    # Torch's CPU threads wait for each other by spinning, by default long enough that, where anything else runs on the
-    # machine, they keep the one they wait for off its core. A short spin costs little alone and saves much in company
-    # (tests/bench/waiting.py). OpenMP reads this when torch is loaded.
+    """Set up the process of a program or its workers; imports change no settings of another program."""
+    # Torch's CPU threads wait for each other by spinning, by default long enough that, if other programs run on the
+    # machine, they occupy the core of the thread they wait for. A short spin costs little on an idle machine and saves
+    # much on a shared one (tests/bench/waiting.py). OpenMP reads this when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Where peft imports bitsandbytes on some CPUs, it recommends a package on stderr, which is for our own one line.
+    # Imported by peft on some CPUs, bitsandbytes recommends a package on stderr, where only our one-line messages
+    # belong.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    # Pillow logs what is odd about a file, in as many lines as whoever made it likes; rejects and notes say it.
+    # Pillow logs defects of a file in any number of lines; rejects and notes record them.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _reader_has_gone() -> bool:
-    """Whether nobody reads stdout any more, as `| head` when it has seen enough; then it leads nowhere from here on."""
+    """Whether the reader of stdout has gone, such as `head`; stdout is then redirected to the null device."""
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
         return True
     return False
 
 
 def _leave_process_group() -> None:
-    """Stop the threads of torch.distributed, where it was used: one that is still at work while Python ends aborts it.
+    """Stop the threads of torch.distributed, if it was used: one that is still running when Python exits aborts it.
 
-    Not after a failure: the other processes may never come to it, and NCCL would wait for them.
+    Not after a failure: the other processes may never get here, and NCCL would wait for them.
     """
-    distributed = sys.modules.get("torch.distributed")  # programs that never need torch do not load it for this
+    distributed = sys.modules.get("torch.distributed")  # programs that do not use torch do not load it for this
     if distributed and distributed.is_available() and distributed.is_initialized():
-        gc.collect()  # a Trainer and its model, parts of cycles, hold the group too
+        gc.collect()  # a Trainer and its model are in reference cycles and keep the group alive too
         distributed.destroy_process_group()

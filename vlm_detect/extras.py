@@ -1,4 +1,4 @@
-"""Optional dependencies: asked for by the step that needs them, with the command that installs them."""
+"""Optional dependencies: checked by the step that needs them, with the command that installs them in the error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def how_to_install(extra: str) -> str:
 
 
 def require(extra: str, *modules: str, wanted_by: str = "") -> None:
-    """UserError where one of `modules` of this extra is not installed; `wanted_by` is the flag that needs it."""
+    """UserError if one of `modules` of this extra is not installed; `wanted_by` is the flag that needs it."""
     if missing := [module for module in modules if find_spec(module) is None]:
         needed = f"{wanted_by} needs {', '.join(missing)}" if wanted_by else f"{', '.join(missing)} not installed"
         raise UserError(f"{needed}; run: {how_to_install(extra)}")

@@ -3,9 +3,9 @@
     given = parse_flags(flags_of([RenderConfig, Launch]), ["--steps", "20"])      # {"steps": 20}
     build(RenderConfig, given)
 
-A field's metadata may hold `help`, `choices`, `aliases`, `metavar`, and `positional: True` for an argument without a
-flag. A field that holds a dataclass is a section: its fields are `--renderer.steps` and so on. Importing this module
-costs nothing, so a program lists its flags in a fraction of a second.
+A field's metadata may contain `help`, `choices`, `aliases`, `metavar`, and `positional: True` for an argument without a
+flag. A field whose type is a dataclass is a section: its fields are `--renderer.steps` and so on. This module
+imports nothing heavy, so a program lists its flags in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Flag:
 
     name: str
     hint: Any
-    default: Any = MISSING  # MISSING: there is none, the flag has to be given
+    default: Any = MISSING  # MISSING: no default, the flag is required
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     group: str = ""
 
@@ -55,18 +55,18 @@ class Flag:
 
     @property
     def choices(self) -> list[Any]:
-        """The values that there are; empty: no list of them."""
+        """The possible values; empty if they are not limited."""
         return list(self.metadata.get("choices", ())) or _choices(self.value_type)
 
     @property
     def value_type(self) -> Any:
-        """What one value is converted to."""
+        """The type of one value."""
         hint = _without_none(self.hint)
         return get_args(hint)[0] if self.many else hint
 
     @property
     def help(self) -> str:
-        """The field's help with its default, unless that is nothing or the help says it."""
+        """The field's help with its default, unless there is none or the help states it."""
         text = self.metadata.get("help", "")
         if self.default in _NO_DEFAULT or self.default is False or "default" in text.lower():
             return text
@@ -83,7 +83,7 @@ class Deferred:
     defaults: type  # its fields and their defaults win over those of `whole`
     whole: Callable[[], type]  # imports the library; a dataclass with all fields of `defaults`
     listed: Callable[[], Iterable[Flag]]
-    replaced: Mapping[str, str] = dataclasses.field(default_factory=dict)  # old flags, and what stands in their place
+    replaced: Mapping[str, str] = dataclasses.field(default_factory=dict)  # old flags and their replacements
 
 
 class Parser(ArgumentParser):
@@ -146,9 +146,9 @@ def make_parser(flags: Sequence[Flag], doc: str | None, *, help_only: bool) -> P
 def parse_flags(
     parser: Parser, flags: Sequence[Flag], argv: Sequence[str], replaced: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What `argv` gives, by the flags' names; exits with status 2 on what is no flag, no value or one too many.
+    """The values in `argv`, by the flags' names; exits with status 2 on an unknown flag, or a missing or excess value.
 
-    `replaced` says of flags that users may know from elsewhere what stands in their place.
+    `replaced` has the replacements of flags that users may know from elsewhere.
     """
     by_name = {flag.name: flag for flag in flags}
     flagged, behind = _normalised(argv, by_name)
@@ -166,7 +166,7 @@ def parse_flags(
 def check_keys(
     keys: Sequence[str], flags: Sequence[Flag], where: str, replaced: Mapping[str, str] | None = None
 ) -> None:
-    """UsageError where one of the `keys` of a file is no flag."""
+    """UsageError if one of the `keys` of a file is no flag."""
     names = {flag.name: flag for flag in flags}
     if unknown := [key for key in keys if key not in names]:
         said = "; ".join(f"{key}: {_no_such(key, names, replaced or {}, '')}" for key in unknown)
@@ -174,7 +174,7 @@ def check_keys(
 
 
 def build(cls: type, given: Mapping[str, Any], prefix: str = "") -> Any:
-    """The dataclass `cls` of the values in `given`; UsageError where one without a default is not there."""
+    """The dataclass `cls` with the values in `given`; UsageError if one without a default is missing."""
     hints = get_type_hints(cls)
     values = {}
     for field in dataclasses.fields(cls):
@@ -192,7 +192,7 @@ def build(cls: type, given: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """Of every field of a dataclass that has one."""
+    """The defaults of a dataclass's fields."""
     fields: Sequence[dataclasses.Field[Any]] = dataclasses.fields(cls)
     return {field.name: field.default for field in fields if field.default is not MISSING} | {
         field.name: field.default_factory() for field in fields if field.default_factory is not MISSING
@@ -200,7 +200,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def as_flags(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A YAML mapping as a command line, so that its values are checked and converted as flags are."""
+    """A YAML mapping as a command line, so that its values are checked and converted like flags."""
     flags: list[str] = []
     for name, value in values.items():
         if isinstance(value, list):
@@ -215,7 +215,7 @@ def _as_text(value: Any) -> str:
 
 
 def _title(cls: type) -> str:
-    """The first line of a class's docstring, or of its base's; nothing of the one that `dataclass` makes."""
+    """The first line of the docstring of a class or its base; not the one that `dataclass` generates."""
     docs = [one.__doc__ or "" for one in cls.__mro__[:-1] if not (one.__doc__ or "").startswith(f"{one.__name__}(")]
     return next((doc.partition("\n")[0].rstrip(".") for doc in docs if doc), "")
 
@@ -233,9 +233,9 @@ def _metavar(flag: Flag) -> str:
 
 
 def _normalised(argv: Sequence[str], flags: Mapping[str, Flag]) -> tuple[list[str], list[str]]:
-    """Flags with underscores, and `--flag=True` for a bare boolean: what follows one may be a positional argument.
+    """Flags with underscores, and `--flag=True` for a bare boolean: a positional argument may follow it.
 
-    The second list is what stands behind `--`: positional arguments, whatever they begin with.
+    The second list contains the arguments after `--`, all of them positional.
     """
     end = list(argv).index("--") if "--" in argv else len(argv)
     found, i = [], 0
@@ -255,7 +255,7 @@ def _normalised(argv: Sequence[str], flags: Mapping[str, Flag]) -> tuple[list[st
 
 
 def _positional_values(flags: Sequence[Flag], given: Sequence[str]) -> dict[str, Any]:
-    """One string for each, the rest for the one that takes many."""
+    """One string each, and the remaining ones for the one that takes many."""
     values: dict[str, Any] = {}
     left = list(given)
     for place, flag in enumerate(flags):

@@ -1,4 +1,4 @@
-"""What the local cache of the Hugging Face Hub holds; nothing is fetched, and no model is imported."""
+"""The contents of the local cache of the Hugging Face Hub, without a download or an import of a model."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _locked(place: Path, flag: str) -> Iterator[None]:
                 path, file = _open(place, flag)
                 stack.enter_context(file)
         except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:  # without support of the file system there is no lock
+            if error.errno not in _WITHOUT_LOCKS:  # without support by the file system there is no lock
                 raise
         file.seek(0)
         file.truncate()
@@ -84,7 +84,7 @@ def _open(place: Path, flag: str) -> tuple[Path, IO[bytes]]:
         return outside, outside.open("a+b")
     except OSError as error:
         if not place.is_dir():
-            # Making a folder within a file fails as an entry that exists.
+            # Creating a folder inside a file fails with "file exists".
             reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
             raise UserError(f"{place}: cannot be written ({reason}); give another {flag}") from error
     try:
@@ -114,7 +114,7 @@ def _lock(file: IO[bytes]) -> None:
         return
     import msvcrt
 
-    file.seek(1 << 30)  # of a byte that nobody reads
+    file.seek(1 << 30)  # of an unused byte
     msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 

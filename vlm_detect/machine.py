@@ -1,4 +1,4 @@
-"""What a run takes of the machine it is on."""
+"""The hardware that a run uses: threads, device, dtype, memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def use_cpu_cores(threads: int | None = None) -> None:
     """Let torch use `threads` cores, by default all of them shared by the processes of this machine.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said, which on a CPU idles every other core.
+    `accelerate launch` sets OMP_NUM_THREADS to 1 by default, which on a CPU leaves all other cores idle.
     """
     if threads is None:
         threads = cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -27,14 +27,14 @@ def use_cpu_cores(threads: int | None = None) -> None:
 
 
 def prepare_training(device_type: str, threads: int | None = None) -> None:
-    """Let a training use this machine's CPU as well as it can: its cores, and on the CPU itself the memory it frees."""
+    """Prepare the CPU for a training: use all cores and, when training on the CPU, reuse freed memory."""
     use_cpu_cores(threads)
     if device_type == "cpu":
         keep_freed_memory()
 
 
 def cpu_cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -55,8 +55,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def computes_in_bfloat16(device_type: str) -> bool:
     """Whether the device multiplies matrices faster in bfloat16 than in float32.
 
-    Their flags say it. torch calls GPUs of before 2020 (T4, V100) capable too, which emulate it slowly, and a CPU
-    without instructions of its own takes fifty times as long as in float32.
+    Decided by capability flags. torch also reports support on GPUs from before 2020 (T4, V100), which emulate it
+    slowly, and a CPU without bfloat16 instructions takes fifty times as long as in float32.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,14 +64,14 @@ def computes_in_bfloat16(device_type: str) -> bool:
 
 
 def machine_name(device_type: str) -> str:
-    """What a recorded figure says it was measured on: the GPU's name, or the kind of device and the threads used."""
+    """The hardware of a recorded figure: the GPU's name, or the kind of device and the threads used."""
     if device_type == "cuda":
         return torch.cuda.get_device_name()
     return f"{device_type}, {torch.get_num_threads()} threads"
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
-    """The torch dtype of a flag's value; None stays None, which leaves the choice to the device."""
+    """The torch dtype of a flag's value; None stays None: the default of the device."""
     if name is None:
         return None
     if name not in DTYPES:
@@ -80,17 +80,17 @@ def dtype_of(name: str | None) -> torch.dtype | None:
 
 
 def free_memory() -> None:
-    """Give back what models held that nothing refers to any more; their parts refer to each other."""
+    """Free the memory of models without references to them; their parts are in reference cycles."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, instead of giving it back and faulting it in again at the next step.
+    """Let glibc keep freed memory, instead of returning it and faulting it in again at the next step.
 
-    Training a CNN on a CPU, a third more images a second; a moondream with large batches, a sixth more questions.
-    Elsewhere than on Linux with glibc, nothing happens.
+    On a CPU this trains a CNN on a third more images per second, and a moondream with large batches on a sixth more
+    questions. It has no effect except on Linux with glibc.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

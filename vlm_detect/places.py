@@ -1,4 +1,4 @@
-"""The ninths of an image, in words: where something is, and which places a text names."""
+"""The ninths of an image and their names: the place of a box, and the places that a text names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 PLACES = ("upper left", "top", "upper right", "left", "centre", "right", "lower left", "bottom", "lower right")
 
 _MIDDLE = r"(?:[ -](?:cent(?:re|er)|middle))?(?![ -](?:left|right|cent|middle))"
-_PART = r"(?=[ -](?:part|half|third|edge|area|region|section|cent|middle))"  # "lower" alone compares
+_PART = r"(?=[ -](?:part|half|third|edge|area|region|section|cent|middle))"  # "lower" alone is a comparison
 _ALONE = r"(?<!upper[ -])(?<!top[ -])(?<!lower[ -])(?<!bottom[ -])"
-# How each is said. "The top" is not "the top left", and "the left" is not "the upper left".
+# Wordings of each. "The top" is not "the top left", and "the left" is not "the upper left".
 PLACE_PATTERNS = {
     "upper left": r"(?:upper|top)[ -]left",
     "upper right": r"(?:upper|top)[ -]right",
@@ -33,7 +33,7 @@ def place_of(box: Sequence[int], size: tuple[int, int]) -> str:
 
 
 def box_of(place: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The ninth of an image of `size` (width, height) that a word names: x0, y0, x1, y1 in pixels, the last outside."""
+    """The ninth of an image of `size` (width, height) with this name: x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
     row, column = divmod(PLACES.index(place), 3)
     (width, height) = size
     return column * width // 3, row * height // 3, (column + 1) * width // 3, (row + 1) * height // 3

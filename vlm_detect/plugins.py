@@ -1,16 +1,16 @@
-"""Things under names, ours and those of other packages: question kinds, edits, model families and so on.
+"""Registries of named objects, ours and those of other packages: question kinds, edits, model families and so on.
 
     EDITS: Registry[Edit] = Registry("edit", ["vlm_detect.images.edit_operations"])
     EDITS["blur"]                      # loads our modules; `list(EDITS)` has the names of plugins too
 
-Ours register when their module is imported, by a decorator. Another package names, in an entry point of the group
-`vlm_detect`, the module that does so; the entry point's own name is KIND.NAME:
+A decorator registers ours when their module is imported. Another package names the module that does so in an entry
+point of the group `vlm_detect`; the entry point's name is KIND.NAME:
 
     [project.entry-points.vlm_detect]
     "edit.posterise" = "my_package.edits"
 
-A plugin is imported when its thing is looked up, and not before: listing names imports none. `docs/extending.md` has a
-recipe for each kind.
+A plugin is imported only when its object is looked up; listing names imports none. `docs/extending.md` has a recipe for
+each kind.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The things of one kind by their names: first ours, in the order of their modules, then those of plugins.
+    """The objects of one kind by name: first ours, in the order of their modules, then those of plugins.
 
     Args:
         kind: one of `KINDS`.
-        modules: of this package, which register ours when they are imported.
+        modules: modules of this package that register ours when they are imported.
     """
 
     def __init__(self, kind: str, modules: Sequence[str]) -> None:
@@ -49,10 +49,10 @@ class Registry(Generic[T]):
         self._own: list[str] = []
 
     def add(self, name: str, thing: T, maker: Any = None) -> None:
-        """Register `thing`; `maker` is the function or class that was decorated, where that is another object.
+        """Register `thing`; `maker` is the decorated function or class, if it is another object.
 
         Raises:
-            UserError: for a name that is taken. The same function defined again, as in a notebook, replaces it.
+            UserError: if the name is taken. The same function defined again, as in a notebook, replaces it.
         """
         maker = thing if maker is None else maker
         if name in self._makers and _place(self._makers[name]) != _place(maker):
@@ -67,12 +67,12 @@ class Registry(Generic[T]):
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The names of this package's own, whatever else is installed."""
+        """The names of this package's objects, without plugins."""
         self._load_own()
         return tuple(self._own)
 
     def __getitem__(self, name: str) -> T:
-        """Raises UserError for a name that nothing has, and for a plugin that cannot be loaded, with its name."""
+        """Raises UserError for an unknown name, and for a plugin that cannot be loaded."""
         self._load_own()
         if name not in self._things:
             self._load_plugin(name)
@@ -86,17 +86,17 @@ class Registry(Generic[T]):
         return iter(dict.fromkeys([*self._things, *(name for name in sorted(self._entry_points()))]))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)  # not by list(), which asks for the length
+        return sum(1 for _ in self)  # not by list(), which calls len()
 
     def values(self) -> list[T]:
-        """Everything there is; every plugin of this kind is loaded for it."""
+        """All objects; loads every plugin of this kind."""
         return [self[name] for name in self]
 
     def items(self) -> list[tuple[str, T]]:
         return [(name, self[name]) for name in self]
 
     def check(self, *names: str, flag: str = "") -> None:
-        """UserError for a name that nothing has; `flag` is what the user gave it to."""
+        """UserError for an unknown name; `flag` is the user's flag."""
         known = list(self)
         for name in names:
             if name not in known:
@@ -116,7 +116,7 @@ class Registry(Generic[T]):
         except BaseException:
             self._loaded = False
             raise
-        # Whichever of them was imported first.
+        # In the order of the modules, whichever was imported first.
         place = {module: i for i, module in enumerate(self._modules)}
         self._things = dict(
             sorted(self._things.items(), key=lambda one: place.get(self._makers[one[0]].__module__, len(place)))
@@ -132,7 +132,7 @@ class Registry(Generic[T]):
         (point,) = points
         try:
             point.load()
-        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
+        except (Exception, SystemExit) as error:  # a plugin's module may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"{_said(point)} cannot be loaded for the {self.noun} {name!r} ({reason}); fix or uninstall it"
@@ -150,7 +150,7 @@ class Registry(Generic[T]):
 
 
 def registering(registry: Registry[T], name: str) -> Callable[[T], T]:
-    """A decorator that registers what it decorates as it is."""
+    """A decorator that registers an object unchanged."""
 
     def register(thing: T) -> T:
         registry.add(name, thing)
@@ -160,7 +160,7 @@ def registering(registry: Registry[T], name: str) -> Callable[[T], T]:
 
 
 def installed() -> tuple[EntryPoint, ...]:
-    """The entry points of every plugin that is installed; nothing is imported."""
+    """The entry points of every installed plugin, without importing them."""
     return _installed(tuple(sys.path))
 
 
@@ -170,7 +170,7 @@ def plugin_versions() -> dict[str, str]:
 
 
 def mistaken() -> list[str]:
-    """One line about each entry point whose name is of no kind: nothing would ever look it up."""
+    """One line for each entry point with an unknown kind, which would never be looked up."""
     kinds = ", ".join(KINDS)
     unknown = [point for point in installed() if point.name.partition(".")[0] not in KINDS or "." not in point.name]
     return [f"{_said(point)}: its name is not KIND.NAME with a KIND of {kinds}" for point in unknown]
@@ -178,7 +178,7 @@ def mistaken() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """`path` is sys.path, where packages are looked for: found once for each."""
+    """Cached by `path`, which is sys.path."""
     return tuple(entry_points(group=GROUP))
 
 

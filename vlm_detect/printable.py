@@ -1,4 +1,4 @@
-"""Text of others, such as a file's name, where it is shown: it steers no terminal, and no spreadsheet runs it.
+"""Untrusted text, such as a file's name, made safe for terminals (control codes) and spreadsheets (formulas).
 
 print(printable(name))
 writer.writerow(map(as_cell, row)); row = [from_cell(cell) for cell in reader]
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with apostrophes in front of it too, so that each guard can be taken off
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with apostrophes before it too, so that each added apostrophe can be removed
 
 
 def printable(text: str) -> str:
@@ -17,10 +17,10 @@ def printable(text: str) -> str:
 
 
 def as_cell(value: object) -> object:
-    """A cell of a CSV file: what a spreadsheet would take for a formula has an apostrophe in front."""
+    """A cell of a CSV file: text that a spreadsheet would read as a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def from_cell(cell: str) -> str:
-    """What `as_cell` was given."""
+    """Undo `as_cell`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

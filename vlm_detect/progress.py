@@ -1,4 +1,4 @@
-"""How long work shows itself: a bar on a terminal; in a log one line a minute, with the rate and the time left.
+"""Progress of long work: a bar on a terminal; in a log one line per minute, with the rate and the time left.
 
     for image in progress(images, "decode", unit="img"): ...
     with progress(desc="scan", total=1000, unit="img") as bar: bar.update(16)
@@ -22,7 +22,7 @@ _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {rate_fmt}"
 
 
 class _Lines:
-    """A file on which tqdm writes its bar again and again; stderr gets each state of it as a line of its own."""
+    """A file to which tqdm writes its bar repeatedly; each state becomes a separate line on stderr."""
 
     def write(self, text: str) -> None:
         if words := text.split():
@@ -41,10 +41,10 @@ def progress(
     initial: int = 0,
     quiet: bool = False,
 ) -> tqdm[T]:
-    """A tqdm bar over `items`, or over `total` units that are counted by its `update`; it is a context manager too.
+    """A tqdm bar over `items`, or over `total` units counted by `update`; also a context manager.
 
     Args:
-        initial: units that were done before this run: they count for the total and not for the rate.
+        initial: units done before this run, which count for the total and not for the rate.
         quiet: show nothing, as in every process but the first.
     """
     if total is None and isinstance(items, Sized):

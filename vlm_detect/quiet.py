@@ -1,11 +1,11 @@
-"""Warnings and progress bars of the libraries, turned off for a while and put back as they were found.
+"""Turn warnings and progress bars of libraries off for a while and restore them.
 
     with quiet("diffusers"): ...                 # errors only, and no bars
     with no_bars("transformers"): ...            # warnings stay
-    @quiet("transformers", "diffusers")          # for the length of each call
+    @quiet("transformers", "diffusers")          # during each call
     def render(...): ...
 
-The libraries keep these settings for the whole process: a program that uses this package has its own.
+The libraries keep these settings per process, and a program that uses this package has its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Library = Literal["transformers", "diffusers", "datasets"]
 
 @contextmanager
 def quiet(*libraries: Library) -> Iterator[None]:
-    """No progress bars, and of the messages only errors."""
+    """No progress bars, and no messages except errors."""
     with ExitStack() as stack:
         stack.enter_context(no_bars(*libraries))
         for library in libraries:
@@ -45,7 +45,7 @@ def no_bars(*libraries: Library) -> Iterator[None]:
 
 @contextmanager
 def no_bars_in_logs(*libraries: Library) -> Iterator[None]:
-    """No progress bars where stderr is no terminal."""
+    """No progress bars if stderr is no terminal."""
     with no_bars(*(() if sys.stderr.isatty() else libraries)):
         yield
 
@@ -55,7 +55,7 @@ def _logging_of(library: Library) -> Any:
 
 
 def _bars_of(library: Library) -> tuple[bool, Callable[[], None], Callable[[], None]]:
-    """Whether bars are shown, and what turns them off and on."""
+    """Whether bars are shown, and the functions that turn them off and on."""
     if library == "datasets":
         import datasets
 
@@ -63,7 +63,7 @@ def _bars_of(library: Library) -> tuple[bool, Callable[[], None], Callable[[], N
     logging = _logging_of(library)
     if library == "diffusers":
         return logging.is_progress_bar_enabled(), logging.disable_progress_bar, logging.enable_progress_bar
-    # transformers turns the bars of the Hub's client off and on with its own.
+    # transformers turns the Hub client's bars off and on along with its own.
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 
     hub_shown = not are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""The rows that pass between the stages in memory, and the words in them; `columns.py` has those on disk.
+"""The rows that pass between the stages in memory, and their vocabulary; `columns.py` has those on disk.
 
 photos --caption--> captions --render--> twins --write--> pairs --questions--> Question
 Item (a benchmark's question) --benchmark--> Result
@@ -15,10 +15,10 @@ from vlm_detect.places import place_of
 
 Label = Literal["real", "generated", "edited"]
 TwinKind = Literal["caption", "vae", "edit"]
-Polarity = Literal["fake", "real"]  # which class "Yes." means
+Polarity = Literal["fake", "real"]  # the class that "Yes." means
 Topic = Literal["generation", "edit"]
 FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
-# What a reason is about; docs/explanations.md says of each what belongs to it.
+# Kinds of reasons; docs/explanations.md defines them.
 MeasuredKind = Literal["fine_detail", "noise", "spectrum", "edges", "texture", "colour", "repetition", "compression"]
 SeenKind = Literal["anatomy", "text", "geometry", "light", "reflection", "background", "physics"]
 EditKind = Literal["operation", "place"]
@@ -26,23 +26,23 @@ ReasonKind = MeasuredKind | SeenKind | EditKind
 REASON_KINDS: tuple[ReasonKind, ...] = (*get_args(MeasuredKind), *get_args(SeenKind), *get_args(EditKind))
 ReasonSource = Literal["measured", "edit", "teacher", "imported"]
 REASON_SOURCES: tuple[ReasonSource, ...] = get_args(ReasonSource)
-TextsLayout = Literal["conversations", "loki", "synthscars", "x_aigd", "plain"]  # of texts that others wrote
+TextsLayout = Literal["conversations", "loki", "synthscars", "x_aigd", "plain"]  # of imported texts
 
-# What folders, columns and classes of data sets call the labels, in the form of `_plain`. No other list in the package.
+# Names of the labels in folders, columns and classes of datasets, in the form of `_plain`; the package's only list.
 _NAMES: dict[Label, str] = {
     "real": "real 0_real nature natural photo photos photograph photographs human authentic genuine original pristine",
     "generated": "generated fake 1_fake ai ai_generated aigc synthetic artificial artificially_generated deepfake",
     "edited": "edited 2_edited tampered manipulated altered forged doctored",
 }
 LABEL_NAMES: dict[str, Label] = {name: label for label, names in _NAMES.items() for name in names.split()}
-# In a name of several words these say what is depicted: an "ai_human" is generated.
+# In a name of several words these describe the content: an "ai_human" is generated.
 DEPICTED = {"photo", "photos", "photograph", "photographs", "human", "nature", "natural", "original"}
-# What stands where a generator is named and none was at work. "camera" alone names an object in many sets' folders.
+# Values of a generator column for photos. "camera" alone names an object in many datasets' folders.
 _NO_GENERATOR = {"", "none", "null", "nan", "n_a", "camera"}
 
 
 def label_named(name: str) -> Label | None:
-    """The label that a folder, a column's value or a class goes by; None where the name is not known."""
+    """The label for the name of a folder, a column's value or a class; None if the name is unknown."""
     return LABEL_NAMES.get(_plain(name))
 
 
@@ -59,7 +59,7 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class Reject:
-    """An item that was left out, and why: `reason` is one of a few words, `detail` the particulars."""
+    """A rejected item: `reason` is one of a few words, `detail` the particulars."""
 
     id: str
     stage: str
@@ -69,12 +69,12 @@ class Reject:
 
 @dataclass(frozen=True)
 class Reason:
-    """One sentence that speaks for a label of its image, and what it rests on.
+    """One sentence that supports a label of its image, and its evidence.
 
-    `box` (x0, y0, x1, y1, the last two outside) is where it is, None where no place is given.
+    `box` (x0, y0, x1, y1, the last two exclusive) is its place, None if there is none.
     A measured reason has the measure's `value`, its `percentile` among photos of its size (0 to 100) and the name of
-    the measure in `checked_by`; other sources name there what checked them. `margin` says in nats by how much likelier
-    it is of an image of the label that it supports.
+    the measure in `checked_by`; other sources name their check there. `margin` is the log-likelihood ratio in nats for
+    the label that it supports.
     """
 
     text: str
@@ -96,7 +96,7 @@ class Reason:
         return cls(**{**row, "box": tuple(row["box"]) if row["box"] else None})
 
     def mirrored(self, width: int) -> Reason:
-        """The same of the mirrored image, `width` pixels wide: left and right are swapped in the words and the box."""
+        """The reason for the mirrored image, `width` pixels wide: left and right are swapped in text and box."""
         text = re.sub(r"\b(left|right)\b", lambda found: {"left": "right", "right": "left"}[found[0]], self.text)
         box = self.box and (width - self.box[2], self.box[1], width - self.box[0], self.box[3])
         return replace(self, text=text, box=box)
@@ -104,9 +104,9 @@ class Reason:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known about one image. `edit` is a row's `edit` column; `size` is (width, height) in pixels.
+    """The known facts about one image. `edit` is a row's `edit` column; `size` is (width, height) in pixels.
 
-    `reasons` are those of the row, the strongest first; None of a dataset that has no column of them.
+    `reasons` are those of the row, the strongest first; None if the dataset has no such column.
     """
 
     label: Label
@@ -125,31 +125,31 @@ class Subject:
 
     @property
     def place(self) -> str:
-        """Where a planted edit is, in a word; empty where that is not known."""
+        """The place of a planted edit; empty if unknown."""
         box = self.edit.get("box") if self.edit else None
         return place_of(box, self.size) if box and self.size else ""
 
     @property
     def operation(self) -> str:
-        """What a planted edit did, in words; empty where that is not known."""
+        """The wording of a planted edit's operation; empty if unknown."""
         return str(self.edit.get("operation") or "").replace("_", " ") if self.edit else ""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about one image in training, and the answer that is learned."""
+    """A training question about one image, and its target answer."""
 
     kind: str  # a name of `questions.kind.KINDS`
     question: str
     answer: str
-    polarity: Polarity | None = None  # only of questions whose answer is a verdict
-    # Questions and answers that came before it, of a conversation.
+    polarity: Polarity | None = None  # only for questions whose answer is a verdict
+    # Earlier questions and answers of a conversation.
     history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image of a dataset that a benchmark is built from; `ref` opens it."""
+    """One image of the dataset from which a benchmark is built; `ref` opens it."""
 
     ref: str
     label: Label
@@ -167,24 +167,24 @@ class Source:
 
     @property
     def edit_words(self) -> dict[str, str] | None:
-        """What a planted edit is and where, in words; None where either is not known."""
+        """The operation and place of a planted edit, in words; None if either is unknown."""
         known = self.subject
         return {"operation": known.operation, "place": known.place} if known.operation and known.place else None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the metadata of an item about this image say."""
+        """The metadata of an item about this image."""
         generator = self.generator or ("real" if self.label == "real" else "unknown")
         about = {"label": self.label, "generator": generator, "group": self.group}
         known = {"twin_kind": self.kind, "object_class": self.object_class, "edit": self.edit_words}
         return about | {name: value for name, value in known.items() if value}
 
     def changed(self, operation: str) -> str:
-        """What an item's `images` say where an operation is carried out on the image first; "" for none."""
+        """The entry in an item's `images` after an operation on the image; "" for none."""
         return f"{self.ref}#{operation}" if operation else self.ref
 
 
-Pair = tuple[Source, Source]  # a photo and what was generated or edited from it
+Pair = tuple[Source, Source]  # a photo and its generated or edited twin
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Item:
 
     id: str
     kind: str  # a name of `questions.kind.KINDS`
-    images: tuple[str, ...]  # paths, or what `Source` calls them while a benchmark is built
+    images: tuple[str, ...]  # paths, or the references of `Source` while a benchmark is built
     question: str
     ground_truth: str
     options: tuple[str, ...] = ()
@@ -201,7 +201,7 @@ class Item:
 
     @property
     def group(self) -> str:
-        """The unit of resampling: the source photo where known, else the item's own images."""
+        """The unit of resampling: the source photo if known, else the item's own images."""
         return str(self.metadata.get("group") or "|".join(self.images))
 
 
@@ -213,8 +213,8 @@ class Result:
     and `parsed` are then letters), else the candidate answers themselves. `logprobs` (natural, summed over `n_tokens`
     tokens, end of text included) stand in the same order.
 
-    All of these are the language model's own. Where its run has other witnesses, `witness_odds` are their log-odds of
-    "generated" in nats, and `fused_odds` those of all, with the language model's by this prompt.
+    All of these come from the language model. If its run has other witnesses, `witness_odds` are their log-odds of
+    "generated" in nats, and `fused_odds` are fused from all, with the language model's from this prompt.
     """
 
     id: str
@@ -231,14 +231,14 @@ class Result:
     p_fake: float | None
     logprobs: list[float] | None
     n_tokens: list[int] | None
-    is_fake: bool | None  # what the image really is; None where the question is not about that
+    is_fake: bool | None  # the truth about the image; None if the question is not about it
     group: str
     generator: str
     object_class: str = ""
-    topic: Topic = "generation"  # edits have questions, and figures, of their own
+    topic: Topic = "generation"  # edits have separate questions and figures
     witness_odds: dict[str, float] | None = None
     fused_odds: float | None = None
-    refused: str = ""  # why the model does not read the image; nothing was answered then
+    refused: str = ""  # why the model cannot read the image; there is no answer then
 
     @property
     def key(self) -> tuple[str, str, str, int]:

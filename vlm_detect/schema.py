@@ -1,10 +1,10 @@
-"""Schema numbers of the files that outlive a version: runs, datasets, feature caches and benchmark results.
+"""Schema numbers of files that are used across versions: runs, datasets, feature caches and benchmark results.
 
 A file carries its number under the key `schema`; version 0.1 wrote none, which counts as 0. Readers accept every number
 up to their own and refuse a newer one in one line.
 
-Raise a number when a reader of the last one would misread the file, and make the new reader upgrade what it finds.
-Adding a key does not need that: a key that an old record lacks has its default.
+Increase a number when a reader of the previous one would misread the file, and let the new reader upgrade old files.
+Adding a key needs no new number: a key that an old record lacks has its default.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Kind = Literal["run", "results", "summary", "calibration", "features", "fusion",
 
 SCHEMAS: dict[Kind, int] = {
     "run": 1,  # run.json of runs, datasets and results
-    "results": 1,  # settings.json next to results.jsonl, and with it those lines
+    "results": 1,  # settings.json next to results.jsonl, and the lines of the latter
     "summary": 1,
     "calibration": 1,
     "fusion": 1,
-    "measures": 1,  # measures.json: percentiles of what the measures mean today
+    "measures": 1,  # measures.json: percentiles of the measures as currently defined
     "features": 1,  # metadata of the safetensors files of a feature cache
 }
 
 
 def with_schema(kind: Kind, record: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with this version's number of its kind, in front."""
+    """`record` preceded by this version's schema number of its kind."""
     return {"schema": SCHEMAS[kind], **record}
 
 
 def check_schema(kind: Kind, record: Mapping[str, Any], path: str | Path) -> None:
-    """`UserError` where a newer version than this one wrote `record`, which was read from `path`."""
+    """`UserError` if a newer version than this one wrote `record`, which was read from `path`."""
     found = record.get("schema", 0)
     if not str(found).isdigit() or int(found) > SCHEMAS[kind]:
         raise UserError(

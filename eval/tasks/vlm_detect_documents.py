@@ -29,13 +29,13 @@ def documents(benchmark: str = "", skip_bad: bool = False, **_: Any) -> dict[str
 
 
 def images(doc: dict[str, Any]) -> list[Image.Image]:
-    """One image; two are laid side by side, as in our own scoring."""
+    """One image; two are placed side by side, as in our own scoring."""
     opened = [open_image(path) for path in json.loads(doc["item"])["images"]]
     return opened if len(opened) == 1 else [side_by_side(*opened)]
 
 
 def text(doc: dict[str, Any]) -> str:
-    """The item as it is written, with its options, behind the image."""
+    """The item as written, with its options, after the image."""
     return f"<image>{_prompt(doc).question}"
 
 

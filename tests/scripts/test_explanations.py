@@ -82,7 +82,7 @@ def test_a_record_an_explained_image_and_the_figures(whole: Path, reasoned: Path
     assert explained["measured"]["truth_of_constant"]["n"] == 12
     html = (whole / "report.html").read_text()
     assert_self_contained(html)
-    for part in ("Specificity: fits its own image", "blind", "held against that very image"):
+    for part in ("Specificity: fits its own image", "blind", "checked against that very image"):
         assert part in html, part
 
 

@@ -129,7 +129,7 @@ def _usage(answer: Answer) -> dict[str, int]:
 # Ours
 
 
-_FORM = ("model", "explain", "only_confirmed")  # what a form says beside its images
+_FORM = ("model", "explain", "only_confirmed")  # a form's fields other than images
 _VERDICT_BODY = {
     "requestBody": {
         "required": True,
@@ -264,7 +264,7 @@ def _form_images() -> tuple[list[Part], VerdictRequest]:
 
 @router.post("/v1/explain", tags=["verdict"])
 async def explain(request: Request, payload: ExplainRequest) -> Any:
-    """The model's reasons under its verdict, each held against the image, and whether they contradict it.
+    """The model's reasons under its verdict, each checked against the image, and whether they contradict it.
 
     Of a stream the last event has them.
     """

@@ -252,7 +252,7 @@ class FitHeadOptions:
     validation_limit: int | None = field(default=None, metadata={"help": "Validation images. Default: all."})
     novelty_level: float = field(
         default=0.01,
-        metadata={"help": "Images are unsure of which at most this part of ordinary images is as strange."},
+        metadata={"help": "A verdict is unsure if at most this part of ordinary images is as unusual as the image."},
     )
 
     def __post_init__(self) -> None:

@@ -217,7 +217,7 @@ def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
     # What is loaded by now stays: a full collection would visit all of it, a third of a second in which requests wait.
     gc.collect()
     gc.freeze()
-    # uvicorn passes the signal on to these when it has drained: a server that was told to end has not failed.
+    # uvicorn passes the signal on to these when it has drained: a server that was asked to stop has not failed.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: None)
     Server(config).run(sockets=[bound])

@@ -174,7 +174,7 @@ class Service:
         return Write(lambda detector: detector.explanation_prompt(verdict.label), self.settings.max_new_tokens)
 
     async def checked(self, verdict: Verdict, text: str) -> Explanation:
-        """An explanation of `verdict` held against the image: one at a time, as large images take gigabytes."""
+        """An explanation of `verdict` checked against the image: one at a time, as large images take gigabytes."""
         waiting = asyncio.get_running_loop().run_in_executor(self._checking, verdict.check, text)
         try:
             async with asyncio.timeout(asked().deadline - time.monotonic()):

@@ -1,4 +1,4 @@
-"""Explanations held against measurements: of their own image, and of others of the same label.
+"""Explanations checked against measurements: of their own image, and of others of the same label.
 
 checked = check(item, answer, measured, calibration)
 checked.reasons, checked.claims            # its sentences with their status, and what each states of a measure
@@ -21,7 +21,7 @@ from vlm_detect.measures.registry import Measured
 from vlm_detect.questions.kinds.explain import NOTHING_STANDS_OUT
 from vlm_detect.records import Item, Label, Reason, label_named
 
-OTHERS = 8  # images of the same label that an explanation is held against
+OTHERS = 8  # images of the same label that an explanation is checked against
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,12 @@ class Checked:
 
     @cached_property
     def claims(self) -> list[Claim | None]:
-        """Of each sentence what it states of a measure, where that can be held against this image."""
+        """Of each sentence what it states of a measure, where that can be checked against this image."""
         return [read_claim(one.text) if one.status != "unchecked" else None for one in self.reasons]
 
     @cached_property
     def own(self) -> tuple[int, int]:
-        """(claims that are true of its image, claims that were held against it)."""
+        """(claims that are true of its image, claims that were checked against it)."""
         return self._counts(self.measured)
 
     def counts_against(self, other: Measured) -> tuple[int, int]:
@@ -106,7 +106,7 @@ class Checked:
 
     @property
     def false_faults(self) -> int:
-        """Claims that speak for "generated" and are not so."""
+        """Claims that support "generated" and are false."""
         pairs = zip(self.reasons, self.claims, strict=True)
         return sum(reason.status == "contradicted" and self.speaks_for(claim) == "generated" for reason, claim in pairs)
 

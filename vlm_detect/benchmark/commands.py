@@ -31,9 +31,10 @@ def benchmark(argv: list[str]) -> None:
     run.json. The same command resumes an interrupted run, or says that nothing is left to do. Several processes share
     the images and write one result. An endpoint's key is read from the environment variable that --api_key_env names.
 
-    With --explanations, so many images of a dataset are also asked for an explanation, whose sentences are held against
-    the images' measurements (explanations.jsonl, and `explanations` in summary.json). The model without its adapter
-    answers some of the same, in the folder base, and some images are looked at again with the named places hidden.
+    With --explanations, so many images of a dataset are also asked for an explanation, whose sentences are checked
+    against the images' measurements (explanations.jsonl, and `explanations` in summary.json). The model without its
+    adapter answers some of the same, in the folder base, and some images are looked at again with the named places
+    hidden.
 
     A benchmark never selects a threshold, a prompt or an epoch: use the validation split for that (`vlm-detect
     calibrate`).

@@ -3,7 +3,7 @@
     benchmark = with_explanations(benchmark, 200, seed=0)
 
 Photos, generated and edited images are asked about in equal number. The images of N are among those of a greater one,
-so that a run over more of them goes on with what is answered.
+so that a run over more of them continues with the recorded answers.
 """
 
 from __future__ import annotations

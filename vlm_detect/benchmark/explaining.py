@@ -1,4 +1,4 @@
-"""What `--explanations` adds to a run: explanations held against measurements, places hidden, a judge, the base model.
+"""The `--explanations` part of a run: checks against measurements, hidden places, a judge, the base model.
 
     summary["explanations"] = explain(options, benchmark, results, out, state, respondent)
 
@@ -149,7 +149,7 @@ def measures_of(options: BenchmarkOptions, benchmark: Benchmark) -> tuple[Measur
 def _ask_base(
     options: BenchmarkOptions, benchmark: Benchmark, out: Path, state: PartialState, respondent: Respondent
 ) -> list[Result] | None:
-    """The same questions about the first of the explained images, asked of the model without its adapter."""
+    """The same questions about the first of the explained images, for the model without its adapter."""
     if respondent.base is None or not options.base_explanations:
         return None
     some = [item for item in benchmark.items if KINDS[item.kind].is_open][: options.base_explanations]

@@ -1,6 +1,6 @@
 """Score free explanations without a judge model: by their words, against the known edits and labels.
 
-    rows = read_explanations(items, results)      # with a dataset and a calibration also held against measurements
+    rows = read_explanations(items, results)      # with a dataset and a calibration also checked against measurements
     explanations(rows)                            # {"n": 200, "verdict_accuracy": {...}, "measured": {...}, ...}
 
 The answers to open items are parsed for a verdict, for faults that they claim to see, and, for planted edits, for the
@@ -99,7 +99,7 @@ class Explained:
 def explanations(rows: Sequence[Explained], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any] | None:
     """Every figure on explanations, with intervals over groups; None where there are none.
 
-    `seed` chooses the other images that an explanation is held against.
+    `seed` chooses the other images that an explanation is checked against.
     """
     if not rows:
         return None

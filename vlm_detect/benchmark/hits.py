@@ -1,4 +1,4 @@
-"""Boxes that explanations name against planted edits, and where the evidence map has most beside them.
+"""Boxes that explanations name against planted edits, and the place of the most evidence in the map for comparison.
 
     hit_figures(rows, maps)      # {"named": {"hit": {...}, "iou": {...}}, "evidence_map": {...}, "chance": {...}}
 

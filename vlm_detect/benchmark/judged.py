@@ -4,7 +4,7 @@
     records = kept.all(wanted, asker(judge, images), batch=16, about="...")
     judged_figures(wanted, records)         # {"specificity": {"n": 120, "share": 0.6, "ci95": [...]}}
 
-The other image has the same label, so that a sentence that fits every fake comes to 0.5. The judge is not told which
+The other image has the same label, so that a sentence that fits every fake comes to 0.5. The judge does not know which
 image is which. One that gives no log-probabilities is asked for its answer; the same answer to both counts half.
 """
 
@@ -30,7 +30,7 @@ _A_TEXT = 2  # sentences of one explanation that are judged, at most
 
 @dataclass(frozen=True)
 class Judged:
-    """A sentence about one item's image, and the item whose image it is held against."""
+    """A sentence about one item's image, and the item whose image it is checked against."""
 
     item: Item
     other: Item

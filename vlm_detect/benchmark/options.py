@@ -50,7 +50,7 @@ class BenchmarkOptions:
         default=0, metadata={"help": "Also ask about so many images of a dataset for an explanation, and check it."}
     )
     base_explanations: int = field(
-        default=200, metadata={"help": "Of those, so many are asked of the model without its adapter as well."}
+        default=200, metadata={"help": "As many of those are also put to the model without its adapter."}
     )
     faithfulness: int = field(
         default=200, metadata={"help": "Look at so many explained images again with the named places hidden."}
@@ -61,7 +61,7 @@ class BenchmarkOptions:
     judge_endpoint: str | None = field(
         default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1) that has --judge."}
     )
-    seed: int = field(default=0, metadata={"help": "Chooses the images that are explained, and those held against."})
+    seed: int = field(default=0, metadata={"help": "Chooses the explained images, and those of the comparison."})
     batch_size: int = field(default=8, metadata={"help": "Images per batch."})
     by: list[str] = field(
         default_factory=list, metadata={"help": "Additional metadata columns to slice the scores by."}

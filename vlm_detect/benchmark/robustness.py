@@ -180,7 +180,7 @@ def _answer(options: RobustnessOptions, benchmark: Benchmark, out: Path, state: 
 
 
 def chosen(which: Sequence[str]) -> list[Condition]:
-    """Those of these names (all, tiers, curves, or of a condition), after the clean tier that they are held against."""
+    """The conditions of these names (all, tiers, curves, or one condition), preceded by the clean tier as reference."""
     wanted = set(which)
     sets = (("tiers", TIERS[1:]), ("curves", CURVES))
     return [TIERS[0], *(one for name, every in sets for one in every if wanted & {"all", name, one.name})]

@@ -2,8 +2,8 @@
 
     truth_figures(rows, seed=0)      # {"truth": {"n": 412, "share": 0.83, "ci95": [...]}, "specificity": {...}, ...}
 
-Each has its blind baseline: the same explanation held against other images of its label, and the constant that is true
-most often. Intervals are by bootstrap over source photos.
+Each has its blind baseline: the same explanation checked against other images of its label, and the constant that is
+true most often. Intervals are by bootstrap over source photos.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Counts:
 
     groups: Array  # (n,): names of source photos
     labels: Array  # (n,)
-    own: Array  # (n, 2): claims that are true, and that could be held against the image
+    own: Array  # (n, 2): claims that are true, and that could be checked against the image
     others: Array  # (n, 2): the mean of the same over the other images
     constant: Array  # (n, 2): the same of what a constant text claims
     recalled: Array  # (n, 2): reasons that are said, and that could be

@@ -19,7 +19,7 @@ from vlm_detect.models.cnn.verdicts import VERDICT, sides_of
 
 
 def heat_maps(detector: CnnDetector, pixels: np.ndarray) -> np.ndarray:
-    """The evidence for what the run suspects, in each place of images (N, S, S, 3) uint8: (N, S, S), the most being 1.
+    """The evidence for the run's positive class, by place in images (N, S, S, 3) uint8: (N, S, S), at most 1.
 
     Where nothing speaks for it a map is 0 everywhere.
 

@@ -1,4 +1,4 @@
-"""What a view leaves of an image, drawn and counted: what `eval/invert_saturate.py` does."""
+"""The effect of a view on images, plotted and measured: the program behind `eval/invert_saturate.py`."""
 
 from __future__ import annotations
 

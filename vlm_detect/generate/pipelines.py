@@ -4,7 +4,7 @@
     pipeline(prompt=..., **call.arguments(sampling))
 
 Pipelines name the strength of guidance in three ways, and some ask for more: a negative prompt without which guidance
-is silently off, or a word that keeps them from resizing what they have drawn or from rewriting the prompt.
+is silently off, or a word that keeps them from resizing their images or rewriting the prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GUIDANCE = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale")
 _NEEDED = ("width", "height", "num_inference_steps", "generator", "output_type")
 # What a call has that would change the image or its prompt behind the drawing.
 _OFF = {
-    "use_resolution_binning": False,  # Sana, PixArt: draws at the nearest of its own sizes, and resizes
+    "use_resolution_binning": False,  # Sana, PixArt: renders at the nearest of its own sizes, and resizes
     "clean_caption": False,  # Sana, PixArt: takes Markdown and more out of the prompt, by libraries that few have
     "enable_prompt_rewrite": False,  # LongCat: has a language model write another prompt
 }
@@ -49,7 +49,7 @@ class PipelineCall:
 
 
 def call_of(pipeline: Any) -> PipelineCall:
-    """The call of a pipeline; UserError where it cannot draw an image of a given size from a text and a seed."""
+    """The call of a pipeline; UserError where it cannot render an image of a given size from a text and a seed."""
     name = type(pipeline).__name__
     parameters = inspect.signature(type(pipeline).__call__).parameters
     if missing := [needed for needed in ("prompt", *_NEEDED) if needed not in parameters]:
@@ -64,7 +64,7 @@ def call_of(pipeline: Any) -> PipelineCall:
 
 
 def native_side_of(pipeline: Any) -> int:
-    """Side in pixels of the square that a pipeline draws by default."""
+    """Side in pixels of the square that a pipeline renders by default."""
     config = denoiser_of(pipeline).config
     latent = getattr(pipeline, "default_sample_size", None) or getattr(config, "sample_size", None)
     return int(latent) * int(pipeline.vae_scale_factor) if isinstance(latent, int) else SIDE

@@ -33,7 +33,7 @@ class Text(NamedTuple):
     short: str  # where the text does not fit, as on images of 32 pixels
 
 
-# Training draws name these by number, and feature caches the draws: their order stays.
+# Augmentations refer to these by number, and feature caches to the augmentations: the order must not change.
 _LEARNED = (
     Text("real", "file_name", "IMG_4127.JPG", "IMG"),
     Text("real", "file_name", "DSC_0093.NEF", "DSC"),

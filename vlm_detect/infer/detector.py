@@ -285,7 +285,9 @@ class Detector:
 
     def _judge(self, pictures: Sequence[Picture]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        for start in range(0, len(pictures), self.engine.batch_images):  # of which the engine keeps what a head reads
+        for start in range(
+            0, len(pictures), self.engine.batch_images
+        ):  # the engine keeps the features that a head reads
             some = pictures[start : start + self.engine.batch_images]
             seen = [picture.image for picture in some]
             odds = read_odds(self.engine, seen)

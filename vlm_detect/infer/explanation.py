@@ -151,7 +151,7 @@ def check_explanation(
 def check_sentences(
     text: str, size: tuple[int, int], measured: Measured | None, calibration: MeasureCalibration | None
 ) -> list[CheckedReason]:
-    """The sentences of `text` but for the verdict, held against an image of `size` (width, height) and its numbers."""
+    """The sentences of `text` after the verdict, checked against an image of `size` (width, height) and its values."""
     stated = [sentence for sentence in sentences(text) if not _is_verdict(sentence)]
     return [_checked(sentence, size, measured, calibration) for sentence in stated]
 

@@ -106,7 +106,7 @@ class Fusion:
         return [name for _, name in sorted(against, key=lambda one: -abs(one[0]))]
 
     def is_disputed(self, odds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Of which images (N,) some witness leans against the fused verdict."""
+        """Whether, for each image (N,), some witness disagrees with the fused verdict."""
         fused = self.log_odds(odds)
         return np.any([w.weight * np.asarray(odds[w.name]) * fused < 0 for w in self.witnesses], axis=0)
 

@@ -44,7 +44,7 @@ def generate_rows(
     output = vlm.model.generate(
         input_ids=input_ids.to(vlm.device),
         attention_mask=attention_mask.to(vlm.device),
-        past_key_values=DynamicCache(stacked(prefixes)),  # of which generate may reorder the rows
+        past_key_values=DynamicCache(stacked(prefixes)),  # generate may reorder its rows
         max_new_tokens=max_new_tokens,
         pad_token_id=pad_id,
         eos_token_id=vlm.eos_token_id,

@@ -56,7 +56,7 @@ class Expert:
         detector = CnnDetector.load(run, engine.vlm.device)
         if detector.positive_class != "generated":
             raise UserError(
-                f"--expert {run}: was trained for the task {detector.config.task}, and here images are told to be "
+                f"--expert {run}: was trained for the task {detector.config.task}, but verdicts here are "
                 "generated or real: give a CNN of --task real_fake or generator"
             )
         return cls(detector, (str(Path(run).resolve()), file_sha256(Path(run) / _EXPERT_WEIGHTS)))
@@ -156,7 +156,7 @@ class Witnesses:
     def log_odds(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Fused log-odds of "generated" (N,) in nats."""
         found: list[float] = []
-        for start in range(0, len(images), self.engine.batch_images):  # of which the engine keeps what a head reads
+        for start in range(0, len(images), self.engine.batch_images):  # the engine keeps the features that a head reads
             some = images[start : start + self.engine.batch_images]
             for own, other in zip(log_odds(self.engine, some), self.others(some), strict=True):
                 found.append(float(self.fusion.log_odds({LANGUAGE_MODEL: own, **other.odds})))

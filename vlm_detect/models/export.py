@@ -29,7 +29,7 @@ from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
 Target = Literal["adapter", "merged", "official", "variant"]
 
-# What the detector reads besides the weights.
+# Files that the detector reads in addition to the weights.
 _RUN_FILES = ("calibration.json", "fusion.json", "head.safetensors", "measures.json")
 # What makes an adapter: PEFT's files, the processor's, and what the detector reads next to them.
 _ADAPTER_FILES = (

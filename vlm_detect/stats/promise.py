@@ -39,7 +39,7 @@ class Cut:
 
     @property
     def reached(self) -> float:
-        """The part of the photos at hand that exceeds it, at most."""
+        """The largest part of the given photos that may exceed it."""
         return self.above / self.n
 
 

@@ -20,8 +20,9 @@ _RESAMPLES = 300  # enough to see on which side of 0.5 an interval lies
 def doubt(odds: np.ndarray, generated: np.ndarray, groups: Sequence[str], *, at_bound: bool = False) -> str:
     """Why log-odds (N,) of real and generated images cannot be calibrated; empty where nothing speaks against it.
 
-    At chance is a model whose AUROC's interval holds 0.5. A bootstrap alone would call four images told apart certain:
-    Mann and Whitney's test, which is exact for few, has to agree. `at_bound`: the fitted temperature meets its bound.
+    A model is at chance if the interval of its AUROC contains 0.5. A bootstrap alone would call four correctly
+    separated images certain, so the Mann-Whitney test, which is exact for small samples, has to agree. `at_bound`: the
+    fitted temperature is at its bound.
     """
     truth = np.asarray(generated, dtype=float)
 

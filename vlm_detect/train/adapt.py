@@ -80,7 +80,7 @@ def adapt_run(run: str, images: str, out: str, *, old: str | None = None) -> Pat
         old_images = known_images(before, split="validation")
     except UserError as error:
         raise UserError(
-            f"the images that the head was fitted with are not to be had ({error}): give a dataset like them with --old"
+            f"the images that the head was fitted with are not available ({error}): give a dataset like them with --old"
         ) from error
     engine = Engine(load_vlm(run), batch_images=_BATCH, cache_bytes=0)
     witnesses = Witnesses.load(folder, engine)

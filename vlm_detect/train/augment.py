@@ -4,9 +4,9 @@
     AugmentedImage.from_image(image, augmentation).open()
 
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
-rotate move pixels and leave every trace of a generator as it is; the others imitate what happens to images on their
-way, and cost the traces that do not survive it. typographic lays a text over both that speaks for one of the labels, so
-that texts cannot be learned from. Strengths are sampled relative to an image's size.
+rotate move pixels and leave every trace of a generator as it is; the others imitate processing of images on
+their way, and remove the traces that do not survive it. typographic overlays a text on both that supports one of the
+labels, so that texts do not predict the label. Strengths are sampled relative to an image's size.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def sample_augmentation(names: Sequence[str], rng: random.Random) -> Augmentatio
         "invert_saturate": (),
     }
     happens = {name: rng.random() < 0.5 for name in AUGMENTATIONS}
-    # What came later is sampled last: runs and caches of before have the same draws.
+    # What came later is sampled last: earlier runs and caches get the same augmentations.
     size, place = round(rng.uniform(*SIZES), 3), round(rng.random(), 3)
     arguments["typographic"] = (rng.choice(LEARNED), size, place, rng.randrange(len(STYLES)))
     return tuple((name, arguments[name]) for name in AUGMENTATIONS if happens[name] and name in names)

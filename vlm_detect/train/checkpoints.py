@@ -1,4 +1,4 @@
-"""A run's checkpoints: sealed with checksums when complete, and found again to resume from.
+"""A run's checkpoints: written with checksums when complete, and found again to resume from.
 
     trainer.add_callback(WriteChecksums())
     found = find_checkpoint("runs/moondream_lora")     # .path, and .damaged: what was skipped and why

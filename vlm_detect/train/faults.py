@@ -34,7 +34,7 @@ _TRIES = 8  # candidate reasons of other images to check
 
 @dataclass(frozen=True)
 class Explained:
-    """One image with its checked reasons; `told` are those of the chosen explanation."""
+    """One image with its checked reasons; `stated` are those of the chosen explanation."""
 
     image: StoredImage = field(repr=False)
     label: Label

@@ -39,7 +39,7 @@ from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet
 
 LEAST_EACH = 10  # real and generated images of either split
-IMAGES = 4000  # of the training split, unless told otherwise
+IMAGES = 4000  # of the training split, by default
 FUSED = "fused"
 _BATCH = 16
 _FOLDS = 5

@@ -299,7 +299,7 @@ class TrainOptions(_Base):
             "against the language model on the validation images."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of every draw."})
+    seed: int = field(default=0, metadata={"help": "Seed of all random choices."})
     seeds: list[int] = field(
         default_factory=list,
         metadata={

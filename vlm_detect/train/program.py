@@ -224,7 +224,7 @@ def finish(trainer: DetectorTrainer, run: RunDirectory, options: Options, data: 
 
 
 def can_fit_head(trainer: RecipeTrainer, training: TrainOptions) -> bool:
-    """Whether this process can fit a head: asked for, and a model that it holds as a whole."""
+    """Whether this process can fit a head: it is enabled, and the model is not sharded."""
     if training.fit_head and trainer.is_fsdp_enabled:
         print(f"no head is fitted of a sharded model: vlm-detect fit-head {training.output_dir} --data DATASET")
     return training.fit_head and not trainer.is_fsdp_enabled

@@ -63,8 +63,8 @@ def resnet(config: CnnConfig) -> Trunk:
     return Trunk(ResNetMaps(made, config.stem, residual=config.arch == "npr"), pooled(), made.hidden_sizes[-1])
 
 
-# These fit their position embeddings to another image size only when told to.
-_TOLD_TO_INTERPOLATE = ("siglip_vision_model", "clip_vision_model", "vit")
+# These interpolate their position embeddings to another image size only on request.
+_INTERPOLATE_ON_REQUEST = ("siglip_vision_model", "clip_vision_model", "vit")
 
 
 class PatchTokens(nn.Module):
@@ -75,7 +75,7 @@ class PatchTokens(nn.Module):
         made = AutoConfig.for_model(**config)
         self.backbone = build_untrusted(AutoModel, made)
         self.patch: int = made.patch_size
-        self.options = {"interpolate_pos_encoding": True} if made.model_type in _TOLD_TO_INTERPOLATE else {}
+        self.options = {"interpolate_pos_encoding": True} if made.model_type in _INTERPOLATE_ON_REQUEST else {}
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens_bnd = self.backbone(pixel_values=pixels, **self.options).last_hidden_state

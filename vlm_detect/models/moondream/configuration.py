@@ -21,7 +21,7 @@ SizeBins = Literal["linear", "log2"]
 
 @dataclass(frozen=True)
 class Release:
-    """What the code of one official release hard-codes beside the weights."""
+    """Values that the code of one official release hard-codes in addition to the weights."""
 
     dtype: str  # of weights and pixels
     tokenizer_id: str
@@ -72,7 +72,7 @@ RELEASES: dict[str, Release] = {
     "2025-04-14": _codegen(_CODEGEN_LONG, " "),
     "2025-06-21": Release(
         dtype="bfloat16",
-        tokenizer_id="moondream/starmie-v1",  # not the tokenizer that lies beside the weights, which is the old one
+        tokenizer_id="moondream/starmie-v1",  # not the tokenizer next to the weights, which is the old one
         bos_token_id=0,
         eos_token_id=0,
         image_token_id=8,  # a reserved special token: plain text never encodes to it

@@ -192,7 +192,7 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers', from a Hub id or folder in the official layout, which is ours too, or in the legacy one.
 
-        The files' headers are held against the configuration first: a tensor missing, unknown or misshapen raises
+        The files' headers are checked against the configuration first: a tensor missing, unknown or misshapen raises
         ValueError with its name, and nothing is loaded halfway. `dtype` defaults to the stored one; a `revision` that
         is the date of a release selects that release's templates.
         """

@@ -85,7 +85,7 @@ class MoondreamProcessor(MoondreamPrompts, ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MoondreamProcessor:
         """From a folder or Hub id in the official or our own layout.
 
-        Our own layout carries its tokenizer. The official one does not (what lies beside the 2025-06-21 weights is an
+        Our own layout carries its tokenizer. The official one does not (the one next to the 2025-06-21 weights is an
         older release's): there it is the Hub repository of the release, and where that cannot be reached the processor
         works on `prompt_ids` alone.
         """

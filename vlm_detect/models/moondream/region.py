@@ -1,7 +1,7 @@
 """The region head: numbers that stand in the place of tokens, for detect(), point(), gaze and grounded reasoning.
 
 Read from a hidden state and given back to the decoder as an embedding, all in parts of the image's width and height.
-Coordinates are Fourier features of a number in [0, 1], and one of 1024 even bins on the way out; the bins of sizes are
+Coordinates are Fourier features of a number in [0, 1], and one of 1024 even bins as output; the bins of sizes are
 2 ** (bin / 1023 * 10 - 10), in the release of 2025-01-09 bin / 1024.
 Source: vikhyat/moondream `region.py`, `moondream.py::_generate_points`.
 """

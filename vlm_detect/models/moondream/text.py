@@ -1,7 +1,7 @@
 """The decoder: one LayerNorm, then attention and MLP side by side, rotary on the first half of every head.
 
 Source: vikhyat/moondream `text.py`, `rope.py`. Rotary pairs are (i, i + rotary_dim/2); the official code interleaves
-real and imaginary parts of queries and keys alike on the way out, which leaves every score as it is.
+real and imaginary parts of both queries and keys in the output, which does not change any score.
 """
 
 from __future__ import annotations

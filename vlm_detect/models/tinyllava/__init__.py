@@ -34,7 +34,7 @@ def load_tinyllava(
     processor = load_processor(path_or_id, config, **hub_options)
     config.image_token_index = processor.image_token_id
     model = load_untrusted(TinyLlavaForConditionalGeneration, path_or_id, config=config, **hub_options, **options)
-    # Answers end with the template's end of text, whatever the language model was told in its own time.
+    # Answers end with the template's end of text, whatever the language model's own configuration says.
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model.eval(), processor

@@ -37,8 +37,8 @@ class TinyLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """As transformers', from a Hub id or folder in the released layout or our own, or from the output folder of a
         TinyLLaVA_Factory run, a LoRA in which is merged.
 
-        Every tensor is held against the configuration first: one missing, unknown or misshapen raises ValueError with
-        its name, and nothing is loaded halfway. `dtype` defaults to the stored one.
+        Every tensor is checked against the configuration first: one missing, unknown or misshapen raises ValueError
+        with its name, and nothing is loaded halfway. `dtype` defaults to the stored one.
         """
         hub_names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
         hub_options = {name: kwargs.pop(name) for name in hub_names if kwargs.get(name) is not None}
