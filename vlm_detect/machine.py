@@ -26,9 +26,12 @@ def use_cpu_cores(threads: int | None = None) -> None:
     torch.set_num_threads(max(1, threads))
 
 
-def prepare_training(device_type: str, threads: int | None = None) -> None:
-    """Prepare the CPU for a training: use all cores and, when training on the CPU, reuse freed memory."""
+def prepare_training(device_type: str, threads: int | None = None, *, wants_float32: bool = False) -> None:
+    """Prepare the machine for a training: use all cores, reuse freed memory when training on the CPU, and on a GPU
+    multiply matrices in TF32 (10 bits of mantissa) if float32 is requested."""
     use_cpu_cores(threads)
+    if device_type == "cuda" and wants_float32:
+        torch.set_float32_matmul_precision("high")
     if device_type == "cpu":
         keep_freed_memory()
 
@@ -71,17 +74,40 @@ def machine_name(device_type: str) -> str:
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
-    """The torch dtype of a flag's value; None stays None: the default of the device."""
-    if name is None:
+    """The torch dtype of a flag's value; None for None and `auto`: the default of the device."""
+    if name in (None, "auto"):
         return None
     if name not in DTYPES:
-        raise UserError(f"--dtype {name}: choose from {', '.join(DTYPES)}")
+        raise UserError(f"--dtype {name}: choose from auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """What can still be allocated on a GPU: free of all programs, or held by this one without use. None on a CPU."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory, or the CPU's, did not suffice. MPS and the CPU say so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "MPS backend out of memory" in text)
 
 
 def free_memory() -> None:
     """Free the memory of models without references to them; their parts are in reference cycles."""
     gc.collect()
+    empty_cache()
+
+
+def empty_cache() -> None:
+    """Give back the device memory that torch holds without use."""
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
 

@@ -47,7 +47,7 @@ def parse(folder, *flags):
         ("--save_strategy no", "--load_best_model_at_end requires the save and eval strategy to match"),
         ("--label_smoothing_factor 2", "--label_smoothing_factor 2.0: give a fraction from 0"),
         ("--train_sampling_strategy sequential", "omit it"),
-        ("--dtype float8", "--dtype: float8: choose from float32, bfloat16, float16"),
+        ("--dtype float8", "--dtype: float8: choose from auto, float32, bfloat16, float16"),
         ("--quantize int3", "--quantize: int3: choose from nf4, int8"),
         ("--attention magic", "--attention: magic: choose from sdpa"),
         ("--tune some", "--tune: some: choose from lora, full"),

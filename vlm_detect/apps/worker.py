@@ -23,6 +23,7 @@ from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture
+from vlm_detect.machine import is_out_of_memory
 
 log = logging.getLogger(__name__)
 GATHER_S = 0.004  # how long an idle worker waits for more jobs after the first
@@ -127,8 +128,8 @@ class _Lane:
 
 
 class Worker:
-    """`max_jobs` and `max_pixels` bound queued and running jobs, `max_batch` jobs make a lane, `max_lanes` run at a
-    time.
+    """`max_jobs` and `max_pixels` bound queued and running jobs, at most `max_batch` jobs make a lane (fewer where the
+    model's memory is short), `max_lanes` run at a time.
 
     `observe(kind, size)` is called for every lane that starts.
     """
@@ -204,7 +205,8 @@ class Worker:
             self._waiting = deque(job for job in self._waiting if job.wanted())
             while self._waiting and len(self._running) < self.max_lanes:
                 first = self._waiting[0]
-                jobs = [job for job in self._waiting if _alike(job, first)][: self.max_batch]
+                most = min(self.max_batch, first.detector.engine.batch_images)
+                jobs = [job for job in self._waiting if _alike(job, first)][:most]
                 self._waiting = deque(job for job in self._waiting if job not in jobs)
                 self._observe(first.task.kind, len(jobs))
                 self._running.append(_Lane(first.task.lane(jobs), jobs))
@@ -227,6 +229,8 @@ class Worker:
     def _part_or_fail(self, jobs: Sequence[Job], error: Exception) -> None:
         """One bad job must not fail its whole batch: a failed batch is retried job by job."""
         left = [job for job in jobs if job.open]
+        if is_out_of_memory(error):
+            jobs[0].detector.engine.images_at_once.halve(len(jobs))
         if len(jobs) > 1 and not any(job.begun for job in left):
             with self._changed:
                 self._running += [_Lane(job.task.lane([job]), [job]) for job in left]

@@ -98,8 +98,8 @@ def look(detector: Detector, rows: Any, topic: Topic) -> Iterator[Edit]:
     rows = undecoded(rows)
     names = sorted({true_words(edit, (1, 1))["operation"] for edit in rows["edit"]})
     naming = [Ask(OPERATION_QUESTION, tuple(names))]
-    for start in range(0, len(rows), engine.batch_images):
-        some = [rows[i] for i in range(start, min(start + engine.batch_images, len(rows)))]
+    for places in engine.images_at_once.batches(range(len(rows))):
+        some = [rows[i] for i in places]
         edited, before = ([StoredImage.from_cell(row[column]).open() for row in some] for column in ("twin", "image"))
         odds = log_odds(engine, before, topic=topic)
         said = engine.generate(edited, [list(WORDS.values())] * len(some), MAX_NEW_TOKENS)

@@ -95,6 +95,8 @@ class CnnDataOptions:
 class CnnTrainOptions(TrainOptions):
     """TrainingArguments with the defaults of a small network."""
 
+    autocasts_on_gpu: ClassVar[bool] = False  # small networks say it in their configs
+
     # empty, for of None transformers makes a name of its own
     output_dir: str | None = field(default="", metadata={"help": "The run directory. Default: runs/cnn_ARCH."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Images in a step, per device."})

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, ViTImageProcessorPil
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlm_detect.errors import UserError, first_line
+from vlm_detect.infer.batch_size import BatchSize
 from vlm_detect.machine import best_device
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.quiet import no_bars_in_logs
@@ -57,16 +58,16 @@ class Backbone:
     @torch.inference_mode()
     def pooled(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Features (N, F) of images."""
-        parts = []
-        for start in range(0, len(images), _BATCH):
-            some = [image.convert("RGB") for image in images[start : start + _BATCH]]
-            inputs = self.processor(some, return_tensors="pt").to(self.model.device)
-            places, there = self._places(self.model(**inputs).last_hidden_state, inputs)
-            count = there.sum(1, keepdim=True)
-            mean = (places * there[..., None]).sum(1) / count
-            variance = ((places - mean[:, None]) ** 2 * there[..., None]).sum(1) / count
-            parts.append(torch.cat([mean, variance.sqrt()], dim=1).cpu())
-        return torch.cat(parts).numpy()
+        return torch.stack(BatchSize(_BATCH).run(images, self._pool)).numpy()
+
+    def _pool(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
+        """The features (F,) of each image of a batch."""
+        inputs = self.processor([image.convert("RGB") for image in images], return_tensors="pt").to(self.model.device)
+        places, there = self._places(self.model(**inputs).last_hidden_state, inputs)
+        count = there.sum(1, keepdim=True)
+        mean = (places * there[..., None]).sum(1) / count
+        variance = ((places - mean[:, None]) ** 2 * there[..., None]).sum(1) / count
+        return list(torch.cat([mean, variance.sqrt()], dim=1).cpu())
 
     def _places(self, hidden: torch.Tensor, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The patches (B, N, D) of what the model gives, and which of them are of the image (B, N)."""

@@ -285,10 +285,7 @@ class Detector:
 
     def _judge(self, pictures: Sequence[Picture]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        for start in range(
-            0, len(pictures), self.engine.batch_images
-        ):  # the engine keeps the features that a head reads
-            some = pictures[start : start + self.engine.batch_images]
+        for some in self.engine.images_at_once.batches(pictures):  # the engine keeps what a head reads
             seen = [picture.image for picture in some]
             odds = read_odds(self.engine, seen)
             verdicts += map(self._verdict, some, odds, self.witnesses.others(seen))

@@ -15,13 +15,15 @@ what follows it use the plain path.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from vlm_detect.infer.asks import Ask, CandidateScore, greedy
+from vlm_detect.infer.batch_size import BatchSize, images_that_fit, rows_that_fit
 from vlm_detect.infer.branches import Branches
 from vlm_detect.infer.locate import (
     MAX_OBJECTS,
@@ -38,21 +40,45 @@ from vlm_detect.infer.reasoning import REASONING_TOKENS, Reasoned, ReasonedAnswe
 from vlm_detect.infer.reference import generate_plain, score_plain, stream_plain
 from vlm_detect.infer.sampling import generate_rows
 from vlm_detect.infer.scoring import score_packed
+from vlm_detect.machine import free_device_bytes
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
 
+Item = TypeVar("Item")
+Asked = TypeVar("Asked")
+
 
 class Engine:
-    """Runs one model on images, in batches of `batch_images`.
+    """Runs one model on images, in batches of at most `batch_images`, and of fewer where memory is short.
 
-    `cache_bytes` bounds the memory of image prefixes kept between calls.
+    `cache_bytes` bounds the memory of image prefixes kept between calls; on a GPU they take a quarter of what is free
+    at most. With `fixed_batches` memory changes no batch (see `BatchSize`).
     """
 
-    def __init__(self, vlm: VLM, *, batch_images: int = 16, batch_rows: int = 64, cache_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        batch_images: int = 16,
+        batch_rows: int = 64,
+        cache_bytes: int = 2 << 30,
+        fixed_batches: bool = False,
+    ) -> None:
         self.vlm = vlm
-        self.batch_images = batch_images
-        self.batch_rows = batch_rows
         self.memory = PrefixMemory(vlm, cache_bytes)
+        adapting: Any = {"give_up": self.memory.clear, "fixed": fixed_batches}
+        self.images_at_once = BatchSize(batch_images, lambda: self._fitting(images_that_fit), **adapting)
+        self.rows_at_once = BatchSize(batch_rows, lambda: self._fitting(rows_that_fit), what="prompts", **adapting)
+
+    def _fitting(self, estimate: Callable[..., int | None]) -> int | None:
+        if (free := free_device_bytes(self.vlm.device)) is not None:
+            self.memory.shrink(free // 4)
+        return estimate(self.vlm, reserved=self.memory.max_bytes)
+
+    @property
+    def batch_images(self) -> int:
+        """The size of the next batch."""
+        return self.images_at_once.now
 
     # Prefixes
 
@@ -62,7 +88,7 @@ class Engine:
 
     def pooled(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Features (N, F) of the tower for a head; of images that were just asked about, no second reading."""
-        return self.memory.pooled(images)
+        return np.stack(self.images_at_once.run(images, lambda some: list(self.memory.pooled(some))))
 
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Image embeddings (B, N, D), always recomputed."""
@@ -81,15 +107,16 @@ class Engine:
                 [[score_plain(self.vlm, image, a.question, one, whole=a.whole) for one in a.candidates] for a in some]
                 for image, some in zip(images, asks, strict=True)
             ]
-        scores: list[list[list[CandidateScore]]] = []
-        for some_images, some_asks in batches(images, asks, self.batch_images):
-            prefixes = self.prefixes(some_images)
-            found: dict[int, list[list[CandidateScore]]] = {}
-            for alike in equal_lengths(prefixes):
-                scored = self.score_prefixes([prefixes[i] for i in alike], [some_asks[i] for i in alike])
-                found |= dict(zip(alike, scored, strict=True))
-            scores += [found[i] for i in range(len(prefixes))]
-        return scores
+        return self.images_at_once.run(paired(images, asks), self._score)
+
+    def _score(self, asked: Sequence[tuple[Image.Image, Sequence[Ask]]]) -> list[list[list[CandidateScore]]]:
+        """As `score`, in one batch."""
+        prefixes = self.prefixes([image for image, _ in asked])
+        found: dict[int, list[list[CandidateScore]]] = {}
+        for alike in equal_lengths(prefixes):
+            scored = self.score_prefixes([prefixes[i] for i in alike], [asked[i][1] for i in alike])
+            found |= dict(zip(alike, scored, strict=True))
+        return [found[i] for i in range(len(prefixes))]
 
     def score_prefixes(
         self, prefixes: Sequence[Prefix], asks: Sequence[Sequence[Ask]]
@@ -139,26 +166,30 @@ class Engine:
                 [generate_plain(self.vlm, image, prompt, max_new_tokens, **options) for prompt in some]
                 for image, some in zip(images, prompts, strict=True)
             ]
-        answers: list[list[str]] = [[] for _ in images]
         if not options:
-            for start in range(0, len(images), self.batch_images):
-                some = slice(start, start + self.batch_images)
-                answers[some] = self._generate_packed(images[some], prompts[some], max_new_tokens)
-            return answers
+            packed = partial(self._generate_packed, max_new_tokens=max_new_tokens)
+            return self.images_at_once.run(paired(images, prompts), packed)
+        answers: list[list[str]] = [[] for _ in images]
         # Rows with and without an image have prefixes of different lengths, so they form separate batches.
         rows = [(i, prompt) for i, some in enumerate(prompts) for prompt in some]
         rows.sort(key=lambda row: images[row[0]] is None)
         with_image = sum(images[i] is not None for i, _ in rows)
-        starts = [*range(0, with_image, self.batch_rows), *range(with_image, len(rows), self.batch_rows)]
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-            batch = rows[start:end]
-            prefixes = self.prefixes([images[i] for i, _ in batch])
-            prefix_ids = self.vlm.text_prefix_ids() if start >= with_image else self.vlm.prefix_ids()
-            batch_prompts = [prompt for _, prompt in batch]
-            texts = generate_rows(self.vlm, prefixes, prefix_ids, batch_prompts, max_new_tokens, options)
-            for (i, _), text in zip(batch, texts, strict=True):
+        for alike in (rows[:with_image], rows[with_image:]):
+            texts = self.rows_at_once.run(
+                [(images[i], prompt) for i, prompt in alike],
+                partial(self._generate_rows, max_new_tokens=max_new_tokens, options=options),
+            )
+            for (i, _), text in zip(alike, texts, strict=True):
                 answers[i].append(text)
         return answers
+
+    def _generate_rows(
+        self, rows: Sequence[tuple[Image.Image | None, Sequence[int]]], max_new_tokens: int, options: dict[str, Any]
+    ) -> list[str]:
+        """Text after one prompt of each of the images, or of none of them: one batch."""
+        images, prompts = zip(*rows, strict=True)
+        prefix_ids = self.vlm.text_prefix_ids() if images[0] is None else self.vlm.prefix_ids()
+        return generate_rows(self.vlm, self.prefixes(images), prefix_ids, prompts, max_new_tokens, options)
 
     def room(self, prompt: Sequence[int], *, with_image: bool = True) -> int:
         """How many tokens can follow `prompt` after an image or alone; UserError where there is room for none."""
@@ -167,9 +198,10 @@ class Engine:
         return self.vlm.context - length
 
     def _generate_packed(
-        self, images: Sequence[Image.Image | None], prompts: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
+        self, asked: Sequence[tuple[Image.Image | None, Sequence[Sequence[int]]]], max_new_tokens: int
     ) -> list[list[str]]:
         """Greedy answers to every prompt of every image."""
+        images, prompts = zip(*asked, strict=True)
         answers: list[list[str]] = [[] for _ in images]
         prefixes = self.prefixes(images)
         for alike in equal_lengths(prefixes):
@@ -272,13 +304,15 @@ class Engine:
         *,
         force: bool = False,
     ) -> list[list[list[Box | Point]]]:
-        found: list[list[list[Box | Point]]] = [[[] for _ in some] for some in prompts]
-        for start in range(0, len(images), self.batch_images):
-            some = slice(start, start + self.batch_images)
-            limits = [[min(max_objects, self.room(one) // STEPS[skill]) for one in row] for row in prompts[some]]
-            for step in locate(self.vlm, self.prefixes(images[some]), prompts[some], skill, limits, force=force):
-                found[some] = step
-        return found
+        def locate_some(asked: Sequence[tuple[Image.Image, Sequence[Sequence[int]]]]) -> list[list[list[Box | Point]]]:
+            some, some_prompts = zip(*asked, strict=True)
+            found: list[list[list[Box | Point]]] = [[[] for _ in row] for row in some_prompts]
+            limits = [[min(max_objects, self.room(one) // STEPS[skill]) for one in row] for row in some_prompts]
+            for step in locate(self.vlm, self.prefixes(some), some_prompts, skill, limits, force=force):
+                found = step
+            return found
+
+        return self.images_at_once.run(paired(images, prompts), locate_some)
 
     # Reasoning
 
@@ -297,15 +331,19 @@ class Engine:
             [reasoning_prompt(vlm, question, with_image=image is not None) for question in some]
             for image, some in zip(images, questions, strict=True)
         ]
-        texts: list[list[Reasoned]] = [[] for _ in images]
-        for start in range(0, len(images), self.batch_images):
-            prefixes = self.prefixes(images[start : start + self.batch_images])
+
+        def reason_some(asked: Sequence[tuple[Image.Image | None, Sequence[Sequence[int]]]]) -> list[list[Reasoned]]:
+            prefixes = self.prefixes([image for image, _ in asked])
+            texts: list[list[Reasoned]] = [[] for _ in asked]
             for alike in equal_lengths(prefixes):
-                some = [start + i for i in alike]
-                limits = [[max_new_tokens] * len(prompts[i]) for i in some]
-                for step in reason_steps(vlm, [prefixes[i] for i in alike], [prompts[i] for i in some], limits):
-                    for i, row in zip(some, step, strict=True):
+                some = [asked[i][1] for i in alike]
+                limits = [[max_new_tokens] * len(row) for row in some]
+                for step in reason_steps(vlm, [prefixes[i] for i in alike], some, limits):
+                    for i, row in zip(alike, step, strict=True):
                         texts[i] = row
+            return texts
+
+        texts = self.images_at_once.run(paired(images, prompts), reason_some)
         return [[text.read(vlm) for text in row] for row in texts]
 
 
@@ -314,11 +352,8 @@ def until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def batches(
-    images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]], size: int
-) -> Iterator[tuple[Sequence[Image.Image], Sequence[Sequence[Ask]]]]:
-    """Consecutive slices of at most `size` images with their asks."""
-    if len(images) != len(asks):
-        raise ValueError(f"{len(images)} images with {len(asks)} lists of asks: give one list per image")
-    for start in range(0, len(images), size):
-        yield images[start : start + size], asks[start : start + size]
+def paired(images: Sequence[Item], asked: Sequence[Asked]) -> list[tuple[Item, Asked]]:
+    """Each image with what is asked of it."""
+    if len(images) != len(asked):
+        raise ValueError(f"{len(images)} images with {len(asked)} lists of questions: give one list per image")
+    return list(zip(images, asked, strict=True))

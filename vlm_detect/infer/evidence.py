@@ -96,12 +96,13 @@ def evidence_steps(
     (whole,) = engine.score([image], [asks])
     odds = mean_odds(whole)
     loss, count = np.zeros(grid), np.zeros(grid)
-    for start in range(0, len(hidden), engine.batch_images):
-        some = hidden[start : start + engine.batch_images]
-        for region, without in zip(some, ask_hidden(some), strict=True):
+    done = 0
+    for some in engine.images_at_once.batches(hidden):
+        for region, without in zip(some, engine.images_at_once.run(some, ask_hidden), strict=True):
             loss[region] += odds - without
             count[region] += 1
-        yield (start + len(some)) / len(hidden)
+        done += len(some)
+        yield done / len(hidden)
     return EvidenceMap((loss / count).astype(np.float32), odds)
 
 

@@ -103,6 +103,20 @@ class PrefixMemory:
             found |= dict(zip(missing, pooled_features(self.vlm, list(missing.values())), strict=True))
         return np.stack([found[key] for key in keys])
 
+    def shrink(self, max_bytes: int) -> None:
+        """Hold at most `max_bytes` from now on."""
+        self.max_bytes = min(self.max_bytes, max_bytes)
+        self._evict(self.max_bytes)
+
+    def clear(self) -> None:
+        """Hold nothing; what is needed again is read again."""
+        self._evict(0)
+
+    def _evict(self, max_bytes: int) -> None:
+        while self.held_bytes > max_bytes:
+            _, oldest = self._held.popitem(last=False)
+            self.held_bytes -= oldest.nbytes
+
     def _read(self, images: Mapping[bytes, Image.Image]) -> list[Prefix]:
         with watched(self.vlm) as seen:
             embeds = encode(self.vlm, list(images.values()))
@@ -116,9 +130,7 @@ class PrefixMemory:
     def _hold(self, key: bytes, prefix: Prefix) -> None:
         if prefix.nbytes > self.max_bytes:
             return
-        while self.held_bytes + prefix.nbytes > self.max_bytes:
-            _, oldest = self._held.popitem(last=False)
-            self.held_bytes -= oldest.nbytes
+        self._evict(self.max_bytes - prefix.nbytes)
         self._held[key] = prefix if len(prefix.batch[0][0]) == 1 else prefix.copy()
         self.held_bytes += prefix.nbytes
 

@@ -156,8 +156,7 @@ class Witnesses:
     def log_odds(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Fused log-odds of "generated" (N,) in nats."""
         found: list[float] = []
-        for start in range(0, len(images), self.engine.batch_images):  # the engine keeps the features that a head reads
-            some = images[start : start + self.engine.batch_images]
+        for some in self.engine.images_at_once.batches(images):  # the engine keeps what a head reads
             for own, other in zip(log_odds(self.engine, some), self.others(some), strict=True):
                 found.append(float(self.fusion.log_odds({LANGUAGE_MODEL: own, **other.odds})))
         return np.array(found)

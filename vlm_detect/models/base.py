@@ -46,6 +46,7 @@ class VLM(ABC):
     connectors: tuple[str, ...] = ()  # what such a module may be called, where features are read of it (`infer.pooled`)
     can_locate: bool = False  # whether it has a head for places, as moondream has: detect, point, gaze
     typical_crops: int = 1  # that the tower reads of one image, for estimates of memory
+    most_crops: int = 1  # the same, at most
     estimates_memory: bool = False  # whether there are `skeleton_prefixes`
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
@@ -82,6 +83,19 @@ class VLM(ABC):
     def feature_grid(self) -> tuple[int, int] | None:
         """Rows and columns in which the N image embeddings tile the image; None if they have no spatial order."""
         return None
+
+    @property
+    def overflows_in_float16(self) -> bool:
+        """Whether activations of the weights exceed float16, as those of weights trained in bfloat16 may."""
+        return False
+
+    def refuse_float16(self, flag: str) -> None:
+        """UserError where the model does not compute in float16, which `flag` asks for."""
+        if self.overflows_in_float16:
+            raise UserError(
+                f"{flag}: {self.name} was trained in bfloat16, and its activations overflow in float16: use bfloat16, "
+                "or float32 on a GPU without it"
+            )
 
     @abstractmethod
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.hub_cache import is_cached
-from vlm_detect.machine import best_device, default_dtype
+from vlm_detect.machine import best_device, default_dtype, free_device_bytes
 from vlm_detect.models.attention import keep_masks
 from vlm_detect.models.base import FAMILIES, VLM
 from vlm_detect.models.bases import base_of, base_remedy, head_base
@@ -76,12 +76,8 @@ class ResolvedModel:
 
 
 def free_accelerator_gb() -> float:
-    """Free memory of the first CUDA or MPS device in GB; 0 without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] / 1e9
-    if torch.backends.mps.is_available():
-        return torch.mps.recommended_max_memory() / 1e9
-    return 0.0
+    """Free memory of this process's CUDA device, or of MPS, in GB; 0 without one."""
+    return (free_device_bytes(best_device()) or 0) / 1e9
 
 
 def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -> ResolvedModel:
@@ -144,6 +140,8 @@ def load_vlm(
         if own_base is None:
             raise
         raise UserError(f"{error}; where the base is elsewhere, {base_remedy(own_base)}") from error
+    if options["dtype"] is torch.float16:
+        family(model, processor, resolved.name).refuse_float16("--dtype float16")
     if "quantization_config" not in options:
         model = model.to(device)
     keep_masks(model)

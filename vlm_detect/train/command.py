@@ -69,7 +69,8 @@ class Options:
         options = replace(cls(*parsed), role=role)
         if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
             raise UsageError("--cache_features needs a frozen tower: remove +vision from --lora_targets")
-        prepare_training(options.training.device.type, options.data.cpu_threads)
+        wants_float32 = options.model.dtype == "float32" and getattr(options.training, "tf32", None) is None
+        prepare_training(options.training.device.type, options.data.cpu_threads, wants_float32=wants_float32)
         return options
 
     @property

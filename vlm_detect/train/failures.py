@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
 
 from vlm_detect.errors import UserError
+from vlm_detect.machine import is_out_of_memory
 from vlm_detect.train.progress import peak_memory_gb
 from vlm_detect.train.run_directory import last_checkpoint
 
@@ -36,7 +37,7 @@ def as_user_errors(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Ite
         left = (
             f"{checkpoint} is intact" if (checkpoint := last_checkpoint(folder)) else "no checkpoint has been saved yet"
         )
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             remedies = "".join(f", or {flag}" for flag in memory_remedies)
             raise UserError(
                 f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory_gb():.1f} GB were in use): set "
@@ -68,10 +69,6 @@ def _said_by_worker(error: UserError) -> str | None:
     """The message of an error in a DataLoader worker, which torch wraps in the worker's traceback."""
     text = str(error).strip()
     return text.splitlines()[-1].partition(": ")[2] if _FROM_WORKER.match(text) else None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
+from vlm_detect.infer.batch_size import BatchSize, images_that_fit
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import is_vision
 from vlm_detect.progress import progress
@@ -101,16 +102,14 @@ def _name(number: int) -> str:
 def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
     training = vlm.model.training
     vlm.model.eval()
-    embeds = [
-        vlm.encode(vlm.prepare([image.open() for image in images[start : start + _BATCH]])).cpu()
-        for start in range(0, len(images), _BATCH)
-    ]
+    at_once = BatchSize(_BATCH, lambda: images_that_fit(vlm))
+    embeds = at_once.run(images, lambda some: list(vlm.encode(vlm.prepare([image.open() for image in some])).cpu()))
     vlm.model.train(training)
     partial = path.with_suffix(
         f".{uuid4().hex}.partial"
     )  # unique to this process: another run may write the same cache
     try:
-        save_file({"image_embeds": torch.cat(embeds)}, partial, {"schema": str(SCHEMAS["features"])})
+        save_file({"image_embeds": torch.stack(embeds)}, partial, {"schema": str(SCHEMAS["features"])})
         make_readable(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -71,6 +74,24 @@ def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         if isinstance(module, ModulesToSaveWrapper):
             keep_in_float32(module)
     return wrapped
+
+
+@contextmanager
+def inputs_left_to_autocast(model: nn.Module) -> Iterator[None]:
+    """Meanwhile a LoRA's input keeps its dtype, and autocast computes the LoRA in its own; the weights stay float32.
+
+    peft casts an input to the weights' float32 first, which on a GPU costs the traffic of every activation once more,
+    and dropout in float32. Not of DoRA, whose norms need float32. To be held until the backward pass is over:
+    checkpointed layers run again in it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.lora_variant]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
 
 
 def select_targets(model: nn.Module, targets: str, last_layers: int | None = None) -> list[str]:

@@ -40,8 +40,12 @@ class ModelOptions:
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Revision of a Hub id. Default: a pinned one."})
-    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU."}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = field(
+        default=None,
+        metadata={
+            "help": "The weights' dtype: float32, bfloat16, float16, or auto (the default): bfloat16 on a GPU that "
+            "computes in it, else float32."
+        },
     )
     quantize: Literal["nf4", "int8"] | None = field(
         default=None,
@@ -239,6 +243,7 @@ class TrainOptions(_Base):
         "overwrite_output_dir": "nothing is overwritten: give another --output_dir, or remove the folder",
         "warmup_ratio": "use --warmup_steps (transformers 5); a value below 1 is a fraction of all steps",
     }
+    autocasts_on_gpu: ClassVar[bool] = True  # where no flag says it
     metrics: ClassVar[Sequence[str]] = SCORES  # allowed values of --metric_for_best_model; empty: any
 
     output_dir: str | None = field(default=None, metadata={"help": "The run directory. Default: runs/RECIPE."})
@@ -278,8 +283,8 @@ class TrainOptions(_Base):
     autocast: Literal["auto", "bf16", "fp16", "no"] | None = field(
         default=None,
         metadata={
-            "help": "Autocast of a step; the trained weights stay float32. auto: bf16 where the device computes faster "
-            "in it, which on a CPU is measured. Default: what --bf16 and --fp16 say."
+            "help": "Autocast of a step; the trained weights stay float32. auto: bf16 where the device has "
+            "instructions for it. Default: what --bf16 and --fp16 say; where they say nothing, auto on a GPU."
         },
     )
     # All adapters are used in every step, and searching for unused parameters costs time.
@@ -335,8 +340,7 @@ class TrainOptions(_Base):
                     json.loads(value)
                 except ValueError as error:
                     raise UserError(f"--{name} {value}: not JSON ({error})") from error
-        if self.autocast:
-            self._set_precision(self.autocast)
+        self._set_precision()
         if (word := str(flags["fsdp"]).lower()) in (
             "true",
             "false",
@@ -352,14 +356,20 @@ class TrainOptions(_Base):
             _check_token()
         super().__post_init__()
 
-    def _set_precision(self, name: str) -> None:
+    def _set_precision(self) -> None:
         """Put `--autocast` into the flags that transformers has for it."""
         from vlm_detect.machine import best_device, computes_in_bfloat16  # late: with torch, which --help does without
 
         flags: dict[str, Any] = self.__dict__
+        name, device = self.autocast, "cpu" if flags["use_cpu"] else best_device().type
         if flags["bf16"] or flags["fp16"]:
-            raise UserError(f"--autocast {name} and --bf16 or --fp16 say the same: give one of them")
-        device = "cpu" if flags["use_cpu"] else best_device().type
+            if name:
+                raise UserError(f"--autocast {name} and --bf16 or --fp16 say the same: give one of them")
+            return
+        if name is None and device == "cuda" and self.autocasts_on_gpu:
+            name = "auto"
+        if name is None:
+            return
         flags["bf16"] = name == "bf16" or (name == "auto" and computes_in_bfloat16(device))
         flags["fp16"] = name == "fp16"
         flags["use_cpu"] |= flags["bf16"] and device == "cpu"  # transformers wants both said

@@ -56,6 +56,8 @@ def finetune(options: Options) -> None:
     # The model, and its trained part: a LoRA around its linear layers, or the complete language model.
     held = loading(options.model, training.device)
     vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
+    if training.fp16:
+        vlm.refuse_float16("--autocast fp16")
     tune(vlm, options.model, options.lora, training.seed)
     data = readable(options, vlm, data)
 

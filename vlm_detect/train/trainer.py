@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vlm_detect.models.base import VLM
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import EpochSampler, Units
 from vlm_detect.train.features import Features
+from vlm_detect.train.lora import inputs_left_to_autocast
 from vlm_detect.train.loss import answer_loss
 from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
@@ -87,6 +89,11 @@ class DetectorTrainer(RecipeTrainer):
                 type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
             }
             plugin.transformer_cls_names_to_wrap = sorted(layers)
+
+    def training_step(self, model: nn.Module, *args: Any, **options: Any) -> torch.Tensor:
+        autocasts = self.accelerator.mixed_precision != "no"
+        with inputs_left_to_autocast(self.vlm.model) if autocasts else nullcontext():
+            return super().training_step(model, *args, **options)
 
     def compute_loss(
         self,

@@ -99,7 +99,8 @@ def validation_odds(vlm: VLM, validation: ValidationSet, args: TrainingArguments
         at_once = at_once if vlm.has_fixed_prefix else 1
     training = model.training
     model.eval()
-    engine = Engine(vlm, batch_images=at_once, cache_bytes=0)  # every image is seen once
+    # Every image is seen once. Processes that gather weights from each other make the same batches.
+    engine = Engine(vlm, batch_images=at_once, cache_bytes=0, fixed_batches=isinstance(model, FSDPModule))
     found: list[tuple[int, float]] = []
     for start in range(0, len(mine), at_once):
         indices = mine[start : start + at_once]

@@ -38,6 +38,11 @@ class MoondreamVLM(VLM):
         return model, load_untrusted(MoondreamProcessor, path_or_id, **hub_options)
 
     @property
+    def most_crops(self) -> int:  # type: ignore[override]
+        """The tiles and the whole image."""
+        return self.processor.config.vision_config.max_crops + 1
+
+    @property
     def eos_token_id(self) -> int:
         return self.processor.config.eos_token_id
 
@@ -49,6 +54,11 @@ class MoondreamVLM(VLM):
     def feature_grid(self) -> tuple[int, int]:
         side = math.isqrt(self.processor.config.vision_config.num_image_tokens)
         return side, side
+
+    @property
+    def overflows_in_float16(self) -> bool:
+        """True of releases in bfloat16; the earlier ones, in float16, and the nano one compute in float16."""
+        return str(self.processor.config.pixel_dtype).endswith("bfloat16")
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         return dict(self.processor.image_processor(images, return_tensors="pt"))

@@ -1,0 +1,498 @@
+"""Peak GPU memory of every sized config in each of its phases, simulated at full size: eval/results/memory.json.
+
+    python tests/bench/memory.py                                  # all configs, minutes on a CPU
+    python tests/bench/memory.py --configs moondream_qlora_8gb 24gb
+
+The project's own code runs on fake tensors, which have shapes, dtypes and storages but no content: tower, prefill,
+packed scoring, decoding, the answer loss with its backward pass, Stable Diffusion's denoiser, autoencoder and text
+encoders. Counted are the bytes of all storages that are alive, in blocks of 512 as CUDA's allocator has them. This is
+independent of `vlm_detect.train.memory` and `vlm_detect.infer.batch_size`, which estimate; tests hold those against it.
+
+What a GPU does and a CPU does not is put in its place: fused attention, which keeps no scores; layer norms that
+autocast computes in float32; NF4 weights, unpacked for each use. Not counted: CUDA's context, kernels' workspaces and
+fragmentation, for which 1 GB has to be left. Every image has the most crops, every row one question of each kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import checkout  # noqa: F401
+import torch
+import yaml
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AttentionInterface,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+)
+
+from tests.factories import tiny_tokenizer
+from vlm_detect.config import CONFIGS, git_commit, parse_config, write_json
+from vlm_detect.errors import run_main
+from vlm_detect.infer import batch_size
+from vlm_detect.infer.branches import forward
+from vlm_detect.infer.packing import Packed, pad_packed
+from vlm_detect.infer.prefixes import prefill, stack_prefixes
+from vlm_detect.models.base import VLM
+from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.moondream.family import MoondreamVLM
+from vlm_detect.models.moondream.modeling import MoondreamModel
+from vlm_detect.models.nano import nano_path
+from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
+from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
+from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration
+from vlm_detect.models.tinyllava.configuration import RELEASE
+from vlm_detect.models.tinyllava.family import TinyLlavaVLM
+from vlm_detect.models.tinyllava.processing import make_processor
+from vlm_detect.train import loss
+from vlm_detect.train.lora import add_lora, inputs_left_to_autocast, select_targets
+from vlm_detect.train.options import LoraOptions
+from vlm_detect.train.tuning import train_language_model
+
+OUT = Path("eval/results/memory.json")
+QUESTIONS = [(24, 4), (44, 4), (130, 4), (24, 60)]  # tokens of a question with its template, and of its answer
+CAPTION_TOKENS = 128
+PROMPT_TOKENS = 77 + 256  # CLIP's and T5's
+NF4_BYTES = 4.127 / 8  # a weight with its scales: 4 + (8 + 32 / 256) / 64 bits
+SERVED: dict[tuple[str, int], tuple[float, float]] = {}
+FREE_BYTES: list[int] = []  # of the simulated card, with the weights on it
+KEYS = ("weights", "training", "validation", "captioning", "rendering", "serving")
+
+
+@dataclass(frozen=True)
+class Config:
+    configs: list[str] = field(default_factory=list, metadata={"help": "Simulate these alone, and keep the others."})
+    out: str = field(default=str(OUT), metadata={"help": "The JSON file."})
+
+
+def main(argv: list[str]) -> None:
+    (config,) = parse_config([Config], argv, doc=__doc__)
+    paths = {path.stem: path for path in [*recipe_configs(), *card_configs()]}
+    out = Path(config.out)
+    found = {row["config"]: row for row in yaml.safe_load(out.read_text())} if out.exists() else {}
+    for name in config.configs or paths:
+        peaks = simulate(paths[name])
+        about = {"command": "python tests/bench/memory.py", "commit": git_commit(), "device": "fake tensors"}
+        found[name] = {"config": name, "card_gb": card_gb(name), **peaks, **about}
+        print(name, {key: value for key, value in peaks.items() if value is not None}, flush=True)
+        write_json(out, [found[name] for name in paths if name in found])
+
+
+def recipe_configs() -> list[Path]:
+    return sorted((CONFIGS / "recipes").glob("*_*gb.yaml"))
+
+
+def card_configs() -> list[Path]:
+    return sorted((CONFIGS / "generators" / "cards").glob("*gb.yaml"), key=lambda path: card_gb(path.stem))
+
+
+def card_gb(name: str) -> int:
+    return int(name.rpartition("_")[2].removesuffix("gb"))
+
+
+def simulate(path: Path) -> dict[str, float | None]:
+    """GB of each phase; None of one that the config does not have."""
+    values = yaml.safe_load(path.read_text())
+    with patched(), FakeTensorMode(allow_non_fake_inputs=True), LiveStorages() as live:
+        peaks = (
+            of_card(values, card_gb(path.stem), live)
+            if "generator" in values
+            else of_recipe(values, card_gb(path.stem), live)
+        )
+    return {key: round(peaks[key] / 1e9, 2) if key in peaks else None for key in KEYS}
+
+
+def of_recipe(values: dict[str, Any], card: int, live: LiveStorages) -> dict[str, float]:
+    name = values["model"]
+    dtype = torch.float32 if values.get("dtype") == "float32" else torch.bfloat16
+    vlm = build(name, dtype, nf4=values.get("quantize") == "nf4")
+    peaks = train(vlm, values, live)
+    del vlm
+    peaks["serving"], peaks["captioning"] = served(name, card, live)
+    return peaks
+
+
+def of_card(values: dict[str, Any], card: int, live: LiveStorages) -> dict[str, float]:
+    _, captioning = served("vikhyatk/moondream2", card, live)
+    weights, rendering = render(values, live)
+    return {"weights": weights, "captioning": captioning, "rendering": rendering}
+
+
+# Phases
+
+
+def train(vlm: VLM, values: dict[str, Any], live: LiveStorages) -> dict[str, float]:
+    """A later micro-step of an accumulated batch: gradients and optimiser states are there. Then a validation."""
+    lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
+    with contextlib.redirect_stdout(io.StringIO()):
+        if values.get("tune") == "full":
+            train_language_model(vlm)
+        else:
+            add_lora(vlm, lora)
+    weights = live.now()
+    model = vlm.model.train()
+    if values.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    states = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    live.restart()
+    images = 2 * values["per_device_train_batch_size"]
+    batch, answers = rows(vlm, images, values["questions_per_image"])
+    with inputs_left_to_autocast(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            embeds = vlm.encode(prepared(vlm, images))
+            total = answer_loss(vlm, loss.row_inputs(vlm, embeds, batch), answers)
+        del embeds, batch
+        total.backward()
+    training = live.peak
+    del total
+    for parameter in trained:
+        parameter.grad = None
+    model.eval()
+    validation = infer(vlm, values.get("per_device_eval_batch_size", 16), None, live)
+    del states
+    return {"weights": weights, "training": training, "validation": validation}
+
+
+def served(name: str, card: int, live: LiveStorages) -> tuple[float, float]:
+    """The peaks of verdicts and of captions by a model in bfloat16."""
+    if (name, card) not in SERVED:
+        gc.collect()
+        vlm = build(name, torch.bfloat16)
+        verdicts = infer(vlm, 16, card, live, keep=2 << 30)
+        SERVED[name, card] = verdicts, infer(vlm, 16, card, live, caption=True)
+        del vlm
+        gc.collect()
+    return SERVED[name, card]
+
+
+def answer_loss(vlm: VLM, inputs: dict[str, Any], answers: int) -> torch.Tensor:
+    """As the trainer's, with the number of answer tokens known: fake tensors cannot be counted."""
+    hidden = vlm.hidden_states(vlm.model, inputs)
+    chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])[torch.empty(answers, dtype=torch.long)]
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for some in chosen.split(loss.CHUNK):
+        targets = torch.empty(len(some), dtype=torch.long)
+        head = vlm.model.get_output_embeddings()
+        total = total + checkpoint(loss.cross_entropy, head, some, targets, 0.0, use_reentrant=False)
+    return total / answers
+
+
+@torch.inference_mode()
+def infer(vlm: VLM, most: int, card: int | None, live: LiveStorages, *, keep: int = 0, caption: bool = False) -> float:
+    """Verdicts or captions of one batch, of as many images as the engine takes on such a card; `keep` bytes of earlier
+    prefixes at most are held."""
+    gc.collect()
+    if card is not None:
+        free = card * 1e9 - live.now()
+        keep = min(keep, int(free / 4))
+        FREE_BYTES[:] = [int(free)]
+        most = max(1, min(most, batch_size.images_that_fit(vlm, reserved=keep) or 1))
+    held = torch.empty(keep, dtype=torch.uint8)
+    live.restart()
+    prefixes = prefill(vlm, vlm.encode(prepared(vlm, most)))
+    cache = stack_prefixes(prefixes)
+    if caption:
+        for tokens in (CAPTION_TOKENS, 1):
+            ask(vlm, [[tokens]] * most, cache, None)
+    else:
+        ask(vlm, [[20, 3, 3, 20, 3, 3]] * most, cache, torch.empty(8, dtype=torch.long)).float().log_softmax(-1)
+    del held
+    return live.peak
+
+
+def ask(vlm: VLM, lengths: list[list[int]], cache: Any, logits_at: torch.Tensor | None) -> torch.Tensor:
+    packed = []
+    for row in lengths:
+        packed.append(Packed())
+        for length in row:
+            packed[-1].add([7] * length)
+    with _disable_current_modes():
+        parts = pad_packed(packed, cache.get_seq_length(), 0)
+    ids, positions, mask = (torch.empty(part.shape, dtype=part.dtype) for part in parts)
+    return forward(vlm, ids, positions, mask, cache, logits_at).logits
+
+
+def render(values: dict[str, Any], live: LiveStorages) -> tuple[float, float]:
+    """The most weights that are on the card at once, and the peak."""
+    large, batch, side = "large" in values["generator"], values["render_batch"], values.get("render_size", 1024)
+    nf4, stages = values.get("quantization") == "nf4", values.get("offload") == "stages"
+    before = live.now()
+    encoders = [clip(768, 12), clip(1280, 32), t5(nf4=nf4)]
+    of_encoders = live.now() - before
+    denoiser, autoencoder = sd3(large=large, nf4=nf4), vae()
+    of_others = live.now() - before - of_encoders
+    live.restart()
+    with torch.inference_mode():
+        for encoder in encoders:
+            length = 256 if isinstance(encoder, T5EncoderModel) else 77
+            encoder(torch.empty(1, length, dtype=torch.long), output_hidden_states=True)
+    encoding = live.peak - (of_others if stages else 0)
+    del encoders, encoder
+    gc.collect()
+    prompts = torch.empty(values.get("shard_size", 64) + 1, PROMPT_TOKENS, 4096, dtype=torch.bfloat16)  # of a shard
+    live.restart()
+    with torch.inference_mode():
+        rows = 2 * batch  # with and without the prompt
+        latents = torch.empty(rows, 16, side // 8, side // 8, dtype=torch.bfloat16)
+        text = torch.empty(rows, PROMPT_TOKENS, 4096, dtype=torch.bfloat16)
+        pooled, steps = torch.empty(rows, 2048, dtype=torch.bfloat16), torch.empty(rows)
+        denoiser(latents, encoder_hidden_states=text, pooled_projections=pooled, timestep=steps, return_dict=False)
+        pixels = torch.cat([autoencoder.decode(latents[:1], return_dict=False)[0] for _ in range(batch)])
+        pixels.float()
+    rendering = max(encoding, live.peak)
+    del prompts
+    return max(of_encoders + (0 if stages else of_others), of_others), rendering
+
+
+# Models of the published sizes
+
+
+def build(name: str, dtype: torch.dtype, *, nf4: bool = False) -> VLM:
+    vlm: VLM
+    if name == TINYLLAVA_ID:
+        config = TinyLlavaConfig.from_dict({**RELEASE})
+        with _disable_current_modes():
+            processor = make_processor(config, AutoTokenizer.from_pretrained(nano_path("tinyllava")))
+        config.image_token_index = processor.image_token_id
+        model = TinyLlavaForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        vlm = TinyLlavaVLM(model.eval(), processor, name)
+    else:
+        config = MoondreamConfig()
+        model = MoondreamForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        vlm = MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), name)
+    if nf4:
+        four_bits(model, set(select_targets(model, "all-linear")))
+    return vlm
+
+
+def prepared(vlm: VLM, images: int) -> dict[str, Any]:
+    if isinstance(vlm, TinyLlavaVLM):
+        return {"pixel_values": torch.empty(images, 3, 384, 384)}
+    tilings = SimpleNamespace(tolist=lambda: [[3, 4]] * images)
+    return {"pixel_values": torch.empty(images, 13, 3, 378, 378), "tilings": tilings}
+
+
+def rows(vlm: VLM, images: int, questions: int) -> tuple[dict[str, Any], int]:
+    """A batch of one row an image, and the number of its answer tokens."""
+    prefix = vlm.prefix_ids()
+    asked = [Answered([7] * q, [9] * a) for q, a in (QUESTIONS * questions)[:questions]]
+    made = []
+    for image in range(images):
+        made.append(Row())
+        made[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
+    with _disable_current_modes():
+        batch = stack_rows(made, 0)
+    fake: dict[str, Any] = {key: torch.empty(part.shape, dtype=part.dtype) for key, part in batch.items()}
+    fake["row_images"] = torch.empty(images, dtype=torch.long)
+    return fake, sum(label != IGNORE for row in made for label in row.labels)
+
+
+def sd3(*, large: bool, nf4: bool) -> Any:
+    heads, layers = (38, 38) if large else (24, 24)
+    model = SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=layers,
+        attention_head_dim=64,
+        num_attention_heads=heads,
+        joint_attention_dim=4096,
+        caption_projection_dim=64 * heads,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=192 if large else 384,
+        qk_norm="rms_norm",
+        dual_attention_layers=() if large else tuple(range(13)),
+    ).to(torch.bfloat16)
+    if nf4:
+        four_bits(model, {name for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    return model.eval()
+
+
+def vae() -> Any:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=16,
+        sample_size=1024,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).to(torch.bfloat16)
+
+
+def t5(*, nf4: bool) -> Any:
+    config = T5Config(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    model = T5EncoderModel(config).to(torch.bfloat16)
+    if nf4:
+        four_bits(model, {name for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    return model
+
+
+def clip(width: int, layers: int) -> Any:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    config = CLIPTextConfig(**sizes, projection_dim=width, num_attention_heads=width // 64)
+    return CLIPTextModelWithProjection(config).to(torch.bfloat16)
+
+
+# What a GPU has and a CPU does not
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes of all storages that are alive, and the most of them since `restart`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def now(self) -> int:
+        gc.collect()
+        return self.live
+
+    def restart(self) -> None:
+        self.peak = self.now()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = -(-storage.nbytes() // 512) * 512
+            self.live += self._sizes[key]
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+
+class Fused(torch.autograd.Function):
+    """Attention as a fused kernel has it: query, key, value, output and one number a row are kept, a bool mask is
+    widened."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> torch.Tensor:
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.empty(mask.shape, dtype=query.dtype)
+        out, sums = torch.empty_like(query), torch.empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return (*(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None)
+
+
+class Unpacked(torch.autograd.Function):
+    """A linear layer whose weight exists for the moment of each use."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, bias: Any, shape: tuple[int, int]) -> torch.Tensor:
+        ctx.shape = shape
+        return nn.functional.linear(x, torch.empty(shape, dtype=x.dtype), bias if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype), None, None, None
+
+
+class FourBits(nn.Linear):
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        packed = torch.empty(int(layer.weight.numel() * NF4_BYTES), 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.bfloat16()
+        return Unpacked.apply(x, self.weight, self.bias, (self.out_features, self.in_features))
+
+
+def four_bits(model: nn.Module, names: set[str]) -> None:
+    for prefix, parent in list(model.named_modules()):
+        for child, layer in list(parent.named_children()):
+            if (f"{prefix}.{child}" if prefix else child) in names:
+                setattr(parent, child, FourBits(layer))
+
+
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """The project's and transformers' code for fake tensors on a CPU that stands for a GPU."""
+    plain_norm = nn.functional.layer_norm
+
+    def layer_norm(x: torch.Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+        if torch.is_autocast_enabled("cpu"):  # CUDA's autocast has it in float32
+            x, weight, bias = x.float(), weight.float(), bias.float()
+        return plain_norm(x, shape, weight, bias, eps)
+
+    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> tuple[Any, None]:
+        return Fused.apply(query, key, value, mask).transpose(1, 2), None
+
+    def embed(self: Any, input_ids: torch.Tensor, image_embeds: Any) -> torch.Tensor:
+        if image_embeds is None:
+            return self.text.wte(input_ids)
+        places = input_ids == self.config.image_token_id
+        embeds = self.text.wte(input_ids.masked_fill(places, self.config.bos_token_id))
+        return embeds.masked_scatter(places[..., None], image_embeds.to(embeds.dtype))
+
+    def apply(self: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
+        for module in self.children():
+            module._apply(change)
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                changed = change(parameter.detach())
+                self._parameters[name] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = change(buffer)
+        return self
+
+    changes: list[tuple[Any, str, Any]] = [
+        (nn.functional, "layer_norm", layer_norm),
+        (nn.Module, "_apply", apply),
+        (PreTrainedModel, "init_weights", lambda self, *args, **options: None),
+        (PreTrainedModel, "initialize_weights", lambda self, *args, **options: None),
+        (MoondreamModel, "_embed", embed),
+        (TinyLlavaVLM, "prefix_ids", lambda self: [5] * 35 + [self.image_token_id] * 728),
+        (TinyLlavaVLM, "eos_token_id", property(lambda self: 0)),
+        (loss, "is_packed", lambda batch: True),
+        (batch_size, "free_device_bytes", lambda device: FREE_BYTES[0]),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+    AttentionInterface.register("sdpa", attention)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+if __name__ == "__main__":
+    run_main(main)

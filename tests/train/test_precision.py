@@ -1,0 +1,131 @@
+"""What a training computes in: bfloat16 where the device has it, the LoRA too, whose weights stay float32."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.factories import tiny_vlm
+from tests.train.toys import stored, toy_image
+from vlm_detect import machine
+from vlm_detect.config import CONFIGS
+from vlm_detect.errors import UserError
+from vlm_detect.machine import dtype_of, prepare_training
+from vlm_detect.models.registry import load_vlm
+from vlm_detect.records import Question
+from vlm_detect.train.arguments import TrainArguments
+from vlm_detect.train.collate import Collator
+from vlm_detect.train.examples import Example
+from vlm_detect.train.lora import add_lora, inputs_left_to_autocast
+from vlm_detect.train.loss import answer_loss
+from vlm_detect.train.options import LoraOptions
+
+
+def learner(name: str, checkpointing: bool):
+    """A model in bfloat16 with a LoRA that has learned something, and a batch for it."""
+    vlm = tiny_vlm() if name == "moondream" else load_vlm("tinyllava-nano", device="cpu")
+    vlm.model.bfloat16()
+    add_lora(vlm, LoraOptions(lora_r=4, train_connector=vlm.connector is not None))
+    torch.manual_seed(1)
+    for parameter in vlm.model.parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32
+            with torch.no_grad():
+                parameter += 0.02 * torch.randn_like(parameter)
+    if checkpointing:
+        vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    side = getattr(vlm.model.config.vision_config, "image_size", 32)
+    image = stored(toy_image(False, np.random.default_rng(0), side))
+    asked = [Question("yes_no", "Is it?", "No."), Question("yes_no", "Is it real?", "Yes.")]
+    return vlm, Collator(vlm, pack=True)([[Example(image, asked, "real")] * 2])
+
+
+def step(vlm, batch, autocast: bool):
+    """Loss and gradients of a step, as the trainer makes it with and without autocast."""
+    vlm.model.train().zero_grad()
+    if autocast:
+        with inputs_left_to_autocast(vlm.model):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = answer_loss(vlm, vlm.model, copy.copy(batch))
+            loss.backward()
+    else:
+        loss = answer_loss(vlm, vlm.model, copy.copy(batch))
+        loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), [("moondream", False), ("moondream", True), ("tinyllava", False)])
+def test_a_lora_computes_in_bfloat16_under_autocast_with_float32_weights(name, checkpointing) -> None:
+    vlm, batch = learner(name, checkpointing)
+    read: list[torch.dtype] = []
+    layers = [module for part, module in vlm.model.named_modules() if part.endswith("lora_A.default")]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, given, out: read.extend([given[0].dtype, out.dtype]))
+    plain, plain_gradient = step(vlm, batch, autocast=False)
+    assert set(read) == {torch.float32}
+    read.clear()
+    loss, gradient = step(vlm, batch, autocast=True)
+    assert set(read) == {torch.bfloat16}
+    assert len(read) == 2 * len(layers) * (2 if checkpointing else 1)
+    assert gradient.dtype == torch.float32
+    assert loss == pytest.approx(plain, rel=0.01)
+    assert torch.cosine_similarity(gradient, plain_gradient, dim=0) > 0.99
+    step(vlm, batch, autocast=False)  # peft's own casts are back
+    assert read[-1] == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "flags", "expected"),
+    [
+        (True, {}, {"bf16": True, "fp16": False}),
+        (False, {}, {"bf16": False, "fp16": False}),
+        (True, {"fp16": True}, {"bf16": False, "fp16": True}),
+        (True, {"autocast": "no"}, {"bf16": False, "fp16": False}),
+        (False, {"autocast": "fp16"}, {"bf16": False, "fp16": True}),
+        (True, {"use_cpu": True}, {"bf16": False, "fp16": False}),
+    ],
+)
+def test_on_a_gpu_a_step_is_autocast_where_no_flag_says_otherwise(has_bfloat16, flags, expected, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "best_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda kind: kind == "cuda" and has_bfloat16)
+    arguments = TrainArguments.__new__(TrainArguments)
+    for name, value in {"bf16": False, "fp16": False, "use_cpu": False, "autocast": None, **flags}.items():
+        setattr(arguments, name, value)
+    arguments._set_precision()
+    assert {name: getattr(arguments, name) for name in expected} == expected
+
+
+def test_weights_that_overflow_in_float16_are_refused_by_name(tmp_path) -> None:
+    vlm = tiny_vlm()
+    assert vlm.overflows_in_float16
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"--dtype float16: {tmp_path} was trained in bfloat16.*use bfloat16, or float"):
+        load_vlm(str(tmp_path), dtype=torch.float16)
+    assert load_vlm("nano", dtype=torch.float16, device="cpu").model.dtype == torch.float16
+    with pytest.raises(UserError, match="--autocast fp16: "):
+        vlm.refuse_float16("--autocast fp16")
+
+
+def test_configs_leave_the_dtype_to_the_device() -> None:
+    given = {
+        path.stem: yaml.safe_load(path.read_text()).get("dtype", "auto") for path in CONFIGS.glob("recipes/*.yaml")
+    }
+    assert {name for name, dtype in given.items() if dtype != "auto"} == {"moondream_full_80gb"}
+    assert dtype_of("auto") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "wants_float32", "expected"), [("cuda", True, ["high"]), ("cuda", False, []), ("cpu", True, [])]
+)
+def test_float32_on_purpose_is_tf32_on_a_gpu(kind, wants_float32, expected, monkeypatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    for name in ("use_cpu_cores", "keep_freed_memory"):
+        monkeypatch.setattr(machine, name, lambda *threads: None)
+    prepare_training(kind, 1, wants_float32=wants_float32)
+    assert chosen == expected
