@@ -102,13 +102,17 @@ def stack_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
     }
 
 
-def answer_shares(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(B, S) float: of each label one over the number of labels of its answer; 0 where there is no label."""
+def answer_weights(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(B, S) float: weights of the labels by which each answer counts equally, whatever its length.
+
+    0 where there is no label; their sum is the number of labels.
+    """
     labelled = rows["labels"] != IGNORE
     row = torch.arange(len(labelled))[:, None].expand_as(labelled)
-    answer = torch.stack([row[labelled], rows["image"][labelled], rows["branch"][labelled]])
-    _, index, count = answer.unique(dim=1, return_inverse=True, return_counts=True)
-    return torch.zeros(labelled.shape).masked_scatter(labelled, 1 / count[index])
+    answer_of_label = torch.stack([row[labelled], rows["image"][labelled], rows["branch"][labelled]])
+    answers, answer, n_labels = answer_of_label.unique(dim=1, return_inverse=True, return_counts=True)
+    mean_length = labelled.sum() / answers.shape[1]
+    return torch.zeros(labelled.shape).masked_scatter(labelled, mean_length / n_labels[answer])
 
 
 def is_packed(rows: Mapping[str, torch.Tensor]) -> bool:

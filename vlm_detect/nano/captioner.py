@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from vlm_detect.data.image_sets import CIFAR_CLASSES
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
-from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
+from vlm_detect.models.rows import Answered, Row, answer_weights, stack_rows
 from vlm_detect.nano.autoencoder import to_pixels
 from vlm_detect.nano.captions import (
     COLOURS,
@@ -44,7 +44,7 @@ from vlm_detect.nano.judge import Judge, augment
 from vlm_detect.nano.photos import Photos
 from vlm_detect.nano.tokenizer import prompt_templates
 from vlm_detect.nano.training import train
-from vlm_detect.train.loss import row_inputs
+from vlm_detect.train.loss import answer_loss
 
 
 def build_captioner(
@@ -128,7 +128,7 @@ def moondream_tower(model: MoondreamForConditionalGeneration, judge: Judge) -> T
     vision = model.model.vision
 
     def project(features: Tensor) -> Tensor:
-        # A single tile is the complete image, so the tower does not encode it twice, as test_nano_captioner.py shows.
+        # A single tile is the complete image: the tower does not encode it twice (tests/nano/test_captioner.py).
         return vision.proj_mlp(torch.cat([features, features], dim=-1))
 
     return TowerHeads(vision, vision.encode_crops, project, model.config.vision_config.hidden_size, judge)
@@ -194,21 +194,8 @@ def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
         prefix = vlm.prefix_ids()
         rows[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
     batch = stack_rows(rows, vlm.eos_token_id)
-    most = max(map(len, texts))
-    lengths = torch.tensor([[len(one.answer) for one in asked] + [1] * (most - len(asked)) for asked in texts])
-    weights = (batch["labels"] != IGNORE) / lengths.gather(1, batch["branch"].clamp(min=0))
-    return {**batch, "row_images": torch.arange(len(texts)), "weights": weights}
-
-
-def language_loss(vlm: VLM, image_embeds: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Mean over the texts of the mean cross-entropy of each answer; logits are computed for answer positions only."""
-    batch = {name: tensor.to(vlm.device) for name, tensor in batch.items()}
-    hidden = vlm.hidden_states(vlm.model, row_inputs(vlm, image_embeds, batch))
-    next_ids, weights = batch["labels"][:, 1:], batch["weights"][:, 1:]
-    answered = next_ids != IGNORE
-    logits = vlm.model.get_output_embeddings()(hidden[:, :-1][answered]).float()
-    losses = F.cross_entropy(logits, next_ids[answered], reduction="none")
-    return (losses * weights[answered]).sum() / weights.sum()
+    batch |= {"row_images": torch.arange(len(texts)), "weights": answer_weights(batch)}
+    return {name: tensor.to(vlm.device) for name, tensor in batch.items()}
 
 
 def text_sampler(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
@@ -250,7 +237,8 @@ def train_captioner(
         features = tower.see(crops)
         losses = heads_loss(tower, features, targets)
         embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)
-        words = language_loss(vlm, embeds, pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()]))
+        batch = pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()])
+        words = answer_loss(vlm, vlm.model, {**batch, "embeds": embeds})
         return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
     both = nn.ModuleDict({"model": vlm.model, "tower": tower})

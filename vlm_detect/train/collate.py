@@ -23,7 +23,7 @@ import torch
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.models.base import VLM
-from vlm_detect.models.rows import Answered, Row, answer_shares, fill_rows, stack_rows
+from vlm_detect.models.rows import Answered, Row, answer_weights, fill_rows, stack_rows
 from vlm_detect.records import Question
 from vlm_detect.train.examples import Example
 from vlm_detect.train.features import Features
@@ -63,9 +63,8 @@ class Collator:
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
         columns = stack_rows(rows, self.vlm.eos_token_id)
-        if self.loss_per == "answer":  # the weights' sum stays the number of labels, which the loss is divided by
-            shares = answer_shares(columns)
-            columns["weights"] = shares * ((shares > 0).sum() / shares.sum())
+        if self.loss_per == "answer":
+            columns["weights"] = answer_weights(columns)
         return {
             **images,
             "row_images": torch.tensor([image for row in rows for image in row.images]),
