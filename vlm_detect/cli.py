@@ -17,7 +17,12 @@ from vlm_detect.version import __version__
 # The implementation of each verb (module:function of its arguments), and its summary.
 VERBS = {
     "chat": ("vlm_detect.apps.commands:chat", "ask a model about an image"),
-    "scan": ("vlm_detect.apps.commands:scan", "judge many images"),
+    "scan": ("vlm_detect.apps.scan_commands:scan", "judge many images"),
+    "verify": ("vlm_detect.apps.scan_commands:verify", "check a case and its images for changes"),
+    "collect-errors": (
+        "vlm_detect.apps.scan_commands:collect_errors",
+        "collect images that were judged wrongly, for adapt",
+    ),
     "serve": ("vlm_detect.apps.commands:serve", "serve a web page and an API"),
     "explain": ("vlm_detect.apps.commands:explain", "show where a CNN looks, image by image"),
     "make-pairs": ("vlm_detect.generate.make_pairs:main", "make a dataset of photos and generated twins from photos"),
@@ -38,6 +43,7 @@ VERBS = {
     "fit-head": ("vlm_detect.apps.commands:fit_head", "fit a head and the weights of a run's witnesses"),
     "adapt": ("vlm_detect.apps.commands:adapt", "adapt a run to a new generator with a handful of images"),
     "calibrate": ("vlm_detect.apps.commands:calibrate", "refit a run's threshold on your own images"),
+    "runs": ("vlm_detect.apps.runs_command:runs", "list training runs: model, data, state, scores"),
     "export": ("vlm_detect.apps.commands:export", "export a finetuned model to a format that other tools read"),
     "benchmark": ("vlm_detect.benchmark.commands:benchmark", "score a model, or recorded answers, on a benchmark"),
     "robustness": (

@@ -2,6 +2,7 @@
 
     with held(Path("runs/moondream_lora"), flag="--output_dir"):
         ...                                  # UserError if another process holds the lock
+    is_held(Path("runs/moondream_lora"))
 
 It is a lock of the operating system, released when its process ends in any way. It belongs to the process that took it,
 not to its forks, so a worker that outlives a killed run does not hold it. The file `.NAME.lock` next to the place
@@ -51,6 +52,21 @@ def held(out: Path, *, flag: str = "--out", when: bool = True, is_file: bool = F
             yield
         finally:
             _held.remove(place)
+
+
+def is_held(out: Path) -> bool:
+    """Whether a process holds the lock of `out`; False where the file system has no locks."""
+    place = out.resolve()
+    if place in _held:
+        return True
+    for path in (place.with_name(f".{place.name}.lock"), place / ".lock"):
+        try:
+            with path.open("r+b") as file:
+                _lock(file, shared=True)
+        except OSError as error:
+            if error.errno in _HELD_BY_ANOTHER:
+                return True
+    return False
 
 
 @contextmanager
@@ -107,10 +123,10 @@ def _is_taken(path: Path, file: IO[bytes], place: Path, flag: str) -> bool:
         return False
 
 
-def _lock(file: IO[bytes]) -> None:
+def _lock(file: IO[bytes], *, shared: bool = False) -> None:
     if fcntl is not None:
         # A record lock, not `flock`: a forked process inherits the latter, and may outlive us.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         return
     import msvcrt
 

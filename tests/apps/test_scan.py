@@ -12,6 +12,7 @@ import pytest
 from tests.apps.conftest import make_photo
 from tests.models.tiny_chat import save_tiny
 from tests.test_locks import holder, let_go
+from vlm_detect.apps.operating_point import set_operating_point
 from vlm_detect.apps.scan import scan, summary
 from vlm_detect.apps.scan_rows import COLUMNS
 from vlm_detect.errors import UserError
@@ -20,6 +21,7 @@ from vlm_detect.images.decode import FIRST_OF_SEVERAL
 from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.verdict import Odds
 from vlm_detect.measures.calibration import MeasureCalibration
+from vlm_detect.stats.calibration import Calibration
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_notes_about_a_file_are_in_its_row(detector: Detector, tmp_path: Path) -
     assert rows["moving.gif"]["label"] != "unreadable"
 
 
-@pytest.mark.parametrize("name", ["v.html", "v.xlsx", "verdicts", "v.csv.gz"])
+@pytest.mark.parametrize("name", ["v.htm", "v.xlsx", "verdicts", "v.csv.gz"])
 def test_other_suffixes_are_refused_before_anything_is_done(detector: Detector, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"--out .*: rows are written as \.csv, \.jsonl"):
         scan(detector, ["none.png"], out=tmp_path / name)
@@ -131,7 +133,8 @@ def test_a_table_of_an_earlier_version_gains_the_new_columns(detector: Detector,
     make_photo(9).save(folder / "new.png")
     assert scan(detector, [str(folder)], out=out).total() >= first.total() + 1
     after = list(csv.reader(out.read_text().splitlines()))
-    assert after[: len(before)] == before
+    at = COLUMNS.index("threshold")  # unknown of rows without it; the other later columns had their default
+    assert after[: len(before)] == [before[0], *([*row[:at], "", *row[at + 1 :]] for row in before[1:])]
     assert {len(row) for row in after} == {len(COLUMNS)}
 
 
@@ -268,6 +271,48 @@ def test_the_forms_on_stdout(detector: Detector, folder: Path, capsys: pytest.Ca
     assert out.splitlines()[0].split() == ["p_fake", "label", "image"]
     assert len(out.splitlines()) == 1 + len(rows)
     assert "unreadable  " in out
+
+
+def test_a_json_file_is_one_document_that_resumes(
+    detector: Detector, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rows.json"
+    first = scan(detector, [str(folder)], out=out)
+    before = json.loads(out.read_text())
+    assert [list(row) for row in before] == [COLUMNS] * 5
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "judge", lambda pictures: [])  # nothing is left to judge
+        assert scan(detector, [str(folder)], out=out) == first
+    assert json.loads(out.read_text()) == before
+    out.write_text("".join(json.dumps(row) + "\n" for row in before))  # as version 0.1 wrote it
+    make_photo(9).save(folder / "new.png")
+    scan(detector, [str(folder)], out=out)
+    after = json.loads(out.read_text())
+    assert after[:5] == before
+    assert [Path(row["path"]).name for row in after[5:]] == ["new.png"]
+    assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+def test_a_threshold_is_no_band_and_no_promise_and_is_not_mixed(
+    detector: Detector, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [str(folder / "a.png"), str(folder / "b.png")]
+    low, high = sorted(verdict.p_fake for verdict in detector(photos))
+    promised = Calibration(threshold=0.5, unsure_low=0.001, unsure_high=0.999, n=9, n_real=9, max_fpr=0.3, bound=0.3)
+    monkeypatch.setattr(detector, "calibration", promised)
+    assert scan(detector, photos)["unsure"] == 2
+    assert set_operating_point(detector, (low + high) / 2, 0.01).startswith("--threshold ")  # it comes first
+    out = tmp_path / f"rows{suffix}"
+    labels = scan(detector, photos, out=out)
+    assert (labels["generated"], labels["real"], labels["unsure"]) == (1, 1, 0)
+    assert "are called generated" not in summary(labels, detector.calibration)
+    written = out.read_bytes()
+    assert scan(detector, photos, out=out) == labels
+    assert out.read_bytes() == written
+    detector.calibration = promised.at_threshold(0.7)
+    with pytest.raises(UserError, match=r"holds verdicts with --threshold 0\.\d+, not 0.7; give another --out"):
+        scan(detector, photos, out=out)
 
 
 def test_two_scans_into_one_file(detector: Detector, tmp_path: Path) -> None:

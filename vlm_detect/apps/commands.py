@@ -5,7 +5,6 @@ Nothing heavy is imported before the flags are read, so that `--help` answers at
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from vlm_detect.apps.options import (
@@ -23,7 +22,6 @@ from vlm_detect.apps.options import (
     ServeOptions,
     ViewOptions,
 )
-from vlm_detect.apps.scan_options import Format, ScanOptions
 from vlm_detect.config import CONFIGS, find_config, parse_config
 from vlm_detect.errors import UsageError
 from vlm_detect.extras import require
@@ -45,43 +43,6 @@ def chat(argv: list[str]) -> None:
         converse(detector, options.image, only_confirmed=options.only_confirmed)
     else:
         answer_once(detector, options.image, options.question)
-
-
-def scan(argv: list[str]) -> int:
-    """Verdicts on many images.
-
-    vlm-detect scan --model runs/moondream_lora photos/ more/*.png
-    vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv   # again: only what is new or changed
-    vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
-    vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl
-    """
-    judge, options = parse_config([Judge, ScanOptions], argv, doc=scan.__doc__)
-    from vlm_detect.apps.loading import load_detector
-    from vlm_detect.apps.scan import scan as scan_images
-    from vlm_detect.apps.scan import summary
-
-    out = Path(options.out) if options.out else None
-    form: Format = "jsonl" if options.json else "csv" if options.csv else "table"
-    detector = load_detector(judge.model, judge.adapter, judge.expert)
-    detector.views = options.views
-    if options.max_fpr is not None:
-        detector.calibration = detector.calibration.promising(options.max_fpr)
-    labels = scan_images(
-        detector,
-        options.images,
-        form=form,
-        out=out,
-        batch_size=options.batch_size,
-        explain=options.explain,
-        only_confirmed=options.only_confirmed,
-    )
-    print(summary(labels, detector.calibration), file=sys.stderr)
-    judged = labels["generated"] + labels["unsure"] + labels["real"]
-    if judged and not detector.calibration.n:
-        told = f"these labels mean little: {detector.caveat}"
-        print(f"{told} (vlm-detect train, vlm-detect calibrate)", file=sys.stderr)
-    failed = labels["missing"] or (labels["unreadable"] and not judged)
-    return int(failed or any(labels[label] for label in options.labels))
 
 
 def serve(argv: list[str]) -> None:

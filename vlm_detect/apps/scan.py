@@ -4,6 +4,8 @@
     vlm-detect scan --model runs/moondream_lora photos/ --out verdicts.csv     # run again: only what is new or changed
     vlm-detect scan --model runs/moondream_lora upload.jpg --fail_on generated --json
     vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl     # with checked reasons
+    vlm-detect scan --model runs/moondream_lora photos/ --out report.html                  # a page to look through
+    vlm-detect scan --model runs/moondream_lora photos/ --case case_7 --sign_key key.pem   # a case to hand over
 
 One row per image, in the order of the arguments, written as soon as its batch is judged. An image that cannot be read
 also gets a row, with the reason in `error`; `notes` lists what is unusual about a file. A path that matches nothing is
@@ -18,24 +20,25 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
-from vlm_detect.apps.scan_files import RowWriter, earlier_rows
+from vlm_detect.apps.cases import CaseOptions
+from vlm_detect.apps.operating_point import OperatingPoint, worth
+from vlm_detect.apps.scan_at_once import scan_at_once
+from vlm_detect.apps.scan_files import RowFile
+from vlm_detect.apps.scan_journal import PageOptions
 from vlm_detect.apps.scan_options import Format, form_of
-from vlm_detect.apps.scan_rows import LABELS, Row, row_of
+from vlm_detect.apps.scan_rows import LABELS, Judged, Row, Scanned, Sink, row_of
 from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, report_skipped, spelled
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
-from vlm_detect.infer.detector import Detector, Picture, decode_picture
-from vlm_detect.infer.explanation import Explanation
+from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
 from vlm_detect.locks import held
 from vlm_detect.printable import printable
 from vlm_detect.progress import progress
 from vlm_detect.stats.calibration import Calibration
-from vlm_detect.stats.promise import percent
 
 _DECODERS = 4
 
@@ -49,31 +52,51 @@ def scan(
     batch_size: int = 16,
     explain: bool = False,
     only_confirmed: bool = False,
+    chosen_by: str = "",
+    page: PageOptions | None = None,
+    case: CaseOptions | None = None,
 ) -> Counter[str]:
     """Judge every image of `specs` and write the rows to `out`, or to stdout; returns the count of each label.
 
     With `explain` rows have reasons, with `only_confirmed` those alone that a measurement confirms. Rows already in
-    `out`, by the same model and of unchanged files, are counted and not judged again. A spec without images is reported
-    on stderr at the end, and counted as "missing".
+    `out`, by the same model at the same operating point and of unchanged files, are counted and not judged again; a
+    page and a `case` are written at the end, and continue an interrupted scan. `chosen_by` is the flag that chose the
+    operating point. A spec without images is reported on stderr at the end, and counted as "missing".
     """
     if out is not None:
         form = form_of(out)
+    explained = _Explained(explain, only_confirmed)
+    if form in ("json", "html") or case is not None:
+
+        def judge(sink: Sink) -> Scanned:
+            return judge_all(detector, specs, sink, batch_size, explained)
+
+        point = OperatingPoint.of(detector, chosen_by)
+        scanned = scan_at_once(detector, judge, point, form=form, out=out, page=page or PageOptions(), case=case)
+    else:
+        scanned = judge_all(detector, specs, RowFile(out, form), batch_size, explained)
+    for missing in scanned.missing:
+        print(f"error: {printable(missing)}", file=sys.stderr)
+    return scanned.labels
+
+
+def judge_all(detector: Detector, specs: Sequence[str], sink: Sink, batch_size: int, explained: _Explained) -> Scanned:
+    """Judge every image of `specs` that has no row in `sink` yet, and write its row there as soon as it is judged."""
     labels: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], None] = {}
 
     def count(row: Row) -> None:
         labels[row.label] += 1
         labels["contradictory"] += bool(row.contradictions)
 
     with contextlib.ExitStack() as stack:
-        if out is not None:
-            stack.enter_context(held(out, is_file=True))
-        earlier = {row.key: row for row in earlier_rows(out, form, detector)} if out else {}
-        if explain and any(row.reasons is None and row.label != "unreadable" for row in earlier.values()):
-            raise UserError(f"{out}: holds verdicts without reasons; give another --out, or leave --explain out")
-        explained = _Explained(explain, only_confirmed)
-        file = stack.enter_context(_appending(out)) if out else sys.stdout
-        write = RowWriter(file, form, header=not out or file.tell() == 0)
+        if sink.place is not None:
+            stack.enter_context(held(sink.place, is_file=True))
+        earlier = {row.key: row for row in sink.earlier(detector)}
+        if explained.wanted and any(row.reasons is None and row.label != "unreadable" for row in earlier.values()):
+            raise UserError(f"{sink.place}: holds verdicts without reasons; give another --out, or leave --explain out")
+        explained = replace(explained, flagged=sink.explains_flagged)
+        stack.enter_context(sink)
         opened = [_open(spec) for spec in specs]
         sources = [source for source in opened if not isinstance(source, UserError)]
         for spec, source in zip(specs, opened, strict=True):
@@ -83,29 +106,18 @@ def scan(
         pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
         for batch in _batches(sources, batch_size):
             fresh = {key: photo for photo in batch if (key := _key(photo)) not in seen}
-            seen.update(fresh)
+            seen.update(dict.fromkeys(fresh))
             for key in fresh.keys() & earlier.keys():
                 count(earlier[key])
-            for row in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool, explained):
-                count(row)
-                write(row)
-            file.flush()
+            for judged in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool, explained):
+                count(judged.row)
+                sink.write(judged)
+            sink.flush()
             bar.update(len(batch))
-    for missing in (source for source in opened if isinstance(source, UserError)):
-        print(f"error: {printable(spelled(str(missing)))}", file=sys.stderr)
-        labels["missing"] += 1
-    return labels
-
-
-@contextlib.contextmanager
-def _appending(out: Path) -> Iterator[TextIO]:
-    try:
-        with out.open("a", encoding="utf-8", newline="") as file:
-            yield file
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or out}: {error.strerror}; the rows written so far are kept; run again to continue"
-        ) from error
+    missing = [spelled(str(source)) for source in opened if isinstance(source, UserError)]
+    if missing:
+        labels["missing"] = len(missing)
+    return Scanned(labels, list(seen), missing)
 
 
 @dataclass(frozen=True)
@@ -152,10 +164,14 @@ def _key(photo: SourcePhoto | Unread) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Explained:
-    """Whether verdicts are explained, and whether by confirmed reasons alone."""
+    """Which verdicts are explained: all, or the `flagged` that are not real; and whether by confirmed reasons alone."""
 
     wanted: bool
     only_confirmed: bool
+    flagged: bool = False
+
+    def of(self, verdict: Verdict) -> bool:
+        return self.wanted or (self.flagged and verdict.label != "real")
 
 
 def _judge(
@@ -163,16 +179,17 @@ def _judge(
     photos: Mapping[tuple[str, str], SourcePhoto | Unread],
     pool: ThreadPoolExecutor,
     explained: _Explained,
-) -> Iterator[Row]:
+) -> Iterator[Judged]:
     decoded = list(pool.map(partial(_decode, detector), photos.values()))
     verdicts = detector.judge([picture for picture in decoded if isinstance(picture, Picture)])
-    explanations: Sequence[Explanation | None] = [None] * len(verdicts)
-    if explained.wanted:
-        explanations = detector.explanations(verdicts, only_confirmed=explained.only_confirmed)
+    chosen = [verdict for verdict in verdicts if explained.of(verdict)]
+    written = iter(detector.explanations(chosen, only_confirmed=explained.only_confirmed) if chosen else ())
+    explanations = [next(written) if explained.of(verdict) else None for verdict in verdicts]
     found = zip(verdicts, explanations, strict=True)
     for key, picture in zip(photos, decoded, strict=True):
-        verdict, explanation = next(found) if isinstance(picture, Picture) else (picture, None)
-        yield row_of(key, verdict, explanation, detector.name)
+        verdict, explanation = next(found) if isinstance(picture, Picture) else (None, None)
+        row = row_of(key, verdict or str(picture), explanation, detector.name)
+        yield Judged(row, verdict, explanation)
 
 
 def _decode(detector: Detector, photo: SourcePhoto | Unread) -> Picture | str:
@@ -192,15 +209,3 @@ def summary(labels: Counter[str], calibration: Calibration | None = None) -> str
     images = sum(labels[label] for label in (*LABELS, "unreadable"))
     against = f"; the model contradicts itself on {labels['contradictory']}" if labels["contradictory"] else ""
     return f"{images} images: {', '.join(counts) or 'none'}{against}{worth(calibration) if calibration else ''}"
-
-
-def worth(calibration: Calibration) -> str:
-    """What a run's calibration promises, and whether it means anything; empty where neither is to be said."""
-    promised = ""
-    if calibration.max_fpr is not None:
-        promised = (
-            f"; at most {percent(calibration.max_fpr)} of photos like the {calibration.n_real} of its calibration are "
-            f"called generated ({percent(calibration.confidence or 0)} confidence)"
-        )
-    doubt = f"; its calibration is not reliable: {calibration.doubt}" if not calibration.reliable else ""
-    return promised + doubt

@@ -1,19 +1,22 @@
-"""Files of scan rows: a table to read, CSV, or JSON Lines; written row by row, and read again to resume."""
+"""Files of scan rows: a table to read, CSV, JSON Lines or JSON; written row by row, and read again to resume."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from vlm_detect.apps.scan_options import Format
-from vlm_detect.apps.scan_rows import COLUMNS, LABELS, Row
+from vlm_detect.apps.scan_rows import COLUMNS, LABELS, Judged, Row
 from vlm_detect.apps.session import reason_lines
+from vlm_detect.config import replacing, write_json
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.explanation import CheckedReason
@@ -51,45 +54,111 @@ class RowWriter:
                     self._file.write(f"{'':20}{line}\n")
 
 
-def earlier_rows(out: Path, form: Format, detector: Detector) -> list[Row]:
-    """The rows of an earlier scan; a truncated last line is removed from the file."""
-    if not out.exists():
-        return []
-    begin = b'{"path": ' if form == "jsonl" else ",".join(_FIRST_COLUMNS).encode()
-    try:
-        data = out.read_bytes()
-        if data[: len(begin)] != begin[: len(data)]:
-            raise ValueError("its header differs")
-        whole = data[: data.rfind(b"\n") + 1]
-        text = whole.decode("utf-8")
-        if form == "jsonl":  # not splitlines, which also splits names at Unicode's other line separators
-            rows = [Row(**json.loads(line)) for line in text.split("\n")[:-1]]
-        else:
-            rows = [_from_csv(values) for values in csv.DictReader(io.StringIO(text))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{out}: not a file of scan rows ({error}); give another --out") from error
+class RowFile:
+    """The sink of rows that are written one by one: to `out`, CSV or JSON Lines, or to stdout in any of these forms.
+
+    `out` may be a JSON document too, which is read by `earlier`, and written at the end by `rewrite`.
+    """
+
+    explains_flagged = False
+
+    def __init__(self, out: Path | None, form: Format) -> None:
+        self.place = out
+        self._form = form
+        self._stack = contextlib.ExitStack()
+
+    def earlier(self, detector: Detector) -> list[Row]:
+        """The rows of an earlier scan; a truncated last line is removed from the file."""
+        out = self.place
+        if out is None or not out.exists():
+            return []
+        try:
+            data = out.read_bytes()
+            whole = data if self._form == "json" else data[: data.rfind(b"\n") + 1]
+            rows = _read(self._form, data, whole.decode("utf-8"))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{out}: not a file of scan rows ({error}); give another --out") from error
+        check_alike(rows, out, detector)
+        if len(whole) < len(data):
+            os.truncate(out, len(whole))
+        if self._form == "csv" and whole and whole.decode("utf-8").splitlines()[0].split(",") != COLUMNS:
+            self.rewrite(rows)
+        return rows
+
+    def __enter__(self) -> RowFile:
+        file = self._stack.enter_context(appending(self.place)) if self.place else sys.stdout
+        self._file = file
+        self._write = RowWriter(file, self._form, header=self.place is None or file.tell() == 0)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, judged: Judged) -> None:
+        self._write(judged.row)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def finish(self, before: Sequence[Row], new: Iterable[Row]) -> None:
+        """Add `new` to a file that has the rows `before`."""
+        if self._form == "json":
+            self.rewrite([*before, *new])
+            return
+        with self:
+            for row in new:
+                self._write(row)
+
+    def rewrite(self, rows: Sequence[Row]) -> None:
+        """Replace the file by one of these rows, in one step."""
+        assert self.place is not None
+        if self._form == "json":
+            write_json(self.place, [asdict(row) for row in rows])
+            return
+        with replacing(self.place) as file:
+            write = RowWriter(file, self._form, header=True)
+            for row in rows:
+                write(row)
+
+
+def check_alike(rows: Sequence[Row], out: Path, detector: Detector, flag: str = "--out") -> None:
+    """`UserError` where rows in `out` are of another model or operating point than that of `detector`."""
     if others := {row.model for row in rows} - {detector.name}:
-        raise UserError(f"{out}: holds verdicts of {', '.join(sorted(others))}; give another --out for {detector.name}")
-    asked = {"max_fpr": detector.calibration.max_fpr, "views": detector.views}
+        named = ", ".join(sorted(others))
+        raise UserError(f"{out}: holds verdicts of {named}; give another {flag} for {detector.name}")
+    calibration = detector.calibration
+    asked = {"max_fpr": calibration.max_fpr, "views": detector.views, "threshold": calibration.threshold}
     for name, value in asked.items():
-        if others := {str(getattr(row, name)) for row in rows if row.label in LABELS} - {str(value)}:
+        judged = (row for row in rows if row.label in LABELS)
+        found = {getattr(row, name) for row in judged if name != "threshold" or row.threshold is not None}
+        if others := {str(one) for one in found} - {str(value)}:
             given = ", ".join(sorted(others))
-            raise UserError(f"{out}: holds verdicts with --{name} {given}, not {value}; give another --out")
-    if len(whole) < len(data):
-        os.truncate(out, len(whole))
-    if form == "csv" and whole and text.splitlines()[0].split(",") != COLUMNS:
-        _rewrite(out, rows)
-    return rows
+            raise UserError(f"{out}: holds verdicts with --{name} {given}, not {value}; give another {flag}")
 
 
-def _rewrite(out: Path, rows: Sequence[Row]) -> None:
-    """The rows with the columns that an earlier version lacks."""
-    partial_file = out.with_name(f".{out.name}.partial")
-    with partial_file.open("w", encoding="utf-8", newline="") as file:
-        write = RowWriter(file, "csv", header=True)
-        for row in rows:
-            write(row)
-    partial_file.replace(out)
+@contextlib.contextmanager
+def appending(out: Path) -> Iterator[TextIO]:
+    """`out` to append rows to; what prevents that is said in one line."""
+    try:
+        with out.open("a", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: {error.strerror}; the rows written so far are kept; run again to continue"
+        ) from error
+
+
+def _read(form: Format, data: bytes, text: str) -> list[Row]:
+    """The rows of a file's complete lines `text`; ValueError, TypeError or KeyError where `data` is something else."""
+    if form == "json" and text.lstrip().startswith("["):
+        return [Row(**values) for values in json.loads(text)]
+    begin = ",".join(_FIRST_COLUMNS).encode() if form == "csv" else b'{"path": '
+    if data[: len(begin)] != begin[: len(data)]:
+        raise ValueError("its header differs")
+    if form == "csv":
+        return [_from_csv(values) for values in csv.DictReader(io.StringIO(text))]
+    # Not splitlines, which also splits names at Unicode's other line separators. Version 0.1 wrote lines to .json too.
+    return [Row(**json.loads(line)) for line in text.split("\n")[:-1]]
 
 
 def _from_csv(values: dict[str, str]) -> Row:
@@ -102,6 +171,7 @@ def _from_csv(values: dict[str, str]) -> Row:
     typed["novelty_p"] = float(values["novelty_p"]) if values.get("novelty_p") else None
     typed["reliable"] = values.get("reliable", "True") == "True"
     typed["max_fpr"] = float(values["max_fpr"]) if values.get("max_fpr") else None
+    typed["threshold"] = float(values["threshold"]) if values.get("threshold") else None
     typed["views"] = int(values.get("views") or 0)
     return Row(**typed)
 

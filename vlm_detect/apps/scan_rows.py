@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from vlm_detect.infer.detector import Testimony, Verdict
+from vlm_detect.infer.detector import Detector, Testimony, Verdict
 from vlm_detect.infer.explanation import Explanation
 from vlm_detect.version import __version__
 
@@ -18,7 +20,8 @@ class Row:
     """`label` is real, generated or unsure, or unreadable with the reason in `error`; `sha256` is of the file.
 
     `reasons` are those of `CheckedReason`, as a list of objects; None where none were asked for. `witnesses` holds the
-    log-odds and the weight of each, where there are several. Lists and objects are JSON in a CSV.
+    log-odds and the weight of each, where there are several; `threshold` is the p_fake above which images are called
+    generated. Lists and objects are JSON in a CSV.
     Columns may be added at the end: files of earlier versions are read, and rewritten with the new columns.
     """
 
@@ -41,6 +44,7 @@ class Row:
     views: int = 0
     witnesses: dict[str, dict[str, float]] | None = None
     novelty_p: float | None = None
+    threshold: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -48,6 +52,45 @@ class Row:
 
 
 COLUMNS = [column.name for column in fields(Row)]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row with what it was made from; `verdict` is None of a file that could not be read."""
+
+    row: Row
+    verdict: Verdict | None = None
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The count of each label, the keys of the rows in the order of the arguments, and why what is missing is."""
+
+    labels: Counter[str]
+    keys: list[tuple[str, str]]
+    missing: list[str]
+
+
+class Sink(Protocol):
+    """What the rows of a scan go to; `place` is held while the scan writes to it, and holds the rows of an earlier one.
+
+    With `explains_flagged` what is not called real gets its reasons whether asked for or not.
+    """
+
+    place: Path | None
+    explains_flagged: bool
+
+    def earlier(self, detector: Detector) -> list[Row]:
+        """The rows that an earlier scan left; `UserError` where they are of another model or operating point."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, judged: Judged) -> None: ...
+
+    def flush(self) -> None: ...
 
 
 def row_of(key: tuple[str, str], found: Verdict | str, explanation: Explanation | None, model: str) -> Row:
@@ -76,6 +119,7 @@ def row_of(key: tuple[str, str], found: Verdict | str, explanation: Explanation 
         views=found.views,
         witnesses=_several(found.witnesses),
         novelty_p=found.novelty_p,
+        threshold=found.threshold,
     )
 
 

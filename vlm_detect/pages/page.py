@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.metrics import auc, roc_curve
 
+from vlm_detect.config import replacing
 from vlm_detect.errors import UserError
 from vlm_detect.stats.metrics import Array, reliability
 
@@ -65,11 +66,17 @@ def _environment() -> Environment:
     return environment
 
 
-def write_page(path: str | Path, html: str) -> None:
+def render_pieces(template: str, **values: Any) -> Iterator[str]:
+    """As `render`, piece by piece: a page of many rows never lies in memory at once."""
+    return _environment().get_template(template).generate(**values)
+
+
+def write_page(path: str | Path, html: str | Iterable[str]) -> None:
+    """Write a page, or its pieces, in one step: an interrupted one leaves the old page as it is."""
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html, encoding="utf-8")
+        with replacing(path) as file:
+            file.writelines([html] if isinstance(html, str) else html)
     except OSError as error:
         raise UserError(f"{path}: the page cannot be written ({error.strerror}); give another --out") from error
 

@@ -107,6 +107,11 @@ class Calibration:
             tpr=None,
         )
 
+    def at_threshold(self, threshold: float) -> Calibration:
+        """The same with a threshold in p_fake of one's own choice: no unsure band around it, and no promise."""
+        unpromised = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
+        return replace(unpromised, threshold=threshold, unsure_low=threshold, unsure_high=threshold)
+
     def without_promise(self) -> Calibration:
         """The same for scores of another origin than those of its photos, which promise nothing of them."""
         unpromised = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
