@@ -30,6 +30,18 @@ def test_the_box_of_a_place_is_at_that_place(size):
     assert sum(areas) == size[0] * size[1]
 
 
+@pytest.mark.parametrize("size", [(160, 160), (32, 32), (47, 31), (3, 3)])
+def test_the_centre_of_a_box_is_in_its_place(size):
+    """Also where a third of a side is not a whole number of pixels."""
+    for side, of_side in ((0, size[0]), (1, size[1])):
+        for start in range(of_side):
+            for stop in range(start + 1, of_side + 1):
+                box = [0, 0, 1, 1]
+                box[side], box[side + 2] = start, stop
+                named = box_of(place_of(box, size), size)
+                assert named[side] <= (start + stop) / 2 < named[side + 2]
+
+
 def test_places_are_parsed_from_their_wording():
     assert [places_in(f"It is so at the {place}.") for place in PLACES] == [[place] for place in PLACES]
     assert places_in("In the top-left corner and the Middle.") == ["upper left", "centre"]

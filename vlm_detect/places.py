@@ -27,8 +27,8 @@ _NAMED = {place: re.compile(rf"\b(?:{pattern})\b") for place, pattern in PLACE_P
 
 
 def place_of(box: Sequence[int], size: tuple[int, int]) -> str:
-    """The word for the ninth of an image of `size` in which the middle of `box` (x0, y0, x1, y1) lies."""
-    column, row = (min(2, 3 * (box[i] + box[i + 2]) // (2 * size[i])) for i in (0, 1))
+    """The word for the ninth of an image of `size`, as `box_of` has it, in which the middle of `box` lies."""
+    column, row = (sum(2 * (n * size[i] // 3) <= box[i] + box[i + 2] for n in (1, 2)) for i in (0, 1))
     return PLACES[3 * row + column]
 
 
