@@ -149,7 +149,9 @@ def test_two_runs_are_compared_and_recorded(adapter: Path, reasoned: Path, whole
     assert found["specificity"]["value"] == summary(whole)["explanations"]["measured"]["specificity"]["share"]
     compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
     assert compared["runs"][whole.name]["explanations"] == summary(whole)["explanations"]
-    assert "Specificity: fits its own image" in (tmp_path / "compared" / "report.html").read_text()
+    html = (tmp_path / "compared" / "report.html").read_text()
+    assert "Specificity: fits its own image" in html
+    assert html.count("too few photos to say") == 1  # of all six
     turned = run_verb("compare", other, whole, "--explanations", record, "--out", tmp_path / "turned")
     assert turned.returncode == 1
     assert "--explanations N" in turned.stderr
@@ -197,11 +199,12 @@ def test_named_places_are_hidden_mapped_and_judged(adapter: Path, tmp_path: Path
     assert found["faithfulness"]["hiding"]["n"] == found["faithfulness"]["pasting"]["n"] == named == 4
     assert found["hits"]["named"]["hit"]["n"] == found["hits"]["evidence_map"]["hit"]["n"] == named
     assert found["judged"]["specificity"]["n"] == named
-    assert re.search(r"faithfulness, hiding +[01]\.\d{3}  \[.*\]  n 4\n", done.stdout)
+    assert re.search(r"faithfulness, hiding +[01]\.\d{3}  \[.*\]  n 4, too few photos to say\n", done.stdout)
+    assert found["faithfulness"]["hiding"]["groups"] == 4
     assert "--explanations 6: there are 4 images to explain" in done.stderr
     assert (found["judged"]["by"], found["judged"]["is_the_model_itself"]) == (str(adapter.parent / "base"), False)
     html = (out / "report.html").read_text()
-    for part in ("Hiding the named place", "by the evidence map", "was put to a judge"):
+    for part in ("Hiding the named place", "too few photos to say", "by the evidence map", "was put to a judge"):
         assert part in html, part
     kept = {path.name: path.read_text() for path in out.glob("*.jsonl")}
     assert len(kept) == 5

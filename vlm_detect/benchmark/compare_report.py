@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.compare import Run
-from vlm_detect.benchmark.explained_rows import explained_rows
+from vlm_detect.benchmark.explained_rows import all_few, explained_rows
 from vlm_detect.benchmark.perturb import UNITS
 from vlm_detect.benchmark.report_parts import (
     CARDS,
@@ -30,6 +30,7 @@ from vlm_detect.pages.page import (
     write_page,
 )
 from vlm_detect.questions.kind import KINDS
+from vlm_detect.stats.intervals import FEW
 from vlm_detect.stats.metrics import figure_labels
 
 _CALIBRATED = ("accuracy", "balanced_accuracy", "ece", "brier")
@@ -51,6 +52,7 @@ def write_compare_report(
     figures = comparison["runs"]
     names = [run.name for run in runs]
     errors, unsure = _cards(runs, comparison, benchmark) if benchmark else ([], [])
+    explained = explained_rows([run.explained or {} for run in runs])
     html = render(
         "compare.html.j2",
         title="Comparison of " + ", ".join(names),
@@ -59,7 +61,8 @@ def write_compare_report(
         notes=_notes(comparison, runs),
         rows=_score_rows(figures, names),
         kinds=kind_rows([figures[name] for name in names], auroc=False),
-        explained=explained_rows([run.explained or {} for run in runs]),
+        explained=explained,
+        explained_few=FEW if all_few(explained) else 0,
         baselines=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in baselines.items()),
         tests=[_test(name, test) for name, test in comparison["against_first"].items()],
         charts=_charts(runs, comparison),

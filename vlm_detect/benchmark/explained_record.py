@@ -27,7 +27,7 @@ _ALSO = ("claims_an_image", "truth_above_another_image", "truth_of_constant", "r
 
 
 def explanation_record(folder: Path, run: Run, without: Run, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The figures of the run in `folder`, each with {value, n, ci95, command, commit, seed, device}.
+    """The figures of the run in `folder`, each with {value, n, groups, ci95, command, commit, seed, device}.
 
     UserError where the run has no measured explanations, or where the two share no yes/no question.
     """
@@ -87,8 +87,8 @@ def _accuracy(right: Array) -> Any:
 def _figure(found: Mapping[str, Any] | None) -> dict[str, Any]:
     """A figure of a summary; without any claim it has no value."""
     if not found:
-        return {"value": None, "n": 0, "ci95": None}
-    return {"value": found["share"], "n": found["n"], "ci95": found["ci95"]}
+        return {"value": None, "n": 0, "groups": 0, "ci95": None}
+    return {"value": found["share"], **{name: found.get(name) for name in ("n", "groups", "ci95")}}
 
 
 def _made(folder: Path) -> dict[str, Any]:

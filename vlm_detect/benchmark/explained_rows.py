@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_detect.stats.intervals import FEW
+
 # Where each stands in a summary's `explanations`; blind baselines follow what they are baselines of.
 _ROWS = {
     "Verdict in words is right": "verdict_accuracy",
@@ -44,18 +46,36 @@ _ROWS = {
 
 
 def explained_rows(explained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """{name, n, cells: one (point, interval) a run} of every figure that some run's `explanations` has."""
+    """{name, n, cells: one (point, interval) a run, few} of every figure that some run's `explanations` has.
+
+    Those of few photos (`few`) are named so, unless all are: then the page says it once (`all_few`).
+    """
     rows = []
     for name, path in _ROWS.items():
         figures = [figure_at(found, path) for found in explained]
         if any(figures):
             cells = [(figure.get("share"), figure.get("ci95")) for figure in figures]
-            rows.append({"name": name, "n": max(figure.get("n", 0) for figure in figures), "cells": cells})
+            n, few = max(figure.get("n", 0) for figure in figures), any(map(is_of_few, figures))
+            rows.append({"name": name, "n": n, "cells": cells, "few": few})
     points = [found.get("rouge_l") for found in explained]
     if any(point is not None for point in points):
         n = max(found.get("n", 0) for found in explained)
-        rows.append({"name": "ROUGE-L against the references", "n": n, "cells": [(point, None) for point in points]})
+        few = any(is_of_few(found.get("contradictions") or {}) for found in explained)
+        cells = [(point, None) for point in points]
+        rows.append({"name": "ROUGE-L against the references", "n": n, "cells": cells, "few": few})
+    if not all_few(rows):
+        for row in rows:
+            row["name"] += ": too few photos to say" if row["few"] else ""
     return rows
+
+
+def all_few(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(rows) and all(row["few"] for row in rows)
+
+
+def is_of_few(figure: Mapping[str, Any]) -> bool:
+    """Whether a figure is of so few source photos that its interval is too narrow to rely on."""
+    return figure.get("groups", FEW) < FEW
 
 
 def figure_at(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 from vlm_detect.benchmark.checked import Checked, check
 from vlm_detect.benchmark.dataset_images import DatasetImages
 from vlm_detect.benchmark.summary import item_scores, rounded
-from vlm_detect.benchmark.truth import truth_figures
+from vlm_detect.benchmark.truth import ratio, truth_figures
 from vlm_detect.images.edits import EDITS
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.places import PLACE_PATTERNS
@@ -33,7 +33,7 @@ from vlm_detect.questions.kind import KINDS
 from vlm_detect.questions.prompts import topic_of
 from vlm_detect.questions.read import parse_explanation, sentences
 from vlm_detect.records import Item, Result
-from vlm_detect.stats.intervals import RESAMPLES, bootstrap
+from vlm_detect.stats.intervals import RESAMPLES
 
 # Faults attributed to generated images. "Blurry" is not included: photos can be blurry, too.
 _FAULTS = (
@@ -225,10 +225,8 @@ def _claims(text: str, pattern: str) -> Iterable[bool]:
 
 
 def _share(rows: Sequence[Explained], values: Sequence[bool], resamples: int) -> dict[str, Any] | None:
-    """{n, share, ci95}; None for no flags."""
+    """The share of the rows whose value is true; None for no rows."""
     if not rows:
         return None
-    right = np.asarray(values, float)
-    groups = [row.item.group for row in rows]
-    drawn = bootstrap(groups, lambda w: {"share": w @ right / w.sum(axis=1)}, resamples=resamples)
-    return {"n": len(rows), "share": float(right.mean()), "ci95": drawn["share"]}
+    sums = np.stack([np.asarray(values, float), np.ones(len(rows))], axis=1)
+    return ratio([row.item.group for row in rows], sums, resamples)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from vlm_detect.benchmark.explained_rows import is_of_few
 from vlm_detect.benchmark.options import EvidenceOptions
 from vlm_detect.benchmark.run import default_out
 from vlm_detect.config import command_line, git_commit, write_json, write_run_json
@@ -86,7 +87,9 @@ def judge_pointing(options: EvidenceOptions) -> None:
     out = Path(options.out or default_out(options.adapter or model, None).parent / "evidence")
     write_json(out / "evidence.json", found)
     write_run_json(out, options)
-    print(f"{found['n']} edits: the peak hits {found['hit_rate']:.3f} of the boxes, by chance {found['chance']:.3f}")
+    few = f" (of {found['groups']} photos: too few to say)" if is_of_few(found) else ""
+    hits = f"the peak hits {found['hit_rate']:.3f} of the boxes, by chance {found['chance']:.3f}"
+    print(f"{found['n']} edits{few}: {hits}")
     ratio = f"ratio {found['ratio']:.2f}{shown(found['ci95']['ratio'])}"
     print(f"{ratio}; edited against untouched AUROC {found['auroc']:.3f}")
     for what, words in found["words"].items():

@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vlm_detect.benchmark.explained_rows import explained_rows
+from vlm_detect.benchmark.explained_rows import all_few, explained_rows
 from vlm_detect.benchmark.report import Report, section
 from vlm_detect.benchmark.report_parts import CARDS, charts_of, kind_rows, most_confident_errors, most_unsure
 from vlm_detect.pages.page import fragment
+from vlm_detect.stats.intervals import FEW
 from vlm_detect.stats.metrics import figure_labels
 
 _TEMPLATE = "report_sections.html.j2"
@@ -53,7 +54,7 @@ def explanations(report: Report) -> Markup | None:
 def explanations_part(found: Mapping[str, Any]) -> Markup | None:
     """The figures that a summary has of explanations; None where it has none."""
     rows = explained_rows([found])
-    told = {"measured": found.get("measured"), "judge": found.get("judged")}
+    told = {"measured": found.get("measured"), "judge": found.get("judged"), "few": FEW if all_few(rows) else 0}
     return fragment(_TEMPLATE, "explanations", rows=rows, **told) if rows else None
 
 

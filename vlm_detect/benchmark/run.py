@@ -16,7 +16,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.explained_rows import figure_at
+from vlm_detect.benchmark.explained_rows import figure_at, is_of_few
 from vlm_detect.benchmark.respondents import Respondent
 from vlm_detect.benchmark.results import RESULTS, Key, ResultWriter, merge, read_results
 from vlm_detect.benchmark.score import key_of, plan
@@ -190,6 +190,7 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
             interval = found["ci95"]
             shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
             told = name.removeprefix("measured.").replace("_", " ").replace(".", ", ")
-            print(f"  {told:<26}{found['share']:.3f}  {shown}  n {found['n']}")
+            few = ", too few photos to say" if is_of_few(found) else ""
+            print(f"  {told:<26}{found['share']:.3f}  {shown}  n {found['n']}{few}")
     baselines = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
     print(f"  blind baselines: {baselines}\n  {out / 'report.html'}")

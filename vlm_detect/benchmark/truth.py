@@ -104,18 +104,22 @@ def _figures(counts: _Counts, resamples: int) -> dict[str, Any]:
 
 
 def ratio(groups: Sequence[str] | Array, sums: Array, resamples: int = RESAMPLES) -> dict[str, Any] | None:
-    """{n, share, ci95} of the sum of (n, 2)'s first column over that of the second, which is `n`; None of nothing."""
+    """{n, groups, share, ci95} of the sum of (n, 2)'s first column over that of the second, which is `n`.
+
+    `groups` are the source photos that count in it. None of nothing.
+    """
     if not sums[:, 1].sum():
         return None
     drawn = bootstrap(groups, lambda w: {"share": _over(w @ sums[:, 0], w @ sums[:, 1])}, resamples=resamples)  # type: ignore[arg-type]
     total = sums.sum(axis=0)
-    return {"n": round(float(total[1])), "share": float(total[0] / total[1]), "ci95": drawn["share"]}
+    share = float(total[0] / total[1])
+    return {"n": round(float(total[1])), "groups": _distinct(groups, sums), "share": share, "ci95": drawn["share"]}
 
 
 def difference(
     groups: Sequence[str] | Array, first: Array, second: Array, resamples: int = RESAMPLES
 ) -> dict[str, Any] | None:
-    """{n, share, ci95} of second - first, ratios of the sums of (n, 2); None where one of them is of nothing."""
+    """As `ratio`, of second - first, ratios of the sums of (n, 2); None where one of them is of nothing."""
     if not (first[:, 1].sum() and second[:, 1].sum()):
         return None
     drawn = paired_bootstrap(
@@ -125,7 +129,12 @@ def difference(
         resamples=resamples,
     )
     point = second[:, 0].sum() / second[:, 1].sum() - first[:, 0].sum() / first[:, 1].sum()
-    return {"n": round(float(second[:, 1].sum())), "share": float(point), "ci95": drawn["share"][0]}
+    n = round(float(second[:, 1].sum()))
+    return {"n": n, "groups": _distinct(groups, second), "share": float(point), "ci95": drawn["share"][0]}
+
+
+def _distinct(groups: Sequence[str] | Array, sums: Array) -> int:
+    return len({group for group, of in zip(groups, sums[:, 1], strict=True) if of})
 
 
 def _over(above: Array, below: Array) -> Array:

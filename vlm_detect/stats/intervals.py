@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from vlm_detect.stats.metrics import Array
 
 RESAMPLES = 1000
+FEW = 20  # source photos: resamples of fewer are too alike, and their interval is too narrow to rely on
 _CELLS = 4_000_000  # weights in memory: 32 MB, plus a few arrays of that size
 
 Interval = tuple[float, float] | None
