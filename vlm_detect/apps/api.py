@@ -156,6 +156,8 @@ async def verdict(request: Request) -> Any:
     service = service_of(request)
     sources, wanted, several = await _verdict_request(request)
     detector = service.detector(wanted.model)
+    if wanted.explain and wanted.only_confirmed:
+        detector.require_measures()
     if not sources:
         raise ApiError(400, "no_image", "give an image: image_url, images, or files named image", param="image_url")
     most = min(service.settings.max_images, service.settings.max_jobs)
@@ -270,6 +272,8 @@ async def explain(request: Request, payload: ExplainRequest) -> Any:
     """
     service = service_of(request)
     detector = service.detector(payload.model)
+    if payload.only_confirmed:
+        detector.require_measures()
     picture = await service.picture(payload.image_url)
     (found,) = await service.verdicts(request, service.start(Judge(), detector, [picture]))
     if isinstance(found, Exception):

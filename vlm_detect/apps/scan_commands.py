@@ -41,6 +41,8 @@ def scan(argv: list[str]) -> int:
         check_new(case.folder)
     detector = load_detector(judge.model, judge.adapter, judge.expert)
     detector.views = options.views
+    if options.only_confirmed:
+        detector.require_measures()
     chosen_by = set_operating_point(detector, options.threshold, options.max_fpr)
     if options.threshold is not None and options.max_fpr is not None:
         print(f"{chosen_by} comes before --max_fpr {options.max_fpr:g}: no rate is promised", file=sys.stderr)
@@ -57,6 +59,8 @@ def scan(argv: list[str]) -> int:
         case=case,
     )
     print(summary(labels, detector.calibration), file=sys.stderr)
+    if options.explain and detector.checks_nothing:
+        print(detector.checks_nothing, file=sys.stderr)
     if case:
         signed = "signed" if case.key else UNSIGNED
         print(f"{case.folder}: case written, {signed}", file=sys.stderr)

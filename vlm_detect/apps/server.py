@@ -240,6 +240,8 @@ def serve(
         for model, adapter in models:
             own = None if loaded else expert
             loaded.append(_base_among(loaded, model) or load_detector(model, adapter, own))
+        if settings.only_confirmed:
+            loaded[0].require_measures()
         detectors = {detector.name: detector for detector in loaded}
         if len(detectors) < len(loaded):
             raise UserError(f"--compare names a model that is already served ({loaded[0].name}): give another")

@@ -27,10 +27,12 @@ class Turn:
 class Session:
     """Holds one image at a time; its verdict is computed on first use.
 
-    With `only_confirmed` nothing of an explanation is shown that no measurement confirms.
+    With `only_confirmed` nothing of an explanation is shown that no measurement confirms; `UserError` where none can.
     """
 
     def __init__(self, detector: Detector, image: str, *, only_confirmed: bool = False) -> None:
+        if only_confirmed:
+            detector.require_measures()
         self.detector = detector
         self.only_confirmed = only_confirmed
         self.open(image)

@@ -128,6 +128,8 @@ def _show_verdict(session: Session) -> None:
         print(line)
     if not found.reasons:
         print("  It gives no reason" + (" that a measurement confirms" if session.only_confirmed else ""))
+    elif session.detector.checks_nothing:
+        print(f"  {session.detector.checks_nothing}")
     if any(reason.box for reason in found.reasons):
         _show_image(session.boxes())
     for sentence in session.contradictions[len(verdict.contradictions) :]:

@@ -166,8 +166,11 @@ class Verdict:
     def explanation(self, max_new_tokens: int = ANSWER_TOKENS, *, only_confirmed: bool = False) -> Explanation:
         """The explanation sentence by sentence, each confirmed, contradicted or unchecked by measurement.
 
-        Where the verdict is "unsure", the measured reasons for either side follow.
+        Where the verdict is "unsure", the measured reasons for either side follow. `UserError` for `only_confirmed`
+        of a run without measures.
         """
+        if only_confirmed:
+            self._detector.require_measures()
         found = self.check(self.explain(max_new_tokens))
         return found.only_confirmed() if only_confirmed else found
 
@@ -256,6 +259,19 @@ class Detector:
             return f"{self.name} was never calibrated: p_fake ranks images, and the label is a guess at where to cut"
         return f"{self.name} was never finetuned or calibrated to tell generated images from photos"
 
+    @property
+    def checks_nothing(self) -> str:
+        """Why no sentence of its explanations is checked, without its full stop; empty of a run with measures."""
+        if self.measures is not None:
+            return ""
+        remedy = "train on a dataset with reasons (vlm-detect add-reasons)"
+        return f"no sentence is checked: {self.name} has no measures.json; {remedy}"
+
+    def require_measures(self) -> None:
+        """`UserError` where only confirmed sentences are wanted, and none can be: an empty answer would say nothing."""
+        if self.checks_nothing:
+            raise UserError(f"only_confirmed: {self.checks_nothing}, or leave only_confirmed out")
+
     @overload
     def __call__(self, image: Openable) -> Verdict: ...
     @overload
@@ -303,6 +319,8 @@ class Detector:
         self, verdicts: Sequence[Verdict], max_new_tokens: int = ANSWER_TOKENS, *, only_confirmed: bool = False
     ) -> list[Explanation]:
         """As `Verdict.explanation` of each of this detector's verdicts, written in batches."""
+        if only_confirmed:
+            self.require_measures()
         begun = [self.explanation_prompt(verdict.label) for verdict in verdicts]
         room = min((self.engine.room(prompt) for _, prompt in begun), default=0)
         images, prompts = [verdict.image for verdict in verdicts], [[prompt] for _, prompt in begun]
