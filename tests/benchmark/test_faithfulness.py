@@ -15,7 +15,7 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.benchmark.explained import asked_for_reasons, explained, open_items, write_reasoned, write_split
-from tests.benchmark.fakes import FakeEngine, FakeScore
+from tests.benchmark.fakes import FakeEngine
 from vlm_detect.benchmark import faithfulness, judged
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.checked import Checked
@@ -195,9 +195,8 @@ class FakeJudge:
         self.questions.append(question)
         return f"is {np.asarray(image)[15, 29, 0]} " in question
 
-    def score(self, images: Any, asks: Any) -> Any:
-        so = [self._is_so(image, some[0].question) for image, some in zip(images, asks, strict=True)]
-        return [[[FakeScore(float(yes), 1), FakeScore(0.5, 1)]] for yes in so]
+    def log_odds(self, questions: Sequence[tuple[Image.Image, str]], candidates: tuple[str, str]) -> list[float | None]:
+        return [1.0 if self._is_so(image, question) else -1.0 for image, question in questions]
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]:
         return [Reply("Yes." if self._is_so(prompt.images[0], prompt.text) else "No.") for prompt in prompts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ def write(folder: Path, rows: list[dict[str, Any]], features: datasets.Features)
     return folder
 
 
-def write_pairs(folder: Path, numbers: list[int], *, edits: bool = False) -> Path:
+def write_pairs(folder: Path, numbers: list[int], *, edits: Collection[int] = ()) -> Path:
     rows = []
     for number in numbers:
         row = dict.fromkeys(PAIR_FEATURES) | {"pair_id": f"pair {number}", "group": f"photo {number}"}
         row |= {"image": cell(picture(number, twin=False)), "image_label": "real"}
-        rows.append(row | {"twin": cell(picture(number, twin=True)), "kind": "edit" if edits else "caption"})
+        rows.append(row | {"twin": cell(picture(number, twin=True)), "kind": "edit" if number in edits else "caption"})
     return write(folder, rows, PAIR_FEATURES)
 
 

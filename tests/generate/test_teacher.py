@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,39 @@ def test_a_judge_without_log_probabilities_judges_by_its_answers(tmp_path: Path)
     assert "(no of its image, no of the other)" in details["pair 12 twin"]
 
 
+@pytest.mark.parametrize("how", ["refuses", "hangs", "evades"])
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_a_counterpart_that_the_judge_gives_no_answer_about_denies_nothing(
+    tmp_path: Path, how: str, logprobs: bool
+) -> None:
+    """One question of many: the run continues, and its sentence is neither kept nor counted as denied."""
+    pairs = write_pairs(tmp_path / "pairs", [0, 9])
+    with fake_teacher(logprobs=logprobs) as server, contextlib.ExitStack() as stack:
+        answer, refusal = type(server).answer, type(server).refusal
+
+        def is_it(request: dict[str, Any]) -> bool:
+            to_judge = "Is this true" in request["messages"][0]["content"][-1]["text"]
+            return to_judge and server.number(request) == 0 and not server.has_red(server.pictures(request))
+
+        def refused(self: Any, request: dict[str, Any], key: str) -> Any:
+            return (400, "filtered") if how == "refuses" and is_it(request) else refusal(self, request, key)
+
+        def answered(self: Any, request: dict[str, Any]) -> dict[str, Any]:
+            if how == "hangs" and is_it(request):
+                time.sleep(4.0)
+            found = answer(self, request)
+            if how == "evades" and is_it(request):
+                found["choices"][0] |= {"message": {"role": "assistant", "content": "It depends."}, "logprobs": None}
+            return found
+
+        for name, by in (("refusal", refused), ("answer", answered)):
+            stack.enter_context(mock.patch.object(type(server), name, by))
+        add(pairs, tmp_path / "out", *asked(server))
+    twins = reasons_of(tmp_path / "out", "twin_reasons")
+    assert {group: len(some) for group, some in twins.items()} == {"photo 0": 0, "photo 9": 1}
+    assert rejects_of(tmp_path / "out") == {"pair 0 twin": ["not_judged"]}
+
+
 def test_an_endpoint_without_schema_support_is_prompted_in_words(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", [0])
     with fake_teacher(refused=("response_format", "seed")) as server:
@@ -161,10 +195,20 @@ def test_images_without_a_twin_are_judged_alone(tmp_path: Path) -> None:
 
 
 def test_edits_are_not_asked_about(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs", [0, 1], edits=True)
+    pairs = write_pairs(tmp_path / "pairs", [0, 1, 9], edits=[0, 1])
     with fake_teacher() as server:
         add(pairs, tmp_path / "out", *asked(server))
-        assert not [request for request in server.requests if server.is_question(request)]
+        assert {server.number(request) for request in server.requests if server.is_question(request)} == {9}
+
+
+def test_a_dataset_of_edits_alone_has_nothing_to_ask_about(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", [0, 1], edits=[0, 1])
+    with fake_teacher() as server:
+        for more in ([], ["--dry_run"]):
+            done = add(pairs, tmp_path / "out", *asked(server), *more, status=1)
+            assert "has no photo with a generated twin to show a teacher" in done.stderr
+            assert done.stderr.count("\n") == 1
+        assert not server.requests
 
 
 def test_a_rate_limit_ends_the_run_and_nothing_is_asked_twice(tmp_path: Path) -> None:

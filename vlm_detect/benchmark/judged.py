@@ -68,6 +68,8 @@ def win(judgement: Judgement) -> float:
     """1 where a statement is likelier of its own image, 0 of the other, 0.5 of neither."""
     if judgement.margin is not None:
         return 0.5 + 0.5 * float(np.sign(judgement.margin))
+    if not judgement.is_complete:
+        return 0.5
     return 0.5 + 0.5 * ((judgement.own is True) - (judgement.other is True))
 
 

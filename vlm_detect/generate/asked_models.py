@@ -2,7 +2,7 @@
 
     asked = open_model(AskedModel("qwen2.5-vl", "http://localhost:8000/v1"))       # or AskedModel("nano"), loaded
     locally asked.answer([Prompt((photo, twin), "How do they differ?")], 512)         # one Reply per prompt
-    asked.score([photo], [[Ask("Is this true: ...?", ("Yes.", "No."))]])       # where `gives_logprobs`
+    asked.log_odds([(photo, "Is this true: ...?")], ("Yes.", "No."))           # where `gives_logprobs`
 
 A local model reads one image at a time, so the images of a prompt are placed side by side.
 """
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from vlm_detect.errors import UserError
-from vlm_detect.infer.asks import Ask, CandidateScore
+from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.endpoint import Endpoint, Prompt, Reply
 
 _GAP = 8  # pixels between images placed side by side
@@ -50,9 +50,9 @@ class Asked(Protocol):
 
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]: ...
 
-    def score(
-        self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]
-    ) -> list[list[list[CandidateScore]]]: ...
+    def log_odds(
+        self, questions: Sequence[tuple[Image.Image, str]], candidates: tuple[str, str]
+    ) -> list[float | None]: ...
 
 
 @functools.lru_cache(maxsize=2)
@@ -91,8 +91,11 @@ class LocalModel:
         said = self.engine.generate(images, [[prompt.text] for prompt in prompts], min(max_new_tokens, room))
         return [Reply(texts[0]) for texts in said]
 
-    def score(self, images: Sequence[Image.Image], asks: Sequence[Sequence[Ask]]) -> list[list[list[CandidateScore]]]:
-        return self.engine.score(images, asks)
+    def log_odds(self, questions: Sequence[tuple[Image.Image, str]], candidates: tuple[str, str]) -> list[float | None]:
+        """Log-odds of the first candidate against the second, in nats."""
+        asks = [[Ask(question, candidates)] for _, question in questions]
+        scores = self.engine.score([image for image, _ in questions], asks)
+        return [first.logprob - second.logprob for ((first, second),) in scores]
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:

@@ -12,12 +12,11 @@ log-probabilities has to answer yes for its own image and no for the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from vlm_detect.generate.asked_models import Asked
-from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.endpoint import Prompt
 from vlm_detect.questions.ask import NO, YES
 from vlm_detect.questions.read import parse_answer
@@ -43,12 +42,20 @@ class Statement:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`margin` in nats, if log-probabilities are available; otherwise `own` and `other` are the answers."""
+    """`own` and `other`: whether the judge says yes of either image, None without a clear answer.
 
-    margin: float | None = None
+    `margin` is in nats, if log-probabilities are available for both images.
+    """
+
     own: bool | None = None
     other: bool | None = None
+    margin: float | None = None
     alone: bool = False  # there was no counterpart
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every question was answered; a refused or unclear answer says nothing about its image."""
+        return self.own is not None and (self.alone or self.other is not None)
 
     def holds(self, least: float) -> bool:
         """Whether the statement is kept, with a minimum margin of `least` nats."""
@@ -71,25 +78,20 @@ def judge(asked: Asked, statements: Sequence[Statement]) -> list[Judgement]:
         for image in (statement.image, statement.other)
         if image is not None
     ]
-    answers = iter(_log_odds(asked, questions) if asked.gives_logprobs else _answers(asked, questions))
+    answers = iter(asked.log_odds(questions, (YES, NO)) if asked.gives_logprobs else _answers(asked, questions))
     judged = []
     for statement in statements:
-        own = next(answers)
-        other = next(answers) if statement.other is not None else None
         alone = statement.other is None
-        if asked.gives_logprobs:
-            judged.append(Judgement(float(own or 0) - float(other or 0), alone=alone))
-        else:
-            judged.append(
-                Judgement(own=None if own is None else own > 0, other=None if other is None else other > 0, alone=alone)
-            )
+        own, other = next(answers), None if alone else next(answers)
+        judgement = Judgement(_is_yes(own), _is_yes(other), alone=alone)
+        if asked.gives_logprobs and judgement.is_complete:
+            judgement = replace(judgement, margin=(own or 0.0) - (other or 0.0))
+        judged.append(judgement)
     return judged
 
 
-def _log_odds(asked: Asked, questions: Sequence[tuple[Image.Image, str]]) -> list[float | None]:
-    """Log-odds of yes against no, in nats."""
-    scores = asked.score([image for image, _ in questions], [[Ask(question, (YES, NO))] for _, question in questions])
-    return [yes.logprob - no.logprob for ((yes, no),) in scores]
+def _is_yes(odds: float | None) -> bool | None:
+    return None if odds is None else odds > 0
 
 
 def _answers(asked: Asked, questions: Sequence[tuple[Image.Image, str]]) -> list[float | None]:

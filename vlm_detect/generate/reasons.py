@@ -23,7 +23,7 @@ from vlm_detect.errors import UsageError, UserError
 from vlm_detect.generate.imported_step import ImportedShard, plan_imported
 from vlm_detect.generate.measure_step import MeasureShard, SentenceShard, calibrate, plan_measures, plan_sentences
 from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, TextsConfig
-from vlm_detect.generate.teacher_step import TeacherShard, cost, judge_of, plan_teacher, teacher_of
+from vlm_detect.generate.teacher_step import TeacherShard, cost, has_items, judge_of, plan_teacher, teacher_of
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, begin
@@ -51,7 +51,7 @@ class ReasonsPlan:
 
 
 def plan_reasons(dataset: str, out: Path, wanted: Wanted) -> ReasonsPlan:
-    """Raises UserError if `dataset` is not a dataset, equals `out`, or has no edits for reasons of edits."""
+    """Raises UserError if `dataset` is not a dataset, equals `out`, or has nothing that a requested source is about."""
     reasons, teacher, texts = wanted
     asked = reasons.reasons.sources if reasons.reasons else []
     if ("teacher" in asked) != (teacher.teacher is not None):
@@ -65,6 +65,11 @@ def plan_reasons(dataset: str, out: Path, wanted: Wanted) -> ReasonsPlan:
     sources: tuple[ReasonSource, ...] = tuple(asked) or (("measured", "edit") if has_edits else ("measured",))
     if "edit" in sources and not has_edits:
         raise UserError(f"--reasons {reasons.reasons}: {dataset} has no edits; omit edit")
+    if "teacher" in sources and not has_items(members):
+        raise UserError(
+            f"--reasons {reasons.reasons}: {dataset} has no photo with a generated twin to show a teacher, and edits "
+            "are described by their rows; omit teacher"
+        )
     steps: dict[ReasonSource, Plan] = {}
     if "measured" in sources:
         steps["measured"] = plan_measures(members, dataset, reasons.shard_size)

@@ -37,7 +37,7 @@ from vlm_detect.generate.sightings import (
 )
 from vlm_detect.infer.endpoint import Prompt, Reply
 from vlm_detect.jobs.shards import Plan, counted, write_shard
-from vlm_detect.records import Label, ReasonSource, Reject
+from vlm_detect.records import Label, ReasonSource, Reject, label_named
 
 STAGE = "teacher"
 TEMPERATURE = 0.7
@@ -73,6 +73,17 @@ def plan_teacher(members: Members, dataset: str, config: TeacherConfig) -> Plan:
     for name in ("parallel", "api_key_env"):  # do not affect the result
         settings.pop(name)
     return Plan(STAGE, rows, config.teacher_shard_size, members.fingerprint, settings)
+
+
+def has_items(members: Members) -> bool:
+    """Whether there is anything to ask a teacher about; a pair dataset of edits alone has nothing. Reads no image."""
+    if "twin" not in members.columns:
+        return members.rows > 0
+    return any(
+        kind != "edit" and label_named(str(label)) == "real"
+        for rows in members.splits.values()
+        for kind, label in zip(rows["kind"], rows["image_label"], strict=True)
+    )
 
 
 @dataclass(frozen=True)

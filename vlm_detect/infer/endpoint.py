@@ -48,7 +48,7 @@ class Prompt:
     """One request: images, in order, followed by a text.
 
     `schema` is a JSON schema for the answer; for an endpoint without schemas, only the text requests it. `temperature`
-    and `seed` are for sampled answers; the endpoint may ignore them.
+    and `seed` are for sampled answers; the endpoint may ignore them. `logprobs`: the reply has `top`, if supported.
     """
 
     images: tuple[Image.Image, ...]
@@ -56,6 +56,7 @@ class Prompt:
     schema: Mapping[str, Any] | None = None
     temperature: float | None = None
     seed: int | None = None
+    logprobs: bool = False
 
 
 class TimedOut(UserError):
@@ -144,10 +145,19 @@ class Endpoint:
             raise TimedOut(replies[0].text)
         return replies
 
+    def log_odds(self, questions: Sequence[tuple[Image.Image, str]], candidates: tuple[str, str]) -> list[float | None]:
+        """Log-odds of the first candidate against the second, in nats, by the answers' first tokens.
+
+        None where a single request fails, or its answer begins with neither.
+        """
+        prompts = [Prompt((image,), question, logprobs=True) for image, question in questions]
+        replies = self.answer(prompts, self.max_new_tokens)
+        return [first_token_odds(reply.top, candidates) for reply in replies]
+
     def _answer(self, prompt: Prompt, max_new_tokens: int) -> Reply:
         openai = self._openai
         urls = [data_url(image) for image in prompt.images]
-        options = {name: value for name, value in self.options.items() if "logprobs" not in name}
+        options = {name: value for name, value in self.options.items() if prompt.logprobs or "logprobs" not in name}
         options[self._length_option] = max_new_tokens
         if prompt.temperature is not None and "temperature" in options:
             options["temperature"] = prompt.temperature
@@ -258,6 +268,23 @@ def without_refused(options: dict[str, Any], message: str) -> dict[str, Any] | N
 
 def first_token_scores(top: Sequence[tuple[str, float]], candidates: Sequence[str]) -> list[float]:
     """The log-probability that the first token begins exactly each candidate; all equal where none is known."""
+    begun = _begun(top, candidates)
+    if not any(begun):
+        return [-math.log(len(candidates))] * len(candidates)
+    least = min(logprob for _, logprob in top)
+    return [math.log(sum(map(math.exp, values))) if values else least for values in begun]
+
+
+def first_token_odds(top: Sequence[tuple[str, float]], candidates: tuple[str, str]) -> float | None:
+    """Log-odds of the first candidate against the second; None where no listed token begins exactly one of them."""
+    if not any(_begun(top, candidates)):
+        return None
+    first, second = first_token_scores(top, candidates)
+    return first - second
+
+
+def _begun(top: Sequence[tuple[str, float]], candidates: Sequence[str]) -> list[list[float]]:
+    """For each candidate the log-probabilities of the tokens that begin it and no other."""
     plain = [candidate.strip().lower() for candidate in candidates]
     begun: list[list[float]] = [[] for _ in plain]
     for token, logprob in top:
@@ -265,10 +292,7 @@ def first_token_scores(top: Sequence[tuple[str, float]], candidates: Sequence[st
         starts = [i for i, candidate in enumerate(plain) if said and candidate.startswith(said)]
         if len(starts) == 1:
             begun[starts[0]].append(logprob)
-    if not any(begun):
-        return [-math.log(len(plain))] * len(plain)
-    least = min(logprob for _, logprob in top)
-    return [math.log(sum(map(math.exp, values))) if values else least for values in begun]
+    return begun
 
 
 def data_url(image: Image.Image) -> str:
