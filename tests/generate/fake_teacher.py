@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ BOX = [0.5, 0.0, 0.75, 0.25]  # of the square
 RED, GREEN = (250, 0), (0, 250)  # red and green of the squares
 
 Seen = list[dict[str, Any]]
+Server = TypeVar("Server", bound=FakeEndpoint)
 
 
 def picture(number: int, *, twin: bool) -> Image.Image:
@@ -146,7 +147,13 @@ class FakeTeacher(FakeEndpoint):
 
 @contextmanager
 def fake_teacher(**options: Any) -> Iterator[FakeTeacher]:
-    server = FakeTeacher(**options)
+    with serving(FakeTeacher(**options)) as server:
+        yield server
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """`server`, answering in a thread."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
