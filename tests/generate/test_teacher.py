@@ -285,6 +285,10 @@ def test_a_locally_loaded_judge(tmp_path: Path) -> None:
     [
         ([], "--reasons teacher and --teacher MODEL go together"),
         (["--reasons", "measured", "--teacher", "nano"], "go together"),
+        (
+            ["--reasons", "measured", "--judge", "nano"],
+            "--judge nano: checks sentences of --reasons teacher or imported",
+        ),
         (["--teacher_endpoint", "http://localhost:1/v1"], "give its model's name with --teacher"),
         (["--teacher", "nano", "--judge_endpoint", "http://localhost:1/v1"], "give its model's name with --judge"),
         (["--teacher", "nano", "--min_margin", "-1"], "--min_margin -1"),

@@ -58,6 +58,10 @@ def plan_reasons(dataset: str, out: Path, wanted: Wanted) -> ReasonsPlan:
         raise UsageError("--reasons teacher and --teacher MODEL go together: give both, or neither")
     if ("imported" in asked) != (texts.texts is not None):
         raise UsageError("--reasons imported and --texts FILE go together: give both, or neither")
+    if teacher.judge is not None and not {"teacher", "imported"} & set(asked):
+        raise UsageError(
+            f"--judge {teacher.judge}: checks sentences of --reasons teacher or imported; add one, or omit it"
+        )
     if Path(dataset).resolve() == out.resolve():
         raise UsageError(f"--out {out}: is the input dataset; give another folder")
     members = open_members(dataset)
