@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_a_changed_byte_is_found(case: Path, name: str, place: float) -> None:
     with pytest.raises(UserError, match=r"has changed|is missing") as error:
         verify_case(case)
     assert name in str(error.value)
+
+
+def test_the_verb_names_the_file_in_one_line(case: Path) -> None:
+    verb = [sys.executable, "-m", "vlm_detect", "verify", str(case)]
+    done = subprocess.run(verb, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{case}: the case is as it was written; 3 of 3 images")
+    with (case / "case.html").open("ab") as file:
+        file.write(b" ")
+    done = subprocess.run(verb, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"error: {case / 'case.html'}: has changed")
 
 
 def test_checksums_that_were_written_again_are_found_by_the_signature(case: Path) -> None:

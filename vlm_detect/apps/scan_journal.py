@@ -68,6 +68,7 @@ class Journal:
         self.place = place
         self.path = place.with_name(f".{place.name}.rows.jsonl")
         self.explains_flagged = page is not None
+        self.has_maps = page is not None and page.thumbnails and page.max_maps > 0
         self._flag = flag
         self._before = before
         self._thumbnails = page is not None and page.thumbnails

@@ -54,6 +54,7 @@ class ScanReport:
             "counts": self.counts,
             "n": len(self.scanned.keys),
             "point": self.point,
+            "has_maps": self.journal.has_maps,
             "missing": [printable(one) for one in self.scanned.missing],
             "rows": map(_shown, self.journal.records(ranked)),
             "not_for": NOT_FOR,
