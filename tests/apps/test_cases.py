@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from vlm_detect.apps.cases import CaseOptions
 from vlm_detect.apps.limits import NOT_FOR
 from vlm_detect.apps.scan import scan
 from vlm_detect.apps.signatures import read_private_key
+from vlm_detect.apps.traces import trace_run
 from vlm_detect.apps.verify import verify_case
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.witnesses import Expert
 
 pytest.importorskip("cryptography", reason="needs the extra sign")
 from cryptography.hazmat.primitives import serialization as pem
@@ -113,6 +116,13 @@ def test_the_run_its_calibration_dataset_and_baselines_are_named(
     assert record["baselines"]["blind"] == {"longest": 0.625}
     html = (tmp_path / "case" / "case.html").read_text()
     assert all(text in html for text in (digest, "longest 0.625", "accuracy 0.750", "not signed"))
+
+
+def test_the_expert_is_the_one_that_was_asked(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trace_run(detector).run["expert"] is None
+    stand_in = Expert(None, ("runs/other_cnn", "abc"))
+    monkeypatch.setattr(detector, "witnesses", replace(detector.witnesses, expert=stand_in))
+    assert trace_run(detector).run["expert"] == {"path": "runs/other_cnn", "sha256": "abc"}
 
 
 def test_an_untouched_case_verifies(case: Path, made: Path, key: Path) -> None:

@@ -65,7 +65,7 @@ class Journal:
     def __init__(
         self, place: Path, page: PageOptions | None = None, *, flag: str = "--out", before: Sequence[Row] = ()
     ) -> None:
-        self.place = place
+        self.place: Path | None = place
         self.path = place.with_name(f".{place.name}.rows.jsonl")
         self.explains_flagged = page is not None
         self.has_maps = page is not None and page.thumbnails and page.max_maps > 0

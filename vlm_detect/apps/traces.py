@@ -50,6 +50,7 @@ def trace_run(detector: Detector) -> Trace:
 
 def _run(detector: Detector, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     base = record.get("model") or record.get("config", {}).get("model")
+    expert = detector.witnesses.expert
     facts = {
         "name": detector.name,
         "base": base,
@@ -58,6 +59,8 @@ def _run(detector: Detector, folder: Path, record: dict[str, Any]) -> dict[str, 
         "commit": record.get("commit"),
         "versions": record.get("versions"),
         "witnesses": {one.name: asdict(one) for one in detector.witnesses.fusion.witnesses},
+        # With --expert another CNN than the one that the fusion names.
+        "expert": dict(zip(("path", "sha256"), expert.source, strict=True)) if expert else None,
     }
     if not folder.is_dir() and detector.name in NANO_NAMES:
         folder = Path(resolve_id(detector.name).path_or_id)
