@@ -232,8 +232,8 @@ def train_captioner(
     def loss_of(generator: torch.Generator) -> dict[str, Tensor]:
         rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
         enlarge = rng.random() < config.enlarged
-        batch = config.batch // (5 if enlarge else 1)  # an enlarged image has five crops
-        rows, crops, targets = teaching.sample(batch, generator)
+        n_images = config.batch // (5 if enlarge else 1)  # an enlarged image has five crops
+        rows, crops, targets = teaching.sample(n_images, generator)
         features = tower.see(crops)
         losses = heads_loss(tower, features, targets)
         embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)
