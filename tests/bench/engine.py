@@ -75,7 +75,7 @@ class OfficialOrder(MoondreamVLM):
     """Reads the one image of a batch as the official code does: every crop, also a tile that equals the whole."""
 
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
-        vision, (tiling,) = self.model.model.vision, prepared["tilings"].tolist()
+        vision, (tiling,) = self.model.model.vision, prepared["tilings"]
         views = vision.encode_crops(prepared["pixel_values"][0].to(vision.pos_emb.dtype))
         local = vision.pool(vision.stitch(views[1:], *tiling))
         return vision.proj_mlp(torch.cat([views[0], local], dim=-1))[None]

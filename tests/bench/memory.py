@@ -303,7 +303,11 @@ def rows(vlm: VLM, images: int, questions: int) -> tuple[dict[str, Any], int]:
         made[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
     with _disable_current_modes():
         batch = stack_rows(made, 0)
-    fake: dict[str, Any] = {key: torch.empty(part.shape, dtype=part.dtype) for key, part in batch.items()}
+    fake: dict[str, Any] = {
+        key: torch.empty(part.shape, dtype=part.dtype) if isinstance(part, torch.Tensor) else part
+        for key, part in batch.items()
+    }
+    fake["packed"] = True
     fake["row_images"] = torch.empty(images, dtype=torch.long)
     return fake, sum(label != IGNORE for row in made for label in row.labels)
 
@@ -480,7 +484,6 @@ def patched() -> Iterator[None]:
         (MoondreamModel, "_embed", embed),
         (TinyLlavaVLM, "prefix_ids", lambda self: [5] * 35 + [self.image_token_id] * 728),
         (TinyLlavaVLM, "eos_token_id", property(lambda self: 0)),
-        (loss, "is_packed", lambda batch: True),
         (batch_size, "free_device_bytes", lambda device: FREE_BYTES[0]),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]

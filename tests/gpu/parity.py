@@ -164,7 +164,7 @@ def losses(vlm: Any, units: list[list[Example]], *, pack: bool, cached: bool = F
     """The loss and its gradient at the last layer's attention."""
     batch = Collator(vlm, pack=pack)(units)
     moved: dict[str, Any] = {
-        name: value.to(vlm.device) for name, value in batch.items() if isinstance(value, torch.Tensor)
+        name: value.to(vlm.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
     }
     moved["prepared"] = {
         name: value if name == "tilings" else value.to(vlm.device) for name, value in batch["prepared"].items()

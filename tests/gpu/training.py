@@ -166,7 +166,7 @@ def our_step(vlm: VLM, setting: Setting, optimizer: torch.optim.Optimizer) -> Ca
     asked = [Question("yes_no", filler(vlm), ANSWER)] * setting.questions
     units = [[Example(png(index), asked, "real")] for index in range(setting.images)]
     batch = Collator(vlm, pack=True)(units)
-    batch = {name: value.to(vlm.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    batch = {name: value.to(vlm.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     batch["prepared"] = prepared(vlm, setting.crops, setting.images)
     if setting.cached:
         with torch.no_grad():

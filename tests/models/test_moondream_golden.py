@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -65,6 +66,21 @@ def greedy(model: Any, inputs: Any, n: int = 16) -> tuple[list[int], torch.Tenso
     """Generated ids, and the logits of each step before any id is masked."""
     out = model.generate(**inputs, max_new_tokens=n, do_sample=False, output_logits=True, return_dict_in_generate=True)
     return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grey_levels_are_normalized_by_the_tower_as_by_the_processor(model, processor, dtype) -> None:
+    images = [image(name) for name in IMAGES]
+    whole = processor.image_processor(images, return_tensors="pt")
+    levels = processor.image_processor(images, return_tensors="pt", do_normalize=False)
+    assert levels["pixel_values"].dtype == torch.uint8
+    tower = copy.deepcopy(model.model.vision).to(dtype)
+    for crops, values, tiling in zip(levels["pixel_values"], whole["pixel_values"], whole["tilings"], strict=True):
+        real = 1 + int(tiling.prod())
+        assert torch.equal(tower.normalize(crops[:real]), values[:real].to(dtype))
+    with torch.no_grad():
+        found = tower(levels["pixel_values"], levels["tilings"].tolist())
+        assert torch.equal(found, tower(whole["pixel_values"], whole["tilings"]))
 
 
 def test_all_tilings() -> None:

@@ -260,3 +260,16 @@ def test_a_non_finite_loss_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         make_trainer(tmp_path).train()
     state = json.loads((Path(last_checkpoint(tmp_path)) / "trainer_state.json").read_text())
     assert state["global_step"] == 2
+
+
+def test_a_non_finite_loss_is_found_before_a_checkpoint_even_if_it_is_not_logged(tmp_path, monkeypatch):
+    plain, calls = trainer_module.answer_loss, []
+
+    def answer_loss(*args, **kwargs):
+        calls.append(1)
+        return plain(*args, **kwargs) * (torch.nan if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(trainer_module, "answer_loss", answer_loss)
+    with pytest.raises(UserError, match=r"the loss of the steps up to 4 is nan.*checkpoint is intact"):
+        make_trainer(tmp_path, logging_steps=100).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

@@ -12,7 +12,16 @@ from torch.nn.attention.flex_attention import flex_attention
 from tests.factories import tiny_vlm
 from tests.train.toys import stored, toy_image, toy_pairs
 from vlm_detect.errors import UserError
-from vlm_detect.models.rows import IGNORE, Answered, Row, attention_mask, fill_rows, may_look, stack_rows
+from vlm_detect.models.rows import (
+    IGNORE,
+    Answered,
+    Row,
+    attention_mask,
+    fill_rows,
+    may_look,
+    predicting,
+    stack_rows,
+)
 from vlm_detect.questions.kind import training_kinds
 from vlm_detect.records import Question
 from vlm_detect.train.collate import Collator
@@ -61,8 +70,14 @@ def plain_loss(vlm, units):
 
 @pytest.mark.parametrize(
     "layout",
-    [{"pack": False}, {"pack": True}, {"pack": True, "row_tokens": 1600}, {"pack": True, "row_tokens": 100_000}],
-    ids=["one question a row", "one image a row", "two images a row", "all images in one row"],
+    [
+        {"pack": False},
+        {"pack": True},
+        {"pack": True, "row_tokens": 1600},
+        {"pack": True, "row_tokens": 100_000},
+        {"pack": True, "multiple": 64},
+    ],
+    ids=["one question a row", "one image a row", "two images a row", "all images in one row", "padded to 64"],
 )
 @pytest.mark.parametrize("chunk", [CHUNK, 7])
 def test_loss_and_gradients_equal_the_plain_model(vlm, units, layout, chunk):
@@ -131,6 +146,7 @@ def test_a_question_does_not_attend_to_its_neighbours(vlm):
         batch = Collator(vlm, pack=True, row_tokens=1000)([unit])
         assert len(batch["ids"]) == 1
         batch["labels"][(batch["branch"] != 0) | (batch["image"] != 0)] = IGNORE
+        batch["predicting"] = predicting(batch["labels"])
         losses.append(answer_loss(vlm, vlm.model, batch).item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 

@@ -20,10 +20,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from vlm_detect.ahead import ahead
 from vlm_detect.apps.cases import CaseOptions
 from vlm_detect.apps.operating_point import OperatingPoint, worth
 from vlm_detect.apps.scan_at_once import scan_at_once
@@ -104,16 +105,25 @@ def judge_all(detector: Detector, specs: Sequence[str], sink: Sink, batch_size: 
                 report_skipped(spec, source.skipped)
         bar = stack.enter_context(progress(desc="scan", total=sum(map(len, sources)), unit="img"))
         pool = stack.enter_context(ThreadPoolExecutor(_DECODERS))
-        for batch in _batches(sources, batch_size):
+
+        def to_judge(batch: Sequence[SourcePhoto | Unread]) -> _Batch:
             fresh = {key: photo for photo in batch if (key := _key(photo)) not in seen}
             seen.update(dict.fromkeys(fresh))
             for key in fresh.keys() & earlier.keys():
                 count(earlier[key])
-            for judged in _judge(detector, {key: fresh[key] for key in fresh if key not in earlier}, pool, explained):
+            return _Batch(len(batch), {key: fresh[key] for key in fresh if key not in earlier})
+
+        def decoded(batch: _Batch) -> _Batch:
+            pictures = pool.map(partial(_decode, detector), batch.photos.values())
+            return replace(batch, pictures=dict(zip(batch.photos, pictures, strict=True)))
+
+        # The images of the next batch are decoded while one is judged.
+        for batch in ahead(decoded, map(to_judge, _batches(sources, batch_size)), threads=1):
+            for judged in _judge(detector, batch.pictures, explained):
                 count(judged.row)
                 sink.write(judged)
             sink.flush()
-            bar.update(len(batch))
+            bar.update(batch.size)
     missing = [spelled(str(source)) for source in opened if isinstance(source, UserError)]
     if missing:
         labels["missing"] = len(missing)
@@ -163,6 +173,15 @@ def _key(photo: SourcePhoto | Unread) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """Images of `size` given ones that are to be judged, by their keys; decoded, or the reason why not."""
+
+    size: int
+    photos: Mapping[tuple[str, str], SourcePhoto | Unread]
+    pictures: Mapping[tuple[str, str], Picture | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Explained:
     """Which verdicts are explained: all, or the `flagged` that are not real; and whether by confirmed reasons alone."""
 
@@ -176,17 +195,15 @@ class _Explained:
 
 def _judge(
     detector: Detector,
-    photos: Mapping[tuple[str, str], SourcePhoto | Unread],
-    pool: ThreadPoolExecutor,
+    pictures: Mapping[tuple[str, str], Picture | str],
     explained: _Explained,
 ) -> Iterator[Judged]:
-    decoded = list(pool.map(partial(_decode, detector), photos.values()))
-    verdicts = detector.judge([picture for picture in decoded if isinstance(picture, Picture)])
+    verdicts = detector.judge([picture for picture in pictures.values() if isinstance(picture, Picture)])
     chosen = [verdict for verdict in verdicts if explained.of(verdict)]
     written = iter(detector.explanations(chosen, only_confirmed=explained.only_confirmed) if chosen else ())
     explanations = [next(written) if explained.of(verdict) else None for verdict in verdicts]
     found = zip(verdicts, explanations, strict=True)
-    for key, picture in zip(photos, decoded, strict=True):
+    for key, picture in pictures.items():
         verdict, explanation = next(found) if isinstance(picture, Picture) else (None, None)
         row = row_of(key, verdict or str(picture), explanation, detector.name)
         yield Judged(row, verdict, explanation)

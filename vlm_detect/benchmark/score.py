@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from vlm_detect.ahead import ahead
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.items import side_by_side
 from vlm_detect.benchmark.results import Key
@@ -110,9 +111,8 @@ def score(
     """
     open_item = image_of or (lambda item: item_image(benchmark, item))
     work = left_to_do(plan(benchmark, logprob=logprob, generate=generate, explain=explain), done, shard)
-    for start in range(0, len(work), batch_size):
-        batch = work[start : start + batch_size]
-        opened = [(open_item(asked[0][0].item), asked) for asked in batch]
+    batches = [work[start : start + batch_size] for start in range(0, len(work), batch_size)]
+    for opened in ahead(lambda batch: [(open_item(asked[0][0].item), asked) for asked in batch], batches, threads=1):
         refusals = [refusal(image.size) for image, _ in opened]
         results = [
             _result(prompt, how, answer="", parsed=None, correct=False, refused=reason)

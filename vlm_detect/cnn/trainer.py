@@ -83,7 +83,7 @@ class CnnTrainer(RecipeTrainer):
         }
         loss: Tensor = sum(self.head_weights.get(head, 1.0) * value for head, value in losses.items())  # type: ignore[assignment]
         self.counts.images += len(pixels)
-        self.check_loss(loss)
+        self.note_loss(loss)
         return loss
 
     def evaluate(

@@ -11,6 +11,7 @@ images, training uses only `row_inputs`.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ class VLM(ABC):
         self.processor = processor
         self.name = name
         self.revision = revision
+        self._prefixes: dict[torch.device, torch.Tensor] = {}
 
     @classmethod
     @abstractmethod
@@ -98,8 +100,8 @@ class VLM(ABC):
             )
 
     @abstractmethod
-    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Decoded images to the input tensors of `encode`, on the CPU; dimension 0 is the image."""
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Decoded images to the inputs of `encode`: tensors on the CPU, whose dimension 0 is the image, or lists."""
 
     def refusal(self, size: tuple[int, int]) -> str | None:
         """Why the model cannot read an image of this (width, height); None if it can."""
@@ -110,7 +112,7 @@ class VLM(ABC):
         return len(self.prefix_ids())
 
     @abstractmethod
-    def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
+    def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
         """Prepared images to embeddings (B, N, D) on the model's device."""
 
     @abstractmethod
@@ -159,6 +161,20 @@ class VLM(ABC):
     @abstractmethod
     def prefix_ids(self) -> list[int]:
         """The ids of the image prefix, with placeholders for the image; its length is the prefix's."""
+
+    def prefix_tensor(self) -> torch.Tensor:
+        """`prefix_ids` (1, P) on the model's device, copied there once: a copy waits for a GPU."""
+        device = self.device
+        if device not in self._prefixes:
+            with torch.inference_mode(mode=False):  # training takes it too
+                self._prefixes[device] = torch.tensor([self.prefix_ids()], device=device)
+        return self._prefixes[device]
+
+    def without_weights(self) -> VLM:
+        """A copy that prepares images and texts, for worker processes: no weights, nothing on a device."""
+        reader: Any = copy.copy(self)
+        reader.model, reader._prefixes = None, {}
+        return reader
 
     def text_prefix_ids(self) -> list[int]:
         """The ids of a prefix without an image; UserError for a model that needs an image."""

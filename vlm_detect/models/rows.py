@@ -6,6 +6,7 @@
     branch     (B, S)  number of the question behind its image; PREFIX within the image prefix, PADDING after the row
     block      (B, S)  number of the block of the prefix whose tokens see each other in both directions; else CAUSAL
     positions  (B, S)  those of a row that holds one image and one question
+    labels     (B, S)  the ids of the answers; else IGNORE
 
 A question attends to its own image's prefix and itself; an image to itself. So hidden states, loss and gradients equal
 those of one row per question, while a prefix is computed once and padding is reduced.
@@ -91,15 +92,29 @@ def fill_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def stack_rows(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
-    """The columns of `rows`, right padded to the longest: each (B, S)."""
+def stack_rows(rows: Sequence[Row], pad_id: int, multiple: int = 1) -> dict[str, Any]:
+    """The columns of `rows`, right padded to the longest and to a multiple of `multiple`: each (B, S).
+
+    Also `predicting` (see there) and `packed`: whether a row holds more than one image with one question. Both are
+    found here, on the host: asked of tensors on a GPU, they would wait for it.
+    """
     padding: dict[str, int] = {"ids": pad_id, "image": -1, "branch": PADDING, "block": CAUSAL}
     padding |= {"position_ids": 0, "labels": IGNORE}
-    longest = max(map(len, rows))
-    return {
-        name: torch.tensor([getattr(row, name) + [value] * (longest - len(row)) for row in rows])
+    length = -(-max(map(len, rows)) // multiple) * multiple
+    columns: dict[str, Any] = {
+        name: torch.tensor([getattr(row, name) + [value] * (length - len(row)) for row in rows])
         for name, value in padding.items()
     }
+    columns["predicting"] = predicting(columns["labels"])
+    columns["packed"] = any(len(row.images) > 1 or max(row.branch) > 0 for row in rows)
+    return columns
+
+
+def predicting(labels: torch.Tensor) -> torch.Tensor:
+    """(N,): the positions, in the flattened rows, whose next token has a label (B, S)."""
+    labelled = labels != IGNORE
+    labelled[:, 0] = False  # nothing comes before it
+    return labelled.flatten().nonzero().flatten() - 1
 
 
 def answer_weights(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -113,11 +128,6 @@ def answer_weights(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
     answers, answer, n_labels = answer_of_label.unique(dim=1, return_inverse=True, return_counts=True)
     mean_length = labelled.sum() / answers.shape[1]
     return torch.zeros(labelled.shape).masked_scatter(labelled, mean_length / n_labels[answer])
-
-
-def is_packed(rows: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a row holds more than one image with one question."""
-    return int(rows["branch"].max()) > 0 or int(rows["image"].max()) > 0
 
 
 def may_look(rows: Mapping[str, torch.Tensor], window: int | None = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ def train_tower(
     return figures | {"accuracy": float((predicted.numpy() == held_out.labels).mean())}
 
 
-def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
+def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Any]:
     """A batch of `vlm_detect.models.rows`, one image with its texts a row, with `weights` (B, S) next to the labels.
 
     The weights make every text count equally: otherwise a caption's thirty words would outweigh an answer's one.
@@ -195,7 +195,7 @@ def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Tensor]:
         rows[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
     batch = stack_rows(rows, vlm.eos_token_id)
     batch |= {"row_images": torch.arange(len(texts)), "weights": answer_weights(batch)}
-    return {name: tensor.to(vlm.device) for name, tensor in batch.items()}
+    return {name: part.to(vlm.device) if isinstance(part, Tensor) else part for name, part in batch.items()}
 
 
 def text_sampler(vlm: VLM, config: CaptionerConfig) -> Callable[[Facts, Random], list[Answered]]:
@@ -237,8 +237,8 @@ def train_captioner(
         features = tower.see(crops)
         losses = heads_loss(tower, features, targets)
         embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)
-        batch = pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()])
-        words = answer_loss(vlm, vlm.model, {**batch, "embeds": embeds})
+        asked = pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()])
+        words = answer_loss(vlm, vlm.model, {**asked, "embeds": embeds})
         return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
     both = nn.ModuleDict({"model": vlm.model, "tower": tower})

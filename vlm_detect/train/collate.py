@@ -4,6 +4,7 @@
     embeds     (N, T, D)          the images' embeddings
     row_images (M,)               the image of each prefix, row by row
     ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
+    predicting (N,)               the positions before the labels: see `stack_rows`, as for `packed`
     weights    (B, S)             of the labels in the loss; only with `loss_per="answer"`
     n_images, n_questions, n_tokens            of the batch; tokens after the prefixes
 
@@ -13,7 +14,6 @@ share a row of up to `row_tokens` tokens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +39,11 @@ class Collator:
     features: Features | None = None
     max_length: int = 2048  # maximum of an image with one question and answer: the model's context
     loss_per: str = "token"  # what counts equally in the loss: each token, or each answer
+    multiple: int = 1  # of which a row's length is one: on a GPU kernels are faster, and meet fewer shapes
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for spawned worker processes: everything except the weights, which they do not need."""
-        reader: Any = copy.copy(self.vlm)
-        reader.model = None
-        return {**vars(self), "vlm": reader}
+        """State for spawned worker processes."""
+        return {**vars(self), "vlm": self.vlm.without_weights()}
 
     def __call__(self, units: Sequence[Sequence[Example]]) -> dict[str, Any]:
         examples = [example for unit in units for example in unit]
@@ -62,7 +61,7 @@ class Collator:
             rows.append(Row())
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
-        columns = stack_rows(rows, self.vlm.eos_token_id)
+        columns = stack_rows(rows, self.vlm.eos_token_id, self.multiple)
         if self.loss_per == "answer":
             columns["weights"] = answer_weights(columns)
         return {

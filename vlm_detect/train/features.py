@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vlm_detect.ahead import ahead
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
@@ -103,7 +104,10 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
     training = vlm.model.training
     vlm.model.eval()
     at_once = BatchSize(_BATCH, lambda: images_that_fit(vlm))
-    embeds = at_once.run(images, lambda some: list(vlm.encode(vlm.prepare([image.open() for image in some])).cpu()))
+    batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    embeds: list[torch.Tensor] = []
+    for decoded in ahead(lambda batch: [image.open() for image in batch], batches, threads=1):
+        embeds += at_once.run(decoded, lambda some: list(vlm.encode(vlm.prepare(some)).cpu()))
     vlm.model.train(training)
     partial = path.with_suffix(
         f".{uuid4().hex}.partial"

@@ -20,6 +20,7 @@ from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
+from vlm_detect.ahead import ahead
 from vlm_detect.config import file_sha256, write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.infer.backbone import Backbone
@@ -168,8 +169,9 @@ def read(
     """Features of images and, where they are `judged`, what the other witnesses say of them."""
     features: list[np.ndarray] = []
     odds: dict[str, list[float]] = {}
-    for start in progress(range(0, len(images), _BATCH), label, unit="batch"):
-        some = [image.open() for image in images.images[start : start + _BATCH]]
+    batches = [images.images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    decoded = ahead(lambda batch: [image.open() for image in batch], batches, threads=1)
+    for some in progress(decoded, label, unit="batch", total=len(batches)):
         if judged and LANGUAGE_MODEL not in (known or {}):
             odds.setdefault(LANGUAGE_MODEL, []).extend(log_odds(engine, some))
         if judged and expert is not None:

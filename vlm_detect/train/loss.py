@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
-from vlm_detect.models.rows import IGNORE, PADDING, PREFIX, attention_mask, is_packed
+from vlm_detect.models.rows import PADDING, PREFIX, attention_mask
 
 CHUNK = 256  # positions whose logits exist at the same time
 
@@ -39,10 +39,10 @@ def answer_loss(
     """
     image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
     hidden_bsd = vlm.hidden_states(model, row_inputs(vlm, image_embeds, batch))
-    targets = batch["labels"][:, 1:]
-    supervised = targets != IGNORE
-    hidden_nd, targets_n = hidden_bsd[:, :-1][supervised], targets[supervised]
-    weights_n = batch["weights"][:, 1:][supervised] if "weights" in batch else None
+    places_n = batch["predicting"]  # by index: how many a mask selects, a GPU would have to be asked
+    hidden_nd = hidden_bsd.flatten(0, 1).index_select(0, places_n)
+    targets_n = batch["labels"].flatten().index_select(0, places_n + 1)
+    weights_n = batch["weights"].flatten().index_select(0, places_n + 1) if "weights" in batch else None
     head = vlm.model.get_output_embeddings()
     total = hidden_nd.new_zeros((), dtype=torch.float32)
     for start in range(0, len(targets_n), chunk):
@@ -81,7 +81,7 @@ def row_inputs(vlm: VLM, image_embeds: torch.Tensor, batch: dict[str, Any]) -> d
     else:
         inputs["input_ids"] = batch["ids"]
     inputs["position_ids"] = batch["position_ids"]
-    if is_packed(batch):
+    if batch["packed"]:
         flex = attention_of(vlm.model.config.get_text_config()) == "flex_attention"
         # CUDA kernels need the decoder's dtype; a connector trained in float32 returns float32.
         decoder_dtype = inputs.get("inputs_embeds", image_embeds).dtype

@@ -7,7 +7,6 @@ adapter.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +55,8 @@ class PreferenceCollator:
     max_length: int
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for spawned worker processes: everything except the weights, which they do not need."""
-        reader: Any = copy.copy(self.vlm)
-        reader.model = None
-        return {**vars(self), "vlm": reader}
+        """State for spawned worker processes."""
+        return {**vars(self), "vlm": self.vlm.without_weights()}
 
     def image(self, preference: Mapping[str, Any]) -> StoredImage:
         """The image of a preference."""
@@ -89,11 +86,18 @@ class PreferenceCollator:
 def model_inputs(vlm: VLM, batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of `PreferenceCollator` as arguments of the model's forward, and `completion_mask`: 1 at the answers."""
     if vlm.has_fixed_prefix:
-        images = {name: part[batch["row_images"].to(part.device)] for name, part in batch["prepared"].items()}
+        images = {name: _each_row(part, batch["row_images"]) for name, part in batch["prepared"].items()}
         inputs = {"input_ids": batch["ids"], "attention_mask": (batch["branch"] != PADDING).long(), **images}
     else:
         inputs = vlm.row_inputs(batch["prepared"], dict(batch))
     return {**inputs, "completion_mask": (batch["labels"] != IGNORE).long()}
+
+
+def _each_row(part: Any, row_images: torch.Tensor) -> torch.Tensor:
+    """What `VLM.prepare` gave for each image, a tensor or a list, repeated for each row."""
+    if isinstance(part, torch.Tensor):
+        return part[row_images.to(part.device)]
+    return torch.tensor([part[image] for image in row_images.tolist()])
 
 
 class IndexOrder(EpochSampler):
@@ -185,9 +189,9 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         loss = super().compute_loss(model, model_inputs(self.vlm, inputs), *args, **kwargs)
         if model.training:
             rows = len(inputs["labels"])
-            answered = int((inputs["labels"] != IGNORE).sum())
+            answered = len(inputs["predicting"])
             self.counts.add({"n_images": rows // 2, "n_questions": rows, "n_tokens": answered})
-            self.check_loss(loss)
+            self.note_loss(loss)
         return loss
 
     def evaluate(

@@ -5,6 +5,7 @@ transformers' Trainer does the rest. Subclasses implement `compute_loss` and `ev
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ class RecipeTrainer(Trainer):
         self.sampler = sampler
         self.progress = progress
         self.counts = progress.counts
+        self.loss_sum: torch.Tensor | float = 0.0  # of all micro-steps: non-finite once one was
         with refused_flags(args):  # transformers reports them itself
             super().__init__(args=args, callbacks=[FollowEpochs(sampler)], **options)
         for callback in (ProgressCallback, PrinterCallback):  # depends on --disable_tqdm
@@ -60,6 +62,8 @@ class RecipeTrainer(Trainer):
             self.add_callback(Patience(args.early_stopping_patience))
         for sealing in (FindBest(), WriteChecksums()):
             self.add_callback(sealing)
+        # Pinned batches are copied while the device computes.
+        self.accelerator.dataloader_config.non_blocking = args.dataloader_pin_memory
         self.termination = SaveOnTermination()
         self.add_callback(self.termination)
 
@@ -75,6 +79,7 @@ class RecipeTrainer(Trainer):
             return super().create_scheduler(*args, **options)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.check_loss(float(self.loss_sum))
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             make_readable(*Path(output_dir or str(self.args.output_dir)).glob("*.safetensors"))
@@ -94,13 +99,24 @@ class RecipeTrainer(Trainer):
             raise KeyboardInterrupt
         return output
 
-    def check_loss(self, loss: torch.Tensor) -> None:
+    def note_loss(self, loss: torch.Tensor) -> None:
+        """Remember the loss of a micro-step until it is logged or a checkpoint is written: both then raise UserError if
+        it was non-finite. To look at it at once would wait for the device."""
+        self.loss_sum = self.loss_sum + loss.detach()
+
+    def check_loss(self, loss: float) -> None:
         """Raise UserError if the loss is non-finite."""
-        if not torch.isfinite(loss.detach()):
+        if not math.isfinite(loss):
+            which = "step" if self.state.logging_steps == 1 else "the steps up to"
             raise UserError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the run is stopped and its last "
-                "checkpoint is intact; try a lower --learning_rate, or --bf16 in place of --fp16"
+                f"the loss of {which} {self.state.global_step} is {loss}: the run is stopped and its last checkpoint "
+                "is intact; try a lower --learning_rate, or --bf16 in place of --fp16"
             )
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        if "loss" in logs:
+            self.check_loss(logs["loss"])
+        super().log(logs, *args, **options)
 
     def publish_scores(self, scores: Mapping[str, float], images: int, started: float, prefix: str) -> dict[str, float]:
         """Log validation scores, which select the best checkpoint; `started` is a time of `time.perf_counter`."""

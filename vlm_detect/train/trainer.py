@@ -27,6 +27,8 @@ from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.usable import context_of
 from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
 
+GPU_MULTIPLE = 64  # tokens; of which the length of a row is a multiple on a GPU
+
 
 class DetectorTrainer(RecipeTrainer):
     """Finetunes a VLM on units of questions and selects the best checkpoint by its verdicts on the validation split.
@@ -70,6 +72,7 @@ class DetectorTrainer(RecipeTrainer):
                 features=features,
                 max_length=context_of(vlm),
                 loss_per=loss_per,
+                multiple=GPU_MULTIPLE if args.device.type == "cuda" else 1,
             ),
             train_dataset=units,
             # The Trainer requires something here; `evaluate` does not use it.
@@ -111,7 +114,7 @@ class DetectorTrainer(RecipeTrainer):
         self.counts.add(inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
-        self.check_loss(loss)
+        self.note_loss(loss)
         return loss
 
     def _answer_loss(self, model: Callable[..., Any], batch: dict[str, Any], count: Any) -> torch.Tensor:

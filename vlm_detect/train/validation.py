@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
+from vlm_detect.ahead import ahead
 from vlm_detect.data.known_images import verdict_cells
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, undecoded
@@ -102,9 +103,9 @@ def validation_odds(vlm: VLM, validation: ValidationSet, args: TrainingArguments
     # Every image is seen once. Processes that gather weights from each other make the same batches.
     engine = Engine(vlm, batch_images=at_once, cache_bytes=0, fixed_batches=isinstance(model, FSDPModule))
     found: list[tuple[int, float]] = []
-    for start in range(0, len(mine), at_once):
-        indices = mine[start : start + at_once]
-        images = [validation.images[index].open() for index in indices]
+    batches = [mine[start : start + at_once] for start in range(0, len(mine), at_once)]
+    decoded = ahead(lambda batch: [validation.images[i].open() for i in batch], batches, threads=1)
+    for indices, images in zip(batches, decoded, strict=True):
         found += zip(indices, log_odds(engine, images), strict=True)
     model.train(training)
     odds = dict(gather_object(found))

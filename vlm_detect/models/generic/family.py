@@ -22,7 +22,7 @@ from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.generic.loading import load_generic, make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
-from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask, is_packed
+from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask
 
 _TYPE_IDS = ("token_type_ids", "mm_token_type_ids")  # one a token; everything else that a processor gives is of images
 _ORDINARY_ASPECT = 20  # of the longer side to the shorter: up to here every processor reads an image
@@ -154,7 +154,7 @@ class ChatVLM(VLM):
         images = self.encode([prepared[i] for i in batch["row_images"].tolist()])
         inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in _TYPE_IDS} for image in images])
         inputs["input_ids"] = rows["ids"]
-        if is_packed(rows):
+        if batch["packed"]:
             return {**inputs, "attention_mask": self._masks(rows), "position_ids": self.row_positions(images, rows)}
         inputs["attention_mask"] = (rows["branch"] != PADDING).long()
         for name in set(_TYPE_IDS) & images[0].keys():

@@ -55,7 +55,7 @@ class LlavaVLM(ChatVLM):
         return [list(range(len(embeds)))]
 
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
+        ids = self.prefix_tensor().expand(len(image_embeds), -1)
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.image_token_id)[..., None]
         return {"inputs_embeds": embeds.masked_scatter(places, image_embeds.to(embeds.dtype))}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vlm_detect.ahead import threads_for
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.moondream.configuration import MODEL_TYPE
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
@@ -60,15 +61,18 @@ class MoondreamVLM(VLM):
         """True of releases in bfloat16; the earlier ones, in float16, and the nano one compute in float16."""
         return str(self.processor.config.pixel_dtype).endswith("bfloat16")
 
-    def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        return dict(self.processor.image_processor(images, return_tensors="pt"))
+    def prepare(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Crops as grey levels, which the tower normalises on the device, and tilings as a list, which stays here."""
+        threads = threads_for(self.device) if self.model is not None and len(images) > 1 else 0
+        prepared = self.processor.image_processor(images, return_tensors="pt", do_normalize=False, threads=threads)
+        return {"pixel_values": prepared["pixel_values"], "tilings": prepared["tilings"].tolist()}
 
-    def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
+    def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
         pixel_values = prepared["pixel_values"].to(self.device)
         return self.model.encode_images(pixel_values, prepared["tilings"])
 
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        input_ids = torch.tensor([self.prefix_ids()], device=self.device).expand(len(image_embeds), -1)
+        input_ids = self.prefix_tensor().expand(len(image_embeds), -1)
         return {"input_ids": input_ids, "image_embeds": image_embeds}
 
     @staticmethod

@@ -11,6 +11,7 @@ code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class MoondreamModel(MoondreamPreTrainedModel):
     def __init__(self, config: MoondreamConfig) -> None:
         super().__init__(config)
         self.vision = MoondreamVision(config.vision_config)
+        self.vision.pixel_dtype = config.pixel_dtype
         self.text = MoondreamText(config.text_config)
         self.region = MoondreamRegion(config.region_config)
         self.post_init()
@@ -89,8 +91,9 @@ class MoondreamModel(MoondreamPreTrainedModel):
         if image_embeds is None:
             return self.text.wte(input_ids)
         places = input_ids == self.config.image_token_id
-        count = int(places.sum())
-        if count != image_embeds.shape[0] * image_embeds.shape[1]:
+        # In training on a GPU nothing is counted: every step would wait for it.
+        counted = not (self.training and input_ids.is_cuda)
+        if counted and (count := int(places.sum())) != image_embeds.shape[0] * image_embeds.shape[1]:
             raise ValueError(
                 f"{count} image placeholders for {image_embeds.shape[0]} images of {image_embeds.shape[1]} embeddings "
                 "each: build the inputs with MoondreamProcessor"
@@ -119,7 +122,8 @@ class MoondreamModel(MoondreamPreTrainedModel):
         Args:
             input_ids: (B, T), with `image_token_id` in the places of the image embeddings.
             attention_mask: (B, S) with 0 at padding, or a prepared 4D mask (packed samples), used as it is.
-            pixel_values: (B, K, 3, C, C) and tilings (B, 2), as `MoondreamImageProcessor` gives them.
+            pixel_values: (B, K, 3, C, C), normalised or uint8, and tilings (B, 2), as `MoondreamImageProcessor` gives
+                them.
             image_embeds: (B, G*G, D), in place of `pixel_values`: embeddings computed before.
             inputs_embeds: (B, T, D), in place of `input_ids`; then nothing is known of an image and the mask is causal.
             coordinates: (B, T) in [0, 1], encoded in place of the tokens there; NaN where a token is read as a token.
@@ -224,7 +228,9 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
         """The head that reads and writes places."""
         return self.model.region
 
-    def encode_images(self, pixel_values: torch.Tensor, tilings: torch.Tensor) -> torch.Tensor:
+    def encode_images(
+        self, pixel_values: torch.Tensor, tilings: torch.Tensor | Sequence[Sequence[int]]
+    ) -> torch.Tensor:
         """Image embeddings (B, G*G, D), which `forward` takes as `image_embeds`."""
         return self.model.vision(pixel_values, tilings)
 

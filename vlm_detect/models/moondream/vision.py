@@ -1,6 +1,6 @@
 """The image encoder: crops through a SigLIP-like tower, tiles stitched and pooled, global and local view projected.
 
-    pixel_values (B, K, 3, C, C) --tower--> (crops, G*G, D) --stitch, pool--> local (B, G*G, D)
+    pixel_values (B, K, 3, C, C) --normalise--tower--> (crops, G*G, D) --stitch, pool--> local (B, G*G, D)
       --concat [global, local], projection--> image embeddings (B, G*G, D_text)
 
 G = crop_size // patch_size. Source: vikhyat/moondream `vision.py`, `image_crops.py::reconstruct_from_crops`. There the
@@ -9,6 +9,7 @@ grid is `enc_n_layers`, which happens to be 27 as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.moondream.configuration import MoondreamVisionConfig
+from vlm_detect.models.moondream.image_processing import pixel_table
 from vlm_detect.models.moondream.layers import MoondreamMLP, MoondreamPreTrainedModel, attend
 
 
@@ -72,7 +74,18 @@ class MoondreamVision(MoondreamPreTrainedModel):
         self.blocks = nn.ModuleList(MoondreamVisionBlock(config) for _ in range(config.num_hidden_layers))
         self.post_ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.proj_mlp = MoondreamMLP(2 * config.hidden_size, config.projection_hidden_size, config.projection_size)
+        self.pixel_dtype = "bfloat16"  # in which pixels are normalised, whatever the tower's
+        self._tables: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # not a buffer: see `rotary_table`
         self.post_init()
+
+    def normalize(self, levels: torch.Tensor) -> torch.Tensor:
+        """Grey levels, uint8, to values in the tower's dtype: exactly those of `MoondreamImageProcessor`."""
+        key = levels.device, self.pos_emb.dtype
+        if key not in self._tables:
+            table = pixel_table(getattr(torch, self.pixel_dtype))
+            with torch.inference_mode(mode=False):  # training takes it too
+                self._tables[key] = torch.from_numpy(table).to(*key)
+        return self._tables[key].index_select(0, levels.flatten().int()).view(levels.shape)
 
     def encode_crops(self, crops: torch.Tensor) -> torch.Tensor:
         """Crops (N, 3, C, C), normalised, to features (N, G*G, D)."""
@@ -107,13 +120,17 @@ class MoondreamVision(MoondreamPreTrainedModel):
         pooled = nn.functional.adaptive_avg_pool2d(stitched.permute(2, 0, 1), output_size=(grid, grid))
         return pooled.permute(1, 2, 0).reshape(grid * grid, -1)
 
-    def forward(self, pixel_values: torch.Tensor, tilings: torch.Tensor) -> torch.Tensor:
-        """Images as `MoondreamImageProcessor` gives them to embeddings (B, G*G, D_text). One tower pass for all."""
-        layout = [(rows, columns) for rows, columns in tilings.tolist()]
+    def forward(self, pixel_values: torch.Tensor, tilings: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
+        """Images as `MoondreamImageProcessor` gives them to embeddings (B, G*G, D_text). One tower pass for all.
+
+        A list of tilings, unlike a tensor on a GPU, is read without waiting.
+        """
+        layout = tilings.tolist() if isinstance(tilings, torch.Tensor) else tilings
         # An image that fits one crop comes with it twice, as the whole and as its tile: one reading does for both.
         counts = [1 + tiles if (tiles := rows * columns) > 1 else 1 for rows, columns in layout]
         crops = torch.cat([image[:count] for image, count in zip(pixel_values, counts, strict=True)])
-        views = self.encode_crops(crops.to(self.pos_emb.dtype)).split(counts)
+        crops = self.normalize(crops) if crops.dtype == torch.uint8 else crops.to(self.pos_emb.dtype)
+        views = self.encode_crops(crops).split(counts)
         whole = torch.stack([view[0] for view in views])
         local = torch.stack(
             [
