@@ -1,0 +1,406 @@
+// A CUDA device on torch's CPU build: memory of the host, and every operator computed by its CPU kernel on that memory.
+//
+// An operator on CUDA tensors arrives at `on_host`. It refuses CPU tensors among them as CUDA does, calls the CPU kernel on
+// views of the same memory, and gives its results back as CUDA tensors. Whatever a GPU would have to wait for is counted
+// by operator. Streams and events exist in name only. `device.py` builds and loads this file.
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/ops/set_native.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
+#include <torch/library.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+
+using at::IValue;
+using at::Tensor;
+using torch::jit::Stack;
+
+namespace {
+
+// Devices: two, so that tests may tell the current one from another.
+
+constexpr c10::DeviceIndex kDevices = 2;
+thread_local c10::DeviceIndex current = 0;
+
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  static constexpr c10::DeviceType static_type = c10::DeviceType::CUDA;
+  c10::DeviceType type() const override { return static_type; }
+  c10::Device getDevice() const override { return {static_type, current}; }
+  void setDevice(c10::Device device) const override { uncheckedSetDevice(device); }
+  void uncheckedSetDevice(c10::Device device) const noexcept override {
+    if (device.has_index()) current = device.index();
+  }
+  c10::Device exchangeDevice(c10::Device device) const override {
+    auto before = getDevice();
+    setDevice(device);
+    return before;
+  }
+  c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
+  c10::Stream getStream(c10::Device device) const override {
+    return c10::Stream(c10::Stream::DEFAULT, device.has_index() ? device : getDevice());
+  }
+  c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
+  c10::Stream getNewStream(c10::Device device, int) const override { return getStream(device); }
+  c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
+  void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+  void destroyEvent(void*, c10::DeviceIndex) const noexcept override {}
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeStream(const c10::Stream&) const override {}
+  void synchronizeDevice(c10::DeviceIndex) const override {}
+};
+C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+
+struct Memory final : at::Allocator {
+  at::DataPtr allocate(size_t bytes) override {
+    void* data = std::aligned_alloc(64, (bytes / 64 + 1) * 64);
+    return {data, data, &std::free, {at::kCUDA, current}};
+  }
+  at::DeleterFnPtr raw_deleter() const override { return &std::free; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+};
+Memory memory;
+
+// Counts: operators that would be kernels, and what makes the host wait for the device, by operator.
+
+std::mutex counting;
+std::map<std::string, long> launches, waits, moved_bytes;
+
+void count(std::map<std::string, long>& counter, const std::string& name, long times = 1) {
+  std::lock_guard<std::mutex> lock(counting);
+  counter[name] += times;
+}
+
+// What answers with a number, or has a result whose size depends on the values.
+const std::set<std::string> kWaits = {
+    "aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2",
+    "aten::unique_dim", "aten::unique_consecutive", "aten::repeat_interleave", "aten::bincount"};
+
+bool waits_for_device(const std::string& name, const Stack& arguments) {
+  if (kWaits.count(name)) return true;
+  if (name != "aten::_index_put_impl_" || arguments[2].toTensor().numel() == 1) return false;
+  for (const auto& index : arguments[1].toListRef()) {  // by a mask: its elements are counted first, as `index` does
+    if (index.isTensor() && index.toTensor().defined() && index.toTensor().scalar_type() == at::kBool) return true;
+  }
+  return false;
+}
+
+// Operators
+
+Tensor with_layout_of(const Tensor& like, Tensor tensor) {
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
+  return tensor;
+}
+
+c10::Storage shared(const c10::Storage& storage, c10::Device device, c10::Allocator* allocator) {
+  auto* data = storage.mutable_data();
+  auto* owner = new c10::Storage(storage);
+  at::DataPtr pointer(data, owner, [](void* held) { delete static_cast<c10::Storage*>(held); }, device);
+  return c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(), storage.nbytes(), std::move(pointer), allocator, /*resizable=*/true);
+}
+
+Tensor on_cpu(const Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+  auto storage = shared(tensor.storage(), at::kCPU, c10::GetCPUAllocator());
+  const c10::DispatchKeySet keys(c10::DispatchKey::CPU);
+  return with_layout_of(tensor, at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, tensor.dtype()));
+}
+
+Tensor on_cuda(const Tensor& tensor) {
+  auto storage = shared(tensor.storage(), {at::kCUDA, current}, &memory);
+  const c10::DispatchKeySet keys(c10::DispatchKey::CUDA);
+  return with_layout_of(tensor, at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, tensor.dtype()));
+}
+
+// A view has its base's keys: in inference mode those of a tensor made outside of it.
+Tensor view_on_cuda(const Tensor& base, const Tensor& tensor) {
+  auto storage = base.storage();
+  return with_layout_of(
+      tensor,
+      at::detail::make_tensor<c10::TensorImpl>(
+          c10::TensorImpl::VIEW, std::move(storage), base.key_set(), tensor.dtype()));
+}
+
+// CUDA tensors of one call, and their views on the host.
+struct Call {
+  std::vector<std::pair<Tensor, Tensor>> known;
+
+  Tensor view(const Tensor& tensor) {
+    if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+    for (const auto& [device, host] : known)
+      if (device.is_same(tensor)) return host;
+    known.emplace_back(tensor, on_cpu(tensor));
+    return known.back().second;
+  }
+
+  // An argument, a view of one, or new memory.
+  Tensor result(const Tensor& tensor) {
+    if (!tensor.defined()) return tensor;
+    for (const auto& [device, host] : known) {
+      if (host.is_same(tensor)) return device;
+      if (host.storage().unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl())
+        return view_on_cuda(device, tensor);
+    }
+    return on_cuda(tensor);
+  }
+
+  // Arguments that the kernel resized, as it does with `out`.
+  void write_back() {
+    for (auto& [device, host] : known) {
+      if (device.storage().data() != host.storage().data() || device.storage().nbytes() != host.storage().nbytes()) {
+        auto moved = shared(host.storage(), device.device(), &memory);
+        auto* storage = device.storage().unsafeGetStorageImpl();
+        storage->set_data_ptr_noswap(std::move(moved.unsafeGetStorageImpl()->mutable_data_ptr()));
+        storage->set_nbytes(host.storage().nbytes());
+      }
+      if (device.sizes() != host.sizes() || device.strides() != host.strides())
+        device.unsafeGetTensorImpl()->set_sizes_and_strides(host.sizes(), host.strides(), host.storage_offset());
+    }
+  }
+};
+
+template <class Change>
+IValue changed(const IValue& value, Change change) {
+  if (value.isTensor()) return change(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<Tensor> list;
+    for (const Tensor& tensor : value.toTensorVector()) list.push_back(change(tensor));
+    return list;
+  }
+  if (value.isList() && value.toList().elementType()->kind() == c10::TypeKind::ListType) {  // of gathered tensors
+    c10::List<c10::List<Tensor>> lists;
+    for (const IValue& list : value.toList()) {
+      if (!list.isTensorList()) return value;
+      lists.push_back(changed(list, change).toTensorList());
+    }
+    return lists;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> list;
+    for (const auto& tensor : value.toOptionalTensorVector())
+      list.push_back(tensor.has_value() ? std::optional<Tensor>(change(*tensor)) : std::nullopt);
+    return list;
+  }
+  return value;
+}
+
+template <class See>
+void each_tensor(const IValue& value, See see) {
+  changed(value, [&](const Tensor& tensor) {
+    if (tensor.defined()) see(tensor);
+    return tensor;
+  });
+}
+
+// Kernels take CPU tensors of no dimension, and indices on the CPU.
+void refuse_mixed(const std::string& name, const Stack& arguments) {
+  const bool indexes = name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_";
+  bool cpu = false, cuda = false;
+  for (size_t i = 0; i < arguments.size(); i++) {
+    if (indexes && i == 1) continue;
+    each_tensor(arguments[i], [&](const Tensor& tensor) {
+      if (tensor.dim() > 0) (tensor.is_cuda() ? cuda : cpu) = true;
+    });
+  }
+  TORCH_CHECK(!(cpu && cuda), "Expected all tensors to be on the same device, but ", name, " has some on cuda and on cpu");
+}
+
+std::optional<c10::Device> device_of(const Stack& arguments) {
+  std::optional<c10::Device> found;
+  for (const auto& argument : arguments) {
+    if (argument.isDevice() && argument.toDevice().is_cuda()) found = argument.toDevice();
+    each_tensor(argument, [&](const Tensor& tensor) {
+      if (!found && tensor.is_cuda()) found = tensor.device();
+    });
+  }
+  return found;
+}
+
+void on_host(const c10::OperatorHandle& op, Stack* stack) {
+  const auto& schema = op.schema();
+  const auto& name = schema.operator_name().name;
+  const auto first = stack->size() - schema.arguments().size();
+  Stack arguments(stack->begin() + first, stack->end());
+  refuse_mixed(name, arguments);
+  Call call;
+  const c10::OptionalDeviceGuard guard(device_of(arguments));
+  for (auto& argument : arguments) {
+    if (argument.isDevice() && argument.toDevice().is_cuda()) argument = c10::Device(at::kCPU);
+    argument = changed(argument, [&](const Tensor& tensor) { return call.view(tensor); });
+  }
+  const bool is_view = !schema.returns().empty() && schema.returns()[0].alias_info() != nullptr &&
+      !schema.returns()[0].alias_info()->isWrite();
+  if (waits_for_device(name, arguments)) count(waits, name);
+  long bytes = 0;
+  const auto add = [&](const IValue& value) {
+    each_tensor(value, [&](const Tensor& tensor) { bytes += static_cast<long>(tensor.nbytes()); });
+  };
+  for (const auto& argument : arguments) add(argument);
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &arguments);
+  call.write_back();
+  for (const auto& result : arguments) add(result);
+  if (!is_view) {
+    count(launches, name);
+    count(moved_bytes, name, bytes);
+  }
+  stack->resize(first);
+  for (const auto& result : arguments)
+    stack->push_back(changed(result, [&](const Tensor& tensor) { return call.result(tensor); }));
+}
+
+Tensor empty(
+    c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>, std::optional<at::Device> device,
+    std::optional<bool>, std::optional<at::MemoryFormat> format) {
+  const c10::OptionalDeviceGuard guard(device);
+  return at::detail::empty_generic(
+      size, &memory, c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
+}
+
+Tensor empty_strided(
+    c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+    std::optional<at::Device> device, std::optional<bool>) {
+  const c10::OptionalDeviceGuard guard(device);
+  return at::detail::empty_strided_generic(
+      size, stride, &memory, c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype));
+}
+
+// A copy waits for the device unless it is on it, or was asked not to.
+Tensor& copy(Tensor& to, const Tensor& from, bool non_blocking) {
+  if (to.is_cuda() && from.is_cuda()) {
+    count(launches, "aten::copy_");
+    count(moved_bytes, "aten::copy_", static_cast<long>(to.nbytes() + from.nbytes()));
+  } else if (!non_blocking)
+    count(waits, to.is_cuda() ? "copy to the device" : "copy to the host");
+  on_cpu(to).copy_(on_cpu(from));
+  return to;
+}
+
+Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
+  Tensor written = to;
+  return copy(written, from, non_blocking);
+}
+
+void record_stream(Tensor&, c10::Stream) {}
+bool is_pinned(const Tensor&, std::optional<at::Device>) { return false; }
+
+int64_t plain_attention(
+    const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool, std::optional<double>, bool) {
+  return 0;  // SDPBackend::math
+}
+
+}  // namespace
+
+namespace at {
+// torch looks it up by this name.
+struct CUDAHooks final : CUDAHooksInterface {
+  explicit CUDAHooks(CUDAHooksArgs) {}
+  void init() const override {}
+  bool hasCUDA() const override { return true; }
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool hasPrimaryContext(DeviceIndex) const override { return true; }
+  DeviceIndex current_device() const override { return current; }
+  DeviceIndex getCurrentDevice() const override { return current; }
+  void setCurrentDevice(DeviceIndex device) const override { current = device; }
+  DeviceIndex exchangeDevice(DeviceIndex device) const override { return std::exchange(current, device); }
+  DeviceIndex maybeExchangeDevice(DeviceIndex device) const override {
+    return device < 0 ? current : exchangeDevice(device);
+  }
+  DeviceIndex deviceCount() const override { return kDevices; }
+  int getNumGPUs() const override { return kDevices; }
+  Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
+  const Generator& getDefaultGenerator(DeviceIndex) const override { return at::detail::getDefaultCPUGenerator(); }
+  Generator getNewGenerator(DeviceIndex) const override { return at::make_generator<at::CPUGeneratorImpl>(); }
+};
+REGISTER_CUDA_HOOKS(CUDAHooks);
+}  // namespace at
+
+TORCH_LIBRARY_IMPL(_, CUDA, library) {
+  library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_host>());
+}
+
+TORCH_LIBRARY_IMPL(aten, CUDA, library) {
+  library.impl("empty.memory_format", &empty);
+  library.impl("empty_strided", &empty_strided);
+  library.impl("copy_", &copy);
+  library.impl("_copy_from", &copy_from);
+  library.impl("record_stream", &record_stream);
+  library.impl("is_pinned", &is_pinned);
+  // These change which memory a tensor has.
+  library.impl("set_.source_Storage_storage_offset", &at::native::set_storage_cpu_);
+  library.impl("set_.source_Storage", [](Tensor& tensor, at::Storage source) -> Tensor& {
+    const int64_t elements = source.nbytes() / tensor.element_size();
+    return at::native::set_storage_cpu_(tensor, std::move(source), 0, {elements}, {});
+  });
+  library.impl("set_.source_Tensor", [](Tensor& tensor, const Tensor& source) -> Tensor& {
+    return at::native::set_storage_cpu_(
+        tensor, source.storage(), source.storage_offset(), source.sizes(), source.strides());
+  });
+}
+
+namespace {
+struct Silent final : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
+struct Install {
+  torch::Library collectives{torch::Library::IMPL, "c10d", c10::DispatchKey::CUDA, __FILE__, __LINE__};
+
+  Install() {
+    at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&plain_attention);
+    at::SetAllocator(at::kCUDA, &memory);
+    // Distributed training times its steps with the CPU's clock.
+    c10d::TimerRegistry()->Register(
+        c10::kCUDA, [](c10::Device device) { return c10d::TimerRegistry()->Create(c10::kCPU, device); });
+    // gloo has no CUDA part in this build: its processes exchange the host's memory.
+    Silent silent;  // of torch's own kernels, which are replaced
+    c10::WarningUtils::WarningHandlerGuard guard(&silent);
+    for (const char* name :
+         {"allreduce_", "allreduce_coalesced_", "broadcast_", "allgather_", "_allgather_base_", "reduce_", "gather_",
+          "scatter_", "reduce_scatter_", "_reduce_scatter_base_", "send", "recv_", "alltoall_base_"})
+      collectives.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_host>());
+  }
+} install;
+
+std::string as_lines(std::map<std::string, long>& counter) {
+  std::lock_guard<std::mutex> lock(counting);
+  std::string lines;
+  for (const auto& [name, times] : counter) lines += name + "\t" + std::to_string(times) + "\n";
+  counter.clear();
+  return lines;
+}
+}  // namespace
+
+extern "C" int standin_current_device() { return current; }
+extern "C" void standin_set_device(int device) { current = static_cast<c10::DeviceIndex>(device); }
+
+// What was counted since the last call, a line an operator; valid until the next.
+extern "C" const char* standin_launches() {
+  static std::string lines;
+  lines = as_lines(launches);
+  return lines.c_str();
+}
+extern "C" const char* standin_bytes() {
+  static std::string lines;
+  lines = as_lines(moved_bytes);
+  return lines.c_str();
+}
+extern "C" const char* standin_waits() {
+  static std::string lines;
+  lines = as_lines(waits);
+  return lines.c_str();
+}

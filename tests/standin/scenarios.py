@@ -1,0 +1,160 @@
+"""What is run on the stand-in device: functions that assert. One process runs all of them: imports take seconds.
+
+    python -m tests.standin.device tests/standin/scenarios.py FOLDER fast_paths scan ...
+
+Writes FOLDER/NAME.failed with the traceback of what fails. FOLDER holds a tiny `model` and toy `pairs`.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.factories import tiny_vlm
+from tests.models.tiny_chat import save_tiny
+from tests.scripts.here import run_verb
+from tests.standin.counting import micro_steps
+from tests.standin.device import counted
+from vlm_detect.config import REPOSITORY
+from vlm_detect.infer.asks import Ask
+from vlm_detect.infer.engine import Engine
+from vlm_detect.infer.reference import generate_plain, score_plain
+from vlm_detect.models.base import VLM
+from vlm_detect.models.registry import load_vlm
+from vlm_detect.train.progress import Progress
+
+ASK = Ask("Is this image AI-generated?", ("Yes.", "No."))
+SETTINGS = ["--learning_rate", "3e-3", "--questions_per_image", "2", "--report_to", "none", "--num_train_epochs", "2"]
+SETTINGS += ["--dtype", "float32", "--autocast", "no", "--per_device_train_batch_size", "2", "--cpu_threads", "1"]
+
+
+def photos(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(1)
+    sizes = [(16, 16), (40, 30), (20, 64), (33, 17)]
+    return [Image.fromarray(rng.integers(0, 255, (*sizes[i % 4], 3), dtype=np.uint8)) for i in range(count)]
+
+
+def fast_paths(home: str) -> None:
+    """The engine's packed scores and texts are those of the plain path, and those of the CPU."""
+    chat = [load_vlm(str(save_tiny(name, Path(home, name))), device="cpu") for name in ("llava", "qwen2_5_vl")]
+    for vlm in (tiny_vlm(), *chat):
+        images = photos(3)
+        on_cpu = _answers(vlm, images)
+        vlm.model.to("cuda")
+        assert vlm.device.type == "cuda"
+        scores, texts, captions = _answers(vlm, images)
+        np.testing.assert_allclose(scores, on_cpu[0], atol=1e-4)
+        assert (texts, captions) == on_cpu[1:]
+        plain = [[score_plain(vlm, image, ASK.question, one).logprob for one in ASK.candidates] for image in images]
+        np.testing.assert_allclose(scores, plain, atol=1e-4)
+        assert texts == [[generate_plain(vlm, image, vlm.question_ids("What?"), 6)] for image in images]
+
+
+def _answers(vlm: VLM, images: list[Image.Image]) -> tuple[list[list[float]], list[list[str]], list[str]]:
+    engine = Engine(vlm, batch_images=2)
+    scores = [[one.logprob for one in found] for (found,) in engine.score(images, [[ASK]] * len(images))]
+    return scores, engine.generate(images, [["What?"]] * len(images), 6), engine.caption(images, "short", 6)
+
+
+def scan(home: str) -> None:
+    """A folder with a broken file in it: the others are judged."""
+    folder = Path(home, "photos")
+    folder.mkdir()
+    for number, image in enumerate(photos(5)):
+        image.save(folder / f"{number}.png")
+    Path(folder, "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
+    found = Path(home, "found.jsonl")
+    with counted() as counts:
+        done = run_verb("scan", folder, "--model", Path(home, "model"), "--out", found)
+    assert counts.launches, "nothing ran on the device"
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in found.read_text().splitlines()]
+    assert sorted(row["label"] == "unreadable" for row in rows) == [False] * 5 + [True]
+
+
+def recipe(home: str) -> None:
+    """LoRA with validation and checkpoints: the losses of the CPU, and interrupted and resumed those of one run."""
+    assert _train(home, "cpu", "--use_cpu", "True") == 0
+    with counted() as counts:
+        assert _train(home, "whole") == 0
+    assert counts.launches["aten::mm"], "nothing was trained on the device"
+    np.testing.assert_allclose(_losses(home, "whole"), _losses(home, "cpu"), atol=1e-3)
+
+    plain = Progress.on_step_begin
+
+    def interrupt(self, args, state, control, **options):
+        plain(self, args, state, control, **options)
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(Progress, "on_step_begin", interrupt):
+        assert _train(home, "resumed") == 130
+    assert json.loads(Path(home, "resumed", "run.json").read_text())["status"] == "running"
+    assert _train(home, "resumed") == 0
+    assert _losses(home, "resumed") == _losses(home, "whole")
+    adapters = [load_file(Path(home, name, "adapter_model.safetensors")) for name in ("resumed", "whole")]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[1])
+    assert json.loads(Path(home, "whole", "run.json").read_text())["validation"]["auroc"] is not None
+
+
+def _train(home: str, name: str, *flags: str) -> int:
+    program = str(REPOSITORY / "recipes" / "moondream_lora.py")
+    paths = ["--model", f"{home}/model", "--data", f"{home}/pairs", "--output_dir", f"{home}/{name}"]
+    with mock.patch.object(sys, "argv", [program, *paths, *SETTINGS, *flags]):
+        try:
+            runpy.run_path(program, run_name="__main__")
+        except SystemExit as ended:
+            return int(ended.code or 0)
+    return 0
+
+
+def _losses(home: str, name: str) -> list[float]:
+    history = json.loads(Path(home, name, "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def waiting(home: str) -> None:
+    """Between two logs nothing waits for the device, with the tower live or its features cached, packed or not."""
+    llava = load_vlm(str(save_tiny("llava", Path(home, "llava_to_train"))), device="cpu")
+    for vlm, cached, pack in ((tiny_vlm(), False, True), (tiny_vlm(), True, False), (llava, False, True)):
+        counts = micro_steps(vlm, cached=cached, pack=pack)
+        assert counts.launches, "nothing ran on the device"
+        assert not counts.waits, f"{type(vlm).__name__}, cached {cached}, packed {pack}: {dict(counts.waits)}"
+
+
+def rendering(home: str) -> None:
+    """With each way to offload: the same images, one or several at a time."""
+    from tests.data.factories import photo, save_tiny_pipeline
+    from vlm_detect.generate.options import Sampling
+    from vlm_detect.generate.renderer import Renderer
+    from vlm_detect.models.registry import ResolvedModel
+
+    model = ResolvedModel("tiny", str(save_tiny_pipeline(Path(home, "sd3"))))
+    found = []
+    for device, offload in (("cpu", "none"), ("cuda", "none"), ("cuda", "stages"), ("cuda", "group")):
+        sampling = Sampling(steps=2, guidance=2.0, max_sequence_length=8, offload=offload, dtype="float32")
+        renderer = Renderer(model, sampling, device)
+        with counted() as counts:
+            prompts = renderer.encode_prompts(["a cat", "a red car"])
+            images = renderer.render(prompts, [1, 2], (16, 24)) + renderer.reconstruct([photo(0, (16, 16))])
+        assert bool(counts.launches) == (device == "cuda")
+        found.append(np.concatenate([np.asarray(image, int).ravel() for image in images]))
+    for other in found[1:]:
+        assert np.abs(other - found[0]).max() <= 1
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        try:
+            globals()[name](sys.argv[1])
+        except BaseException:  # every scenario is a test of its own
+            Path(sys.argv[1], f"{name}.failed").write_text(traceback.format_exc())
