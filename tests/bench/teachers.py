@@ -31,6 +31,7 @@ from tests.generate.looking_teacher import LookingTeacher, looking_teacher
 from tests.generate.tuned_teacher import save_tuned_teacher
 from tests.models.tiny_chat import save_tiny
 from tests.scripts.here import run_verb
+from vlm_detect.benchmark.summary import rounded
 from vlm_detect.benchmark.truth import ratio
 from vlm_detect.config import REPOSITORY, command_line, git_commit, parse_config, write_json
 from vlm_detect.data.members import open_members
@@ -137,15 +138,15 @@ def share_of(values: Sequence[tuple[str, float]]) -> dict[str, Any] | None:
 
 
 def by_source(pairs: Pairs, out: Path) -> dict[str, Any]:
-    """By source, kind and label: the share of the images that have such a reason."""
+    """By source, kind and label: the share of the images that have such a reason; what a teacher said is counted by
+    sentence elsewhere."""
     images = [
         (row["group"], label, {(reason["source"], reason["kind"]) for reason in row[column] or []})
         for row in rows_of(out)
         for column, label in (("image_reasons", row["image_label"]), ("twin_reasons", twin_label(row)))
-        if column == "twin_reasons" or row["kind"] != "edit"  # no teacher is shown an edit and its photo
     ]
     found: dict[str, Any] = {}
-    for source, kind in sorted({reason for _, _, some in images for reason in some}):
+    for source, kind in sorted({reason for _, _, some in images for reason in some if reason[0] != "teacher"}):
         found.setdefault(source, {})[kind] = {
             label: share_of([(group, float((source, kind) in some)) for group, one, some in images if one == label])
             for label in sorted({label for _, label, some in images if (source, kind) in some})
@@ -296,6 +297,7 @@ def main(argv: list[str]) -> None:
         "device": "cpu",
         "seconds": round(time.perf_counter() - started),
     }
+    record = rounded(record)
     print(json.dumps(record, indent=1))
     if config.out:
         write_json(Path(config.out), record)
