@@ -9,8 +9,11 @@ encoders. Counted are the bytes of all storages that are alive, in blocks of 512
 independent of `vlm_detect.train.memory` and `vlm_detect.infer.batch_size`, which estimate; tests hold those against it.
 
 What a GPU does and a CPU does not is put in its place: fused attention, which keeps no scores; layer norms that
-autocast computes in float32; NF4 weights, unpacked for each use. Not counted: CUDA's context, kernels' workspaces and
-fragmentation, for which 1 GB has to be left. Every image has the most crops, every row one question of each kind.
+autocast computes in float32; NF4 weights, unpacked for each use. What a layer adds is always the same: language models
+and the large denoiser are simulated with `FEW` and with `MORE` layers and extended linearly to all of them, frozen
+towers with two (`--all_layers true` simulates every layer, which takes several times as long). Not counted: CUDA's
+context, kernels' workspaces and fragmentation, for which 1 GB has to be left. Every image has the most crops, every row
+one question of each kind.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import contextlib
 import gc
 import io
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +75,11 @@ QUESTIONS = [(24, 4), (44, 4), (130, 4), (24, 60)]  # tokens of a question with 
 CAPTION_TOKENS = 128
 PROMPT_TOKENS = 77 + 256  # CLIP's and T5's
 NF4_BYTES = 4.127 / 8  # a weight with its scales: 4 + (8 + 32 / 256) / 64 bits
+FEW, MORE = 3, 6
+LAYERS = {"moondream": 24, "tinyllava": 32, "sd3": 38}  # of the language models and the large denoiser
+TOWER_LAYERS = 27
+ALL_LAYERS = [False]
+ENCODED: dict[bool, tuple[float, float]] = {}
 SERVED: dict[tuple[str, int], tuple[float, float]] = {}
 FREE_BYTES: list[int] = []  # of the simulated card, with the weights on it
 KEYS = ("weights", "training", "validation", "captioning", "rendering", "serving")
@@ -80,11 +88,14 @@ KEYS = ("weights", "training", "validation", "captioning", "rendering", "serving
 @dataclass(frozen=True)
 class Config:
     configs: list[str] = field(default_factory=list, metadata={"help": "Simulate these alone, and keep the others."})
+    all_layers: bool = field(default=False, metadata={"help": "Simulate every layer."})
     out: str = field(default=str(OUT), metadata={"help": "The JSON file."})
 
 
 def main(argv: list[str]) -> None:
     (config,) = parse_config([Config], argv, doc=__doc__)
+    ALL_LAYERS[:] = [config.all_layers]
+    gc.freeze()  # each collection then looks at the simulation alone, and not at all imports
     paths = {path.stem: path for path in [*recipe_configs(), *card_configs()]}
     out = Path(config.out)
     found = {row["config"]: row for row in yaml.safe_load(out.read_text())} if out.exists() else {}
@@ -123,9 +134,13 @@ def simulate(path: Path) -> dict[str, float | None]:
 def of_recipe(values: dict[str, Any], card: int, live: LiveStorages) -> dict[str, float]:
     name = values["model"]
     dtype = torch.float32 if values.get("dtype") == "float32" else torch.bfloat16
-    vlm = build(name, dtype, nf4=values.get("quantize") == "nf4")
-    peaks = train(vlm, values, live)
-    del vlm
+
+    def training(layers: int) -> dict[str, float]:
+        gc.collect()
+        return train(build(name, dtype, layers, nf4=values.get("quantize") == "nf4"), values, live)
+
+    tower = tower_bytes(name, dtype)
+    peaks = {key: size + tower for key, size in extended(training, LAYERS[kind_of(name)]).items()}
     peaks["serving"], peaks["captioning"] = served(name, card, live)
     return peaks
 
@@ -134,6 +149,30 @@ def of_card(values: dict[str, Any], card: int, live: LiveStorages) -> dict[str, 
     _, captioning = served("vikhyatk/moondream2", card, live)
     weights, rendering = render(values, live)
     return {"weights": weights, "captioning": captioning, "rendering": rendering}
+
+
+def extended(measure: Callable[[int], dict[str, float]], layers: int) -> dict[str, float]:
+    """Bytes of a model of so many layers, from those of two smaller ones."""
+    if ALL_LAYERS[0]:
+        return measure(layers)
+    few, more = measure(FEW), measure(MORE)
+    return {key: few[key] + (more[key] - few[key]) * (layers - FEW) / (MORE - FEW) for key in few}
+
+
+def kind_of(name: str) -> str:
+    return "tinyllava" if name == TINYLLAVA_ID else "moondream"
+
+
+def tower_bytes(name: str, dtype: torch.dtype) -> float:
+    """The weights of the layers that a short tower lacks."""
+    if ALL_LAYERS[0]:
+        return 0
+    vlm = build(name, dtype, 1)
+    layer = next(
+        part for path, part in vlm.model.named_modules() if path.endswith(("vision.blocks.0", "encoder.layers.0"))
+    )
+    size = sum(parameter.nbytes for parameter in layer.parameters())
+    return float((TOWER_LAYERS - 2) * size)
 
 
 # Phases
@@ -169,20 +208,39 @@ def train(vlm: VLM, values: dict[str, Any], live: LiveStorages) -> dict[str, flo
     for parameter in trained:
         parameter.grad = None
     model.eval()
-    validation = infer(vlm, values.get("per_device_eval_batch_size", 16), None, live)
+    validation = infer(vlm, values.get("per_device_eval_batch_size", 16), live)
     del states
     return {"weights": weights, "training": training, "validation": validation}
 
 
 def served(name: str, card: int, live: LiveStorages) -> tuple[float, float]:
-    """The peaks of verdicts and of captions by a model in bfloat16."""
+    """The peaks of verdicts and of captions by a model in bfloat16, of batches that the engine takes on such a card."""
     if (name, card) not in SERVED:
-        gc.collect()
-        vlm = build(name, torch.bfloat16)
-        verdicts = infer(vlm, 16, card, live, keep=2 << 30)
-        SERVED[name, card] = verdicts, infer(vlm, 16, card, live, caption=True)
-        del vlm
-        gc.collect()
+        layers, tower = LAYERS[kind_of(name)], tower_bytes(name, torch.bfloat16)
+
+        def weigh(few: int) -> dict[str, float]:
+            gc.collect()
+            vlm = build(name, torch.bfloat16, few)
+            weights = float(live.now())
+            del vlm
+            return {"weights": weights}
+
+        FREE_BYTES[:] = [int(card * 1e9 - extended(weigh, layers)["weights"] - tower)]
+
+        def infer_both(few: int) -> dict[str, float]:
+            gc.collect()
+            vlm = build(name, torch.bfloat16, few)
+            text = vlm.model.config.get_text_config()
+            text.num_hidden_layers = layers  # for the estimate of the real one
+            keep = min(2 << 30, batch_size.bytes_to_hold(vlm) or 0)
+            scored = max(1, min(16, batch_size.images_that_fit(vlm, reserved=keep) or 1))
+            captioned = max(1, min(16, batch_size.images_that_fit(vlm) or 1))
+            text.num_hidden_layers = few
+            verdicts = infer(vlm, scored, live, keep=keep)
+            return {"verdicts": verdicts, "captions": infer(vlm, captioned, live, caption=True)}
+
+        peaks = extended(infer_both, layers)
+        SERVED[name, card] = peaks["verdicts"] + tower, peaks["captions"] + tower
     return SERVED[name, card]
 
 
@@ -199,24 +257,18 @@ def answer_loss(vlm: VLM, inputs: dict[str, Any], answers: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def infer(vlm: VLM, most: int, card: int | None, live: LiveStorages, *, keep: int = 0, caption: bool = False) -> float:
-    """Verdicts or captions of one batch, of as many images as the engine takes on such a card; `keep` bytes of earlier
-    prefixes at most are held."""
+def infer(vlm: VLM, images: int, live: LiveStorages, *, keep: int = 0, caption: bool = False) -> float:
+    """Verdicts or captions of one batch, next to `keep` bytes of earlier prefixes."""
     gc.collect()
-    if card is not None:
-        free = card * 1e9 - live.now()
-        keep = min(keep, int(free / 4))
-        FREE_BYTES[:] = [int(free)]
-        most = max(1, min(most, batch_size.images_that_fit(vlm, reserved=keep) or 1))
     held = torch.empty(keep, dtype=torch.uint8)
     live.restart()
-    prefixes = prefill(vlm, vlm.encode(prepared(vlm, most)))
+    prefixes = prefill(vlm, vlm.encode(prepared(vlm, images)))
     cache = stack_prefixes(prefixes)
     if caption:
         for tokens in (CAPTION_TOKENS, 1):
-            ask(vlm, [[tokens]] * most, cache, None)
+            ask(vlm, [[tokens]] * images, cache, None)
     else:
-        ask(vlm, [[20, 3, 3, 20, 3, 3]] * most, cache, torch.empty(8, dtype=torch.long)).float().log_softmax(-1)
+        ask(vlm, [[20, 3, 3, 20, 3, 3]] * images, cache, torch.empty(8, dtype=torch.long)).float().log_softmax(-1)
     del held
     return live.peak
 
@@ -237,53 +289,71 @@ def render(values: dict[str, Any], live: LiveStorages) -> tuple[float, float]:
     """The most weights that are on the card at once, and the peak."""
     large, batch, side = "large" in values["generator"], values["render_batch"], values.get("render_size", 1024)
     nf4, stages = values.get("quantization") == "nf4", values.get("offload") == "stages"
-    before = live.now()
-    encoders = [clip(768, 12), clip(1280, 32), t5(nf4=nf4)]
-    of_encoders = live.now() - before
-    denoiser, autoencoder = sd3(large=large, nf4=nf4), vae()
-    of_others = live.now() - before - of_encoders
-    live.restart()
-    with torch.inference_mode():
-        for encoder in encoders:
-            length = 256 if isinstance(encoder, T5EncoderModel) else 77
-            encoder(torch.empty(1, length, dtype=torch.long), output_hidden_states=True)
-    encoding = live.peak - (of_others if stages else 0)
-    del encoders, encoder
-    gc.collect()
-    prompts = torch.empty(values.get("shard_size", 64) + 1, PROMPT_TOKENS, 4096, dtype=torch.bfloat16)  # of a shard
-    live.restart()
-    with torch.inference_mode():
-        rows = 2 * batch  # with and without the prompt
-        latents = torch.empty(rows, 16, side // 8, side // 8, dtype=torch.bfloat16)
-        text = torch.empty(rows, PROMPT_TOKENS, 4096, dtype=torch.bfloat16)
-        pooled, steps = torch.empty(rows, 2048, dtype=torch.bfloat16), torch.empty(rows)
-        denoiser(latents, encoder_hidden_states=text, pooled_projections=pooled, timestep=steps, return_dict=False)
-        pixels = torch.cat([autoencoder.decode(latents[:1], return_dict=False)[0] for _ in range(batch)])
-        pixels.float()
-    rendering = max(encoding, live.peak)
-    del prompts
-    return max(of_encoders + (0 if stages else of_others), of_others), rendering
+
+    def denoise(layers: int) -> dict[str, float]:
+        before = live.now()
+        denoiser, autoencoder = sd3(layers, large=large, nf4=nf4), vae()
+        weights = live.now() - before
+        prompts = torch.empty(values.get("shard_size", 64) + 1, PROMPT_TOKENS, 4096, dtype=torch.bfloat16)  # of a shard
+        live.restart()
+        with torch.inference_mode():
+            both = 2 * batch  # with and without the prompt
+            latents = torch.empty(both, 16, side // 8, side // 8, dtype=torch.bfloat16)
+            text = torch.empty(both, PROMPT_TOKENS, 4096, dtype=torch.bfloat16)
+            pooled, steps = torch.empty(both, 2048, dtype=torch.bfloat16), torch.empty(both)
+            denoiser(latents, encoder_hidden_states=text, pooled_projections=pooled, timestep=steps, return_dict=False)
+            drawn = torch.empty(batch - 1, 3, side, side, dtype=torch.bfloat16)  # decoded one at a time
+            torch.cat([drawn, autoencoder.decode(latents[:1], return_dict=False)[0]]).float()
+        del prompts
+        return {"weights": float(weights), "peak": float(live.peak - before)}
+
+    drawing = extended(denoise, LAYERS["sd3"]) if large else denoise(24)
+    of_encoders, encoding = encoded(nf4, live)
+    together = 0 if stages else drawing["weights"]  # the encoders leave before the first image
+    return max(of_encoders + together, drawing["weights"]), max(encoding + together, drawing["peak"])
+
+
+def encoded(nf4: bool, live: LiveStorages) -> tuple[float, float]:
+    """Weights and peak of the text encoders for one prompt."""
+    if nf4 not in ENCODED:
+        before = live.now()
+        encoders = [clip(768, 12), clip(1280, 32), t5(nf4=nf4)]
+        weights = live.now() - before
+        live.restart()
+        with torch.inference_mode():
+            for encoder, length in zip(encoders, (77, 77, 256), strict=True):
+                encoder(torch.empty(1, length, dtype=torch.long), output_hidden_states=True)
+        ENCODED[nf4] = float(weights), float(live.peak - before)
+    return ENCODED[nf4]
 
 
 # Models of the published sizes
 
 
-def build(name: str, dtype: torch.dtype, *, nf4: bool = False) -> VLM:
+def build(name: str, dtype: torch.dtype, layers: int, *, nf4: bool = False) -> VLM:
     vlm: VLM
     if name == TINYLLAVA_ID:
         config = TinyLlavaConfig.from_dict({**RELEASE})
         with _disable_current_modes():
             processor = make_processor(config, AutoTokenizer.from_pretrained(nano_path("tinyllava")))
         config.image_token_index = processor.image_token_id
+        shorten(config, layers)
         model = TinyLlavaForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
         vlm = TinyLlavaVLM(model.eval(), processor, name)
     else:
         config = MoondreamConfig()
+        shorten(config, layers)
         model = MoondreamForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
         vlm = MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), name)
     if nf4:
         four_bits(model, set(select_targets(model, "all-linear")))
     return vlm
+
+
+def shorten(config: Any, layers: int) -> None:
+    config.text_config.num_hidden_layers = layers
+    if not ALL_LAYERS[0]:
+        config.vision_config.num_hidden_layers = 2
 
 
 def prepared(vlm: VLM, images: int) -> dict[str, Any]:
@@ -312,8 +382,8 @@ def rows(vlm: VLM, images: int, questions: int) -> tuple[dict[str, Any], int]:
     return fake, sum(label != IGNORE for row in made for label in row.labels)
 
 
-def sd3(*, large: bool, nf4: bool) -> Any:
-    heads, layers = (38, 38) if large else (24, 24)
+def sd3(layers: int, *, large: bool, nf4: bool) -> Any:
+    heads = 38 if large else 24
     model = SD3Transformer2DModel(
         sample_size=128,
         num_layers=layers,

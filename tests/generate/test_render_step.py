@@ -19,6 +19,7 @@ from tests.data.factories import photo, save_tiny_pipeline
 from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
+from vlm_detect.generate import renderer as renderer_module
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
 from vlm_detect.generate.presets import with_preset
@@ -106,11 +107,20 @@ def test_seeds_come_from_the_photo() -> None:
 
 def test_presets_fill_unset_flags() -> None:
     turbo = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large-turbo"), PRESETS)
-    assert (turbo.steps, turbo.guidance, turbo.dtype) == (4, 1.0, "bfloat16")
+    assert (turbo.steps, turbo.guidance, turbo.dtype) == (4, 1.0, "auto")
     given = with_preset(RenderConfig(generator="stabilityai/stable-diffusion-3.5-large", steps=28), PRESETS)
     assert (given.steps, given.guidance) == (28, 4.5)
     unknown = RenderConfig(generator="my/model")
     assert with_preset(unknown, PRESETS) == unknown
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "expected"),
+    [("cuda", True, "bfloat16"), ("cuda", False, "float16"), ("mps", False, "bfloat16"), ("cpu", True, "float32")],
+)
+def test_the_default_dtype_is_what_the_device_computes_fast(device, has_bfloat16, expected, monkeypatch) -> None:
+    monkeypatch.setattr(renderer_module, "computes_in_bfloat16", lambda kind: has_bfloat16)
+    assert renderer_module.default_dtype(device) == expected
 
 
 def test_kinds_of_twin() -> None:

@@ -165,8 +165,7 @@ def test_the_first_batch_is_what_fits_the_free_memory(name, monkeypatch) -> None
     one = footprint.image_bytes
 
     def with_free(free: float | None) -> Engine:
-        for module in (batch_size, engine):
-            monkeypatch.setattr(module, "free_device_bytes", lambda device: free and int(free))
+        monkeypatch.setattr(batch_size, "free_device_bytes", lambda device: free and int(free))
         return Engine(vlm, cache_bytes=0)
 
     for free, expected in [(None, 16), (1e6, 1), (SPARE_BYTES + 2.5 * one, 2), (SPARE_BYTES + 1e3 * one, 16)]:
@@ -176,6 +175,10 @@ def test_the_first_batch_is_what_fits_the_free_memory(name, monkeypatch) -> None
     keeps = Engine(vlm, batch_images=10**9)  # a quarter of the free memory for prefixes that are kept
     assert keeps.batch_images == int((8e9 - SPARE_BYTES - 2e9) / one)
     assert keeps.memory.max_bytes == 2e9
+    with_free(SPARE_BYTES + 3.5 * one)  # or half of what one image leaves
+    assert Engine(vlm).batch_images == 2
+    assert batch_size.bytes_to_hold(vlm) == pytest.approx(1.25 * one, abs=2)
+    with_free(8e9)
     assert images_that_fit(vlm) > images_that_fit(vlm, reserved=2e9)
     assert rows_that_fit(vlm) > images_that_fit(vlm)
     layers, width = vlm.model.config.get_text_config().num_hidden_layers, vlm.model.config.get_text_config().hidden_size

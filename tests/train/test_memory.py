@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from tests.train.toys import stored, toy_image
 from vlm_detect.apps import doctor
 from vlm_detect.apps.estimates import record_of
 from vlm_detect.apps.recorded import ESTIMATES, sized_configs
+from vlm_detect.config import CONFIGS as PACKAGED
 from vlm_detect.errors import UserError
+from vlm_detect.models import registry
 from vlm_detect.models.generic.llava import SYSTEM_TOKENS
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
 from vlm_detect.models.moondream.configuration import HUB_ID as MOONDREAM_ID
@@ -78,8 +81,51 @@ def test_every_config_fits_the_gpu_it_is_named_after(config):
     # What doctor says without computing it; `python -m vlm_detect.apps.estimates` records it again. Another version of
     # transformers may hold a tensor more.
     recorded = json.loads(ESTIMATES.read_text())[config.stem]
-    assert recorded.pop("parts") == pytest.approx(found.pop("parts"), rel=0.01)
+    for name in ("parts", "phases"):
+        assert recorded.pop(name) == pytest.approx(found.pop(name), rel=0.01)
     assert recorded == found
+
+
+SIMULATED = {row["config"]: row for row in json.loads(Path("eval/results/memory.json").read_text())}
+PHASES = ("training", "validation", "captioning", "rendering", "serving")
+
+
+def test_every_config_fits_its_card_in_every_phase_with_a_gb_to_spare():
+    """By a simulation at full size (tests/bench/memory.py), which shares no code with the estimates."""
+    cards = {path.stem for path in (PACKAGED / "generators" / "cards").glob("*gb.yaml")}
+    assert SIMULATED.keys() == {config.stem for config in CONFIGS} | cards
+    for name, row in SIMULATED.items():
+        assert row["card_gb"] == int(name.rpartition("_")[2].removesuffix("gb"))
+        peaks = {phase: row[phase] for phase in PHASES if row[phase] is not None}
+        assert len(peaks) == (2 if name in cards else 4), name
+        assert max(peaks.values()) + 1 <= row["card_gb"], (name, peaks)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_estimates_agree_with_the_simulation(config):
+    """Of the step, whose questions are shorter than those of the simulation, and of validation."""
+    row, found = SIMULATED[config.stem], json.loads(ESTIMATES.read_text())[config.stem]
+    parts = found["parts"]
+    assert parts["weights"] / 1e9 == pytest.approx(row["weights"], rel=0.02)
+    training_gb = (sum(parts.values()) - parts["overhead"]) / 1e9
+    assert training_gb == pytest.approx(row["training"], rel=0.22)
+    validation_gb = (found["phases"]["validation"] - parts["overhead"]) / 1e9
+    assert validation_gb == pytest.approx(row["validation"], rel=0.15)
+
+
+def test_auto_takes_no_model_whose_inference_does_not_fit():
+    """The least memory in the table of `auto` holds the weights and one image, with a GB to spare."""
+    recorded = json.loads(ESTIMATES.read_text())
+    for role, config in (("vlm", "moondream_qlora_8gb"), ("tinyllava", "tinyllava_qlora_8gb")):
+        ((_, needed_gb),) = registry._AUTO[role]
+        assert recorded[config]["phases"]["inference"] / 1e9 <= needed_gb
+
+
+def test_the_table_of_the_docs_is_the_simulation():
+    page = Path("docs/training.md").read_text()
+    for name, row in SIMULATED.items():
+        cells = ["-" if row[key] is None else f"{row[key]:.1f}" for key in ("weights", *PHASES)]
+        assert f"| `{name}` | {' | '.join(cells)} |" in page
 
 
 def test_doctor_reports_the_machine_and_each_config_without_importing_a_model():

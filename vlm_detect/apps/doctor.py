@@ -68,9 +68,12 @@ def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str
 
         found = record_of(str(path), model)
     total_gb = sum(found["parts"].values()) / 1e9
+    validation_gb, inference_gb = (found["phases"][name] / 1e9 for name in ("validation", "inference"))
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in found["parts"].items())
     crops = f" of {found['crops']} crops" if found["crops"] > 1 else ""
-    return f"{total_gb:.1f} GB ({parts}) for {found['images']} images{crops}; {_verdict(total_gb)}"
+    phases = f"validation {validation_gb:.1f} GB; verdicts, captions and serving from {inference_gb:.1f} GB"
+    fits = _verdict(max(total_gb, validation_gb))
+    return f"{total_gb:.1f} GB ({parts}) for {found['images']} images{crops}; {phases}; {fits}"
 
 
 def _verdict(total_gb: float) -> str:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 from vlm_detect.apps.recorded import ESTIMATES, sized_configs
 from vlm_detect.config import find_config, write_json
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.infer.footprint import Footprint
 from vlm_detect.machine import dtype_of
 from vlm_detect.models.base import FAMILIES
 from vlm_detect.models.moondream import MoondreamConfig
@@ -40,13 +41,40 @@ _KNOWN = {
 
 
 def record_of(path: str, model: str | None = None) -> dict[str, Any]:
-    """An estimate as recorded: bytes by purpose, and the images of a step with the crops of each."""
-    estimate, step = estimate_config(path, model)
-    return {"parts": estimate.parts, "images": step.images, "crops": step.crops}
+    """An estimate as recorded: bytes of a step by purpose, its images with the crops of each, and bytes of the phases
+    in addition to training.
+
+    `validation` scores a batch next to the optimiser's states. `inference` is the least for verdicts, captions and
+    serving: the weights in the device's dtype, without quantisation, and one image; larger batches take what is free.
+    """
+    values = _read(path)
+    name = model or values.get("model") or ModelOptions().model
+    skeleton = _skeleton(name)
+    one, whole = _image_bytes(skeleton), 2 * skeleton.num_parameters()
+    estimate, step = _estimate(values, skeleton)
+    scored = values.get("per_device_eval_batch_size", TrainOptions.per_device_eval_batch_size)
+    held = estimate.parts["weights"] + estimate.parts["optimiser"]
+    overhead = estimate.parts["overhead"]
+    phases = {"validation": held + scored * one + overhead, "inference": whole + one + overhead}
+    return {"parts": estimate.parts, "images": step.images, "crops": step.crops, "phases": phases}
 
 
 def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step]:
     """The memory of a step under a recipe's YAML, for the YAML's model or for `model`."""
+    values = _read(path)
+    return _estimate(values, _skeleton(model or values.get("model") or ModelOptions().model))
+
+
+def _image_bytes(skeleton: PreTrainedModel) -> float:
+    """The peak of one image's tensors in inference, computed in 16 bits, of the most crops."""
+    config, family = skeleton.config, FAMILIES[skeleton.config.model_type]
+    with torch.device("meta"):
+        prefix = family.skeleton_prefixes(skeleton, 1, crops=1, dtype=torch.bfloat16, cached=True)
+    return Footprint(config, 2, prefix.shape[1], 1 + getattr(config.vision_config, "max_crops", 0)).image_bytes
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The values of a recipe's YAML."""
     try:
         values = yaml.safe_load(find_config(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
@@ -54,11 +82,14 @@ def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step
     if not isinstance(values, dict) or (unknown := values.keys() - _KNOWN):
         wrong = f"unknown keys {', '.join(sorted(map(str, unknown)))}" if isinstance(values, dict) else "not a mapping"
         raise UserError(f"--config {path}: {wrong}; give a config of vlm-detect train")
-    name = model or values.get("model") or ModelOptions().model
+    return values
+
+
+def _estimate(values: dict[str, Any], skeleton: PreTrainedModel) -> tuple[Estimate, Step]:
+    """The memory of a step; `skeleton` stays wrapped by the LoRA."""
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
     defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}
     batch = values.get("per_device_train_batch_size", defaults["per_device_train_batch_size"])
-    skeleton = _skeleton(name)
     step = Step(
         dtype=dtype_of(values.get("dtype")) or torch.bfloat16,
         quantize=values.get("quantize"),

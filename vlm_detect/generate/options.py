@@ -64,7 +64,7 @@ class Sampling:
     steps: int = 28
     guidance: float = 4.5
     max_sequence_length: int = 256  # tokens of the T5 encoder, if there is one
-    dtype: str = "auto"  # auto: bfloat16 on an accelerator, float32 on a CPU
+    dtype: str = "auto"  # auto: bfloat16 on an accelerator, float16 on a GPU without it, float32 on a CPU
     quantization: str = "none"  # nf4: the denoiser and T5 in four bits
     offload: str = "none"  # stages: encoders and denoiser take turns on the GPU; group: layers are loaded when needed
     compile: bool = False

@@ -27,7 +27,7 @@ from vlm_detect.generate.generator import GENERATORS, Generator
 from vlm_detect.generate.options import Sampling
 from vlm_detect.generate.pipelines import call_of, denoiser_of, native_side_of
 from vlm_detect.images.edits import Place
-from vlm_detect.machine import DTYPES, best_device
+from vlm_detect.machine import DTYPES, best_device, computes_in_bfloat16
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error, resolve_id
 from vlm_detect.models.untrusted import load_untrusted
 from vlm_detect.quiet import quiet
@@ -55,7 +55,7 @@ class Renderer(Generator):
         import diffusers  # lazy: takes seconds, which a run with nothing left to do should not spend
 
         self.device = torch.device(device or best_device())
-        name = sampling.dtype if sampling.dtype != "auto" else "float32" if self.device.type == "cpu" else "bfloat16"
+        name = sampling.dtype if sampling.dtype != "auto" else default_dtype(self.device.type)
         if sampling.quantization == "nf4" and self.device.type != "cuda":
             raise UserError("--quantization nf4: diffusers quantises only on a CUDA device; omit it here")
         options: dict[str, Any] = {"revision": model.revision, "dtype": DTYPES[name]}
@@ -238,6 +238,13 @@ def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [0, 1] to images, rounded on the device in the same way as in diffusers."""
     whole = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image) for image in whole]
+
+
+def default_dtype(device_type: str) -> str:
+    """bfloat16 on an accelerator; float16 on a GPU that only emulates bfloat16."""
+    if device_type == "cuda" and not computes_in_bfloat16(device_type):
+        return "float16"
+    return "float32" if device_type == "cpu" else "bfloat16"
 
 
 def _nf4(diffusers: Any, model: ResolvedModel, dtype: torch.dtype) -> Any:

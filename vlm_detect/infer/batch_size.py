@@ -121,6 +121,13 @@ def rows_that_fit(vlm: VLM, *, reserved: float = 0) -> int | None:
     return None if free is None else int((usable(free) - reserved) / Footprint.of(vlm).row_bytes)
 
 
+def bytes_to_hold(vlm: VLM) -> int | None:
+    """How much prefixes that are kept between calls may take: a quarter of the free memory, and half of what one image
+    leaves. None on a device that does not say."""
+    free = free_device_bytes(vlm.device)
+    return None if free is None else int(max(0, min(free / 4, (usable(free) - Footprint.of(vlm).image_bytes) / 2)))
+
+
 def usable(free: float) -> float:
     """Of free bytes those that tensors can take."""
     return free - max(SPARE_BYTES, free / 10)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from vlm_detect.infer.asks import Ask, CandidateScore, greedy
-from vlm_detect.infer.batch_size import BatchSize, images_that_fit, rows_that_fit
+from vlm_detect.infer.batch_size import BatchSize, bytes_to_hold, images_that_fit, rows_that_fit
 from vlm_detect.infer.branches import Branches
 from vlm_detect.infer.locate import (
     MAX_OBJECTS,
@@ -40,7 +40,6 @@ from vlm_detect.infer.reasoning import REASONING_TOKENS, Reasoned, ReasonedAnswe
 from vlm_detect.infer.reference import generate_plain, score_plain, stream_plain
 from vlm_detect.infer.sampling import generate_rows
 from vlm_detect.infer.scoring import score_packed
-from vlm_detect.machine import free_device_bytes
 from vlm_detect.models.base import VLM
 from vlm_detect.models.regions import Box, Point
 
@@ -71,8 +70,8 @@ class Engine:
         self.rows_at_once = BatchSize(batch_rows, lambda: self._fitting(rows_that_fit), what="prompts", **adapting)
 
     def _fitting(self, estimate: Callable[..., int | None]) -> int | None:
-        if (free := free_device_bytes(self.vlm.device)) is not None:
-            self.memory.shrink(free // 4)
+        if (most := bytes_to_hold(self.vlm)) is not None:
+            self.memory.shrink(most)
         return estimate(self.vlm, reserved=self.memory.max_bytes)
 
     @property

@@ -73,7 +73,8 @@ class Footprint:
         return tokens * self._layer_bytes(vision) + pixels
 
     def _layer_bytes(self, config: Any) -> int:
-        """Activations of one token in one layer: the MLP's hidden units before and after the nonlinearity and a gate,
-        and the residual stream, its norm, query, key, value and the attention's output."""
+        """Activations of one token in one layer: the MLP's hidden units before and after the nonlinearity, of a gated
+        MLP those of both branches, next to the residual stream and the layer's other states."""
         inner, width = (getattr(config, name, None) or 0 for name in ("intermediate_size", "hidden_size"))
-        return int((3 * inner + 8 * width) * self.itemsize)
+        is_gated = getattr(config, "hidden_act", None) in ("silu", "swish") or "gemma" in config.model_type
+        return int(((3 if is_gated else 2) * inner + 5 * width) * self.itemsize)
