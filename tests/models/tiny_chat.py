@@ -29,14 +29,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from vlm_detect.models.generic.joined import JoinedProcessor
+from vlm_detect.models.generic.processors import absent_parts, image_only
 
 STD = 0.2  # of the random weights: large enough that every input tells in the logits
 TEXT: dict[str, Any] = {
@@ -191,7 +193,9 @@ def _qwen(architecture: type[PreTrainedModel], vision: dict[str, Any]) -> tuple[
     tokenizer = byte_tokenizer(*special)
     place = "<|vision_start|><|image_pad|><|vision_end|>"
     image_processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=24 * 24)
-    processor = JoinedProcessor(image_processor, tokenizer, turns("<|im_start|>", place, "<|im_end|>"))
+    cls = Qwen2VLProcessor if architecture is Qwen2VLForConditionalGeneration else Qwen2_5_VLProcessor
+    processor = image_only(cls)(image_processor, tokenizer, **absent_parts(cls))
+    processor.chat_template = turns("<|im_start|>", place, "<|im_end|>")
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
     }

@@ -6,6 +6,7 @@ tested against it for all others.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,13 +38,15 @@ def generate_plain(
     """Text after `prompt_ids` (after the image prefix), greedy unless `options` (of transformers' generate) say
     otherwise."""
     inputs = plain_inputs(vlm, image, prompt_ids)
-    output = vlm.model.generate(
-        **inputs,
+    # As a configuration: some models pass ids of their own on to their decoder, next to these.
+    settings = copy.deepcopy(vlm.model.generation_config)
+    others = settings.update(
         max_new_tokens=max_new_tokens,
         pad_token_id=vlm.eos_token_id,
         eos_token_id=vlm.eos_token_id,
         **{"do_sample": False, **options},
     )
+    output = vlm.model.generate(**inputs, generation_config=settings, **others)
     read = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0  # from embeddings, only new ids come back
     return vlm.decode([token for token in output[0, read:].tolist() if token != vlm.eos_token_id]).strip()
 

@@ -158,6 +158,12 @@ class VLM(ABC):
         outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
         return outputs.hidden_states[-1]
 
+    def head_and_inputs(
+        self, model: Callable[..., Any], inputs: dict[str, Any]
+    ) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+        """The vocabulary head, and its input at every position (B, S, D)."""
+        return self.model.get_output_embeddings(), self.hidden_states(model, inputs)
+
     @abstractmethod
     def prefix_ids(self) -> list[int]:
         """The ids of the image prefix, with placeholders for the image; its length is the prefix's."""

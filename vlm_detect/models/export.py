@@ -100,7 +100,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             base = module.get_base_layer()
-            dtype = base.weight.dtype
+            dtype = next(base.parameters()).dtype
             module.float()
             module.merge()
             base.to(dtype)

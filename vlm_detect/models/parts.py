@@ -8,8 +8,8 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-VISION = r"vision|visual|projector|proj_mlp|connector"
-NEVER = r"lm_head|emb|region"
+VISION = r"vision|visual|video|audio|image_|img_|projector|proj_mlp|connector|qformer|resampler|vqmodel|aligner"
+NEVER = r"lm_head|emb|region|indexer"  # an indexer chooses by rank, which has no gradient
 _VISION, _NEVER = re.compile(VISION), re.compile(NEVER)
 
 

@@ -11,6 +11,7 @@ embeddings and moondream's region heads (detection and pointing) are never wrapp
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ from vlm_detect.models.parts import is_never_wrapped, is_vision, keep_in_float32
 from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.train.options import LoraOptions
 
-_LAYER = re.compile(r"\.(?:blocks|layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:blocks?|layers?|h)\.(\d+)\.")
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ATTENTION = re.compile(r"attn|attention|mixer|Wqkv")
 
 
@@ -44,8 +46,10 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
         for name in select_targets(vlm.model, options.lora_targets, options.lora_last_layers)
         if not vlm.is_unused(name) and not any(whole in name for whole in connector)
     ]
+    # peft's wrapper of a causal model passes embeddings on, which not every model takes.
+    is_causal = "inputs_embeds" in inspect.signature(vlm.model.forward).parameters
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if is_causal else None,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
@@ -73,7 +77,14 @@ def wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     for module in wrapped.modules():
         if isinstance(module, ModulesToSaveWrapper):
             keep_in_float32(module)
+        elif isinstance(module, _BATCH_NORMS) and not any(p.requires_grad for p in module.parameters()):
+            module.register_forward_pre_hook(_stay)
     return wrapped
+
+
+def _stay(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    """A frozen layer keeps its running statistics, which a LoRA does not store."""
+    module.eval()
 
 
 @contextmanager

@@ -38,12 +38,11 @@ def answer_loss(
         smoothing: the part of a target that is spread over the vocabulary.
     """
     image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
-    hidden_bsd = vlm.hidden_states(model, row_inputs(vlm, image_embeds, batch))
+    head, hidden_bsd = vlm.head_and_inputs(model, row_inputs(vlm, image_embeds, batch))
     places_n = batch["predicting"]  # by index: how many a mask selects, a GPU would have to be asked
     hidden_nd = hidden_bsd.flatten(0, 1).index_select(0, places_n)
     targets_n = batch["labels"].flatten().index_select(0, places_n + 1)
     weights_n = batch["weights"].flatten().index_select(0, places_n + 1) if "weights" in batch else None
-    head = vlm.model.get_output_embeddings()
     total = hidden_nd.new_zeros((), dtype=torch.float32)
     for start in range(0, len(targets_n), chunk):
         hidden, target = hidden_nd[start : start + chunk], targets_n[start : start + chunk]
@@ -54,7 +53,7 @@ def answer_loss(
 
 
 def cross_entropy(
-    head: nn.Module,
+    head: Callable[[torch.Tensor], torch.Tensor],
     hidden_nd: torch.Tensor,
     targets_n: torch.Tensor,
     smoothing: float = 0.0,

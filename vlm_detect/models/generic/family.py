@@ -8,23 +8,29 @@ at inference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
 import torch
+from peft import PeftModel
 from PIL import Image
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
-from vlm_detect.models.generic.loading import load_generic, make_processor
+from vlm_detect.models.generic.loading import load_generic
+from vlm_detect.models.generic.processors import make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
 from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask
 
-_TYPE_IDS = ("token_type_ids", "mm_token_type_ids")  # one a token; everything else that a processor gives is of images
+_TYPE_IDS = ("token_type_ids", "mm_token_type_ids")
+_BEHIND = "@behind"  # of what has a column a token, that of the text behind an image
 _ORDINARY_ASPECT = 20  # of the longer side to the shorter: up to here every processor reads an image
 _KEPT_LENGTHS = 10_000
 _CAPTION_QUESTIONS = {
@@ -42,6 +48,7 @@ class ChatVLM(VLM):
     supports_packing = False
     supports_prefix_cache = False
     connectors: tuple[str, ...] = ("multi_modal_projector", "connector", "merger")
+    head_is_last: bool | None = None  # whether its output are the logits; seen at the first loss
     two_way_images = False  # whether the tokens of one image see each other in both directions
 
     @classmethod
@@ -58,8 +65,13 @@ class ChatVLM(VLM):
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         super().__init__(model, processor, name, revision)
-        self.image_token_id = int(model.config.image_token_id)
-        self.template = ChatTemplate(processor, self.image_token_id, name)
+        if model.config.is_encoder_decoder:
+            raise UserError(f"{name}: {type(model).__name__} does not continue its prompt word by word: not supported")
+        image_ids = _image_ids(model.config, processor)
+        self.image_token_id = image_ids[0] if image_ids else None
+        self.template = ChatTemplate(processor, image_ids, name)
+        bare = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._read = inspect.signature(bare.forward).parameters
         self._lengths: dict[tuple[int, int], int | str] = {}
 
     @property
@@ -101,12 +113,14 @@ class ChatVLM(VLM):
         return self._lengths[size]
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """Of what has a column a token, the prefix's columns, and the last one, which is that of all text behind it."""
         inputs = self.template.inputs(image)
-        inputs.pop("labels", None)  # PaliGemma's processor makes some
-        length = self.template.prefix_length(inputs["input_ids"][0].tolist())
-        for name in ("input_ids", "attention_mask", *_TYPE_IDS):
-            if name in inputs:
-                inputs[name] = inputs[name][:, :length].long()
+        length = self.template.prefix_length(inputs)
+        if "mm_token_type_ids" in self._read and "mm_token_type_ids" not in inputs:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token_id).long()
+        for name in inputs.keys() & {*self.template.token_names, "mm_token_type_ids"}:
+            inputs[name + _BEHIND] = inputs[name][:, -1:]
+            inputs[name] = inputs[name][:, :length]
         return inputs
 
     def encode(self, prepared: Any) -> Any:
@@ -119,7 +133,25 @@ class ChatVLM(VLM):
         return list(groups.values())
 
     def prefix_inputs(self, image_embeds: Any) -> dict[str, torch.Tensor]:
-        return {name: _join([image[name] for image in image_embeds]) for name in image_embeds[0]}
+        names = [name for name in image_embeds[0] if not name.endswith(_BEHIND)]
+        along = self.template.joined_along if len(image_embeds) > 1 else {}
+        return {name: _join([image[name] for image in image_embeds], along.get(name, 0)) for name in names}
+
+    def head_and_inputs(
+        self, model: Callable[..., Any], inputs: dict[str, Any]
+    ) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+        """Where the head is not the last step (its logits are scaled, or capped), the logits themselves."""
+        # Some models put positions of their own, those of the image, in front.
+        length = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
+        if self.head_is_last is not False:
+            one = {"logits_to_keep": 1} if "logits_to_keep" in self._read else {}
+            outputs = model(**inputs, use_cache=False, output_hidden_states=True, **one)
+            head = self.model.get_output_embeddings()
+            if self.head_is_last is None:
+                self.head_is_last = _is_last(head, outputs)
+            if self.head_is_last:
+                return head, outputs.hidden_states[-1][:, -length:]
+        return torch.nn.Identity(), model(**inputs, use_cache=False).logits[:, -length:]
 
     @property
     def inner(self) -> Any:
@@ -152,18 +184,17 @@ class ChatVLM(VLM):
     def row_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
         rows = {name: batch[name].to(self.device) for name in ("ids", "image", "branch", "block", "position_ids")}
         images = self.encode([prepared[i] for i in batch["row_images"].tolist()])
-        inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in _TYPE_IDS} for image in images])
+        token_names = {name.removesuffix(_BEHIND) for name in images[0] if name.endswith(_BEHIND)}
+        inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in token_names} for image in images])
         inputs["input_ids"] = rows["ids"]
         if batch["packed"]:
             return {**inputs, "attention_mask": self._masks(rows), "position_ids": self.row_positions(images, rows)}
+        for name in token_names & images[0].keys() - {"input_ids", "attention_mask"}:
+            inputs[name] = torch.cat([_extended(image, name, rows["branch"][i]) for i, image in enumerate(images)])
+            if name in _TYPE_IDS and self.prefix_lm:
+                answered = batch["labels"].to(self.device) != IGNORE
+                inputs[name] = torch.where(rows["branch"] == PREFIX, inputs[name], answered.to(inputs[name].dtype))
         inputs["attention_mask"] = (rows["branch"] != PADDING).long()
-        for name in set(_TYPE_IDS) & images[0].keys():
-            types = torch.zeros_like(rows["ids"])
-            if self.prefix_lm:
-                types = (batch["labels"].to(self.device) != IGNORE).long()
-            for row, image in enumerate(images):
-                types[row][rows["branch"][row] == PREFIX] = image[name][0]
-            inputs[name] = types
         return inputs
 
     def _masks(self, rows: dict[str, torch.Tensor]) -> Any:
@@ -202,7 +233,35 @@ class ChatVLM(VLM):
         return str(self.processor.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
-def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """One batch of images; crops of different counts (1, n, ...) become one long row of crops."""
-    same = len({tensor.shape[1:] for tensor in tensors}) == 1
-    return torch.cat(tensors, dim=0 if same else 1)
+def _image_ids(config: Any, processor: Any) -> list[int]:
+    """The ids that stand for an image, the configuration's first."""
+    named = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+    named += [getattr(processor, "image_token_id", None), *getattr(processor, "image_token_ids", ())]
+    return list(dict.fromkeys(one for one in named if isinstance(one, int)))
+
+
+@torch.no_grad()
+def _is_last(head: Any, outputs: Any) -> bool:
+    """Whether logits are what the head makes of the last hidden states; seen at the last position."""
+    states = outputs.get("hidden_states")
+    if head is None or not states or states[-1].shape[-1] != head.in_features:
+        return False
+    made, logits = head(states[-1][:, -1]), outputs.logits[:, -1]
+    return made.shape == logits.shape and torch.allclose(made, logits, rtol=1e-4, atol=1e-4 * float(logits.std()))
+
+
+def _extended(image: dict[str, torch.Tensor], name: str, branch: torch.Tensor) -> torch.Tensor:
+    """What has a column a token, for a row (S,): the image's on its prefix, behind it that of text."""
+    row = image[name + _BEHIND].repeat(1, len(branch), *[1] * (image[name].ndim - 2))
+    row[:, branch == PREFIX] = image[name]
+    return row
+
+
+def _join(tensors: list[torch.Tensor], along: int) -> torch.Tensor:
+    """One batch of images; what differs in size (crops, height, width) is padded by zeros, as processors do."""
+    largest = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [0 if d == along else largest[d] - size for d, size in enumerate(tensor.shape)]
+        padded.append(pad(tensor, [amount for size in reversed(missing) for amount in (0, size)]))
+    return torch.cat(padded, dim=along)

@@ -11,32 +11,38 @@ tokens that it spells out stay text.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from vlm_detect.errors import UserError
 
 IMAGE_WORD = "<image>"  # an image's place, as people write it in the text of a conversation
+_NOT_READ = ("labels", "text_replacement_offsets")  # what some processors make that no forward takes
 _QUESTION, _ANSWER = "Qzxq", "Azxa"  # stand for a question and an answer while a template is taken apart
+
+_PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% for p in m['content'] %}{{ '@' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{{ '\\n' }}{% endfor %}"
+)
 
 
 class ChatTemplate:
     """The parts of a processor's chat template.
 
-    Raises UserError for a processor without a template, or with one that leaves the question out.
+    A processor without one gets a plain template: the image, the text, a line break. `image_ids` are the ids that stand
+    for an image; a processor may use none of them. Raises UserError for a template that leaves the question out.
     """
 
-    def __init__(self, processor: Any, image_token_id: int, name: str) -> None:
-        self.processor, self.image_token_id, self.name = processor, image_token_id, name
-        if not getattr(processor, "chat_template", None):
-            raise UserError(
-                f"{name}: its processor has no chat template, so its prompt format is unknown; put the model's "
-                "chat_template.jinja into a copy of its folder"
-            )
+    def __init__(self, processor: Any, image_ids: Sequence[int], name: str) -> None:
+        self.processor, self.name = processor, name
+        self.image_ids = frozenset(image_ids)
+        self.chat_template = getattr(processor, "chat_template", None) or self._plain_template()
         self.whole = self._render()
         if _QUESTION not in self.whole:
             raise UserError(f"{name}: its chat template drops the user's text; see its chat_template.jinja")
@@ -53,44 +59,107 @@ class ChatTemplate:
         messages = [self._turn(question)]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return self.processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
+        return self._apply(messages, add_generation_prompt=answer is None)
 
-    def inputs(self, image: Image.Image) -> dict[str, Any]:
+    def _apply(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        options = {"chat_template": self.chat_template, "add_generation_prompt": add_generation_prompt}
+        return str(self.processor.apply_chat_template(messages, tokenize=False, **options))
+
+    def inputs(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """The processor's tensors for one image and the open question, a batch of one."""
+        return self._inputs(image, self.whole)
+
+    def _inputs(self, image: Image.Image, text: str) -> dict[str, torch.Tensor]:
+        return self._called([image], [text])
+
+    def _called(self, images: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
         bos = self.tokenizer.bos_token  # templates that write it themselves are tokenized without another
         options = {"add_special_tokens": False} if bos and self.whole.startswith(bos) else {}
-        return dict(self.processor(images=[image], text=[self.whole], return_tensors="pt", **options))
+        made = self.processor(images=images, text=texts, return_tensors="pt", **options)
+        return {name: _as_tensor(value) for name, value in made.items() if name not in _NOT_READ}
 
-    def prefix_length(self, ids: list[int]) -> int:
-        """How many ids of a prompt end with its image."""
-        return len(ids) - ids[::-1].index(self.image_token_id)
+    @cached_property
+    def token_names(self) -> frozenset[str]:
+        """The tensors that have a column for each token: those that a longer text makes longer."""
+        image = Image.new("RGB", (64, 64))
+        shorter, longer = self._inputs(image, self.whole), self._inputs(image, self._render(question=_QUESTION * 8))
+        return frozenset(
+            name for name, tensor in shorter.items() if tensor.ndim > 1 and tensor.shape[1] != longer[name].shape[1]
+        )
+
+    @cached_property
+    def joined_along(self) -> dict[str, int]:
+        """For each tensor of images the dimension in which the processor joins those of several images."""
+        image = Image.new("RGB", (64, 64))
+        one = self.inputs(image)
+        try:
+            both = self._called([image, image], [self.whole, self.whole])
+        except (ValueError, TypeError):  # a processor of one image at a time
+            return {}
+        found = {}
+        for name in one.keys() & both.keys():
+            sizes = zip(one[name].shape, both[name].shape, strict=False)
+            found[name] = next((d for d, (single, double) in enumerate(sizes) if double == 2 * single), 0)
+        return found
+
+    def _plain_template(self) -> str:
+        """For models that were published without one: the image, the text, a line break."""
+        print(f"{self.name}: no chat template; a question follows its image as plain text", file=sys.stderr)
+        words = [getattr(self.processor, "image_token", None), IMAGE_WORD, ""]
+        known = self.tokenizer.get_vocab()
+        for word in [str(word) for word in words if word in known or word == ""]:
+            try:  # some processors write the image's place themselves
+                self.processor(images=[Image.new("RGB", (64, 64))], text=[word + _QUESTION], return_tensors="pt")
+            except ValueError:
+                continue
+            return _PLAIN_TEMPLATE.replace("@", word)
+        raise UserError(f"{self.name}: no chat template, and no known way to write an image's place into its prompts")
+
+    def prefix_length(self, inputs: dict[str, torch.Tensor]) -> int:
+        """How many ids of a prompt end with its image; without tokens of an image, none."""
+        ids = inputs["input_ids"][0].tolist()
+        places = [place for place, token in enumerate(ids) if token in self.image_ids]
+        for name, tensor in inputs.items():  # a mask of the image's places, which text is outside of
+            if tensor.shape == inputs["input_ids"].shape and name.startswith("image") and not tensor[0, -1]:
+                places += tensor[0].nonzero().flatten().tolist()
+        return max(places, default=-1) + 1
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """The last id of the prefix, behind which text is encoded as the middle of a text."""
+        inputs = self.inputs(Image.new("RGB", (64, 64)))
+        return inputs["input_ids"][0, : self.prefix_length(inputs)].tolist()[-1:]
 
     @cached_property
     def _tail(self) -> tuple[str, str]:
         """The text between image and question, and between question and answer, as the processor expands it."""
-        ids = self.inputs(Image.new("RGB", (32, 32)))["input_ids"][0].tolist()
-        tail = ids[self.prefix_length(ids) :]
-        image = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        inputs = self.inputs(Image.new("RGB", (64, 64)))
+        tail = inputs["input_ids"][0, self.prefix_length(inputs) :].tolist()
+        image = self._anchor_text
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        text = self.tokenizer.decode([self.image_token_id, *tail], **options).removeprefix(image)
+        text = self.tokenizer.decode([*self._anchor, *tail], **options).removeprefix(image)
         before, _, after = text.partition(_QUESTION)
         if self._encode_tail(before + _QUESTION + after) != tail:
             raise UserError(f"{self.name}: its tokenizer does not give the template's text back ({text!r})")
         return before, after
 
+    @cached_property
+    def _anchor_text(self) -> str:
+        return "".join(self.tokenizer.convert_ids_to_tokens(self._anchor))
+
     def _encode_tail(self, text: str) -> list[int]:
-        image = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
-        ids = self.tokenizer.encode(image + text, add_special_tokens=False)
-        return ids[1:]
+        ids = self.tokenizer.encode(self._anchor_text + text, add_special_tokens=False)
+        return ids[len(self._anchor) :]
 
     def _plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is a special token, whatever it spells."""
         ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        if self.image_token_id not in ids:
+        if not self.image_ids.intersection(ids):
             return ids
         # A tokenizer to which its image token is a word like others: cut in two it is none.
-        image = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
-        pieces = text.replace(image, f"{image[0]}\0{image[1:]}").split("\0")
+        pieces = [text]
+        for image in self.tokenizer.convert_ids_to_tokens(sorted(self.image_ids)):
+            pieces = [part for piece in pieces for part in piece.replace(image, f"{image[0]}\0{image[1:]}").split("\0")]
         return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False)]
 
     def _spells_tokens(self, *texts: str) -> bool:
@@ -138,8 +207,7 @@ class ChatTemplate:
         for place, text in enumerate(later):
             role = "user" if place % 2 else "assistant"
             messages.append({"role": role, "content": [{"type": "text", "text": text}]})
-        whole = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return str(whole).partition(_QUESTION)[2]
+        return self._apply(messages).partition(_QUESTION)[2]
 
     @cached_property
     def _answer(self) -> tuple[str, str, int]:
@@ -168,3 +236,8 @@ class ChatTemplate:
         if lead and ids[: len(context)] == context:  # some tokenizers encode the start of a text differently
             return [*ids[len(context) :], eos]
         return [*self._plain(lead + answer), eos]
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    """Some processors leave a list of one tensor an image."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value[0])[None]

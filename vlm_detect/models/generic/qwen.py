@@ -1,14 +1,11 @@
-"""Qwen2-VL and Qwen2.5-VL: positions on three axes, and a processor without its video part."""
+"""Qwen2-VL and Qwen2.5-VL: positions on three axes."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from vlm_detect.models.base import family
 from vlm_detect.models.generic.family import ChatVLM
-from vlm_detect.models.generic.joined import JoinedProcessor
 from vlm_detect.models.rows import PREFIX
 
 
@@ -18,10 +15,6 @@ class QwenVLM(ChatVLM):
 
     supports_packing = True
     supports_prefix_cache = True
-
-    @staticmethod
-    def make_processor(config: Any, image_processor: Any, tokenizer: Any, stored: dict[str, Any]) -> Any:
-        return JoinedProcessor(image_processor, tokenizer, stored.get("chat_template") or tokenizer.chat_template)
 
     def shifts(self, count: int) -> list[int]:
         deltas = self.inner.rope_deltas
