@@ -1,4 +1,4 @@
-"""Any `AutoModelForImageTextToText` of transformers whose processor has a chat template."""
+"""Models of transformers' `AutoModelForImageTextToText` whose answer continues the prompt."""
 
 from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.generic.llava import LlavaVLM

@@ -6,7 +6,6 @@ parts is narrowed to a subclass that has an image processor and a tokenizer.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -86,7 +85,6 @@ def absent_parts(cls: type[ProcessorMixin]) -> dict[str, Any]:
     return {name: _Absent() for name in absent}
 
 
-@functools.cache
 def image_only(cls: type[ProcessorMixin]) -> Any:
     """The processor class with an image processor and a tokenizer alone."""
     absent = absent_parts(cls)
