@@ -220,7 +220,7 @@ def _setting(name: str, config: PreTrainedConfig) -> Any:
     """What a processor wants to know of its model."""
     vision = getattr(config, "vision_config", None) or config
     if name == "num_additional_image_tokens":
-        return 1 if "clip" in vision.model_type else 0
+        return 1 if vision.model_type == "clip_vision_model" else 0
     if name in ("image_seq_length", "image_seq_len") and _first(config, "mm_tokens_per_image"):
         return _first(config, "mm_tokens_per_image")
     if name == "patch_size":

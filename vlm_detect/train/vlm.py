@@ -5,9 +5,10 @@
     vlm-detect train vlm --config vlm_qlora --model HuggingFaceTB/SmolVLM-Instruct
 
 Questions and answers are formatted by the processor's chat template, or plainly where a model has none. --data and the
-output are those of vlm-detect train moondream. In LLaVA, Gemma 3, Idefics3, Qwen2-VL and 2.5-VL all questions of an
-image share its prefix. In PaliGemma, whose image and question attend to each other, and in other models, each question
-is a separate row in which the tower encodes the image again: there --questions_per_image 1 is cheaper.
+output are those of vlm-detect train moondream. In LLaVA, LLaVA-OneVision, Gemma 3, Idefics2 and 3, SmolVLM, InternVL,
+GLM-4.6V and Qwen2 to 3-VL all questions of an image share its prefix. In PaliGemma, whose image and question attend to
+each other, and in other models, each question is a separate row in which the tower encodes the image again: there
+--questions_per_image 1 is cheaper.
 
 On all GPUs: accelerate launch --quiet -m vlm_detect.train.vlm (in a clone: recipes/vlm_lora.py) with the same flags.
 """

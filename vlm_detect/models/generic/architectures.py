@@ -9,8 +9,10 @@ from vlm_detect.models.base import family
 from vlm_detect.models.generic.family import ChatVLM
 
 
-@family("idefics3")
-class Idefics3VLM(ChatVLM):
+@family("idefics2", "idefics3", "internvl", "llava_onevision", "smolvlm", "vipllava")
+class CausalVLM(ChatVLM):
+    """An image in a decoder that looks backwards only."""
+
     supports_packing = True
     supports_prefix_cache = True
 

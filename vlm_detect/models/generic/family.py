@@ -71,7 +71,7 @@ class ChatVLM(VLM):
         self.image_token_id = image_ids[0] if image_ids else None
         self.template = ChatTemplate(processor, image_ids, name)
         bare = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._read = inspect.signature(bare.forward).parameters
+        self._read = frozenset(inspect.signature(bare.forward).parameters)
         self._lengths: dict[tuple[int, int], int | str] = {}
 
     @property

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: positions on three axes."""
+"""Qwen-VL and GLM-4.6V: positions on three axes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.rows import PREFIX
 
 
-@family("qwen2_vl", "qwen2_5_vl")
+@family("glm46v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 class QwenVLM(ChatVLM):
     """An image's tokens count its rows and columns, so that the positions behind it differ from the count of tokens."""
 
