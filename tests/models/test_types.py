@@ -38,7 +38,10 @@ def test_a_sample_of_families_works(model_type: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_every_type_does_what_its_record_says(model_type: str, tmp_path: Path) -> None:
-    found, before = try_type(model_type, tmp_path), recorded()[model_type]
+    before = recorded()[model_type]
+    if before["reason"].startswith("not done"):
+        pytest.skip(before["reason"])
+    found = try_type(model_type, tmp_path)
     assert {step: found[step] for step in STEPS} == {step: before[step] for step in STEPS}, found["reason"]
 
 

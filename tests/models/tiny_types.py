@@ -146,7 +146,7 @@ def set_ids(config: PreTrainedConfig, processor: Any) -> None:
                 setattr(part, name, _id_of(found[1], processor, vocabulary))
 
 
-def _id_of(name: str, processor: Any, vocabulary: dict[str, int]) -> int:
+def _id_of(name: str, processor: Any, vocabulary: dict[str, int]) -> int | None:
     tokenizer = processor.tokenizer
     if name == "image":
         if "<IMG_ATOM>" in vocabulary:
@@ -155,9 +155,8 @@ def _id_of(name: str, processor: Any, vocabulary: dict[str, int]) -> int:
         word = str(getattr(processor, "image_token", None) or f"<{name}>")
         return vocabulary.get(word) if found is None else found
     for owner in (processor, tokenizer):
-        word = getattr(owner, f"{name}_token", None)
-        if word in vocabulary:
-            return vocabulary[word]
+        if (own := getattr(owner, f"{name}_token", None)) in vocabulary:
+            return vocabulary[str(own)]
     letters = re.sub(r"[^a-z]", "", name)
     for word, token_id in vocabulary.items():
         if re.sub(r"[^a-z]", "", word) == letters:
@@ -192,7 +191,8 @@ def make_image_processor(model_type: str, config: PreTrainedConfig) -> Any:
         settings["image_grid_pinpoints"] = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
         config.image_grid_pinpoints = settings["image_grid_pinpoints"]
     made = cls(**{**settings, **SETTINGS.get(model_type, {}).get("image_processor", {})})
-    if "image_processor.image_seq_length" in _source(processor_class(model_type)):
+    source = _source(processor_class(model_type))
+    if "image_processor.image_seq_length" in source:
         made.image_seq_length = (side // patch) ** 2 if isinstance(patch, int) else 1
     return made
 
