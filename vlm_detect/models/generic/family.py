@@ -68,7 +68,7 @@ class ChatVLM(VLM):
         if model.config.is_encoder_decoder:
             raise UserError(f"{name}: {type(model).__name__} does not continue its prompt word by word: not supported")
         image_ids = _image_ids(model.config, processor)
-        self.image_token_id = image_ids[0] if image_ids else None
+        self.image_token_id: Any = image_ids[0] if image_ids else None
         self.template = ChatTemplate(processor, image_ids, name)
         bare = model.get_base_model() if isinstance(model, PeftModel) else model
         self._read = frozenset(inspect.signature(bare.forward).parameters)
