@@ -25,7 +25,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import checkout  # noqa: F401
@@ -34,11 +33,12 @@ import yaml
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -55,13 +55,13 @@ from vlm_detect.infer.branches import forward
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import prefill, stack_prefixes
 from vlm_detect.models.base import VLM
-from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration, MoondreamProcessor
+from vlm_detect.models.moondream import MoondreamConfig, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.moondream.modeling import MoondreamModel
 from vlm_detect.models.nano import nano_path
 from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
 from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
-from vlm_detect.models.tinyllava import TinyLlavaConfig, TinyLlavaForConditionalGeneration
+from vlm_detect.models.tinyllava import TinyLlavaConfig
 from vlm_detect.models.tinyllava.configuration import RELEASE
 from vlm_detect.models.tinyllava.family import TinyLlavaVLM
 from vlm_detect.models.tinyllava.processing import make_processor
@@ -338,12 +338,12 @@ def build(name: str, dtype: torch.dtype, layers: int, *, nf4: bool = False) -> V
             processor = make_processor(config, AutoTokenizer.from_pretrained(nano_path("tinyllava")))
         config.image_token_index = processor.image_token_id
         shorten(config, layers)
-        model = TinyLlavaForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
         vlm = TinyLlavaVLM(model.eval(), processor, name)
     else:
         config = MoondreamConfig()
         shorten(config, layers)
-        model = MoondreamForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
         vlm = MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), name)
     if nf4:
         four_bits(model, set(select_targets(model, "all-linear")))
@@ -359,7 +359,7 @@ def shorten(config: Any, layers: int) -> None:
 def prepared(vlm: VLM, images: int) -> dict[str, Any]:
     if isinstance(vlm, TinyLlavaVLM):
         return {"pixel_values": torch.empty(images, 3, 384, 384)}
-    tilings = SimpleNamespace(tolist=lambda: [[3, 4]] * images)
+    tilings = [[3, 4]] * images
     return {"pixel_values": torch.empty(images, 13, 3, 378, 378), "tilings": tilings}
 
 
@@ -448,13 +448,12 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._follow(tensor.untyped_storage())
+        for tensor in tensors_in(out):
+            self._follow(tensor.untyped_storage())
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = StorageWeakRef(storage).cdata
         if key not in self._sizes:
             self._sizes[key] = -(-storage.nbytes() // 512) * 512
             self.live += self._sizes[key]
@@ -463,6 +462,15 @@ class LiveStorages(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.live -= self._sizes.pop(key)
+
+
+def tensors_in(found: Any) -> Iterator[torch.Tensor]:
+    """Those that an operator gave: a tensor, or lists and tuples of them."""
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, list | tuple):
+        for part in found:
+            yield from tensors_in(part)
 
 
 class Fused(torch.autograd.Function):
@@ -537,13 +545,11 @@ def patched() -> Iterator[None]:
     def apply(self: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
         for module in self.children():
             module._apply(change)
-        for name, parameter in self._parameters.items():
-            if parameter is not None:
-                changed = change(parameter.detach())
-                self._parameters[name] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = change(buffer)
+        for name, parameter in list(self.named_parameters(recurse=False, remove_duplicate=False)):
+            changed = change(parameter.detach())
+            setattr(self, name, nn.Parameter(changed, requires_grad=parameter.requires_grad))
+        for name, buffer in list(self.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(self, name, change(buffer))
         return self
 
     changes: list[tuple[Any, str, Any]] = [
