@@ -357,7 +357,7 @@ def shorten(config: Any, layers: int) -> None:
 
 
 def prepared(vlm: VLM, images: int) -> dict[str, Any]:
-    if isinstance(vlm, TinyLlavaVLM):
+    if vlm.typical_crops == 1:
         return {"pixel_values": torch.empty(images, 3, 384, 384)}
     tilings = [[3, 4]] * images
     return {"pixel_values": torch.empty(images, 13, 3, 378, 378), "tilings": tilings}

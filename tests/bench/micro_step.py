@@ -14,6 +14,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+import checkout  # noqa: F401
+
 from tests.factories import tiny_vlm
 from tests.standin.counting import MICRO_STEPS, micro_steps
 from vlm_detect.config import git_commit, parse_config, write_json

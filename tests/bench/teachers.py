@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import checkout  # noqa: F401
 import numpy as np
 import pyarrow.parquet as pq
 

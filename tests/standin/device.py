@@ -205,4 +205,5 @@ if __name__ == "__main__":
     install()
     sys.modules["tests.standin.device"] = sys.modules["__main__"]  # whose counters are those of the library
     sys.argv = sys.argv[1:]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does for the program that it runs
     runpy.run_path(sys.argv[0], run_name="__main__")

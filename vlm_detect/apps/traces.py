@@ -102,7 +102,12 @@ def _baselines(folder: Path) -> dict[str, Any] | None:
     if summary is None:
         return None
     scores = {name: summary[name] for name in _SCORES if name in summary}
-    return {"file": "eval/summary.json", "sha256": file_sha256(path), **scores, "blind": summary.get("floors") or {}}
+    return {
+        "file": path.relative_to(folder).as_posix(),
+        "sha256": file_sha256(path),
+        **scores,
+        "blind": summary.get("floors") or {},
+    }
 
 
 def _hashes(folder: Path, paths: list[Path]) -> dict[str, str]:

@@ -76,5 +76,9 @@ class Footprint:
         """Activations of one token in one layer: the MLP's hidden units before and after the nonlinearity, of a gated
         MLP those of both branches, next to the residual stream and the layer's other states."""
         inner, width = (getattr(config, name, None) or 0 for name in ("intermediate_size", "hidden_size"))
-        is_gated = getattr(config, "hidden_act", None) in ("silu", "swish") or "gemma" in config.model_type
+        nonlinearity = getattr(config, "hidden_act", None)
+        # Of the configurations with this GELU, decoders alone have a `head_dim`, and they gate it.
+        is_gated = nonlinearity in ("silu", "swish") or (
+            nonlinearity in (None, "gelu_pytorch_tanh") and hasattr(config, "head_dim")
+        )
         return int(((3 if is_gated else 2) * inner + 5 * width) * self.itemsize)

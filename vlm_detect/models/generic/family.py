@@ -145,12 +145,13 @@ class ChatVLM(VLM):
         length = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
         if self.head_is_last is not False:
             one = {"logits_to_keep": 1} if "logits_to_keep" in self._read else {}
-            outputs = model(**inputs, use_cache=False, output_hidden_states=True, **one)
+            options = {"use_cache": False, "output_hidden_states": True, **one}
             head = self.model.get_output_embeddings()
-            if self.head_is_last is None:
-                self.head_is_last = _is_last(head, outputs)
+            if self.head_is_last is None:  # in bfloat16 a cap or a scale could pass for rounding
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                    self.head_is_last = _is_last(head, model(**inputs, **options))
             if self.head_is_last:
-                return head, outputs.hidden_states[-1][:, -length:]
+                return head, model(**inputs, **options).hidden_states[-1][:, -length:]
         return torch.nn.Identity(), model(**inputs, use_cache=False).logits[:, -length:]
 
     @property
@@ -240,7 +241,6 @@ def _image_ids(config: Any, processor: Any) -> list[int]:
     return list(dict.fromkeys(one for one in named if isinstance(one, int)))
 
 
-@torch.no_grad()
 def _is_last(head: Any, outputs: Any) -> bool:
     """Whether logits are what the head makes of the last hidden states; seen at the last position."""
     states = outputs.get("hidden_states")
