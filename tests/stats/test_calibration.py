@@ -93,6 +93,13 @@ def test_four_correctly_classified_images_do_not_make_a_model_reliable():
     assert "too few" in few.doubt
 
 
+def test_a_good_score_on_one_photo_is_too_few_images_and_not_a_model_at_chance():
+    odds, generated = overconfident(n=400)
+    few = fit(odds, generated, groups=["one photo"] * 400)
+    assert not few.reliable
+    assert few.doubt.startswith("the images are too few to tell the model from chance (AUROC 0.")
+
+
 def test_anticorrelated_odds_reach_the_temperature_bound():
     odds, generated = overconfident()
     turned = fit(-odds, generated)

@@ -32,11 +32,11 @@ def doubt(odds: np.ndarray, generated: np.ndarray, groups: Sequence[str], *, at_
     point = float(auroc(np.ones((1, len(truth))))["auroc"][0])
     interval = bootstrap(groups, auroc, resamples=_RESAMPLES)["auroc"]
     p = float(mannwhitneyu(odds[truth > 0], odds[truth == 0]).pvalue)
-    if interval is None or interval[0] <= 0.5 <= interval[1]:
-        spread = f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}" if interval else "no interval on so few images"
-        return f"the model is at chance (AUROC {point:.2f}, {spread})"
-    if p >= _LEVEL:
-        return f"the images are too few to tell the model from chance (AUROC {point:.2f}, p {p:.2f})"
+    if interval is not None and interval[0] <= 0.5 <= interval[1]:
+        return f"the model is at chance (AUROC {point:.2f}, 95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+    if interval is None or p >= _LEVEL:
+        seen = f"source photos: {len(set(groups))}" if interval is None else f"p {p:.2f}"
+        return f"the images are too few to tell the model from chance (AUROC {point:.2f}, {seen})"
     if at_bound:
         return f"the temperature meets its bound (AUROC {point:.2f})"
     return ""
