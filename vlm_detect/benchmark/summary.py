@@ -77,22 +77,22 @@ def summarise(
     scored = item_scores(results, "logprob")
     generated = item_scores(results, "generate")
     every = scored or generated
-    chief = headline_scores(every)
+    headline = headline_scores(every)
     summary = every_figure(every, unsure_band, resamples)
     if scored:
-        summary |= _biases(chief)
+        summary |= _biases(headline)
     if calibration and calibration.n:
         summary["calibrated"] = calibrated_figures(scored, calibration, resamples)
     if alone := witness_figures(scored, resamples):
         summary["witnesses"] = {name: {"weight": (weights or {}).get(name), **found} for name, found in alone.items()}
-    columns = {"object_class": {score.id: score.object_class for score in chief}, **(slices or {})}
+    columns = {"object_class": {score.id: score.object_class for score in headline}, **(slices or {})}
     for column, values in columns.items():
-        summary[f"by_{column}"] = _by(chief, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
+        summary[f"by_{column}"] = _by(headline, lambda score, v=values: v.get(score.id) or "", resamples)  # type: ignore[misc]
     summary["floors"] = dict(baselines or {})
     closed = [score for score in generated if not KINDS[score.kind].is_open]
     if closed or (generated and all(KINDS[score.kind].is_open for score in scored)):
-        chief = headline_scores(generated)
-        summary["generate"] = figures_of(chief, unsure_band, resamples) | generation_figures(chief)
+        headline = headline_scores(generated)
+        summary["generate"] = figures_of(headline, unsure_band, resamples) | generation_figures(headline)
     return rounded(summary)
 
 
@@ -283,10 +283,10 @@ def figures_of(
     if len(y):
         points = figures(y, p)
         found |= {name: points[name] for name in names}
-        drawn = bootstrap(
+        intervals = bootstrap(
             groups, lambda w: weighted_figures(y, p, w), biased=biased_points(points), resamples=resamples
         )
-        ci95 |= {name: drawn[name] for name in names}
+        ci95 |= {name: intervals[name] for name in names}
     if ranked:
         unsure = (p > band[0]) & (p < band[1])
         outside = ((p >= 0.5) == (y > 0))[~unsure]
@@ -328,7 +328,7 @@ def calibrated_figures(
     above = float(np.nextafter(calibration.threshold, 2))  # strictly above the threshold
     groups, points = [s.group for s in known], figures(y, p, threshold=above)
 
-    def drawn(w: Array) -> dict[str, Array]:
+    def resampled(w: Array) -> dict[str, Array]:
         found = weighted_figures(y, p, w, threshold=above)
         return {**found, "accuracy": w @ right / w.sum(axis=1)}
 
@@ -337,10 +337,11 @@ def calibrated_figures(
         "n": len(known),
         "fitted_on": calibration.n,
         "reliable": calibration.reliable,
+        "doubt": calibration.doubt,
         "threshold": calibration.threshold,
         "accuracy": float(right.mean()),
         **points,
-        "ci95": bootstrap(groups, drawn, biased=biased_points(points), resamples=resamples),
+        "ci95": bootstrap(groups, resampled, biased=biased_points(points), resamples=resamples),
         "unsure": {
             "band": [calibration.unsure_low, calibration.unsure_high],
             "share": float(unsure.mean()),

@@ -99,10 +99,10 @@ class Verdict:
     are `p_fake`. `dissent` names the witnesses that lean against the verdict, `why_unsure` says why it is "unsure";
     `views` is how many re-encoded copies had to have the same label. `novelty_p` is the part of the images that the run
     was calibrated on that are as strange as this one; None where the run cannot say. `calibrated` is False where no
-    validation set stands behind `p_fake`, and `reliable` where the model was at chance on that set. The operating point
-    is `threshold` and `unsure_band`, both in p_fake; `max_fpr` is the part of photos that it promises to call generated
-    at most. `contradictions` are sentences on what the model says against itself; `provenance` is what the file says,
-    which had no part in the verdict; `notes` what is odd about the file.
+    validation set stands behind `p_fake`, and `reliable` where that set does not show that the model beats chance. The
+    operating point is `threshold` and `unsure_band`, both in p_fake; `max_fpr` is the part of photos that it promises
+    to call generated at most. `contradictions` are sentences on what the model says against itself; `provenance` is
+    what the file says, which had no part in the verdict; `notes` what is odd about the file.
     """
 
     p_fake: float

@@ -54,7 +54,7 @@ class Calibration:
     n: int = 0  # validation images that it was fitted on; 0: nothing was fitted
     decoder: int = 1  # of the images that it was fitted on; files that do not state it are of the first
     reliable: bool = True  # False where there is a `doubt`
-    doubt: str = ""  # a sentence: the model is at chance on the images that it was fitted on, or nearly so
+    doubt: str = ""  # a sentence: why the images that it was fitted on do not show that the model beats chance
     max_fpr: float | None = None
     reached: float | None = None
     bound: float | None = None

@@ -12,7 +12,7 @@ export function renderVerdict(place, verdict) {
     ? element("p", "caveat", `No verdict: ${verdict.caveat}.`)
     : element("p", "verdict-word", WORDS[verdict.label]);
   const leaning = verdict.caveat ? `; it leans to ${verdict.label}` : "";
-  const unreliable = verdict.reliable ? "" : ", which is not reliable: the model was at chance on them";
+  const unreliable = verdict.reliable ? "" : ", which is not reliable";
   const calibrated = `calibrated on validation images${unreliable}`;
   const note = `${verdict.calibrated ? calibrated : "not calibrated: take it as a ranking"}${leaning}`;
   const facts = element("ul", "facts");
