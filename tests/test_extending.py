@@ -124,11 +124,11 @@ def test_a_generator_is_a_class(tmp_path: Path) -> None:
     write_shard(tmp_path / "captions", 0, rows, PHOTO_FEATURES, [])
     RenderShard(tmp_path / "captions", config, Plan("render", 3, 3, "", {}), tmp_path / "renders")(0)
     assert list(read_rejects(tmp_path / "renders", 0)) == []
-    drawn = list(read_rows(tmp_path / "renders", 0))
-    assert [(row["generator"], row["generator_revision"], len(row["twins"])) for row in drawn] == [
+    rendered = list(read_rows(tmp_path / "renders", 0))
+    assert [(row["generator"], row["generator_revision"], len(row["twins"])) for row in rendered] == [
         ("stripes", "1", 1)
     ] * 3
-    with Image.open(io.BytesIO(drawn[0]["twins"][0]["image"]["bytes"])) as twin:
+    with Image.open(io.BytesIO(rendered[0]["twins"][0]["image"]["bytes"])) as twin:
         assert twin.size == (64, 64)
 
 

@@ -186,8 +186,8 @@ def build(cls: type, given: Mapping[str, Any], prefix: str = "") -> Any:
             values[field.name] = tuple(given[name]) if get_origin(hint) is tuple else given[name]
         elif field.init and field.default is MISSING and field.default_factory is MISSING:
             shown = field.metadata.get("metavar", name.upper()) if field.metadata.get("positional") else f"--{name}"
-            told = str(field.metadata.get("help", "")).rstrip(".")
-            raise UsageError(f"{shown} is missing" + (f": {told}" if told else ""))
+            help_text = str(field.metadata.get("help", "")).rstrip(".")
+            raise UsageError(f"{shown} is missing" + (f": {help_text}" if help_text else ""))
     return cls(**values)
 
 

@@ -109,7 +109,7 @@ class Job:
         """What a short script does."""
         sampling = self.renderer.sampling
         for i, prompt in enumerate(self.prompts[:count]):
-            drawn = self.renderer.pipeline(
+            output = self.renderer.pipeline(
                 prompt,
                 **self.size,
                 num_inference_steps=sampling.steps,
@@ -117,7 +117,7 @@ class Job:
                 max_sequence_length=sampling.max_sequence_length,
                 generator=torch.Generator("cpu").manual_seed(i),
             )
-            drawn.images[0].save(self.folder / f"{i}.png")
+            output.images[0].save(self.folder / f"{i}.png")
 
     def plain_vae(self, count: int | None = None) -> None:
         for i, row in enumerate(list(read_rows(self.captions, 0))[:count]):

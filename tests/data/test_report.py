@@ -75,11 +75,11 @@ def test_edits_have_a_separate_figure(tmp_path: Path) -> None:
 def test_prompted_images_show_their_prompt_and_are_no_source(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     source = {**SOURCE, "sha256": "ab", "width": 640, "height": 480, "jpeg_quality": 90}
-    drawn = {"path_or_id": "prompt: a red cat (seed 1)", "width": 32, "height": 32}
+    rendered = {"path_or_id": "prompt: a red cat (seed 1)", "width": 32, "height": 32}
     rows = [
         {"id": f"{i}", "image": {"bytes": jpeg(photo(i))[0], "path": None}, "label": label, "group": f"{i}"} | more
         for i, (label, more) in enumerate(
-            {"real": {"source": source}, "generated": {"source": drawn, "prompt": "a red cat"}}.items()
+            {"real": {"source": source}, "generated": {"source": rendered, "prompt": "a red cat"}}.items()
         )
     ]
     table = pa.Table.from_pylist(rows, schema=PROMPTED_FEATURES.arrow_schema)
@@ -87,7 +87,7 @@ def test_prompted_images_show_their_prompt_and_are_no_source(tmp_path: Path) -> 
     write_report(tmp_path, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "a red cat" in page
-    assert "real median 640; from 640 to 640" in page  # the drawn one's size is not among those of the sources
+    assert "real median 640; from 640 to 640" in page  # the rendered one's size is not among those of the sources
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:

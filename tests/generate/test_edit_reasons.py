@@ -40,9 +40,9 @@ def test_contents_of_the_row():
     assert {(one.supports, one.source) for one in (operation, place)} == {("edited", "edit")}
     assert places_in(place.text) == ["lower right"]
     assert edit_reasons(edit("smear", box), (96, 64), seed="a") == [operation, place]
-    drawn = {edit_reasons(edit("smear", box), (96, 64), seed=str(i))[0].text for i in range(100)}
-    assert drawn <= set(operation_wordings("smear"))
-    assert len(drawn) > 6
+    sampled = {edit_reasons(edit("smear", box), (96, 64), seed=str(i))[0].text for i in range(100)}
+    assert sampled <= set(operation_wordings("smear"))
+    assert len(sampled) > 6
 
 
 def test_unknown_facts_are_not_stated():

@@ -51,9 +51,9 @@ def test_an_edit_follows_from_its_seed() -> None:
 
 def test_operations_and_places_are_equally_frequent() -> None:
     image, donor = textured(1), textured(2)
-    drawn = [random_edit(image, seed, donor=donor, paint=painted) for seed in range(240)]
-    operations = Counter(edited.operation for edited in drawn)
-    places = Counter(place_of(edited.box, image.size) for edited in drawn)
+    sampled = [random_edit(image, seed, donor=donor, paint=painted) for seed in range(240)]
+    operations = Counter(edited.operation for edited in sampled)
+    places = Counter(place_of(edited.box, image.size) for edited in sampled)
     assert set(operations) == set(EDITS.own)
     assert set(places) == set(PLACES)
     assert min(operations.values()) > 240 / 8 / 2

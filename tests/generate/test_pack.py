@@ -139,11 +139,11 @@ def test_the_wrapping_of_both_members_is_alike(pairs: Path) -> None:
 
 def test_a_row_records_how_it_was_made(pairs: Path) -> None:
     rows = pq.read_table(pairs / "data").to_pylist()
-    drawn, rebuilt = ([row for row in rows if row["kind"] == kind] for kind in ("caption", "vae"))
-    assert len(drawn) == len(rebuilt) == 14
+    rendered, rebuilt = ([row for row in rows if row["kind"] == kind] for kind in ("caption", "vae"))
+    assert len(rendered) == len(rebuilt) == 14
     assert all(row["image_label"] == "real" and row["source"]["licence"] == "CC0" for row in rows)
-    assert all(row["caption"] == row["prompt"] and row["caption"].startswith("thing") for row in drawn)
-    assert all(row["receipt"]["steps"] == 2 and row["receipt"]["batch"] for row in drawn)
+    assert all(row["caption"] == row["prompt"] and row["caption"].startswith("thing") for row in rendered)
+    assert all(row["receipt"]["steps"] == 2 and row["receipt"]["batch"] for row in rendered)
     assert all(row["receipt"]["steps"] is None and row["prompt"] is None for row in rebuilt)
     assert len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
@@ -152,7 +152,7 @@ def test_a_row_records_how_it_was_made(pairs: Path) -> None:
         assert row["source"]["phash"] == perceptual_hash(decode_image(source).image)
         assert row["generator"].endswith("sd3")
         assert (row["receipt"]["captioner"], row["receipt"]["dtype"]) == ("column", "float32")
-    assert {row["receipt"]["scheduler"] for row in drawn} == {"FlowMatchEulerDiscreteScheduler"}
+    assert {row["receipt"]["scheduler"] for row in rendered} == {"FlowMatchEulerDiscreteScheduler"}
     assert {row["receipt"]["quantization"] for row in rows} == {"none"}
 
 
@@ -210,9 +210,9 @@ def test_the_group_of_a_rejected_photo_stays_with_the_photo_that_it_repeats(tmp_
 def test_near_copies_among_prompted_images_share_a_group(tmp_path: Path) -> None:
     """Unlike photos whose twins, of one prompt, came out nearly the same."""
     rows = []
-    for i, drawn in enumerate((100, 101, 100, 103)):
+    for i, rendered in enumerate((100, 101, 100, 103)):
         source = {"path_or_id": f"{i}", "sha256": f"{i:064x}", "phash": perceptual_hash(photo(i)), "width": 48}
-        twin = {"kind": "caption", "image": cell(drawn, (32, 24)), "prompt": "a thing", "seed": i, "batch": "0/1"}
+        twin = {"kind": "caption", "image": cell(rendered, (32, 24)), "prompt": "a thing", "seed": i, "batch": "0/1"}
         about = {"id": f"{i}", "group": f"{i}", "captioner": "prompts", "generator": "g", "source": source}
         rows.append(about | {"image": cell(i, (48, 36)), "twins": [twin]})
     begin(tmp_path / "renders", Plan("render", 4, 2, "", {}))

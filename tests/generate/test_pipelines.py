@@ -19,7 +19,7 @@ SAMPLING = Sampling(steps=2, guidance=5.0, max_sequence_length=24)
 GUIDANCE = {"QwenImagePipeline": "true_cfg_scale"}
 
 
-def drawn(renderer: Renderer, *texts: str, seed: int = 0) -> list[np.ndarray]:
+def rendered(renderer: Renderer, *texts: str, seed: int = 0) -> list[np.ndarray]:
     seeds = [seed + i for i in range(len(texts))]
     return [np.asarray(image) for image in renderer.render(renderer.encode_prompts(texts), seeds, SIZE)]
 
@@ -29,16 +29,16 @@ def test_each_pipeline_renders_as_requested(name: str) -> None:
     pipeline = tiny_pipeline(name)
     renderer = Renderer.from_pipeline(pipeline, SAMPLING, "cpu")
     assert renderer.native_side % renderer.size_multiple == 0
-    first, second = drawn(renderer, "a red car", "two cats on a sofa")
+    first, second = rendered(renderer, "a red car", "two cats on a sofa")
     assert first.shape == (SIZE[1], SIZE[0], 3)
     assert not np.array_equal(first, second)
-    again, _ = drawn(renderer, "a red car", "two cats on a sofa")
+    again, _ = rendered(renderer, "a red car", "two cats on a sofa")
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, drawn(renderer, "a red car", "two cats on a sofa", seed=7)[0])
+    assert not np.array_equal(first, rendered(renderer, "a red car", "two cats on a sofa", seed=7)[0])
 
     assert call_of(pipeline).guidance == GUIDANCE.get(name, "guidance_scale")
     unguided = Renderer.from_pipeline(pipeline, Sampling(steps=2, guidance=1.0, max_sequence_length=24), "cpu")
-    assert not np.array_equal(first, drawn(unguided, "a red car", "two cats on a sofa")[0])
+    assert not np.array_equal(first, rendered(unguided, "a red car", "two cats on a sofa")[0])
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))

@@ -22,15 +22,15 @@ def test_the_same_seed_samples_the_same_prompt(tmp_path: Path) -> None:
         tmp_path, 'base: "{what} {where}, {light}"\nmodifiers: {what: [a, b], where: [c, d], light: [e, ""]}'
     )
     assert prompts.sample(3) == prompts.sample(3)
-    drawn = {prompts.sample(seed) for seed in range(100)}
-    assert drawn == {f"{x} {y}{z}" for x in "ab" for y in "cd" for z in (", e", "")}
+    sampled = {prompts.sample(seed) for seed in range(100)}
+    assert sampled == {f"{x} {y}{z}" for x in "ab" for y in "cd" for z in (", e", "")}
 
 
 def test_the_shipped_book_samples_many_prompts() -> None:
     prompts = PromptBook.read(CONFIGS / "generators" / "prompts.yaml")
-    drawn = {prompts.sample(seed) for seed in range(200)}
-    assert len(drawn) > 150
-    assert not any("{" in prompt or prompt.endswith(",") for prompt in drawn)
+    sampled = {prompts.sample(seed) for seed in range(200)}
+    assert len(sampled) > 150
+    assert not any("{" in prompt or prompt.endswith(",") for prompt in sampled)
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,9 @@ def test_a_prompted_image_is_rendered_again(tmp_path: Path) -> None:
     prompted = make(tmp_path, "prompted", "--prompts", tmp_path / "prompts.yaml")
     table = [row for path in prompted.glob("data/*.parquet") for row in pq.read_table(path).to_pylist()]
     assert len({row["id"] for row in table}) == len(table) == 16
-    drawn = {row["receipt"]["batch"]: row for row in table if row["label"] == "generated"}
-    assert drawn.keys() == {"0/3", "1/3", "2/3", "0/2", "1/2"}
-    for row in drawn.values():
+    rendered = {row["receipt"]["batch"]: row for row in table if row["label"] == "generated"}
+    assert rendered.keys() == {"0/3", "1/3", "2/3", "0/2", "1/2"}
+    for row in rendered.values():
         assert "the same bytes as in" in render_row(prompted, row["id"], tmp_path / "image.jpg")
     real = next(row for row in table if row["label"] == "real")
     with pytest.raises(UserError, match="a photo, which was not rendered"):

@@ -23,7 +23,7 @@ from vlm_detect.generate import renderer as renderer_module
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
 from vlm_detect.generate.presets import with_preset
-from vlm_detect.generate.render_step import RenderShard, _draw_or_split, derive_seed
+from vlm_detect.generate.render_step import RenderShard, _render_or_split, derive_seed
 from vlm_detect.generate.renderer import Renderer, bucket, check_pipeline
 from vlm_detect.images.encode import is_blank
 from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard
@@ -136,7 +136,7 @@ def test_a_failed_accelerator_is_no_fault_of_the_photos() -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
 
     with pytest.raises(UserError, match=r"accelerator failed: CUDA error: an illegal memory access was encountered;"):
-        list(_draw_or_split(draw, range(4)))
+        list(_render_or_split(draw, range(4)))
 
 
 def test_one_failing_prompt_does_not_affect_others() -> None:
@@ -146,9 +146,9 @@ def test_one_failing_prompt_does_not_affect_others() -> None:
             raise RuntimeError("bad prompt")
         return [photo(place) for place in chosen]
 
-    drawn = list(_draw_or_split(draw, range(4)))
-    assert [isinstance(image, RuntimeError) for image, _ in drawn] == [False, False, True, False]
-    assert [batch for _, batch in _draw_or_split(draw, [0, 1])] == ["0/2", "1/2"]
+    rendered = list(_render_or_split(draw, range(4)))
+    assert [isinstance(image, RuntimeError) for image, _ in rendered] == [False, False, True, False]
+    assert [batch for _, batch in _render_or_split(draw, [0, 1])] == ["0/2", "1/2"]
 
 
 def test_other_render_settings_are_another_generator(renderer: Renderer) -> None:
@@ -200,9 +200,9 @@ def test_failed_or_blank_images_are_rejects_and_the_rest_continues(tmp_path: Pat
         mock.patch.object(render_step, "_load_renderer", return_value=("tiny", None, renderer)),
     ):
         RenderShard(tmp_path / "captions", config, plan, tmp_path / "renders")(0)
-    drawn = list(read_rows(tmp_path / "renders", 0))
-    assert [row["id"] for row in drawn] == ["0", "3"]
-    assert [twin["batch"] for row in drawn for twin in row["twins"]] == ["0/1", "1/2"]
+    rendered = list(read_rows(tmp_path / "renders", 0))
+    assert [row["id"] for row in rendered] == ["0", "3"]
+    assert [twin["batch"] for row in rendered for twin in row["twins"]] == ["0/1", "1/2"]
     rejects = [(reject.id, reject.reason, reject.detail) for reject in read_rejects(tmp_path / "renders", 0)]
     assert rejects == [
         ("1.png", "renderer_failed", "caption: RuntimeError: this prompt is too much"),
@@ -259,7 +259,7 @@ def test_the_generators_watermark_is_off() -> None:
     marked = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
     assert is_blank(marked)
     renderer = Renderer.from_pipeline(pipeline, Sampling(steps=2, guidance=2.0), "cpu")
-    drawn = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
-    assert not is_blank(drawn)
+    rendered = renderer.render(renderer.encode_prompts(["a red car"]), [7], (16, 16))[0]
+    assert not is_blank(rendered)
     plain = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
-    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(plain))  # prompts encoded ahead are the same prompts
+    np.testing.assert_array_equal(np.asarray(rendered), np.asarray(plain))  # prompts encoded ahead are the same prompts

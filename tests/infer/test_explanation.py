@@ -86,9 +86,9 @@ def test_a_named_place_is_a_box_that_is_drawn(calibration):
     image = Image.new("RGB", (90, 60), "white")
     found = check_explanation("Something is odd at the upper left.", image, calibration)
     assert found.reasons[0].box == (0, 0, 30, 20)
-    drawn = np.asarray(found.draw(image))
-    assert (drawn[0, 5] != 255).any()
-    assert (drawn[40, 70] == 255).all()
+    pixels = np.asarray(found.draw(image))
+    assert (pixels[0, 5] != 255).any()
+    assert (pixels[40, 70] == 255).all()
     assert (np.asarray(image) == 255).all(), "the image itself stays as it is"
 
 
@@ -105,9 +105,9 @@ def test_a_confirmed_sentence_that_names_no_place_has_that_of_its_measure(calibr
 def test_boxes_of_a_place_are_nested_on_an_enlarged_image(calibration):
     image = Image.new("RGB", (30, 30), "white")
     found = check_explanation("The top left is odd. The top left is bright. The right is not.", image, calibration)
-    drawn = np.asarray(found.draw(image, min_side=100))
-    assert drawn.shape == (120, 120, 3)
-    edges = np.flatnonzero((drawn[20, :40] != 255).any(axis=-1))
+    pixels = np.asarray(found.draw(image, min_side=100))
+    assert pixels.shape == (120, 120, 3)
+    edges = np.flatnonzero((pixels[20, :40] != 255).any(axis=-1))
     assert list(edges) == [0, 2, 37, 39]
 
 

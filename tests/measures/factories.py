@@ -42,7 +42,7 @@ def resized(image: NDArray[np.float64], side: int, method: Image.Resampling) -> 
     return np.asarray(picture.resize((side, side), method)) / 255
 
 
-def drawn(
+def random_measurements(
     n: int,
     shifts: dict[str, float],
     *,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.measures.factories import drawn
+from tests.measures.factories import random_measurements
 from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import (
     FILE,
@@ -27,7 +27,7 @@ SHIFTS = {"much": 2.0, "some": 0.8, "less": -1.5, "little": 0.2, "nothing": 0.0}
 
 @pytest.fixture(scope="module")
 def calibration() -> MeasureCalibration:
-    return fit_calibration(*drawn(400, SHIFTS))
+    return fit_calibration(*random_measurements(400, SHIFTS))
 
 
 def one(value: float, size: tuple[int, int] = (32, 32), quality: int | None = None, name: str = "much") -> Measured:
@@ -51,23 +51,27 @@ def test_only_measures_that_separate_the_classes_are_used(calibration):
 def test_random_measures_are_hardly_ever_used():
     """Of 300 measures of nothing, whose intervals miss the truth in one of twenty cases, hardly one is above 0.6."""
     nothing = {f"m{i}": 0.0 for i in range(10)}
-    assert sum(len(fit_calibration(*drawn(40, nothing, seed=seed)).informative) for seed in range(30)) <= 2
+    assert (
+        sum(len(fit_calibration(*random_measurements(40, nothing, seed=seed)).informative) for seed in range(30)) <= 2
+    )
 
 
 def test_few_photos_are_less_certain_than_many():
-    few, many = (fit_calibration(*drawn(n, {"a": 0.7}, seed=3)).scales["a"].ci95 for n in (40, 800))
+    few, many = (fit_calibration(*random_measurements(n, {"a": 0.7}, seed=3)).scales["a"].ci95 for n in (40, 800))
     assert many[1] - many[0] < (few[1] - few[0]) / 2
 
 
 def test_repeats_of_a_photo_are_not_more_evidence():
-    measured, generated, groups = drawn(40, {"a": 0.9}, seed=5)
+    measured, generated, groups = random_measurements(40, {"a": 0.9}, seed=5)
     alone = fit_calibration(measured, generated, groups).scales["a"].ci95
     often = fit_calibration(measured * 8, np.tile(generated, 8), groups * 8).scales["a"].ci95
     assert often[1] - often[0] > 0.8 * (alone[1] - alone[0])
 
 
 def test_percentiles_are_relative_to_photos(calibration):
-    photos = np.sort([m.values["much"] for m, is_one in zip(*drawn(400, SHIFTS)[:2], strict=True) if not is_one])
+    photos = np.sort(
+        [m.values["much"] for m, is_one in zip(*random_measurements(400, SHIFTS)[:2], strict=True) if not is_one]
+    )
     for value in (-1.5, -0.3, 0.0, 0.4, 2.2):
         standing = calibration.standing(one(value), "much")
         assert standing.below == pytest.approx((photos < value).mean(), abs=0.01)
@@ -111,7 +115,10 @@ def test_margins_rise_towards_generated_values(calibration):
 
 
 def test_photos_of_another_size_are_not_compared():
-    small, large = drawn(60, {"a": 1.0}), drawn(60, {"a": 1.0}, seed=1, size=(256, 256), offset=10.0)
+    small, large = (
+        random_measurements(60, {"a": 1.0}),
+        random_measurements(60, {"a": 1.0}, seed=1, size=(256, 256), offset=10.0),
+    )
     found = fit_calibration(small[0] + large[0], np.concatenate([small[1], large[1]]), small[2] + large[2])
     assert found.standing(one(10.0, (256, 256), name="a"), "a").percentile == pytest.approx(50, abs=12)
     assert found.standing(one(10.0, (32, 32), name="a"), "a").percentile == 100
@@ -125,8 +132,8 @@ def test_photos_of_another_size_are_not_compared():
 
 def test_a_measure_that_only_follows_the_size_is_not_used():
     """Generated images are larger, and large images have higher numbers, photos as well."""
-    small = drawn(100, {"a": 0.0}, seed=1)
-    large = drawn(100, {"a": 0.0}, seed=2, size=(256, 256), offset=10.0)
+    small = random_measurements(100, {"a": 0.0}, seed=1)
+    large = random_measurements(100, {"a": 0.0}, seed=2, size=(256, 256), offset=10.0)
     kept = [i for i in range(200) if not small[1][i] or i % 8 == 1]
     large_kept = [i for i in range(200) if large[1][i] or i % 8 == 0]
     measured = [small[0][i] for i in kept] + [large[0][i] for i in large_kept]
@@ -138,8 +145,8 @@ def test_a_measure_that_only_follows_the_size_is_not_used():
 
 
 def test_photos_of_the_same_compression_are_preferred():
-    fine = drawn(60, {"a": 0.0}, jpeg_quality=95)
-    coarse = drawn(60, {"a": 0.0}, seed=1, jpeg_quality=40, offset=-5.0)
+    fine = random_measurements(60, {"a": 0.0}, jpeg_quality=95)
+    coarse = random_measurements(60, {"a": 0.0}, seed=1, jpeg_quality=40, offset=-5.0)
     found = fit_calibration(fine[0] + coarse[0], np.concatenate([fine[1], coarse[1]]), fine[2] + coarse[2])
     percentiles = [found.standing(one(-5.0, quality=q, name="a"), "a").percentile for q in (40, 30, 75, 95)]
     assert percentiles == pytest.approx([50, 50, 25, 0], abs=12)
@@ -147,11 +154,11 @@ def test_photos_of_the_same_compression_are_preferred():
 
 def test_too_few_photos_for_a_reference():
     with pytest.raises(UserError, match="too few"):
-        fit_calibration(*drawn(MIN_PHOTOS - 1, {"a": 1.0}))
-    assert fit_calibration(*drawn(MIN_PHOTOS, {"a": 1.0})).photos[0].count == MIN_PHOTOS
-    scattered = [replace(m, size=(2**i, 2**i)) for i, m in enumerate(drawn(5, {"a": 1.0})[0], 4)]
+        fit_calibration(*random_measurements(MIN_PHOTOS - 1, {"a": 1.0}))
+    assert fit_calibration(*random_measurements(MIN_PHOTOS, {"a": 1.0})).photos[0].count == MIN_PHOTOS
+    scattered = [replace(m, size=(2**i, 2**i)) for i, m in enumerate(random_measurements(5, {"a": 1.0})[0], 4)]
     with pytest.raises(UserError, match="photos of one size"):
-        fit_calibration(scattered, *drawn(5, {"a": 1.0})[1:])
+        fit_calibration(scattered, *random_measurements(5, {"a": 1.0})[1:])
 
 
 def test_calibration_is_saved_as_json(calibration, tmp_path):
@@ -169,7 +176,7 @@ def test_calibration_is_saved_as_json(calibration, tmp_path):
 
 
 def test_the_order_of_images_has_no_effect(calibration):
-    measured, generated, groups = drawn(400, SHIFTS)
+    measured, generated, groups = random_measurements(400, SHIFTS)
     order = np.random.default_rng(0).permutation(len(measured))
     again = fit_calibration([measured[i] for i in order], generated[order], [groups[i] for i in order])
     assert again.photos == calibration.photos

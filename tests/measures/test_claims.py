@@ -33,9 +33,9 @@ def test_every_wording_is_parsed_back(name, direction):
 
 def test_a_sampled_sentence_is_one_of_the_wordings():
     one = MEASURES["noise_evenness"]
-    drawn = {write_sentence(one, "lower", 0.9, random.Random(i)) for i in range(400)}
-    assert drawn <= set(wordings(one, "lower", 0.9))
-    assert len(drawn) > 80
+    sampled = {write_sentence(one, "lower", 0.9, random.Random(i)) for i in range(400)}
+    assert sampled <= set(wordings(one, "lower", 0.9))
+    assert len(sampled) > 80
     placed = write_sentence(one, "lower", 0.9, random.Random(0), "top")
     assert placed in wordings(one, "lower", 0.9, "top")
 

@@ -53,16 +53,16 @@ def test_every_kind_has_another_answer_for_either_class(topic, kind):
 
 def test_members_of_a_pair_get_the_same_kinds_and_polarities():
     for seed in range(20):
-        drawn = [
+        sampled = [
             sample_questions(s, random.Random(seed), kinds=training_kinds(), per_image=5, other_captions=OTHERS)
             for s in (REAL, FAKE)
         ]
-        assert [(q.kind, q.polarity) for q in drawn[0]] == [(q.kind, q.polarity) for q in drawn[1]]
+        assert [(q.kind, q.polarity) for q in sampled[0]] == [(q.kind, q.polarity) for q in sampled[1]]
 
 
 def test_two_yes_no_questions_are_the_two_polarities():
-    drawn = sample_questions(FAKE, random.Random(0), kinds=["yes_no"], per_image=3)
-    assert {(q.question, q.answer) for q in drawn} == {(FAKE_QUESTION, YES), (REAL_QUESTION, NO)}
+    sampled = sample_questions(FAKE, random.Random(0), kinds=["yes_no"], per_image=3)
+    assert {(q.question, q.answer) for q in sampled} == {(FAKE_QUESTION, YES), (REAL_QUESTION, NO)}
 
 
 def test_polarities_are_equally_frequent():

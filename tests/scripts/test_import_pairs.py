@@ -1,4 +1,4 @@
-"""Pairs rendered elsewhere, and images drawn from prompts, as a user makes datasets of them."""
+"""Pairs rendered elsewhere, and images rendered from prompts, as a user makes datasets of them."""
 
 from __future__ import annotations
 
@@ -149,9 +149,9 @@ def test_prompts_make_an_image_dataset_without_pairs(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "out")
     assert pq.read_schema(next((tmp_path / "out" / "data").iterdir())).equals(PROMPTED_FEATURES.arrow_schema)
     assert [row["label"] for row in rows].count("real") == 8
-    drawn = [row for row in rows if row["label"] == "generated"]
-    assert len({row["source"]["path_or_id"] for row in drawn}) == 8
-    assert all(row["source"]["path_or_id"].startswith("prompt: a ") for row in drawn)
+    rendered = [row for row in rows if row["label"] == "generated"]
+    assert len({row["source"]["path_or_id"] for row in rendered}) == 8
+    assert all(row["source"]["path_or_id"].startswith("prompt: a ") for row in rendered)
     sizes = {np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).shape for row in rows}
     assert len(sizes) == 1
     card = (tmp_path / "out" / "README.md").read_text()

@@ -42,12 +42,12 @@ def test_tiers_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "prompts," not in again.stderr  # nothing was asked again
     assert json.loads((out / "robustness.json").read_text()) == found
 
-    drawn, seeds[:] = seeds.copy(), []
+    first_seeds, seeds[:] = seeds.copy(), []
     monkeypatch.chdir(tmp_path)
     elsewhere = ("--benchmark", benchmark.name, "--out", "elsewhere")
     assert run_here("eval/robustness.py", *args[:2], *elsewhere, *args[-2:]).returncode == 0
     names = [f"{i}.png" for i in range(4)]
-    assert seeds == drawn
+    assert seeds == first_seeds
     assert seeds[:20] == names * 5
     assert len(seeds[20:]) == 2  # photos alone are made hard
 

@@ -31,12 +31,12 @@ def test_each_augmentation_is_applied_to_half_and_changes_the_image(name):
     draws = [sample_augmentation([name], random.Random(i)) for i in range(200)]
     assert 70 < sum(map(bool, draws)) < 130
     image = stored(gradient())
-    drawn = next(draw for draw in draws if draw)
-    assert [step for step, _ in drawn] == [name]
-    changed = AugmentedImage(image.content, augmentation=drawn)
+    sampled = next(draw for draw in draws if draw)
+    assert [step for step, _ in sampled] == [name]
+    changed = AugmentedImage(image.content, augmentation=sampled)
     assert changed.open().mode == "RGB"
     assert changed.open().tobytes() != image.open().tobytes()
-    assert changed.open().tobytes() == AugmentedImage(image.content, augmentation=drawn).open().tobytes()
+    assert changed.open().tobytes() == AugmentedImage(image.content, augmentation=sampled).open().tobytes()
     assert changed.key != image.key == AugmentedImage(image.content, augmentation=()).key
 
 
@@ -68,9 +68,9 @@ def draws_of(unit):
 
 def test_members_share_a_sample_that_changes_with_the_epoch():
     units = Units(toy_pairs(20), QuestionOptions(), augment=AUGMENTATIONS)
-    drawn = [[draws_of(units[epoch, i]) for i in range(20)] for epoch in range(2)]
-    assert all(photo == twin for epoch in drawn for photo, twin in epoch)
-    assert len({str(photo) for epoch in drawn for photo, _ in epoch}) > 30
+    sampled = [[draws_of(units[epoch, i]) for i in range(20)] for epoch in range(2)]
+    assert all(photo == twin for epoch in sampled for photo, twin in epoch)
+    assert len({str(photo) for epoch in sampled for photo, _ in epoch}) > 30
 
 
 def test_an_edit_stays_in_its_place():

@@ -17,7 +17,7 @@ def parts():
     return [Units(toy_pairs(6), QuestionOptions()), Units(toy_images(["real", "generated"] * 3, 9), QuestionOptions())]
 
 
-def drawn(mixture, epoch):
+def sampled(mixture, epoch):
     return [mixture[epoch, i][1].image.key for i in range(len(mixture))]
 
 
@@ -25,7 +25,7 @@ def test_without_weights_every_unit_occurs_once():
     first, second = parts()
     mixture = Mixture([first, second])
     assert len(mixture) == len(first) + len(second) == 9
-    assert set(Counter(drawn(mixture, 0)).values()) == {1}
+    assert set(Counter(sampled(mixture, 0)).values()) == {1}
 
 
 def test_weights_hold_in_an_epoch_and_the_next_epoch_continues():
@@ -33,7 +33,7 @@ def test_weights_hold_in_an_epoch_and_the_next_epoch_continues():
     mixture = Mixture([first, second], [1, 2])
     assert mixture.quotas == [3, 6]
     of_first = {first[0, i][1].image.key for i in range(6)}
-    epochs = [drawn(mixture, epoch) for epoch in range(2)]
+    epochs = [sampled(mixture, epoch) for epoch in range(2)]
     assert [sum(key in of_first for key in keys) for keys in epochs] == [3, 3]
     assert of_first <= {key for keys in epochs for key in keys}
 
@@ -43,7 +43,7 @@ def test_every_image_is_used_and_a_second_pass_samples_again():
     mixture = Mixture([Units(toy_pairs(6), QuestionOptions()), images], [3, 1])
     assert mixture.quotas == [9, 3]
     own = {images[0, i][1].image.key for i in range(6)}
-    assert own <= {key for epoch in range(2) for key in drawn(mixture, epoch)}
+    assert own <= {key for epoch in range(2) for key in sampled(mixture, epoch)}
     asked = [[example.questions for i in range(6) for example in mixture.parts[0][passes, i]] for passes in (0, 1)]
     again = [example.questions for i in range(6, 9) for example in mixture[0, i]]
     assert again == asked[1][:6] != asked[0][:6]
@@ -54,7 +54,7 @@ def test_images_are_those_of_all_parts():
     mixture = Mixture([first, second])
     keys = {mixture.images[i].key for i in range(len(mixture.images))}
     assert len(mixture.images) == 12 + 6
-    assert set(drawn(mixture, 0)) <= keys
+    assert set(sampled(mixture, 0)) <= keys
     with pytest.raises(IndexError):
         mixture.images[18]
 

@@ -95,8 +95,10 @@ async def chat_completions(request: Request, payload: ChatCompletion) -> Any:
     pieces = await service.pieces(task, detector, picture)
     with_usage = payload.stream_options is not None and payload.stream_options.include_usage
 
-    def chunk(delta: dict[str, Any], finish: str | None = None, told: dict[str, Any] | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": told}
+    def chunk(
+        delta: dict[str, Any], finish: str | None = None, token_logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": token_logprobs}
         return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
     async def events() -> AsyncIterator[dict[str, Any]]:

@@ -191,8 +191,8 @@ def sampler(tasks: Sequence[Sampled]) -> Callable[[torch.Tensor], torch.Tensor]:
         probabilities = (logits.float().cpu() / temperature.clamp(min=1e-4)).softmax(-1)
         ordered, ids = probabilities.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered > top_p] = 0
-        drawn = ids.gather(-1, torch.multinomial(ordered.squeeze(1), 1)[:, None]).squeeze(-1)
-        return torch.where(temperature.squeeze(-1) > 0, drawn.to(likeliest.device), likeliest)
+        sampled = ids.gather(-1, torch.multinomial(ordered.squeeze(1), 1)[:, None]).squeeze(-1)
+        return torch.where(temperature.squeeze(-1) > 0, sampled.to(likeliest.device), likeliest)
 
     return choose
 

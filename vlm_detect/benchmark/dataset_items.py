@@ -168,10 +168,10 @@ def _random_pairs(
     """Pairs within an object class, then among the rest."""
     rest: tuple[list[Source], list[Source]] = ([], [])
     for name in sorted(photos.keys() | others.keys()):
-        drawn = [rng.sample(side.get(name, []), len(side.get(name, []))) for side in (photos, others)]
-        yield from zip(*drawn, strict=False)
-        both = min(map(len, drawn))
-        for left, side in zip(rest, drawn, strict=True):
+        shuffled = [rng.sample(side.get(name, []), len(side.get(name, []))) for side in (photos, others)]
+        yield from zip(*shuffled, strict=False)
+        both = min(map(len, shuffled))
+        for left, side in zip(rest, shuffled, strict=True):
             left.extend(side[both:])
     rng.shuffle(rest[1])
     yield from zip(*rest, strict=False)

@@ -120,11 +120,14 @@ def explanations(rows: Sequence[Explained], *, seed: int = 0, resamples: int = R
         shares = _share(some, [row.faults > 0 for row in some], resamples)
         found[name] = shares and {**shares, "mean": float(np.mean([row.faults for row in some]))}
     if edits:
-        told = [row.item.metadata["edit"] for row in edits]
+        planted_edits = [row.item.metadata["edit"] for row in edits]
         operation = [
-            names(row.answer, edit["operation"], operation_words()) for row, edit in zip(edits, told, strict=True)
+            names(row.answer, edit["operation"], operation_words())
+            for row, edit in zip(edits, planted_edits, strict=True)
         ]
-        place = [names(row.answer, edit["place"], PLACE_PATTERNS) for row, edit in zip(edits, told, strict=True)]
+        place = [
+            names(row.answer, edit["place"], PLACE_PATTERNS) for row, edit in zip(edits, planted_edits, strict=True)
+        ]
         found["edits"] = {
             "operation_named": _share(edits, operation, resamples),
             "place_named": _share(edits, place, resamples),

@@ -95,12 +95,12 @@ def attack_tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def attack_lines(found: Mapping[str, Any]) -> list[str]:
     """The same in a line each, without the variants."""
-    told = []
+    described = []
     for table in attack_tables(found):
         parts = [f"{line['text'].lower()} {_told(line['rate'])}" for line in table["lines"]]
         clean = [f"clean {_told(line['clean'])}" for line in table["lines"] if "clean" in line]
-        told.append(f"{table['name']}: {', '.join(parts + clean)}")
-    return told
+        described.append(f"{table['name']}: {', '.join(parts + clean)}")
+    return described
 
 
 def _told(rate: Mapping[str, Any]) -> str:

@@ -110,8 +110,8 @@ def loki(row: Mapping[str, Any], number: str) -> Iterator[dict[str, Any]]:
             about |= {"label": "generated" if fake else "real"}
         yield base | _item("true_false", paths, f"{question}\n{_YES_OR_NO}", answer, about)
     elif metric == "image-model-as-judge":
-        told = row["problems"]
-        reasons = [part["desc"] for part in (*told.get("global", ()), *told.get("regional", ()))]
+        notes = row["problems"]
+        reasons = [part["desc"] for part in (*notes.get("global", ()), *notes.get("regional", ()))]
         yield base | _item("open", paths, question, " ".join(["Fake.", *reasons]), about | {"label": "generated"})
     else:
         raise LeftOut(f"metric {metric}")
@@ -161,9 +161,9 @@ def _item(
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
     image = {"images": list(paths)} if kind == "which_of_two" else {"image": paths[0]}
-    told = {name: value for name, value in metadata.items() if value}
+    known = {name: value for name, value in metadata.items() if value}
     chosen = {"options": list(options)} if options else {}
-    return {"kind": kind, **image, "question": question, **chosen, "ground_truth": ground_truth, "metadata": told}
+    return {"kind": kind, **image, "question": question, **chosen, "ground_truth": ground_truth, "metadata": known}
 
 
 def _label(value: Any, *, fake: int) -> bool:

@@ -54,8 +54,8 @@ def explanations(report: Report) -> Markup | None:
 def explanations_part(found: Mapping[str, Any]) -> Markup | None:
     """The figures that a summary has of explanations; None where it has none."""
     rows = explained_rows([found])
-    told = {"measured": found.get("measured"), "judge": found.get("judged"), "few": FEW if all_few(rows) else 0}
-    return fragment(_TEMPLATE, "explanations", rows=rows, **told) if rows else None
+    context = {"measured": found.get("measured"), "judge": found.get("judged"), "few": FEW if all_few(rows) else 0}
+    return fragment(_TEMPLATE, "explanations", rows=rows, **context) if rows else None
 
 
 @section("curves", title="Curves")

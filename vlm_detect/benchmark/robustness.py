@@ -112,8 +112,10 @@ def curve_figures(found: Mapping[str, Any]) -> list[Picture]:
         axes.set_xticks(levels, [f"{level:g}" for level in levels])
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-        told = ", ".join(f"{level:g}: {_shown(row['both']['auroc'])}" for level, row in zip(levels, rows, strict=True))
-        pictures.append(svg(figure, f"AUROC by {unit}: {told}", family.capitalize()))
+        described = ", ".join(
+            f"{level:g}: {_shown(row['both']['auroc'])}" for level, row in zip(levels, rows, strict=True)
+        )
+        pictures.append(svg(figure, f"AUROC by {unit}: {described}", family.capitalize()))
     return pictures
 
 

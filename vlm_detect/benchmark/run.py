@@ -156,13 +156,13 @@ def without_refused(
     refused = {result.id: result.refused for result in results if result.refused}
     if not refused:
         return benchmark, results
-    told = [f"{id_}: {reason}" for id_, reason in refused.items()]
+    described = [f"{id_}: {reason}" for id_, reason in refused.items()]
     if not quiet:
-        print(f"{benchmark.name}: {len(told)} items are left out ({told[0]})", file=sys.stderr)
+        print(f"{benchmark.name}: {len(described)} items are left out ({described[0]})", file=sys.stderr)
     items = [item for item in benchmark.items if item.id not in refused]
     if not items:
-        raise UserError(f"{benchmark.name}: the model reads none of its images ({told[0]})")
-    kept = replace(benchmark, items=items, skipped=[*benchmark.skipped, *told])
+        raise UserError(f"{benchmark.name}: the model reads none of its images ({described[0]})")
+    kept = replace(benchmark, items=items, skipped=[*benchmark.skipped, *described])
     return kept, [result for result in results if result.id not in refused]
 
 
@@ -189,8 +189,8 @@ def print_table(summary: dict[str, Any], out: Path) -> None:
         if found := figure_at(summary.get("explanations") or {}, name):
             interval = found["ci95"]
             shown = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-            told = name.removeprefix("measured.").replace("_", " ").replace(".", ", ")
+            described = name.removeprefix("measured.").replace("_", " ").replace(".", ", ")
             few = ", too few photos to say" if is_of_few(found) else ""
-            print(f"  {told:<26}{found['share']:.3f}  {shown}  n {found['n']}{few}")
+            print(f"  {described:<26}{found['share']:.3f}  {shown}  n {found['n']}{few}")
     baselines = ", ".join(f"{name} {value:.3f}" for name, value in summary["floors"].items())
     print(f"  blind baselines: {baselines}\n  {out / 'report.html'}")

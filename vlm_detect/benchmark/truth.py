@@ -110,10 +110,10 @@ def ratio(groups: Sequence[str] | Array, sums: Array, resamples: int = RESAMPLES
     """
     if not sums[:, 1].sum():
         return None
-    drawn = bootstrap(groups, lambda w: {"share": _over(w @ sums[:, 0], w @ sums[:, 1])}, resamples=resamples)  # type: ignore[arg-type]
+    intervals = bootstrap(groups, lambda w: {"share": _over(w @ sums[:, 0], w @ sums[:, 1])}, resamples=resamples)  # type: ignore[arg-type]
     total = sums.sum(axis=0)
     share = float(total[0] / total[1])
-    return {"n": round(float(total[1])), "groups": _distinct(groups, sums), "share": share, "ci95": drawn["share"]}
+    return {"n": round(float(total[1])), "groups": _distinct(groups, sums), "share": share, "ci95": intervals["share"]}
 
 
 def difference(
@@ -122,7 +122,7 @@ def difference(
     """As `ratio`, of second - first, ratios of the sums of (n, 2); None where one of them is of nothing."""
     if not (first[:, 1].sum() and second[:, 1].sum()):
         return None
-    drawn = paired_bootstrap(
+    intervals = paired_bootstrap(
         groups,  # type: ignore[arg-type]
         lambda w: {"share": _over(w @ first[:, 0], w @ first[:, 1])},
         lambda w: {"share": _over(w @ second[:, 0], w @ second[:, 1])},
@@ -130,7 +130,7 @@ def difference(
     )
     point = second[:, 0].sum() / second[:, 1].sum() - first[:, 0].sum() / first[:, 1].sum()
     n = round(float(second[:, 1].sum()))
-    return {"n": n, "groups": _distinct(groups, second), "share": float(point), "ci95": drawn["share"][0]}
+    return {"n": n, "groups": _distinct(groups, second), "share": float(point), "ci95": intervals["share"][0]}
 
 
 def _distinct(groups: Sequence[str] | Array, sums: Array) -> int:

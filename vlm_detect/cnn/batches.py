@@ -43,7 +43,7 @@ class Batches(Dataset[dict[str, Tensor]]):
         self.targets = {head: torch.from_numpy(values).to(device) for head, values in targets.items()}
         names, groups = np.unique(shots.column("group"), return_inverse=True)
         self.n_groups, self.groups = len(names), torch.from_numpy(groups)
-        self._drawn: tuple[int, Tensor] | None = None
+        self._sampled: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,10 +54,10 @@ class Batches(Dataset[dict[str, Tensor]]):
 
     def batch(self, index: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         device = self.images.device
-        drawn = self.moves(index.cpu(), epoch)
+        sampled = self.moves(index.cpu(), epoch)
         index = index.to(device)
         if self.augment:
-            row, column = _origins(self.images.shape[1], *(draw.to(device) for draw in drawn))
+            row, column = _origins(self.images.shape[1], *(draw.to(device) for draw in sampled))
             pixels = self.images[index[:, None, None], row, column]
         else:
             pixels = self.images[index]
@@ -65,10 +65,10 @@ class Batches(Dataset[dict[str, Tensor]]):
 
     def moves(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(mirrored, quarter turns to the left, pixels down, pixels to the right) of each image (B,)."""
-        if self._drawn is None or self._drawn[0] != epoch:
+        if self._sampled is None or self._sampled[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._drawn = epoch, torch.rand(self.n_groups, 4, generator=generator)
-        draws = self._drawn[1][self.groups[index]]
+            self._sampled = epoch, torch.rand(self.n_groups, 4, generator=generator)
+        draws = self._sampled[1][self.groups[index]]
         shift = SHIFT if "shift" in self.augment else 0
         down, right = ((draws[:, i] * (2 * shift + 1)).long() - shift for i in (2, 3))
         turns = (draws[:, 1] * 4).long() if "rotate" in self.augment else torch.zeros_like(down)

@@ -134,8 +134,8 @@ def _areas(audit: Audit) -> list[Picture]:
             for probe in audit.probes
             if probe.name.startswith(_EDITED) == bool(prefix)
         ]
-        told = f"{title}: AUC of the probes with corrected 95 % intervals; leaks in red"
-        figures.append(areas_figure(rows, FAULT, told))
+        description = f"{title}: AUC of the probes with corrected 95 % intervals; leaks in red"
+        figures.append(areas_figure(rows, FAULT, description))
     return figures
 
 

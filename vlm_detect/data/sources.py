@@ -144,8 +144,8 @@ def report_skipped(named: str, skipped: Counter[str]) -> None:
     """Report on stderr the files of a folder that were skipped."""
     if skipped:
         files = f"{skipped.total()} file{'s' * (skipped.total() > 1)}"
-        told = f"{named}: skipped {files} without an image suffix: {listed(skipped)}"
-        print(printable(spelled(told)), file=sys.stderr)
+        message = f"{named}: skipped {files} without an image suffix: {listed(skipped)}"
+        print(printable(spelled(message)), file=sys.stderr)
 
 
 def listed(skipped: Counter[str]) -> str:
@@ -180,9 +180,9 @@ class FileSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the paths and the metadata: other captions give another fingerprint."""
-        told = (json.dumps(self._facts(path), sort_keys=True) for path in self.paths)
+        texts = (json.dumps(self._facts(path), sort_keys=True) for path in self.paths)
         return text_digest(
-            f"{path} {facts}" if facts != "{}" else str(path) for path, facts in zip(self.paths, told, strict=True)
+            f"{path} {facts}" if facts != "{}" else str(path) for path, facts in zip(self.paths, texts, strict=True)
         )
 
     def __len__(self) -> int:

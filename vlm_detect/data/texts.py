@@ -78,9 +78,9 @@ def _conversation(record: Any) -> tuple[str, list[Note]]:
 
 
 def _loki(record: Any) -> tuple[str, list[Note]]:
-    told = record["problems"]
-    notes = [Note(str(one["desc"])) for one in told.get("global") or ()]
-    for one in told.get("regional") or ():
+    problems = record["problems"]
+    notes = [Note(str(one["desc"])) for one in problems.get("global") or ()]
+    for one in problems.get("regional") or ():
         x, y, width, height = map(float, one["region"])
         notes.append(Note(str(one["desc"]), (x, y, x + width, y + height)))
     path = record["image_path"]

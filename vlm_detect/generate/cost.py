@@ -30,11 +30,11 @@ def describe_plan(
         steps = images["caption"] * render.sampling.steps
         lines.append(f"denoising: {steps} steps, {steps * passes} passes of the denoiser")
     if render.render_size:
-        drawn = sum(images.values()) * render.render_size**2
+        pixels = sum(images.values()) * render.render_size**2
         packed = sum(images.values()) * 2 * (pack.size or render.render_size) ** 2
         a_pixel = JPEG_BYTES_A_PIXEL if encode.encode == "jpeg" else PNG_BYTES_A_PIXEL
         lines.append(
-            f"bytes: about {_size(drawn * PNG_BYTES_A_PIXEL)} of twins in addition to the photos in {work}, "
+            f"bytes: about {_size(pixels * PNG_BYTES_A_PIXEL)} of twins in addition to the photos in {work}, "
             f"about {_size(packed * a_pixel)} of dataset; {_size(_free(work))} are free there"
         )
     return "\n".join(lines)

@@ -170,7 +170,7 @@ def assign_splits(
             published.setdefault(groups[str(i)], facts[i]["split"])
     has = set(published.values())
     free = {group for group in groups.values() if published.get(group, "train") == "train"}
-    drawn = split_groups(
+    assigned = split_groups(
         free,
         validation=0 if "validation" in has else config.validation,
         test=0 if "test" in has else config.test,
@@ -178,7 +178,7 @@ def assign_splits(
     places: list[tuple[Split, str] | None] = [None] * len(facts)
     for i in kept:
         group, own = groups[str(i)], facts[i]["split"]
-        split = drawn.get(group) or published[group]
+        split = assigned.get(group) or published[group]
         if own and ranks[own] > ranks[published[group]]:
             detail = f"a near-duplicate of it is published in the {split} split"
             rejects.append(Reject(facts[i]["source"]["path_or_id"], "pack", "near_duplicate", detail))

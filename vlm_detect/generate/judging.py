@@ -44,8 +44,8 @@ class Judging:
                 reasons.setdefault((member.row, member.column), []).append(reason.to_row())
             else:
                 why = "not_borne_out" if judgement.alone else "not_denied"
-                told = f"{sighting.kind}: {sighting.text} ({judgement})"
-                rejects.append(Reject(member.id, self.source, why if judgement.is_complete else "not_judged", told))
+                detail = f"{sighting.kind}: {sighting.text} ({judgement})"
+                rejects.append(Reject(member.id, self.source, why if judgement.is_complete else "not_judged", detail))
         return [{"row": row, "column": column, "reasons": some} for (row, column), some in sorted(reasons.items())]
 
     def _reason(self, member: Member, sighting: Sighting, judgement: Judgement | None) -> Reason:

@@ -41,8 +41,8 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
         for shard in range(plan.shards)
         for row in read_rows(renders, shard, ["captioner"])
     )
-    drawn = {} if is_paired else _rendered_hashes(renders, plan.shards)
-    splits = _split_photos(renders, plan.shards, drawn, config, rejects)
+    rendered_hashes = {} if is_paired else _rendered_hashes(renders, plan.shards)
+    splits = _split_photos(renders, plan.shards, rendered_hashes, config, rejects)
     if not splits:
         why = sum_up(rejects) if rejects else "(nothing was rendered)"
         raise UserError(f"none of the {plan.items} photos gave a pair {why}")
@@ -109,11 +109,11 @@ def _rendered_hashes(renders: Path, shards: int) -> dict[str, str]:
 
 
 def _split_photos(
-    renders: Path, shards: int, drawn: Mapping[str, str], config: PackConfig, rejects: list[Reject]
+    renders: Path, shards: int, rendered_hashes: Mapping[str, str], config: PackConfig, rejects: list[Reject]
 ) -> dict[str, tuple[Split, str] | None]:
     """id -> (split, group) of each photo to write; duplicates are appended to `rejects`.
 
-    Photos whose rendered images (`drawn`: their hashes) are near-duplicates get one group.
+    Photos whose rendered images (`rendered_hashes`: their hashes) are near-duplicates get one group.
     """
     groups: dict[str, str] = {}
     phashes: dict[str, str] = {}
@@ -140,7 +140,7 @@ def _split_photos(
         names.pop(photo)
     # The group of a rejected photo, and what was spliced from it, belong to the photo that it duplicates.
     links = [*repeats.items(), *((photo, other) for photo, other in links if other in groups)]
-    merged = merge_groups(drawn, join_groups(groups, links), distance=config.duplicate_bits)
+    merged = merge_groups(rendered_hashes, join_groups(groups, links), distance=config.duplicate_bits)
     kept = {photo: merged[photo] for photo in groups if photo in names}
     held_out = {kept[photo] for photo, name in names.items() if is_held_out(config.hold_out, generators[photo], name)}
     if config.hold_out and not held_out:

@@ -33,7 +33,7 @@ def pair_rows(
     jpeg = decoded.jpeg
     if jpeg is None and photo["source"]["jpeg_quality"]:
         jpeg = standard_encoding(photo["source"]["jpeg_quality"])  # a PNG that was cut from a JPEG
-    drawn = {twin["kind"]: twin_image(twin) for twin in photo["twins"] if twin["kind"] != "edit"}
+    rendered = {twin["kind"]: twin_image(twin) for twin in photo["twins"] if twin["kind"] != "edit"}
     for twin in photo["twins"]:
         image, edit = twin_image(twin), twin["edit"]
         out_size = output_size(image.size, size)
@@ -42,7 +42,7 @@ def pair_rows(
         if of_photo:
             before, before_edit = resize(cropped, out_size), resize(cropped, image.size)
         else:
-            before_edit = drawn[edit["of"]]
+            before_edit = rendered[edit["of"]]
             before = like_source(before_edit, out_size, cropped.size, jpeg)
         after = with_edit(before, before_edit, image) if edit else like_source(image, out_size, cropped.size, jpeg)
         recompressed = jpeg is not None and not (edit and of_photo)  # an edited photo already has its compression
@@ -92,12 +92,12 @@ def prompted_rows(row: Mapping[str, Any], object_class: str | None) -> list[dict
 
     The row's id decides which comes first, so that positions in the dataset do not leak the label.
     """
-    drawn = Image.open(io.BytesIO(row["twin"]["bytes"]))
+    rendered = Image.open(io.BytesIO(row["twin"]["bytes"]))
     about = {
         "path_or_id": f"prompt: {row['prompt']} (seed {row['seed']})",
-        "phash": perceptual_hash(drawn.convert("RGB")),
-        "width": drawn.width,
-        "height": drawn.height,
+        "phash": perceptual_hash(rendered.convert("RGB")),
+        "width": rendered.width,
+        "height": rendered.height,
     }
     rows = [
         {

@@ -188,7 +188,7 @@ def _check_fit(photo: DecodedImage, twin: DecodedImage, *, allow_small: bool) ->
 def _row(entry: PairEntry, data: bytes, photo: DecodedImage, twin: DecodedImage) -> dict[str, Any]:
     buffer = io.BytesIO()
     twin.image.save(buffer, "PNG", compress_level=1)
-    drawn = {
+    rendered = {
         "kind": entry.kind,
         "image": {"bytes": buffer.getvalue(), "path": None},
         "prompt": entry.prompt,
@@ -206,6 +206,6 @@ def _row(entry: PairEntry, data: bytes, photo: DecodedImage, twin: DecodedImage)
         "caption_raw": entry.caption,
         "captioner": None,
         "source": source_facts(str(entry.real), photo, entry.licence),
-        "twins": [drawn],
+        "twins": [rendered],
         "generator": entry.generator,
     }

@@ -96,11 +96,11 @@ class _Sizes:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> _Sizes:
-        told = json.loads(row["receipt"]["encode"])
-        return cls(tuple(told["drawn_at"]), tuple(told["source_cropped"]), told["source_jpeg"])
+        encoding = json.loads(row["receipt"]["encode"])
+        return cls(tuple(encoding["drawn_at"]), tuple(encoding["source_cropped"]), encoding["source_jpeg"])
 
-    def finish(self, drawn: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return like_source(drawn, size, self.cropped, read_jpeg(self.jpeg))
+    def finish(self, rendered: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return like_source(rendered, size, self.cropped, read_jpeg(self.jpeg))
 
 
 class _Again:

@@ -104,14 +104,14 @@ def render_twins(
 
 @dataclass
 class _Photo:
-    """A photo in progress; filled with `drawn` and then `twins`."""
+    """A photo in progress; filled with `rendered` and then `twins`."""
 
     row: dict[str, Any]
     size: tuple[int, int]  # width, height of its twins
     pixels: Future[PILImage.Image]  # the photo at that size, decoded while others are rendered
     prompt: str
     arguments: dict[str, Any] = field(default_factory=dict)  # the pipeline's arguments for the prompt
-    drawn: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
+    rendered: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
     twins: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -178,27 +178,27 @@ class RenderShard:
     def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], pool: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
 
-        def draw(places: Sequence[int]) -> list[PILImage.Image]:
+        def render(places: Sequence[int]) -> list[PILImage.Image]:
             if kind == "vae":
                 return renderer.reconstruct([batch[i].fitted for i in places])
             arguments = [batch[i].arguments for i in places]
             return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].size)
 
-        for place, (image, drawn_in) in enumerate(_draw_or_split(draw, range(len(batch)))):
+        for place, (image, batch_of) in enumerate(_render_or_split(render, range(len(batch)))):
             photo = batch[place]
             prompt = photo.prompt if kind == "caption" else None
-            twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": drawn_in}
+            twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": batch_of}
             finished = image if isinstance(image, Exception) else pool.submit(_finished, image)
-            photo.drawn.append((twin | {"edit": None}, finished))
+            photo.rendered.append((twin | {"edit": None}, finished))
 
     def _take(self, photo: _Photo, rejects: list[Reject]) -> None:
         """The results for a photo: twins, or rejects with their reason."""
         where = photo.row["source"]["path_or_id"]
-        for twin, drawn in photo.drawn:
-            if isinstance(drawn, Exception):
-                detail = f"{twin['kind']}: {type(drawn).__name__}: {drawn}"
+        for twin, rendered in photo.rendered:
+            if isinstance(rendered, Exception):
+                detail = f"{twin['kind']}: {type(rendered).__name__}: {rendered}"
                 rejects.append(Reject(where, "render", "renderer_failed", detail))
-            elif (data := drawn.result()) is None:
+            elif (data := rendered.result()) is None:
                 rejects.append(Reject(where, "render", "blank", f"{twin['kind']}: a single colour"))
             else:
                 photo.twins.append(twin | {"image": {"bytes": data, "path": None}})
@@ -241,12 +241,12 @@ def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
     yield from by_size.values()
 
 
-def _draw_or_split(
-    draw: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
+def _render_or_split(
+    render: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
 ) -> Iterator[tuple[PILImage.Image | Exception, str]]:
     """(image, "index/size" of its batch) for each place; a failed batch is retried one by one."""
     try:
-        images = draw(places)
+        images = render(places)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory while rendering {len(places)} at a time; lower --render_batch") from error
     except torch.AcceleratorError as error:  # the device answers every later call so: the photos are not to blame
@@ -258,7 +258,7 @@ def _draw_or_split(
             yield error, "0/1"
             return
         for place in places:
-            yield from _draw_or_split(draw, [place])
+            yield from _render_or_split(render, [place])
     else:
         yield from ((image, f"{i}/{len(places)}") for i, image in enumerate(images))
 

@@ -171,14 +171,14 @@ class Renderer(Generator):
         for key in prompts[0]:
             values = [prompt[key] for prompt in prompts]
             arguments[key] = torch.cat(values) if isinstance(values[0], torch.Tensor) else values
-        drawn = self.pipeline(
+        output = self.pipeline(
             **self._call.arguments(self.sampling) | arguments,
             width=size[0],
             height=size[1],
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="pt",
         )
-        return _to_images(drawn.images)
+        return _to_images(output.images)
 
     @QUIET
     @torch.inference_mode()
@@ -200,7 +200,7 @@ class Renderer(Generator):
         mask = np.zeros((image.height, image.width), np.uint8)
         x0, y0, x1, y1 = place.box
         mask[y0:y1, x0:x1] = 255 * (place.mask > 0)
-        drawn = self._inpainter(
+        output = self._inpainter(
             **arguments,
             image=image,
             mask_image=Image.fromarray(mask),
@@ -213,7 +213,7 @@ class Renderer(Generator):
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt",
         )
-        return _to_images(drawn.images)[0]
+        return _to_images(output.images)[0]
 
     @functools.cached_property
     def _inpainter(self) -> Any:

@@ -179,14 +179,14 @@ def _sighting(item: Any, images: int) -> Sighting:
     )
 
 
-def _box(value: Any, told: str) -> Box | None:
+def _box(value: Any, message: str) -> Box | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 4 or not all(isinstance(part, int | float) for part in value):
-        raise Unusable("no_box", f"{told} ({value})")
+        raise Unusable("no_box", f"{message} ({value})")
     left, top, right, bottom = (float(part) for part in value)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise Unusable("no_box", f"{told} ({value})")
+        raise Unusable("no_box", f"{message} ({value})")
     return left, top, right, bottom
 
 

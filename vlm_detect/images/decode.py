@@ -110,11 +110,11 @@ def decode_here(data: bytes, *, max_pixels: int = MAX_PIXELS) -> DecodedImage:
 
 def decoded_of(reply: Reply) -> DecodedImage:
     """Decode in a separate process."""
-    told = {name: reply.header[name] for name in ("format", "width", "height", "sha256", "is_plain")}
+    facts = {name: reply.header[name] for name in ("format", "width", "height", "sha256", "is_plain")}
     jpeg = reply.header["jpeg"]
     if jpeg is not None:
         jpeg = JpegEncoding(tuple(map(tuple, jpeg["tables"])), jpeg["subsampling"], jpeg["quality"])
-    return DecodedImage(image=reply.image, jpeg=jpeg, notes=tuple(reply.header["notes"]), **told)
+    return DecodedImage(image=reply.image, jpeg=jpeg, notes=tuple(reply.header["notes"]), **facts)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:

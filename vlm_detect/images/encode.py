@@ -84,16 +84,16 @@ def describe_jpeg(jpeg: JpegEncoding | None) -> dict[str, Any] | None:
     """A photo's compression, for its receipt: the quality if the tables are libjpeg's, otherwise the tables."""
     if jpeg is None:
         return None
-    told = {"quality": jpeg.quality, "subsampling": jpeg.subsampling}
-    return told if jpeg.tables == standard_encoding(jpeg.quality).tables else told | {"tables": jpeg.tables}
+    settings = {"quality": jpeg.quality, "subsampling": jpeg.subsampling}
+    return settings if jpeg.tables == standard_encoding(jpeg.quality).tables else settings | {"tables": jpeg.tables}
 
 
-def read_jpeg(told: Mapping[str, Any] | None) -> JpegEncoding | None:
+def read_jpeg(settings: Mapping[str, Any] | None) -> JpegEncoding | None:
     """The inverse of `describe_jpeg`."""
-    if told is None:
+    if settings is None:
         return None
-    tables = told.get("tables") or standard_encoding(told["quality"]).tables
-    return JpegEncoding(tuple(tuple(table) for table in tables), told["subsampling"], told["quality"])
+    tables = settings.get("tables") or standard_encoding(settings["quality"]).tables
+    return JpegEncoding(tuple(tuple(table) for table in tables), settings["subsampling"], settings["quality"])
 
 
 def encode_image(image: Image.Image, config: EncodeConfig) -> bytes:

@@ -80,9 +80,9 @@ def overlay_text(image: Image.Image, number: int, size: float, place: float, sty
         place: 0 at the top, 1 at the bottom.
         style: of `STYLES`.
     """
-    laid = image.convert("RGB")
-    laid = laid.copy() if laid is image else laid
-    draw = ImageDraw.Draw(laid)
+    canvas = image.convert("RGB")
+    canvas = canvas.copy() if canvas is image else canvas
+    draw = ImageDraw.Draw(canvas)
     letter_px = max(LEAST_PX, round(size * min(image.size)))
     font = ImageFont.load_default(letter_px)
     letters, ground = STYLES[int(style)]
@@ -97,7 +97,7 @@ def overlay_text(image: Image.Image, number: int, size: float, place: float, sty
         margin = letter_px / 4
         draw.rectangle((0, y + top - margin, image.width, y + bottom + margin), fill=ground)
     draw.multiline_text((x, y), lines, letters, font, align="center", stroke_width=outline, stroke_fill=other)
-    return laid
+    return canvas
 
 
 def _lines(

@@ -107,12 +107,12 @@ class Explanation:
         shown = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
         canvas = ImageDraw.Draw(shown)
         width = max(1, min(size) // 200)
-        drawn: list[tuple[int, int, int, int]] = []
+        outlined: list[tuple[int, int, int, int]] = []
         for number, reason in enumerate(self.reasons, start=1):
             if reason.box is None:
                 continue
-            inset = 2 * width * drawn.count(reason.box)
-            drawn.append(reason.box)
+            inset = 2 * width * outlined.count(reason.box)
+            outlined.append(reason.box)
             x0, y0, x1, y1 = (scale * side for side in reason.box)
             x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - inset, y1 - inset
             if min(x1 - x0, y1 - y0) < 2:
@@ -121,7 +121,9 @@ class Explanation:
             canvas.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
             if min(x1 - x0, y1 - y0) >= _NUMBERED:
                 # To the right of the numbers of the other boxes in this place, not under them.
-                canvas.text((x0 + 2 * width + 10 * (drawn.count(reason.box) - 1), y0 + width), str(number), fill=colour)
+                canvas.text(
+                    (x0 + 2 * width + 10 * (outlined.count(reason.box) - 1), y0 + width), str(number), fill=colour
+                )
         return shown
 
 

@@ -86,8 +86,8 @@ def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -
     if model_id == "auto":
         free_gb = free_accelerator_gb()
         model_id = next((name for name, needed_gb in _AUTO[family] if needed_gb <= free_gb), "nano")
-        told = f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)"
-        print(told, file=sys.stderr)  # on stdout it would mix with the output of `--json`
+        message = f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)"
+        print(message, file=sys.stderr)  # on stdout it would mix with the output of `--json`
     nano, folder_name = _NANO["tinyllava" if model_id == _NANO["tinyllava"][0] else family]
     if model_id in ("nano", nano):
         return ResolvedModel(nano, str(nano_path(folder_name)))

@@ -167,8 +167,10 @@ def grouped_bars_figure(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], tit
     axes.set(xlim=(0, 1), xlabel="Accuracy")
     _clean(axes)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    told = {run: ", ".join(f"{name} {row['accuracy']:.2f}" for name, row in rows.items()) for run, rows in runs.items()}
-    return svg(figure, f"{title}. " + "; ".join(f"{run}: {text}" for run, text in told.items()), title)
+    described = {
+        run: ", ".join(f"{name} {row['accuracy']:.2f}" for name, row in rows.items()) for run, rows in runs.items()
+    }
+    return svg(figure, f"{title}. " + "; ".join(f"{run}: {text}" for run, text in described.items()), title)
 
 
 def lines_figure(
@@ -185,8 +187,8 @@ def lines_figure(
     axes.set_xticks(levels, [f"{level:g}" for level in levels])
     _clean(axes)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    told = "; ".join(f"{run}: " + ", ".join(f"{x:g} {y:.2f}" for x, y in points) for run, points in runs.items())
-    return svg(figure, f"AUROC by {unit}. {told}", title)
+    described = "; ".join(f"{run}: " + ", ".join(f"{x:g} {y:.2f}" for x, y in points) for run, points in runs.items())
+    return svg(figure, f"AUROC by {unit}. {described}", title)
 
 
 def confusion_figure(counts: Array, labels: Sequence[str], title: str = "Confusion") -> Picture:

@@ -33,7 +33,7 @@ def sample_questions(
     """
     start, flip, seed = rng.randrange(len(kinds)), rng.random() < 0.5, rng.random()
     polarities: tuple[Polarity, Polarity] = ("real", "fake") if flip else ("fake", "real")
-    drawn: list[Question] = []
+    sampled: list[Question] = []
     for lap, polarity in enumerate(polarities):
         for i in range(len(kinds)):
             kind = kinds[(start + i) % len(kinds)]
@@ -41,9 +41,9 @@ def sample_questions(
                 continue
             own_rng = random.Random(f"{seed}:{lap}:{kind}")
             question = make_question(subject, kind, polarity, own_rng, topic=topic, other_captions=other_captions)
-            if question and len(drawn) < per_image:
-                drawn.append(question)
-    return drawn
+            if question and len(sampled) < per_image:
+                sampled.append(question)
+    return sampled
 
 
 def make_question(

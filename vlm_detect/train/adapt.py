@@ -114,10 +114,10 @@ def adapt(witnesses: Witnesses, calibration: Calibration, head: Head, new: Read,
 
     # The weights of the witnesses: of the new images what a head said that had not learned them.
     crossed = learned.said(now) | {"head": cross_fitted(head, learned, weight)}
-    told = chosen_on.said(now)
+    outputs = chosen_on.said(now)
     n = max(len(learned.generated), len(chosen_on.generated))
     new_rows, old_rows = (np.resize(np.arange(len(one.generated)), n) for one in (learned, chosen_on))
-    said = {name: np.concatenate([told[name][old_rows], crossed[name][new_rows]]) for name in told}
+    said = {name: np.concatenate([outputs[name][old_rows], crossed[name][new_rows]]) for name in outputs}
     truth = np.concatenate([chosen_on.generated[old_rows], learned.generated[new_rows]])
     groups = [*(f"old {i}" for i in old_rows), *(f"new {i}" for i in new_rows)]
     fusion = witnesses.fusion
@@ -126,9 +126,9 @@ def adapt(witnesses: Witnesses, calibration: Calibration, head: Head, new: Read,
     fitted = weigh(now, said, truth, sources, fusion.novelty_level, groups)
 
     def figures(one_head: Head, weighed: Any, cut: Calibration, read: Read) -> dict[str, float]:
-        told = weighed.log_odds(read.said(one_head))
-        right = (cut.margin(told) > 0) == read.generated
-        auroc = float(roc_auc_score(read.generated, told))
+        fused_odds = weighed.log_odds(read.said(one_head))
+        right = (cut.margin(fused_odds) > 0) == read.generated
+        auroc = float(roc_auc_score(read.generated, fused_odds))
         return {"n": len(right), "accuracy": float(right.mean()), "auroc": auroc}
 
     parts = {"new": shown, "old": shown_old}

@@ -111,8 +111,8 @@ def _baselines(audit: Path) -> str:
     found = json.loads(audit.read_text(encoding="utf-8"))
     probes = [(p["name"], f"{p['auc']:.3f}", " to ".join(f"{x:.3f}" for x in p["ci95"])) for p in found["probes"]]
     findings = "\n".join(f"- {finding}" for finding in found["findings"])
-    told = "Baselines: the area under the ROC curve of small probes (`vlm-detect audit`)."
-    return "\n\n".join(part for part in (told, markdown_table(["probe", "AUC", "95 %"], probes), findings) if part)
+    heading = "Baselines: the area under the ROC curve of small probes (`vlm-detect audit`)."
+    return "\n\n".join(part for part in (heading, markdown_table(["probe", "AUC", "95 %"], probes), findings) if part)
 
 
 def _scores(history: Sequence[Mapping[str, Any]], kept: Mapping[str, float], images: int) -> str:

@@ -27,11 +27,11 @@ def write_curves(
     """Plot the Trainer's log history into a run directory; a run without validation has no validation curve."""
     figures = {"loss": _loss(history, loss_unit), "validation": _validation(history)}
     pictures: list[Picture] = []
-    for name, drawn in figures.items():
-        if drawn is not None:
-            figure, told = drawn
+    for name, plot in figures.items():
+        if plot is not None:
+            figure, described = plot
             figure.savefig(folder / f"{name}.png", dpi=120)
-            pictures.append(svg(figure, told, name.capitalize()))
+            pictures.append(svg(figure, described, name.capitalize()))
     rows = [entry for entry in history if "eval_auroc" in entry]
     write_page(
         folder / "training.html", render("training.html.j2", title=title, command=command, pictures=pictures, rows=rows)
@@ -60,8 +60,8 @@ def _validation(history: _History) -> tuple[Figure, str] | None:
     # From the start, with room behind the last one: a single score would stand on an axis of its own rounding errors.
     axes.set(xlabel="Epoch", ylabel="On the validation images", xlim=(0, 1.05 * scored[-1]["epoch"]), ylim=(0, 1.02))
     axes.legend(loc="lower right", frameon=False)
-    told = "; ".join(f"epoch {e['epoch']:.2f}: AUROC {e['eval_auroc']:.3f}" for e in scored)
-    return figure, f"Validation scores. {told}"
+    described = "; ".join(f"epoch {e['epoch']:.2f}: AUROC {e['eval_auroc']:.3f}" for e in scored)
+    return figure, f"Validation scores. {described}"
 
 
 def overlay(histories: Mapping[str, _History]) -> list[Picture]:

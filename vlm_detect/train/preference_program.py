@@ -100,8 +100,8 @@ def make(options: PreferenceRun, rows: Dataset) -> Dataset:
     calibration = MeasureCalibration.load(Path(options.data.data))
     made = make_preferences(rows, options.data.data, calibration, options.preferences, options.training.seed)
     if options.training.process_index == 0:
-        told = ", ".join(f"{count} {fault}" for fault, count in counts_of(made).items())
-        print(f"{len(made)} preferences of {len(rows)} rows: {told}")
+        described = ", ".join(f"{count} {fault}" for fault, count in counts_of(made).items())
+        print(f"{len(made)} preferences of {len(rows)} rows: {described}")
     return made
 
 

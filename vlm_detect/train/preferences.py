@@ -104,14 +104,14 @@ def _preferences(
     image = StoredImage.from_cell(row[one.column], cell_name(one.row, one.column))
     rng = random.Random(f"preference:{seed}:{image.sha256}")
     length = rng.choice(list(LENGTHS))
-    told = one.reasons[: LENGTHS[length]]
-    explained = Explained(image, one.label, one.reasons, told, row.get("edit") if one.column == "twin" else None)
+    stated = one.reasons[: LENGTHS[length]]
+    explained = Explained(image, one.label, one.reasons, stated, row.get("edit") if one.column == "twin" else None)
     facts = {
         "row": one.row,
         "column": one.column,
         "label": one.label,
         "prompt": explain_question("edit" if one.label == "edited" else "generation", length),
-        "chosen": write_explanation(one.label, told),
+        "chosen": write_explanation(one.label, stated),
     }
     left = options.preferences_per_image
     faults = rng.sample(options.faults, len(options.faults))

@@ -162,7 +162,7 @@ def _told(calibration: Calibration) -> str:
 
 def _left_out(scored: Scored, images: KnownImages) -> str:
     photos = scored.generated.count(False)
-    told = [f"{count} {reason}" for reason, count in scored.unread.items()]
+    described = [f"{count} {reason}" for reason, count in scored.unread.items()]
     distinct = len({group for group, made in zip(scored.groups, scored.generated, strict=True) if not made})
     repeats = f"; {photos - distinct} photos repeat another or its source and count once" if distinct < photos else ""
-    return (f"; left out: {', '.join(told)}" if told else "") + repeats
+    return (f"; left out: {', '.join(described)}" if described else "") + repeats

@@ -45,11 +45,11 @@ def usable(rows: Dataset, data: str, vlm: VLM, *, quiet: bool = False) -> Datase
     is_talk = "number" in rows.column_names
     numbers = rows["number"] if is_talk else range(len(rows))
     what = "conversations" if is_talk else "rows"
-    told = f"{len(found)} of {len(rows)} {what} are skipped: {_summary(found, numbers)}"
+    message = f"{len(found)} of {len(rows)} {what} are skipped: {_summary(found, numbers)}"
     if len(found) == len(rows):
-        raise UserError(f"{data}: no rows remain for training; {told}")
+        raise UserError(f"{data}: no rows remain for training; {message}")
     if not quiet:
-        print(f"{data}: {told}")
+        print(f"{data}: {message}")
     return rows.select([row for row in range(len(rows)) if row not in found])
 
 

@@ -25,7 +25,7 @@ class TinyLlavaVLM(LlavaVLM):
     def save_official(self, out: Path) -> None:
         self.model.save_official(out, self.processor.tokenizer)
         if "lora" in str(out.resolve()):
-            told = (
+            message = (
                 "TinyLLaVA_Factory takes a path with 'lora' in it for that of a LoRA, and fails: move the folder first"
             )
-            print(f"warning: {out}: {told}", file=sys.stderr)
+            print(f"warning: {out}: {message}", file=sys.stderr)
