@@ -23,8 +23,8 @@ from vlm_detect.measures.registry import measure_image
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import uvicorn
 
-from vlm_detect.apps.connections import Server
-from vlm_detect.apps.server import create_app, http_config, open_socket
+from vlm_detect.apps.connections import Server, http_config, open_socket
+from vlm_detect.apps.server import create_app
 from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.apps.tasks import Write
 from vlm_detect.apps.worker import Job

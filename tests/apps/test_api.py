@@ -328,11 +328,12 @@ def test_an_evidence_map(server: Running, http: httpx.Client, photo: Image.Image
 def test_health_metrics_and_headers(server: Running, http: httpx.Client) -> None:
     answer = http.get("/healthz")
     assert answer.json()["status"] == "ok"
+    assert http.get("/readyz").json()["status"] == "ready"
     assert "script-src 'self'" in answer.headers["content-security-policy"]
     assert "access-control-allow-origin" not in answer.headers
     figures = http.get("/metrics").text
     assert 'vlm_detect_requests_total{route="/healthz",status="200"}' in figures
-    assert "vlm_detect_batch_size_bucket" in figures
+    assert "# TYPE vlm_detect_batch_size histogram" in figures
 
 
 # Refusals

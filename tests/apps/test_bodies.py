@@ -138,7 +138,7 @@ def answered(guard_settings: ServerSettings, chunks: list[bytes], content_type: 
 
     headers = [(b"host", b"localhost"), (b"content-type", content_type.encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/verdict", "headers": headers, "query_string": b""}
-    asyncio.run(Guard(app, guard_settings)(scope, receive, send))
+    asyncio.run(Guard(app, guard_settings, None)(scope, receive, send))
     return found[0]
 
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from tests.apps.conftest import Running, data_url, make_photo, serving, until
-from vlm_detect.apps.server import check_settings, open_socket
+from vlm_detect.apps.connections import open_socket
+from vlm_detect.apps.errors import Busy, Expired, Stopped
 from vlm_detect.apps.service import Service
-from vlm_detect.apps.settings import ServerSettings
+from vlm_detect.apps.settings import ServerSettings, check_settings
 from vlm_detect.apps.tasks import Judge, Write
-from vlm_detect.apps.worker import Busy, Done, Expired, Failed, Job, Stopped, Worker
+from vlm_detect.apps.worker import Done, Failed, Job, Worker
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture, Verdict
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.apps.conftest import data_url, make_photo
 from tests.scripts.here import run_verb
-from vlm_detect.apps.server import open_socket
+from vlm_detect.apps.connections import open_socket
 
 COMMAND = [Path(sys.executable).with_name("vlm-detect"), "serve", "--model", "nano", "--port", "0"]
 
@@ -48,6 +48,7 @@ def test_errors_are_one_line_before_any_model_is_loaded(monkeypatch: pytest.Monk
             (["--deadline_s", "nan"], 2, "--deadline_s nan: give a number above 0"),
             (["--port", 99999], 2, "--port 99999: give 0 to 65535"),
             (["--host", "0.0.0.0"], 2, "opens the server to the network: give --api_key"),
+            (["--api_keys", "none.toml"], 1, "--api_keys none.toml: No such file or directory: give a TOML file"),
             (["--port", 0, "--model", "no/such/model"], 1, "no/such/model"),
         ]:
             done = run_verb("serve", "--model", "nano", *arguments)

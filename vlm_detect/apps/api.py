@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlm_detect.apps.asked import asked, client_gone
 from vlm_detect.apps.bodies import Part
-from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.errors import ApiError, Stopped, as_api_error
 from vlm_detect.apps.logprobs import logprobs_body
 from vlm_detect.apps.moondream_api import reasoning_of
 from vlm_detect.apps.moondream_api import router as moondream
@@ -338,4 +338,15 @@ def _png_url(data: bytes) -> str:
 
 @router.get("/healthz", tags=["server"])
 async def healthz(request: Request) -> Any:
+    """Liveness: whether the process can still answer; if not, it has to be restarted."""
+    if not service_of(request).worker.is_alive:
+        raise ApiError(503, "failed", "the thread of the models has ended: restart the server")
     return JSONResponse({"status": "ok", "version": __version__})
+
+
+@router.get("/readyz", tags=["server"])
+async def readyz(request: Request) -> Any:
+    """Readiness: whether requests for the models are accepted."""
+    if not service_of(request).worker.accepts:
+        raise Stopped("the server is shutting down")
+    return JSONResponse({"status": "ready"})

@@ -13,8 +13,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from vlm_detect.apps.bodies import Content, Part
-from vlm_detect.apps.errors import ApiError
-from vlm_detect.apps.worker import Expired
+from vlm_detect.apps.errors import ApiError, Expired
 
 T = TypeVar("T")
 POLL_S = 0.25  # how often a waiting request checks that its client is still connected

@@ -53,7 +53,7 @@ def serve(argv: list[str]) -> None:
     judge, options = parse_config([Judge, ServeOptions], argv, doc=serve.__doc__)
     if len({judge.model, *options.compare}) <= len(options.compare):
         raise UsageError("--compare names a model that is already served: give another")
-    require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa")
+    require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "limits", "c2pa")
     from vlm_detect.apps.server import serve as serve_models
 
     models = [(judge.model, judge.adapter), *((model, None) for model in options.compare)]

@@ -8,19 +8,24 @@ uvicorn waits forever for the end of a request's headers, and such connections c
 - a connection is read in pieces that take the event loop milliseconds, and chunks of a few bytes, which cost more than
   they carry, are refused;
 - a client that does not read its answer is dropped.
+
+`open_socket` and `http_config` give such a server its port and its limits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import Any
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlm_detect.apps.settings import ServerSettings
+from vlm_detect.errors import UserError
 
 HEAD_BYTES, BODY_BYTES = 4 << 10, 64 << 10  # read at a time; the headers can be followed by many small chunks
 MIN_BYTES_A_LINE = 32  # of a chunked body, whose chunks are framed by lines
@@ -145,3 +150,36 @@ class BoundedProtocol(H11Protocol, asyncio.BufferedProtocol):
     def _stop(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; `UserError` where the port cannot be used, before any model is loaded."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # asyncio sets TCP_NODELAY only on sockets whose protocol is TCP.
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(2048)
+    except OSError as error:
+        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+        raise UserError(f"port {port} on {host} {reason}: give another with --port") from error
+    return bound
+
+
+def http_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    """uvicorn within the bounds of `settings`. It logs errors only, through the log of the process: clients must not
+    fill it with warnings."""
+    return uvicorn.Config(
+        app,
+        http=Connections(settings),  # type: ignore[arg-type]  # any callable that makes a protocol works
+        backlog=ACCEPTED_AT_ONCE,
+        ws="none",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        h11_max_incomplete_event_size=16 << 10,
+    )

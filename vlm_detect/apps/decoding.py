@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 
 from vlm_detect.apps.bodies import Part
+from vlm_detect.apps.errors import Busy
 from vlm_detect.apps.settings import ServerSettings
-from vlm_detect.apps.worker import Busy
 from vlm_detect.images.isolated import IsolatedDecoder, Reply
 from vlm_detect.infer.detector import Picture, picture_of
 

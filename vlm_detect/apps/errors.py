@@ -7,11 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_detect.apps.worker import Busy, Expired, Stopped
 from vlm_detect.errors import UserError
-from vlm_detect.images.decode import ImageRejected
+from vlm_detect.images.bounds import ImageRejected
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Busy(Exception):
+    """The queue is full; `retry_after_s` estimates when there will be room."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"too many requests are waiting: try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class Expired(Exception):
+    """The job's deadline passed before it was done."""
+
+
+class Stopped(Exception):
+    """The server is shutting down."""
 
 
 class ApiError(Exception):

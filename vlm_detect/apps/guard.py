@@ -2,9 +2,10 @@
 
 - Without a key the server listens on loopback only, and web pages of other sites must not reach it: requests whose Host
   is not a name of this machine (DNS rebinding) or whose Origin is another site are refused.
-- With a key every API route requires it, as `Authorization: Bearer KEY` or `X-Moondream-Auth: KEY`.
+- With keys every API route requires one, as `Authorization: Bearer KEY` or `X-Moondream-Auth: KEY`, within its limit.
 - A body is read completely before any route sees it, within limits of size, time, and the total of all bodies; its
   images are taken out before anything parses it (`bodies.py`).
+- An unexpected error is logged, and answered in the shape of all errors.
 
 No CORS header is ever sent, so that browsers show the answers to the server's own page alone.
 """
@@ -12,8 +13,8 @@ No CORS header is ever sent, so that browsers show the answers to the server's o
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
+import logging
 import time
 from contextlib import suppress
 
@@ -23,10 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlm_detect.apps.asked import Asked, answer_in_this_task
 from vlm_detect.apps.bodies import Content, open_body
-from vlm_detect.apps.errors import ApiError
+from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.keys import Keys
 from vlm_detect.apps.settings import ServerSettings, is_loopback
 
-OPEN_PATHS = ("/healthz", "/", "/page/")  # need no key: only the page's own files
+log = logging.getLogger(__name__)
+OPEN_PATHS = ("/healthz", "/readyz", "/")  # need no key, and neither do the page's own files
 _LARGE_BYTES = 1 << 16
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -41,11 +44,12 @@ SECURITY_HEADERS = {
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application; without `keys` any client may use it."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys | None) -> None:
         self.app = app
         self.settings = settings
+        self.keys = keys
         self._held_bytes = 0
         self._uploads = 0
         self._opening = asyncio.Lock()
@@ -55,8 +59,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
@@ -64,7 +72,7 @@ class Guard:
         content = Content()
         held = 0
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            self._check(scope)
             body = await self._read_body(scope, receive)
             if body is None:
                 return
@@ -75,6 +83,14 @@ class Guard:
             await self.app(scope, _replayed(small, receive), send_guarded)
         except ApiError as error:
             await _refuse(error, send_guarded)
+        # Starlette's own handler of unexpected errors is outside of all middleware: its answers would not be counted.
+        except Exception as error:
+            if begun:
+                raise
+            refusal = as_api_error(error)
+            if refusal.status == 500:
+                log.error("a request failed", exc_info=error)
+            await _refuse(refusal, send_guarded)
         finally:
             content.release()
             if body is not None:
@@ -82,20 +98,20 @@ class Guard:
                     body.clear()
             self._held_bytes -= held
 
-    def _check(self, path: str, headers: Headers) -> None:
+    def _check(self, scope: Scope) -> None:
+        path, headers = scope["path"], Headers(scope=scope)
         host = headers.get("host", "")
-        key = self.settings.api_key
-        if self.settings.is_loopback and key is None and not is_loopback(_hostname(host)):
+        if self.settings.is_loopback and self.keys is None and not is_loopback(_hostname(host)):
             raise ApiError(403, "wrong_host", "this server answers to localhost only")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "cross_origin", "requests from pages of other sites are refused")
-        if key is None or path in OPEN_PATHS or path.startswith("/page/"):
+        if self.keys is None or path in OPEN_PATHS or path.startswith("/page/"):
             return
         bearer = headers.get("authorization", "").partition(" ")
         given = bearer[2] if bearer[0].lower() == "bearer" else headers.get("x-moondream-auth", "")
-        if not hmac.compare_digest(given.encode(), key.encode()):
-            raise ApiError(401, "invalid_api_key", "give the server's key as `Authorization: Bearer KEY`")
+        scope["state"]["key"] = self.keys.name_of(given)
+        self.keys.count(given)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytearray | None:
         """The complete body, or None where the client disconnected. Its bytes count as held until the response is

@@ -70,6 +70,13 @@ class ServeOptions:
             "which other users of the machine cannot read."
         },
     )
+    api_keys: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "FILE",
+            "help": "Require one of the keys of this TOML file, each with a name and a rate limit (docs/server.md).",
+        },
+    )
     without_key: bool = field(
         default=False,
         metadata={"help": "Listen beyond this machine without a key: anyone who can connect can use the server."},
@@ -87,6 +94,10 @@ class ServeOptions:
     drain_s: float = field(
         default=30, metadata={"metavar": "S", "help": "Time to finish running requests after SIGTERM."}
     )
+    log_json: bool = field(
+        default=False,
+        metadata={"help": "Write the log to stderr as JSON lines, with a line for each request; else only errors."},
+    )
 
     def __post_init__(self) -> None:
         limits = "max_body_mb max_megapixels max_images max_new_tokens queue max_batch deadline_s drain_s"
@@ -101,6 +112,7 @@ class ServeOptions:
             host=self.host,
             port=self.port,
             api_key=self.api_key,
+            api_keys=self.api_keys,
             without_key=self.without_key,
             max_body_bytes=int(self.max_body_mb * 2**20),
             max_pixels=int(self.max_megapixels * 1e6),
@@ -111,6 +123,7 @@ class ServeOptions:
             max_batch=self.max_batch,
             deadline_s=self.deadline_s,
             drain_s=self.drain_s,
+            log_json=self.log_json,
         )
 
 

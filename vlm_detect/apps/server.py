@@ -10,36 +10,34 @@ server opens no outgoing connection. SIGTERM and Ctrl-C let running requests fin
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
-import logging
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import prometheus_client
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vlm_detect.apps.api import router
-from vlm_detect.apps.connections import ACCEPTED_AT_ONCE, Connections, Server
-from vlm_detect.apps.errors import ApiError, as_api_error
+from vlm_detect.apps.connections import Server, http_config, open_socket
+from vlm_detect.apps.edge import Edge
+from vlm_detect.apps.errors import ApiError, Busy, Expired, Stopped, as_api_error
 from vlm_detect.apps.guard import Guard
+from vlm_detect.apps.keys import Keys
 from vlm_detect.apps.loading import load_detector
-from vlm_detect.apps.service import Metrics, Service
+from vlm_detect.apps.logs import set_up_logs
+from vlm_detect.apps.metrics import ModelMetrics, RequestMetrics, exposition
+from vlm_detect.apps.service import Service
 from vlm_detect.apps.settings import ServerSettings, check_settings
-from vlm_detect.apps.worker import Busy, Expired, Stopped
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.infer.detector import Detector
@@ -47,7 +45,6 @@ from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.registry import without_adapter
 from vlm_detect.version import __version__
 
-log = logging.getLogger(__name__)
 PAGE = Path(str(files("vlm_detect") / "apps" / "page"))
 _ERRORS = {
     400: "The request or its image cannot be used",
@@ -57,7 +54,7 @@ _ERRORS = {
     408: "The body did not arrive in time",
     413: "Too large",
     415: "Unsupported content type",
-    429: "Too many requests are waiting: see Retry-After",
+    429: "Too many requests are waiting, or the key's rate limit is used up: see Retry-After",
     499: "The client disconnected",
     501: "Not supported",
     503: "Out of time or memory, or shutting down",
@@ -69,10 +66,12 @@ def create_app(
 ) -> FastAPI:
     """The application that serves `detectors`; the first one answers requests that name no model."""
     settings = settings or ServerSettings()
+    registry = CollectorRegistry()
+    metrics = ModelMetrics(registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(detectors, settings, cnn)
+        app.state.service = Service(detectors, settings, metrics, cnn)
         yield
         app.state.service.stop()
 
@@ -92,14 +91,13 @@ def create_app(
         return FileResponse(PAGE / "index.html")
 
     @app.get("/metrics", tags=["server"], response_class=Response)
-    async def metrics(request: Request) -> Response:
-        figures = prometheus_client.generate_latest(request.app.state.service.metrics.registry)
-        return Response(figures, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+    async def scrape() -> Response:
+        return exposition(registry)
 
     _add_error_handlers(app)
     _describe_refusals(app)
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Counted)  # outermost, so that requests refused by the guard are counted too
+    app.add_middleware(Guard, settings=settings, keys=Keys.from_settings(settings))
+    app.add_middleware(Edge, metrics=RequestMetrics(registry))
     return app
 
 
@@ -122,12 +120,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(refusal.body(), status_code=error.status_code, headers=error.headers)
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        refusal = as_api_error(error)
-        if refusal.status == 500:
-            log.error("%s failed", request.url.path, exc_info=error)
-        return answer(refusal)
+        return answer(as_api_error(error))
 
-    for kind in (ApiError, UserError, ImageRejected, Busy, Expired, Stopped, Exception):
+    for kind in (ApiError, UserError, ImageRejected, Busy, Expired, Stopped):
         app.add_exception_handler(kind, failed)
 
 
@@ -151,69 +146,10 @@ def _describe_refusals(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-class Counted:
-    """ASGI middleware: counts responses by route and status, and measures the time to the complete response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 499
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, counted)
-        finally:
-            metrics: Metrics = scope["app"].state.service.metrics
-            route = getattr(scope.get("route"), "path", "other")  # a path chosen by the client must not become a label
-            metrics.requests.labels(route, status).inc()
-            metrics.seconds.labels(route).observe(time.perf_counter() - started)
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; `UserError` where the port cannot be used, before any model is loaded."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        family, kind, protocol, _, address = found[0]
-        # asyncio sets TCP_NODELAY only on sockets whose protocol is TCP.
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(2048)
-    except OSError as error:
-        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
-        raise UserError(f"port {port} on {host} {reason}: give another with --port") from error
-    return bound
-
-
-def http_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """uvicorn within the bounds of `settings`. It logs errors only: clients must not fill the log with warnings."""
-    return uvicorn.Config(
-        app,
-        http=Connections(settings),  # type: ignore[arg-type]  # any callable that makes a protocol works
-        backlog=ACCEPTED_AT_ONCE,
-        ws="none",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_s),
-        h11_max_incomplete_event_size=16 << 10,
-    )
-
-
 def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish within `drain_s`."""
     config = http_config(app, settings)
-    # It logs every oddity of a body: strangers must not fill the log. Of Pillow `set_up_process` says so.
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    set_up_logs(settings.log_json)
     # What is loaded by now stays: a full collection would visit all of it, a third of a second in which requests wait.
     gc.collect()
     gc.freeze()
@@ -234,6 +170,7 @@ def serve(
     `expert` speaks with the first of them, in place of the one that its fusion names.
     """
     check_settings(settings)
+    Keys.from_settings(settings)  # a bad file is an error before any model is loaded
     with open_socket(settings.host, settings.port) as bound:
         looking = CnnDetector.load(cnn) if cnn else None
         loaded: list[Detector] = []

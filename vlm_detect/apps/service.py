@@ -10,39 +10,23 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import Request
 
 from vlm_detect.apps.asked import asked, part_of, unless_gone
 from vlm_detect.apps.bodies import Part
 from vlm_detect.apps.decoding import Decoding
-from vlm_detect.apps.errors import ApiError, as_api_error, refused_image
+from vlm_detect.apps.errors import ApiError, Expired, as_api_error, refused_image
+from vlm_detect.apps.logs import current_request
+from vlm_detect.apps.metrics import ModelMetrics
 from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.apps.tasks import Answer, TextTask, Write
-from vlm_detect.apps.worker import Done, Event, Expired, Failed, Job, Task, Worker
+from vlm_detect.apps.worker import Done, Event, Failed, Job, Task, Worker
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.infer.detector import Detector, Picture, Verdict
 from vlm_detect.infer.explanation import Explanation
 from vlm_detect.models.cnn.detector import CnnDetector
-
-T = TypeVar("T")
-
-
-class Metrics:
-    """Prometheus metrics of one server."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        names: dict[str, Any] = {"namespace": "vlm_detect", "registry": self.registry}
-        self.requests = Counter("requests", "Requests by route and status", ["route", "status"], **names)
-        self.seconds = Histogram("request_seconds", "Time from request to complete response", ["route"], **names)
-        self.batch = Histogram("batch_size", "Jobs per batch", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64), **names)
-        self.verdicts = Counter("verdicts", "Verdicts given", ["label"], **names)
-        self.contradictions = Counter("contradictions", "Verdicts where the model contradicts itself", **names)
-        self.tokens = Counter("generated_tokens", "Tokens generated", **names)
-        self.jobs = Gauge("jobs", "Jobs queued or running", **names)
 
 
 class Service:
@@ -52,20 +36,24 @@ class Service:
     """
 
     def __init__(
-        self, detectors: Mapping[str, Detector], settings: ServerSettings, cnn: CnnDetector | None = None
+        self,
+        detectors: Mapping[str, Detector],
+        settings: ServerSettings,
+        metrics: ModelMetrics,
+        cnn: CnnDetector | None = None,
     ) -> None:
         self.detectors = dict(detectors)
         self.cnn = cnn
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.worker = Worker(
             max_jobs=settings.max_jobs,
             max_pixels=settings.max_held_pixels,
             max_batch=settings.max_batch,
             max_lanes=1 if settings.max_batch == 1 else 4,
             observe=lambda kind, size: self.metrics.batch.labels(kind).observe(size),
+            observe_held=self.metrics.jobs.set,
         )
-        self.metrics.jobs.set_function(lambda: self.worker.n_held)
         self._decoding = Decoding(settings)
         self._checking = ThreadPoolExecutor(1, "vlm-detect-checks")
         self._gathering = asyncio.Lock()  # held by a request while it decodes many images
@@ -119,7 +107,7 @@ class Service:
         deadline = asked().deadline
         queues = [Events() for _ in pictures]
         jobs = [
-            Job(task, detector, picture, events.put, deadline)
+            Job(task, detector, picture, events.put, deadline, current_request())
             for task, picture, events in zip(tasks, pictures, queues, strict=True)
         ]
         self.worker.submit(jobs)

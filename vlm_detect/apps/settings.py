@@ -16,6 +16,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
+    api_keys: str | None = None  # a file of keys, see keys.py
     without_key: bool = False  # beyond loopback
     max_body_bytes: int = 32 << 20
     max_held_bytes: int = 512 << 20
@@ -36,6 +37,11 @@ class ServerSettings:
     max_batch: int = 16
     deadline_s: float = 120.0
     drain_s: float = 30.0
+    log_json: bool = False
+
+    @property
+    def has_key(self) -> bool:
+        return self.api_key is not None or self.api_keys is not None
 
     @property
     def is_loopback(self) -> bool:
@@ -53,13 +59,20 @@ def is_loopback(host: str) -> bool:
 def check_settings(settings: ServerSettings) -> None:
     """`UserError` for an invalid port, or where the server would be open to the network without a key."""
     check_between(settings, 0, 65535, "port")
-    key = settings.api_key
-    if key is not None and not key.strip():
-        raise UserError("--api_key is empty: give a long random string, or omit the flag")
-    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-        raise UserError("--api_key cannot be sent in a header: use ASCII characters without spaces at the ends")
-    if key is None and not settings.is_loopback and not settings.without_key:
+    if settings.api_key is not None:
+        check_key(settings.api_key, "--api_key")
+    if settings.api_key is not None and settings.api_keys is not None:
+        raise UserError("--api_keys and --api_key (or VLM_DETECT_API_KEY): give one of them")
+    if not (settings.has_key or settings.is_loopback or settings.without_key):
         raise UserError(
-            f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), or "
-            "--without_key if a proxy in front of it controls access"
+            f"--host {settings.host} opens the server to the network: give --api_key KEY (or VLM_DETECT_API_KEY), "
+            "--api_keys FILE, or --without_key if a proxy in front of it controls access"
         )
+
+
+def check_key(key: str, name: str) -> None:
+    """`UserError`, without the key in it, where `key` cannot be used; `name` says where it was given."""
+    if not key.strip():
+        raise UserError(f"{name} is empty: give a long random string, or omit it")
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError(f"{name} cannot be sent in a header: use ASCII characters without spaces at the ends")

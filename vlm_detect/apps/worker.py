@@ -21,28 +21,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from vlm_detect.apps.errors import Busy, Expired, Stopped
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector, Picture
 from vlm_detect.machine import is_out_of_memory
 
 log = logging.getLogger(__name__)
 GATHER_S = 0.004  # how long an idle worker waits for more jobs after the first
-
-
-class Busy(Exception):
-    """The queue is full; `retry_after_s` estimates when there will be room."""
-
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"too many requests are waiting: try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
-
-
-class Expired(Exception):
-    """The job's deadline passed before it was done."""
-
-
-class Stopped(Exception):
-    """The server is shutting down."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +61,7 @@ class Job:
     picture: Picture | None
     on_event: Callable[[Event], None]
     deadline: float = math.inf
+    request_id: str | None = None  # for the log
     open: bool = field(default=True, init=False)  # not yet ended
     begun: bool = field(default=False, init=False)  # some of its text was sent
 
@@ -131,7 +117,7 @@ class Worker:
     """`max_jobs` and `max_pixels` bound queued and running jobs, at most `max_batch` jobs make a lane (fewer where the
     model's memory is short), `max_lanes` run at a time.
 
-    `observe(kind, size)` is called for every lane that starts.
+    `observe(kind, size)` is called for every lane that starts, `observe_held(n)` when the number of jobs changes.
     """
 
     def __init__(
@@ -142,12 +128,14 @@ class Worker:
         max_batch: int = 16,
         max_lanes: int = 4,
         observe: Callable[[str, int], None] = lambda kind, size: None,
+        observe_held: Callable[[int], None] = lambda n: None,
     ) -> None:
         self.max_jobs = max_jobs
         self.max_pixels = max_pixels
         self.max_batch = max_batch
         self.max_lanes = max_lanes
         self._observe = observe
+        self._observe_held = observe_held
         self._waiting: deque[Job] = deque()
         self._running: list[_Lane] = []
         self._changed = threading.Condition()
@@ -166,6 +154,7 @@ class Worker:
             if len(held) + len(jobs) > self.max_jobs or (held and pixels > self.max_pixels):
                 raise Busy(max(1, math.ceil(len(held) * self._seconds_a_job)))
             self._waiting.extend(jobs)
+            self._observe_held(len(held) + len(jobs))
             self._changed.notify()
 
     @property
@@ -173,6 +162,15 @@ class Worker:
         """Jobs queued or running."""
         with self._changed:
             return len(self._held())
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def accepts(self) -> bool:
+        """Whether jobs are accepted, if there is room."""
+        return self.is_alive and not self._stopping
 
     def _held(self) -> list[Job]:
         return [*self._waiting, *(job for lane in self._running for job in lane.jobs)]
@@ -199,6 +197,8 @@ class Worker:
             self._start_lanes()
             for lane in list(self._running):
                 self._step(lane)
+            with self._changed:  # also around the call: a count that comes late would stay
+                self._observe_held(self.n_held)
 
     def _start_lanes(self) -> None:
         with self._changed:
@@ -236,7 +236,9 @@ class Worker:
                 self._running += [_Lane(job.task.lane([job]), [job]) for job in left]
             return
         if not isinstance(error, UserError):
-            log.error("a job failed", exc_info=error)
+            # This thread is not the request's task, where the log would find its id.
+            request_ids = ", ".join(job.request_id for job in left if job.request_id)
+            log.error("a job failed", exc_info=error, extra={"request_id": request_ids or None})
         for job in left:
             job.fail(error)
 
