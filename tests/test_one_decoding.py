@@ -26,7 +26,8 @@ from vlm_detect.columns import IMAGE_FEATURES
 from vlm_detect.data.audit import measures
 from vlm_detect.images.decode import decode_image
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.infer.detector import Detector, Picture, open_picture
+from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.picture import Picture, open_picture
 from vlm_detect.models.cnn.squares import to_square
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.train.augment import AugmentedImage

@@ -171,7 +171,7 @@ def test_two_thousand_of_them_leak_no_memory(running: Running) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_hostile_corpora_of_the_decoder(running: Running, seed: int, tmp_path: Path) -> None:
-    """A header that promises more pixels than there may be, an animation, a TIFF that points nowhere."""
+    """A header that announces more pixels than there may be, an animation, a TIFF that points nowhere."""
     frames = [make_photo(i) for i in range(40)]
     bombs = [
         file_bytes(Image.new("1", (30_000, 30_000))),

@@ -294,13 +294,13 @@ def test_a_json_file_is_one_document_that_resumes(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
-def test_a_threshold_is_no_band_and_no_promise_and_is_not_mixed(
+def test_a_threshold_is_no_band_and_no_guarantee_and_is_not_mixed(
     detector: Detector, folder: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = [str(folder / "a.png"), str(folder / "b.png")]
     low, high = sorted(verdict.p_fake for verdict in detector(photos))
-    promised = Calibration(threshold=0.5, unsure_low=0.001, unsure_high=0.999, n=9, n_real=9, max_fpr=0.3, bound=0.3)
-    monkeypatch.setattr(detector, "calibration", promised)
+    guaranteed = Calibration(threshold=0.5, unsure_low=0.001, unsure_high=0.999, n=9, n_real=9, max_fpr=0.3, bound=0.3)
+    monkeypatch.setattr(detector, "calibration", guaranteed)
     assert scan(detector, photos)["unsure"] == 2
     assert set_operating_point(detector, (low + high) / 2, 0.01).startswith("--threshold ")  # it comes first
     out = tmp_path / f"rows{suffix}"
@@ -310,7 +310,7 @@ def test_a_threshold_is_no_band_and_no_promise_and_is_not_mixed(
     written = out.read_bytes()
     assert scan(detector, photos, out=out) == labels
     assert out.read_bytes() == written
-    detector.calibration = promised.at_threshold(0.7)
+    detector.calibration = guaranteed.at_threshold(0.7)
     with pytest.raises(UserError, match=r"holds verdicts with --threshold 0\.\d+, not 0.7; give another --out"):
         scan(detector, photos, out=out)
 

@@ -23,7 +23,8 @@ from vlm_detect.apps.settings import ServerSettings, check_settings
 from vlm_detect.apps.tasks import Judge, Write
 from vlm_detect.apps.worker import Done, Failed, Job, Worker
 from vlm_detect.errors import UserError
-from vlm_detect.infer.detector import Detector, Picture, Verdict
+from vlm_detect.infer.detector import Detector, Verdict
+from vlm_detect.infer.picture import Picture
 
 
 def query(photo_seed: int = 0, **more: object) -> dict:

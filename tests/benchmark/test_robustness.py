@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from vlm_detect.benchmark.flips import attack_lines, attack_tables, calls_generated
+from vlm_detect.benchmark.item_scores import ItemScore
 from vlm_detect.benchmark.options import RobustnessOptions
 from vlm_detect.benchmark.perturb import CURVES, TIERS, Condition
 from vlm_detect.benchmark.robustness import Answered, chosen, curve_figures, robustness
-from vlm_detect.benchmark.summary import ItemScore
 from vlm_detect.errors import UserError
 from vlm_detect.records import Result
 from vlm_detect.stats.calibration import Calibration

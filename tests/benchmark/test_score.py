@@ -6,11 +6,12 @@ import pytest
 from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows, write_benchmark
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.explanations import explanations, read_explanations
+from vlm_detect.benchmark.item_scores import item_scores
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.results import ResultWriter, merge, read_results
 from vlm_detect.benchmark.run import without_refused
 from vlm_detect.benchmark.score import fake_probability, key_of, plan, score
-from vlm_detect.benchmark.summary import calibrated_figures, item_scores, summarise
+from vlm_detect.benchmark.summary import calibrated_figures, summarise
 from vlm_detect.errors import UserError
 from vlm_detect.stats.calibration import Calibration
 

@@ -18,7 +18,8 @@ from vlm_detect import Detector
 from vlm_detect.apps.scan_options import MAX_VIEWS
 from vlm_detect.errors import UserError
 from vlm_detect.images.views import VIEWS, views
-from vlm_detect.infer.detector import Verdict, open_picture
+from vlm_detect.infer.detector import Verdict
+from vlm_detect.infer.picture import open_picture
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.infer.verdict import Odds, contradictions, contradicts
 from vlm_detect.infer.witnesses import Witnesses, WitnessScores

@@ -170,14 +170,14 @@ def test_an_expert_uses_its_own_calibration_and_can_be_replaced(tmp_path: Path, 
         Detector(str(run))
 
 
-def test_a_promise_holds_only_for_its_expert(tmp_path: Path, head: Head) -> None:
+def test_a_guarantee_holds_only_for_its_expert(tmp_path: Path, head: Head) -> None:
     cnn = save_cnn(tmp_path / "cnn")
     expert = Expert.load(cnn, Engine(VLM))
-    for sha256, promised in ((expert.source[1], 0.05), ("0" * 64, None)):
+    for sha256, guaranteed in ((expert.source[1], 0.05), ("0" * 64, None)):
         run = make_run(tmp_path / sha256, head, Fusion((Witness("expert", 1.0, "gone", sha256),)))
         Calibration().fit_photos(np.arange(100.0), 0.05).save(run)
         found = Detector(str(run), expert=str(cnn)).calibration
-        assert (found.max_fpr, found.n_real > 0) == (promised, promised is not None)
+        assert (found.max_fpr, found.n_real > 0) == (guaranteed, guaranteed is not None)
         assert found.threshold > 0.5  # the operating point stays
 
 

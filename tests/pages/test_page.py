@@ -11,11 +11,12 @@ from tests.benchmark.fakes import FakeAsk, FakeEngine, choice_row, verdict_rows,
 from tests.benchmark.test_score import oracle
 from tests.chromium import chromium
 from vlm_detect.benchmark.demo_report import ExplainedImage, demo_report
+from vlm_detect.benchmark.item_scores import item_scores
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.report import notes_of, write_report
 from vlm_detect.benchmark.report_parts import card_maker
 from vlm_detect.benchmark.score import score
-from vlm_detect.benchmark.summary import item_scores, summarise
+from vlm_detect.benchmark.summary import summarise
 from vlm_detect.benchmark.text_baselines import text_baselines
 from vlm_detect.infer.explanation import CheckedReason, Explanation
 from vlm_detect.pages.page import (

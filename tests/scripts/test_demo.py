@@ -1,4 +1,4 @@
-"""`make demo`, whole: minutes on two cores, and the promise of the README."""
+"""`make demo`, whole: minutes on two cores, and what the README says of it."""
 
 from __future__ import annotations
 

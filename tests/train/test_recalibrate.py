@@ -98,7 +98,7 @@ def test_a_model_at_chance_keeps_its_calibration(home, run, monkeypatch, capsys)
     assert "its calibration is not reliable: " in capsys.readouterr().err
 
 
-def test_photos_alone_promise_a_rate(run, tmp_path, knows, capsys):
+def test_photos_alone_guarantee_a_rate(run, tmp_path, knows, capsys):
     calibrate(run, "--data", save_photos(tmp_path / "photos", 60), "--max_fpr", "0.05")
     found = Calibration.load(run)
     assert (found.n, found.n_real, found.max_fpr, found.confidence) == (60, 60, 0.05, 0.95)
@@ -125,7 +125,7 @@ def test_scan_chooses_its_own_rate(run, tmp_path, knows, capsys):
 
 
 @pytest.mark.parametrize("photos", [27, 58])
-def test_rates_that_the_photos_cannot_promise(run, tmp_path, photos):
+def test_rates_that_the_photos_cannot_guarantee(run, tmp_path, photos):
     before = (run / "calibration.json").read_bytes()
     with pytest.raises(UserError, match=f"5 % needs at least 59 photos, these are {photos}"):
         calibrate(run, "--data", save_photos(tmp_path / "photos", photos), "--max_fpr", "0.05")

@@ -33,9 +33,10 @@ from vlm_detect.apps.replies import event_stream, finish_reason, service_of, tok
 from vlm_detect.apps.service import Service, checked_text, error_body, prompt_of
 from vlm_detect.apps.skill_tasks import Reason
 from vlm_detect.apps.tasks import Answer, CnnLook, Judge, LookByCnn, Map, TextTask, Write
-from vlm_detect.infer.detector import Detector, Picture, Verdict
+from vlm_detect.infer.detector import Detector, Verdict
 from vlm_detect.infer.evidence import EvidenceMap
 from vlm_detect.infer.explanation import Explanation
+from vlm_detect.infer.picture import Picture
 from vlm_detect.version import __version__
 
 MAP_SIDE = 512  # of an evidence map's image

@@ -35,7 +35,8 @@ def chat(argv: list[str]) -> None:
     """
     judge, options = parse_config([Judge, ChatOptions], argv, doc=chat.__doc__)
     from vlm_detect.apps.terminal import answer_once, converse
-    from vlm_detect.infer.detector import Detector, open_picture
+    from vlm_detect.infer.detector import Detector
+    from vlm_detect.infer.picture import open_picture
 
     open_picture(options.image)  # before the model, which takes longer to load than a wrong path to notice
     detector = Detector(judge.model, adapter=judge.adapter, expert=judge.expert)
@@ -152,7 +153,7 @@ def view(argv: list[str]) -> None:
 
 
 def calibrate(argv: list[str]) -> None:
-    """Refit a run's probabilities and threshold on your own images, or promise a false-alarm rate from photos alone.
+    """Refit a run's probabilities and threshold on your own images, or guarantee a false-alarm rate from photos alone.
 
     vlm-detect calibrate runs/moondream_lora --data data/mine
     vlm-detect calibrate runs/moondream_lora --data photos/ --max_fpr 0.01

@@ -15,7 +15,7 @@ from vlm_detect.apps.bodies import Part
 from vlm_detect.apps.errors import Busy
 from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.images.isolated import IsolatedDecoder, Reply
-from vlm_detect.infer.detector import Picture, picture_of
+from vlm_detect.infer.picture import Picture, picture_of
 
 
 class Decoding:

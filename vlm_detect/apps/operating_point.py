@@ -1,11 +1,11 @@
-"""The operating point of a scan: where "generated" begins, who chose that, and what it promises.
+"""The operating point of a scan: where "generated" begins, who chose that, and what it guarantees.
 
     set_operating_point(detector, threshold=None, max_fpr=0.01)
     OperatingPoint.of(detector, chosen_by="--max_fpr 0.01").lines()
 
 Of several choices the first counts: `--threshold`, `--max_fpr`, the run's calibration. A threshold of one's own has no
-unsure band and no promised rate; images are still unsure that are unlike the run's, on which the witnesses disagree, or
-whose verdict depends on their encoding.
+unsure band and no guaranteed rate; images are still unsure that are unlike the run's, on which the witnesses disagree,
+or whose verdict depends on their encoding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from vlm_detect.infer.detector import Detector
 from vlm_detect.stats.calibration import Calibration
-from vlm_detect.stats.promise import percent
+from vlm_detect.stats.guarantee import percent
 
 BY_CALIBRATION = "the run's calibration"
 BY_NOBODY = "no calibration: even odds"
@@ -23,7 +23,7 @@ BY_NOBODY = "no calibration: even odds"
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """`threshold` and `unsure_band` are in p_fake; `max_fpr` is promised for photos like the `n_real` of its own."""
+    """`threshold` and `unsure_band` are in p_fake; `max_fpr` is guaranteed for photos like the `n_real` of its own."""
 
     chosen_by: str
     threshold: float
@@ -60,16 +60,16 @@ class OperatingPoint:
     def lines(self) -> list[tuple[str, str]]:
         """(name, value) for a page."""
         low, high = self.unsure_band
-        promise = "none"
+        guarantee = "none"
         if self.max_fpr is not None:
-            promise = (
+            guarantee = (
                 f"at most {percent(self.max_fpr)} of photos like the {self.n_real} of its calibration, at "
                 f"{percent(self.confidence or 0)} confidence (bound {percent(self.bound or 0)})"
             )
         return [
             ("Generated above", f"p_fake {self.threshold:.3f}, chosen by {self.chosen_by}"),
             ("Unsure band", f"p_fake {low:.3f} to {high:.3f}" if high > low else "none"),
-            ("Guaranteed false-alarm rate", promise),
+            ("Guaranteed false-alarm rate", guarantee),
             ("Calibrated on", f"{self.n} images" if self.n else "nothing"),
             ("Re-encoded copies", f"{self.views} of each image" if self.views else "not judged"),
         ]
@@ -82,24 +82,24 @@ def set_operating_point(detector: Detector, threshold: float | None, max_fpr: fl
     """Set what these flags ask for, and return which of them chose; empty where neither is given.
 
     Raises:
-        UserError: where the run's photos cannot promise `max_fpr`.
+        UserError: where the run's photos cannot guarantee `max_fpr`.
     """
     if threshold is not None:
         detector.calibration = detector.calibration.at_threshold(threshold)
         return f"--threshold {threshold:g}"
     if max_fpr is not None:
-        detector.calibration = detector.calibration.promising(max_fpr)
+        detector.calibration = detector.calibration.guaranteeing(max_fpr)
         return f"--max_fpr {max_fpr:g}"
     return ""
 
 
 def worth(calibration: Calibration) -> str:
-    """What a run's calibration promises, and whether it means anything; empty where neither is to be said."""
-    promised = ""
+    """What a run's calibration guarantees, and whether it means anything; empty where neither is to be said."""
+    guaranteed = ""
     if calibration.max_fpr is not None:
-        promised = (
+        guaranteed = (
             f"; at most {percent(calibration.max_fpr)} of photos like the {calibration.n_real} of its calibration are "
             f"called generated ({percent(calibration.confidence or 0)} confidence)"
         )
     doubt = f"; its calibration is not reliable: {calibration.doubt}" if not calibration.reliable else ""
-    return promised + doubt
+    return guaranteed + doubt

@@ -13,7 +13,7 @@ from vlm_detect.errors import UserError
 
 
 def check_max_fpr(max_fpr: float | None) -> None:
-    """`UserError` for a rate that no number of photos can promise."""
+    """`UserError` for a rate that no number of photos can guarantee."""
     if max_fpr is not None and not 0 < max_fpr < 1:
         raise UserError(f"--max_fpr {max_fpr}: give a part of photos above 0 and below 1, for example 0.01")
 
@@ -218,8 +218,8 @@ class CalibrateOptions:
     max_fpr: float | None = field(
         default=None,
         metadata={
-            "help": "Promise that at most this part of photos is called generated, by an exact binomial bound at 95 % "
-            "confidence; 0.01 needs 299 photos."
+            "help": "Guarantee that at most this part of photos is called generated, by an exact binomial bound at "
+            "95 % confidence; 0.01 needs 299 photos."
         },
     )
     limit: int | None = field(default=None, metadata={"help": "Maximum number of images to read."})

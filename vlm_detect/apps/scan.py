@@ -35,7 +35,8 @@ from vlm_detect.apps.scan_rows import LABELS, Judged, Row, Scanned, Sink, row_of
 from vlm_detect.data.sources import FileSource, Source, SourcePhoto, open_source, report_skipped, spelled
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
-from vlm_detect.infer.detector import Detector, Picture, Verdict, decode_picture
+from vlm_detect.infer.detector import Detector, Verdict
+from vlm_detect.infer.picture import Picture, decode_picture
 from vlm_detect.locks import held
 from vlm_detect.printable import printable
 from vlm_detect.progress import progress

@@ -45,7 +45,7 @@ def scan(argv: list[str]) -> int:
         detector.require_measures()
     chosen_by = set_operating_point(detector, options.threshold, options.max_fpr)
     if options.threshold is not None and options.max_fpr is not None:
-        print(f"{chosen_by} comes before --max_fpr {options.max_fpr:g}: no rate is promised", file=sys.stderr)
+        print(f"{chosen_by} comes before --max_fpr {options.max_fpr:g}: no rate is guaranteed", file=sys.stderr)
     labels = scan_images(
         detector,
         options.images,

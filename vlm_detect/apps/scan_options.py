@@ -51,14 +51,14 @@ class ScanOptions:
     threshold: float | None = field(
         default=None,
         metadata={
-            "help": "Call images generated above this p_fake, and the others real: no unsure band, no promised rate. "
+            "help": "Call images generated above this p_fake, and the others real: no unsure band, no guaranteed rate. "
             "It comes before --max_fpr."
         },
     )
     max_fpr: float | None = field(
         default=None,
         metadata={
-            "help": "Choose the threshold that promises this false-alarm rate, from the photos that the run was "
+            "help": "Choose the threshold that guarantees this false-alarm rate, from the photos that the run was "
             "calibrated on. Default: the run's own threshold."
         },
     )

@@ -24,8 +24,9 @@ from vlm_detect.apps.settings import ServerSettings
 from vlm_detect.apps.tasks import Answer, TextTask, Write
 from vlm_detect.apps.worker import Done, Event, Failed, Job, Task, Worker
 from vlm_detect.images.bounds import ImageRejected
-from vlm_detect.infer.detector import Detector, Picture, Verdict
+from vlm_detect.infer.detector import Detector, Verdict
 from vlm_detect.infer.explanation import Explanation
+from vlm_detect.infer.picture import Picture
 from vlm_detect.models.cnn.detector import CnnDetector
 
 

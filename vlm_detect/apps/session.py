@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from vlm_detect.errors import UserError
-from vlm_detect.infer.detector import Detector, Picture, Verdict, open_picture
+from vlm_detect.infer.detector import Detector, Verdict
 from vlm_detect.infer.explanation import CheckedReason, Explanation
+from vlm_detect.infer.picture import Picture, open_picture
 from vlm_detect.printable import printable
 
 _BOXES_SIDE = 288  # pixels: a ninth of it has room for a number

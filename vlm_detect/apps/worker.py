@@ -23,7 +23,8 @@ from PIL import Image
 
 from vlm_detect.apps.errors import Busy, Expired, Stopped
 from vlm_detect.errors import UserError
-from vlm_detect.infer.detector import Detector, Picture
+from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.picture import Picture
 from vlm_detect.machine import is_out_of_memory
 
 log = logging.getLogger(__name__)

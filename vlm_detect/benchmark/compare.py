@@ -17,18 +17,9 @@ from typing import Any
 import numpy as np
 
 from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.item_scores import ItemScore, headline_scores, item_scores, verdicts
 from vlm_detect.benchmark.results import RESULTS, read_results
-from vlm_detect.benchmark.summary import (
-    ItemScore,
-    calibrated_figures,
-    every_figure,
-    figures_of,
-    headline_scores,
-    item_scores,
-    rounded,
-    verdicts,
-    witness_figures,
-)
+from vlm_detect.benchmark.summary import calibrated_figures, every_figure, figures_of, rounded, witness_figures
 from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.questions.kind import KINDS, generator_of, is_fake

@@ -9,6 +9,7 @@ from typing import Any
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.compare import Run
 from vlm_detect.benchmark.explained_rows import all_few, explained_rows
+from vlm_detect.benchmark.item_scores import ItemScore, verdicts
 from vlm_detect.benchmark.perturb import UNITS
 from vlm_detect.benchmark.report_parts import (
     CARDS,
@@ -18,7 +19,6 @@ from vlm_detect.benchmark.report_parts import (
     kind_rows,
     most_unsure,
 )
-from vlm_detect.benchmark.summary import ItemScore, verdicts
 from vlm_detect.pages.page import (
     Picture,
     confusion_figure,

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_detect.benchmark.item_scores import item_scores, verdicts
 from vlm_detect.benchmark.report_sections import explanations_part
-from vlm_detect.benchmark.summary import item_scores, verdicts
 from vlm_detect.infer.explanation import Explanation
 from vlm_detect.pages.page import loss_figure, photo, render, roc_figure, write_page
 from vlm_detect.records import Result

@@ -15,7 +15,8 @@ import numpy as np
 
 from vlm_detect.benchmark.compare import Run
 from vlm_detect.benchmark.explained_rows import figure_at
-from vlm_detect.benchmark.summary import ItemScore, figures_of, rounded
+from vlm_detect.benchmark.item_scores import ItemScore
+from vlm_detect.benchmark.summary import figures_of, rounded
 from vlm_detect.config import read_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.questions.kind import KINDS

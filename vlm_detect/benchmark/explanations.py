@@ -23,7 +23,8 @@ import numpy as np
 
 from vlm_detect.benchmark.checked import Checked, check
 from vlm_detect.benchmark.dataset_images import DatasetImages
-from vlm_detect.benchmark.summary import item_scores, rounded
+from vlm_detect.benchmark.item_scores import item_scores
+from vlm_detect.benchmark.summary import rounded
 from vlm_detect.benchmark.truth import ratio, truth_figures
 from vlm_detect.images.edits import EDITS
 from vlm_detect.measures.calibration import MeasureCalibration

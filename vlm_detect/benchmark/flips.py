@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_detect.benchmark.summary import ItemScore, item_odds
+from vlm_detect.benchmark.item_scores import ItemScore, item_odds
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
 

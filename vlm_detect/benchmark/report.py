@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_detect.benchmark.benchmark import Benchmark
+from vlm_detect.benchmark.item_scores import ItemScore, item_scores
 from vlm_detect.benchmark.report_parts import card_maker
-from vlm_detect.benchmark.summary import ItemScore, item_scores
 from vlm_detect.errors import first_line
 from vlm_detect.pages.page import render, write_page
 from vlm_detect.plugins import Registry

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.summary import ItemScore, option_probabilities, says_fake, verdicts
+from vlm_detect.benchmark.item_scores import ItemScore, option_probabilities, says_fake, verdicts
 from vlm_detect.pages.page import (
     Picture,
     bars_figure,

@@ -15,13 +15,14 @@ from PIL import Image
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.flips import attack_lines, attack_tables, false_alarms, flips
+from vlm_detect.benchmark.item_scores import ItemScore, item_scores
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.options import RobustnessOptions
 from vlm_detect.benchmark.perturb import CURVES, TIERS, UNITS, Condition
 from vlm_detect.benchmark.respondents import respondent_for
 from vlm_detect.benchmark.run import answer_all, check_same_run, default_out, without_refused
 from vlm_detect.benchmark.score import item_image
-from vlm_detect.benchmark.summary import ItemScore, figures_of, item_scores, rounded, witness_figures
+from vlm_detect.benchmark.summary import figures_of, rounded, witness_figures
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.locks import held

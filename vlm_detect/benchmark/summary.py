@@ -2,10 +2,9 @@
 
     summary = summarise(results, baselines=text_baselines(items))
 
-An item is decided by all of its prompts together: a verdict by the probability averaged over both polarities, a
-multiple choice by the option with the highest probability averaged over the rotations. So a model's bias towards "Yes."
-or a letter cancels out; it is reported separately (`yes_rate`, `letter_rates`, the consistencies; `prompt_accuracy` is
-the accuracy of single prompts). Tied options share the point. Verdict metrics (AUROC and so on) are computed on the
+Items are decided by all of their prompts together (`item_scores`), so that a model's bias towards "Yes." or a letter
+cancels out; it is reported separately (`yes_rate`, `letter_rates`, the consistencies; `prompt_accuracy` is the accuracy
+of single prompts). Verdict metrics (AUROC and so on) are computed on the
 yes/no and real/fake items, or on the options' verdicts in a benchmark without such items.
 
 Questions about local edits are summarized separately (`edits`, and rows in `by_kind`), open questions in
@@ -15,48 +14,33 @@ Questions about local edits are summarized separately (`edits`, and rows in `by_
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
+from vlm_detect.benchmark.item_scores import (
+    ItemScore,
+    by_probability,
+    by_witness,
+    edit_scores,
+    fused_odds,
+    headline_scores,
+    item_odds,
+    item_scores,
+    p_right,
+    verdicts,
+)
 from vlm_detect.benchmark.score import softmax
 from vlm_detect.questions.ask import LETTERS
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.intervals import RESAMPLES, bootstrap
-from vlm_detect.stats.metrics import Array, biased_points, figure_names, figures, logit, weighted_figures
+from vlm_detect.stats.metrics import Array, biased_points, figure_names, figures, weighted_figures
 
 UNSURE_BAND = (0.4, 0.6)
-
-
-@dataclass(frozen=True)
-class ItemScore:
-    """One item, decided. `said_fake` is its verdict; `p_fake` is None by generation and for items without a verdict.
-
-    For items about edits all three mean altered instead of generated. `correct` is 1, 0, or a share of a tie.
-    """
-
-    id: str
-    kind: str
-    group: str
-    generator: str
-    object_class: str
-    is_fake: bool | None
-    p_fake: float | None
-    said_fake: bool | None
-    correct: float
-    parsed: bool
-    results: tuple[Result, ...]
-    topic: str = "generation"
-
-    @property
-    def row(self) -> str:
-        """Its key in `by_kind`."""
-        return f"edit_{self.kind}" if self.topic == "edit" else self.kind
 
 
 def summarise(
@@ -110,48 +94,6 @@ def every_figure(
     return found
 
 
-def headline_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
-    """The items of the top-level metrics: closed questions about generation, if there are any."""
-    closed = [score for score in scores if not KINDS[score.kind].is_open] or list(scores)
-    return [score for score in closed if score.topic == "generation"] or closed
-
-
-def edit_scores(scores: Sequence[ItemScore]) -> list[ItemScore]:
-    """The closed questions about edits."""
-    return [score for score in scores if score.topic == "edit" and not KINDS[score.kind].is_open]
-
-
-def item_scores(results: Iterable[Result], scoring: str) -> list[ItemScore]:
-    """One row an item that the model reads, decided from all of its prompts under `scoring`."""
-    by_id: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        if result.scoring == scoring and not result.refused:
-            by_id[result.id].append(result)
-    decide = _by_probability if scoring == "logprob" else _by_answer
-    return [decide(tuple(rows)) for rows in by_id.values()]
-
-
-def option_probabilities(results: Sequence[Result]) -> Array:
-    """Mean probability of each option over the rotations, in the order of rotation 0."""
-    turned = []
-    for result in results:
-        assert result.logprobs is not None
-        # Option i of rotation 0 is at position i - rotation.
-        turned.append(np.roll(softmax(result.logprobs), result.rotation))
-    return np.mean(turned, axis=0)
-
-
-def says_fake(result: Result, answer: str | None) -> bool | None:
-    """The verdict of `answer` (a letter, or a candidate); None where it states none."""
-    if answer is None:
-        return None
-    truth, kind = truth_of(result), KINDS[result.kind]
-    if kind.is_verdict or not kind.states_verdicts:  # a right answer states the true verdict, a wrong one the other
-        return None if truth is None else truth == (answer == result.ground_truth)
-    lettered = kind.chooses and answer in LETTERS[: len(result.options)]
-    return kind.says_fake(result.options[LETTERS.index(answer)] if lettered else answer)
-
-
 def rounded(value: Any) -> Any:
     """Plain JSON: six decimals, NaN as null."""
     if isinstance(value, Mapping):
@@ -163,106 +105,18 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def _by_probability(rows: tuple[Result, ...]) -> ItemScore:
-    first = rows[0]
-    p_yes = [p for row in rows if (p := _p_positive(row)) is not None]
-    p_fake = float(np.mean(p_yes)) if p_yes else None
-    if (fused := _fused_odds(rows)) is not None:
-        p_fake = float(expit(fused))
-    truth = truth_of(first)
-    kind = KINDS[first.kind]
-    if kind.chooses:
-        reference = next((row for row in rows if row.rotation == 0), first)
-        probabilities = np.roll(option_probabilities(rows), -reference.rotation)  # in the reference's order
-        best = [reference.options[i] for i in np.flatnonzero(probabilities >= probabilities.max() - 1e-12)]
-        in_letters = reference.ground_truth in LETTERS
-        right = reference.options[LETTERS.index(reference.ground_truth)] if in_letters else reference.ground_truth
-        correct = (right in best) / len(best)
-        said_all = {says_fake(reference, option) for option in best}
-        said = said_all.pop() if len(said_all) == 1 else None
-    elif p_fake is not None and (truth is not None or kind.is_open):
-        said = p_fake >= 0.5
-        correct = float(said == truth)
-    else:
-        said = None
-        p_right = float(np.mean([_p_right(row) for row in rows]))
-        correct = 0.5 if p_right == 0.5 else float(p_right > 0.5)
-    return _score(rows, p_fake=p_fake, said_fake=said, correct=correct, parsed=True)
-
-
-def _fused_odds(rows: Sequence[Result]) -> float | None:
-    """Log-odds of all witnesses, the language model's averaged over the prompts; None where it stands alone."""
-    fused = [row.fused_odds for row in rows if row.fused_odds is not None]
-    return float(np.mean(fused)) if fused and len(fused) == len(rows) else None
-
-
-def item_odds(score: ItemScore) -> float:
-    """What the verdict on an item rests on, in nats; NaN where it has no probability."""
-    fused = _fused_odds(score.results)
-    own = [logit(row.p_fake) for row in score.results if row.p_fake is not None]
-    if fused is not None:
-        return fused
-    return float(np.mean(own)) if own else float("nan")
-
-
 def witness_figures(scores: Sequence[ItemScore], resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
     """Of each witness by itself, on the verdicts in which all speak: {n, accuracy, balanced_accuracy, auroc, ci95}."""
-    spoken = [score for score in headline_scores(scores) if _fused_odds(score.results) is not None]
+    spoken = [score for score in headline_scores(scores) if fused_odds(score.results) is not None]
     if not spoken:
         return {}
     names = ["language_model", *(spoken[0].results[0].witness_odds or {})]
     found = {}
     for name in names:
-        every = figures_of([_alone(score, name) for score in spoken], resamples=resamples)
+        every = figures_of([by_witness(score, name) for score in spoken], resamples=resamples)
         found[name] = {key: every[key] for key in ("n", "accuracy", "balanced_accuracy", "auroc")}
         found[name]["ci95"] = {key: every["ci95"].get(key) for key in ("accuracy", "balanced_accuracy", "auroc")}
     return found
-
-
-def _alone(score: ItemScore, name: str) -> ItemScore:
-    """An item as one witness decides it."""
-    if name == "language_model":
-        p_fake = float(np.mean([p for row in score.results if (p := _p_positive(row)) is not None]))
-    else:
-        p_fake = float(expit((score.results[0].witness_odds or {})[name]))
-    said = p_fake >= 0.5
-    return replace(score, p_fake=p_fake, said_fake=said, correct=float(said == score.is_fake))
-
-
-def _by_answer(rows: tuple[Result, ...]) -> ItemScore:
-    row = rows[0]
-    said = says_fake(row, row.parsed)
-    return _score(rows, p_fake=None, said_fake=said, correct=float(row.correct), parsed=row.parsed is not None)
-
-
-def _score(rows: tuple[Result, ...], **decision: Any) -> ItemScore:
-    first = rows[0]
-    facts = (first.id, first.kind, first.group, first.generator, first.object_class, truth_of(first))
-    return ItemScore(*facts, results=rows, topic=first.topic, **decision)
-
-
-def truth_of(row: Result) -> bool | None:
-    """Whether the image is generated or, for edits, altered; None where the question is about neither."""
-    if row.topic == "generation":
-        return row.is_fake
-    # Only a yes/no question has a polarity; its first answer affirms.
-    return (row.ground_truth == row.options[0]) == (row.polarity == "fake") if row.polarity else None
-
-
-def _p_positive(row: Result) -> float | None:
-    """Probability of "generated" or, for edits, of "altered"."""
-    if row.topic == "generation" or not row.polarity:
-        return row.p_fake
-    assert row.logprobs is not None
-    p_first = float(softmax(row.logprobs)[0])
-    return p_first if row.polarity == "fake" else 1 - p_first
-
-
-def _p_right(row: Result) -> float:
-    assert row.logprobs is not None
-    if row.ground_truth not in row.options:  # an open item whose image has no label
-        return 0.0
-    return float(softmax(row.logprobs)[row.options.index(row.ground_truth)])
 
 
 def figures_of(
@@ -350,22 +204,6 @@ def calibrated_figures(
     }
 
 
-def verdicts(scores: Sequence[ItemScore]) -> tuple[Array, Array, list[str], bool]:
-    """(y, p, groups, whether p ranks) of the items with a verdict; by generation p is the decision itself.
-
-    An unparsed answer counts as the wrong verdict.
-    """
-    known = [s for s in headline_scores(scores) if s.is_fake is not None]
-    known = [s for s in known if KINDS[s.kind].is_verdict] or known
-    ranked = [s for s in known if s.p_fake is not None]
-    if ranked:
-        y = np.array([s.is_fake for s in ranked], float)
-        return y, np.array([s.p_fake for s in ranked], float), [s.group for s in ranked], True
-    y = np.array([s.is_fake for s in known], float)
-    said = [not s.is_fake if s.said_fake is None else s.said_fake for s in known]
-    return y, np.array(said, float), [s.group for s in known], False
-
-
 def _biases(scores: Sequence[ItemScore]) -> dict[str, Any]:
     """Metrics of single prompts: accuracy, consistency, and the bias towards an answer."""
     rows = [row for score in scores for row in score.results]
@@ -401,8 +239,8 @@ def _normalised_right(score: ItemScore) -> float:
         lengths = np.maximum(row.n_tokens, 1)
         turned.append(replace(row, logprobs=list(np.asarray(row.logprobs) / lengths), p_fake=None))
     if KINDS[score.kind].chooses:
-        return _by_probability(tuple(turned)).correct
-    return float(np.mean([_p_right(row) for row in turned])) > 0.5
+        return by_probability(tuple(turned)).correct
+    return float(np.mean([p_right(row) for row in turned])) > 0.5
 
 
 def generation_figures(scores: Sequence[ItemScore]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from typing import Any
 
 from datasets import Dataset
 
+from vlm_detect.benchmark.item_scores import ItemScore, item_scores
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.report_parts import confidence
 from vlm_detect.benchmark.results import RESULTS, read_results
-from vlm_detect.benchmark.summary import ItemScore, item_scores
 from vlm_detect.config import read_run_json
 from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError

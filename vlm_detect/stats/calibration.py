@@ -3,7 +3,7 @@
     calibration = fit(odds, generated)              # odds of "generated" in nats, and the truth
     calibration.save(run); Calibration.load(run)    # calibration.json next to the adapter
     p = calibration.p_fake(odds); calibration.label(p)
-    strict = calibration.promising(0.01)            # the threshold that calls at most 1 % of photos generated
+    strict = calibration.guaranteeing(0.01)            # the threshold that calls at most 1 % of photos generated
     calibration.fit_photos(odds_real, 0.01)         # the same, of photos of one's own
 
 p_fake = sigmoid((log-odds - bias) / temperature): Platt's scaling with his softened targets (Platt 1999; Guo et al.
@@ -27,8 +27,8 @@ from vlm_detect.config import write_json
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import DECODER
 from vlm_detect.schema import check_schema, with_schema
+from vlm_detect.stats.guarantee import CONFIDENCE, PhotoScores
 from vlm_detect.stats.metrics import logit
-from vlm_detect.stats.promise import CONFIDENCE, PhotoScores
 from vlm_detect.stats.reliability import doubt
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _TEMPERATURES = (0.05, 20.0)
 class Calibration:
     """`threshold` is in p_fake; between `unsure_low` and `unsure_high` (which include it) the verdict is "unsure".
 
-    With a promised rate `max_fpr`, `reached` is the part of the photos that it was chosen on that the threshold calls
+    With a guaranteed rate `max_fpr`, `reached` is the part of the photos that it was chosen on that the threshold calls
     generated, `bound` the limit for new photos at the stated `confidence`, and `tpr` the part of generated images that
     it finds, where there were some.
     """
@@ -60,7 +60,7 @@ class Calibration:
     bound: float | None = None
     confidence: float | None = None
     tpr: float | None = None
-    n_real: int = 0  # photos among the images, of as many groups: those behind the promise
+    n_real: int = 0  # photos among the images, of as many groups: those behind the guarantee
     real_quantiles: tuple[tuple[int, float], ...] = ()  # of their log-odds, as in `PhotoScores`
 
     @property
@@ -81,11 +81,11 @@ class Calibration:
             return "unsure"
         return "generated" if p_fake > self.threshold else "real"
 
-    def promising(self, max_fpr: float) -> Calibration:
-        """The same with the threshold that promises `max_fpr`, chosen on the photos that it was fitted on.
+    def guaranteeing(self, max_fpr: float) -> Calibration:
+        """The same with the threshold that guarantees `max_fpr`, chosen on the photos that it was fitted on.
 
         The band keeps its width in log-odds and lies below the threshold: what exceeds it is called generated, as the
-        promise counts it. `UserError` where the photos cannot promise that rate.
+        guarantee counts it. `UserError` where the photos cannot guarantee that rate.
         """
         if not self.n_real:
             raise UserError(
@@ -108,20 +108,20 @@ class Calibration:
         )
 
     def at_threshold(self, threshold: float) -> Calibration:
-        """The same with a threshold in p_fake of one's own choice: no unsure band around it, and no promise."""
-        unpromised = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
-        return replace(unpromised, threshold=threshold, unsure_low=threshold, unsure_high=threshold)
+        """The same with a threshold in p_fake of one's own choice: no unsure band around it, and no guarantee."""
+        unguaranteed = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
+        return replace(unguaranteed, threshold=threshold, unsure_low=threshold, unsure_high=threshold)
 
-    def without_promise(self) -> Calibration:
-        """The same for scores of another origin than those of its photos, which promise nothing of them."""
-        unpromised = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
-        return replace(unpromised, n_real=0, real_quantiles=())
+    def without_guarantee(self) -> Calibration:
+        """The same for scores of another origin than those of its photos, which guarantee nothing of them."""
+        unguaranteed = replace(self, max_fpr=None, reached=None, bound=None, confidence=None, tpr=None)
+        return replace(unguaranteed, n_real=0, real_quantiles=())
 
     def fit_photos(self, odds: np.ndarray, max_fpr: float, groups: Sequence[str] | None = None) -> Calibration:
         """The same probabilities with a threshold for these photos' log-odds (N,); `groups` as in `fit`."""
         scores = PhotoScores.from_odds(_one_a_group(odds, groups))
         n, quantiles = scores.n, scores.quantiles
-        return replace(self, n=n, n_real=n, real_quantiles=quantiles, decoder=DECODER).promising(max_fpr)
+        return replace(self, n=n, n_real=n, real_quantiles=quantiles, decoder=DECODER).guaranteeing(max_fpr)
 
     def operating_point(self) -> dict[str, Any]:
         """Everything but the photos' scores, as a record of what verdicts rest on."""
@@ -157,10 +157,10 @@ class Calibration:
 def fit(
     odds: np.ndarray, generated: np.ndarray, max_fpr: float | None = None, groups: Sequence[str] | None = None
 ) -> Calibration:
-    """Temperature and bias by log loss, threshold by balanced accuracy, or with `max_fpr` the one that promises it.
+    """Temperature and bias by log loss, threshold by balanced accuracy, or with `max_fpr` the one that guarantees it.
 
-    `groups` (N,) are the source photos, of which intervals and promises count one image each; without them every image
-    is one of its own. Where the model is at chance on these images, the calibration is not `reliable`.
+    `groups` (N,) are the source photos, of which intervals and guarantees count one image each; without them every
+    image is one of its own. Where the model is at chance on these images, the calibration is not `reliable`.
     """
     odds, generated = np.asarray(odds, dtype=float), np.asarray(generated, dtype=bool)
     if generated.all() or not generated.any():
@@ -169,9 +169,9 @@ def fit(
     temperature, bias = _fit_scale(odds, generated)
     real = [name for name, is_generated in zip(names, generated, strict=True) if not is_generated]
     photos = PhotoScores.from_odds(_one_a_group(odds[~generated], real))
-    promised = photos.cut(max_fpr) if max_fpr is not None else None
-    cut = promised.log_odds if promised else _best_cut(odds, generated)
-    low, high = unsure_band(odds - cut, generated, above=promised is None)
+    guaranteed = photos.cut(max_fpr) if max_fpr is not None else None
+    cut = guaranteed.log_odds if guaranteed else _best_cut(odds, generated)
+    low, high = unsure_band(odds - cut, generated, above=guaranteed is None)
     edges = expit((np.array([cut, cut + low, cut + high]) - bias) / temperature)
     threshold, unsure_low, unsure_high = edges.tolist()
     doubtful = doubt(odds, generated, names, at_bound=_is_at_bound(temperature))
@@ -186,10 +186,10 @@ def fit(
         reliable=not doubtful,
         doubt=doubtful,
         max_fpr=max_fpr,
-        reached=promised.reached if promised else None,
-        bound=promised.bound if promised else None,
-        confidence=CONFIDENCE if promised else None,
-        tpr=float((odds[generated] > cut).mean()) if promised else None,
+        reached=guaranteed.reached if guaranteed else None,
+        bound=guaranteed.bound if guaranteed else None,
+        confidence=CONFIDENCE if guaranteed else None,
+        tpr=float((odds[generated] > cut).mean()) if guaranteed else None,
         n_real=photos.n,
         real_quantiles=photos.quantiles,
     )

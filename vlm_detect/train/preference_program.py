@@ -22,7 +22,7 @@ from vlm_detect.train.fit_head import fit_at_end
 from vlm_detect.train.preference_card import write_preference_card
 from vlm_detect.train.preference_run import PreferenceRun
 from vlm_detect.train.preference_trainer import PreferenceTrainer
-from vlm_detect.train.preferences import counts_of, make_preferences
+from vlm_detect.train.preferences import counts_of, make_preferences, reason_columns
 from vlm_detect.train.program import can_fit_head, open_run_directory, publish
 from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.run_directory import RunDirectory
@@ -38,6 +38,9 @@ def prefer(options: PreferenceRun) -> None:
     training = options.training
     with training.main_process_first(desc="the dataset"):
         opened = open_dataset(options.data.data)
+    if "train" not in opened or not len(opened["train"]):
+        raise UserError(f"{options.data.data} has no train split (it has {', '.join(opened)})")
+    reason_columns(opened["train"], options.data.data)  # said before a model is loaded
     source = resolve_id(options.model.model, revision=options.model.revision)
     hashes = data_hashes(options.data.data)
     run = open_run_directory(training, options.groups, model=source.name, data_sha256=hashes)
@@ -59,8 +62,6 @@ def prefer(options: PreferenceRun) -> None:
         for name, limit in (("train", options.data.limit), ("validation", None))
         if name in opened and len(opened[name])
     }
-    if "train" not in splits:
-        raise UserError(f"{options.data.data} has no train split (it has {', '.join(opened)})")
     with training.main_process_first(desc="the preferences"):
         learned = make(options, splits["train"])
         held_out = make(options, splits["validation"]) if "validation" in splits else None

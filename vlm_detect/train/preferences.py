@@ -72,11 +72,17 @@ class _WithReasons(NamedTuple):
     reasons: tuple[Reason, ...]
 
 
-def _with_reasons(rows: Dataset, name: str) -> Iterator[_WithReasons]:
-    """Every image with a checked reason, each photo once."""
+def reason_columns(rows: Dataset, name: str) -> Mapping[str, str]:
+    """{image column: column of its reasons}; `UserError` where the dataset `name` has none."""
     columns = REASON_COLUMNS["pairs" if "twin" in rows.column_names else "images"]
     if missing := sorted(set(columns.values()) - set(rows.column_names)):
         raise UserError(f"{name} has no column {', '.join(missing)}: {_REMEDY.format(name=name)}")
+    return columns
+
+
+def _with_reasons(rows: Dataset, name: str) -> Iterator[_WithReasons]:
+    """Every image with a checked reason, each photo once."""
+    columns = reason_columns(rows, name)
     seen: set[str] = set()
     for i, row in enumerate(rows):
         for column, of_reasons in columns.items():

@@ -1,7 +1,7 @@
 """Fit a run's calibration again, on one's own images.
 
     vlm-detect calibrate runs/moondream_lora --data data/mine                     # real and generated images
-    vlm-detect calibrate runs/moondream_lora --data photos/ --max_fpr 0.01        # photos alone: a promised rate
+    vlm-detect calibrate runs/moondream_lora --data photos/ --max_fpr 0.01        # photos alone: a guaranteed rate
 
 A calibration is valid only for images like those it was fitted on. The test split is rejected: images that chose a
 threshold cannot also evaluate it.
@@ -19,10 +19,11 @@ from vlm_detect.config import read_run_json
 from vlm_detect.data.known_images import KnownImage, KnownImages, known_images
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
-from vlm_detect.infer.detector import Detector, Picture, decode_picture
+from vlm_detect.infer.detector import Detector
+from vlm_detect.infer.picture import Picture, decode_picture
 from vlm_detect.progress import progress
 from vlm_detect.stats.calibration import Calibration, fit
-from vlm_detect.stats.promise import check_photos, percent
+from vlm_detect.stats.guarantee import check_photos, percent
 from vlm_detect.train.data import data_hashes
 from vlm_detect.train.validation import ValidationSet, scores_of
 
@@ -50,12 +51,12 @@ def recalibrate(
 ) -> str:
     """Score images, fit what they allow, and write `calibration.json` into `run`; what came out, in a line.
 
-    Real and generated images give temperature, bias, threshold and band; photos alone the threshold of a promised rate,
-    and leave the probabilities as they are. A labelled set is read whole for a promised rate, but for what is kept
-    apart for tests and what the run was trained on; otherwise its validation split.
+    Real and generated images give temperature, bias, threshold and band; photos alone the threshold of a guaranteed
+    rate, and leave the probabilities as they are. A labelled set is read whole for a guaranteed rate, but for what is
+    kept apart for tests and what the run was trained on; otherwise its validation split.
 
     Raises:
-        UserError: for a rate that the photos cannot promise, and, unless `force`, where the calibration would not be
+        UserError: for a rate that the photos cannot guarantee, and, unless `force`, where the calibration would not be
             reliable. The old one stays.
     """
     if not run.is_dir():
@@ -71,7 +72,7 @@ def recalibrate(
     elif not (images.real and images.generated):
         raise UserError(
             f"{images.named}: {images.real} real and {images.generated} generated images; a calibration needs both, "
-            "and photos alone a promised rate: --max_fpr 0.01"
+            "and photos alone a guaranteed rate: --max_fpr 0.01"
         )
     detector = Detector(str(run))
     scored = score(detector, images)

@@ -1,7 +1,7 @@
-"""How often a calibration exceeds the false-alarm rate that it promises.
+"""How often a calibration exceeds the false-alarm rate that it guarantees.
 
-    python tests/bench/promised_rate.py [--draws 200] [--photos 299] [--max_fpr 0.01] [--out FILE.json]
-    python tests/bench/promised_rate.py --results runs/NAME/eval/results.jsonl     # the scores of a model's own photos
+    python tests/bench/guaranteed_rate.py [--draws 200] [--photos 299] [--max_fpr 0.01] [--out FILE.json]
+    python tests/bench/guaranteed_rate.py --results runs/NAME/eval/results.jsonl  # the scores of a model's own photos
 
 Each draw calibrates on photos whose scores are sampled and asks for the true rate of its threshold. That rate follows a
 beta law whatever the scores' distribution is, so normal scores stand for all, and their rate is known exactly. With
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest, norm
 
+from vlm_detect.benchmark.item_scores import headline_scores, item_odds, item_scores
 from vlm_detect.benchmark.results import read_results
-from vlm_detect.benchmark.summary import headline_scores, item_odds, item_scores
 from vlm_detect.config import check_at_least, git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.stats.calibration import Calibration
@@ -32,7 +32,7 @@ HELD = 5000
 class Config:
     draws: int = field(default=200, metadata={"help": "Calibrations."})
     photos: int = field(default=299, metadata={"help": "Photos of each."})
-    max_fpr: float = field(default=0.01, metadata={"help": "The rate that is promised."})
+    max_fpr: float = field(default=0.01, metadata={"help": "The rate that is guaranteed."})
     results: str | None = field(default=None, metadata={"help": "results.jsonl of a benchmark with its photos."})
     seed: int = field(default=0, metadata={"help": "Of what is sampled."})
     out: str | None = field(default=None, metadata={"help": "Write the figures to this JSON file."})
@@ -49,13 +49,13 @@ def main(argv: list[str]) -> None:
     low, high = binomtest(exceeded, config.draws).proportion_ci(0.95, method="exact")
     print(
         f"{exceeded} of {config.draws} calibrations on {config.photos} photos exceed {config.max_fpr:g} "
-        f"({exceeded / config.draws:.3f}, 95 % interval {low:.3f} to {high:.3f}; promised: at most 0.05)"
+        f"({exceeded / config.draws:.3f}, 95 % interval {low:.3f} to {high:.3f}; guaranteed: at most 0.05)"
     )
     if config.out:
         record = {
-            "task": "false-alarm rates of calibrations that promise one, at 95 % confidence",
+            "task": "false-alarm rates of calibrations that guarantee one, at 95 % confidence",
             "data": config.results or "sampled scores, whose true rate is known",
-            "promised_rate": {"draws": config.draws, "exceeded": exceeded},
+            "guaranteed_rate": {"draws": config.draws, "exceeded": exceeded},
             "n": config.photos,
             "max_fpr": config.max_fpr,
             "confidence": 0.95,
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
             "ci95": {"share_exceeded": [round(low, 4), round(high, 4)]},
             "mean_rate": round(float(rates.mean()), 5),
             "seed": config.seed,
-            "command": " ".join(["python tests/bench/promised_rate.py", *argv]),
+            "command": " ".join(["python tests/bench/guaranteed_rate.py", *argv]),
             "commit": git_commit(),
             "device": "cpu",
         }

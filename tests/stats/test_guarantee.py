@@ -1,4 +1,4 @@
-"""A promised false-alarm rate holds for as many calibrations as it says, whatever the scores' distribution."""
+"""A guaranteed false-alarm rate holds for as many calibrations as it says, whatever the scores' distribution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.stats import beta, binomtest, expon, norm
 
 from vlm_detect.errors import UserError
 from vlm_detect.stats.calibration import Calibration, fit
-from vlm_detect.stats.promise import PhotoScores, bound, check_photos, least_photos, least_rate
+from vlm_detect.stats.guarantee import PhotoScores, bound, check_photos, least_photos, least_rate
 
 DISTRIBUTIONS = {"normal": norm(-4, 3), "exponential": expon(scale=5)}
 
@@ -52,8 +52,10 @@ def test_number_of_photos_that_a_rate_needs(rate, photos):
         check_photos(photos - 1, rate)
 
 
-def test_the_rate_that_few_photos_can_promise_is_named():
-    with pytest.raises(UserError, match=r"1 % needs at least 299 photos, these are 27; .* promise 10.51 %") as refused:
+def test_the_rate_that_few_photos_can_guarantee_is_named():
+    with pytest.raises(
+        UserError, match=r"1 % needs at least 299 photos, these are 27; .* guarantee 10.51 %"
+    ) as refused:
         PhotoScores.from_odds(np.zeros(27)).cut(0.01)
     assert "\n" not in str(refused.value)
     assert PhotoScores.from_odds(np.zeros(27)).cut(least_rate(27)).above == 0
@@ -69,7 +71,7 @@ def test_many_photos_are_stored_by_some_of_their_ranks():
     assert 0.04 < cut.reached <= 0.05  # hardly anything is lost by it
 
 
-def test_scores_that_tie_stay_within_the_promise():
+def test_scores_that_tie_stay_within_the_guarantee():
     odds = np.repeat([0.0, 1.0, 2.0], 500)
     found = Calibration().fit_photos(odds, 0.1)
     assert (found.p_fake(odds) > found.threshold).mean() <= 0.1
@@ -81,22 +83,22 @@ def test_another_rate_is_chosen_from_what_is_stored(tmp_path):
     odds, generated = rng.normal(size=3000), np.arange(3000) % 2 == 1
     fitted = fit(odds + 3 * generated, generated)
     fitted.save(tmp_path)
-    found = Calibration.load(tmp_path).promising(0.01)
+    found = Calibration.load(tmp_path).guaranteeing(0.01)
     real = odds[~generated]
     assert (found.max_fpr, found.confidence) == (0.01, 0.95)
     assert found.reached == pytest.approx((found.p_fake(real) > found.threshold).mean())
     assert found.bound is not None
     assert found.bound <= 0.01
-    assert found.promising(0.05) == fitted.promising(0.05)  # one choice leaves no trace in the next
+    assert found.guaranteeing(0.05) == fitted.guaranteeing(0.05)  # one choice leaves no trace in the next
     assert (found.temperature, found.bias, found.n) == (fitted.temperature, fitted.bias, 3000)
 
 
 def test_scores_above_the_threshold_are_called_generated():
-    """The unsure band lies below the threshold, so that verdicts are what the promise counts."""
+    """The unsure band lies below the threshold, so that verdicts are what the guarantee counts."""
     rng = np.random.default_rng(4)
     generated = np.arange(2000) % 2 == 1
     odds = rng.normal(size=2000) + 1.5 * generated
-    for found in (fit(odds, generated, max_fpr=0.02), fit(odds, generated).promising(0.02)):
+    for found in (fit(odds, generated, max_fpr=0.02), fit(odds, generated).guaranteeing(0.02)):
         labels = np.array([found.label(p) for p in found.p_fake(odds)])
         above = found.p_fake(odds) > found.threshold
         assert ((labels == "generated") == above).all()
@@ -104,9 +106,9 @@ def test_scores_above_the_threshold_are_called_generated():
         assert found.reached == pytest.approx((labels[~generated] == "generated").mean())
 
 
-def test_without_scores_of_photos_nothing_is_promised():
+def test_without_scores_of_photos_nothing_is_guaranteed():
     with pytest.raises(UserError, match="calibrate RUN --data PHOTOS"):
-        Calibration().promising(0.01)
+        Calibration().guaranteeing(0.01)
 
 
 def test_a_repeated_photo_counts_once():

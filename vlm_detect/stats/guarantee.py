@@ -1,13 +1,13 @@
-"""A false-alarm rate that is promised: cuts between the scores of photos, each with an exact binomial bound.
+"""A false-alarm rate that is guaranteed: cuts between the scores of photos, each with an exact binomial bound.
 
     scores = PhotoScores.from_odds(odds_real)     # log-odds of n photos, in nats
-    cut = scores.cut(0.01)                        # UserError where n photos cannot promise it
+    cut = scores.cut(0.01)                        # UserError where n photos cannot guarantee it
     cut.log_odds, cut.reached, cut.bound
 
 Of n photos sampled independently from a source, let k score above the cut, which is the (k + 1)-th highest score. The
 part of that source's photos that score above it is then Beta(k + 1, n - k), or less where scores tie, whatever their
 distribution (David and Nagaraja, "Order Statistics", 2003, section 2.5). `bound` is the 95 % quantile of that law, and
-equals the upper limit of Clopper and Pearson (1934) for k of n. The least rate that n photos promise is
+equals the upper limit of Clopper and Pearson (1934) for k of n. The least rate that n photos guarantee is
 1 - 0.05^(1/n): 1 % needs 299.
 
 What it does not do: it says nothing about photos of another source, nor about the images that are found.
@@ -23,7 +23,7 @@ from scipy.stats import beta
 
 from vlm_detect.errors import UserError
 
-CONFIDENCE = 0.95  # of the calibrations, at most 5 % exceed the rate that they promise
+CONFIDENCE = 0.95  # of the calibrations, at most 5 % exceed the rate that they guarantee
 _EVERY = 200  # the highest scores are stored one by one,
 _STEP = 1.02  # and from there ranks that grow by this factor
 
@@ -71,11 +71,11 @@ class PhotoScores:
 
 
 def check_photos(n: int, max_fpr: float, confidence: float = CONFIDENCE) -> None:
-    """`UserError` where `n` photos cannot promise `max_fpr`."""
+    """`UserError` where `n` photos cannot guarantee `max_fpr`."""
     if n >= (needed := least_photos(max_fpr, confidence)):
         return
     photos = f"these are {n}" if n else "there are none"
-    remedy = f"; give more of them, or promise {percent(least_rate(n, confidence))}" if n else ""
+    remedy = f"; give more of them, or guarantee {percent(least_rate(n, confidence))}" if n else ""
     raise UserError(f"--max_fpr {max_fpr:g}: {percent(max_fpr)} needs at least {needed} photos, {photos}{remedy}")
 
 
@@ -86,13 +86,13 @@ def bound(above: np.ndarray | int, n: int, confidence: float = CONFIDENCE) -> np
 
 
 def least_photos(max_fpr: float, confidence: float = CONFIDENCE) -> int:
-    """How many photos it takes to promise `max_fpr` in (0, 1), none of them above the cut; 299 for 0.01."""
+    """How many photos it takes to guarantee `max_fpr` in (0, 1), none of them above the cut; 299 for 0.01."""
     n = math.ceil(math.log(1 - confidence) / math.log1p(-max_fpr) - 1e-9)
     return n if bound(0, n, confidence) <= max_fpr else n + 1  # rounded the other way
 
 
 def least_rate(n: int, confidence: float = CONFIDENCE) -> float:
-    """The least rate that `n` photos can promise, rounded up to four decimals."""
+    """The least rate that `n` photos can guarantee, rounded up to four decimals."""
     return math.ceil(float(bound(0, n, confidence)) * 1e4) / 1e4
 
 
