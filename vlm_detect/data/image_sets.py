@@ -6,19 +6,21 @@
     images = open_image_set("folders", "set/")                 # 0_real and 1_fake, REAL, FAKE, EDITED, ...
     images = open_image_set("folders", "labels.csv")           # or a folder with such a table
     images = open_image_set("hub", "owner/set:config:split")   # a Hub dataset or `datasets` folder with a label column
+    images = open_image_set("sid", "hub")                      # a published set that has a preset
 
     @importer("my_layout")                                     # a custom importer
     def my_layout(src: str, selection: Selection) -> ImageSet: ...
 
-The built-in layouts are in `layouts.py`. An importer lists and reads bytes; `import_step.py` decodes. Images are
-ordered by hashes of their names, so that no range of a set has a single class; a Hub dataset with a limit is streamed
-in its own order.
+The built-in layouts are in `layouts.py`, the presets of published sets in `published.py`. An importer lists and reads
+bytes; `import_step.py` decodes. Images are ordered by hashes of their names, so that no range of a set has a single
+class; a Hub dataset with a limit is streamed in its own order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -53,7 +55,7 @@ class ImageSet(Protocol):
 
 # Lists the images of a SRC; UserError if it does not have the layout.
 Importer = Callable[[str, Selection], ImageSet]
-IMPORTERS: Registry[Importer] = Registry("importer", ["vlm_detect.data.layouts"])
+IMPORTERS: Registry[Importer] = Registry("importer", ["vlm_detect.data.layouts", "vlm_detect.data.published"])
 # The entry of an image, from its path, the folders above it within SRC, and the meanings of words. None: no label.
 EntryOf = Callable[[Path, Sequence[str], Mapping[str, Label]], Entry | None]
 
@@ -145,6 +147,8 @@ class FileSet:
     def read(self, start: int, stop: int) -> Iterator[tuple[Entry, bytes | ImageRejected]]:
         for entry in self.entries[start:stop]:
             try:
-                yield entry, read_bounded(Path(entry.where))
+                data = read_bounded(Path(entry.where))
+                mask = read_bounded(Path(entry.mask_file)) if entry.mask_file else entry.mask
+                yield replace(entry, mask=mask), data
             except ImageRejected as rejected:
                 yield entry, rejected

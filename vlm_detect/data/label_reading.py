@@ -57,6 +57,7 @@ class LabelReader:
     given: Mapping[str, Label] = field(default_factory=dict)
     named: str = ""  # name of the set, for messages
     remedy: str = ""  # remedy for an unknown value; default: --labels
+    always: Label | None = None  # the label of every row, of a set without a label column
     counts: Counter[tuple[str, Label]] = field(default_factory=Counter)
     without: int = 0  # rows without a label
 
@@ -85,6 +86,9 @@ class LabelReader:
 
     def __call__(self, row: Mapping[str, Any]) -> Label | None:
         """The label of a row, None without one; raises UserError for an unknown value."""
+        if self.always is not None:
+            self.counts["as published", self.always] += 1
+            return self.always
         value = value_at(row, self.column)
         word = self.word(value)
         if word is None:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from vlm_detect.data.label_reading import LABEL_COLUMNS, LabelReader
@@ -39,14 +40,24 @@ def find_tables(folder: Path) -> list[Path]:
 
 
 def read_tables(
-    place: Path, *, file_column: str = "", label_column: str = "", given: Mapping[str, Any] | None = None
+    place: Path,
+    *,
+    file_column: str = "",
+    label_column: str = "",
+    file_format: str = "",
+    given: Mapping[str, Any] | None = None,
 ) -> list[TableRow]:
-    """The rows of a table, or of all tables of a folder that list images with labels."""
+    """The rows of a table, or of all tables of a folder that list images with labels.
+
+    `file_format` builds a file's path from a row's columns, such as "images/{image_name}.jpg".
+    """
     found: list[TableRow] = []
     for table in [place] if place.is_file() else find_tables(place):
         rows = list(_rows(table))
         columns = list(rows[0]) if rows else []
         files = _named(columns, file_column) if file_column else _first(columns, FILE_COLUMNS)
+        if missing := {name for _, name, _, _ in Formatter().parse(file_format) if name} - set(columns):
+            raise UserError(f"{table}: no column {', '.join(sorted(missing))} (it has {', '.join(columns) or 'none'})")
         labels = _named(columns, label_column) if label_column else _first(columns, LABEL_COLUMNS)
         if not files or not labels:
             if place.is_file():
@@ -56,7 +67,7 @@ def read_tables(
             continue  # an unrelated table
         reader = LabelReader.choose(columns, column=labels, given=given, named=str(table))
         for row in rows:
-            name = str(row.get(files) or "").strip()
+            name = file_format.format(**row) if file_format else str(row.get(files) or "").strip()
             path = find_file(table.parent, name) if name else None
             found.append(TableRow(path or table.parent / (name or "no file named"), row, reader))
     return found

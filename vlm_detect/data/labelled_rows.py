@@ -10,16 +10,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vlm_detect.data.dataset_rows import DatasetRows, open_all_splits
 from vlm_detect.data.label_reading import GENERATOR_COLUMNS, LabelReader
 from vlm_detect.data.selection import Entry, Selection, select
 from vlm_detect.data.sources import text_digest
-from vlm_detect.data.splits import SPLIT_WORDS
+from vlm_detect.data.splits import SPLIT_WORDS, Split
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
+from vlm_detect.records import Label
 
 
 class RowSet:
@@ -45,20 +47,29 @@ class RowSet:
             yield replace(entry, mask=mask), data
 
 
-def hub_rows(spec: str, selection: Selection) -> RowSet:
+@dataclass(frozen=True)
+class RowLayout:
+    """What the columns of a dataset do not tell."""
+
+    label: Label | None = None  # of every row; None: that of the label column
+    generator: str = ""  # column of the generator, or "split": the split's name; empty: detected
+    splits: Mapping[str, Split] = field(default_factory=dict)  # by the name of a split, or of the dataset
+
+
+_DETECTED = RowLayout()
+
+
+def hub_rows(spec: str, selection: Selection, layout: RowLayout = _DETECTED) -> RowSet:
     """Every split of a Hub dataset or of a local one, or the one named by `id:config:split`."""
     columns = {"column": selection.image_column, "mask_column": selection.mask_column}
     splits = open_all_splits(spec, streaming=selection.limit is not None, **columns)
     entries: list[Entry] = []
     readings = []
+    known = layout.splits.get(Path(spec.split(":")[0]).name)
     for part, (name, rows) in enumerate(splits.items()):
-        label_of = LabelReader.choose(
-            rows.columns,
-            column=selection.label_column,
-            names=rows.class_names(),
-            given=dict(selection.labels),
-            named=spec,
-        )
+        label_of = _label_reader(rows, spec, selection, layout)
+        generator_columns = [layout.generator] if layout.generator else GENERATOR_COLUMNS
+        published = layout.splits.get(name) or known or (SPLIT_WORDS.get(word_of(name)) if len(splits) > 1 else None)
         taken: Counter[str] = Counter()
         for index, facts in enumerate(rows.facts()):
             label = label_of(facts)
@@ -70,10 +81,10 @@ def hub_rows(spec: str, selection: Selection) -> RowSet:
             entry = Entry(
                 where=f"{spec.split(':')[0]}:{name}#{index}",
                 label=label,
-                generator=text_of(facts, *GENERATOR_COLUMNS) if label != "real" else "",
+                generator=text_of({**facts, "split": name}, *generator_columns) if label != "real" else "",
                 object_class=text_of(facts, "object_class", "class_name", "category"),
                 group=text_of(facts, "group") or None,
-                split=SPLIT_WORDS.get(word_of(name)),
+                split=published,  # None for a single split, often named train by default: it is divided here
                 licence=text_of(facts, "licence", "license") or None,
                 place=(part, index),
             )
@@ -81,9 +92,15 @@ def hub_rows(spec: str, selection: Selection) -> RowSet:
         readings.append(f"{name}: {label_of.describe()}" if len(splits) > 1 else label_of.describe())
     if selection.limit is None:
         entries.sort(key=lambda entry: text_digest([entry.where]))
-    if len(splits) == 1:  # a single split, often named train by default, is divided here
-        entries = [replace(entry, split=None) for entry in entries]
     return RowSet(list(splits.values()), select(entries, selection), spec, "; ".join(readings))
+
+
+def _label_reader(rows: DatasetRows, spec: str, selection: Selection, layout: RowLayout) -> LabelReader:
+    if layout.label is not None:
+        return LabelReader("every row", named=spec, always=layout.label)
+    names = rows.class_names()
+    given = dict(selection.labels)
+    return LabelReader.choose(rows.columns, column=selection.label_column, names=names, given=given, named=spec)
 
 
 def read_as(entries: Iterable[Entry]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vlm_detect.data.dataset_rows import DatasetRows
 from vlm_detect.data.image_sets import CIFAR_CLASSES, FileSet, ImageSet, folder_of, importer, in_folders
 from vlm_detect.data.label_reading import GENERATOR_COLUMNS
-from vlm_detect.data.label_tables import find_tables, read_tables
+from vlm_detect.data.label_tables import TableRow, find_tables, read_tables
 from vlm_detect.data.labelled_rows import RowSet, hub_rows, text_of, word_of
 from vlm_detect.data.selection import Entry, Selection, select
 from vlm_detect.data.sources import look_into, text_digest
@@ -124,6 +124,21 @@ def _folder_entry(path: Path, parts: Sequence[str], words: Mapping[str, Label]) 
     )
 
 
+def listed_files(folder: Path, selection: Selection, tables: Mapping[str, tuple[str, Split | None]]) -> FileSet:
+    """Images listed in tables of known names: (the format of a file's path, the published split) of each."""
+    found = [table for table in find_tables(folder) if table.name in tables]
+    if not found:
+        raise UserError(f"{folder}: contains no {' and no '.join(tables)}, nor does a folder in it")
+    rows: list[TableRow] = []
+    splits: dict[Path, Split] = {}
+    for table in found:
+        file_format, split = tables[table.name]
+        rows += (read := read_tables(table, file_format=file_format, given=dict(selection.labels)))
+        if split is not None:
+            splits |= dict.fromkeys((row.path for row in read), split)
+    return _of_rows(rows, folder, look_into(folder).images, selection, splits)
+
+
 def _tables(place: Path, images: Sequence[Path], selection: Selection) -> FileSet:
     """Images listed in tables with labels; `images` are the existing files."""
     columns = {"file_column": selection.image_column, "label_column": selection.label_column}
@@ -132,11 +147,21 @@ def _tables(place: Path, images: Sequence[Path], selection: Selection) -> FileSe
     if not rows:
         tables = ", ".join(table.name for table in find_tables(folder))
         raise UserError(f"{place}: no label folders, and no labels in its tables ({tables}); give --label_column")
+    return _of_rows(rows, folder, images, selection, {})
+
+
+def _of_rows(
+    rows: Sequence[TableRow],
+    folder: Path,
+    images: Sequence[Path],
+    selection: Selection,
+    published: Mapping[Path, Split],
+) -> FileSet:
     entries = []
     for listed in rows:
         label = listed.reader(listed.row)
         parts = listed.path.relative_to(folder).parts[:-1] if listed.path.is_relative_to(folder) else ()
-        splits = [text_of(listed.row, "split"), *reversed(parts)]
+        names = [published.get(listed.path, text_of(listed.row, "split")), *reversed(parts)]
         entries.append(
             Entry(
                 str(listed.path),
@@ -144,7 +169,7 @@ def _tables(place: Path, images: Sequence[Path], selection: Selection) -> FileSe
                 text_of(listed.row, *GENERATOR_COLUMNS) if label != "real" else "",
                 text_of(listed.row, "object_class", "class_name", "category"),
                 group=text_of(listed.row, "group") or None,
-                split=next((SPLIT_WORDS[word_of(name)] for name in splits if word_of(name) in SPLIT_WORDS), None),
+                split=next((SPLIT_WORDS[word_of(name)] for name in names if word_of(name) in SPLIT_WORDS), None),
                 licence=text_of(listed.row, "licence", "license") or None,
             )
         )

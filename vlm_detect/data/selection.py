@@ -28,6 +28,7 @@ class Entry:
     licence: str | None = None
     place: tuple[int, int] = (0, 0)  # in a set of rows: (part, row)
     mask: bytes | None = None  # the file of its edit mask, if the set has masks; known once it is read
+    mask_file: str = ""  # the path of that file, if it is one of its own
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,18 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Features, Value
 
 from vlm_detect.columns import EDIT_FEATURES, IMAGE_FEATURES
-from vlm_detect.data.image_sets import open_image_set
-from vlm_detect.data.selection import Entry
+from vlm_detect.data.image_sets import ImageSet, open_image_set
+from vlm_detect.data.selection import Entry, Selection
 from vlm_detect.data.sources import report_skipped
 from vlm_detect.data.splits import Split, merge_groups, split_groups
+from vlm_detect.data.with_photos import WithPhotos
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import image_card
 from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
@@ -44,12 +45,13 @@ IMPORT_FEATURES = Features({**IMAGE_FEATURES, "edit": EDIT_FEATURES, "split": Va
 
 
 def plan_import(src: str, config: ImportConfig) -> Plan:
-    images = _image_set(config.layout, src, config.selection)
+    images = _image_set(config.layout, src, config.selection, config.photos)
     report_skipped(src, images.skipped)
     print(f"{src}: {images.reading}")
     labels = {entry.label for entry in images.entries if entry.label is not None}
     if len(labels) < 2:
-        raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; two labels are needed")
+        remedy = "; --photos SRC adds photos" if labels == {"generated"} else ""
+        raise UserError(f"{src}: {len(images.entries)} images, all {', '.join(labels)}; two labels are needed{remedy}")
     return Plan("import", len(images.entries), config.shard_size, images.fingerprint, {"src": src, **asdict(config)})
 
 
@@ -69,8 +71,8 @@ class ImportShard:
 
     def __call__(self, shard: int) -> None:
         rows, rejects = [], []
-        images = _image_set(self.config.layout, self.src, self.config.selection).read(*self.plan.span(shard))
-        for entry, data in counted(images):
+        images = _image_set(self.config.layout, self.src, self.config.selection, self.config.photos)
+        for entry, data in counted(images.read(*self.plan.span(shard))):
             try:
                 rows.append(_row(entry, data, self.config))
             except ImageRejected as error:
@@ -187,5 +189,9 @@ def assign_splits(
     return places
 
 
-# A worker processes many shards: the listing is cached per process.
-_image_set = functools.cache(open_image_set)
+@functools.cache  # a worker processes many shards
+def _image_set(layout: str, src: str, selection: Selection, photos: str) -> ImageSet:
+    if not photos:
+        return open_image_set(layout, src, selection)
+    generated = replace(selection, limit=selection.limit and selection.limit - selection.limit // 2)
+    return WithPhotos(open_image_set(layout, src, generated), photos, selection.limit)

@@ -212,7 +212,8 @@ class ImportConfig:
 
     layout: Layout = field(
         metadata={
-            "help": "Layout of SRC: cifake, genimage, folders, hub, or that of an installed package.",
+            "help": "Layout of SRC: cifake, genimage, folders, hub, or the name of a published set; docs/data.md has "
+            "them.",
             "aliases": ["--from"],
         },
     )
@@ -233,6 +234,10 @@ class ImportConfig:
         metadata={"help": "generator=NAME or source=GLOB: move those images to the split `unseen`."},
     )
     edited: bool = field(default=False, metadata={"help": "cifake parquet: include the edited images next to it."})
+    photos: str = field(
+        default="",
+        metadata={"help": "Photos for a set without real images: a folder, a glob, a list or a Hub dataset."},
+    )
     licence: str | None = field(default=None, metadata={"help": "Licence of the images, if the set states none."})
     min_side: int = field(default=16, metadata={"help": "Reject images with a shorter side than this, in pixels."})
     validation: float = field(default=0.1, metadata={"help": "Fraction of the training images for validation."})
