@@ -258,7 +258,7 @@ def test_a_cached_dataset_needs_no_network(tmp_path: Path, monkeypatch: pytest.M
     (arrow,) = held.glob("*.arrow")
     arrow.rename(held / "name-train.arrow")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(dataset_rows, "_ask_hub", lambda name: pytest.fail("the Hub is asked"))
+    monkeypatch.setattr(dataset_rows, "ask_hub", lambda name: pytest.fail("the Hub is asked"))
     for limit in (None, 4):
         images = open_image_set("hub", "owner/name", Selection(limit=limit))
         assert len(read_all(images)) == (limit or N)

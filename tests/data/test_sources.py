@@ -249,6 +249,7 @@ def test_a_hub_set_is_streamed_only_as_far_as_needed(tmp_path: Path, monkeypatch
         return {"train": DatasetRows(rows.to_iterable_dataset(), spec)}
 
     monkeypatch.setattr(labelled_rows, "open_all_splits", splits)
+    monkeypatch.setattr(labelled_rows, "open_streamed_splits", lambda spec, **columns: None)  # no parquet files
     found = image_sets.open_image_set("hub", "owner/name", Selection(limit=4))
     assert asked == [("owner/name", True)]
     assert [entry.label for entry in found.entries] == ["real", "real", "generated", "generated"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,27 +32,34 @@ class DatasetRows:
     """The rows of one split, loaded or streamed.
 
     `column` names the image column (default: the first one with images), `mask_column` the column of masks, if any.
+    `in_order_only`: the rows come one after the other with their images, so that even listing them has its price.
     """
+
+    in_order_only = False
 
     def __init__(self, rows: Any, name: str, column: str = "", mask_column: str = "") -> None:
         import datasets
 
         features = dict(rows.features or {})
+        self._choose_columns(features, name, column, mask_column)
+        undecoded = datasets.Image(decode=False)
+        for key in [*self._columns, *([self.mask] if self.mask else [])]:
+            if isinstance(features[key], datasets.Image):
+                rows = rows.cast_column(key, undecoded)
+            elif self._kinds[key] == "list" and isinstance(features[key].feature, datasets.Image):
+                rows = rows.cast_column(key, datasets.List(undecoded))
+        self._rows = rows
+        self.in_order_only = isinstance(rows, datasets.IterableDataset)
+
+    def _choose_columns(self, features: dict[str, Any], name: str, column: str, mask_column: str) -> None:
+        """Set `features`, and from them the columns of images and of masks."""
         kinds = {key: kind for key, feature in features.items() if (kind := _kind(feature)) is not None}
         self._columns = _choose(kinds, list(features), column, name)
         masks = [key for key in kinds if (key.lower() == mask_column.lower() if mask_column else key in MASK_COLUMNS)]
         if mask_column and not masks:
             raise UserError(f"{name}: no mask column {mask_column} (columns with images: {', '.join(kinds)})")
         self.mask = masks[0] if masks and masks[0] not in self._columns else None
-        undecoded = datasets.Image(decode=False)
-        for key in [*self._columns, *([self.mask] if self.mask else [])]:
-            if isinstance(features[key], datasets.Image):
-                rows = rows.cast_column(key, undecoded)
-            elif kinds[key] == "list" and isinstance(features[key].feature, datasets.Image):
-                rows = rows.cast_column(key, datasets.List(undecoded))
-        self._rows, self._kinds = rows, kinds
-        self.features: dict[str, Any] = features
-        self._streamed = isinstance(rows, datasets.IterableDataset)
+        self._kinds, self.features = kinds, features
 
     @classmethod
     def of_parquet(cls, paths: Sequence[Path]) -> DatasetRows:
@@ -64,7 +71,7 @@ class DatasetRows:
         """The rows of these ascending indices."""
         if not indices:
             return
-        if not self._streamed:
+        if not self.in_order_only:
             yield from zip(indices, self._rows.select(indices), strict=True)
             return
         wanted = set(indices)
@@ -86,9 +93,17 @@ class DatasetRows:
         found = _bytes(row[self.mask]) if self.mask else None
         return found if isinstance(found, bytes) else None
 
-    def facts(self) -> Iterator[dict[str, Any]]:
-        """The other columns, row by row, without fetching images."""
-        yield from self._rows.remove_columns(list(self._kinds))
+    def facts(self, columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The other columns (only those in `columns`, if given), row by row, without decoding images."""
+        kept = [name for name in self.features if name not in self._kinds and (columns is None or name in columns)]
+        if not kept:  # a selection of no columns has no rows
+            yield from ({} for _ in self._rows)
+            return
+        yield from self._rows.select_columns(kept)
+
+    def cluster(self, index: int) -> str:
+        """Rows of equal cluster are read together."""
+        return str(index)
 
     @property
     def columns(self) -> list[str]:
@@ -218,7 +233,7 @@ def _open(name: str, config: str | None, *, streaming: bool) -> Any:
     if is_here := path.exists():
         may_name(path if path.is_dir() else path.parent)
     if not is_here and not is_offline():
-        _ask_hub(name)
+        ask_hub(name)
     try:
         if any((path / saved).exists() for saved in _DATASET_FILES):
             return datasets.load_from_disk(str(path))
@@ -263,15 +278,22 @@ def _state_of(folder: Path) -> str:
     return hashlib.sha256(repr((str(folder.resolve()), facts)).encode()).hexdigest()[:32]
 
 
-def _ask_hub(name: str) -> None:
+def ask_hub(name: str) -> None:
     """Raise `UserError` if the Hub does not give access to this dataset, at once instead of after `load_dataset`'s
     retries."""
     import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
 
     try:
-        huggingface_hub.dataset_info(name, timeout=20)
+        if huggingface_hub.dataset_info(name, timeout=20).gated:
+            huggingface_hub.auth_check(name, repo_type="dataset")
+    except GatedRepoError as error:
+        raise UserError(
+            f"{name}: a gated dataset: accept its terms at https://huggingface.co/datasets/{name}, then run `hf auth "
+            "login`"
+        ) from error
     except Exception as error:  # the Hub client passes on the errors of its HTTP library, whichever that is
         raise UserError(
             f"{name}: neither a local folder nor an accessible Hub dataset ({first_line(error)}); check the name, "
-            "the network (HF_HUB_OFFLINE=1 uses only the local cache), and `hf auth login` if it is gated"
+            "the network (HF_HUB_OFFLINE=1 uses only the local cache), and `hf auth login` if it is private"
         ) from error

@@ -19,6 +19,7 @@ from vlm_detect.data.label_reading import GENERATOR_COLUMNS, LabelReader
 from vlm_detect.data.selection import Entry, Selection, select
 from vlm_detect.data.sources import text_digest
 from vlm_detect.data.splits import SPLIT_WORDS, Split
+from vlm_detect.data.streamed_parquet import open_streamed_splits
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.records import Label
@@ -57,12 +58,14 @@ class RowLayout:
 
 
 _DETECTED = RowLayout()
+_CLASS_COLUMNS = ("object_class", "class_name", "category")
+_LICENCE_COLUMNS = ("licence", "license")
+_FACTS = ("group", *_CLASS_COLUMNS, *_LICENCE_COLUMNS)
 
 
 def hub_rows(spec: str, selection: Selection, layout: RowLayout = _DETECTED) -> RowSet:
     """Every split of a Hub dataset or of a local one, or the one named by `id:config:split`."""
-    columns = {"column": selection.image_column, "mask_column": selection.mask_column}
-    splits = open_all_splits(spec, streaming=selection.limit is not None, **columns)
+    splits = _open_splits(spec, selection)
     entries: list[Entry] = []
     readings = []
     known = layout.splits.get(Path(spec.split(":")[0]).name)
@@ -70,11 +73,12 @@ def hub_rows(spec: str, selection: Selection, layout: RowLayout = _DETECTED) -> 
         label_of = _label_reader(rows, spec, selection, layout)
         generator_columns = [layout.generator] if layout.generator else GENERATOR_COLUMNS
         published = layout.splits.get(name) or known or (SPLIT_WORDS.get(word_of(name)) if len(splits) > 1 else None)
+        wanted = {label_of.column.partition(".")[0], label_of.column, *generator_columns, *_FACTS}
         taken: Counter[str] = Counter()
-        for index, facts in enumerate(rows.facts()):
+        for index, facts in enumerate(rows.facts(wanted)):
             label = label_of(facts)
             taken[str(label)] += 1
-            if selection.limit and (label is None or taken[label] > selection.limit):
+            if selection.limit and rows.in_order_only and (label is None or taken[label] > selection.limit):
                 if min(taken["real"], taken["generated"]) > selection.limit:
                     break  # no more of a streamed set has to be downloaded
                 continue
@@ -82,17 +86,36 @@ def hub_rows(spec: str, selection: Selection, layout: RowLayout = _DETECTED) -> 
                 where=f"{spec.split(':')[0]}:{name}#{index}",
                 label=label,
                 generator=text_of({**facts, "split": name}, *generator_columns) if label != "real" else "",
-                object_class=text_of(facts, "object_class", "class_name", "category"),
+                object_class=text_of(facts, *_CLASS_COLUMNS),
                 group=text_of(facts, "group") or None,
                 split=published,  # None for a single split, often named train by default: it is divided here
-                licence=text_of(facts, "licence", "license") or None,
+                licence=text_of(facts, *_LICENCE_COLUMNS) or None,
                 place=(part, index),
             )
             entries.append(entry)
         readings.append(f"{name}: {label_of.describe()}" if len(splits) > 1 else label_of.describe())
-    if selection.limit is None:
-        entries.sort(key=lambda entry: text_digest([entry.where]))
-    return RowSet(list(splits.values()), select(entries, selection), spec, "; ".join(readings))
+    parts = list(splits.values())
+    if selection.limit is None or not any(rows.in_order_only for rows in parts):
+        entries = _clustered(entries, parts)
+    return RowSet(parts, select(entries, selection), spec, "; ".join(readings))
+
+
+def _open_splits(spec: str, selection: Selection) -> Mapping[str, DatasetRows]:
+    """With a limit, a Hub dataset stays there: of parquet files any rows are read, of others the first."""
+    columns = {"column": selection.image_column, "mask_column": selection.mask_column}
+    if selection.limit is not None and (streamed := open_streamed_splits(spec, **columns)) is not None:
+        return streamed
+    return open_all_splits(spec, streaming=selection.limit is not None, **columns)
+
+
+def _clustered(entries: Sequence[Entry], parts: Sequence[DatasetRows]) -> list[Entry]:
+    """By hashes, so that no range has a single class; rows that are read together stay together."""
+
+    def key(entry: Entry) -> tuple[str, int]:
+        part, index = entry.place
+        return text_digest([f"{entry.where.rpartition('#')[0]}#{parts[part].cluster(index)}"]), index
+
+    return sorted(entries, key=key)
 
 
 def _label_reader(rows: DatasetRows, spec: str, selection: Selection, layout: RowLayout) -> LabelReader:
