@@ -36,12 +36,18 @@ class Work:
 
     def __call__(self, shard: int) -> None:
         if shard == self.odd:
-            {"killed": self._killed, "refused": self._refused, "waits": self._waits}[self.how]()
+            {"killed": self._killed, "once": self._once, "refused": self._refused, "waits": self._waits}[self.how]()
         rows = [{"item": item} for item in shards.counted(range(*PLAN.span(shard)))]
         write_shard(self.folder, shard, rows, FEATURES, [])
 
     def _killed(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _once(self) -> None:
+        """Killed after its last word: all is written."""
+        if not is_done(self.folder, self.odd):
+            Work(self.folder)(self.odd)
+            self._killed()
 
     def _refused(self) -> None:
         raise UserError("this shard cannot be made")
@@ -55,9 +61,20 @@ def items(folder: Path) -> list[int]:
     return [row["item"] for shard in range(PLAN.shards) for row in read_rows(folder, shard)]
 
 
-def test_a_killed_worker_is_reported_with_its_shard_and_loses_nothing_else(tmp_path: Path) -> None:
+def test_the_shard_of_a_killed_worker_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.0)
+    run_shards(Work(tmp_path, 3, "once"), PLAN, tmp_path, Launch(workers=2))
+    said = capsys.readouterr().err.splitlines()
+    assert "the worker of shard 3 died: another one does it again" in said
+    assert said[-1].startswith("count: 12 of 12 img")  # each image counts once
+    assert items(tmp_path) == list(range(12))
+
+
+def test_a_shard_that_kills_its_workers_is_reported_and_costs_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, PLAN)
-    with pytest.raises(UserError, match=r"the worker of shard 3 died.*--workers"):
+    with pytest.raises(UserError, match=r"the worker of shard 3 died, 3 times.*--workers"):
         run_shards(Work(tmp_path, 3, "killed"), PLAN, tmp_path, Launch(workers=2))
     assert not is_done(tmp_path, 3)
     done = [shard for shard in range(PLAN.shards) if is_done(tmp_path, shard)]

@@ -61,7 +61,7 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the output of a data generation step"):
+    with pytest.raises(UserError, match="not the output of a sharded step"):
         check_finished(tmp_path, "render")
     begin(tmp_path, replace(PLAN, step="caption"))
     with pytest.raises(UserError, match="the output of the caption step, but the output of the render step is needed"):

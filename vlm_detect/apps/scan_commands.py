@@ -6,11 +6,14 @@ Nothing heavy is imported before the flags are read, so that `--help` answers at
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from vlm_detect.apps.options import Judge
 from vlm_detect.apps.scan_options import CollectErrorsOptions, ScanOptions, VerifyOptions
 from vlm_detect.config import parse_config
+from vlm_detect.errors import UsageError
+from vlm_detect.jobs.launch import Launch
 
 
 def scan(argv: list[str]) -> int:
@@ -22,10 +25,16 @@ def scan(argv: list[str]) -> int:
     vlm-detect scan --model runs/moondream_lora photos/ --explain --out verdicts.jsonl
     vlm-detect scan --model runs/moondream_lora photos/ --out report.html    # a page to look through
     vlm-detect scan --model runs/moondream_lora photos/ --case case_7 --sign_key key.pem
+    vlm-detect scan --model runs/moondream_lora photos/ --out verdicts --workers 4      # a folder of parquet files
+    vlm-detect scan --model runs/moondream_lora 's3://bucket/*.tar' --out verdicts --executor slurm --workers 16
 
     Where "generated" begins: --threshold, else --max_fpr, else the run's calibration with its unsure band.
     """
-    judge, options = parse_config([Judge, ScanOptions], argv, doc=scan.__doc__)
+    judge, options, launch = parse_config([Judge, ScanOptions, Launch], argv, doc=scan.__doc__)
+    if options.in_shards:
+        return _scan_in_shards(judge, options, launch)
+    if launch != Launch():
+        raise UsageError("--executor, --workers and what goes with them are of a scan in shards: give --out FOLDER")
     from vlm_detect.apps.cases import UNSIGNED, CaseOptions, check_new
     from vlm_detect.apps.loading import load_detector
     from vlm_detect.apps.operating_point import set_operating_point
@@ -54,6 +63,7 @@ def scan(argv: list[str]) -> int:
         batch_size=options.batch_size,
         explain=options.explain,
         only_confirmed=options.only_confirmed,
+        image_column=options.image_column,
         chosen_by=chosen_by,
         page=PageOptions(not options.no_thumbnails, options.max_maps),
         case=case,
@@ -64,10 +74,30 @@ def scan(argv: list[str]) -> int:
     if case:
         signed = "signed" if case.key else UNSIGNED
         print(f"{case.folder}: case written, {signed}", file=sys.stderr)
+    return _status(labels, options, "" if detector.calibration.n else detector.caveat)
+
+
+def _scan_in_shards(judge: Judge, options: ScanOptions, launch: Launch) -> int:
+    from vlm_detect.apps.scan import summary
+    from vlm_detect.apps.scan_shards import check_run, scan_in_shards
+
+    found = scan_in_shards(judge, options, launch)
+    if isinstance(found, str):
+        print(f"{options.out}: job {found} is queued; run the same command again when it is done")
+        return 0
+    calibration = check_run(judge, options)
+    if judge.expert:
+        calibration = calibration.without_guarantee()
+    print(f"{options.out}: {summary(found, calibration)}", file=sys.stderr)
+    caveat = f"{judge.adapter or judge.model} was never calibrated to tell generated images from photos"
+    return _status(found, options, "" if calibration.n else caveat)
+
+
+def _status(labels: Counter[str], options: ScanOptions, caveat: str) -> int:
+    """The exit status; reports on stderr what verdicts are worth."""
     judged = labels["generated"] + labels["unsure"] + labels["real"]
-    if judged and not detector.calibration.n:
-        warning = f"these labels mean little: {detector.caveat}"
-        print(f"{warning} (vlm-detect train, vlm-detect calibrate)", file=sys.stderr)
+    if judged and caveat:
+        print(f"these labels mean little: {caveat} (vlm-detect train, vlm-detect calibrate)", file=sys.stderr)
     failed = labels["missing"] or (labels["unreadable"] and not judged)
     return int(failed or any(labels[label] for label in options.labels))
 

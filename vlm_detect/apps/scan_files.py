@@ -22,7 +22,7 @@ from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.explanation import CheckedReason
 from vlm_detect.printable import as_cell, from_cell, printable
 
-_AS_JSON = ("reasons", "witnesses")  # in a CSV
+AS_JSON = ("reasons", "witnesses")  # in a CSV
 _FIRST_COLUMNS = COLUMNS[: COLUMNS.index("version") + 1]  # of the first version
 
 
@@ -40,7 +40,7 @@ class RowWriter:
     def __call__(self, row: Row) -> None:
         match self._form:
             case "csv":
-                cells = {name: value if name not in _AS_JSON else _json(value) for name, value in asdict(row).items()}
+                cells = {name: value if name not in AS_JSON else _json(value) for name, value in asdict(row).items()}
                 csv.writer(self._file).writerow(map(as_cell, cells.values()))
             case "jsonl":
                 self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
@@ -166,7 +166,7 @@ def _from_csv(values: dict[str, str]) -> Row:
     typed["p_fake"] = float(values["p_fake"]) if values["p_fake"] else None
     typed["calibrated"] = values["calibrated"] == "True"
     typed["contradictions"] = int(values["contradictions"])
-    for name in _AS_JSON:
+    for name in AS_JSON:
         typed[name] = json.loads(values[name]) if values.get(name) else None
     typed["novelty_p"] = float(values["novelty_p"]) if values.get("novelty_p") else None
     typed["reliable"] = values.get("reliable", "True") == "True"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ Format = Literal["table", "csv", "jsonl", "json", "html"]
 # By the suffix of --out.
 FORMS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "json", ".html": "html"}
 MAX_VIEWS = 6  # copies of `images/views.py`
+SHARD_SIZE = 1024  # images; of any batch size that is a power of two, batches are those of a scan into one file
 FAIL_ON = ("generated", "unsure", "unreadable")
 
 
@@ -22,14 +24,21 @@ def form_of(out: Path) -> Format:
     suffix = out.suffix.lower()
     if suffix not in FORMS:
         raise UserError(
-            f"--out {out}: rows are written as {', '.join(FORMS)}; give a file name with one of these suffixes"
+            f"--out {out}: rows are written as {', '.join(FORMS)}; give a file name with one of these suffixes, or a "
+            "folder, without a suffix or with a / at its end"
         )
     return FORMS[suffix]
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    images: list[str] = field(metadata={"positional": True, "help": "Files, folders, globs, lists of paths, datasets."})
+    images: list[str] = field(
+        metadata={
+            "positional": True,
+            "help": "Files, folders, globs, lists of paths, parquet files, tars, datasets; and URLs of them: s3://, "
+            "gs://, hf://.",
+        }
+    )
     json: bool = field(default=False, metadata={"help": "JSON Lines on stdout."})
     csv: bool = field(default=False, metadata={"help": "CSV on stdout."})
     out: str | None = field(
@@ -37,8 +46,13 @@ class ScanOptions:
         metadata={
             "metavar": "FILE",
             "help": "Write FILE.csv, FILE.jsonl or FILE.json, where images that it already covers are not judged "
-            "again; or FILE.html, a page with pictures, and reasons and evidence maps of what is not called real.",
+            "again; or FILE.html, a page with pictures, and reasons and evidence maps of what is not called real; or "
+            "a folder of parquet files, in shards for many workers.",
         },
+    )
+    shard_size: int = field(default=SHARD_SIZE, metadata={"help": "Images per shard of an --out folder."})
+    image_column: str = field(
+        default="", metadata={"metavar": "NAME", "help": "Image column of parquet files. Default: recognized."}
     )
     explain: bool = field(
         default=False,
@@ -100,7 +114,7 @@ class ScanOptions:
     )
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "batch_size")
+        check_at_least(self, 1, "batch_size", "shard_size")
         check_at_least(self, 0, "views", "max_maps")
         if self.views > MAX_VIEWS:
             raise UserError(f"--views {self.views}: there are {MAX_VIEWS} copies to judge; give at most that many")
@@ -109,7 +123,9 @@ class ScanOptions:
             raise UserError(f"--threshold {self.threshold}: give a probability above 0 and below 1, for example 0.8")
         if self.json + self.csv + (self.out is not None) > 1:
             raise UserError("--json, --csv and --out: give one of them")
-        form = form_of(Path(self.out)) if self.out is not None else None
+        if self.in_shards and self.case is not None:
+            raise UserError("--case and a folder of shards: a case is of images to look at, give --out FILE or none")
+        form = form_of(Path(self.out)) if self.out is not None and not self.in_shards else None
         has_page = form == "html" or self.case is not None
         if self.only_confirmed and not (self.explain or has_page):
             raise UserError("--only_confirmed is about the reasons: give --explain too")
@@ -120,6 +136,13 @@ class ScanOptions:
                 raise UserError(f"--{name} is about a case: give --case DIR too")
         if unknown := [label for label in self.labels if label not in FAIL_ON]:
             raise UserError(f"--fail_on {','.join(unknown)}: give any of {','.join(FAIL_ON)}")
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether `out` is a folder."""
+        if self.out is None or Path(self.out).suffix.lower() in FORMS:
+            return False
+        return self.out.endswith(("/", os.sep)) or not Path(self.out).suffix or Path(self.out).is_dir()
 
     @property
     def labels(self) -> list[str]:

@@ -53,7 +53,7 @@ class DatasetRows:
 
     def _choose_columns(self, features: dict[str, Any], name: str, column: str, mask_column: str) -> None:
         """Set `features`, and from them the columns of images and of masks."""
-        kinds = {key: kind for key, feature in features.items() if (kind := _kind(feature)) is not None}
+        kinds = _kinds(features)
         self._columns = _choose(kinds, list(features), column, name)
         masks = [key for key in kinds if (key.lower() == mask_column.lower() if mask_column else key in MASK_COLUMNS)]
         if mask_column and not masks:
@@ -85,8 +85,7 @@ class DatasetRows:
 
     def image_of(self, row: Mapping[str, Any]) -> bytes | ImageRejected:
         """A row's image, or why it is missing."""
-        found = next((row[name] for name in self._columns if row[name] is not None), None)
-        return _bytes(found)
+        return image_cell(row, self._columns)
 
     def mask_of(self, row: Mapping[str, Any]) -> bytes | None:
         """The mask of a row's image; None without a mask."""
@@ -125,6 +124,20 @@ class DatasetRows:
         """The file names of the images within the dataset."""
         images = self._rows.data.table.column(self._columns[0]).combine_chunks()
         return [str(path) for path in images.field("path").to_pylist()]
+
+
+def image_columns(features: Mapping[str, Any], column: str, name: str) -> list[str]:
+    """The column with images, or the several of which each row fills one; `column` names it, `name` is the file's."""
+    return _choose(_kinds(features), list(features), column, name)
+
+
+def image_cell(row: Mapping[str, Any], columns: Sequence[str]) -> bytes | ImageRejected:
+    """The image of a row in one of `columns`, or why it is missing."""
+    return _bytes(next((row[name] for name in columns if row[name] is not None), None))
+
+
+def _kinds(features: Mapping[str, Any]) -> dict[str, Kind]:
+    return {key: kind for key, feature in features.items() if (kind := _kind(feature)) is not None}
 
 
 def _kind(feature: Any) -> Kind | None:

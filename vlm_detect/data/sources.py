@@ -84,7 +84,7 @@ def open_source(spec: str, limit: int | None = None, *, caption_column: str = "c
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return FileSource([path][:limit], spec, caption_column)
-        return FileSource(_read_list(path)[:limit], spec, caption_column)
+        return FileSource([Path(entry) for entry in read_list(path)][:limit], spec, caption_column)
     if glob.has_magic(spec):
         names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207, because Path.glob accepts no absolute pattern
         matches = [Path(name) for name in names]
@@ -113,31 +113,33 @@ def look_into(folder: Path) -> Found:
     Links are followed, because sets often consist of them, except circular and broken ones.
     """
     found = Found()
-    _look_below(folder, frozenset(), found)
-    found.images.sort()
+    found.images.extend(walk_images(folder, found.skipped))
     return found
 
 
-def _look_below(folder: Path, above: frozenset[str], found: Found) -> None:
+def walk_images(folder: Path, skipped: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """The images of `look_into` one by one, in path order, while the others are counted in `skipped`."""
     here = os.path.realpath(folder)
     if here in above:
         return
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name in _METADATA_FILES:
-                    continue
-                suffix = PurePath(entry.name).suffix.lower()
-                if entry.is_symlink() and not os.access(entry, os.F_OK):  # to a missing file, or to itself
-                    found.skipped["broken link"] += 1
-                elif entry.is_dir():
-                    _look_below(folder / entry.name, above | {here}, found)
-                elif suffix in SUFFIXES and entry.is_file():
-                    found.images.append(folder / entry.name)
-                else:
-                    found.skipped[suffix or "without a suffix"] += 1
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: os.path.normcase(entry.name))
     except PermissionError:
-        found.skipped["folder without read permission"] += 1
+        skipped["folder without read permission"] += 1
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name in _METADATA_FILES:
+            continue
+        suffix = PurePath(entry.name).suffix.lower()
+        if entry.is_symlink() and not os.access(entry, os.F_OK):  # to a missing file, or to itself
+            skipped["broken link"] += 1
+        elif entry.is_dir():
+            yield from walk_images(folder / entry.name, skipped, above | {here})
+        elif suffix in SUFFIXES and entry.is_file():
+            yield folder / entry.name
+        else:
+            skipped[suffix or "without a suffix"] += 1
 
 
 def report_skipped(named: str, skipped: Counter[str]) -> None:
@@ -153,12 +155,15 @@ def listed(skipped: Counter[str]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
 
 
-def _read_list(path: Path) -> list[Path]:
+def read_list(path: Path) -> Iterator[str]:
+    """The paths of a list, of which relative ones are relative to its folder, and its URLs."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if entry := line.strip():
+                    yield entry if "://" in entry else str(path.parent / entry)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: neither an image nor a text file with one path per line ({error})") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
 
 
 class FileSource:

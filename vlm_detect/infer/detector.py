@@ -247,15 +247,12 @@ class Detector:
     @property
     def checks_nothing(self) -> str:
         """Why no sentence of its explanations is checked, without its full stop; empty of a run with measures."""
-        if self.measures is not None:
-            return ""
-        remedy = "train on a dataset with reasons (vlm-detect add-reasons)"
-        return f"no sentence is checked: {self.name} has no measures.json; {remedy}"
+        return "" if self.measures is not None else unchecked(self.name)
 
     def require_measures(self) -> None:
         """`UserError` where only confirmed sentences are wanted, and none can be: an empty answer would say nothing."""
         if self.checks_nothing:
-            raise UserError(f"only_confirmed: {self.checks_nothing}, or leave only_confirmed out")
+            raise only_unchecked(self.name)
 
     @overload
     def __call__(self, image: Openable) -> Verdict: ...
@@ -427,3 +424,14 @@ class Detector:
                 yield piece
         if rest := text.finish():
             yield rest
+
+
+def unchecked(name: str) -> str:
+    """That no sentence of a model without measures is checked, without its full stop."""
+    remedy = "train on a dataset with reasons (vlm-detect add-reasons)"
+    return f"no sentence is checked: {name} has no measures.json; {remedy}"
+
+
+def only_unchecked(name: str) -> UserError:
+    """The error where confirmed sentences alone are wanted of such a model."""
+    return UserError(f"only_confirmed: {unchecked(name)}, or leave only_confirmed out")

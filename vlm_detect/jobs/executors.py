@@ -2,8 +2,9 @@
 
     job = run_shards(task, plan, folder, Launch(executor="local", workers=4))      # task(shard) for each missing shard
 
-A free worker takes the next shard, and keeps loaded models between shards. If a worker dies, the run stops at once and
-reports its shard; finished shards are kept, and the same command resumes.
+A free worker takes the next shard, and keeps loaded models between shards. If a worker dies, another one takes its
+place and its shard is done again; a shard whose workers die `ATTEMPTS` times ends the run. Finished shards are kept,
+and the same command resumes.
 
 With Slurm `run_shards` returns when the array is queued; the same call after the job finds nothing missing.
 """
@@ -16,15 +17,16 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -36,11 +38,22 @@ from vlm_detect.jobs.shards import Plan, Task
 from vlm_detect.locks import held
 from vlm_detect.progress import progress
 
+ATTEMPTS = 3  # at a shard whose worker dies
 _POLL_S = 0.5
 
 
 class WorkerDied(UserError):
-    """A worker died during a shard."""
+    """The workers of a shard died, one after the other."""
+
+
+class _Worker(Protocol):
+    def run(self, shard: int) -> Future[None]: ...
+
+    def restart(self) -> None:
+        """Take the place of a process that died."""
+
+
+_W = TypeVar("_W", bound=_Worker)
 
 
 def run_shards(
@@ -52,7 +65,7 @@ def run_shards(
     done, or the id of a queued cluster job, which starts after job `after`.
 
     Raises:
-        WorkerDied: a worker was killed.
+        WorkerDied: a shard's workers were killed, `ATTEMPTS` times.
         UserError: the cluster cannot be reached, or the task raised it.
     """
     launch = launch or Launch()
@@ -61,7 +74,7 @@ def run_shards(
         return None
     if launch.executor == "slurm":
         return _submit(task, plan, folder, missing, launch, after)
-    done = plan.items - sum(len(range(*plan.span(shard))) for shard in missing)
+    done = plan.items - sum(map(plan.length, missing))
     workers = min(launch.workers, len(missing))
     with held(folder), progress(desc=plan.step, total=plan.items, unit="img", initial=done) as bar:
         if launch.executor == "ray":
@@ -72,30 +85,34 @@ def run_shards(
                 task(shard)
             shards.count_with(None)
         else:
-            _run_in_processes(task, missing, workers, bar)
+            _run_in_processes(task, plan, missing, workers, bar)
     return None
 
 
-def _share_out(
-    missing: Sequence[int], workers: Sequence[Callable[[int], Future[None]]], death: type[Exception]
-) -> Iterator[list[int]]:
-    """Give each free worker the next shard; yields the newly finished shards, twice a second."""
-    waiting, idle, running = deque(missing), list(workers), dict[Future[None], tuple[int, Any]]()
+def _share_out(missing: Sequence[int], workers: Sequence[_W], death: type[Exception]) -> Iterator[list[tuple[int, _W]]]:
+    """Give each free worker the next shard; yields the newly finished ones and their workers, twice a second."""
+    waiting, idle, running = deque(missing), list(workers), dict[Future[None], tuple[int, _W]]()
+    deaths = Counter[int]()
     while waiting or running:
         while waiting and idle:
             shard, worker = waiting.popleft(), idle.pop()
-            running[worker(shard)] = shard, worker
+            running[worker.run(shard)] = shard, worker
         finished = []
         for future in wait(running, _POLL_S, FIRST_COMPLETED).done:
             shard, worker = running.pop(future)
             try:
                 future.result()
+                finished.append((shard, worker))
             except death as error:
-                raise WorkerDied(
-                    f"the worker of shard {shard} died, most likely out of memory; finished shards are kept: run "
-                    "the same command again, with fewer --workers or smaller batches"
-                ) from error
-            finished.append(shard)
+                deaths[shard] += 1
+                if deaths[shard] == ATTEMPTS:
+                    raise WorkerDied(
+                        f"the worker of shard {shard} died, {ATTEMPTS} times, most likely out of memory; finished "
+                        "shards are kept: run the same command again, with fewer --workers or smaller batches"
+                    ) from error
+                print(f"the worker of shard {shard} died: another one does it again", file=sys.stderr)
+                worker.restart()
+                waiting.append(shard)
             idle.append(worker)
         yield finished
 
@@ -103,23 +120,49 @@ def _share_out(
 # --- processes of this machine -------------------------------------------------------------------------------------
 
 
-def _run_in_processes(task: Task, missing: Sequence[int], workers: int, bar: tqdm[Any]) -> None:
-    """One pool per worker, so that a broken pool identifies the shard of its only process."""
+class _Process:
+    """A pool of one process, so that a broken pool identifies its shard; `done` counts the shard's finished images."""
+
+    def __init__(self, task: Task, context: Any, number: int, done: Any, parent: Any) -> None:
+        self._task, self._context, self._number, self._done, self._parent = task, context, number, done, parent
+        self.restart()
+
+    def restart(self) -> None:
+        self.forget()
+        settings = (self._number, self._done, self._parent)
+        self._pool = ProcessPoolExecutor(1, self._context, _start_worker, settings)
+
+    def run(self, shard: int) -> Future[None]:
+        return self._pool.submit(self._task, shard)
+
+    def stop(self) -> None:
+        """After its current shard."""
+        self._pool.shutdown()
+
+    def forget(self) -> None:
+        """Its shard is finished, or lost: its images count no longer."""
+        self._done[self._number] = 0
+
+
+def _run_in_processes(task: Task, plan: Plan, missing: Sequence[int], workers: int, bar: tqdm[Any]) -> None:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         # Torch is imported once, not once per worker, after our process settings.
         context.set_forkserver_preload(["vlm_detect.jobs.worker", type(task).__module__])
-    counts = context.RawArray("q", workers)  # finished images of each worker
-    start = bar.n
+    done = context.RawArray("q", workers)
+    before = bar.n
     reader, writer = context.Pipe(duplex=False)  # nothing is written: an end of file means that the parent is gone
     with ExitStack() as stack, writer:
-        settings = ((number, counts, reader) for number in range(workers))
-        pools = [stack.enter_context(ProcessPoolExecutor(1, context, _start_worker, each)) for each in settings]
+        processes = [_Process(task, context, number, done, reader) for number in range(workers)]
+        for process in processes:
+            stack.callback(process.stop)
         try:
-            runs = [lambda shard, pool=pool: pool.submit(task, shard) for pool in pools]
-            for _ in _share_out(missing, runs, BrokenProcessPool):
-                bar.update(start + sum(counts) - bar.n)
+            for finished in _share_out(missing, processes, BrokenProcessPool):
+                for shard, process in finished:
+                    process.forget()
+                    before += plan.length(shard)
+                bar.update(before + sum(done) - bar.n)
         except BaseException as error:
             if isinstance(error, WorkerDied) or not isinstance(error, Exception):
                 writer.close()  # ends the workers; after an error of the task they finish their current shards
@@ -168,15 +211,36 @@ def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, 
         raise UserError(f"--executor ray: no cluster at {os.environ.get('RAY_ADDRESS')} (RAY_ADDRESS)") from error
     needs = {"num_cpus": launch.cpus, "num_gpus": launch.gpus or 0, "memory": launch.memory_gb * 1024**3}
     actor_class: Any = ray.remote(**needs)(_Actor)
-    actors = [actor_class.remote() for _ in range(workers)]
-    runs = [lambda shard, actor=actor: actor.run.remote(task, shard).future() for actor in actors]
+    _report_lacking(needs, ray.cluster_resources())
+
+    class Remote:
+        def __init__(self) -> None:
+            self.restart()
+
+        def restart(self) -> None:
+            self._actor = actor_class.remote()
+
+        def run(self, shard: int) -> Future[None]:
+            found: Future[None] = self._actor.run.remote(task, shard).future()
+            return found
+
     try:
-        for finished in _share_out(missing, runs, RayActorError):
-            bar.update(sum(len(range(*plan.span(shard))) for shard in finished))
+        for finished in _share_out(missing, [Remote() for _ in range(workers)], RayActorError):
+            bar.update(sum(plan.length(shard) for shard, _ in finished))
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:  # no worker could be started
         raise UserError(f"--executor ray: {first_line(error)}") from error
+
+
+def _report_lacking(needs: Mapping[str, float], has: Mapping[str, float]) -> None:
+    """Report on stderr what no node can give a worker: Ray waits for it, since a cluster may grow."""
+    for need, resource, flag in (("num_cpus", "CPU", "--cpus"), ("num_gpus", "GPU", "--gpus")):
+        if needs[need] > has.get(resource, 0):
+            asked = f"a worker asks for {needs[need]:g} {resource} ({flag})"
+            print(
+                f"--executor ray: {asked}, the cluster has {has.get(resource, 0):g}: waiting for more", file=sys.stderr
+            )
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class Plan:
         """(start, stop) of a shard's items."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.items)
 
+    def length(self, shard: int) -> int:
+        return len(range(*self.span(shard)))
+
 
 def begin(folder: Path, plan: Plan) -> None:
     """Write the plan, or check that the existing one is equal."""
@@ -75,7 +78,7 @@ def read_plan(folder: Path) -> Plan:
     try:
         return Plan(**json.loads((folder / "plan.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: not the output of a data generation step (no valid plan.json)") from error
+        raise UserError(f"{folder}: not the output of a sharded step (no valid plan.json)") from error
 
 
 def check_finished(folder: Path, *steps: str) -> Plan:
@@ -113,16 +116,22 @@ def is_done(folder: Path, shard: int) -> bool:
 
 
 def write_shard(
-    folder: Path, shard: int, rows: Sequence[dict[str, Any]], features: Features, rejects: Sequence[Reject]
+    folder: Path, shard: int, rows: Sequence[dict[str, Any]], features: Features, rejects: Sequence[Reject] | None
 ) -> None:
-    """Write a shard under a temporary name, then rename it."""
+    """Write a shard under a temporary name, then rename it; without a file of rejects where they are None.
+
+    One that is there is kept: its worker may have died between its last word and its end.
+    """
     final = _shard_folder(folder, shard)
+    if final.is_dir():
+        return
     partial = final.with_name(f".{final.name}.partial")
     with full_disk_as_user_error(folder):
         shutil.rmtree(partial, ignore_errors=True)  # remains of a killed run
         partial.mkdir(parents=True)
         write_rows(partial / "rows.parquet", rows, features)
-        write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
+        if rejects is not None:
+            write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
         partial.rename(final)
 
 
@@ -163,12 +172,17 @@ def count_with(count: Callable[[int], Any] | None) -> None:
     _count = count
 
 
+def count(images: int) -> None:
+    """Report so many images of a shard as done."""
+    if _count is not None:
+        _count(images)
+
+
 def counted(items: Iterable[Any]) -> Iterator[Any]:
     """Iterate over `items`, counting each as done when the next one is requested."""
     for item in items:
         yield item
-        if _count is not None:
-            _count(1)
+        count(1)
 
 
 @contextmanager
