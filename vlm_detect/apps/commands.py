@@ -96,8 +96,15 @@ def export(argv: list[str]) -> None:
     """Export a finetuned model to a format that other tools read.
 
     vlm-detect export runs/moondream_lora exported/ --to merged
+    vlm-detect export runs/cnn exported/ --to onnx                # or a run with a head: the head on its image tower
     """
     (options,) = parse_config([ExportOptions], argv, doc=export.__doc__)
+    if options.to == "onnx":
+        from vlm_detect.infer.onnx_export import export_onnx
+
+        difference = export_onnx(options.run, Path(options.out))
+        print(f"{options.out}: written (onnx); onnxruntime's results differ from ours by {difference:.1e} at most")
+        return
     from vlm_detect.models.export import export as export_run
 
     export_run(options.run, options.to, Path(options.out))

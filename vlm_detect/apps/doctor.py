@@ -36,6 +36,7 @@ EXTRAS = {
     "eval": ["openai", "rouge_score"],
     "serve": ["fastapi", "uvicorn", "multipart", "prometheus_client", "c2pa"],
     "slurm": ["submitit"],
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
     "ray": ["ray"],
 }
 MODELS = (

@@ -104,6 +104,13 @@ class Head:
         x, means = self._whitened(features)
         return x @ (means[1] - means[0]) - (means[1] @ means[1] - means[0] @ means[0]) / 2
 
+    def linear(self) -> tuple[np.ndarray, float]:
+        """`log_odds` as weights (F,) of the features and an intercept."""
+        _, means = self._whitened(self.means)
+        scale, factor = self._factor
+        weights = solve_triangular(factor, means[1] - means[0], lower=True, trans="T") / scale
+        return weights, -float(means[1] @ means[1] - means[0] @ means[0]) / 2
+
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Mahalanobis distance (N,) to the nearest class mean."""
         x, means = self._whitened(features)

@@ -60,12 +60,14 @@ def pool(seen: Seen, groups: Sequence[Sequence[int]]) -> torch.Tensor | None:
         return None
     found: dict[int, torch.Tensor] = {}
     for group, passed in zip(groups, seen, strict=True):
-        parts = []
-        for tensor in passed:
-            places = tensor.float().reshape(len(group), -1, tensor.shape[-1])
-            parts += [places.mean(1), places.std(1, correction=0)]
-        found |= dict(zip(group, torch.cat(parts, dim=1).cpu(), strict=True))
+        places = [tensor.float().reshape(len(group), -1, tensor.shape[-1]) for tensor in passed]
+        found |= dict(zip(group, mean_and_deviation(places).cpu(), strict=True))
     return torch.stack([found[i] for i in range(len(found))])
+
+
+def mean_and_deviation(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Over the places of each of (B, N, D): (B, 2 D) of each, one behind another."""
+    return torch.cat([part for one in tensors for part in (one.mean(1), one.std(1, correction=0))], dim=1)
 
 
 @torch.inference_mode()

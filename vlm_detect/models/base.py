@@ -22,6 +22,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from vlm_detect.errors import UserError
+from vlm_detect.models.onnx import OnnxTower
 from vlm_detect.plugins import Registry
 
 
@@ -221,6 +222,10 @@ class VLM(ABC):
         `cached`: the images' embeddings come from a feature cache, and the tower does not run.
         """
         raise NotImplementedError
+
+    def onnx_tower(self) -> OnnxTower:
+        """The image tower as a module that ONNX can hold; UserError for a family without one."""
+        raise UserError(f"{self.name}: --to onnx knows the image towers of moondream and LLaVA, not this model's")
 
     def save_official(self, out: Path) -> None:
         """Write a folder in the family's official layout; UserError if that is transformers'."""

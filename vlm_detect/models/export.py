@@ -1,10 +1,10 @@
 """Export a run directory to formats that other tools read.
 
-    vlm-detect export runs/moondream_lora --to adapter  OUT    # the PEFT adapter and its processor, without checkpoints
-    vlm-detect export runs/moondream_lora --to merged   OUT    # one model folder: load it by from_pretrained or --model
-    vlm-detect export runs/moondream_lora --to official OUT    # for moondream's own code and desktop tools vlm-detect
-    export runs/tinyllava_lora --to official OUT    # ... and TinyLLaVA_Factory's vlm-detect export runs/moondream_lora
-    --to variant  OUT    # the official LoRA file, for adapters that fit the format
+    vlm-detect export runs/moondream_lora OUT --to adapter     # the PEFT adapter and its processor, without checkpoints
+    vlm-detect export runs/moondream_lora OUT --to merged      # one model folder: load it by from_pretrained or --model
+    vlm-detect export runs/moondream_lora OUT --to official    # for moondream's own code and desktop tools
+    vlm-detect export runs/tinyllava_lora OUT --to official    # ... and TinyLLaVA_Factory's
+    vlm-detect export runs/moondream_lora OUT --to variant     # the official LoRA file, for adapters that fit it
 
 A merge is made in float32 and rounded once to the stored dtype; tensors without a LoRA keep their bytes.
 """
@@ -12,6 +12,8 @@ A merge is made in float32 and rounded once to the stored dtype; tensors without
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -53,8 +55,23 @@ _ADAPTER_FILES = (
 
 def export(run: str, target: Target, out: Path) -> None:
     """Write `run` to the folder `out` in the format `target`; UserError if `out` is not empty."""
-    if out.exists() and any(out.iterdir()):
+    with new_folder(out):
+        _export(run, target, out)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """`out` is absent or empty before, `UserError` otherwise; and absent again after an error in between."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty: give a new folder")
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _export(run: str, target: Target, out: Path) -> None:
     is_adapter = (Path(run) / "adapter_config.json").is_file() or is_factory_folder(run)
     is_whole = not is_adapter and all((Path(run) / name).is_file() for name in ("run.json", "config.json"))
     if not is_adapter and not is_whole:

@@ -8,12 +8,25 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from vlm_detect.models.base import family
 from vlm_detect.models.generic.family import ChatVLM
+from vlm_detect.models.onnx import OnnxTower
 
 SYSTEM_TOKENS = 40  # of a prompt before its image, where nothing is known of the template
 _TOWER_LAYER = re.compile(r"\.encoder\.layers\.(\d+)\.")
+
+
+class LlavaTower(nn.Module):
+    """Normalised pixels (1, 3, H, W) to image embeddings, as `LlavaVLM.encode`."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(list(self.inner.get_image_features(pixel_values).pooler_output))
 
 
 @family("llava")
@@ -39,6 +52,13 @@ class LlavaVLM(ChatVLM):
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
         pixel_values = prepared["pixel_values"].to(self.device, self.model.dtype)
         return torch.stack(list(self.inner.get_image_features(pixel_values).pooler_output))
+
+    def onnx_tower(self) -> OnnxTower:
+        """Of one image: transformers splits a batch into its images, whose number is then part of the graph."""
+        generator = torch.Generator().manual_seed(0)
+        shape = self.prepare([Image.new("RGB", (64, 64))])["pixel_values"].shape
+        examples = [{"pixel_values": torch.randn(shape, generator=generator)} for _ in range(3)]
+        return OnnxTower(LlavaTower(self.inner), examples[0], {}, examples[1:])
 
     def is_unused(self, name: str) -> bool:
         """The features are those of an earlier layer of the tower: the layers above, and its head, are never read."""

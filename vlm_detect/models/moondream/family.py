@@ -14,10 +14,12 @@ from vlm_detect.ahead import threads_for
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.moondream.configuration import MODEL_TYPE
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
+from vlm_detect.models.moondream.onnx_graph import MoondreamTower, random_crops
 from vlm_detect.models.moondream.processing import MoondreamProcessor
 from vlm_detect.models.moondream.prompts import Reference
 from vlm_detect.models.moondream.region import MoondreamRegion
 from vlm_detect.models.moondream.variant import save_variant
+from vlm_detect.models.onnx import OnnxTower
 from vlm_detect.models.untrusted import load_untrusted
 
 
@@ -120,6 +122,15 @@ class MoondreamVLM(VLM):
         pixels = torch.empty(images * crops, 3, vision.crop_size, vision.crop_size, dtype=dtype)
         # The sum keeps the graph of a tower that is trained, and nothing of one that is not.
         return prefix + model.model.vision.encode_crops(pixels).sum()
+
+    def onnx_tower(self) -> OnnxTower:
+        side = self.processor.config.vision_config.crop_size
+        return OnnxTower(
+            MoondreamTower(self.model.model.vision),
+            random_crops(side, 2, 3),
+            {"tiles": {0: "rows", 1: "columns"}},
+            [random_crops(side, 1, 1), random_crops(side, 3, 1), random_crops(side, 1, 4)],
+        )
 
     def save_official(self, out: Path) -> None:
         self.model.save_official(out)
