@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +28,20 @@ def write_photos(folder: Path, count: int, *, suffix: str = ".png") -> list[Path
     return paths
 
 
+def tiny_sd3() -> Any:
+    """A `StableDiffusion3Pipeline` of random weights that renders 16x16 pixels in milliseconds."""
+    vae = build_autoencoder((8, 8, 8), sample_size=16)
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    # random weights draw nearly grey pictures, which would be rejected as blank
+    vae.decoder.conv_out.weight.data.mul_(8)
+    config = RendererConfig(steps=1, batch=1, lr=1e-3, layers=1, heads=1, clip_width=32, clip_layers=1)
+    return build_pipeline(config, vae, ["a cat on a green field", "a red car"])
+
+
 def save_tiny_pipeline(folder: Path) -> Path:
-    """A `StableDiffusion3Pipeline` that draws 16x16 px and takes milliseconds, saved to `folder`."""
+    """`tiny_sd3`, saved to `folder`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = build_autoencoder((8, 8, 8), sample_size=16)
-        vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-        # random weights draw nearly grey pictures, which would be rejected as blank
-        vae.decoder.conv_out.weight.data.mul_(8)
-        config = RendererConfig(steps=1, batch=1, lr=1e-3, layers=1, heads=1, clip_width=32, clip_layers=1)
-        pipeline = build_pipeline(config, vae, ["a cat on a green field", "a red car"])
+        pipeline = tiny_sd3()
     pipeline.save_pretrained(folder)
     return folder

@@ -25,8 +25,10 @@ def test_a_preset_sets_everything_that_its_generator_needs(path) -> None:
     completed = with_preset(RenderConfig(generator=values["generator"]), GENERATORS)
     for name in ("steps", "guidance", "render_size", "aspect", "dtype", "render_batch"):
         assert getattr(completed, name) == values[name]
-    assert path.read_text().startswith("# ")
-    assert f"--generator {values['generator']}" in path.read_text()
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"--generator {values['generator']}" in text
+    assert path.stem == "nano" or re.search(r"^#.*(licen[cs]e|Apache-2\.0|\bMIT\b)", text, re.MULTILINE | re.IGNORECASE)
 
 
 def test_documented_generators_have_presets() -> None:
@@ -37,6 +39,12 @@ def test_documented_generators_have_presets() -> None:
         "stabilityai/stable-diffusion-3.5-large-turbo": (4, 1.0),
         "stabilityai/stable-diffusion-3.5-medium": (40, 4.5),
         "black-forest-labs/FLUX.1-schnell": (4, 0.0),
+        "black-forest-labs/FLUX.1-Kontext-dev": (28, 2.5),
+        "black-forest-labs/FLUX.2-dev": (50, 4.0),
+        "black-forest-labs/FLUX.2-klein-4B": (4, 1.0),
+        "Qwen/Qwen-Image-Edit": (50, 4.0),
+        "HiDream-ai/HiDream-I1-Full": (50, 5.0),
+        "fal/AuraFlow-v0.3": (50, 3.5),
         "stabilityai/stable-diffusion-xl-base-1.0": (40, 5.0),
     }
     assert {name: (settings[name]["steps"], settings[name]["guidance"]) for name in expected} == expected

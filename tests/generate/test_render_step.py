@@ -7,7 +7,6 @@ import io
 from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,20 +15,20 @@ import torch
 from PIL import Image
 
 from tests.data.factories import photo, save_tiny_pipeline
+from tests.generate.tiny_pipelines import sdxl
 from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
 from vlm_detect.generate import renderer as renderer_module
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
+from vlm_detect.generate.pipeline_files import check_pipeline
 from vlm_detect.generate.presets import with_preset
 from vlm_detect.generate.render_step import RenderShard, _render_or_split, derive_seed
-from vlm_detect.generate.renderer import Renderer, bucket, check_pipeline
+from vlm_detect.generate.renderer import Renderer, bucket
 from vlm_detect.images.encode import is_blank
 from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard
 from vlm_detect.models.registry import ResolvedModel
-from vlm_detect.nano.autoencoder import build_autoencoder
-from vlm_detect.nano.prompt_encoders import build_clip, train_clip_tokenizer
 
 PRESETS = CONFIGS / "generators"
 
@@ -217,44 +216,10 @@ class Mark:
         return torch.zeros_like(images)
 
 
-def tiny_sdxl() -> Any:
-    """A Stable Diffusion XL of random weights that marks what it draws."""
-    import diffusers
-
-    torch.manual_seed(0)
-    tokenizer = train_clip_tokenizer(["a cat on a green field", "a red car"], 16)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=4,
-        in_channels=16,
-        out_channels=16,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-        cross_attention_dim=64,
-    )
-    vae = build_autoencoder((8, 8, 8), sample_size=16)
-    vae.decoder.conv_out.weight.data.mul_(8)
-    pipeline = diffusers.StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=build_clip(tokenizer, 32, 1, "quick_gelu"),
-        text_encoder_2=build_clip(tokenizer, 32, 1, "gelu"),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler(),
-        add_watermarker=False,
-    )
-    pipeline.watermark = Mark()
-    return pipeline
-
-
 def test_the_generators_watermark_is_off() -> None:
-    pipeline = tiny_sdxl()
+    torch.manual_seed(0)
+    pipeline = sdxl()
+    pipeline.watermark = Mark()
     options = {"width": 16, "height": 16, "num_inference_steps": 2, "guidance_scale": 2.0}
     marked = pipeline("a red car", generator=torch.Generator().manual_seed(7), **options).images[0]
     assert is_blank(marked)

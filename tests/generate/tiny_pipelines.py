@@ -7,42 +7,76 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderTiny,
     CogView4Pipeline,
     CogView4Transformer2DModel,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from tokenizers import processors
 from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
     Gemma2Config,
     Gemma2Model,
     GlmConfig,
     GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
+from tests.data.factories import tiny_sd3
 from tests.models.tiny_chat import TEXT, byte_tokenizer
+from vlm_detect.models.generic.processors import absent_parts, image_only
+from vlm_detect.nano.prompt_encoders import build_clip, train_clip_tokenizer
 
 WIDTH = int(TEXT["hidden_size"])
+T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": WIDTH, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+CLIP_LENGTH = 24
 
 
 def _kl(channels: int = 4) -> AutoencoderKL:
@@ -65,15 +99,33 @@ def _text(config_class: Any, model_class: Any, vocabulary: int) -> Any:
     return model_class(config_class(vocab_size=vocabulary, pad_token_id=0, **TEXT)).eval()
 
 
-def qwen_image() -> Any:
-    tokenizer = byte_tokenizer()
+def sd3() -> Any:
+    """With weights so large that its prompt tells, whose way starts at zero."""
+    pipeline = tiny_sd3()
+    for weight in pipeline.transformer.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return pipeline
+
+
+def qwen_image(cls: Any = QwenImagePipeline) -> Any:
+    marks = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = byte_tokenizer(*marks)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     text = {name: value for name, value in TEXT.items() if name != "head_dim"}
+    tower = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "hidden_size": 16}
+    names = ("vision_start", "vision_end", "image", "video")
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(marks[2:]), strict=True))
     config = Qwen2_5_VLConfig(
-        vision_config={"depth": 1, "num_heads": 2, "patch_size": 4, "hidden_size": 16, "out_hidden_size": WIDTH},
+        vision_config={**tower, "window_size": 16, "fullatt_block_indexes": [0], "out_hidden_size": WIDTH},
         text_config={"vocab_size": len(tokenizer), **text, "rope_parameters": rope},
+        **{f"{name}_token_id": value for name, value in ids.items()},
     )
-    pipeline = QwenImagePipeline(
+    parts = {}
+    if cls is not QwenImagePipeline:
+        image_processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=64, max_pixels=24 * 24)
+        absent = absent_parts(Qwen2VLProcessor)
+        parts = {"processor": image_only(Qwen2VLProcessor)(image_processor, tokenizer, **absent)}
+    pipeline = cls(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=AutoencoderKLQwenImage(
             base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
@@ -89,10 +141,189 @@ def qwen_image() -> Any:
             joint_attention_dim=WIDTH,
             axes_dims_rope=(4, 6, 6),
         ),
+        **parts,
     )
     # The words before the prompt, in tokens of one byte.
-    pipeline.prompt_template_encode_start_idx = len(pipeline.prompt_template_encode.partition("{}")[0])
+    before = tokenizer(pipeline.prompt_template_encode.partition("{}")[0])["input_ids"]
+    pipeline.prompt_template_encode_start_idx = len(before)
     return pipeline
+
+
+def qwen_image_edit() -> Any:
+    return qwen_image(QwenImageEditPipeline)
+
+
+def qwen_image_edit_plus() -> Any:
+    return qwen_image(QwenImageEditPlusPipeline)
+
+
+def _clip_tokenizer() -> Any:
+    return train_clip_tokenizer(["a cat on a green field", "a red car", "two cats on a sofa"], CLIP_LENGTH)
+
+
+def flux(cls: Any = FluxPipeline) -> Any:
+    clip, tokenizer = _clip_tokenizer(), byte_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(clip),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=clip.bos_token_id,
+        eos_token_id=clip.eos_token_id,
+        pad_token_id=clip.pad_token_id,
+    )
+    return cls(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_kl(),
+        text_encoder=CLIPTextModel(config).eval(),
+        tokenizer=clip,
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5)).eval(),
+        tokenizer_2=tokenizer,
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+
+
+def flux_kontext() -> Any:
+    return flux(FluxKontextPipeline)
+
+
+def _flux2(cls: Any, tokenizer: Any, text_encoder: Any, *, guidance_embeds: bool) -> Any:
+    blocks = 4
+    return cls(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=(8,) * blocks, layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32
+        ),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * WIDTH,  # of three layers of the language model
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=guidance_embeds,
+        ),
+    )
+
+
+def flux2() -> Any:
+    tokenizer = byte_tokenizer("[IMG]")
+    tokenizer.chat_template = (  # without the system's words, which would fill the few tokens
+        "{% for m in messages if m['role'] == 'user' %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
+        "{% endfor %}"
+    )
+    text = MistralConfig(vocab_size=len(tokenizer), pad_token_id=0, **TEXT | {"num_hidden_layers": 30})
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Mistral3Config(
+        text_config=text,
+        vision_config=PixtralVisionConfig(**tower, image_size=16, patch_size=4, head_dim=8),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )
+    return _flux2(Flux2Pipeline, tokenizer, Mistral3ForConditionalGeneration(config), guidance_embeds=True)
+
+
+def flux2_klein() -> Any:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    config = Qwen3Config(vocab_size=len(tokenizer), pad_token_id=0, **TEXT | {"num_hidden_layers": 27})
+    return _flux2(Flux2KleinPipeline, tokenizer, Qwen3ForCausalLM(config), guidance_embeds=False)
+
+
+def hidream() -> Any:
+    clip, tokenizer, llama = _clip_tokenizer(), byte_tokenizer(), byte_tokenizer()
+    config = LlamaConfig(vocab_size=len(llama), pad_token_id=0, **TEXT)
+    return HiDreamImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_kl(),
+        text_encoder=build_clip(clip, WIDTH, 1, "quick_gelu").eval(),
+        tokenizer=clip,
+        text_encoder_2=build_clip(clip, WIDTH, 1, "gelu").eval(),
+        tokenizer_2=clip,
+        text_encoder_3=T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5)).eval(),
+        tokenizer_3=tokenizer,
+        text_encoder_4=LlamaForCausalLM(config).eval(),
+        tokenizer_4=llama,
+        transformer=HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            caption_channels=[WIDTH, WIDTH],
+            text_emb_dim=2 * WIDTH,
+            num_routed_experts=2,
+            num_activated_experts=1,
+            axes_dims_rope=(8, 4, 4),
+            max_resolution=(128, 128),
+            llama_layers=[0, 1],
+            force_inference_output=True,
+        ).eval(),
+    )
+
+
+def aura_flow() -> Any:
+    tokenizer = byte_tokenizer()
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **T5)).eval(),
+        vae=_kl(),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=WIDTH,
+            caption_projection_dim=32,
+            out_channels=4,
+            pos_embed_max_size=256,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def sdxl() -> Any:
+    tokenizer = train_clip_tokenizer(["a cat on a green field", "a red car"], 16)
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        cross_attention_dim=64,
+    )
+    return StableDiffusionXLPipeline(
+        vae=_kl(),
+        text_encoder=build_clip(tokenizer, 32, 1, "quick_gelu"),
+        text_encoder_2=build_clip(tokenizer, 32, 1, "gelu"),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )
 
 
 def z_image() -> Any:
@@ -156,10 +387,9 @@ def sana() -> Any:
 
 def pixart() -> Any:
     tokenizer = byte_tokenizer()
-    t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0)
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
-        text_encoder=T5EncoderModel(t5).eval(),
+        text_encoder=T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5)).eval(),
         vae=_kl(),
         transformer=PixArtTransformer2DModel(
             sample_size=4,
@@ -167,7 +397,7 @@ def pixart() -> Any:
             patch_size=2,
             attention_head_dim=8,
             num_attention_heads=2,
-            caption_channels=32,
+            caption_channels=WIDTH,
             in_channels=4,
             cross_attention_dim=16,
             out_channels=8,
@@ -234,12 +464,22 @@ def with_tiny_autoencoder() -> Any:
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
+    "StableDiffusion3Pipeline": sd3,
+    "StableDiffusionXLPipeline": sdxl,
+    "FluxPipeline": flux,
+    "FluxKontextPipeline": flux_kontext,
+    "Flux2Pipeline": flux2,
+    "Flux2KleinPipeline": flux2_klein,
     "QwenImagePipeline": qwen_image,
+    "QwenImageEditPipeline": qwen_image_edit,
+    "QwenImageEditPlusPipeline": qwen_image_edit_plus,
     "ZImagePipeline": z_image,
     "SanaPipeline": sana,
+    "HiDreamImagePipeline": hidream,
+    "Lumina2Pipeline": lumina2,
     "PixArtSigmaPipeline": pixart,
     "CogView4Pipeline": cogview4,
-    "Lumina2Pipeline": lumina2,
+    "AuraFlowPipeline": aura_flow,
     "ZImagePipeline with TAESD": with_tiny_autoencoder,
 }
 

@@ -25,6 +25,7 @@ from vlm_detect.generate.options import Sampling
 from vlm_detect.images.edits import Place
 from vlm_detect.models.registry import ResolvedModel
 from vlm_detect.plugins import Registry
+from vlm_detect.records import TwinKind
 
 
 class Generator(ABC):
@@ -50,6 +51,17 @@ class Generator(ABC):
     @classmethod
     def check(cls, model: ResolvedModel) -> None:
         """Raise UserError if it is unavailable; called before captioning, so it loads nothing."""
+        return None
+
+    @classmethod
+    def check_kinds(cls, model: ResolvedModel, kinds: Sequence[TwinKind]) -> None:
+        """Raise UserError for kinds of twin that it cannot make; called before captioning too."""
+        if "vae" in kinds and not cls.can_reconstruct:
+            raise UserError(f"--twins vae: {model.name} has no autoencoder to encode photos with; give --twins caption")
+
+    @classmethod
+    def check_inpainting(cls, model: ResolvedModel) -> None:
+        """Raise UserError if it cannot inpaint and no other edit is asked for; called before captioning too."""
         return None
 
     @property

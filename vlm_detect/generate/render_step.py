@@ -73,9 +73,10 @@ def complete(config: RenderConfig, presets: Path) -> RenderConfig:
 def check_generator(config: RenderConfig) -> None:
     """Raise `UserError` for an unavailable generator, before hours of captioning."""
     cls, model = find_generator(config.generator)
-    if "vae" in config.twins.kinds and not cls.can_reconstruct:
-        raise UserError(f"--twins vae: {model.name} has no autoencoder to encode photos with; give --twins caption")
     cls.check(model)
+    cls.check_kinds(model, config.twins.kinds)
+    if "edit" in config.twins.kinds and all(EDITS[name].needs_paint for name in config.edit_operations.operations):
+        cls.check_inpainting(model)
 
 
 def derive_seed(seed: int, photo_id: str, kind: str) -> int:

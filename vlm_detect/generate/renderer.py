@@ -1,15 +1,14 @@
 """The generator for diffusers' text-to-image pipelines: captions to twins, and photos through the autoencoder.
 
-Any pipeline that `DiffusionPipeline.from_pretrained` opens works; prompts for Stable Diffusion 3, XL and FLUX are
-encoded first, so that the text encoders are freed before rendering. Each image has its own random generator and seed:
-neither the order of work nor the other images of a batch change a result. The batch size and the index in the batch do,
-in the last bits of a matrix product, so receipts record them.
+Any pipeline that `DiffusionPipeline.from_pretrained` opens works; those of `prompt_encoding.py` encode their prompts
+first, so that the text encoders are freed before rendering. Each image has its own random generator and seed: neither
+the order of work nor the other images of a batch change a result. The batch size and the index in the batch do, in the
+last bits of a matrix product, so receipts record them.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from vlm_detect.errors import UserError
@@ -25,12 +23,14 @@ from vlm_detect.extras import require
 from vlm_detect.generate.autoencoders import through_autoencoder
 from vlm_detect.generate.generator import GENERATORS, Generator
 from vlm_detect.generate.options import Sampling
-from vlm_detect.generate.pipelines import call_of, denoiser_of, native_side_of
+from vlm_detect.generate.pipeline_files import check_pipeline, load_pipeline, pipeline_class, read_index
+from vlm_detect.generate.pipelines import call_of, denoiser_of, inpaint_class, native_side_of, with_parts_of
+from vlm_detect.generate.prompt_encoding import encode_ahead, encodes_ahead, joined
 from vlm_detect.images.edits import Place
 from vlm_detect.machine import DTYPES, best_device, computes_in_bfloat16
-from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error, resolve_id
-from vlm_detect.models.untrusted import load_untrusted
+from vlm_detect.models.registry import ResolvedModel, resolve_id
 from vlm_detect.quiet import quiet
+from vlm_detect.records import TwinKind
 
 # They warn on every call about prompts truncated at 77 tokens and about image processors that are not used here, and
 # show progress bars of loading.
@@ -50,22 +50,32 @@ class Renderer(Generator):
     def check(cls, model: ResolvedModel) -> None:
         check_pipeline(model)
 
+    @classmethod
+    def check_kinds(cls, model: ResolvedModel, kinds: Sequence[TwinKind]) -> None:
+        super().check_kinds(model, kinds)
+        pipeline = pipeline_class(model)
+        if call_of(pipeline).needs_image and "caption" in kinds:
+            raise UserError(
+                f"--twins caption: {pipeline.__name__} edits an image and renders none from a caption; give --twins vae"
+            )
+
+    @classmethod
+    def check_inpainting(cls, model: ResolvedModel) -> None:
+        pipeline = pipeline_class(model)
+        if inpaint_class(pipeline) is None:
+            raise UserError(
+                f"--edit_operations inpaint: diffusers has no inpainting pipeline for {pipeline.__name__}; "
+                "give other operations"
+            )
+
     @QUIET
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
-        import diffusers  # lazy: takes seconds, which a run with nothing left to do should not spend
-
         self.device = torch.device(device or best_device())
         name = sampling.dtype if sampling.dtype != "auto" else default_dtype(self.device.type)
         if sampling.quantization == "nf4" and self.device.type != "cuda":
             raise UserError("--quantization nf4: diffusers quantises only on a CUDA device; omit it here")
-        options: dict[str, Any] = {"revision": model.revision, "dtype": DTYPES[name]}
-        try:
-            if sampling.quantization == "nf4":
-                options["quantization_config"] = _nf4(diffusers, model, DTYPES[name])
-            pipeline: Any = load_untrusted(diffusers.DiffusionPipeline, model.path_or_id, **options)
-        except (OSError, ValueError) as error:
-            raise UserError(explain_load_error(model, error)) from error
-        self._take(pipeline, sampling, name)
+        options = {"quantization_config": _nf4(model, DTYPES[name])} if sampling.quantization == "nf4" else {}
+        self._take(load_pipeline(model, dtype=DTYPES[name], **options), sampling, name)
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, sampling: Sampling, device: str | None = None) -> Renderer:
@@ -78,9 +88,7 @@ class Renderer(Generator):
 
     def _take(self, pipeline: Any, sampling: Sampling, dtype: str) -> None:
         self._call = call_of(pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        if getattr(pipeline, "watermark", None) is not None:
-            pipeline.watermark = None  # SDXL's invisible watermark would leak the label
+        _prepare(pipeline)
         self.pipeline, self.sampling, self._dtype = pipeline, sampling, dtype
         modules = {key: part for key, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         self._encoders = [part for key, part in modules.items() if key.startswith("text_encoder")]
@@ -89,7 +97,7 @@ class Renderer(Generator):
             pipeline.enable_group_offload(onload_device=self.device, offload_type="leaf_level", use_stream=True)
         else:
             self._move(self._others, self.device)
-            if not self._encodes_apart:
+            if not encodes_ahead(pipeline):
                 self._move(self._encoders, self.device)
         vae: Any = getattr(pipeline, "vae", None)
         if hasattr(vae, "enable_slicing"):
@@ -101,11 +109,6 @@ class Renderer(Generator):
         if self.sampling.offload != "group":
             for part in parts:
                 part.to(device)
-
-    @property
-    def _encodes_apart(self) -> bool:
-        """Whether prompts can be encoded before rendering, so that the encoders can be freed."""
-        return type(self.pipeline).__name__ in _ENCODE_OPTIONS
 
     @property
     def dtype(self) -> str:
@@ -132,34 +135,20 @@ class Renderer(Generator):
 
         The text encoders are moved to the device and back: a T5 needs as much memory as the denoiser.
         """
-        if not self._encodes_apart:
+        if not encodes_ahead(self.pipeline):
             return [{"prompt": prompt} for prompt in prompts]  # the pipeline encodes them itself, batch by batch
         if self.sampling.offload == "stages":
             self._move(self._others, torch.device("cpu"))
         self._move(self._encoders, self.device)
         encoded: list[dict[str, Any]] = []
-        for prompt in prompts:  # one at a time: padding must not change an embedding's last bits
-            encoded.append(self._encode(prompt, encoded[0] if encoded else {}))
+        for prompt in prompts:
+            first = encoded[0] if encoded else {}
+            encoded.append(encode_ahead(self.pipeline, prompt, first, self.sampling, self.device))
         if self.device.type != "cpu":
             self._move(self._encoders, torch.device("cpu"))
             self._move(self._others, self.device)
             torch.accelerator.empty_cache()
         return encoded
-
-    def _encode(self, prompt: str, first: Mapping[str, Any]) -> dict[str, Any]:
-        names, has_length = _ENCODE_OPTIONS[type(self.pipeline).__name__]
-        options: dict[str, Any] = {"prompt": prompt, "device": self.device}
-        if has_length:
-            options["max_sequence_length"] = self.sampling.max_sequence_length
-        if "negative_prompt_embeds" in names:  # the empty negative prompt is the same for all
-            options["do_classifier_free_guidance"] = self.sampling.guidance > 1
-            options |= {name: value for name, value in first.items() if name.startswith("negative")}
-        if "prompt_3" in inspect.signature(self.pipeline.encode_prompt).parameters:
-            options |= {"prompt_2": None, "prompt_3": None}
-        elif "prompt_2" in inspect.signature(self.pipeline.encode_prompt).parameters:
-            options["prompt_2"] = None
-        values = self.pipeline.encode_prompt(**options)
-        return {name: value for name, value in zip(names, values, strict=False) if value is not None}
 
     @QUIET
     @torch.inference_mode()
@@ -167,18 +156,12 @@ class Renderer(Generator):
         self, prompts: Sequence[dict[str, Any]], seeds: Sequence[int], size: tuple[int, int]
     ) -> list[Image.Image]:
         """Images of `size` (width, height), one for each of `encode_prompts`' results, in one batch."""
-        arguments: dict[str, Any] = {}
-        for key in prompts[0]:
-            values = [prompt[key] for prompt in prompts]
-            arguments[key] = torch.cat(values) if isinstance(values[0], torch.Tensor) else values
         output = self.pipeline(
-            **self._call.arguments(self.sampling) | arguments,
-            width=size[0],
-            height=size[1],
+            **self._call.arguments(self.sampling, size) | joined(prompts),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="pt",
         )
-        return _to_images(output.images)
+        return self._checked(_to_images(output.images), size)
 
     @QUIET
     @torch.inference_mode()
@@ -191,7 +174,7 @@ class Renderer(Generator):
 
     @property
     def can_inpaint(self) -> bool:
-        return type(self.pipeline).__name__ == "StableDiffusion3Pipeline"
+        return inpaint_class(type(self.pipeline)) is not None
 
     @QUIET
     @torch.inference_mode()
@@ -201,37 +184,36 @@ class Renderer(Generator):
         x0, y0, x1, y1 = place.box
         mask[y0:y1, x0:x1] = 255 * (place.mask > 0)
         output = self._inpainter(
-            **arguments,
+            **call_of(self._inpainter).arguments(self.sampling, image.size) | dict(arguments),
             image=image,
             mask_image=Image.fromarray(mask),
             strength=1.0,
-            width=image.width,
-            height=image.height,
-            num_inference_steps=self.sampling.steps,
-            guidance_scale=self.sampling.guidance,
-            max_sequence_length=self.sampling.max_sequence_length,
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt",
         )
-        return _to_images(output.images)[0]
+        return self._checked(_to_images(output.images), image.size)[0]
 
     @functools.cached_property
     def _inpainter(self) -> Any:
         """The same weights in diffusers' inpainting pipeline."""
-        from diffusers import StableDiffusion3InpaintPipeline
+        return _prepare(with_parts_of(inpaint_class(type(self.pipeline)), self.pipeline))
 
-        inpainter = StableDiffusion3InpaintPipeline(**self.pipeline.components)
-        inpainter.set_progress_bar_config(disable=True)
-        return inpainter
+    def _checked(self, images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+        """HiDream, for one, renders a megapixel whatever it is asked for."""
+        if any(image.size != size for image in images):
+            (width, height), name = images[0].size, type(self.pipeline).__name__
+            raise UserError(
+                f"{name} rendered {width}x{height} pixels instead of {size[0]}x{size[1]}; "
+                f"give --render_size {self.native_side}"
+            )
+        return images
 
 
-# The results of a pipeline's `encode_prompt` by argument name, and whether it takes T5's length.
-_FOUR = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-_ENCODE_OPTIONS = {
-    "StableDiffusion3Pipeline": (_FOUR, True),
-    "StableDiffusionXLPipeline": (_FOUR, False),
-    "FluxPipeline": (("prompt_embeds", "pooled_prompt_embeds"), True),
-}
+def _prepare(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    if getattr(pipeline, "watermark", None) is not None:
+        pipeline.watermark = None  # SDXL's invisible watermark would leak the label
+    return pipeline
 
 
 def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
@@ -247,10 +229,12 @@ def default_dtype(device_type: str) -> str:
     return "float32" if device_type == "cpu" else "bfloat16"
 
 
-def _nf4(diffusers: Any, model: ResolvedModel, dtype: torch.dtype) -> Any:
+def _nf4(model: ResolvedModel, dtype: torch.dtype) -> Any:
     """Four bits for the denoiser and T5, which are large; the other parts would lose quality."""
+    import diffusers
+
     require("quant", "bitsandbytes")
-    index = diffusers.DiffusionPipeline.load_config(model.path_or_id, revision=model.revision)
+    index = read_index(model)
     large = [key for key, value in index.items() if key in ("transformer", "unet") or "T5EncoderModel" in str(value)]
     return diffusers.PipelineQuantizationConfig(
         quant_backend="bitsandbytes_4bit",
@@ -269,20 +253,6 @@ def find_generator(name: str, revision: str | None = None) -> tuple[type[Generat
     if name in GENERATORS and not isinstance(cls := GENERATORS[name], Path):
         return cls, cls.resolve(name, revision)
     return Renderer, Renderer.resolve(name, revision)
-
-
-def check_pipeline(model: ResolvedModel) -> None:
-    """Raise `UserError` if `model` is not an accessible pipeline; downloads no weights."""
-    index = "model_index.json"
-    try:
-        if model.is_local:
-            if not (Path(model.path_or_id) / index).is_file():
-                raise OSError(f"it has no {index}, so it is not a diffusers pipeline")
-        else:
-            check_reachable(model, index)
-            hf_hub_download(model.path_or_id, index, revision=model.revision)
-    except OSError as error:
-        raise UserError(explain_load_error(model, error)) from error
 
 
 def bucket(photo_size: tuple[int, int], side: int, multiple: int, *, square: bool = False) -> tuple[int, int]:
