@@ -147,6 +147,16 @@ def test_a_source_that_is_missing_ends_the_scan_before_it_begins(specs: list[Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cluster_that_is_not_there_is_said_before_anything_is_listed(
+    specs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no sbatch on this machine"):
+        scan_in_shards(Judge("nano"), options_of(specs, tmp_path / "out"), Launch("slurm"))
+    assert not (tmp_path / "out").exists()
+    assert "listing" not in capsys.readouterr().err
+
+
 def test_what_a_run_cannot_give_is_said_before_it_begins(specs: list[Path], tmp_path: Path) -> None:
     for values, said in (({"max_fpr": 0.01}, "no scores of photos"), ({"only_confirmed": True}, "no measures.json")):
         with pytest.raises(UserError, match=said):

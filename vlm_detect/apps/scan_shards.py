@@ -42,7 +42,7 @@ from vlm_detect.data.sources import report_skipped, spelled
 from vlm_detect.infer.detector import Detector, only_unchecked
 from vlm_detect.infer.picture import decode_picture
 from vlm_detect.jobs import shards
-from vlm_detect.jobs.executors import run_shards
+from vlm_detect.jobs.executors import check_executor, run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, begin, full_disk_as_user_error, write_shard
 from vlm_detect.locks import held
@@ -106,6 +106,7 @@ def scan_in_shards(
     """
     assert options.out is not None
     out = Path(options.out).absolute()
+    check_executor(launch)
     resolved = resolve_id(judge.model)
     check_reachable(resolved)
     judge = replace(judge, model=resolved.name)

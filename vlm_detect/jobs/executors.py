@@ -89,6 +89,16 @@ def run_shards(
     return None
 
 
+def check_executor(launch: Launch) -> None:
+    """`UserError` if a package or program of the executor is missing, which is known before any work."""
+    if launch.executor == "ray":
+        require("ray", "ray")
+    if launch.executor == "slurm":
+        require("slurm", "submitit")
+        if lacking := [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]:
+            raise UserError(f"--executor slurm: no {lacking[0]} on this machine; run it on a submit host")
+
+
 def _share_out(missing: Sequence[int], workers: Sequence[_W], death: type[Exception]) -> Iterator[list[tuple[int, _W]]]:
     """Give each free worker the next shard; yields the newly finished ones and their workers, twice a second."""
     waiting, idle, running = deque(missing), list(workers), dict[Future[None], tuple[int, _W]]()
@@ -201,7 +211,7 @@ class _Actor:
 
 def _run_on_ray(task: Task, plan: Plan, missing: Sequence[int], launch: Launch, workers: int, bar: tqdm[Any]) -> None:
     """Connects to the cluster of RAY_ADDRESS or a local one, or else starts one on this machine."""
-    require("ray", "ray")
+    check_executor(launch)
     import ray
     from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -258,12 +268,10 @@ class _Part:
 
 def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch: Launch, after: str | None) -> str:
     """The id of the queued array, one task per worker; that of the last call if it is still queued or running."""
-    require("slurm", "submitit")
+    check_executor(launch)
     import submitit
     from submitit.core.utils import FailedJobError
 
-    if lacking := [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]:
-        raise UserError(f"--executor slurm: no {lacking[0]} on this machine; run it on a submit host")
     logs = folder.absolute() / "logs"
     ticket = logs / "slurm_job.json"
     if ticket.is_file() and _is_queued(job := str(json.loads(ticket.read_text(encoding="utf-8"))["job"])):
