@@ -139,7 +139,7 @@ def test_a_feature_cache_is_read_and_not_rebuilt(old: Path, monkeypatch: pytest.
     features = Features.build(vlm, cached_images(), Path("features"))
     with torch.inference_mode():
         live = vlm.encode(vlm.prepare([image.open() for image in cached_images()]))
-    torch.testing.assert_close(features.embeddings(list(features.places)), live, atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.read(list(features.places))["image_embeds"], live, atol=1e-5, rtol=0)
 
 
 def newer(*paths: str) -> None:
@@ -178,7 +178,7 @@ def test_a_newer_feature_cache_is_refused(old: Path):
     (file,) = features.folder.iterdir()
     save_file(load_file(file), file, {"schema": "99"})
     with pytest.raises(UserError, match="has schema 99"):
-        features.embeddings(list(features.places))
+        features.read(list(features.places))
 
 
 def test_new_files_have_a_schema_number(tmp_path: Path):

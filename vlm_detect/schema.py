@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from vlm_detect.errors import UserError
 
-Kind = Literal["run", "results", "summary", "calibration", "features", "fusion", "measures", "case"]
+Kind = Literal["run", "results", "summary", "calibration", "features", "fusion", "expert_tokens", "measures", "case"]
 
 SCHEMAS: dict[Kind, int] = {
     "run": 1,  # run.json of runs, datasets and results
@@ -24,6 +24,7 @@ SCHEMAS: dict[Kind, int] = {
     "summary": 1,
     "calibration": 1,
     "fusion": 1,
+    "expert_tokens": 1,
     "measures": 1,  # measures.json: percentiles of the measures as currently defined
     "case": 1,  # case.json
     "features": 1,  # metadata of the safetensors files of a feature cache

@@ -171,7 +171,7 @@ def losses(vlm: Any, units: list[list[Example]], *, pack: bool, cached: bool = F
     }
     if cached:
         with torch.no_grad():
-            moved["embeds"] = vlm.encode(moved.pop("prepared"))
+            moved["read"] = vlm.read(moved.pop("prepared"))
     vlm.model.zero_grad()
     loss = answer_loss(vlm, vlm.model, moved)
     loss.backward()

@@ -170,7 +170,7 @@ def our_step(vlm: VLM, setting: Setting, optimizer: torch.optim.Optimizer) -> Ca
     batch["prepared"] = prepared(vlm, setting.crops, setting.images)
     if setting.cached:
         with torch.no_grad():
-            batch["embeds"] = vlm.encode(batch.pop("prepared"))
+            batch["read"] = vlm.read(batch.pop("prepared"))
 
     def step() -> None:
         answer_loss(vlm, vlm.model, batch).backward()

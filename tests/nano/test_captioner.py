@@ -93,8 +93,11 @@ def test_packed_texts_are_scored_as_if_alone(
     texts.append(Answered(vlm.caption_ids("long"), vlm.answer_ids("A grey cat on a plain green background.")))
     with torch.inference_mode():
         embeds = vlm.encode(vlm.prepare([Image.fromarray(photos.images[0])]))
-        together = answer_loss(vlm, vlm.model, {**pack(vlm, [texts]), "embeds": embeds})
-        alone = [answer_loss(vlm, vlm.model, {**pack(vlm, [[text]]), "embeds": embeds}).item() for text in texts]
+        together = answer_loss(vlm, vlm.model, {**pack(vlm, [texts]), "read": {"image_embeds": embeds}})
+        alone = [
+            answer_loss(vlm, vlm.model, {**pack(vlm, [[text]]), "read": {"image_embeds": embeds}}).item()
+            for text in texts
+        ]
     assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
 
 

@@ -93,7 +93,7 @@ def test_processes_share_the_work(vlm, units, tmp_path):
     assert len(list(first.folder.iterdir())) == 2
     second = Features.build(vlm, units.images, tmp_path, process=1, n_processes=2)
     assert first == second
-    assert first.embeddings(list(first.places)).shape == (10, 16, 64)
+    assert first.read(list(first.places))["image_embeds"].shape == (10, 16, 64)
 
 
 def test_another_tower_or_another_image_has_another_cache(vlm, units, tmp_path):
@@ -115,4 +115,4 @@ def test_a_damaged_file_is_named(vlm, units, tmp_path):
     features = Features.build(vlm, units.images, tmp_path)
     (features.folder / "features-00000.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match=r"features-00000\.safetensors cannot be read"):
-        features.embeddings(list(features.places)[:1])
+        features.read(list(features.places)[:1])

@@ -144,12 +144,16 @@ def regions(rows: int, columns: int, across: int) -> list[Region]:
 
 
 def hide(features: torch.Tensor, grid: tuple[int, int], some: Sequence[Region]) -> torch.Tensor:
-    """Copies of features (N, D), each with one region replaced by the mean feature: (len(some), N, D)."""
-    copies = features.view(1, *grid, -1).repeat(len(some), 1, 1, 1)
-    mean = features.mean(0)
+    """Copies of features (N, D), each with one region replaced by the mean feature: (len(some), N, D).
+
+    What stands behind those of the grid (expert tokens) stays.
+    """
+    places, behind = features.split([grid[0] * grid[1], len(features) - grid[0] * grid[1]])
+    copies = places.view(1, *grid, -1).repeat(len(some), 1, 1, 1)
+    mean = places.mean(0)
     for copy, region in zip(copies, some, strict=True):
         copy[region] = mean
-    return copies.flatten(1, 2)
+    return torch.cat([copies.flatten(1, 2), behind.expand(len(some), -1, -1)], dim=1)
 
 
 def paint_over(image: Image.Image, grid: tuple[int, int], region: Region) -> Image.Image:

@@ -29,11 +29,11 @@ from vlm_detect.infer.head import FILE as HEAD_FILE
 from vlm_detect.infer.head import Head, probe_image
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.cnn.detector import CnnDetector
+from vlm_detect.models.cnn.experts import WEIGHTS, load_expert
 from vlm_detect.stats.conformal import least_n
 
 log = logging.getLogger(__name__)
 LANGUAGE_MODEL, HEAD, EXPERT = "language_model", "head", "expert"
-_EXPERT_WEIGHTS = "model.safetensors"
 
 
 class WitnessScores(NamedTuple):
@@ -53,13 +53,8 @@ class Expert:
     @classmethod
     def load(cls, run: str | Path, engine: Engine) -> Expert:
         """`UserError` where the run is no CNN's, or one that was trained for another task."""
-        detector = CnnDetector.load(run, engine.vlm.device)
-        if detector.positive_class != "generated":
-            raise UserError(
-                f"--expert {run}: was trained for the task {detector.config.task}, but verdicts here are "
-                "generated or real: give a CNN of --task real_fake or generator"
-            )
-        return cls(detector, (str(Path(run).resolve()), file_sha256(Path(run) / _EXPERT_WEIGHTS)))
+        expert = load_expert(run, engine.vlm.device)
+        return cls(expert.detector, (expert.path, expert.sha256))
 
     def log_odds(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Log-odds of "generated" (N,) in nats, by the CNN's own calibration."""
@@ -106,7 +101,7 @@ class Witnesses:
         if stated is None:
             return None
         if given is None:
-            _check_unchanged(fusion, EXPERT, Path(stated.path) / _EXPERT_WEIGHTS, run)
+            _check_unchanged(fusion, EXPERT, Path(stated.path) / WEIGHTS, run)
         return Expert.load(given or stated.path, engine)
 
     def _check_head(self, head: Head, run: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ class VLM(ABC):
 
     connector: str | None = None  # the module between tower and language model, by its name
     connectors: tuple[str, ...] = ()  # what such a module may be called, where features are read of it (`infer.pooled`)
+    trained_whole: tuple[str, ...] = ()  # modules that a LoRA trains in full, by their names
     can_locate: bool = False  # whether it has a head for places, as moondream has: detect, point, gaze
     typical_crops: int = 1  # that the tower reads of one image, for estimates of memory
     most_crops: int = 1  # the same, at most
@@ -115,6 +116,19 @@ class VLM(ABC):
     @abstractmethod
     def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
         """Prepared images to embeddings (B, N, D) on the model's device."""
+
+    def read(self, prepared: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What a feature cache holds of prepared images, each (B, ...): what frozen parts make of them."""
+        return {"image_embeds": self.encode(prepared)}
+
+    def join(self, read: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings (B, N, D), those of `encode`, from what `read` gives."""
+        return read["image_embeds"]
+
+    @property
+    def read_by(self) -> dict[str, str]:
+        """The checksums of files other than the model's own that `read` depends on."""
+        return {}
 
     @abstractmethod
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -226,6 +240,10 @@ class VLM(ABC):
     def onnx_tower(self) -> OnnxTower:
         """The image tower as a module that ONNX can hold; UserError for a family without one."""
         raise UserError(f"{self.name}: --to onnx knows the image towers of moondream and LLaVA, not this model's")
+
+    def save_extra(self, folder: str | Path) -> None:
+        """Write what a run directory needs in addition to adapter and processor; by default nothing."""
+        return
 
     def save_official(self, out: Path) -> None:
         """Write a folder in the family's official layout; UserError if that is transformers'."""

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
+from vlm_detect.models.expert_tokens import FILE as EXPERT_TOKENS_FILE
 from vlm_detect.models.moondream.variant import has_projection
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
@@ -40,6 +41,7 @@ _ADAPTER_FILES = (
     "calibration.json",
     "chat_template.jinja",
     "config.json",
+    "expert_tokens.json",
     "fusion.json",
     "head.safetensors",
     "measures.json",
@@ -81,6 +83,11 @@ def _export(run: str, target: Target, out: Path) -> None:
     if target == "adapter":
         copy_adapter(Path(run), out)
         return
+    if (Path(run) / EXPERT_TOKENS_FILE).is_file():
+        raise UserError(
+            f"{run}: has tokens of an expert CNN ({EXPERT_TOKENS_FILE}), which no layout but its adapter's has a place "
+            "for; use --to adapter"
+        )
     vlm = load_vlm(run, dtype="stored", device="cpu")
     if target == "variant":
         vlm.save_variant(out)

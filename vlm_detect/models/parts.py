@@ -9,6 +9,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 VISION = r"vision|visual|video|audio|image_|img_|projector|proj_mlp|connector|qformer|resampler|vqmodel|aligner"
+EXPERT_TOKENS = "expert_tokens"  # the projector of `models.expert_tokens`, trained whole
 NEVER = r"lm_head|emb|region|indexer"  # an indexer chooses by rank, which has no gradient
 _VISION, _NEVER = re.compile(VISION), re.compile(NEVER)
 

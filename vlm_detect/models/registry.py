@@ -145,9 +145,14 @@ def load_vlm(
     if "quantization_config" not in options:
         model = model.to(device)
     keep_masks(model)
+    vlm = family(model, processor, resolved.name, resolved.revision)
     if adapter is not None:
-        model = load_adapter(model, adapter)
-    return family(model.eval(), processor, resolved.name, resolved.revision)
+        from vlm_detect.models.expert_tokens import attach_saved  # imports the CNNs
+
+        vlm = attach_saved(vlm, adapter)
+        vlm.model = load_adapter(vlm.model, adapter)
+    vlm.model.eval()
+    return vlm
 
 
 def _load_reachable(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
@@ -211,7 +216,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     from peft.utils import ModulesToSaveWrapper
 
     from vlm_detect.models.moondream.variant import is_variant, load_variant
-    from vlm_detect.models.parts import is_vision, keep_in_float32
+    from vlm_detect.models.parts import EXPERT_TOKENS, is_vision, keep_in_float32
 
     if is_variant(adapter):
         return load_variant(model, adapter)
@@ -230,10 +235,10 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
             whole = [
                 one
                 for name, one in wrapped.named_modules()
-                if isinstance(one, ModulesToSaveWrapper) and is_vision(name)
+                if isinstance(one, ModulesToSaveWrapper) and (is_vision(name) or name.endswith(EXPERT_TOKENS))
             ]
-            for connector in whole:
-                keep_in_float32(connector)
+            for module in whole:
+                keep_in_float32(module)
             if whole:  # again, for peft has rounded them to the model's dtype
                 wrapped.load_adapter(str(adapter), "default")
             return wrapped

@@ -238,7 +238,7 @@ def train_captioner(
         losses = heads_loss(tower, features, targets)
         embeds = vlm.encode(vlm.prepare(_enlarged(crops, rng.randint(48, 96)))) if enlarge else tower.project(features)
         asked = pack(vlm, [texts_of(facts[row], rng) for row in rows.tolist()])
-        words = answer_loss(vlm, vlm.model, {**asked, "embeds": embeds})
+        words = answer_loss(vlm, vlm.model, {**asked, "read": {"image_embeds": embeds}})
         return {"loss": words + config.heads_weight * losses["class"], "words": words, "class": losses["class"]}
 
     both = nn.ModuleDict({"model": vlm.model, "tower": tower})

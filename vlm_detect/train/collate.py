@@ -1,7 +1,7 @@
 """A batch: every image once, and rows of questions with answers after an image's prefix.
 
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
-    embeds     (N, T, D)          the images' embeddings
+    read       {name: (N, ...)}   what `VLM.read` gave for the images
     row_images (M,)               the image of each prefix, row by row
     ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
     predicting (N,)               the positions before the labels: see `stack_rows`, as for `packed`
@@ -92,7 +92,7 @@ class Collator:
 
     def _images(self, images: Sequence[StoredImage]) -> dict[str, Any]:
         if self.features is not None:
-            return {"embeds": self.features.embeddings([image.key for image in images])}
+            return {"read": self.features.read([image.key for image in images])}
         return {"prepared": self.vlm.prepare([image.open() for image in images])}
 
     def _check_length(self, names: list[str], prefixes: list[list[int]], asked: list[list[Answered]]) -> None:

@@ -18,7 +18,14 @@ from vlm_detect.config import parse_config, read_run_json, write_json
 from vlm_detect.errors import UsageError, UserError
 from vlm_detect.flags import Deferred
 from vlm_detect.locks import held
-from vlm_detect.train.options import DataOptions, LoraOptions, ModelOptions, QuestionOptions, TrainOptions
+from vlm_detect.train.options import (
+    DataOptions,
+    ExpertOptions,
+    LoraOptions,
+    ModelOptions,
+    QuestionOptions,
+    TrainOptions,
+)
 from vlm_detect.train.trainer_flags import trainer_flags
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ class Options:
     data: DataOptions
     questions: QuestionOptions
     lora: LoraOptions
+    expert: ExpertOptions
     training: TrainOptions
     role: Role = "vlm"
 
@@ -57,7 +65,7 @@ class Options:
         such a small one nothing.
         """
         trainer = Deferred(training, _arguments, trainer_flags, training.replaced)
-        groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, trainer]
+        groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, ExpertOptions, trainer]
         parsed = parse_config(groups, argv, doc=doc)
         from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
         from vlm_detect.models.registry import NANO_NAMES, resolve_id
@@ -69,13 +77,15 @@ class Options:
         options = replace(cls(*parsed), role=role)
         if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
             raise UsageError("--cache_features needs a frozen tower: remove +vision from --lora_targets")
+        if options.expert.expert and options.model.tune == "full":
+            raise UsageError("--expert is trained with a LoRA: omit --tune full")
         wants_float32 = options.model.dtype == "float32" and getattr(options.training, "tf32", None) is None
         prepare_training(options.training.device.type, options.data.cpu_threads, wants_float32=wants_float32)
         return options
 
     @property
     def groups(self) -> list[Any]:
-        return [self.model, self.data, self.questions, self.lora, self.training]
+        return [self.model, self.data, self.questions, self.lora, self.expert, self.training]
 
     def with_seed(self, seed: int) -> Options:
         """The options of one of several seeds: a separate run, in a subfolder of the run directory."""

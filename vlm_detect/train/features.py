@@ -1,7 +1,7 @@
 """Feature cache: image embeddings of a frozen tower, computed once and read in every epoch.
 
     features = Features.build(vlm, images, Path("runs/features"))     # a separate, resumable pass
-    features.embeddings(keys)                                         # (B, N, D) from memory-mapped files
+    vlm.join(features.read(keys))                                     # (B, N, D) from memory-mapped files
 
 The tower takes most of a training step (6.7 TFLOP of 10.7 for a photo of ten crops), and while it is frozen an image's
 embeddings never change. The name of a cache folder is a hash of everything they depend on: the tower's weights, the
@@ -21,6 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -79,20 +80,21 @@ class Features:
             _write(vlm, [images[places[key]] for key in chunk], folder / _name(number))
         return cls(folder, {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(keys)})
 
-    def embeddings(self, keys: Sequence[str]) -> torch.Tensor:
-        """The embeddings (B, N, D) of the images with these keys."""
-        found = []
+    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `VLM.read` gave for the images with these keys, each (B, ...)."""
+        found: dict[str, list[torch.Tensor]] = {}
         for key in keys:
             name, index = self.places[key]
             try:
                 with safe_open(self.folder / name, framework="pt") as file:
                     check_schema("features", file.metadata() or {}, self.folder / name)
-                    found.append(file.get_slice("image_embeds")[index])
+                    for part in file.keys():  # noqa: SIM118  not a dict
+                        found.setdefault(part, []).append(file.get_slice(part)[index])
             except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"{self.folder / name} cannot be read ({error}): delete it, and the next run will recreate it"
                 ) from error
-        return torch.stack(found)
+        return {part: torch.stack(tensors) for part, tensors in found.items()}
 
 
 def _name(number: int) -> str:
@@ -105,15 +107,18 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
     vlm.model.eval()
     at_once = BatchSize(_BATCH, lambda: images_that_fit(vlm))
     batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-    embeds: list[torch.Tensor] = []
+    parts: dict[str, list[torch.Tensor]] = {}
     for decoded in ahead(lambda batch: [image.open() for image in batch], batches, threads=1):
-        embeds += at_once.run(decoded, lambda some: list(vlm.encode(vlm.prepare(some)).cpu()))
+        for image in at_once.run(decoded, lambda some: _read(vlm, some)):
+            for name, tensor in image.items():
+                parts.setdefault(name, []).append(tensor)
     vlm.model.train(training)
     partial = path.with_suffix(
         f".{uuid4().hex}.partial"
     )  # unique to this process: another run may write the same cache
     try:
-        save_file({"image_embeds": torch.stack(embeds)}, partial, {"schema": str(SCHEMAS["features"])})
+        stacked = {name: torch.stack(tensors) for name, tensors in parts.items()}
+        save_file(stacked, partial, {"schema": str(SCHEMAS["features"])})
         make_readable(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
@@ -127,6 +132,12 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _read(vlm: VLM, images: Sequence[Image.Image]) -> list[dict[str, torch.Tensor]]:
+    """What `VLM.read` gives for each image, on the CPU."""
+    read = {name: tensor.cpu() for name, tensor in vlm.read(vlm.prepare(images)).items()}
+    return [{name: tensor[i] for name, tensor in read.items()} for i in range(len(images))]
+
+
 def _fingerprint(vlm: VLM, keys: Sequence[str]) -> str:
     """A hash of everything that the embeddings depend on."""
     digest = hashlib.sha256()
@@ -134,7 +145,8 @@ def _fingerprint(vlm: VLM, keys: Sequence[str]) -> str:
         if is_vision(name):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    digest.update(json.dumps([_preprocessing(vlm), CHUNK, list(keys)], sort_keys=True, default=str).encode())
+    others = [vlm.read_by] if vlm.read_by else []
+    digest.update(json.dumps([_preprocessing(vlm), CHUNK, list(keys), *others], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
 

@@ -41,10 +41,11 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
     if options.train_connector and vlm.connector is None:
         raise UserError(f"--train_connector: {vlm.name} has no known connector; adapt it with --lora_targets +vision")
     connector = [vlm.connector] if options.train_connector and vlm.connector else []
+    trained_whole = [*connector, *vlm.trained_whole]
     targets = [
         name
         for name in select_targets(vlm.model, options.lora_targets, options.lora_last_layers)
-        if not vlm.is_unused(name) and not any(whole in name for whole in connector)
+        if not vlm.is_unused(name) and not any(whole in name for whole in trained_whole)
     ]
     # peft's wrapper of a causal model passes embeddings on, which not every model takes.
     is_causal = "inputs_embeds" in inspect.signature(vlm.model.forward).parameters
@@ -56,7 +57,7 @@ def add_lora(vlm: VLM, options: LoraOptions, seed: int = 0) -> None:
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         target_modules=targets,
-        modules_to_save=connector or None,
+        modules_to_save=trained_whole or None,
     )
     torch.manual_seed(seed)
     wrapped = wrap(vlm.model, config)

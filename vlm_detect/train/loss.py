@@ -37,7 +37,7 @@ def answer_loss(
         batch: from `Collator`; a label at position t is predicted from position t - 1.
         smoothing: the part of a target that is spread over the vocabulary.
     """
-    image_embeds = batch["embeds"] if "embeds" in batch else vlm.encode(batch["prepared"])
+    image_embeds = vlm.join(batch["read"]) if "read" in batch else vlm.encode(batch["prepared"])
     head, hidden_bsd = vlm.head_and_inputs(model, row_inputs(vlm, image_embeds, batch))
     places_n = batch["predicting"]  # by index: how many a mask selects, a GPU would have to be asked
     hidden_nd = hidden_bsd.flatten(0, 1).index_select(0, places_n)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vlm_detect.config import check_at_least, check_known
+from vlm_detect.config import check_at_least, check_between, check_known
 from vlm_detect.errors import UserError
 from vlm_detect.questions.kind import KINDS, training_kinds
 
@@ -23,6 +23,7 @@ else:
 DEFAULT_DATA = "data/pairs"
 # In the order in which they are applied: JPEG behind everything that a camera knows.
 AUGMENTATIONS = ("flip", "rotate", "crop", "rescale", "blur", "noise", "jpeg", "invert_saturate", "typographic")
+MOST_EXPERT_TOKENS = 64
 LOSS_PER = ("token", "answer")
 LORA_WORDS = ("attention", "mlp", "all-linear", "vision", "head")
 SCORES = ("score", "auroc", "balanced_accuracy", "log_loss")  # of the validation split
@@ -218,6 +219,36 @@ class LoraOptions:
         check_at_least(self, 1, "lora_r", "lora_alpha", "lora_last_layers")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout}: give a fraction from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ExpertOptions:
+    """Tokens of an expert CNN behind the image prefix, trained with the LoRA (docs/trust.md)."""
+
+    expert: str | None = field(
+        default=None, metadata={"help": "The run of a CNN (vlm-detect train cnn) whose feature maps become tokens."}
+    )
+    expert_tokens: int | None = field(
+        default=None, metadata={"help": f"With --expert: the number of tokens, 1 to {MOST_EXPERT_TOKENS}."}
+    )
+    expert_dropout: float = field(
+        default=0.2,
+        metadata={
+            "help": "With --expert: in training, the fraction of features that a token drops, and of images without."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_between(self, 1, MOST_EXPERT_TOKENS, "expert_tokens")
+        if self.expert and not self.expert_tokens:
+            raise UserError(
+                f"--expert {self.expert} needs --expert_tokens N; a CNN that only votes needs no training: "
+                "vlm-detect fit-head RUN --expert CNN_RUN"
+            )
+        if self.expert_tokens and not self.expert:
+            raise UserError(f"--expert_tokens {self.expert_tokens} needs --expert with the run of a CNN")
+        if not 0 <= self.expert_dropout < 1:
+            raise UserError(f"--expert_dropout {self.expert_dropout}: give a fraction from 0 to below 1")
 
 
 def _has_cuda() -> bool:

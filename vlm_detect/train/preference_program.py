@@ -50,6 +50,10 @@ def prefer(options: PreferenceRun) -> None:
     # The model: a run whose adapter continues training, or a model that gets a new adapter.
     held = loading(options.model, training.device)
     vlm = load_vlm(source.name, revision=source.revision, device=training.device, **held)
+    if vlm.trained_whole:
+        raise UserError(
+            f"{source.name}: has tokens of an expert CNN, which preference tuning does not read: give a run without"
+        )
     if isinstance(vlm.model, PeftModel):
         continue_training(vlm, options)
     else:

@@ -22,6 +22,7 @@ from vlm_detect.config import command_line
 from vlm_detect.errors import UserError
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.models.base import VLM
+from vlm_detect.models.cnn.experts import load_expert
 from vlm_detect.models.registry import ResolvedModel, check_reachable, load_vlm, resolve_id
 from vlm_detect.train.card import write_card
 from vlm_detect.train.checkpoints import checkpoint_damage
@@ -37,7 +38,7 @@ from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
-from vlm_detect.train.tuning import loading, tune
+from vlm_detect.train.tuning import loading, tune, with_expert_tokens
 from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet, scores_of
 
@@ -53,11 +54,14 @@ def finetune(options: Options) -> None:
     if run.finished:
         return
 
-    # The model, and its trained part: a LoRA around its linear layers, or the complete language model.
+    # The model, and its trained part: a LoRA around its linear layers, and the projector of expert tokens, if any; or
+    # the complete language model.
     held = loading(options.model, training.device)
     vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
     if training.fp16:
         vlm.refuse_float16("--autocast fp16")
+    if options.expert.expert:
+        vlm = with_expert_tokens(vlm, options.expert)
     tune(vlm, options.model, options.lora, training.seed)
     data = readable(options, vlm, data)
 
@@ -142,7 +146,8 @@ def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDi
     hashes = data_hashes(data.names[0])
     for other in data.names[1:]:
         hashes |= {f"{other}/{file}": found for file, found in data_hashes(other).items()}
-    return open_run_directory(options.training, options.groups, model=base.name, data_sha256=hashes)
+    facts = {"expert_sha256": load_expert(options.expert.expert).sha256} if options.expert.expert else {}
+    return open_run_directory(options.training, options.groups, model=base.name, data_sha256=hashes, **facts)
 
 
 def open_run_directory(training: TrainOptions, groups: Sequence[Any], **facts: Any) -> RunDirectory:

@@ -140,8 +140,10 @@ class DetectorTrainer(RecipeTrainer):
         return self.publish_scores(scores, len(odds), started, metric_key_prefix)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the adapter and the processor. (Without `save_embedding_layers`, PEFT fetches the base's config from the
-        Hub.)"""
+        """Save the adapter, the processor and the family's own files.
+
+        (Without `save_embedding_layers`, PEFT fetches the base's config from the Hub.)
+        """
         if (
             not self.args.should_save
         ):  # transformers 5.23 calls this in every process, and all would write the same files
@@ -152,6 +154,7 @@ class DetectorTrainer(RecipeTrainer):
         self.vlm.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False, **published)
         Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's template; the recipe writes the card at the end
         self.vlm.processor.save_pretrained(folder)
+        self.vlm.save_extra(folder)
 
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""

@@ -20,9 +20,10 @@ from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.machine import default_dtype, dtype_of
 from vlm_detect.models.base import VLM
+from vlm_detect.models.expert_tokens import TokenExpert, attach
 from vlm_detect.models.parts import NEVER, VISION, is_vision
 from vlm_detect.train.lora import add_lora
-from vlm_detect.train.options import LoraOptions, ModelOptions
+from vlm_detect.train.options import ExpertOptions, LoraOptions, ModelOptions
 
 
 def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
@@ -64,6 +65,16 @@ def tune(vlm: VLM, options: ModelOptions, lora: LoraOptions, seed: int) -> None:
         add_lora(vlm, lora, seed=seed)
     if options.compile_layers:
         compile_layers(vlm.model, options.compile_layers)
+
+
+def with_expert_tokens(vlm: VLM, options: ExpertOptions) -> VLM:
+    """The model with tokens of an expert CNN, whose projector `tune` trains with the LoRA."""
+    assert options.expert is not None
+    assert options.expert_tokens is not None
+    expert = TokenExpert.load(
+        options.expert, n_tokens=options.expert_tokens, dropout=options.expert_dropout, device=vlm.device
+    )
+    return attach(vlm, expert)
 
 
 def train_language_model(vlm: VLM) -> None:

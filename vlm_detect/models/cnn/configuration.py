@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
@@ -33,7 +33,7 @@ class CnnConfig(PreTrainedConfig):
 
     arch: str = "fakenet2"
     image_size: int = 32
-    fit: str = "crop"
+    fit: Literal["crop", "resize"] = "crop"
     view: str = "plain"
     saturation: float = 8.0
     heads: dict[str, list[str]] | None = None

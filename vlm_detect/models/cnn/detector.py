@@ -18,7 +18,7 @@ from PIL import Image
 from vlm_detect.errors import UserError
 from vlm_detect.models.cnn.configuration import CnnConfig, is_cnn_run
 from vlm_detect.models.cnn.model import CnnForDetection, logits_of
-from vlm_detect.models.cnn.squares import to_square
+from vlm_detect.models.cnn.squares import squares_of
 from vlm_detect.models.cnn.verdicts import COMPARED_CLASSES, VERDICT, odds_of
 from vlm_detect.models.run_checksums import check_run_files
 from vlm_detect.models.untrusted import load_untrusted
@@ -79,14 +79,8 @@ class CnnDetector:
         return {"generated": self.positive_class, "real": COMPARED_CLASSES[self.config.task][1]}.get(found, found)
 
     def pixels(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """(N, S, S, 3) uint8, each image's square as in training.
-
-        An image smaller than the square is upscaled regardless of the run's `fit`, because a verdict is required.
-        """
-        size = self.config.image_size
-        fits = ["resize" if min(image.size) < size else self.config.fit for image in images]
-        squares = [to_square(image.convert("RGB"), size, fit) for image, fit in zip(images, fits, strict=True)]  # type: ignore[arg-type]
-        return np.stack([np.asarray(square) for square in squares])
+        """(N, S, S, 3) uint8, each image's square as in training; a smaller image is upscaled."""
+        return squares_of(images, self.config.image_size, self.config.fit)
 
     def scores(self, images: Sequence[Image.Image]) -> Scores:
         """Judge images, in batches."""

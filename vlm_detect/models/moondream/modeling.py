@@ -163,8 +163,12 @@ class MoondreamModel(MoondreamPreTrainedModel):
         )
 
     def prefix_blocks(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T): 0 where a token belongs to the two-way prefix (BOS and image), -1 elsewhere."""
+        """(B, T): 0 where a token belongs to the two-way prefix (BOS and image), -1 elsewhere.
+
+        Placeholders after those of one image are of learned tokens (`models.expert_tokens`): they are causal.
+        """
         image = input_ids == self.config.image_token_id
+        image = image & (image.cumsum(1) <= self.config.vision_config.num_image_tokens)
         before_image = nn.functional.pad(image[:, 1:], (0, 1))  # BOS stands right before the first placeholder
         return (image | before_image).long() - 1
 
