@@ -129,6 +129,8 @@ WRONG = [
     ("serve --port 99999", "--port 99999: give 0 to 65535"),
     ("serve --host 0.0.0.0", "--host 0.0.0.0"),
     ("serve --queue 0", "--queue 0: give a number above 0"),
+    ("serve --model a --replicas 0", "--replicas 0: give 1 or more"),
+    ("serve --replicas 2", "--replicas needs --model"),
     ("serve --api_key a --api_keys keys.toml", "--api_keys and --api_key (or VLM_DETECT_API_KEY): give one of them"),
     ("view set --n 0", "--n 0: give 1 or more"),
     ("train vlm", "--model is missing"),

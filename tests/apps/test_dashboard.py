@@ -11,14 +11,14 @@ import pytest
 pytest.importorskip("prometheus_client", reason="needs the extra serve")
 from prometheus_client import CollectorRegistry
 
-from vlm_detect.apps.metrics import ModelMetrics, RequestMetrics
+from vlm_detect.apps.metrics import ModelMetrics, ReplicaMetrics, RequestMetrics
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "dashboard.json"
 
 
 def served() -> set[str]:
     registry = CollectorRegistry()
-    for metrics in (RequestMetrics, ModelMetrics):
+    for metrics in (RequestMetrics, ModelMetrics, ReplicaMetrics):
         metrics(registry)
     return {family.name for family in registry.collect()}
 

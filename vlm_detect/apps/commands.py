@@ -50,14 +50,23 @@ def serve(argv: list[str]) -> None:
     """Serve a web page and an API.
 
     vlm-detect serve --model runs/moondream_lora --port 8000
+    vlm-detect serve --model runs/moondream_lora --replicas 2     # kill -HUP PID reads the run again
     """
     judge, options = parse_config([Judge, ServeOptions], argv, doc=serve.__doc__)
     if len({judge.model, *options.compare}) <= len(options.compare):
         raise UsageError("--compare names a model that is already served: give another")
-    require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "limits", "c2pa")
+    if options.replicas is not None and "auto" in (judge.model, *options.compare):
+        raise UsageError("--replicas needs --model: auto depends on the memory that is free when each replica starts")
+    require("serve", "fastapi", "uvicorn", "multipart", "prometheus_client", "limits", "httpx", "c2pa")
+    models = [(judge.model, judge.adapter), *((model, None) for model in options.compare)]
+    if options.replicas is not None:
+        from vlm_detect.apps.front import serve_replicas
+
+        spec = {"models": models, "cnn": options.cnn, "expert": judge.expert}
+        serve_replicas(spec, ", ".join(model for model, _ in models), options.settings)
+        return
     from vlm_detect.apps.server import serve as serve_models
 
-    models = [(judge.model, judge.adapter), *((model, None) for model in options.compare)]
     serve_models(models, options.settings, options.cnn, expert=judge.expert)
 
 

@@ -1,7 +1,7 @@
 """The outermost middleware: every request has an id, is counted and timed, and has a line in a JSON log.
 
-Requests that the guard refuses are included. What happens further in is known from the request's scope: `state` may
-hold the name of the key (`key`).
+Requests that the guard refuses are included. What happens further in is known from the request's scope: its `state` may
+hold the name of the key, and in front of replicas the route and the number of the replica that answered.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vlm_detect.apps.logs import REQUEST_ID, begin_request, log_request
 from vlm_detect.apps.metrics import RequestMetrics
 
+ROUTE = "x-vlm-detect-route"  # a header in which a replica names the route of a response
 CLIENT_GONE = 499  # the status of a request whose client left before the response began
 
 
@@ -43,7 +44,7 @@ class Edge:
             await self.app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            route, key = route_of(scope), state.get("key")
+            route, key = state.get("route") or route_of(scope), state.get("key")
             self.metrics.requests.labels(route, status).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             if key is not None:
@@ -54,7 +55,28 @@ class Edge:
                 status=status,
                 seconds=round(seconds, 6),
                 key=key,
+                replica=state.get("replica"),
             )
+
+
+class ReplicaEdge:
+    """ASGI middleware around a replica's application: takes over the id of a request, and names its route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin_request(Headers(scope=scope).get(REQUEST_ID))
+
+        async def send_with_route(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[ROUTE] = route_of(scope)
+            await send(message)
+
+        await self.app(scope, receive, send_with_route)
 
 
 def route_of(scope: Scope) -> str:

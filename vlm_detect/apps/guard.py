@@ -44,12 +44,16 @@ SECURITY_HEADERS = {
 
 
 class Guard:
-    """ASGI middleware around the whole application; without `keys` any client may use it."""
+    """ASGI middleware around the whole application; without `keys` any client may use it.
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys | None) -> None:
+    With `opens_bodies` false a body reaches the application as it came, for a replica to open.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, keys: Keys | None, *, opens_bodies: bool = True) -> None:
         self.app = app
         self.settings = settings
         self.keys = keys
+        self.opens_bodies = opens_bodies
         self._held_bytes = 0
         self._uploads = 0
         self._opening = asyncio.Lock()
@@ -131,6 +135,8 @@ class Guard:
 
     async def _open(self, content_type: str, body: bytearray) -> tuple[bytes, Content]:
         """The body for the parser, and what was taken out; one large body at a time, off the event loop."""
+        if not self.opens_bodies:
+            return bytes(body), Content()
         if len(body) < _LARGE_BYTES:
             return open_body(content_type, body, self.settings.max_images)
         async with self._opening:

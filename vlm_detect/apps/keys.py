@@ -7,7 +7,8 @@
     [archive]
     sha256 = "9f86d081884c7d65..."       # of the key, so that the file does not hold it
 
-A limit holds for any window of its length. Requests are counted in this process, from its start.
+A limit holds for any window of its length, over all replicas: requests are counted in the process that clients connect
+to, from its start.
 """
 
 from __future__ import annotations

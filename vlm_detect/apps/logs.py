@@ -1,7 +1,7 @@
 """The log of a server: on stderr, as text (errors only) or as JSON lines (also one line for each request).
 
     {"time": "2026-01-31T12:00:00.123Z", "level": "info", "message": "request", "request_id": "5f2c...", "route":
-     "/v1/verdict", "method": "POST", "status": 200, "seconds": 0.081, "key": "newsroom"}
+     "/v1/verdict", "method": "POST", "status": 200, "seconds": 0.081, "key": "newsroom", "replica": 1}
 
 No line holds anything from a request but its id, whose characters and length are limited.
 """
@@ -39,10 +39,10 @@ def log_request(**facts: Any) -> None:
     _requests.info("request", extra={"facts": facts})
 
 
-def set_up_logs(as_json: bool) -> None:
-    """Send the log of this process to stderr."""
+def set_up_logs(as_json: bool, replica: int | None = None) -> None:
+    """Send the log of this process to stderr; `replica` is its number if it is one of several."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines() if as_json else _Text())
+    handler.setFormatter(_JsonLines(replica) if as_json else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("vlm_detect").setLevel(logging.INFO if as_json else logging.WARNING)
     # It logs every oddity of a body: strangers must not fill the log. Of Pillow `set_up_process` says so.
@@ -64,6 +64,10 @@ class _Text(logging.Formatter):
 class _JsonLines(logging.Formatter):
     """One JSON object a line."""
 
+    def __init__(self, replica: int | None) -> None:
+        super().__init__()
+        self._replica = replica
+
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         facts: dict[str, Any] = {
@@ -71,6 +75,7 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             "request_id": _request_of(record),
+            "replica": self._replica,
             **getattr(record, "facts", {}),
         }
         if record.exc_info:

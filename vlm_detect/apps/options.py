@@ -94,6 +94,14 @@ class ServeOptions:
     drain_s: float = field(
         default=30, metadata={"metavar": "S", "help": "Time to finish running requests after SIGTERM."}
     )
+    replicas: int | None = field(
+        default=None,
+        metadata={
+            "metavar": "N",
+            "help": "Serve by N processes behind one port, each with its own copy of the models: restarted when they "
+            "die, replaced one by one on SIGHUP. Default: this process alone.",
+        },
+    )
     log_json: bool = field(
         default=False,
         metadata={"help": "Write the log to stderr as JSON lines, with a line for each request; else only errors."},
@@ -124,6 +132,7 @@ class ServeOptions:
             deadline_s=self.deadline_s,
             drain_s=self.drain_s,
             log_json=self.log_json,
+            replicas=self.replicas,
         )
 
 

@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 
 from vlm_detect.apps.api import router
 from vlm_detect.apps.connections import Server, http_config, open_socket
-from vlm_detect.apps.edge import Edge
+from vlm_detect.apps.edge import Edge, ReplicaEdge
 from vlm_detect.apps.errors import ApiError, Busy, Expired, Stopped, as_api_error
 from vlm_detect.apps.guard import Guard
 from vlm_detect.apps.keys import Keys
@@ -62,9 +62,16 @@ _ERRORS = {
 
 
 def create_app(
-    detectors: Mapping[str, Detector], settings: ServerSettings | None = None, cnn: CnnDetector | None = None
+    detectors: Mapping[str, Detector],
+    settings: ServerSettings | None = None,
+    cnn: CnnDetector | None = None,
+    *,
+    is_replica: bool = False,
 ) -> FastAPI:
-    """The application that serves `detectors`; the first one answers requests that name no model."""
+    """The application that serves `detectors`; the first one answers requests that name no model.
+
+    Of a replica the front counts the requests.
+    """
     settings = settings or ServerSettings()
     registry = CollectorRegistry()
     metrics = ModelMetrics(registry)
@@ -97,7 +104,10 @@ def create_app(
     _add_error_handlers(app)
     _describe_refusals(app)
     app.add_middleware(Guard, settings=settings, keys=Keys.from_settings(settings))
-    app.add_middleware(Edge, metrics=RequestMetrics(registry))
+    if is_replica:
+        app.add_middleware(ReplicaEdge)
+    else:
+        app.add_middleware(Edge, metrics=RequestMetrics(registry))
     return app
 
 
@@ -149,7 +159,6 @@ def _describe_refusals(app: FastAPI) -> None:
 def run(app: FastAPI, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish within `drain_s`."""
     config = http_config(app, settings)
-    set_up_logs(settings.log_json)
     # What is loaded by now stays: a full collection would visit all of it, a third of a second in which requests wait.
     gc.collect()
     gc.freeze()
@@ -165,27 +174,36 @@ def serve(
     cnn: str | None = None,
     expert: str | None = None,
 ) -> None:
-    """Load `models` (an ID and an adapter each) and the run of a CNN, and serve them.
-
-    `expert` speaks with the first of them, in place of the one that its fusion names.
-    """
+    """Load the models (see `load_models`), and serve them."""
     check_settings(settings)
     Keys.from_settings(settings)  # a bad file is an error before any model is loaded
+    set_up_logs(settings.log_json)
     with open_socket(settings.host, settings.port) as bound:
-        looking = CnnDetector.load(cnn) if cnn else None
-        loaded: list[Detector] = []
-        for model, adapter in models:
-            own = None if loaded else expert
-            loaded.append(_base_among(loaded, model) or load_detector(model, adapter, own))
-        if settings.only_confirmed:
-            loaded[0].require_measures()
-        detectors = {detector.name: detector for detector in loaded}
-        if len(detectors) < len(loaded):
-            raise UserError(f"--compare names a model that is already served ({loaded[0].name}): give another")
+        detectors, looking = load_models(models, settings, cnn, expert)
         host, port = bound.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"{', '.join(detectors)}: http://{shown}:{port} (Ctrl-C to stop)", flush=True)
         run(create_app(detectors, settings, looking), settings, bound)
+
+
+def load_models(
+    models: Sequence[tuple[str, str | None]], settings: ServerSettings, cnn: str | None, expert: str | None
+) -> tuple[dict[str, Detector], CnnDetector | None]:
+    """The detectors of `models` (an ID and an adapter each) by name, and the run of a CNN.
+
+    `expert` speaks with the first of them, in place of the one that its fusion names.
+    """
+    looking = CnnDetector.load(cnn) if cnn else None
+    loaded: list[Detector] = []
+    for model, adapter in models:
+        own = None if loaded else expert
+        loaded.append(_base_among(loaded, model) or load_detector(model, adapter, own))
+    if settings.only_confirmed:
+        loaded[0].require_measures()
+    detectors = {detector.name: detector for detector in loaded}
+    if len(detectors) < len(loaded):
+        raise UserError(f"--compare names a model that is already served ({loaded[0].name}): give another")
+    return detectors, looking
 
 
 def _base_among(loaded: Sequence[Detector], model: str) -> Detector | None:

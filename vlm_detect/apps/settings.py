@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from dataclasses import dataclass
 
-from vlm_detect.config import check_between
+from vlm_detect.config import check_at_least, check_between
 from vlm_detect.errors import UserError
 
 
@@ -38,6 +39,7 @@ class ServerSettings:
     deadline_s: float = 120.0
     drain_s: float = 30.0
     log_json: bool = False
+    replicas: int | None = None  # processes behind the port; None: this one serves alone
 
     @property
     def has_key(self) -> bool:
@@ -59,6 +61,9 @@ def is_loopback(host: str) -> bool:
 def check_settings(settings: ServerSettings) -> None:
     """`UserError` for an invalid port, or where the server would be open to the network without a key."""
     check_between(settings, 0, 65535, "port")
+    check_at_least(settings, 1, "replicas")
+    if settings.replicas is not None and sys.platform == "win32":
+        raise UserError("--replicas needs Unix sockets: use Linux or macOS, or serve without it")
     if settings.api_key is not None:
         check_key(settings.api_key, "--api_key")
     if settings.api_key is not None and settings.api_keys is not None:
