@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -55,3 +56,16 @@ def test_errors_are_one_line_before_any_model_is_loaded(monkeypatch: pytest.Monk
             assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
             assert message in done.stderr
     assert os.environ.get("VLM_DETECT_API_KEY") is None
+
+
+@pytest.mark.slow
+def test_two_replicas_over_a_reload_and_a_death(tmp_path: Path) -> None:
+    """With the nano model; `tests/apps/test_replicas.py` has the same without a model."""
+    bench = Path(__file__).parents[1] / "bench" / "replicas.py"
+    arguments = ["--clients", "3", "--seconds", "3", "--out", tmp_path / "figures.json"]
+    done = subprocess.run([sys.executable, bench, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    phases = json.loads((tmp_path / "figures.json").read_text())
+    assert [phase["setting"]["phase"] for phase in phases] == ["before", "during", "after", "death"]
+    assert [phase["errors"] for phase in phases] == [0] * 4
+    assert [phase["refused"] for phase in phases[:3]] == [0] * 3

@@ -102,7 +102,9 @@ async def _answer(replica: Replica, request: httpx.Request, scope: Scope, send: 
     except httpx.ConnectError:
         raise
     except httpx.TransportError as error:
-        lost = ApiError(503, "replica_lost", "the replica of this request died: send it again", retry_after_s=1)
+        lost = ApiError(
+            503, "replica_lost", "the replica of this request died or hangs: send it again", retry_after_s=1
+        )
         if not begun:
             raise lost from error
         last = f"data: {json.dumps(lost.body() | {'completed': True})}\n\n".encode()

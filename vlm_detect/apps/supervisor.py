@@ -221,7 +221,7 @@ class Supervisor:
             except TimeoutError:
                 misses = 0 if await replica.answers("/healthz") else misses + 1
                 if misses == MISSES and replica.process.returncode is None:
-                    log.error("replica %d does not answer: killing it", replica.number)
+                    replica.reason = "killed, as it did not answer"
                     replica.process.kill()
         replica.is_ready = False
         self._count_ready()
