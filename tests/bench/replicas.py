@@ -89,8 +89,8 @@ def main(argv: list[str]) -> None:
     fresh = Fresh(images(config.side))
     with served(config) as (url, process):
 
-        def phase(name: str, until: Callable[[], bool]) -> None:
-            record = under_load(url, fresh, config, until)
+        def phase(name: str, until: Callable[[], bool], event: Callable[[], None] | None = None) -> None:
+            record = under_load(url, fresh, config, until, event)
             before = records[0]["requests_per_s"] if records else record["requests_per_s"]
             setting = {"phase": name, "model": config.model, "clients": config.clients, "replicas": config.replicas}
             records.append({"bench": "replicas", "setting": setting, **record})
@@ -99,11 +99,10 @@ def main(argv: list[str]) -> None:
 
         under_load(url, fresh, config, after(2))  # warms up
         phase("before", after(config.seconds))
-        os.kill(process.pid, signal.SIGHUP)
-        phase("during", lambda: figure(url, 'vlm_detect_reloads_total{outcome="done"}') == 1)
+        reloaded = 'vlm_detect_reloads_total{outcome="done"}'
+        phase("during", lambda: figure(url, reloaded) == 1, lambda: os.kill(process.pid, signal.SIGHUP))
         phase("after", after(config.seconds))
-        psutil.Process(replica_pids(process.pid)[0]).kill()
-        phase("death", lambda: all_ready_again(url))
+        phase("death", lambda: all_ready_again(url), lambda: os.kill(replica_pids(process.pid)[0], signal.SIGKILL))
     common = {
         "ceiling": None,
         "against": "before the reload",
@@ -130,13 +129,20 @@ def served(config: Config) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             process.terminate()
 
 
-def under_load(url: str, fresh: Iterator[str], config: Config, until: Callable[[], bool]) -> dict[str, Any]:
-    """What the clients got until `until()` is true, the requests that were then in flight included."""
+def under_load(
+    url: str, fresh: Iterator[str], config: Config, until: Callable[[], bool], event: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """What the clients got until `until()` is true, the requests that were then in flight included; `event()` happens
+    once each client has an answer."""
     load = Load(url, fresh)
     clients = [threading.Thread(target=load.client) for _ in range(config.clients)]
     started = time.perf_counter()
     for client in clients:
         client.start()
+    if event is not None:
+        while len(load.answers) < config.clients:
+            time.sleep(0.05)
+        event()
     while not until():
         time.sleep(0.2)
     load.stopping = True
