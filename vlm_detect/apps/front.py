@@ -61,7 +61,9 @@ class Forward:
         scope["state"]["route"] = "other"  # until a replica names it
         request = Request(scope, receive)
         body = await request.body()
-        for replica in self._supervisor.ready:
+        tried: set[Replica] = set()
+        while left := [replica for replica in self._supervisor.ready if replica not in tried]:
+            tried.add(replica := left[0])
             sent = self._request(replica, request, body)
             with replica.in_use(), contextlib.suppress(httpx.ConnectError):
                 await unless_gone(request, _answer(replica, sent, scope, send))

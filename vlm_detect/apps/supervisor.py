@@ -261,7 +261,7 @@ class Supervisor:
         await self._end(replica)
 
     async def _end(self, replica: Replica) -> None:
-        """End a process, and what it has open here."""
+        """End a process. Its client keeps no connections, and a request may just be about to use it: it stays open."""
         self._alive.discard(replica)
         if replica.process.returncode is None:
             replica.process.terminate()
@@ -270,7 +270,6 @@ class Supervisor:
             except TimeoutError:
                 replica.process.kill()
                 await replica.process.wait()
-        await replica.client.aclose()
         multiprocess.mark_process_dead(replica.process.pid, str(self._folder))
 
     def _count_ready(self) -> None:
