@@ -64,13 +64,17 @@ class Front:
         found = re.search(rf"^{re.escape(name)} (.*)$", (await self.http.get("/metrics")).text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
+    async def until_figure(self, name: str, value: float) -> None:
+        """A request is counted when its response has been sent: a moment after its client has it."""
+        async with asyncio.timeout(120):
+            while await self.figure(name) != value:
+                await asyncio.sleep(0.05)
+
     async def reload(self, content: str, outcome: str) -> None:
         """Change the run, ask for a reload as an operator does, and wait for its end."""
         self.run.write_text(content, encoding="utf-8")
         os.kill(os.getpid(), signal.SIGHUP)
-        name = f'vlm_detect_reloads_total{{outcome="{outcome}"}}'
-        while await self.figure(name) < 1:
-            await asyncio.sleep(0.05)
+        await self.until_figure(f'vlm_detect_reloads_total{{outcome="{outcome}"}}', 1)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -138,7 +142,10 @@ def test_a_reload_and_a_death_under_load(tmp_path: Path) -> None:
 
             async with asking(front):
                 victim = front.supervisor.ready[0]
-                await until(lambda: victim.in_flight > 0)
+                victim.process.send_signal(signal.SIGSTOP)
+                n_stopped = len(front.answers)
+                await until(lambda: len(front.answers) >= n_stopped + 20)  # what it had sent before has arrived
+                assert victim.in_flight > 0
                 victim.process.kill()
                 await until(lambda: not victim.is_ready)
                 await front.until_ready()
@@ -153,8 +160,8 @@ def test_a_reload_and_a_death_under_load(tmp_path: Path) -> None:
             n_good = len(front.answers) - len(lost)
             assert n_good <= await front.figure('vlm_detect_verdicts_total{label="real"}') <= n_good + len(lost)
             counted = 'vlm_detect_requests_total{{route="{}",status="{}"}}'
-            assert await front.figure(counted.format("/v1/verdict", 200)) == n_good
-            assert await front.figure(counted.format("other", 503)) == len(lost)
+            await front.until_figure(counted.format("/v1/verdict", 200), n_good)
+            await front.until_figure(counted.format("other", 503), len(lost))
 
             await front.reload("broken", "failed")
             assert (await front.ask()).json()["run"] == "two"
