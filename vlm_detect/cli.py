@@ -50,6 +50,10 @@ VERBS = {
         "vlm_detect.benchmark.commands:robustness",
         "measure verdicts on compressed, scaled and cropped images",
     ),
+    "paper-table": (
+        "vlm_detect.benchmark.commands:paper_table",
+        "make the table of a paper: models on sets, and the sets' leaks",
+    ),
     "compare": ("vlm_detect.benchmark.commands:compare", "compare several runs on the same items"),
     "build-vqa": ("vlm_detect.benchmark.commands:build_vqa", "build a benchmark, or check one for leaks"),
     "import-vqa": ("vlm_detect.benchmark.commands:import_vqa", "convert a public VQA set to a benchmark"),

@@ -11,6 +11,7 @@ from vlm_detect.benchmark.options import (
     CompareOptions,
     EvidenceOptions,
     ImportOptions,
+    PaperTableOptions,
     RobustnessOptions,
 )
 from vlm_detect.config import parse_config
@@ -64,6 +65,26 @@ def robustness(argv: list[str]) -> None:
     from vlm_detect.benchmark.robustness import answer_conditions
 
     answer_conditions(options)
+
+
+def paper_table(argv: list[str]) -> None:
+    """Make the table of a paper: every model on every set, next to what each set leaks.
+
+        vlm-detect paper-table data/sid data/opensdi --models runs/moondream_lora runs/cnn --out runs/table
+        vlm-detect paper-table data/pairs --models runs/moondream_lora --split unseen
+
+    Each set is a folder of a pair or image dataset. A row has balanced accuracy, accuracy on real and on fake
+    images, AP, AUROC and the generator that is detected least, with 95 % intervals, for the images as published and
+    aligned: all of one size and one JPEG encoding. Next to them are the leaks of the set, by its audit: what tells
+    its classes apart without content (format, size, JPEG tables, ...). Output: table.md, table.tex and table.json,
+    and the answers, by which the same command resumes.
+
+    Several processes: accelerate launch --quiet -m vlm_detect paper-table (in a clone: eval/paper_table.py).
+    """
+    (options,) = parse_config([PaperTableOptions], argv, doc=paper_table.__doc__)
+    from vlm_detect.benchmark.paper_table import paper_table as make
+
+    make(options)
 
 
 def compare(argv: list[str]) -> None:

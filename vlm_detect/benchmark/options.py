@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError  # the one exception whose message argparse shows
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vlm_detect.config import check_at_least, check_known, check_url
@@ -110,6 +111,39 @@ class RobustnessOptions:
         from vlm_detect.benchmark.perturb import CONDITIONS  # late: it knows the operations
 
         check_known(self, ("all", "tiers", "curves", *CONDITIONS), "conditions")
+
+
+@dataclass(frozen=True)
+class PaperTableOptions:
+    """The sets and the models."""
+
+    sets: list[str] = field(metadata={"positional": True, "metavar": "SET", "help": "Dataset folders."})
+    models: list[str] = field(metadata={"help": "Run directories, Hub ids or local folders; CNNs too."})
+    out: str = field(default="runs/paper_table", metadata={"help": "Folder for the answers and the table."})
+    split: str = field(default="test", metadata={"help": "Split of each set, such as test or unseen."})
+    limit: int | None = field(default=None, metadata={"help": "Use only the first N images of each set."})
+    aligned_side: int = field(
+        default=256, metadata={"help": "Side of aligned images in pixels; less if an image of the set is smaller."}
+    )
+    max_images: int = field(default=2000, metadata={"help": "Images that are audited, of a set without a saved audit."})
+    batch_size: int = field(default=8, metadata={"help": "Images per batch."})
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "limit", "batch_size", "max_images")
+        check_at_least(self, 8, "aligned_side")
+        named(self.sets, "set")
+        named(self.models, "model")
+
+
+def named(paths: Sequence[str], what: str) -> dict[str, str]:
+    """{name in the table: path}; UserError where two have one name."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = Path(path).name or path
+        if name in found:
+            raise UserError(f"{found[name]} and {path}: two {what}s are called {name}; rename a folder")
+        found[name] = path
+    return found
 
 
 @dataclass(frozen=True)

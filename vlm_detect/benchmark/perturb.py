@@ -123,6 +123,19 @@ def _texts() -> dict[str, Change]:
     return {name: partial(_text, numbers=of_kind) for name, of_kind in numbers.items()}
 
 
+def _align(image: Image.Image, rng: np.random.Generator, side: int) -> Image.Image:
+    short = min(image.size)
+    x, y = (image.width - short) // 2, (image.height - short) // 2
+    square = image.resize((side, side), Image.Resampling.LANCZOS, box=(x, y, x + short, y + short))
+    return through_jpeg(square, ALIGNED_QUALITY)
+
+
+def aligned(side: int) -> Condition:
+    """The centred square, scaled to `side` pixels, as a JPEG: format, size and aspect tell nothing any more."""
+    return Condition("aligned", side, partial(_align, side=side))
+
+
+ALIGNED_QUALITY = 90
 TIERS = (
     Condition("tier", "clean", _same),
     Condition("tier", "web", partial(_tier, long_side=768, quality=60)),
