@@ -118,18 +118,23 @@ def test_the_version(capsys) -> None:
 def test_the_help_gives_each_default_and_keeps_the_lines_of_the_docstring(capsys) -> None:
     @dataclass(frozen=True)
     class Options:
-        share: float = field(default=0.0, metadata={"help": "Up to 1."})
+        share: float = field(default=0.0, metadata={"help": "Up to 1 (100 %)."})
         twins: list[str] = field(default_factory=lambda: ["caption", "vae"], metadata={"help": "Kinds."})
         out: str | None = field(default=None, metadata={"help": "A folder."})
         generate: bool = field(default=True, metadata={"help": "Answer freely."})
         compile: bool = field(default=False, metadata={"help": "Compile."})
 
     with pytest.raises(SystemExit):
-        parse_config([Options], ["--help"], doc="First line.\n\n    python it.py")
+        parse_config([Options], ["--help"], doc="First line, 95 %.\n\n    python it.py")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "python it.py" in lines
     text = " ".join(lines)
-    for words in ["Up to 1. (default: 0.0)", "Kinds. (default: caption vae)", "Answer freely. (default: True)"]:
+    for words in [
+        "First line, 95 %.",
+        "Up to 1 (100 %). (default: 0.0)",
+        "Kinds. (default: caption vae)",
+        "Answer freely. (default: True)",
+    ]:
         assert words in text
     assert "No --generate." in text
     assert text.count("(default:") == 3  # nothing is said of None and False

@@ -115,7 +115,7 @@ def make_parser(flags: Sequence[Flag], doc: str | None, *, help_only: bool) -> P
     positional = " ".join(_metavar(flag) for flag in flags if flag.positional)
     parser = Parser(
         usage=f"%(prog)s [--FLAG VALUE ...] {positional}".strip(),
-        description=doc and cleandoc(doc).replace("%", "%%"),
+        description=doc and cleandoc(doc),  # argparse formats a description only for %(prog)s
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
