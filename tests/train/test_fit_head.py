@@ -214,7 +214,9 @@ def test_benchmark_robustness_and_compare_use_the_fused_verdict(home: Path, tmp_
     for found in (summary, clean, compared):
         assert list(found["witnesses"]) == ["language_model", "head", "expert"]
         assert found["witnesses"]["head"]["accuracy"] == 1
+        assert found["witnesses"]["head"]["fused_above"]["value"] == -1
     assert summary["witnesses"]["head"]["weight"] == -1
+    assert "above this witness" in (run / "eval" / "report.html").read_text()
     assert "Head alone" in (run / "eval" / "report.html").read_text()
     assert "head alone" in (tmp_path / "compared" / "report.html").read_text()
     assert "clean, head alone" in (tmp_path / "robust" / "report.html").read_text()

@@ -31,6 +31,10 @@ def scores(report: Report) -> Markup:
         for name, label in figure_labels().items()
         if any(column.get(name) is not None for column in columns.values())
     ]
+    if any("fused_above" in found for found in witnesses.values()):
+        above = [column.get("fused_above") or {} for column in columns.values()]
+        cells = [(found.get("value"), found.get("ci95")) for found in above]
+        rows.append({"name": "Accuracy of the fusion above this witness", "cells": cells})
     return fragment(_TEMPLATE, "scores", columns=list(columns), rows=rows, calibrated=calibrated)
 
 

@@ -37,7 +37,7 @@ from vlm_detect.questions.ask import LETTERS
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
 from vlm_detect.stats.calibration import Calibration
-from vlm_detect.stats.intervals import RESAMPLES, bootstrap
+from vlm_detect.stats.intervals import RESAMPLES, bootstrap, paired_bootstrap
 from vlm_detect.stats.metrics import Array, biased_points, figure_names, figures, weighted_figures
 
 UNSURE_BAND = (0.4, 0.6)
@@ -106,16 +106,26 @@ def rounded(value: Any) -> Any:
 
 
 def witness_figures(scores: Sequence[ItemScore], resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
-    """Of each witness by itself, on the verdicts in which all speak: {n, accuracy, balanced_accuracy, auroc, ci95}."""
+    """Of each witness by itself, on the verdicts in which all speak: {n, accuracy, balanced_accuracy, auroc, ci95}.
+
+    `fused_above` is how much more accurate their fusion is on the same images: {value, ci95, p}, paired.
+    """
     spoken = [score for score in headline_scores(scores) if fused_odds(score.results) is not None]
     if not spoken:
         return {}
     names = ["language_model", *(spoken[0].results[0].witness_odds or {})]
+    groups, fused = [score.group for score in spoken], np.array([score.correct for score in spoken], float)
     found = {}
     for name in names:
-        every = figures_of([by_witness(score, name) for score in spoken], resamples=resamples)
+        alone = [by_witness(score, name) for score in spoken]
+        right = np.array([score.correct for score in alone], float)
+        every = figures_of(alone, resamples=resamples)
+        interval, p = paired_bootstrap(groups, _mean(right, "accuracy"), _mean(fused, "accuracy"), resamples=resamples)[
+            "accuracy"
+        ]
         found[name] = {key: every[key] for key in ("n", "accuracy", "balanced_accuracy", "auroc")}
         found[name]["ci95"] = {key: every["ci95"].get(key) for key in ("accuracy", "balanced_accuracy", "auroc")}
+        found[name]["fused_above"] = {"value": float((fused - right).mean()), "ci95": interval, "p": p}
     return found
 
 
