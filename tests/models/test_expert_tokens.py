@@ -16,6 +16,7 @@ from tests.factories import tiny_vlm
 from tests.infer.test_witnesses import save_cnn, toys
 from tests.models.tiny_chat import save_tiny
 from tests.scripts.here import run_verb
+from tests.train.reasoned import reasoned_images
 from tests.train.toys import save_tiny_model, save_toy_pairs, toy_pairs
 from vlm_detect import Detector
 from vlm_detect.errors import UserError
@@ -280,6 +281,17 @@ def test_who_cannot_have_tokens_is_one_line(cnn: Path, tmp_path: Path) -> None:
     qwen = load_vlm(str(save_tiny("qwen2_vl", tmp_path / "qwen")), device="cpu")
     with pytest.raises(UserError, match="cannot have them"):
         attach(qwen, TokenExpert.load(cnn, n_tokens=1, dropout=0))
+
+
+def test_preference_tuning_does_not_read_them_and_says_so(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="needs the extra preference")
+    rows, _ = reasoned_images(photos=20)
+    (tmp_path / "data").mkdir()
+    rows.select(range(8)).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    done = run_verb("train", "preference", "--model", run, "--data", tmp_path, "--output_dir", tmp_path / "out",
+                    "--use_cpu", "true", "--report_to", "none", "--cpu_threads", 1)  # fmt: skip
+    assert done.returncode == 1
+    assert "has tokens of an expert CNN" in done.stderr
 
 
 @pytest.mark.parametrize(
