@@ -49,6 +49,23 @@ def test_it_works_ahead_but_no_further_than_its_threads() -> None:
     assert len(taken) == 3  # the result that is used, and one for each thread
 
 
+def test_more_results_than_threads_may_wait() -> None:
+    done: list[int] = []
+    sixth = threading.Event()
+
+    def work(number: int) -> int:
+        done.append(number)
+        if len(done) == 6:
+            sixth.set()
+        return number
+
+    found = ahead(work, range(10), 1, waiting=5)
+    assert next(found) == 0
+    assert sixth.wait(10)
+    assert done == [0, 1, 2, 3, 4, 5]
+    assert list(found) == list(range(1, 10))
+
+
 def test_nothing_is_begun_after_the_caller_stops() -> None:
     begun: list[int] = []
     gate = threading.Event()

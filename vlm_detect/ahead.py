@@ -23,9 +23,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`function` of each item, in their order, with at most one result a thread waiting; 0 threads: none, no threads.
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, waiting: int | None = None
+) -> Iterator[Result]:
+    """`function` of each item, in their order, with at most `waiting` results ahead (None: one a thread).
 
+    With 0 threads nothing is ahead, and there are no threads. `items` are taken in the caller's thread.
     An exception is raised when its item's turn comes: `function` returns what should not end the rest. Where the caller
     stops, by an exception or Ctrl-C, nothing more is begun.
     """
@@ -33,14 +36,15 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
         yield from map(function, items)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
-        waiting: deque[Future[Result]] = deque()
+        most = threads if waiting is None else waiting
+        begun: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                begun.append(pool.submit(function, item))
+                if len(begun) > most:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

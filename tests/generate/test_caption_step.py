@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,14 @@ from vlm_detect.jobs.shards import begin, read_rejects, read_rows
 
 
 class Speaker:
-    """An engine that says the size of what it sees, and keeps how many photos it saw at a time."""
+    """An engine that says the size of what it sees, and keeps how many photos it saw at a time and which were begun."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.begun: list[Image.Image] = []
+
+    def prepare_ahead(self, images: Sequence[Image.Image]) -> None:
+        self.begun += images
 
     def caption(self, images: Sequence[Image.Image], length: str = "normal") -> list[str]:
         self.batches.append(len(images))
@@ -74,6 +79,28 @@ def test_the_engine_is_called_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows[0]["caption_raw"] == "A short photo of a thing, 48 wide."
     assert rows[0]["group"] == rows[0]["id"] == rows[0]["source"]["sha256"][:16]
     assert [(reject.stage, reject.reason) for reject in read_rejects(tmp_path / "out", 1)] == [("decode", "empty")]
+
+
+def test_the_next_batch_is_decoded_and_begun_while_one_is_captioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "photos", 6)
+    begun: list[int] = []
+
+    class Waiting(Speaker):
+        def caption(self, images: Sequence[Image.Image], length: str = "normal") -> list[str]:
+            assert all(any(image is one for one in self.begun) for image in images)
+            ended = time.monotonic() + 20
+            while not self.batches and len(self.begun) < 5 and time.monotonic() < ended:
+                time.sleep(0.01)
+            begun.append(len(self.begun))
+            return super().caption(images, length)
+
+    stand_in(monkeypatch, Waiting)
+    source, config = SourceConfig(str(tmp_path / "photos")), CaptionConfig(captioner="owner/name", caption_batch=3)
+    caption_photos(source, config, plan_captions(source, config), tmp_path / "out")
+    assert begun[0] >= 5, "the second batch waits for the first"
+    assert begun[-1] == 6
 
 
 def test_a_question_may_replace_the_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

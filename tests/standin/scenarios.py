@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -29,6 +32,7 @@ from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.base import VLM
+from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.train.progress import Progress
 
@@ -73,12 +77,26 @@ def scan(home: str) -> None:
         image.save(folder / f"{number}.png")
     Path(folder, "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
     found = Path(home, "found.jsonl")
-    with counted() as counts:
+    with counted() as counts, preparing() as threads:
         done = run_verb("scan", folder, "--model", Path(home, "model"), "--out", found)
     assert counts.launches, "nothing ran on the device"
     assert done.returncode == 0, done.stderr
+    assert [name.split("_")[0] for name in threads] == ["prepare"] * 5
     rows = [json.loads(line) for line in found.read_text().splitlines()]
     assert sorted(row["label"] == "unreadable" for row in rows) == [False] * 5 + [True]
+
+
+@contextmanager
+def preparing() -> Iterator[list[str]]:
+    """The name of the thread that cuts each image's crops."""
+    plain, threads = MoondreamImageProcessor.crops, []
+
+    def crops(self, image):
+        threads.append(threading.current_thread().name)
+        return plain(self, image)
+
+    with mock.patch.object(MoondreamImageProcessor, "crops", crops):
+        yield threads
 
 
 def recipe(home: str) -> None:

@@ -76,11 +76,13 @@ def decode_isolated(data: bytes) -> Picture:
 def judge_batches(
     detector: Detector, given: Iterable[Batch], explained: Explained, decode: Decode = decode_picture
 ) -> Iterator[tuple[int, list[Judged]]]:
-    """(the size of a batch, its judged images); the next one is decoded while one is judged."""
+    """(the size of a batch, its judged images); the next one is decoded and prepared while one is judged."""
     with ThreadPoolExecutor(_DECODERS) as pool:
 
         def decoded(batch: Batch) -> tuple[Batch, list[Picture | str]]:
-            return batch, list(pool.map(partial(_decode, detector, decode), (photo for _, photo in batch.photos)))
+            pictures = list(pool.map(partial(_decode, detector, decode), (photo for _, photo in batch.photos)))
+            detector.prepare_ahead([picture for picture in pictures if isinstance(picture, Picture)])
+            return batch, pictures
 
         for batch, pictures in ahead(decoded, given, threads=1):
             keys = [key for key, _ in batch.photos]

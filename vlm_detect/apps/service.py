@@ -112,6 +112,7 @@ class Service:
             for task, picture, events in zip(tasks, pictures, queues, strict=True)
         ]
         self.worker.submit(jobs)
+        detector.prepare_ahead([picture for picture in pictures if picture is not None])
         return list(zip(jobs, queues, strict=True))
 
     async def results(self, request: Request, started: Started) -> list[Any | Exception]:

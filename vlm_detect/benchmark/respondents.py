@@ -116,7 +116,14 @@ def respondent_for(
         return Engine(load_vlm(model, adapter=adapter), batch_images=batch_size)
 
     def asking(engine: Engine, *, logprob: bool = True, witnesses: Witnesses | None = None) -> Answer:
-        return partial(asked, engine=engine, refusal=engine.vlm.refusal, logprob=logprob, witnesses=witnesses)
+        return partial(
+            asked,
+            engine=engine,
+            refusal=engine.vlm.refusal,
+            prepare_ahead=engine.prepare_ahead,
+            logprob=logprob,
+            witnesses=witnesses,
+        )
 
     def start() -> Answer:
         witnesses = Witnesses.load(run, engine(), expert)

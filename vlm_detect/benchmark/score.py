@@ -93,6 +93,7 @@ def score(
     image_of: Callable[[Item], Image.Image] | None = None,
     witnesses: OtherWitnesses | None = None,
     refusal: Callable[[tuple[int, int]], str | None] = lambda size: None,
+    prepare_ahead: Callable[[Sequence[Image.Image]], None] = lambda images: None,
 ) -> Iterator[list[Result]]:
     """Yield the results batch by batch, without the keys in `done`.
 
@@ -108,11 +109,18 @@ def score(
         image_of: in place of the item's own image, for blind baselines (a blank one, another item's).
         witnesses: of a run that has more than its language model; they speak in yes/no and real/fake verdicts.
         refusal: why the model does not read an image of this (width, height); such prompts are `refused` with it.
+        prepare_ahead: called with the images of the next batch while one is computed.
     """
     open_item = image_of or (lambda item: item_image(benchmark, item))
     work = left_to_do(plan(benchmark, logprob=logprob, generate=generate, explain=explain), done, shard)
     batches = [work[start : start + batch_size] for start in range(0, len(work), batch_size)]
-    for opened in ahead(lambda batch: [(open_item(asked[0][0].item), asked) for asked in batch], batches, threads=1):
+
+    def decoded(batch: Sequence[_Asked]) -> list[tuple[Image.Image, _Asked]]:
+        found = [(open_item(asked[0][0].item), asked) for asked in batch]
+        prepare_ahead([image for image, _ in found])
+        return found
+
+    for opened in ahead(decoded, batches, threads=1):
         refusals = [refusal(image.size) for image, _ in opened]
         results = [
             _result(prompt, how, answer="", parsed=None, correct=False, refused=reason)

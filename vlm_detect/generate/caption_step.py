@@ -7,13 +7,16 @@ so that no later step has to read the source.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from datasets import Features, Image, Value
 
+from vlm_detect.ahead import ahead
 from vlm_detect.columns import SOURCE_FEATURES
 from vlm_detect.data.sources import Source, SourcePhoto, open_source, report_skipped
 from vlm_detect.errors import UserError
@@ -21,7 +24,7 @@ from vlm_detect.generate.captions import clean_caption
 from vlm_detect.generate.options import FROM_COLUMN, CaptionConfig, SourceConfig
 from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.usable import check_usable, source_facts
-from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
+from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, write_shard
@@ -30,6 +33,8 @@ from vlm_detect.models.registry import NANO_NAMES, check_reachable, load_vlm, re
 from vlm_detect.records import FROM_PROMPTS, Reject
 
 _MAX_NEW_TOKENS = 128  # maximum, for an answer to a question
+_DECODERS = 4
+_PrepareAhead = Callable[[Sequence[PIL.Image.Image]], None]
 
 # One row per photo.
 PHOTO_FEATURES = Features(
@@ -49,11 +54,12 @@ PHOTO_FEATURES = Features(
 
 @dataclass(frozen=True)
 class Usable:
-    """A decoded photo to be captioned."""
+    """A decoded photo to be captioned; `facts` are those of its source."""
 
     id: str
     photo: SourcePhoto
-    decoded: DecodedImage
+    image: PIL.Image.Image
+    facts: dict[str, Any]
 
 
 def name_captioner(captioner: str, prompts: str | None = None) -> str:
@@ -102,10 +108,9 @@ class CaptionShard:
 
     def __call__(self, shard: int) -> None:
         rejects: list[Reject] = []
-        usable = list(self._usable(shard, rejects))
-        captioner, revision, raw_captions = self._captions(usable)
+        captioner, revision, captioned = self._captioned(shard, rejects)
         rows = []
-        for item, raw in zip(usable, raw_captions, strict=True):
+        for item, raw in captioned:
             caption = raw if captioner == FROM_PROMPTS else clean_caption(raw)  # prompts are not cleaned
             if caption:
                 rows.append(_row(item, caption, raw, captioner, revision))
@@ -113,58 +118,76 @@ class CaptionShard:
                 rejects.append(Reject(item.photo.path_or_id, "caption", "no_content", f"the caption was {raw!r}"))
         write_shard(self.folder, shard, rows, PHOTO_FEATURES, rejects)
 
-    def _usable(self, shard: int, rejects: list[Reject]) -> Iterator[Usable]:
+    def _usable(
+        self, shard: int, rejects: list[Reject], prepare_ahead: _PrepareAhead = lambda images: None
+    ) -> Iterator[Usable]:
+        """The photos, decoded and checked in threads while earlier ones are captioned; `prepare_ahead` begins them."""
         start, stop = self.plan.span(shard)
         photos = _source(self.source.images, self.source.limit, self.source.caption_column).read(start, stop)
-        for found in counted(photos):
-            path_or_id, rejected = found if isinstance(found, tuple) else (found.path_or_id, None)
+
+        def opened(found: SourcePhoto | tuple[str, ImageRejected]) -> Usable | Reject:
+            if isinstance(found, tuple):
+                return _rejected(*found)
             try:
-                if rejected:
-                    raise rejected
                 decoded = decode_image(found.data)
                 check_usable(decoded, self.config.min_side)
             except ImageRejected as error:
-                rejects.append(Reject(path_or_id, "decode", error.reason, error.detail))
-            else:
-                yield Usable(decoded.sha256[:16], found, decoded)
+                return _rejected(found.path_or_id, error)
+            prepare_ahead([decoded.image])
+            facts = source_facts(found.path_or_id, decoded, found.licence, jpeg_quality=found.jpeg_quality)
+            return Usable(decoded.sha256[:16], found, decoded.image, facts)
 
-    def _captions(self, usable: list[Usable]) -> tuple[str, str | None, list[str]]:
-        """(the captioner's name, its revision, one caption per photo)."""
+        for item in ahead(opened, counted(photos), _DECODERS, waiting=self.config.caption_batch):
+            if isinstance(item, Usable):
+                yield item
+            else:
+                rejects.append(item)
+
+    def _captioned(self, shard: int, rejects: list[Reject]) -> tuple[str, str | None, Iterable[tuple[Usable, str]]]:
+        """(the captioner's name, its revision, each usable photo with its caption)."""
         if self.config.captioner == FROM_COLUMN:
+            usable = list(self._usable(shard, rejects))
             missing = [item.photo.path_or_id for item in usable if not item.photo.caption]
             if missing:
                 raise UserError(
                     f"--captioner {FROM_COLUMN}: {len(missing)} photos have no caption, the first is {missing[0]}; "
                     "add captions to the metadata or choose a captioner"
                 )
-            return FROM_COLUMN, None, [str(item.photo.caption) for item in usable]
+            return FROM_COLUMN, None, [(item, str(item.photo.caption)) for item in usable]
         if self.config.prompts:
             book = PromptBook.read(Path(self.config.prompts))
-            return FROM_PROMPTS, book.sha256, [book.sample(int(item.id, 16)) for item in usable]
+            sampled = ((item, book.sample(int(item.id, 16))) for item in self._usable(shard, rejects))
+            return FROM_PROMPTS, book.sha256, sampled
         name, revision, engine = _load_captioner(self.config.captioner)
-        captions: list[str] = []
-        for start in range(0, len(usable), self.config.caption_batch):
-            batch = [item.decoded.image for item in usable[start : start + self.config.caption_batch]]
+        return name, revision, self._written(engine, self._usable(shard, rejects, engine.prepare_ahead))
+
+    def _written(self, engine: Any, usable: Iterator[Usable]) -> Iterator[tuple[Usable, str]]:
+        """Each photo with the captioner's answer, in batches."""
+        while batch := list(islice(usable, self.config.caption_batch)):
+            images = [item.image for item in batch]
             if question := self.config.caption_question:
-                answers = engine.generate(batch, [[question]] * len(batch), max_new_tokens=_MAX_NEW_TOKENS)
-                captions += [answer for (answer,) in answers]
+                answers = engine.generate(images, [[question]] * len(images), max_new_tokens=_MAX_NEW_TOKENS)
+                captions = [answer for (answer,) in answers]
             else:
-                captions += engine.caption(batch, length=self.config.caption_length)
-        return name, revision, captions
+                captions = engine.caption(images, length=self.config.caption_length)
+            yield from zip(batch, captions, strict=True)
+
+
+def _rejected(path_or_id: str, error: ImageRejected) -> Reject:
+    return Reject(path_or_id, "decode", error.reason, error.detail)
 
 
 def _row(item: Usable, caption: str, raw: str, captioner: str, revision: str | None) -> dict[str, Any]:
-    photo, decoded = item.photo, item.decoded
     return {
         "id": item.id,
-        "group": photo.group or item.id,
-        "image": {"bytes": photo.data, "path": None},
-        "object_class": photo.object_class,
+        "group": item.photo.group or item.id,
+        "image": {"bytes": item.photo.data, "path": None},
+        "object_class": item.photo.object_class,
         "caption": caption,
         "caption_raw": raw,
         "captioner": captioner,
         "captioner_revision": revision,
-        "source": source_facts(photo.path_or_id, decoded, photo.licence, jpeg_quality=photo.jpeg_quality),
+        "source": item.facts,
     }
 
 

@@ -311,6 +311,10 @@ class Detector:
         found = [verdict.check(text) for verdict, text in zip(verdicts, texts, strict=True)]
         return [one.only_confirmed() for one in found] if only_confirmed else found
 
+    def prepare_ahead(self, pictures: Sequence[Picture]) -> None:
+        """Have threads prepare pictures that will be judged soon, while the GPU computes; returns at once."""
+        self.engine.prepare_ahead([picture.image for picture in pictures])
+
     def refusal(self, picture: Picture) -> str | None:
         """Why the model cannot read this picture; None where it can."""
         return self.engine.vlm.refusal(picture.image.size)

@@ -29,7 +29,7 @@ from PIL import Image
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.infer.asks import Ask, CandidateScore
-from vlm_detect.infer.prefixes import image_key
+from vlm_detect.infer.prepared import image_key
 
 _TOP = 20  # top_logprobs of the first token; the protocol's maximum
 

@@ -81,6 +81,10 @@ class Engine:
 
     # Prefixes
 
+    def prepare_ahead(self, images: Sequence[Image.Image]) -> None:
+        """Have threads prepare what will be asked about soon, while the GPU computes; returns at once."""
+        self.memory.ahead.begin(images)
+
     def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
         """The prefix of each image, from memory where cached; None is a question without an image."""
         return self.memory.prefixes(images)

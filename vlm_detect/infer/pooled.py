@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 from vlm_detect.errors import UserError
+from vlm_detect.infer.prepared import Prepare
 from vlm_detect.models.base import VLM
 
 Seen = list[tuple[torch.Tensor, torch.Tensor]]  # what the connector read and gave, of each group of images
@@ -71,12 +72,14 @@ def mean_and_deviation(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def pooled_features(vlm: VLM, images: Sequence[Image.Image], batch_images: int = 16) -> np.ndarray:
+def pooled_features(
+    vlm: VLM, images: Sequence[Image.Image], batch_images: int = 16, prepare: Prepare | None = None
+) -> np.ndarray:
     """Features (N, F) float32 of images; `UserError` of a model whose tower cannot be watched."""
     parts = []
     for start in range(0, len(images), batch_images):
         with watched(vlm) as seen:
-            embeds = vlm.encode(vlm.prepare(images[start : start + batch_images]))
+            embeds = vlm.encode((prepare or vlm.prepare)(images[start : start + batch_images]))
             groups = vlm.alike(embeds)
             if not vlm.has_fixed_prefix:  # the tower is part of the model's own forward
                 for group in groups:

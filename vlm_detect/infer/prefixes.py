@@ -11,7 +11,6 @@ apart from it.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.pooled import pool, pooled_features, watched
+from vlm_detect.infer.prepared import Prepare, PreparedAhead
 from vlm_detect.models.base import VLM
 
-_BAND_PIXELS = 1 << 18
 _HELD_POOLED = 256  # images whose features are kept: more than any batch, and at most a few MB
 
 
@@ -70,6 +69,7 @@ class PrefixMemory:
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self._held: OrderedDict[bytes, Prefix] = OrderedDict()
+        self.ahead = PreparedAhead(vlm, held=self._held)
         self._pooled: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # (F,) each
 
     def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
@@ -77,7 +77,7 @@ class PrefixMemory:
 
         None gives the prefix of a question without an image.
         """
-        keys = [image_key(image) for image in images]
+        keys = list(map(self.ahead.key, images))
         found = {key: self._held[key] for key in keys if key in self._held}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         to_read = {key: image for key, image in missing.items() if image is not None}
@@ -96,11 +96,12 @@ class PrefixMemory:
 
         UserError of a model whose tower cannot be watched.
         """
-        keys = [image_key(image) for image in images]
+        keys = list(map(self.ahead.key, images))
         found = {key: self._pooled[key].numpy() for key in keys if key in self._pooled}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         if missing:
-            found |= dict(zip(missing, pooled_features(self.vlm, list(missing.values())), strict=True))
+            features = pooled_features(self.vlm, list(missing.values()), prepare=self.ahead.batch)
+            found |= dict(zip(missing, features, strict=True))
         return np.stack([found[key] for key in keys])
 
     def shrink(self, max_bytes: int) -> None:
@@ -119,7 +120,7 @@ class PrefixMemory:
 
     def _read(self, images: Mapping[bytes, Image.Image]) -> list[Prefix]:
         with watched(self.vlm) as seen:
-            embeds = encode(self.vlm, list(images.values()))
+            embeds = encode(self.vlm, list(images.values()), prepare=self.ahead.batch)
             read = prefill(self.vlm, embeds)
         if (features := pool(seen, self.vlm.alike(embeds))) is not None:
             self._pooled |= dict(zip(images, features, strict=True))
@@ -136,9 +137,9 @@ class PrefixMemory:
 
 
 @torch.inference_mode()
-def encode(vlm: VLM, images: Sequence[Image.Image]) -> torch.Tensor:
+def encode(vlm: VLM, images: Sequence[Image.Image], prepare: Prepare | None = None) -> torch.Tensor:
     """Image embeddings (B, N, D) from one batch of the tower."""
-    return vlm.encode(vlm.prepare(images))
+    return vlm.encode((prepare or vlm.prepare)(images))
 
 
 @torch.inference_mode()
@@ -162,18 +163,6 @@ def prefill_text(vlm: VLM) -> Prefix:
     ids = torch.tensor([vlm.text_prefix_ids()], device=vlm.device)
     vlm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix([(layer.keys, layer.values) for layer in cache.layers])
-
-
-def image_key(image: Image.Image | None) -> bytes:
-    """A digest of an image's pixels, palette and size."""
-    if image is None:
-        return b""
-    header = f"{image.mode} {image.size}".encode()
-    digest = hashlib.sha256(header + bytes(image.getpalette("RGBA") or ()))
-    rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):  # in bands: hashing a large image at once blocks the other threads
-        digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
-    return digest.digest()
 
 
 class AfterPrefix(DynamicLayer):

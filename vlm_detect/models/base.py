@@ -105,6 +105,10 @@ class VLM(ABC):
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """Decoded images to the inputs of `encode`: tensors on the CPU, whose dimension 0 is the image, or lists."""
 
+    def collate(self, prepared: Sequence[Any]) -> Any:
+        """As `prepare` of several images, from what it made of each alone."""
+        return {name: torch.cat([image[name] for image in prepared]) for name in prepared[0]}
+
     def refusal(self, size: tuple[int, int]) -> str | None:
         """Why the model cannot read an image of this (width, height); None if it can."""
         return None

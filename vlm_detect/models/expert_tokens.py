@@ -162,6 +162,10 @@ class WithExpertTokens(VLM):
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         return {**super().prepare(images), "expert_pixels": self.expert.pixels(images)}  # type: ignore[safe-super]
 
+    def collate(self, prepared: Sequence[Any]) -> Any:
+        pixels = torch.cat([image["expert_pixels"] for image in prepared])
+        return {**super().collate(prepared), "expert_pixels": pixels}
+
     def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
         return self.join(self.read(prepared))
 

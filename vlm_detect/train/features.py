@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -30,6 +31,7 @@ from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.infer.batch_size import BatchSize, images_that_fit
+from vlm_detect.infer.prepared import PreparedAhead
 from vlm_detect.models.base import VLM
 from vlm_detect.models.parts import is_vision
 from vlm_detect.progress import progress
@@ -108,8 +110,15 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
     at_once = BatchSize(_BATCH, lambda: images_that_fit(vlm))
     batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
     parts: dict[str, list[torch.Tensor]] = {}
-    for decoded in ahead(lambda batch: [image.open() for image in batch], batches, threads=1):
-        for image in at_once.run(decoded, lambda some: _read(vlm, some)):
+    ready = PreparedAhead(vlm)
+
+    def opened(batch: Sequence[StoredImage]) -> list[Image.Image]:
+        decoded = [image.open() for image in batch]
+        ready.begin(decoded)
+        return decoded
+
+    for decoded in ahead(opened, batches, threads=1):
+        for image in at_once.run(decoded, lambda some: _read(vlm, ready.batch(some), len(some))):
             for name, tensor in image.items():
                 parts.setdefault(name, []).append(tensor)
     vlm.model.train(training)
@@ -132,10 +141,10 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read(vlm: VLM, images: Sequence[Image.Image]) -> list[dict[str, torch.Tensor]]:
-    """What `VLM.read` gives for each image, on the CPU."""
-    read = {name: tensor.cpu() for name, tensor in vlm.read(vlm.prepare(images)).items()}
-    return [{name: tensor[i] for name, tensor in read.items()} for i in range(len(images))]
+def _read(vlm: VLM, prepared: Any, n_images: int) -> list[dict[str, torch.Tensor]]:
+    """What `VLM.read` gives for each of the prepared images, on the CPU."""
+    read = {name: tensor.cpu() for name, tensor in vlm.read(prepared).items()}
+    return [{name: tensor[i] for name, tensor in read.items()} for i in range(n_images)]
 
 
 def _fingerprint(vlm: VLM, keys: Sequence[str]) -> str:

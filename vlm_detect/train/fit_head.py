@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from vlm_detect.ahead import ahead
 from vlm_detect.config import file_sha256, write_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.images.stored import StoredImage
 from vlm_detect.infer.backbone import Backbone
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.fusion import Fusion
@@ -170,8 +172,15 @@ def read(
     features: list[np.ndarray] = []
     odds: dict[str, list[float]] = {}
     batches = [images.images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-    decoded = ahead(lambda batch: [image.open() for image in batch], batches, threads=1)
-    for some in progress(decoded, label, unit="batch", total=len(batches)):
+    reads = backbone is None or (judged and LANGUAGE_MODEL not in (known or {}))  # whether the engine does
+
+    def opened(batch: Sequence[StoredImage]) -> list[Image.Image]:
+        decoded = [image.open() for image in batch]
+        if reads:
+            engine.prepare_ahead(decoded)
+        return decoded
+
+    for some in progress(ahead(opened, batches, threads=1), label, unit="batch", total=len(batches)):
         if judged and LANGUAGE_MODEL not in (known or {}):
             odds.setdefault(LANGUAGE_MODEL, []).extend(log_odds(engine, some))
         if judged and expert is not None:

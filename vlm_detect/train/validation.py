@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -104,8 +105,13 @@ def validation_odds(vlm: VLM, validation: ValidationSet, args: TrainingArguments
     engine = Engine(vlm, batch_images=at_once, cache_bytes=0, fixed_batches=isinstance(model, FSDPModule))
     found: list[tuple[int, float]] = []
     batches = [mine[start : start + at_once] for start in range(0, len(mine), at_once)]
-    decoded = ahead(lambda batch: [validation.images[i].open() for i in batch], batches, threads=1)
-    for indices, images in zip(batches, decoded, strict=True):
+
+    def opened(batch: Sequence[int]) -> list[Image.Image]:
+        images = [validation.images[i].open() for i in batch]
+        engine.prepare_ahead(images)
+        return images
+
+    for indices, images in zip(batches, ahead(opened, batches, threads=1), strict=True):
         found += zip(indices, log_odds(engine, images), strict=True)
     model.train(training)
     odds = dict(gather_object(found))

@@ -88,6 +88,9 @@ class ChatVLM(VLM):
                 raise ImageRejected("shape", refusal)
         return [self._prepare(image) for image in images]
 
+    def collate(self, prepared: Sequence[Any]) -> Any:
+        return [one for image in prepared for one in image]
+
     def refusal(self, size: tuple[int, int]) -> str | None:
         """What the processor says to an image of a shape that is out of the ordinary; of the others it takes any."""
         if max(size) <= _ORDINARY_ASPECT * min(size):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vlm_detect.models.base import family
+from vlm_detect.models.base import VLM, family
 from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.onnx import OnnxTower
 
@@ -42,6 +42,9 @@ class LlavaVLM(ChatVLM):
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         return {"pixel_values": self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+
+    def collate(self, prepared: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return VLM.collate(self, prepared)
 
     def refusal(self, size: tuple[int, int]) -> str | None:
         return None

@@ -69,8 +69,16 @@ class MoondreamVLM(VLM):
         prepared = self.processor.image_processor(images, return_tensors="pt", do_normalize=False, threads=threads)
         return {"pixel_values": prepared["pixel_values"], "tilings": prepared["tilings"].tolist()}
 
+    def collate(self, prepared: Sequence[Any]) -> dict[str, Any]:
+        """Crops as a list: images have differently many, and none is padded."""
+        return {name: [one for image in prepared for one in image[name]] for name in ("pixel_values", "tilings")}
+
     def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
-        pixel_values = prepared["pixel_values"].to(self.device)
+        pixel_values = prepared["pixel_values"]
+        if isinstance(pixel_values, torch.Tensor):
+            pixel_values = pixel_values.to(self.device)
+        else:
+            pixel_values = [crops.to(self.device) for crops in pixel_values]
         return self.model.encode_images(pixel_values, prepared["tilings"])
 
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:

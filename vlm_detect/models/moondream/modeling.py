@@ -233,7 +233,7 @@ class MoondreamForConditionalGeneration(MoondreamPreTrainedModel, GenerationMixi
         return self.model.region
 
     def encode_images(
-        self, pixel_values: torch.Tensor, tilings: torch.Tensor | Sequence[Sequence[int]]
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], tilings: torch.Tensor | Sequence[Sequence[int]]
     ) -> torch.Tensor:
         """Image embeddings (B, G*G, D), which `forward` takes as `image_embeds`."""
         return self.model.vision(pixel_values, tilings)

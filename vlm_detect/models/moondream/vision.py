@@ -120,10 +120,13 @@ class MoondreamVision(MoondreamPreTrainedModel):
         pooled = nn.functional.adaptive_avg_pool2d(stitched.permute(2, 0, 1), output_size=(grid, grid))
         return pooled.permute(1, 2, 0).reshape(grid * grid, -1)
 
-    def forward(self, pixel_values: torch.Tensor, tilings: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], tilings: torch.Tensor | Sequence[Sequence[int]]
+    ) -> torch.Tensor:
         """Images as `MoondreamImageProcessor` gives them to embeddings (B, G*G, D_text). One tower pass for all.
 
-        A list of tilings, unlike a tensor on a GPU, is read without waiting.
+        Images in a list have (K, 3, C, C) each, K their own number of crops. A list of tilings, unlike a tensor on a
+        GPU, is read without waiting.
         """
         layout = tilings.tolist() if isinstance(tilings, torch.Tensor) else tilings
         # An image that fits one crop comes with it twice, as the whole and as its tile: one reading does for both.
