@@ -115,7 +115,8 @@ def test_a_head_on_llavas_tower_runs_without_torch(tmp_path: Path) -> None:
     vlm = load_vlm(str(run), dtype=torch.float32, device="cpu")
     images, _ = toys(4, seed=2)
     expected = expit(head.log_odds(pooled_features(vlm, images)))
-    np.save(tmp_path / "pixels.npy", vlm.prepare(images)["pixel_values"].numpy())
+    pixels = vlm.processor.image_processor(images, return_tensors="np")["pixel_values"]
+    np.save(tmp_path / "pixels.npy", pixels)
     code = (
         "import json, sys, numpy, onnxruntime\n"
         "session = onnxruntime.InferenceSession('out/model.onnx')\n"

@@ -134,7 +134,9 @@ def test_batch_loss(vlms, outputs, meta) -> None:
     ids = torch.tensor([expanded(row, vlm.image_token_id, meta["n_image_tokens"]) for row in batch["input_ids"]])
     mask = torch.tensor(batch["expanded_attention_mask"]).long()
     assert ids.shape == mask.shape
-    pixels = vlm.prepare([open_image(name) for name in IMAGES])["pixel_values"]
+    images = [open_image(name) for name in IMAGES]
+    pixels = vlm.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(vlm.levels.normalize(vlm.prepare(images))["pixel_values"], pixels)
     labels = torch.tensor(batch["expanded_labels"])
     with torch.inference_mode():
         output = vlm.model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels)

@@ -24,6 +24,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
+from vlm_detect.models.generic.levels import RAW, GreyLevels
 from vlm_detect.models.generic.loading import load_generic
 from vlm_detect.models.generic.processors import make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
@@ -74,6 +75,25 @@ class ChatVLM(VLM):
         self._read = frozenset(inspect.signature(bare.forward).parameters)
         self._lengths: dict[tuple[int, int], int | str] = {}
 
+    @cached_property
+    def levels(self) -> GreyLevels | None:
+        """How pixels follow from grey levels, in which they travel; None where they travel as numbers."""
+        return GreyLevels.find(self.processor.image_processor, self._pixels)
+
+    def _pixels(self, image: Image.Image, settings: dict[str, bool]) -> dict[str, torch.Tensor]:
+        """The processor's tensors of an image, made with these settings."""
+        return self.template.inputs(image, **settings)
+
+    def _as_sent(self, made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return made if self.levels is None else self.levels.as_bytes(made)
+
+    def _normalized(self, pixels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return pixels if self.levels is None else self.levels.normalize(pixels)
+
+    def without_weights(self) -> VLM:
+        _ = self.levels  # found once, for all workers
+        return super().without_weights()
+
     @property
     def eos_token_id(self) -> int:
         return self.template.eos_token_id
@@ -117,7 +137,7 @@ class ChatVLM(VLM):
 
     def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Of what has a column a token, the prefix's columns, and the last one, which is that of all text behind it."""
-        inputs = self.template.inputs(image)
+        inputs = self._as_sent(self.template.inputs(image, **(RAW if self.levels else {})))
         length = self.template.prefix_length(inputs)
         if "mm_token_type_ids" in self._read and "mm_token_type_ids" not in inputs:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token_id).long()
@@ -127,7 +147,8 @@ class ChatVLM(VLM):
         return inputs
 
     def encode(self, prepared: Any) -> Any:
-        return [{name: tensor.to(self.device) for name, tensor in image.items()} for image in prepared]
+        sent = [{name: tensor.to(self.device) for name, tensor in image.items()} for image in prepared]
+        return [self._normalized(image) for image in sent]
 
     def alike(self, embeds: Any) -> list[list[int]]:
         groups: dict[int, list[int]] = {}

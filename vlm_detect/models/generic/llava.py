@@ -12,6 +12,7 @@ from torch import nn
 
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.generic.family import ChatVLM
+from vlm_detect.models.generic.levels import RAW
 from vlm_detect.models.onnx import OnnxTower
 
 SYSTEM_TOKENS = 40  # of a prompt before its image, where nothing is known of the template
@@ -41,7 +42,13 @@ class LlavaVLM(ChatVLM):
     estimates_memory = True
 
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+        settings = RAW if self.levels else {}
+        made = self.processor.image_processor(list(images), return_tensors="pt", **settings)
+        return self._as_sent({"pixel_values": made["pixel_values"]})
+
+    def _pixels(self, image: Image.Image, settings: dict[str, bool]) -> dict[str, torch.Tensor]:
+        made = self.processor.image_processor([image], return_tensors="pt", **settings)
+        return {"pixel_values": made["pixel_values"]}
 
     def collate(self, prepared: Sequence[Any]) -> dict[str, torch.Tensor]:
         return VLM.collate(self, prepared)
@@ -53,7 +60,8 @@ class LlavaVLM(ChatVLM):
         return len(self.prefix_ids())
 
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
-        pixel_values = prepared["pixel_values"].to(self.device, self.model.dtype)
+        sent = {"pixel_values": prepared["pixel_values"].to(self.device)}
+        pixel_values = self._normalized(sent)["pixel_values"].to(self.model.dtype)
         return torch.stack(list(self.inner.get_image_features(pixel_values).pooler_output))
 
     def onnx_tower(self) -> OnnxTower:

@@ -65,17 +65,18 @@ class ChatTemplate:
         options = {"chat_template": self.chat_template, "add_generation_prompt": add_generation_prompt}
         return str(self.processor.apply_chat_template(messages, tokenize=False, **options))
 
-    def inputs(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """The processor's tensors for one image and the open question, a batch of one."""
-        return self._inputs(image, self.whole)
+    def inputs(self, image: Image.Image, **settings: Any) -> dict[str, torch.Tensor]:
+        """The processor's tensors for one image and the open question, a batch of one; `settings` are those of its
+        image processor."""
+        return self._called([image], [self.whole], **settings)
 
     def _inputs(self, image: Image.Image, text: str) -> dict[str, torch.Tensor]:
         return self._called([image], [text])
 
-    def _called(self, images: list[Image.Image], texts: list[str]) -> dict[str, torch.Tensor]:
+    def _called(self, images: list[Image.Image], texts: list[str], **settings: Any) -> dict[str, torch.Tensor]:
         bos = self.tokenizer.bos_token  # templates that write it themselves are tokenized without another
         options = {"add_special_tokens": False} if bos and self.whole.startswith(bos) else {}
-        made = self.processor(images=images, text=texts, return_tensors="pt", **options)
+        made = self.processor(images=images, text=texts, return_tensors="pt", **options, **settings)
         return {name: _as_tensor(value) for name, value in made.items() if name not in _NOT_READ}
 
     @cached_property
