@@ -52,7 +52,7 @@ from vlm_detect.errors import run_main
 from vlm_detect.infer import batch_size
 from vlm_detect.infer.branches import forward
 from vlm_detect.infer.packing import Packed, pad_packed
-from vlm_detect.infer.prefixes import prefill, stack_prefixes
+from vlm_detect.infer.prefixes import decoding_cache, prefill, stack_prefixes
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
@@ -260,8 +260,9 @@ def infer(vlm: VLM, images: int, live: LiveStorages, *, keep: int = 0, caption: 
     gc.collect()
     held = torch.empty(keep, dtype=torch.uint8)
     live.restart()
-    prefixes = prefill(vlm, vlm.encode(prepared(vlm, images)))
-    cache = stack_prefixes(prefixes)
+    room = CAPTION_TOKENS + 1 if caption else 0
+    prefixes = prefill(vlm, vlm.encode(prepared(vlm, images)), room)
+    cache = decoding_cache(prefixes, room) if caption else stack_prefixes(prefixes)
     if caption:
         for tokens in (CAPTION_TOKENS, 1):
             ask(vlm, [[tokens]] * images, cache, None)
@@ -338,6 +339,8 @@ def build(name: str, dtype: torch.dtype, layers: int, *, nf4: bool = False) -> V
         shorten(config, layers)
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
         vlm = TinyLlavaVLM(model.eval(), processor, name)
+        with _disable_current_modes():
+            assert vlm.levels is not None  # found here: fake tensors have no pixels to try
     else:
         config = MoondreamConfig()
         shorten(config, layers)
@@ -356,7 +359,7 @@ def shorten(config: Any, layers: int) -> None:
 
 def prepared(vlm: VLM, images: int) -> dict[str, Any]:
     if vlm.typical_crops == 1:
-        return {"pixel_values": torch.empty(images, 3, 384, 384)}
+        return {"pixel_values": torch.empty(images, 3, 384, 384, dtype=torch.uint8)}
     tilings = [[3, 4]] * images
     return {"pixel_values": torch.empty(images, 13, 3, 378, 378), "tilings": tilings}
 

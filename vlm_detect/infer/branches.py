@@ -16,20 +16,34 @@ import torch
 from transformers.cache_utils import Cache
 
 from vlm_detect.infer.packing import Packed, pad_packed
-from vlm_detect.infer.prefixes import Prefix, stack_prefixes
+from vlm_detect.infer.prefixes import Prefix, decoding_cache
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.prompt import numbers_of, stack_numbers
+
+_STEPS = 64
+_MOST_STEPS = 256  # for which room is left from the start: few answers are longer
+
+
+def room_for(prompts: Sequence[Sequence[Sequence[int]]], steps: int) -> int:
+    """How many tokens the longest row of prompts takes in the KV cache, with `steps` more for each of its slots."""
+    return max(sum(map(len, row)) for row in prompts) + min(steps, _MOST_STEPS) * max(map(len, prompts))
 
 
 class Branches:
     """Reads the prompts on construction, then one token per prompt at a time.
 
     `there` (B, W) marks which of a row's W slots hold a prompt, `logits` (B, W, V) predict the next token. All prefixes
-    have the same length.
+    have the same length. The cache has room for `steps` tokens of each prompt; more move it to a larger one.
     """
 
-    def __init__(self, vlm: VLM, prefixes: Sequence[Prefix], prompts: Sequence[Sequence[Sequence[int]]]) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        prefixes: Sequence[Prefix],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        steps: int = _STEPS,
+    ) -> None:
         self.vlm = vlm
         rows, numbers = zip(*(_packed(some) for some in prompts), strict=True)
         width = max(len(row.ends) for row in rows)
@@ -38,7 +52,7 @@ class Branches:
         shifts = torch.tensor([[prefix.shift] for prefix in prefixes], device=device)
         placed = {name: part.to(device) for name, part in stack_numbers(numbers, ids.shape[1]).items()}
 
-        self._cache = stack_prefixes(prefixes)
+        self._cache = decoding_cache(prefixes, room_for(prompts, steps))
         self.there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows], device=device)
         last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
         self._position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)

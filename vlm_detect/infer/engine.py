@@ -24,7 +24,7 @@ from PIL import Image
 
 from vlm_detect.infer.asks import Ask, CandidateScore, greedy
 from vlm_detect.infer.batch_size import BatchSize, bytes_to_hold, images_that_fit, rows_that_fit
-from vlm_detect.infer.branches import Branches
+from vlm_detect.infer.branches import Branches, room_for
 from vlm_detect.infer.locate import (
     MAX_OBJECTS,
     STEPS,
@@ -206,7 +206,7 @@ class Engine:
         """Greedy answers to every prompt of every image."""
         images, prompts = zip(*asked, strict=True)
         answers: list[list[str]] = [[] for _ in images]
-        prefixes = self.prefixes(images)
+        prefixes = self.memory.prefixes(images, room_for(prompts, max_new_tokens))
         for alike in equal_lengths(prefixes):
             some = [prompts[i] for i in alike]
             for prompt in (prompt for row in some for prompt in row):
@@ -250,7 +250,7 @@ class Engine:
         """As `stream`, after prefixes of equal length."""
         if not any(map(len, prompts)):
             return
-        branches = Branches(self.vlm, prefixes, prompts)
+        branches = Branches(self.vlm, prefixes, prompts, max_new_tokens)
         ended, eos = ~branches.there, self.vlm.eos_token_id
         for step in range(max_new_tokens):
             if step == 1:

@@ -4,16 +4,17 @@
     memory.prefixes([photo, other])      # what is not held is encoded in one batch and prefilled in one
     memory.pooled([photo, other])        # (2, F) features of the tower: of images that were just read nothing is read
 
-`stack_prefixes` joins several into the KV cache of a batch. A prefix is held once: prefixes that were prefilled
-together are views of one KV cache, a batch of the same rows reads that cache again, and what follows a prefix is stored
-apart from it.
+`stack_prefixes` joins several into the KV cache of a batch that is read once more, `decoding_cache` into one that grows
+token by token. A prefix is held once: prefixes that were prefilled together are views of one KV cache, and a batch of
+the same rows reads that cache again. What follows is stored apart from it, or in room that was left behind it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from vlm_detect.errors import UserError
+from vlm_detect.infer.in_place import InPlaceLayer
 from vlm_detect.infer.pooled import pool, pooled_features, watched
 from vlm_detect.infer.prepared import Prepare, PreparedAhead
 from vlm_detect.models.base import VLM
@@ -30,6 +32,18 @@ _HELD_POOLED = 256  # images whose features are kept: more than any batch, and a
 
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (B, H, P, D)
+
+
+class Room:
+    """Buffers of a batch's prefixes with room behind them, (B, H, P + room, D), for the first who continues it."""
+
+    def __init__(self, buffers: Layers) -> None:
+        self._buffers: Layers | None = buffers
+
+    def take(self) -> Layers | None:
+        """The buffers, once: two continuations would write over each other."""
+        taken, self._buffers = self._buffers, None
+        return taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +56,16 @@ class Prefix:
     batch: Layers  # of all rows
     row: int = 0
     shift: int = 0
+    room: Room | None = None  # behind all rows of the batch
 
     @property
     def layers(self) -> Layers:
         """Keys and values, (1, H, P, D); views."""
-        return [(keys[self.row : self.row + 1], values[self.row : self.row + 1]) for keys, values in self.batch]
+        return [self.layer(number) for number in range(len(self.batch))]
+
+    def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.batch[number]
+        return keys[self.row : self.row + 1], values[self.row : self.row + 1]
 
     def __len__(self) -> int:
         return self.batch[0][0].shape[2]
@@ -72,8 +91,8 @@ class PrefixMemory:
         self.ahead = PreparedAhead(vlm, held=self._held)
         self._pooled: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # (F,) each
 
-    def prefixes(self, images: Sequence[Image.Image | None]) -> list[Prefix]:
-        """The prefix of each image; misses are encoded and prefilled together.
+    def prefixes(self, images: Sequence[Image.Image | None], room: int = 0) -> list[Prefix]:
+        """The prefix of each image; misses are encoded and prefilled together, with room for so many tokens behind.
 
         None gives the prefix of a question without an image.
         """
@@ -81,7 +100,7 @@ class PrefixMemory:
         found = {key: self._held[key] for key in keys if key in self._held}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         to_read = {key: image for key, image in missing.items() if image is not None}
-        new = dict(zip(to_read, self._read(to_read), strict=True)) if to_read else {}
+        new = dict(zip(to_read, self._read(to_read, room), strict=True)) if to_read else {}
         new |= {key: prefill_text(self.vlm) for key in missing.keys() - to_read.keys()}
         for key, prefix in new.items():
             found[key] = prefix
@@ -118,10 +137,10 @@ class PrefixMemory:
             _, oldest = self._held.popitem(last=False)
             self.held_bytes -= oldest.nbytes
 
-    def _read(self, images: Mapping[bytes, Image.Image]) -> list[Prefix]:
+    def _read(self, images: Mapping[bytes, Image.Image], room: int) -> list[Prefix]:
         with watched(self.vlm) as seen:
             embeds = encode(self.vlm, list(images.values()), prepare=self.ahead.batch)
-            read = prefill(self.vlm, embeds)
+            read = prefill(self.vlm, embeds, room)
         if (features := pool(seen, self.vlm.alike(embeds))) is not None:
             self._pooled |= dict(zip(images, features, strict=True))
             while len(self._pooled) > _HELD_POOLED:
@@ -132,7 +151,8 @@ class PrefixMemory:
         if prefix.nbytes > self.max_bytes:
             return
         self._evict(self.max_bytes - prefix.nbytes)
-        self._held[key] = prefix if len(prefix.batch[0][0]) == 1 else prefix.copy()
+        is_alone = len(prefix.batch[0][0]) == 1 and prefix.room is None
+        self._held[key] = prefix if is_alone else prefix.copy()
         self.held_bytes += prefix.nbytes
 
 
@@ -143,16 +163,18 @@ def encode(vlm: VLM, images: Sequence[Image.Image], prepare: Prepare | None = No
 
 
 @torch.inference_mode()
-def prefill(vlm: VLM, embeds: torch.Tensor) -> list[Prefix]:
-    """The prefix of each of (B, N, D) image embeddings, prefilled together."""
+def prefill(vlm: VLM, embeds: torch.Tensor, room: int = 0) -> list[Prefix]:
+    """The prefix of each of (B, N, D) image embeddings, prefilled together, with room for so many tokens behind."""
     found: dict[int, Prefix] = {}
+    new_layer: Any = partial(InPlaceLayer, room) if room else DynamicLayer
     for alike in vlm.alike(embeds):
-        cache = DynamicCache()
+        cache = Cache(layer_class_to_replicate=new_layer)
         some: Any = embeds if len(alike) == len(embeds) else [embeds[i] for i in alike]
         vlm.model(**vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
+        behind = Room([layer.buffers for layer in cache.layers]) if room else None
         for row, (i, shift) in enumerate(zip(alike, vlm.shifts(len(alike)), strict=True)):
-            found[i] = Prefix(layers, row, shift)
+            found[i] = Prefix(layers, row, shift, behind)
     return [found[i] for i in range(len(embeds))]
 
 
@@ -189,16 +211,44 @@ def stack_prefixes(prefixes: Sequence[Prefix]) -> Cache:
     return Cache(layers=[AfterPrefix(keys, values) for keys, values in stacked(prefixes)])
 
 
+def decoding_cache(prefixes: Sequence[Prefix], room: int) -> Cache:
+    """As `stack_prefixes`, of a cache that copies no key where so many tokens follow, one after the other.
+
+    The first who continues a batch that was prefilled with room gets that; others a copy of the prefixes.
+    """
+    length, first = len(prefixes[0]), prefixes[0]
+    is_whole = _is_consecutive(prefixes) and len(prefixes) == len(first.batch[0][0])
+    taken = first.room.take() if is_whole and first.room is not None else None
+    if taken is not None:
+        return Cache(layers=[InPlaceLayer(room, buffers, length) for buffers in taken])
+    layers = [InPlaceLayer(room) for _ in first.batch]
+    for layer, (keys, values) in zip(layers, _stacked(prefixes), strict=True):
+        layer.update(keys, values)
+    return Cache(layers=layers)
+
+
 def stacked(prefixes: Sequence[Prefix]) -> Layers:
     """Keys and values (B, H, P, D) of prefixes of equal length: views where they are consecutive rows of one batch."""
+    return list(_stacked(prefixes))
+
+
+def _stacked(prefixes: Sequence[Prefix]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Layer by layer, so that one copy of a layer is held at a time."""
+    first = prefixes[0]
+    rows = slice(first.row, first.row + len(prefixes))
+    is_view = _is_consecutive(prefixes)
+    for number, (keys, values) in enumerate(first.batch):
+        if is_view:
+            yield keys[rows], values[rows]
+        else:
+            layer = [prefix.layer(number) for prefix in prefixes]
+            yield torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer])
+
+
+def _is_consecutive(prefixes: Sequence[Prefix]) -> bool:
+    """Whether these are consecutive rows of one batch."""
     batch, first = prefixes[0].batch, prefixes[0].row
-    if all(one.batch is batch and one.row == first + i for i, one in enumerate(prefixes)):
-        rows = slice(first, first + len(prefixes))
-        return [(keys[rows], values[rows]) for keys, values in batch]
-    return [
-        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-        for layer in zip(*(prefix.layers for prefix in prefixes), strict=True)
-    ]
+    return all(one.batch is batch and one.row == first + i for i, one in enumerate(prefixes))
 
 
 def equal_lengths(prefixes: Sequence[Prefix]) -> list[list[int]]:
