@@ -21,6 +21,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,43 +31,26 @@ from typing import Any
 import checkout  # noqa: F401
 import torch
 import yaml
-from diffusers import AutoencoderKL, SD3Transformer2DModel
-from fake_gpu import Fused, LiveStorages, four_bits  # tests/bench
+from fake_gpu import Fused, LiveStorages  # tests/bench
+from full_size import ALL_LAYERS, LAYERS, build, clip, kind_of, sd3, t5, tower_bytes, vae  # tests/bench
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AttentionInterface,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    PreTrainedModel,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import AttentionInterface, PreTrainedModel
 
-from tests.factories import tiny_tokenizer
 from vlm_detect.config import CONFIGS, git_commit, parse_config, write_json
-from vlm_detect.errors import run_main
+from vlm_detect.errors import UserError, run_main
 from vlm_detect.infer import batch_size
 from vlm_detect.infer.branches import forward
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import decoding_cache, prefill, stack_prefixes
 from vlm_detect.models.base import VLM
-from vlm_detect.models.moondream import MoondreamConfig, MoondreamProcessor
-from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.moondream.modeling import MoondreamModel
-from vlm_detect.models.nano import nano_path
 from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
-from vlm_detect.models.tinyllava import HUB_ID as TINYLLAVA_ID
-from vlm_detect.models.tinyllava import TinyLlavaConfig
-from vlm_detect.models.tinyllava.configuration import RELEASE
 from vlm_detect.models.tinyllava.family import TinyLlavaVLM
-from vlm_detect.models.tinyllava.processing import make_processor
 from vlm_detect.train import loss
-from vlm_detect.train.lora import add_lora, inputs_left_to_autocast, select_targets
+from vlm_detect.train.lora import add_lora, inputs_left_to_autocast
 from vlm_detect.train.options import LoraOptions
 from vlm_detect.train.tuning import train_language_model
 
@@ -74,9 +59,6 @@ QUESTIONS = [(24, 4), (44, 4), (130, 4), (24, 60)]  # tokens of a question with 
 CAPTION_TOKENS = 128
 PROMPT_TOKENS = 77 + 256  # CLIP's and T5's
 FEW, MORE = 3, 6
-LAYERS = {"moondream": 24, "tinyllava": 32, "sd3": 38}  # of the language models and the large denoiser
-TOWER_LAYERS = 27
-ALL_LAYERS = [False]
 ENCODED: dict[bool, tuple[float, float]] = {}
 SERVED: dict[tuple[str, int], tuple[float, float]] = {}
 FREE_BYTES: list[int] = []  # of the simulated card, with the weights on it
@@ -92,17 +74,31 @@ class Config:
 
 def main(argv: list[str]) -> None:
     (config,) = parse_config([Config], argv, doc=__doc__)
+    paths = {path.stem: path for path in [*recipe_configs(), *card_configs()]}
+    names = config.configs or list(paths)
+    if unknown := [name for name in names if name not in paths]:
+        raise UserError(f"--configs {unknown[0]}: there are {', '.join(paths)}")
+    if len(names) > 1:
+        for name in names:
+            in_process_of_its_own(name, config)
+        return
     ALL_LAYERS[:] = [config.all_layers]
     gc.freeze()  # each collection then looks at the simulation alone, and not at all imports
-    paths = {path.stem: path for path in [*recipe_configs(), *card_configs()]}
-    out = Path(config.out)
+    (name,), out = names, Path(config.out)
+    peaks = simulate(paths[name])
+    print(name, {key: value for key, value in peaks.items() if value is not None}, flush=True)
+    about = {"command": "python tests/bench/memory.py", "commit": git_commit(), "device": "fake tensors"}
     found = {row["config"]: row for row in yaml.safe_load(out.read_text())} if out.exists() else {}
-    for name in config.configs or paths:
-        peaks = simulate(paths[name])
-        about = {"command": "python tests/bench/memory.py", "commit": git_commit(), "device": "fake tensors"}
-        found[name] = {"config": name, "card_gb": card_gb(name), **peaks, **about}
-        print(name, {key: value for key, value in peaks.items() if value is not None}, flush=True)
-        write_json(out, [found[name] for name in paths if name in found])
+    found[name] = {"config": name, "card_gb": card_gb(name), **peaks, **about}
+    write_json(out, [found[name] for name in paths if name in found])
+
+
+def in_process_of_its_own(name: str, config: Config) -> None:
+    """Simulate one config: what torch keeps of several simulations' fake tensors can end the process in a crash."""
+    flags = ["--configs", name, "--all_layers", str(config.all_layers), "--out", config.out]
+    ended = subprocess.run([sys.executable, __file__, *flags], check=False).returncode
+    if ended:
+        raise UserError(f"{name}: the simulation ended with status {ended}, the configs before it are written")
 
 
 def recipe_configs() -> list[Path]:
@@ -155,22 +151,6 @@ def extended(measure: Callable[[int], dict[str, float]], layers: int) -> dict[st
         return measure(layers)
     few, more = measure(FEW), measure(MORE)
     return {key: few[key] + (more[key] - few[key]) * (layers - FEW) / (MORE - FEW) for key in few}
-
-
-def kind_of(name: str) -> str:
-    return "tinyllava" if name == TINYLLAVA_ID else "moondream"
-
-
-def tower_bytes(name: str, dtype: torch.dtype) -> float:
-    """The weights of the layers that a short tower lacks."""
-    if ALL_LAYERS[0]:
-        return 0
-    vlm = build(name, dtype, 1)
-    layer = next(
-        part for path, part in vlm.model.named_modules() if path.endswith(("vision.blocks.0", "encoder.layers.0"))
-    )
-    size = sum(parameter.nbytes for parameter in layer.parameters())
-    return float((TOWER_LAYERS - 2) * size)
 
 
 # Phases
@@ -326,35 +306,7 @@ def encoded(nf4: bool, live: LiveStorages) -> tuple[float, float]:
     return ENCODED[nf4]
 
 
-# Models of the published sizes
-
-
-def build(name: str, dtype: torch.dtype, layers: int, *, nf4: bool = False) -> VLM:
-    vlm: VLM
-    if name == TINYLLAVA_ID:
-        config = TinyLlavaConfig.from_dict({**RELEASE})
-        with _disable_current_modes():
-            processor = make_processor(config, AutoTokenizer.from_pretrained(nano_path("tinyllava")))
-        config.image_token_index = processor.image_token_id
-        shorten(config, layers)
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        vlm = TinyLlavaVLM(model.eval(), processor, name)
-        with _disable_current_modes():
-            assert vlm.levels is not None  # found here: fake tensors have no pixels to try
-    else:
-        config = MoondreamConfig()
-        shorten(config, layers)
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        vlm = MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), name)
-    if nf4:
-        four_bits(model, set(select_targets(model, "all-linear")))
-    return vlm
-
-
-def shorten(config: Any, layers: int) -> None:
-    config.text_config.num_hidden_layers = layers
-    if not ALL_LAYERS[0]:
-        config.vision_config.num_hidden_layers = 2
+# Batches
 
 
 def prepared(vlm: VLM, images: int) -> dict[str, Any]:
@@ -381,52 +333,6 @@ def rows(vlm: VLM, images: int, questions: int) -> tuple[dict[str, Any], int]:
     fake["packed"] = True
     fake["row_images"] = torch.empty(images, dtype=torch.long)
     return fake, sum(label != IGNORE for row in made for label in row.labels)
-
-
-def sd3(layers: int, *, large: bool, nf4: bool) -> Any:
-    heads = 38 if large else 24
-    model = SD3Transformer2DModel(
-        sample_size=128,
-        num_layers=layers,
-        attention_head_dim=64,
-        num_attention_heads=heads,
-        joint_attention_dim=4096,
-        caption_projection_dim=64 * heads,
-        pooled_projection_dim=2048,
-        pos_embed_max_size=192 if large else 384,
-        qk_norm="rms_norm",
-        dual_attention_layers=() if large else tuple(range(13)),
-    ).to(torch.bfloat16)
-    if nf4:
-        four_bits(model, {name for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-    return model.eval()
-
-
-def vae() -> Any:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=16,
-        sample_size=1024,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).to(torch.bfloat16)
-
-
-def t5(*, nf4: bool) -> Any:
-    config = T5Config(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
-    model = T5EncoderModel(config).to(torch.bfloat16)
-    if nf4:
-        four_bits(model, {name for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-    return model
-
-
-def clip(width: int, layers: int) -> Any:
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
-    config = CLIPTextConfig(**sizes, projection_dim=width, num_attention_heads=width // 64)
-    return CLIPTextModelWithProjection(config).to(torch.bfloat16)
 
 
 # What a GPU does and a CPU does not
