@@ -6,10 +6,16 @@ import ctypes
 import gc
 import os
 import platform
+import sys
 
 import torch
 
 from vlm_detect.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16")  # of torch.cpu.get_capabilities
@@ -90,6 +96,14 @@ def free_device_bytes(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return None
+
+
+def peak_process_bytes(*, of_children: bool = False) -> int | None:
+    """Peak memory so far of this process, or of the largest child that has ended; None on Windows."""
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def is_out_of_memory(error: BaseException) -> bool:

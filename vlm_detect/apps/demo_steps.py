@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shlex
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from vlm_detect.data.pairs import open_dataset
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import decode_image
 from vlm_detect.infer.explanation import CheckedReason, Explanation
+from vlm_detect.machine import peak_process_bytes
 from vlm_detect.questions.ask import EXPLAIN_QUESTION
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.records import Result
@@ -89,8 +89,9 @@ def run_demo(out: Path) -> None:
     report = out / "report.html"
     write_report(report, pairs, run, evals, summaries, explained_images(examples, scanned))
     print_table(summaries)
-    peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-    print(f"{time.monotonic() - started:.0f} s, largest process {peak_gb:.1f} GB\nreport: {report.resolve().as_uri()}")
+    peak = peak_process_bytes(of_children=True)
+    memory = f", largest process {peak / 1e9:.1f} GB" if peak is not None else ""
+    print(f"{time.monotonic() - started:.0f} s{memory}\nreport: {report.resolve().as_uri()}")
 
 
 def step(product: Path, command: Sequence[object]) -> None:

@@ -79,6 +79,8 @@ def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str
 
 def _verdict(total_gb: float) -> str:
     if not torch.cuda.is_available():
+        if torch.backends.mps.is_available():
+            return f"estimated for CUDA; the GPU here may use {torch.mps.recommended_max_memory() / 1e9:.1f} GB"
         return "there is no GPU here to compare with"
     free, whole = (size / 1e9 for size in torch.cuda.mem_get_info())
     return f"{'fits' if total_gb <= free else 'DOES NOT FIT'} ({free:.1f} of {whole:.1f} GB are free)"
@@ -91,6 +93,9 @@ def _machine() -> Iterator[str]:
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             yield f"GPU {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
+    elif torch.backends.mps.is_available():
+        usable_gb = torch.mps.recommended_max_memory() / 1e9
+        yield f"GPU: MPS, {usable_gb:.0f} GB of the machine's memory; models run in float32"
     else:
         yield "GPU: none; models run on the CPU in float32, and `auto` selects nano"
     for extra, packages in EXTRAS.items():

@@ -138,7 +138,7 @@ def _optimizers(model: nn.Module, recipe: Optimisation) -> list[torch.optim.Opti
 def _log(path: Path, name: str, step: int, recipe: Optimisation, means: dict[str, float], rate: float) -> None:
     left_min = (recipe.steps - step) / rate / 60
     record: dict[str, Any] = {"step": step, **{k: round(v, 5) for k, v in means.items()}}
-    with path.open("a") as log:
+    with path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(record | {"samples_per_s": round(rate * recipe.batch, 1)}) + "\n")
     losses = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
     print(

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from vlm_detect.errors import UserError
 from vlm_detect.machine import is_out_of_memory
-from vlm_detect.train.progress import peak_memory_gb
+from vlm_detect.train.progress import peak_memory
 from vlm_detect.train.run_directory import last_checkpoint
 
 _FROM_WORKER = re.compile(r"(?:\w+: )?Caught \w+ in DataLoader worker process")
@@ -40,7 +40,7 @@ def as_user_errors(trainer: Trainer, memory_remedies: Sequence[str] = ()) -> Ite
         if is_out_of_memory(error):
             remedies = "".join(f", or {flag}" for flag in memory_remedies)
             raise UserError(
-                f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory_gb():.1f} GB were in use): set "
+                f"step {trainer.state.global_step + 1} ran out of memory ({peak_memory()} peak): set "
                 f"--per_device_train_batch_size below {args.per_device_train_batch_size} and raise "
                 f"--gradient_accumulation_steps accordingly{remedies}; {left}"
             ) from error

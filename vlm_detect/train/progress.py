@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlm_detect.machine import peak_process_bytes
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Progress(TrainerCallback):
         left = timedelta(seconds=round(elapsed / max(done, 1) * (state.max_steps - state.global_step)))
         return (
             f"step {state.global_step}/{state.max_steps} (epoch {state.epoch:.2f})  loss {logs['loss']:.4f}  "
-            f"lr {logs['learning_rate']:.1e}  {self.speeds()}  {left} left  {peak_memory_gb():.1f} GB peak"
+            f"lr {logs['learning_rate']:.1e}  {self.speeds()}  {left} left  {peak_memory()} peak"
         )
 
     def speeds(self) -> str:
@@ -93,9 +93,7 @@ class Progress(TrainerCallback):
         )
 
 
-def peak_memory_gb() -> float:
-    """Peak memory so far, in GB (10^9 bytes): of the accelerator if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+def peak_memory() -> str:
+    """Peak memory so far, in GB (10^9 bytes), as words: of a CUDA device if there is one, else of the process."""
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_process_bytes()
+    return "unknown" if peak is None else f"{peak / 1e9:.1f} GB"
