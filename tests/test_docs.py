@@ -15,7 +15,7 @@ from vlm_detect.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
-FOLDERS = "recipes|eval|data_gen|docs|tests|vlm_detect|examples"
+FOLDERS = "deploy|recipes|eval|data_gen|docs|tests|vlm_detect|examples"
 CONFIGS = {path.stem for path in (ROOT / "vlm_detect" / "configs").rglob("*.yaml")}
 
 
