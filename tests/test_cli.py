@@ -111,7 +111,7 @@ WRONG = [
     ("doctor --config moondream_lorra", "did you mean --config moondream_lora?"),
     ("explain a.jpg --model run", "--out is missing"),
     ("export run out", "--to is missing"),
-    ("export run out --to tflite", "--to: tflite: choose from adapter, merged, official, variant, onnx"),
+    ("export run out --to tflite", "--to: tflite: choose from adapter, merged, official, variant, mlx, onnx"),
     ("report set --n 0", "--n 0: give 1 or more"),
     ("runs a b", "b: no argument is left for it"),
     ("scan a.jpg --batch_size 0", "--batch_size 0: give 1 or more"),

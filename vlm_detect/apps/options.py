@@ -151,7 +151,7 @@ class DoctorOptions:
 class ExportOptions:
     run: str = field(metadata={"positional": True, "help": "Run directory of a recipe."})
     out: str = field(metadata={"positional": True, "help": "A new folder."})
-    to: Literal["adapter", "merged", "official", "variant", "onnx"] = field(metadata={"help": "Export format."})
+    to: Literal["adapter", "merged", "official", "variant", "mlx", "onnx"] = field(metadata={"help": "Export format."})
 
 
 @dataclass(frozen=True)

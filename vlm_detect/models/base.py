@@ -253,6 +253,10 @@ class VLM(ABC):
         """Write a folder in the family's official layout; UserError if that is transformers'."""
         raise UserError(f"{self.name} has no layout other than transformers': use --to merged")
 
+    def save_mlx(self, out: Path) -> None:
+        """Write a folder that mlx-vlm reads; UserError for a model that it does not compute as it is."""
+        raise UserError(f"{self.name}: --to mlx knows moondream and LLaVA; use --to merged")
+
     def save_variant(self, out: Path) -> None:
         """Write the LoRA in the family's official format; UserError if there is none."""
         raise UserError(f"{self.name}: a variant is a LoRA on moondream; use --to adapter, merged or official")

@@ -4,6 +4,7 @@
     vlm-detect export runs/moondream_lora OUT --to merged      # one model folder: load it by from_pretrained or --model
     vlm-detect export runs/moondream_lora OUT --to official    # for moondream's own code and desktop tools
     vlm-detect export runs/tinyllava_lora OUT --to official    # ... and TinyLLaVA_Factory's
+    vlm-detect export runs/moondream_lora OUT --to mlx         # for mlx-vlm on Apple's chips
     vlm-detect export runs/moondream_lora OUT --to variant     # the official LoRA file, for adapters that fit it
 
 A merge is made in float32 and rounded once to the stored dtype; tensors without a LoRA keep their bytes.
@@ -30,7 +31,7 @@ from vlm_detect.models.moondream.variant import has_projection
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.models.tinyllava.checkpoint import is_factory_folder
 
-Target = Literal["adapter", "merged", "official", "variant"]
+Target = Literal["adapter", "merged", "official", "variant", "mlx"]
 
 # Files that the detector reads in addition to the weights.
 _RUN_FILES = ("calibration.json", "fusion.json", "head.safetensors", "measures.json")
@@ -94,8 +95,9 @@ def _export(run: str, target: Target, out: Path) -> None:
         return
     if isinstance(vlm.model, PeftModel):
         vlm.model = merge(vlm.model)
-    if target == "official":
-        vlm.save_official(out)
+    if target in ("official", "mlx"):
+        save = vlm.save_official if target == "official" else vlm.save_mlx
+        save(out)
         make_readable(*out.glob("*.safetensors"))
         return
     vlm.model.save_pretrained(out)

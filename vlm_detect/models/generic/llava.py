@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.generic.levels import RAW
+from vlm_detect.models.mlx import check_llava, rewrite_llava
 from vlm_detect.models.onnx import OnnxTower
 
 SYSTEM_TOKENS = 40  # of a prompt before its image, where nothing is known of the template
@@ -70,6 +72,12 @@ class LlavaVLM(ChatVLM):
         shape = self.prepare([Image.new("RGB", (64, 64))])["pixel_values"].shape
         examples = [{"pixel_values": torch.randn(shape, generator=generator)} for _ in range(3)]
         return OnnxTower(LlavaTower(self.inner), examples[0], {}, examples[1:])
+
+    def save_mlx(self, out: Path) -> None:
+        check_llava(self.model.config, self.name)
+        self.model.save_pretrained(out)
+        self.processor.save_pretrained(out)
+        rewrite_llava(out, self.model.config)
 
     def is_unused(self, name: str) -> bool:
         """The features are those of an earlier layer of the tower: the layers above, and its head, are never read."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlm_detect.ahead import threads_for
 from vlm_detect.models.base import VLM, family
+from vlm_detect.models.mlx import describe_moondream
 from vlm_detect.models.moondream.configuration import MODEL_TYPE
 from vlm_detect.models.moondream.modeling import MoondreamForConditionalGeneration
 from vlm_detect.models.moondream.onnx_graph import MoondreamTower, random_crops
@@ -142,6 +143,10 @@ class MoondreamVLM(VLM):
 
     def save_official(self, out: Path) -> None:
         self.model.save_official(out)
+
+    def save_mlx(self, out: Path) -> None:
+        self.model.save_official(out)
+        describe_moondream(out, self.model.config)
 
     def save_variant(self, out: Path) -> None:
         save_variant(self.model, out)
