@@ -14,7 +14,7 @@ QUICK = {"verdicts"}  # the others take about a minute of CPU time each
 
 
 def test_all_notebooks_are_tested():
-    assert [path.stem for path in NOTEBOOKS] == ["adding_a_generator", "pairs_to_benchmark", "verdicts"]
+    assert [path.stem for path in NOTEBOOKS] == ["adding_a_generator", "colab", "pairs_to_benchmark", "verdicts"]
 
 
 def marked(path: Path):
