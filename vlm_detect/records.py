@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from vlm_detect.places import place_of
 
 Label = Literal["real", "generated", "edited"]
-TwinKind = Literal["caption", "vae", "edit"]
+TwinKind = Literal["caption", "vae", "edit", "instruct"]
+EDITED_KINDS: tuple[TwinKind, ...] = ("edit", "instruct")  # twins that are a photo or a twin, changed
 Polarity = Literal["fake", "real"]  # the class that "Yes." means
 Topic = Literal["generation", "edit"]
 FROM_PROMPTS = "prompts"  # the captioner of prompted images, which are twins of no photo
@@ -44,6 +45,16 @@ _NO_GENERATOR = {"", "none", "null", "nan", "n_a", "camera"}
 def label_named(name: str) -> Label | None:
     """The label for the name of a folder, a column's value or a class; None if the name is unknown."""
     return LABEL_NAMES.get(_plain(name))
+
+
+def label_of_twin(kind: str) -> Label:
+    """The label of a twin of this kind."""
+    return "edited" if kind in EDITED_KINDS else "generated"
+
+
+def instruction_of(row: Mapping[str, Any]) -> str:
+    """The instruction of an edit by instruction, from its row of a pair dataset; empty for other rows."""
+    return str(row.get("prompt") or "") if row.get("kind") == "instruct" else ""
 
 
 def is_real_name(generator: str | None) -> bool:
@@ -116,6 +127,7 @@ class Subject:
     edit: Mapping[str, Any] | None = None
     size: tuple[int, int] | None = None
     reasons: tuple[Reason, ...] | None = None
+    instruction: str = ""  # that an editing model followed
 
     def mirrored(self) -> Subject:
         """The same of the mirrored image."""
@@ -236,6 +248,7 @@ class Result:
     generator: str
     object_class: str = ""
     topic: Topic = "generation"  # edits have separate questions and figures
+    instructed: bool = False  # the edit in question follows an instruction
     witness_odds: dict[str, float] | None = None
     fused_odds: float | None = None
     refused: str = ""  # why the model cannot read the image; there is no answer then

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import (
@@ -41,6 +44,11 @@ from diffusers import (
     UNet2DConditionModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
+)
+from diffusers.pipelines.qwenimage import (
+    pipeline_qwenimage_edit,
+    pipeline_qwenimage_edit_inpaint,
+    pipeline_qwenimage_edit_plus,
 )
 from tokenizers import processors
 from transformers import (
@@ -482,6 +490,17 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "AuraFlowPipeline": aura_flow,
     "ZImagePipeline with TAESD": with_tiny_autoencoder,
 }
+
+
+@contextmanager
+def small_references() -> Iterator[None]:
+    """Qwen-Image-Edit scales what it edits to a megapixel: minutes on a CPU. Here to 64 x 64 pixels."""
+    with ExitStack() as patches:
+        for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_inpaint, pipeline_qwenimage_edit_plus):
+            real = module.calculate_dimensions
+            small = functools.partial(lambda real, area, ratio: real(64 * 64, ratio), real)
+            patches.enter_context(mock.patch.object(module, "calculate_dimensions", small))
+        yield
 
 
 def tiny_pipeline(name: str) -> Any:

@@ -1,6 +1,6 @@
 """One class of pipelines, tried with random weights: which kinds of twin it makes, each equal by its receipt.
 
-found = try_pipeline("FluxPipeline", tmp_path)      # {pipeline, caption, vae, edit, reason}
+found = try_pipeline("FluxPipeline", tmp_path)      # {pipeline, caption, vae, edit, instruct, reason}
 python -m tests.generate.try_pipeline --write       # every class; writes the record and the table of docs/data.md
 
 The pipeline is saved, `make-pairs` renders twins with it, and `vlm-detect render --row` renders one of each kind again.
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.generate.test_edits import textured
-from tests.generate.tiny_pipelines import PIPELINES, tiny_pipeline
+from tests.generate.tiny_pipelines import PIPELINES, small_references, tiny_pipeline
 from tests.scripts.here import run_here
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.generate.receipts import render_row
@@ -26,9 +26,14 @@ from vlm_detect.generate.receipts import render_row
 RECORD = Path(__file__).parents[2] / "eval" / "results" / "generators.json"
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 START, END = "<!-- pipelines: python -m tests.generate.try_pipeline --write -->", "<!-- end of pipelines -->"
-KINDS = ("caption", "vae", "edit")
+KINDS = ("caption", "vae", "edit", "instruct")
 PHOTOS = 4
-SIDES = {"HiDreamImagePipeline": 1024}  # it renders a megapixel, whatever it is asked for
+SIDES = {  # what they render at, whatever is requested, or the least that they edit
+    "HiDreamImagePipeline": 1024,
+    "QwenImageEditPipeline": 64,
+    "Flux2Pipeline": 64,
+    "Flux2KleinPipeline": 64,
+}
 SIDE = 32
 
 
@@ -36,7 +41,8 @@ def try_pipeline(name: str, folder: Path) -> dict[str, Any]:
     """What it makes, kind by kind, and why not the rest."""
     save(name, folder / "pipeline")
     write_photos(folder / "photos")
-    reasons = {kind: _try_kind(kind, folder, SIDES.get(name, SIDE)) for kind in KINDS}
+    with small_references():
+        reasons = {kind: _try_kind(kind, folder, SIDES.get(name, SIDE)) for kind in KINDS}
     said = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items() if reason)
     return {"pipeline": name, **{kind: not reason for kind, reason in reasons.items()}, "reason": said}
 

@@ -20,7 +20,7 @@ from vlm_detect.images.decode import decode_image
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.measures.calibration import MeasureCalibration, octave_of, quality_of
 from vlm_detect.measures.registry import Measured, measure_image
-from vlm_detect.records import Label, Reason, Subject, label_named
+from vlm_detect.records import Label, Reason, Subject, instruction_of, label_named, label_of_twin
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class DatasetImages:
             caption=(row.get("caption") or "") if is_twin else "",
             edit=row.get("edit") if is_twin or "twin" not in row else None,
             size=self.stored(ref).size,
+            instruction=instruction_of(row) if is_twin else "",
             reasons=None if reasons is None else tuple(Reason.from_row(one) for one in reasons),
         )
 
@@ -78,7 +79,7 @@ class DatasetImages:
 
 def _label(row: Mapping[str, Any], *, is_twin: bool) -> Label:
     if is_twin:
-        return "edited" if row["kind"] == "edit" else "generated"
+        return label_of_twin(row["kind"])
     label = label_named(str(row.get("image_label") or row.get("label")))
     assert label is not None  # rows of other labels are refused when a split is opened
     return label

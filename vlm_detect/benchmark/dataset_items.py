@@ -25,7 +25,7 @@ from vlm_detect.images.decode import decode_image
 from vlm_detect.images.local_files import may_name
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.questions.ask import EDIT_QUESTION, FAKE_QUESTION, NO, YES
-from vlm_detect.records import Item, Pair, Source
+from vlm_detect.records import Item, Pair, Source, instruction_of, label_of_twin
 from vlm_detect.schema import check_folder
 
 PAIR_COLUMNS = {"pair_id", "group", "image", "image_label", "twin", "kind", "generator"}
@@ -73,14 +73,15 @@ def load_split(folder: Path, split: str) -> Dataset:
 
 def _pair_items(rows: Dataset) -> Iterator[tuple[Item, bytes]]:
     for index, row in enumerate(rows):
-        edited, made_from = row["kind"] == "edit", row["image_label"]
+        label, made_from = label_of_twin(row["kind"]), row["image_label"]
+        edited = label == "edited"
         shared = {"group": row["group"], "pair_id": row["pair_id"], "caption": row.get("caption") or ""}
         shared |= {"made_from": made_from} if edited else {}
+        shared |= {"instruction": said} if (said := instruction_of(row)) else {}
         yield (
             _item(f"{row['pair_id']}/image", f"{index}:image", made_from, _maker(row), edited, shared),
             StoredImage.from_cell(row["image"]).content,
         )
-        label = "edited" if edited else "generated"
         about = {**shared, "twin_kind": row["kind"]}
         yield (
             _item(f"{row['pair_id']}/twin", f"{index}:twin", label, row["generator"], edited, about),
@@ -131,12 +132,13 @@ def dataset_pairs(folder: Path, split: str) -> tuple[list[Pair], Callable[[str],
     pairs = []
     first: dict[str, str] = {}  # a photo has a row for each of its twins, but is a single image
     for index, row in enumerate(rows):
-        edited = row["kind"] == "edit"
+        label = label_of_twin(row["kind"])
+        edited = label == "edited"
         if row["image_label"] != "real" and not edited:
             continue
         twin = Source(
             f"{index}:twin",
-            "edited" if edited else "generated",
+            label,
             row["generator"] or "",
             row["group"],
             row["kind"],

@@ -20,7 +20,8 @@ from scipy.special import expit
 from vlm_detect.benchmark.score import softmax
 from vlm_detect.questions.ask import LETTERS
 from vlm_detect.questions.kind import KINDS
-from vlm_detect.records import Result
+from vlm_detect.questions.prompts import row_of
+from vlm_detect.records import Result, Topic
 from vlm_detect.stats.metrics import Array, logit
 
 
@@ -42,12 +43,12 @@ class ItemScore:
     correct: float
     parsed: bool
     results: tuple[Result, ...]
-    topic: str = "generation"
+    topic: Topic = "generation"
 
     @property
     def row(self) -> str:
         """Its key in `by_kind`."""
-        return f"edit_{self.kind}" if self.topic == "edit" else self.kind
+        return row_of(self.kind, self.topic, instructed=any(result.instructed for result in self.results))
 
 
 def item_scores(results: Iterable[Result], scoring: str) -> list[ItemScore]:

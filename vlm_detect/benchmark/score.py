@@ -24,7 +24,7 @@ from vlm_detect.benchmark.items import side_by_side
 from vlm_detect.benchmark.results import Key
 from vlm_detect.errors import UserError
 from vlm_detect.questions.kind import KINDS, generator_of, is_fake, makers_in, prompts_of
-from vlm_detect.questions.prompts import Prompt, topic_of
+from vlm_detect.questions.prompts import Prompt, is_instructed, topic_of
 from vlm_detect.records import Item, Result
 from vlm_detect.stats.metrics import logit
 
@@ -285,5 +285,6 @@ def _result(
         generator=generator_of(item),
         object_class=str(item.metadata.get("object_category") or item.metadata.get("object_class") or ""),
         topic=topic_of(item),
+        instructed=is_instructed(item),
         refused=refused,
     )

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from vlm_detect.questions.kind import KINDS, makers_in, prompts_of
-from vlm_detect.questions.prompts import Prompt, topic_of
+from vlm_detect.questions.prompts import Prompt, is_instructed, row_of, topic_of
 from vlm_detect.records import Item
 
 _FOLDS = 5
@@ -57,7 +57,7 @@ def baselines_by_kind(items: Sequence[Item]) -> dict[str, dict[str, float]]:
     none of its parts."""
     rows: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        rows[f"edit_{item.kind}" if topic_of(item) == "edit" else item.kind].append(item)
+        rows[row_of(item.kind, topic_of(item), instructed=is_instructed(item))].append(item)
     return {row: text_baselines(rows[row]) for row in sorted(rows)}
 
 

@@ -34,6 +34,7 @@ from vlm_detect.images.stored import StoredImage, undecoded
 from vlm_detect.machine import cpu_cores
 from vlm_detect.models.cnn.squares import Fit, to_square
 from vlm_detect.progress import progress
+from vlm_detect.records import label_of_twin
 
 _FORM = 1  # of the files below; another number has older ones rewritten
 _PROBED = 500  # images whose header is read to find out the common size
@@ -167,8 +168,7 @@ def _cells(rows: Dataset) -> Iterator[tuple[Entry, StoredImage]]:
         if row["image_label"] == "real" and photo.key not in seen:
             seen.add(photo.key)
             yield Entry("real", "", "", row["group"], f"{row['pair_id']}/image"), photo
-        label = "edited" if row["kind"] == "edit" else "generated"
-        yield _entry(row, label, f"{row['pair_id']}/twin"), StoredImage.from_cell(row["twin"])
+        yield _entry(row, label_of_twin(row["kind"]), f"{row['pair_id']}/twin"), StoredImage.from_cell(row["twin"])
 
 
 def _entry(row: Mapping[str, Any], label: str, id_: str) -> Entry:

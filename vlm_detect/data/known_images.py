@@ -31,7 +31,7 @@ from vlm_detect.data.sources import SourcePhoto, open_source, report_skipped
 from vlm_detect.errors import UserError
 from vlm_detect.images.decode import ImageRejected
 from vlm_detect.images.stored import StoredImage, cell_name, undecoded
-from vlm_detect.records import Label
+from vlm_detect.records import Label, label_of_twin
 
 Column = Literal["image", "twin"]
 _KEPT_APART = ("test", "unseen")  # splits that measure, and choose nothing
@@ -107,7 +107,7 @@ def verdict_cells(rows: Dataset) -> dict[bool, list[tuple[int, Column]]]:
         return cells
     seen: set[str] = set()  # a photo stands in one row for each of its twins
     for i, (label, kind) in enumerate(zip(rows["image_label"], rows["kind"], strict=True)):
-        if kind != "edit":
+        if label_of_twin(kind) == "generated":
             cells[True].append((i, "twin"))
         if label == "real" and (key := StoredImage.from_cell(rows[i]["image"]).key) not in seen:
             seen.add(key)

@@ -24,7 +24,7 @@ from vlm_detect.data.pairs import open_dataset
 from vlm_detect.data.splits import SPLITS
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage, undecoded
-from vlm_detect.records import Label, label_named
+from vlm_detect.records import Label, label_named, label_of_twin
 
 Column = Literal["image", "twin"]
 
@@ -84,7 +84,7 @@ class Members:
 
     def _member(self, number: int, split: str, row: Mapping[str, Any], column: Column) -> Member:
         if column == "twin":
-            label: Label | None = "edited" if row["kind"] == "edit" else "generated"
+            label: Label | None = label_of_twin(row["kind"])
         else:
             label = label_named(str(row["image_label" if "twin" in self.columns else "label"]))
         if label is None:

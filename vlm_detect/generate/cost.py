@@ -25,9 +25,9 @@ def describe_plan(
         lines.append(f"{name}: {len(missing(work / name, plan))} of {plan.shards} shards to run")
     listed = ", ".join(f"{count} {kind}" for kind, count in images.items())
     lines.append(f"twins: {listed}, by {render.generator}{render.sampling.variant}")
-    if "caption" in images:
+    if rendered := sum(images.get(kind, 0) for kind in ("caption", "instruct")):
         passes = 2 if render.sampling.guidance > 1 else 1
-        steps = images["caption"] * render.sampling.steps
+        steps = rendered * render.sampling.steps
         lines.append(f"denoising: {steps} steps, {steps * passes} passes of the denoiser")
     if render.render_size:
         pixels = sum(images.values()) * render.render_size**2

@@ -39,6 +39,7 @@ class Generator(ABC):
 
     revision: ClassVar[str | None] = None  # its version, for the receipts
     can_reconstruct: ClassVar[bool] = False  # VAE twins
+    can_instruct: ClassVar[bool] = False  # edits by instruction
 
     def __init__(self, model: ResolvedModel, sampling: Sampling, device: str | None = None) -> None:
         self.model, self.sampling = model, sampling
@@ -58,6 +59,8 @@ class Generator(ABC):
         """Raise UserError for kinds of twin that it cannot make; called before captioning too."""
         if "vae" in kinds and not cls.can_reconstruct:
             raise UserError(f"--twins vae: {model.name} has no autoencoder to encode photos with; give --twins caption")
+        if "instruct" in kinds and not cls.can_instruct:
+            raise UserError(f"--twins instruct: {model.name} takes no image to edit; give --twins caption")
 
     @classmethod
     def check_inpainting(cls, model: ResolvedModel) -> None:
@@ -100,6 +103,10 @@ class Generator(ABC):
 
     def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
         """Reconstruct photos of one size with its autoencoder."""
+        raise NotImplementedError
+
+    def instruct(self, image: Image.Image, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
+        """Edit `image` by the instruction whose `encode_prompts` result is `arguments`; the size stays."""
         raise NotImplementedError
 
     def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:

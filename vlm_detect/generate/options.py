@@ -122,7 +122,9 @@ class RenderConfig:
         default="auto",
         metadata={"help": "A text-to-image pipeline: auto, nano, a folder, a Hub id, or a YAML with its settings."},
     )
-    twins: TwinKinds = field(default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit."})
+    twins: TwinKinds = field(
+        default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit, instruct."}
+    )
     steps: int | None = field(default=None, metadata={"help": "Denoising steps."})
     guidance: float | None = field(default=None, metadata={"help": "Classifier-free guidance; at most 1 is off."})
     render_size: int | None = field(
@@ -150,6 +152,10 @@ class RenderConfig:
     )
     edits_on: Literal["photos", "twins", "both"] = field(
         default="both", metadata={"help": "Edit photos, their first caption or VAE twin, or both."}
+    )
+    instructions: str = field(
+        default="",
+        metadata={"help": "YAML of instructions for --twins instruct, as for --prompts. Default: general ones."},
     )
     seed: int = field(default=0, metadata={"help": "Base seed; all seeds derive from it and the photo's id."})
 

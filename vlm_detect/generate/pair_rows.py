@@ -56,7 +56,7 @@ def pair_rows(
             "drawn_at": list(image.size),
         }
         # an autoencoder has no steps and no guidance, an edit no model unless it inpaints
-        is_drawn = twin["kind"] == "caption" or bool(edit and edit["operation"] == "inpaint")
+        is_drawn = twin["kind"] in ("caption", "instruct") or bool(edit and edit["operation"] == "inpaint")
         generator = edit["operation"] if edit and of_photo and not is_drawn else photo["generator"]
         pair_id = hashlib.sha256(f"{photo['id']}/{twin['kind']}/{photo['generator']}/{twin['seed']}".encode())
         yield {

@@ -42,6 +42,7 @@ class PipelineCall:
     guidance: str | None  # None: it has none
     takes_length: bool  # `max_sequence_length`, in tokens of a T5 or a language model
     takes_area: bool = False  # `max_area`, to which Kontext scales every width and height
+    takes_image: bool = False  # `image`, which it edits by the prompt
     needs_image: bool = False  # it cannot render from a caption
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +76,7 @@ def call_of(pipeline: Any) -> PipelineCall:
         guidance,
         takes_length="max_sequence_length" in parameters,
         takes_area="max_area" in parameters,
+        takes_image="image" in parameters and not parameters.keys() & {"strength", "mask_image"},
         needs_image=name in _NEED_IMAGE,
         fixed=fixed,
     )

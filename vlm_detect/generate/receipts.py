@@ -7,8 +7,8 @@ product depend on the number of rows and on the image's row index, but not on th
 batch of its copies, of the size in the receipt and at the same index. With the same number of threads that gives the
 same file on a CPU.
 
-Images made from a photo (a VAE twin, an edit of a photo, a splice and its donor) need that photo, found by its path and
-verified by its SHA-256. For an edit of a twin, the twin is rendered first.
+Images made from a photo (a VAE twin, an edit by instruction, an edit of a photo, a splice and its donor) need that
+photo, found by its path and verified by its SHA-256. For an edit of a twin, the twin is rendered first.
 """
 
 from __future__ import annotations
@@ -146,13 +146,15 @@ class _Again:
         return cls(model, self._config.sampling)
 
     def _drawn(self, row: Mapping[str, Any]) -> Image.Image:
-        """A caption or VAE twin of this photo, as rendered by the pipeline."""
+        """A caption, VAE or instruct twin of this photo, as rendered by the pipeline."""
         place, count = map(int, row["receipt"]["batch"].split("/"))
         at = self._sizes.drawn_at
         if row.get("kind") == "vae":
             return self._renderer.reconstruct([fit(self._source(), at)] * count)[place]
-        prompts = self._renderer.encode_prompts([row["prompt"]]) * count
-        return self._renderer.render(prompts, [row["seed"]] * count, at)[place]
+        (prompt,) = self._renderer.encode_prompts([row["prompt"]])
+        if row.get("kind") == "instruct":
+            return self._renderer.instruct(fit(self._source(), at), row["seed"], prompt)
+        return self._renderer.render([prompt] * count, [row["seed"]] * count, at)[place]
 
     def _paint(self, image: Image.Image, place: Place, seed: int) -> Image.Image:
         (arguments,) = self._renderer.encode_prompts([self._row["prompt"]])

@@ -2,7 +2,8 @@
 
 Each kind of twin has its own weakness, so a dataset has several: `caption` twins, rendered from the caption only,
 differ in photographic style (arXiv 2602.12381); `vae` twins are the photo itself, reconstructed by the generator's
-autoencoder, and generalize little to other generators (arXiv 2605.14486).
+autoencoder, and generalize little to other generators (arXiv 2605.14486). `instruct` twins are the photo, changed as a
+whole by an editing model and an instruction.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
 from vlm_detect.columns import EDIT_FEATURES
+from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, random_edits
 from vlm_detect.generate.generator import Generator
 from vlm_detect.generate.options import EditOperations, RenderConfig, Sampling
 from vlm_detect.generate.presets import with_given_file, with_preset
+from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.renderer import bucket, find_generator
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.images.edits import EDITS
@@ -37,6 +40,7 @@ from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write
 from vlm_detect.models.registry import NANO_NAMES
 from vlm_detect.records import Reject, TwinKind
 
+INSTRUCTIONS = CONFIGS / "generators" / "instructions.yaml"
 _THREADS = 2  # threads that decode and encode while the device renders
 
 # One row per photo, with its twins.
@@ -87,7 +91,10 @@ def derive_seed(seed: int, photo_id: str, kind: str) -> int:
 
 def plan_renders(captions: Plan, config: RenderConfig) -> Plan:
     """The shards of the caption step, one to one."""
-    return Plan("render", captions.items, captions.shard_size, captions.inputs, asdict(config))
+    settings = asdict(config)
+    if "instruct" in config.twins.kinds:
+        settings["instructions_sha256"] = _instructions(config).sha256
+    return Plan("render", captions.items, captions.shard_size, captions.inputs, settings)
 
 
 def render_twins(
@@ -111,6 +118,8 @@ class _Photo:
     size: tuple[int, int]  # width, height of its twins
     pixels: Future[PILImage.Image]  # the photo at that size, decoded while others are rendered
     prompt: str
+    instruction: str = ""  # of an edit by instruction
+    instructed: dict[str, Any] = field(default_factory=dict)  # the pipeline's arguments for the instruction
     arguments: dict[str, Any] = field(default_factory=dict)  # the pipeline's arguments for the prompt
     rendered: list[tuple[dict[str, Any], Future[bytes | None] | Exception]] = field(default_factory=list)
     twins: list[dict[str, Any]] = field(default_factory=list)
@@ -141,6 +150,11 @@ class RenderShard:
             if "caption" in kinds or paints:
                 for photo, arguments in zip(photos, renderer.encode_prompts([p.prompt for p in photos]), strict=True):
                     photo.arguments = arguments
+            if "instruct" in kinds:
+                for photo, arguments in zip(
+                    photos, renderer.encode_prompts([p.instruction for p in photos]), strict=True
+                ):
+                    photo.instructed = arguments
             for batch in _batches(counted(photos), self.config.render_batch or 1):
                 for kind in kinds:
                     if kind != "edit":
@@ -164,6 +178,7 @@ class RenderShard:
     def _photos(
         self, rows: Iterable[dict[str, Any]], renderer: Generator, rejects: list[Reject], pool: ThreadPoolExecutor
     ) -> Iterator[_Photo]:
+        book = _instructions(self.config) if "instruct" in self.config.twins.kinds else None
         side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
         for row in rows:
             photo_size = row["source"]["width"], row["source"]["height"]
@@ -174,7 +189,8 @@ class RenderShard:
                 rejects.append(Reject(row["source"]["path_or_id"], "render", "too_small", detail))
             else:
                 prompt = f"{row['caption']} {self.config.prompt_suffix}".strip()
-                yield _Photo(row, size, pool.submit(_fitted, row["image"]["bytes"], size), prompt)
+                instruction = book.sample(derive_seed(self.config.seed, row["id"], "instruction")) if book else ""
+                yield _Photo(row, size, pool.submit(_fitted, row["image"]["bytes"], size), prompt, instruction)
 
     def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], pool: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
@@ -182,12 +198,14 @@ class RenderShard:
         def render(places: Sequence[int]) -> list[PILImage.Image]:
             if kind == "vae":
                 return renderer.reconstruct([batch[i].fitted for i in places])
+            if kind == "instruct":
+                return [renderer.instruct(batch[i].fitted, seeds[i], batch[i].instructed) for i in places]
             arguments = [batch[i].arguments for i in places]
             return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].size)
 
         for place, (image, batch_of) in enumerate(_render_or_split(render, range(len(batch)))):
             photo = batch[place]
-            prompt = photo.prompt if kind == "caption" else None
+            prompt = {"caption": photo.prompt, "instruct": photo.instruction}.get(kind)
             twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": batch_of}
             finished = image if isinstance(image, Exception) else pool.submit(_finished, image)
             photo.rendered.append((twin | {"edit": None}, finished))
@@ -209,7 +227,11 @@ class RenderShard:
         partners = donor_groups(photo.row["group"] for photo in photos)
         for photo in photos:
             images = {"photo": photo.fitted}
-            images |= {twin["kind"]: PILImage.open(io.BytesIO(twin["image"]["bytes"])) for twin in photo.twins[:1]}
+            images |= {
+                twin["kind"]: PILImage.open(io.BytesIO(twin["image"]["bytes"]))
+                for twin in photo.twins[:1]
+                if twin["kind"] != "instruct"
+            }
             if self.config.edits_on != "both":
                 images = {
                     of: image for of, image in images.items() if (of == "photo") == (self.config.edits_on == "photos")
@@ -229,6 +251,10 @@ class RenderShard:
                     prompt = photo.prompt if edit["operation"] == "inpaint" else None
                     twin = {"kind": "edit", "prompt": prompt, "seed": subject.seed, "batch": "0/1", "edit": edit}
                     photo.twins.append(twin | {"image": {"bytes": _png(edited), "path": None}})
+
+
+def _instructions(config: RenderConfig) -> PromptBook:
+    return PromptBook.read(Path(config.instructions) if config.instructions else INSTRUCTIONS)
 
 
 def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:

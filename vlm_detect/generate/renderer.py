@@ -35,12 +35,14 @@ from vlm_detect.records import TwinKind
 # They warn on every call about prompts truncated at 77 tokens and about image processors that are not used here, and
 # show progress bars of loading.
 QUIET = quiet("transformers", "diffusers")
+_EDITORS = "black-forest-labs/FLUX.1-Kontext-dev or Qwen/Qwen-Image-Edit"
 
 
 class Renderer(Generator):
     """A loaded pipeline."""
 
     can_reconstruct = True
+    can_instruct = True  # of classes that take an image: `check_kinds`
 
     @classmethod
     def resolve(cls, name: str, revision: str | None = None) -> ResolvedModel:
@@ -54,9 +56,12 @@ class Renderer(Generator):
     def check_kinds(cls, model: ResolvedModel, kinds: Sequence[TwinKind]) -> None:
         super().check_kinds(model, kinds)
         pipeline = pipeline_class(model)
-        if call_of(pipeline).needs_image and "caption" in kinds:
+        call, name = call_of(pipeline), pipeline.__name__
+        if call.needs_image and "caption" in kinds:
+            raise UserError(f"--twins caption: {name} edits an image and renders none from a caption; give --twins vae")
+        if not call.takes_image and "instruct" in kinds:
             raise UserError(
-                f"--twins caption: {pipeline.__name__} edits an image and renders none from a caption; give --twins vae"
+                f"--twins instruct: {name} takes no image to edit; give an editing model, such as {_EDITORS}"
             )
 
     @classmethod
@@ -171,6 +176,18 @@ class Renderer(Generator):
         pixels = self.pipeline.image_processor.preprocess(list(photos)).to(self.device, self.pipeline.vae.dtype)
         decoded = through_autoencoder(self.pipeline.vae, pixels)
         return _to_images(self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt"))
+
+    @QUIET
+    @torch.inference_mode()
+    def instruct(self, image: Image.Image, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
+        """One image at a time: several are several references for one edit in FLUX.2."""
+        output = self.pipeline(
+            **self._call.arguments(self.sampling, image.size) | dict(arguments),
+            image=image,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="pt",
+        )
+        return self._checked(_to_images(output.images), image.size)[0]
 
     @property
     def can_inpaint(self) -> bool:

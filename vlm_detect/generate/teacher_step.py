@@ -37,7 +37,7 @@ from vlm_detect.generate.sightings import (
 )
 from vlm_detect.infer.endpoint import Prompt, Reply
 from vlm_detect.jobs.shards import Plan, counted, write_shard
-from vlm_detect.records import Label, ReasonSource, Reject, label_named
+from vlm_detect.records import EDITED_KINDS, Label, ReasonSource, Reject, label_named
 
 STAGE = "teacher"
 TEMPERATURE = 0.7
@@ -80,7 +80,7 @@ def has_items(members: Members) -> bool:
     if "twin" not in members.columns:
         return members.rows > 0
     return any(
-        kind != "edit" and label_named(str(label)) == "real"
+        kind not in EDITED_KINDS and label_named(str(label)) == "real"
         for rows in members.splits.values()
         for kind, label in zip(rows["kind"], rows["image_label"], strict=True)
     )

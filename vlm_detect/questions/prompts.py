@@ -78,6 +78,18 @@ def topic_of(item: Item) -> Topic:
     return "edit" if about_edits or asks_for_edits else "generation"
 
 
+def is_instructed(item: Item) -> bool:
+    """Whether the edit that the question is about follows an instruction."""
+    return bool(item.metadata.get("instruction")) or item.metadata.get("twin_kind") == "instruct"
+
+
+def row_of(kind: str, topic: Topic, *, instructed: bool) -> str:
+    """The row of a table with a kind of question: edits, and edits by instruction, have rows of their own."""
+    if topic != "edit":
+        return kind
+    return f"instruct_{kind}" if instructed else f"edit_{kind}"
+
+
 def plain_name(name: str) -> str:
     return re.sub(r"[\s_.\-/]+", "_", name.strip().lower()).strip("_")
 

@@ -22,7 +22,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.images.stored import Cells, StoredImage, cell_name, undecoded
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.questions.sample import sample_questions
-from vlm_detect.records import Label, Question, Reason, Subject, Topic
+from vlm_detect.records import EDITED_KINDS, Label, Question, Reason, Subject, Topic, instruction_of, label_of_twin
 from vlm_detect.train.augment import Augmentation, AugmentedImage, Views, check_augmentations, sample_augmentation
 from vlm_detect.train.conversations import questions_of
 from vlm_detect.train.options import QuestionOptions
@@ -156,13 +156,13 @@ _Members = list[tuple[StoredImage, Subject]]
 
 
 class _PairUnits:
-    """Rows of a pair dataset: the image and its twin. (A twin of a generated image is usable only as an edit.)"""
+    """Rows of a pair dataset: the image and its twin. (A twin of a generated image is usable only as an edit of it.)"""
 
     def __init__(self, rows: Dataset) -> None:
         self.rows = rows
         self.captions = sorted({caption for caption in rows["caption"] if caption})
         kinds = zip(rows["kind"], rows["image_label"], strict=True)
-        self.indices = [i for i, (kind, label) in enumerate(kinds) if kind == "edit" or label == "real"]
+        self.indices = [i for i, (kind, label) in enumerate(kinds) if kind in EDITED_KINDS or label == "real"]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -170,7 +170,7 @@ class _PairUnits:
     def unit(self, epoch: int, index: int) -> tuple[_Members, Topic]:
         place = self.indices[index]
         row = self.rows[place]
-        edit = row["kind"] == "edit"
+        label = label_of_twin(row["kind"])
         image, twin = (StoredImage.from_cell(row[column], cell_name(place, column)) for column in ("image", "twin"))
         before = Subject(
             label=row["image_label"],
@@ -179,15 +179,16 @@ class _PairUnits:
             reasons=_reasons(row, "image_reasons"),
         )
         after = Subject(
-            label="edited" if edit else "generated",
+            label=label,
             kind=row["kind"],
             generator=row["generator"] or "",
             caption=row["caption"] or "",
             edit=row["edit"],
             size=twin.size,
             reasons=_reasons(row, "twin_reasons"),
+            instruction=instruction_of(row),
         )
-        return [(image, before), (twin, after)], "edit" if edit else "generation"
+        return [(image, before), (twin, after)], "edit" if label == "edited" else "generation"
 
 
 class _ImageUnits:

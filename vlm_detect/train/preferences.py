@@ -22,7 +22,7 @@ from vlm_detect.images.stored import StoredImage, cell_name, undecoded
 from vlm_detect.measures.calibration import MeasureCalibration
 from vlm_detect.progress import progress
 from vlm_detect.questions.kinds.explain import LENGTHS, explain_question
-from vlm_detect.records import Label, Reason, label_named
+from vlm_detect.records import Label, Reason, label_named, label_of_twin
 from vlm_detect.train.faults import FAULTS, Among, Explained, write_explanation
 from vlm_detect.train.preference_options import PreferenceOptions
 
@@ -99,7 +99,7 @@ def _with_reasons(rows: Dataset, name: str) -> Iterator[_WithReasons]:
 
 def _label(row: Mapping[str, Any], column: str) -> Label | None:
     if column == "twin":
-        return "edited" if row["kind"] == "edit" else "generated"
+        return label_of_twin(row["kind"])
     return label_named(str(row.get("image_label") or row.get("label")))
 
 

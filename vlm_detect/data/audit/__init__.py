@@ -227,7 +227,7 @@ def _measure(read: Samples) -> tuple[list[Sample], list[dict[str, Any]], Counter
 
 
 def _comparisons(samples: Sequence[Sample]) -> list[_Comparison]:
-    """Real against generated; edited against the unedited images of the same photos, or against all."""
+    """Real against generated; edits, and edits by instruction, against unedited images: of the same photos, or all."""
     by_label: dict[Label, list[int]] = {}
     for place, sample in enumerate(samples):
         by_label.setdefault(sample.label, []).append(place)
@@ -235,10 +235,13 @@ def _comparisons(samples: Sequence[Sample]) -> list[_Comparison]:
     found = []
     if real and generated:
         found.append(_comparison("", "generated", "real", generated, real))
-    if edited and (real or generated):
-        photos = {samples[i].group for i in edited}
-        unedited = [i for i in (*real, *generated) if samples[i].group in photos] or [*real, *generated]
-        found.append(_comparison("edited: " if found else "", "edited", "unedited", edited, unedited))
+    local = [i for i in edited if samples[i].kind != "instruct"]
+    instructed = [i for i in edited if samples[i].kind == "instruct"]
+    for name, some in (("edited", local), ("instructed", instructed)):
+        if some and (real or generated):
+            photos = {samples[i].group for i in some}
+            untouched = [i for i in (*real, *generated) if samples[i].group in photos] or [*real, *generated]
+            found.append(_comparison(f"{name}: " if found else "", name, "unedited", some, untouched))
     return found
 
 

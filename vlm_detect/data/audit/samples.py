@@ -32,7 +32,7 @@ from vlm_detect.errors import UserError, first_line
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.images.local_files import may_name
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.records import Label
+from vlm_detect.records import Label, label_of_twin
 from vlm_detect.schema import check_folder
 
 
@@ -43,7 +43,7 @@ class Sample:
     data: bytes
     label: Label
     group: str
-    kind: str = ""  # of its pair: caption, vae, edit
+    kind: str = ""  # of its pair: caption, vae, edit, instruct
     name: str = ""  # of its file, if it has one
     caption: str = ""
     scale: float | None = None  # output pixels per source pixel, if recorded
@@ -254,7 +254,7 @@ def _reader(schema: pa.Schema) -> _Reader | None:
 
 def _pair_labels(row: Mapping[str, Any]) -> Iterator[Label]:
     yield row["image_label"]
-    yield "edited" if row["kind"] == "edit" else "generated"
+    yield label_of_twin(row["kind"])
 
 
 def _pair_samples(row: Mapping[str, Any]) -> Iterator[Sample]:

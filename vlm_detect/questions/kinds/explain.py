@@ -59,6 +59,8 @@ def origin(subject: Subject, topic: Topic = "generation") -> str:
     if topic == "edit":
         if subject.label != "edited":
             return UNALTERED
+        if subject.instruction:
+            return f"Altered. By the instruction: {subject.instruction.rstrip('.')}."
         done = subject.operation
         if not done:
             return "Altered. A part of it was changed afterwards."
