@@ -78,7 +78,7 @@ class PreparedAhead:
         return Ready(key, self.vlm.prepare([image]) if is_read else None)
 
     def _ready(self, image: Image.Image | None) -> Ready | None:
-        """What was begun, waited for. An error is raised once: it holds the image, which is then prepared anew."""
+        """What was begun, waited for. An error is raised once: it holds the image, which is then prepared again."""
         begun = self._begun.get(id(image))
         try:
             return None if begun is None else begun.result()
