@@ -50,6 +50,9 @@ class StubDetector:
     def refusal(self, picture: Picture) -> str | None:
         return None
 
+    def prepare_ahead(self, pictures: Sequence[Picture]) -> None:
+        pass
+
     def judge(self, pictures: Sequence[Picture]) -> list[StubVerdict]:
         means = [float(np.asarray(picture.image).mean()) / 255 for picture in pictures]
         return [StubVerdict(mean, "generated" if mean > 0.5 else "real") for mean in means]

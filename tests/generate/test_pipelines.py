@@ -157,7 +157,8 @@ def test_hidreams_language_model_is_loaded_apart(tmp_path: Path, monkeypatch: py
     pipeline = load_pipeline(ResolvedModel("hidream", str(tmp_path / "hidream")), dtype=torch.float32)
     pipeline.default_sample_size = 4
     loaded, made = Renderer.from_pipeline(pipeline, SAMPLING, "cpu"), renderer_of("HiDreamImagePipeline")
-    assert np.array_equal(*(rendered(one, (32, 32))[0] for one in (loaded, made)))
+    both = [rendered(one, (32, 32))[0].astype(int) for one in (loaded, made)]
+    assert np.abs(both[0] - both[1]).max() <= 1  # weights that lie elsewhere in memory round otherwise
 
 
 def test_a_pipeline_without_text_input_is_refused_with_what_it_lacks() -> None:

@@ -22,6 +22,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.models.generic.processors import absent_parts, image_only
 from vlm_detect.models.registry import ResolvedModel, check_reachable, explain_load_error, resolve_id
 from vlm_detect.models.untrusted import load_untrusted
+from vlm_detect.quiet import quiet
 
 _INDEX = "model_index.json"
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"  # HiDream's fourth text encoder
@@ -55,7 +56,9 @@ def pipeline_class(model: ResolvedModel) -> type:
     import diffusers  # lazy: takes seconds
 
     name = read_index(model)["_class_name"]
-    if not isinstance(cls := getattr(diffusers, name, None), type):
+    with quiet("transformers"):  # imports say which image processors lack torchvision
+        cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type):
         raise UserError(f"{model.name}: diffusers {diffusers.__version__} has no {name}; another version may have it")
     return cls
 

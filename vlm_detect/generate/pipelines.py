@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm_detect.errors import UserError
 from vlm_detect.generate.options import Sampling
+from vlm_detect.quiet import quiet
 
 # The first that a call has with a number for its default: `guidance_scale` of Qwen-Image, whose default is None, is for
 # distilled weights alone, and `true_cfg_scale` of FLUX is 1, which is off.
@@ -99,7 +100,8 @@ def inpaint_class(cls: type) -> Any:
     """diffusers' class that repaints a part of an image with the weights of this pipeline class, or None."""
     import diffusers  # lazy: takes seconds
 
-    return getattr(diffusers, cls.__name__.removesuffix("Pipeline") + "InpaintPipeline", None)
+    with quiet("transformers"):
+        return getattr(diffusers, cls.__name__.removesuffix("Pipeline") + "InpaintPipeline", None)
 
 
 def with_parts_of(cls: Any, pipeline: Any) -> Any:
