@@ -16,7 +16,7 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 processes=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:?no GPU was given to this job}))
 several=()
 if ((processes > 1)); then

@@ -184,7 +184,8 @@ def test_the_same_table_takes_a_cnn_and_the_benchmark_scores_it(undisturbed, hom
         (["--limit", 0], 2, "--limit 0: give 1 or more"),
     ],
 )
-def test_wrong_inputs_are_one_line(arguments, status, reason):
+def test_wrong_inputs_are_one_line(arguments, status, reason, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries for a name that is no folder
     done = train("--output_dir", "bad", "--num_train_epochs", 1, *arguments)
     assert done.returncode == status  # 2: the options themselves do not allow it
     assert reason in done.stderr.splitlines()[-1]
@@ -223,7 +224,8 @@ def test_genimage_in_its_own_layout_trains_nine_sources(tmp_path, home):
     assert len(CnnDetector.load(home / "nine").heads["verdict"]) == 9
 
 
-def test_every_config_is_read(capsys):
+def test_every_config_is_read(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no retries for a name that is no folder
     for config in sorted((REPOSITORY / "recipes" / "configs").glob("cnn_*.yaml")):
         done = run_here("recipes/cnn.py", "--config", config, "--data", "nowhere", "--bf16", "false", "--tf32", "false")
         assert done.returncode == 1, (config, done.stderr)
