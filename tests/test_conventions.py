@@ -126,6 +126,22 @@ def test_no_shipped_text_has_unusual_words() -> None:
     assert found == []
 
 
+def unusual_words_of_pages() -> Iterator[str]:
+    """`path:line: word` of each unusual word in a page of the documentation or a comment of a config."""
+    words = re.compile(rf"\b(?:{'|'.join(UNUSUAL_WORDS)})\b", re.IGNORECASE)
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "vlm_detect" / "configs").rglob("*.yaml")]
+    for path in pages:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            text = line.partition("#")[2] if path.suffix == ".yaml" else line
+            if found := words.search(text):
+                yield f"{path.relative_to(ROOT)}:{number}: {found[0]}: say {UNUSUAL_WORDS[found[0].lower()]!r}"
+
+
+def test_no_page_has_unusual_words() -> None:
+    in_the_table = re.compile(r"docs/design\.md:\d+: suspected")
+    assert [found for found in unusual_words_of_pages() if not in_the_table.match(found)] == []
+
+
 def rooms(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir() and any(path.rglob("*.py"))} - {"__pycache__"}
 

@@ -173,7 +173,7 @@ def test_nothing_is_begun_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads == ["MainThread"] * 4
 
 
-# Whoever reads many images
+# Programs that read many images
 
 
 def benchmark(vlm: VLM, folder: Path) -> int:
