@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,11 +46,8 @@ class StreamedParquet(DatasetRows):
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """The images and masks of these ascending indices."""
         wanted = [*self._columns, *([self.mask] if self.mask else [])]
-        rest = list(indices)
-        while rest:
-            place = self._place(rest[0])
-            first, last = self._starts[place], self._starts[place + 1]
-            here, rest = [i for i in rest if i < last], [i for i in rest if i >= last]
+        for place, grouped in groupby(indices, self._place):
+            here, first = list(grouped), self._starts[place]
             url, group = self._groups[place]
             with self._opened(url) as file:
                 rows = file.read_row_group(group, columns=wanted).take([i - first for i in here])
