@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 import torch
 
-from vlm_detect.cnn.batches import Batches, GroupSampler, reference_batch
+from vlm_detect.cnn.batches import AUGMENTATIONS, GREY, Batches, GroupSampler, reference_batch
 from vlm_detect.cnn.pixels import Entry, Shots
 from vlm_detect.errors import UserError
 
@@ -21,7 +23,7 @@ def batches(augment, **options) -> Batches:
     return Batches(made, {"verdict": np.arange(len(made))}, augment=augment, seed=1)
 
 
-@pytest.mark.parametrize("augment", [(), ("flip",), ("rotate",), ("shift",), ("flip", "rotate", "shift")])
+@pytest.mark.parametrize("augment", [(), ("flip",), ("rotate",), ("shift",), ("erase",), AUGMENTATIONS])
 def test_a_batch_equals_the_reference_image_by_image(augment):
     made = batches(augment, n=40)
     index = torch.randperm(40)
@@ -40,11 +42,24 @@ def test_every_augmentation_moves_something_and_no_pixel_is_new():
     torch.testing.assert_close(pixels.flatten(1).sort().values, plain.flatten(1).sort().values)
 
 
+def test_a_grey_square_of_half_the_side_hides_a_place_of_each_image_and_nothing_else():
+    made = batches(("erase",), n=40)
+    pixels, _ = made.batch(torch.arange(40), epoch=0)
+    plain, _ = batches((), n=40).batch(torch.arange(40), epoch=0)
+    grey, side = (pixels == GREY).all(1), pixels.shape[-1]
+    torch.testing.assert_close(torch.where(grey[:, None], plain, pixels), plain)
+    assert grey.flatten(1).sum(1).max() == (side // 2) ** 2  # where the square lies wholly in the image
+    assert grey.flatten(1).sum(1).min() >= (side // 4) ** 2
+
+
 def test_a_photo_and_its_twin_are_moved_alike_and_differently_in_the_next_epoch():
-    made = batches(("flip", "rotate", "shift"), n=40, groups=20)
-    first, second = made.moves(torch.arange(20), 0), made.moves(torch.arange(20, 40), 0)
+    made = batches(AUGMENTATIONS, n=40, groups=20)
+    first, second, later = (
+        astuple(made.moves(index, epoch))
+        for index, epoch in ((torch.arange(20), 0), (torch.arange(20, 40), 0), (torch.arange(20), 1))
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(first, made.moves(torch.arange(20), 1), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, later, strict=True))
 
 
 def test_the_order_keeps_groups_together_and_follows_from_seed_and_epoch():
@@ -63,5 +78,5 @@ def test_the_order_keeps_groups_together_and_follows_from_seed_and_epoch():
 
 
 def test_an_unknown_augmentation_is_one_line():
-    with pytest.raises(UserError, match="--augment blur: unknown; choose from flip, rotate, shift"):
+    with pytest.raises(UserError, match="--augment blur: unknown; choose from flip, rotate, shift, erase"):
         batches(("blur",))

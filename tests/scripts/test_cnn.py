@@ -175,7 +175,7 @@ def test_the_same_table_takes_a_cnn_and_the_benchmark_scores_it(undisturbed, hom
         (["--task", "real_edited"], 1, "--task real_edited needs edited and real images"),
         (["--view", "negative"], 2, "--view: negative: choose from plain, invert_saturate"),
         (["--task", "sorting"], 2, "--task: sorting: choose from real_fake"),
-        (["--augment", "blur"], 2, "--augment: blur: choose from flip, rotate, shift"),
+        (["--augment", "blur"], 2, "--augment: blur: choose from flip, rotate, shift, erase"),
         (["--image_size", 64], 1, "give a smaller --image_size, or --fit resize"),
         (["--seeds", 1, 2], 2, "--seeds: a CNN's run has one; repeat the command with --seed N"),
         (["--data", "nowhere"], 1, "nowhere"),

@@ -3,14 +3,15 @@
     batches = Batches(shots, targets, augment=("flip",), seed=0)
     pixels, targets = batches.batch(index, epoch)       # (B, 3, S, S) uint8 in channels-last order, {head: (B,)}
 
-Augmentations only move pixels, without resampling, so generator artifacts survive. Random choices depend only on (seed,
-epoch, group), so a photo and its twins are augmented alike, and resuming changes nothing. `reference_batch` does the
-same image by image.
+Augmentations move pixels or hide them, without resampling, so generator artifacts survive. Random choices depend only
+on (seed, epoch, group), so a photo and its twins are augmented alike, and resuming changes nothing. `reference_batch`
+does the same image by image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -20,8 +21,25 @@ from torch.utils.data import Dataset, Sampler
 from vlm_detect.cnn.pixels import Shots
 from vlm_detect.errors import UserError
 
-AUGMENTATIONS = ("flip", "rotate", "shift")  # mirroring; quarter turns; up to `SHIFT` pixels, borders reflected
+# mirroring; quarter turns; up to `SHIFT` pixels, borders reflected; a grey square (Cutout, DeVries and Taylor 2017)
+AUGMENTATIONS = ("flip", "rotate", "shift", "erase")
 SHIFT = 4
+ERASED = 2  # the grey square's side is the image's by this; centred on any pixel, so a part of it may lie outside
+GREY = 128
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What is done to each image of a batch, (B,) each, in this order."""
+
+    mirrored: Tensor  # bool
+    turns: Tensor  # quarter turns to the left
+    down: Tensor  # pixels
+    right: Tensor  # pixels
+    erased: Tensor  # (B, 2) row and column of the grey square's centre in the augmented image; -1: no square
+
+    def to(self, device: torch.device) -> Moves:
+        return Moves(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Batches(Dataset[dict[str, Tensor]]):
@@ -43,7 +61,7 @@ class Batches(Dataset[dict[str, Tensor]]):
         self.targets = {head: torch.from_numpy(values).to(device) for head, values in targets.items()}
         names, groups = np.unique(shots.column("group"), return_inverse=True)
         self.n_groups, self.groups = len(names), torch.from_numpy(groups)
-        self._sampled: tuple[int, Tensor] | None = None
+        self._sampled: tuple[int, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,53 +75,73 @@ class Batches(Dataset[dict[str, Tensor]]):
         sampled = self.moves(index.cpu(), epoch)
         index = index.to(device)
         if self.augment:
-            row, column = _origins(self.images.shape[1], *(draw.to(device) for draw in sampled))
+            moves = sampled.to(device)
+            row, column = _origins(self.images.shape[1], moves)
             pixels = self.images[index[:, None, None], row, column]
+            if "erase" in self.augment:
+                pixels[_erased(self.images.shape[1], moves.erased)] = GREY
         else:
             pixels = self.images[index]
         return pixels.permute(0, 3, 1, 2), {head: target[index] for head, target in self.targets.items()}
 
-    def moves(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(mirrored, quarter turns to the left, pixels down, pixels to the right) of each image (B,)."""
+    def moves(self, index: Tensor, epoch: int) -> Moves:
+        """The random choices of an epoch for the images of a batch; `index` (B,)."""
         if self._sampled is None or self._sampled[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._sampled = epoch, torch.rand(self.n_groups, 4, generator=generator)
-        draws = self._sampled[1][self.groups[index]]
+            moved = torch.rand(self.n_groups, 4, generator=generator)
+            self._sampled = epoch, moved, torch.rand(self.n_groups, 2, generator=generator)
+        _, moved, erased = self._sampled
+        groups = self.groups[index]
+        draws = moved[groups]
         shift = SHIFT if "shift" in self.augment else 0
         down, right = ((draws[:, i] * (2 * shift + 1)).long() - shift for i in (2, 3))
         turns = (draws[:, 1] * 4).long() if "rotate" in self.augment else torch.zeros_like(down)
-        return (draws[:, 0] < 0.5) & ("flip" in self.augment), turns, down, right
+        centres = (erased[groups] * self.images.shape[1]).long()
+        centres = centres if "erase" in self.augment else torch.full_like(centres, -1)
+        return Moves((draws[:, 0] < 0.5) & ("flip" in self.augment), turns, down, right, centres)
 
 
-def _origins(side: int, mirror: Tensor, turns: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def _origins(side: int, moves: Moves) -> tuple[Tensor, Tensor]:
     """The source (row, column) in the stored image of every pixel of a moved one, (B, S, S) each.
 
     An image is rotated, then shifted, then mirrored; indices are traced back in reverse order.
     """
     last = side - 1
-    along = torch.arange(side, device=mirror.device)
+    along = torch.arange(side, device=moves.turns.device)
     y, x = along[None, :, None], along[None, None, :]
-    x = torch.where(mirror[:, None, None], last - x, x) + right[:, None, None]
-    y = y + down[:, None, None]
+    x = torch.where(moves.mirrored[:, None, None], last - x, x) + moves.right[:, None, None]
+    y = y + moves.down[:, None, None]
     y, x = (last - (last - at.abs()).abs() for at in (y, x))  # reflected at the borders
-    turn = turns[:, None, None]
+    turn = moves.turns[:, None, None]
     row = torch.where(turn == 0, y, torch.where(turn == 1, x, torch.where(turn == 2, last - y, last - x)))
     column = torch.where(turn == 0, x, torch.where(turn == 1, last - y, torch.where(turn == 2, last - x, y)))
     return row, column
 
 
+def _erased(side: int, centres: Tensor) -> Tensor:
+    """Where the grey squares around `centres` (B, 2) lie, (B, S, S) of bool."""
+    half = side // ERASED // 2
+    along = torch.arange(side, device=centres.device)
+    covered = (along[None, None] >= centres[..., None] - half) & (along[None, None] < centres[..., None] + half)
+    return covered[:, 0, :, None] & covered[:, 1, None, :]
+
+
 def reference_batch(batches: Batches, index: Tensor, epoch: int) -> Tensor:
     """The reference implementation of `Batches.batch`: image by image, with numpy."""
     pixels = []
-    for image, mirrored, turns, down, right in zip(
-        batches.images[index].numpy(), *(draw.tolist() for draw in batches.moves(index, epoch)), strict=True
-    ):
+    moves = batches.moves(index, epoch)
+    for place, image in enumerate(batches.images[index].numpy()):
         side = len(image)
-        turned = np.rot90(image, turns)
+        turned = np.rot90(image, int(moves.turns[place]))
         wide = np.pad(turned, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="reflect")
-        top = SHIFT + down
-        cut = wide[top : top + side, SHIFT + right : SHIFT + right + side]
-        pixels.append(np.fliplr(cut) if mirrored else cut)
+        top, left = SHIFT + int(moves.down[place]), SHIFT + int(moves.right[place])
+        moved = wide[top : top + side, left : left + side]
+        moved = np.fliplr(moved).copy() if moves.mirrored[place] else moved.copy()
+        if "erase" in batches.augment:
+            half = side // ERASED // 2
+            row, column = moves.erased[place].tolist()
+            moved[max(row - half, 0) : row + half, max(column - half, 0) : column + half] = GREY
+        pixels.append(moved)
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 

@@ -65,8 +65,9 @@ class CnnDataOptions:
     task: Task = field(default="real_fake", metadata={"help": "What the network decides."})
     object_head: bool = field(default=False, metadata={"help": "A second head for the class of what is seen."})
     object_weight: float = field(default=1.0, metadata={"help": "Weight of its loss."})
-    augment: list[Literal["flip", "rotate", "shift"]] = field(
-        default_factory=lambda: ["flip"], metadata={"help": "Pixels are moved, none computed."}
+    augment: list[Literal["flip", "rotate", "shift", "erase"]] = field(
+        default_factory=lambda: ["flip"],
+        metadata={"help": "Pixels are moved, none resampled; erase hides a square of half the side."},
     )
     limit: int | None = field(default=None, metadata={"help": "Use at most this many rows of the training split."})
     test_data: list[str] = field(
