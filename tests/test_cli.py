@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.scripts.here import run_here, run_verb
 from vlm_detect.cli import VERBS, overview
 from vlm_detect.config import REPOSITORY
+from vlm_detect.loading_line import SLOW
 from vlm_detect.version import __version__
 
 PROGRAMS = sorted(
@@ -21,7 +23,6 @@ PROGRAMS = sorted(
     for folder in ("recipes", "eval", "data_gen")
     for path in (REPOSITORY / folder).glob("*.py")
 )
-HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "diffusers", "sklearn", "matplotlib", "pyarrow"}
 # Runs programs in one process, each up to the end of its --help, and prints what each said and what is imported.
 HELPS = """
 import contextlib, io, json, runpy, sys
@@ -40,6 +41,66 @@ print(json.dumps(found))
 """
 
 
+# Runs commands in one process, where to import a slow library ends a command; prints what each said until then.
+STARTS = """
+import contextlib, io, json, shlex, sys
+from vlm_detect.cli import main
+found = {}
+for command in json.loads(sys.argv[1]):
+    sys.argv = shlex.split(command)
+    err, ended = io.StringIO(), None
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as error:
+            ended = error.code
+    found[command] = [ended, err.getvalue()]
+print(json.dumps(found))
+"""
+# Arguments that each verb accepts. The programs of a clone call the same functions.
+STARTED = {
+    "chat": "a.jpg",
+    "scan": "a.jpg",
+    "serve": "--model nano",
+    "explain": "a.jpg --model run --out page.html",
+    "make-pairs": "--images photos",
+    "caption": "--images photos --out captions",
+    "render": "--captions captions --out renders",
+    "pack": "--renders renders --out set",
+    "import-pairs": "a b --out set",
+    "import-images": "src --from cifake --out set",
+    "add-reasons": "set --out new",
+    "audit": "set",
+    "report": "set",
+    "view": "set",
+    "train moondream": "",
+    "train tinyllava": "",
+    "train vlm": "--model m",
+    "train preference": "--model run --data set",
+    "train cnn": "--arch resnet50 --data set",
+    "fit-head": "run --data set",
+    "adapt": "run images --out new",
+    "calibrate": "run --data set",
+    "export": "run out --to merged",
+    "benchmark": "--benchmark set",
+    "robustness": "--benchmark set",
+    "paper-table": "set --models nano",
+    "compare": "a b --out compared",
+    "build-vqa": "set --out file.json",
+    "evidence": "--model run --data set",
+    "demo": "",
+    "doctor": "",
+    "runs": ".",
+}
+# They import nothing slow, and need no first line.
+AT_ONCE = {
+    "configs": "",
+    "verify": "case",
+    "collect-errors": "rows.jsonl --out errors",
+    "import-vqa": "q.json --from loki --out file.json",
+}
+
+
 @pytest.fixture(scope="module")
 def helps() -> dict[str, tuple[str, list[str]]]:
     command = [sys.executable, "-c", HELPS, json.dumps([*VERBS, *PROGRAMS])]
@@ -53,7 +114,26 @@ def test_help_imports_nothing_heavy(program, helps):
     text, modules = helps[program]
     assert text.startswith("usage: ")
     assert "--config" in text
-    assert not HEAVY & set(modules)
+    assert not SLOW & set(modules)
+
+
+def test_every_verb_says_what_it_does_before_it_imports_what_loads_slowly(tmp_path):
+    assert {*STARTED, *AT_ONCE} == set(VERBS)
+    for name in SLOW:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("import sys; sys.exit(f'import {__name__}')")
+    flags_of_the_trainer = Path(importlib.util.find_spec("transformers").origin).with_name("training_args.py")
+    (tmp_path / "transformers" / flags_of_the_trainer.name).symlink_to(flags_of_the_trainer)
+    commands = {f"vlm-detect {verb} {arguments}": verb for verb, arguments in (STARTED | AT_ONCE).items()}
+    commands |= {f"vlm-detect {verb} --help": "" for verb in VERBS}
+    command = [sys.executable, "-c", STARTS, json.dumps(list(commands))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    for command, (ended, err) in json.loads(done.stdout).items():
+        verb = commands[command]
+        assert str(ended).startswith("import ") == (verb in STARTED), (command, ended, err)
+        assert (err == f"vlm-detect {verb}: loading libraries ...\n") == (verb in STARTED)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.startswith("train")])

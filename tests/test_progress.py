@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import queue
 import sys
+import time
 
 import pytest
 
@@ -16,21 +18,52 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_log_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "EVERY_S", 0.0)
-    assert list(progress([5, 6, 7], "decode", unit="img")) == [5, 6, 7]
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> queue.Queue[str]:
+    """The lines written in a log, one every millisecond."""
+    written = queue.Queue[str]()
+
+    def write(_: object, text: str) -> None:
+        if words := text.split():
+            written.put(" ".join(words))
+
+    monkeypatch.setattr(module, "EVERY_S", 0.001)
+    monkeypatch.setattr(module._Lines, "write", write)
+    return written
+
+
+def wait_for(lines: queue.Queue[str], beginning: str) -> str:
+    while not (line := lines.get(timeout=60)).startswith(beginning):
+        pass
+    return line
+
+
+def test_a_log_gets_lines_while_an_item_takes_long(lines: queue.Queue[str]) -> None:
+    for item in progress([5, 6, 7], "decode", unit="img"):
+        for _ in range(3):  # without an update in between
+            assert wait_for(lines, f"decode: {item - 5} of 3 img, ").endswith(" left")
+    assert wait_for(lines, "decode: 3 of 3 img, ")
+
+
+def test_a_log_gets_counts_that_begin_in_the_middle_or_have_no_total(lines: queue.Queue[str]) -> None:
     with progress(desc="scan", total=100, initial=40, unit="img") as bar:
         bar.update(20)
+        assert wait_for(lines, "scan: 60 of 100 img, ").endswith(" left")
     with progress(desc="pack", unit="pair") as bar:
         bar.update(8)
-    lines = capsys.readouterr().err.splitlines()
-    assert {line.split(",")[0] for line in lines} >= {
-        *(f"decode: {n} of 3 img" for n in (1, 2, 3)),
-        "scan: 60 of 100 img",
-        "pack: 8 pair",
-    }
-    assert all("\r" not in line and line.split(":")[0] in ("decode", "scan", "pack") for line in lines)
-    assert all(line.endswith(" left") for line in lines if line.startswith(("decode", "scan")))
+        wait_for(lines, "pack: 8 pair, ")
+
+
+def test_log_lines_are_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "EVERY_S", 0.001)
+    with progress(desc="scan", total=2, unit="img") as bar:
+        bar.update(2)
+        while not bar._written:
+            time.sleep(0.001)
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert all(line.startswith("scan: ") and line.endswith(" left") for line in said.splitlines())
+    assert said.splitlines()[-1].startswith("scan: 2 of 2 img")
 
 
 def test_work_of_less_than_a_minute_writes_no_log_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NoReturn
 
+from vlm_detect.loading_line import loading_line
 from vlm_detect.printable import printable
 
 # A path that may not be read or written, or a full disk: reported without a traceback.
@@ -52,7 +53,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         argv.remove(ALLOW_LOCAL_PATHS)
         os.environ[LOCAL_PATHS_ALLOWED] = "1"  # workers inherit it
     try:
-        status = main(argv) or 0
+        with loading_line():
+            status = main(argv) or 0
         print(end="", flush=True)  # not sys.stdout.flush(): a closed stdout has none
     except UserError as error:
         if debug:

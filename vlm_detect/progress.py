@@ -1,15 +1,16 @@
-"""Progress of long work: a bar on a terminal; in a log one line per minute, with the rate and the time left.
+"""Progress of long work: a bar on a terminal; in a log one line a minute, with the rate and the time left.
 
     for image in progress(images, "decode", unit="img"): ...
     with progress(desc="scan", total=1000, unit="img") as bar: bar.update(16)
 
-In a log, work that takes less than a minute writes nothing.
+In a log, work that takes less than a minute writes nothing; a single item that takes longer does not stop the lines.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sized
+import threading
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -32,6 +33,34 @@ class _Lines:
         sys.stderr.flush()
 
 
+class _Log(tqdm):
+    """A line every `EVERY_S`, by a thread of its own, since a slow item calls no `update`; then one at the end."""
+
+    def __init__(self, items: Iterable[Any] | None, **options: Any) -> None:
+        self._closed = threading.Event()
+        self._written = False
+        super().__init__(items, file=_Lines(), delay=float("inf"), smoothing=0, **options)  # writes nothing by itself
+        if not self.disable:
+            threading.Thread(target=self._write_lines, args=(EVERY_S,), daemon=True).start()
+
+    def _write_lines(self, every_s: float) -> None:
+        while not self._closed.wait(every_s):
+            self._written = True
+            self.refresh()
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._written:
+            self.refresh()
+        super().close()
+
+
 def progress(
     items: Iterable[T] | None = None,
     desc: str = "",
@@ -52,13 +81,4 @@ def progress(
     options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "initial": initial, "disable": quiet}
     if sys.stderr.isatty():
         return tqdm(items, leave=False, **options)
-    return tqdm(
-        items,
-        file=_Lines(),
-        bar_format=_LINE if total else _LINE_WITHOUT_TOTAL,
-        delay=EVERY_S,
-        mininterval=EVERY_S,
-        maxinterval=EVERY_S,
-        miniters=1,
-        **options,
-    )
+    return _Log(items, bar_format=_LINE if total else _LINE_WITHOUT_TOTAL, **options)

@@ -64,7 +64,7 @@ def items(folder: Path) -> list[int]:
 def test_the_shard_of_a_killed_worker_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.0)
+    monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.01)
     run_shards(Work(tmp_path, 3, "once"), PLAN, tmp_path, Launch(workers=2))
     said = capsys.readouterr().err.splitlines()
     assert "the worker of shard 3 died: another one does it again" in said
@@ -105,7 +105,7 @@ class Modelled(Work):
 def test_a_worker_loads_its_model_once_and_counts_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.0)
+    monkeypatch.setattr("vlm_detect.progress.EVERY_S", 0.01)
     run_shards(Modelled(tmp_path), PLAN, tmp_path, Launch(workers=2))
     loads = (tmp_path / "loads").read_text().split()
     assert 1 <= len(loads) == len(set(loads)) <= 2

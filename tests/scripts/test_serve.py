@@ -35,7 +35,7 @@ def test_it_answers_and_drains_on_sigterm(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             assert last.result().status_code == 200
         err = process.communicate(timeout=300)[1]
-        assert (process.returncode, err) == (0, "loading nano ...\n")
+        assert (process.returncode, err) == (0, "vlm-detect serve: loading libraries ...\nloading nano ...\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from vlm_detect.apps.case_files import JSON, PAGE, SIGNATURE, SUMS, checksums
 from vlm_detect.apps.signatures import public_from_text, read_public_key, verifies
 from vlm_detect.config import file_sha256
 from vlm_detect.errors import UserError
+from vlm_detect.progress import progress
 from vlm_detect.schema import check_schema
 
 
@@ -99,7 +100,7 @@ def _check_signature(folder: Path, record: dict[str, Any], public_key: Path | No
 def _check_images(rows: Sequence[dict[str, Any]], folder: Path | None) -> int:
     """How many images were found unchanged."""
     checked = 0
-    for row in rows:
+    for row in progress(rows, "verify", unit="img"):
         path = Path(row["path"]) if folder is None else _below(folder, row["path"])
         if not row["sha256"]:  # it could not be read when the case was written
             continue

@@ -24,6 +24,7 @@ from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.cnn.verdicts import VERDICT
 from vlm_detect.models.cnn.views import saturate
 from vlm_detect.pages.page import Picture, photo, render, write_page
+from vlm_detect.progress import progress
 
 _SHOWN = 256  # pixels: smaller squares are enlarged by whole steps, so that their pixels can be seen
 _CLASSES = 3  # of each head
@@ -39,8 +40,10 @@ def explain(detector: CnnDetector, paths: Sequence[str], out: Path, *, batch: in
     if not images:
         raise UserError(f"none of the {len(bad)} images can be read; the first: {bad[0]}")
     cards = []
-    for start in range(0, len(images), batch):
-        cards += explained(detector, images[start : start + batch], names[start : start + batch])
+    with progress(desc="explain", total=len(images), unit="img") as bar:
+        for start in range(0, len(images), batch):
+            cards += explained(detector, images[start : start + batch], names[start : start + batch])
+            bar.update(min(batch, len(images) - start))
     config = detector.config
     html = render(
         "explain.html.j2",

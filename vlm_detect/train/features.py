@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,12 @@ class Features:
         folder.mkdir(parents=True, exist_ok=True)
         numbers = range(process, -(-len(keys) // CHUNK), n_processes)
         missing = [number for number in numbers if not (folder / _name(number)).exists()]
-        for number in progress(missing, "image embeddings", unit="file"):
-            chunk = keys[number * CHUNK : (number + 1) * CHUNK]
-            _write(vlm, [images[places[key]] for key in chunk], folder / _name(number))
+        chunks = {number: keys[number * CHUNK : (number + 1) * CHUNK] for number in missing}
+        with progress(
+            desc="image embeddings", total=sum(map(len, chunks.values())), unit="img", quiet=process > 0
+        ) as bar:
+            for number, chunk in chunks.items():
+                _write(vlm, [images[places[key]] for key in chunk], folder / _name(number), bar.update)
         return cls(folder, {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(keys)})
 
     def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -104,7 +107,7 @@ def _name(number: int) -> str:
 
 
 @torch.inference_mode()
-def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
+def _write(vlm: VLM, images: Sequence[StoredImage], path: Path, count: Callable[[int], Any]) -> None:
     training = vlm.model.training
     vlm.model.eval()
     at_once = BatchSize(_BATCH, lambda: images_that_fit(vlm))
@@ -121,6 +124,7 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path) -> None:
         for image in at_once.run(decoded, lambda some: _read(vlm, ready.batch(some), len(some))):
             for name, tensor in image.items():
                 parts.setdefault(name, []).append(tensor)
+        count(len(decoded))
     vlm.model.train(training)
     partial = path.with_suffix(
         f".{uuid4().hex}.partial"

@@ -1,4 +1,4 @@
-"""Progress of a run: one line per logging step, with speed, remaining time and peak memory."""
+"""Progress of a run: one line per logging step, with speed, remaining time and peak memory; at least one a minute."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlm_detect.machine import peak_process_bytes
+from vlm_detect.progress import EVERY_S
 
 
 @dataclass
@@ -40,11 +41,12 @@ class Progress(TrainerCallback):
         self.started = self.step_started = 0.0
         self.training_s = 0.0
         self.first_step = 0
+        self.line_written = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.started = self.step_started = time.perf_counter()
+        self.started = self.step_started = self.line_written = time.perf_counter()
         self.first_step = state.global_step
 
     def on_step_begin(
@@ -53,7 +55,11 @@ class Progress(TrainerCallback):
         self.step_started = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.training_s += time.perf_counter() - self.step_started
+        now = time.perf_counter()
+        self.training_s += now - self.step_started
+        if state.is_world_process_zero and not control.should_log and now - self.line_written >= EVERY_S:
+            print(f"{self.place(state)}  {self.pace(state)}", flush=True)
+            self.line_written = now
 
     def on_log(
         self,
@@ -65,6 +71,7 @@ class Progress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
+        self.line_written = time.perf_counter()
         if "loss" in logs:
             print(self.step_line(state, logs), flush=True)
         elif "eval_score" in logs:
@@ -77,13 +84,20 @@ class Progress(TrainerCallback):
         )
 
     def step_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        return (
+            f"{self.place(state)}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.1e}  {self.pace(state)}  "
+            f"{peak_memory()} peak"
+        )
+
+    def place(self, state: TrainerState) -> str:
+        return f"step {state.global_step}/{state.max_steps} (epoch {state.epoch:.2f})"
+
+    def pace(self, state: TrainerState) -> str:
+        """The speeds and the remaining time."""
         done = state.global_step - self.first_step
         elapsed = time.perf_counter() - self.started
         left = timedelta(seconds=round(elapsed / max(done, 1) * (state.max_steps - state.global_step)))
-        return (
-            f"step {state.global_step}/{state.max_steps} (epoch {state.epoch:.2f})  loss {logs['loss']:.4f}  "
-            f"lr {logs['learning_rate']:.1e}  {self.speeds()}  {left} left  {peak_memory()} peak"
-        )
+        return f"{self.speeds()}  {left} left"
 
     def speeds(self) -> str:
         speed = max(self.training_s, 1e-9)

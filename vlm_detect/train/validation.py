@@ -24,6 +24,7 @@ from vlm_detect.images.stored import Cells, undecoded
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.verdict import log_odds
 from vlm_detect.models.base import VLM
+from vlm_detect.progress import progress
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,10 @@ def validation_odds(vlm: VLM, validation: ValidationSet, args: TrainingArguments
         engine.prepare_ahead(images)
         return images
 
-    for indices, images in zip(batches, ahead(opened, batches, threads=1), strict=True):
-        found += zip(indices, log_odds(engine, images), strict=True)
+    with progress(desc="validation", total=len(mine), unit="img", quiet=args.process_index > 0) as bar:
+        for indices, images in zip(batches, ahead(opened, batches, threads=1), strict=True):
+            found += zip(indices, log_odds(engine, images), strict=True)
+            bar.update(len(indices))
     model.train(training)
     odds = dict(gather_object(found))
     return np.array([odds[index] for index in range(n_images)])
