@@ -54,6 +54,14 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a tensor of the host on the device, without waiting for what a GPU still computes.
+
+    What is not pinned is staged before CUDA's copy returns, so that the tensor may be freed.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, else float32: the released weights overflow in float16."""
     if device.type == "cuda" and computes_in_bfloat16("cuda"):

@@ -78,10 +78,16 @@ Memory memory;
 
 std::mutex counting;
 std::map<std::string, long> launches, waits, moved_bytes;
+void (*on_wait)() = nullptr;  // asks who waits, in the thread that does
 
 void count(std::map<std::string, long>& counter, const std::string& name, long times = 1) {
   std::lock_guard<std::mutex> lock(counting);
   counter[name] += times;
+}
+
+void count_wait(const std::string& name) {
+  count(waits, name);
+  if (on_wait) on_wait();
 }
 
 // What answers with a number, or has a result whose size depends on the values.
@@ -244,7 +250,7 @@ void on_host(const c10::OperatorHandle& op, Stack* stack) {
   }
   const bool is_view = !schema.returns().empty() && schema.returns()[0].alias_info() != nullptr &&
       !schema.returns()[0].alias_info()->isWrite();
-  if (waits_for_device(name, arguments)) count(waits, name);
+  if (waits_for_device(name, arguments)) count_wait(name);
   long bytes = 0;
   const auto add = [&](const IValue& value) {
     each_tensor(value, [&](const Tensor& tensor) { bytes += static_cast<long>(tensor.nbytes()); });
@@ -283,8 +289,8 @@ Tensor& copy(Tensor& to, const Tensor& from, bool non_blocking) {
   if (to.is_cuda() && from.is_cuda()) {
     count(launches, "aten::copy_");
     count(moved_bytes, "aten::copy_", static_cast<long>(to.nbytes() + from.nbytes()));
-  } else if (!non_blocking)
-    count(waits, to.is_cuda() ? "copy to the device" : "copy to the host");
+  } else if (!non_blocking && to.numel() > 0)
+    count_wait(to.is_cuda() ? "copy to the device" : "copy to the host");
   on_cpu(to).copy_(on_cpu(from));
   return to;
 }
@@ -386,6 +392,7 @@ std::string as_lines(std::map<std::string, long>& counter) {
 }  // namespace
 
 extern "C" int standin_current_device() { return current; }
+extern "C" void standin_on_wait(void (*listener)()) { on_wait = listener; }
 extern "C" void standin_set_device(int device) { current = static_cast<c10::DeviceIndex>(device); }
 
 // What was counted since the last call, a line an operator; valid until the next.

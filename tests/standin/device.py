@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import inspect
 import os
 import runpy
 import shutil
@@ -71,6 +72,7 @@ def install() -> None:
     for function in (library.standin_waits, library.standin_launches, library.standin_bytes):
         function.restype = ctypes.c_char_p
         _COUNTERS.append(function)
+    library.standin_on_wait(_LISTENER)
     import torch
 
     cuda: Any = torch.cuda
@@ -175,15 +177,44 @@ class _Stream:
 class Counts:
     """Waits for the device, launches of kernels and the bytes that these read and write, by operator.
 
-    Filled when the `counted` block ends.
+    `ours` are the waits by the function of this package that waits, or calls a function that does; `others` those
+    inside a model's forward of another library, and in its training loop, by its function. Filled when the `counted`
+    block ends.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
+    ours: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 _COUNTERS: list[Any] = []  # the library's functions: waits, launches, bytes
+_OURS: Counter[str] = Counter()
+_OTHERS: Counter[str] = Counter()
+_LIBRARIES = ("transformers", "peft", "accelerate")
+
+
+def _note_wait() -> None:
+    """Whose wait this is, by the frames of Python above it."""
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back
+    between: list[tuple[str, str]] = []
+    while frame is not None:
+        module, function = str(frame.f_globals.get("__name__", "")), frame.f_code.co_name
+        if module.split(".")[0] == "vlm_detect":
+            break
+        if module.split(".")[0] in _LIBRARIES:
+            between.append((module, function))
+        frame = frame.f_back
+    is_theirs = any(function == "forward" or module == "transformers.trainer" for module, function in between)
+    if frame is None or is_theirs:
+        _OTHERS[".".join(between[0]) if between else "torch"] += 1
+    else:
+        _OURS[f"{frame.f_globals['__name__']}:{frame.f_code.co_name}"] += 1
+
+
+_LISTENER = ctypes.CFUNCTYPE(None)(_note_wait)
 
 
 @contextlib.contextmanager
@@ -192,11 +223,14 @@ def counted() -> Iterator[Counts]:
     counts = Counts()
     _read()
     yield counts
+    counts.ours, counts.others = Counter(_OURS), Counter(_OTHERS)
     counts.waits, counts.launches, counts.bytes = _read()
 
 
 def _read() -> list[Counter[str]]:
     """What was counted since the last reading."""
+    _OURS.clear()
+    _OTHERS.clear()
     lines = [counter().decode().splitlines() for counter in _COUNTERS]
     return [Counter({name: int(times) for name, times in (line.split("\t") for line in some)}) for some in lines]
 

@@ -141,12 +141,36 @@ def _losses(home: str, name: str) -> list[float]:
 
 
 def waiting(home: str) -> None:
-    """Between two logs nothing waits for the device, with the tower live or its features cached, packed or not."""
-    llava = load_vlm(str(save_tiny("llava", Path(home, "llava_to_train"))), device="cpu")
-    for vlm, cached, pack in ((tiny_vlm(), False, True), (tiny_vlm(), True, False), (llava, False, True)):
+    """Between two logs nothing waits for the device, with the tower live or its features cached, packed or not; for
+    other architectures nothing of this package: their forward itself waits."""
+    ways = [(tiny_vlm(), False, True), (tiny_vlm(), True, False), (_tiny(home, "llava"), False, True)]
+    for vlm, cached, pack in ways:
         counts = micro_steps(vlm, cached=cached, pack=pack)
         assert counts.launches, "nothing ran on the device"
         assert not counts.waits, f"{type(vlm).__name__}, cached {cached}, packed {pack}: {dict(counts.waits)}"
+    for name, pack in (("qwen2_vl", True), ("qwen2_vl", False), ("paligemma", False)):
+        counts = micro_steps(_tiny(home, name), cached=False, pack=pack)
+        assert counts.others, "transformers' own waits were not seen"
+        assert not counts.ours, f"{name}, packed {pack}: {dict(counts.ours)}"
+
+
+def waiting_for_scores(home: str) -> None:
+    """A batch of images is scored with one wait of this package, for the scores; moondream checks its prefixes too."""
+    scores = "vlm_detect.infer.scoring:score_packed"
+    checked = {"vlm_detect.models.moondream.modeling:_embed": 1}
+    ways = [(tiny_vlm(), checked), *((_tiny(home, name), {}) for name in ("llava", "qwen2_vl"))]
+    for vlm, other in ways:
+        vlm.model.to("cuda")
+        engine = Engine(vlm, batch_images=2)
+        engine.score(photos(1), [[ASK]])  # tables are copied to the device once
+        images = [image.resize((20, 28)) for image in photos(3)[1:]]
+        with counted() as counts:
+            engine.score(images, [[ASK]] * 2)
+        assert counts.ours == {scores: 1, **other}, f"{type(vlm).__name__}: {dict(counts.ours)}"
+
+
+def _tiny(home: str, name: str) -> VLM:
+    return load_vlm(str(save_tiny(name, Path(home, f"{name}_waits"))), device="cpu")
 
 
 def rendering(home: str) -> None:

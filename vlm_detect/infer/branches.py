@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, decoding_cache
+from vlm_detect.machine import on_device
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.prompt import numbers_of, stack_numbers
@@ -48,21 +49,24 @@ class Branches:
         rows, numbers = zip(*(_packed(some) for some in prompts), strict=True)
         width = max(len(row.ends) for row in rows)
         device, prefix_length = vlm.device, len(prefixes[0])
-        ids, positions, mask = (part.to(device) for part in pad_packed(rows, prefix_length, vlm.eos_token_id))
-        shifts = torch.tensor([[prefix.shift] for prefix in prefixes], device=device)
-        placed = {name: part.to(device) for name, part in stack_numbers(numbers, ids.shape[1]).items()}
+        ids, positions, mask = (on_device(part, device) for part in pad_packed(rows, prefix_length, vlm.eos_token_id))
+        shifts = on_device(torch.tensor([[prefix.shift] for prefix in prefixes]), device)
+        placed = {name: on_device(part, device) for name, part in stack_numbers(numbers, ids.shape[1]).items()}
 
         self._cache = decoding_cache(prefixes, room_for(prompts, steps))
-        self.there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows], device=device)
-        last = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows], device=device)
-        self._position = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows], device=device)
-        self._position += prefix_length + shifts
+        there = torch.tensor([[i < len(row.ends) for i in range(width)] for row in rows])
+        last_on_host = torch.tensor([row.last_index + [0] * (width - len(row.ends)) for row in rows])
+        ends = torch.tensor([row.ends + [0] * (width - len(row.ends)) for row in rows])
+        needed_on_host = last_on_host.unique()
+        at_on_host = torch.searchsorted(needed_on_host, last_on_host)
+        self.there, last, self._position, needed, at = (
+            on_device(part, device) for part in (there, last_on_host, ends, needed_on_host, at_on_host)
+        )
+        self._position = self._position + prefix_length + shifts
         # What each prompt may attend to, (B, 1, W, length so far), extended with every token.
         self._seen = mask.gather(2, last[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
         self._itself = torch.eye(width, dtype=torch.bool, device=device).expand(len(rows), 1, -1, -1)
 
-        needed = last.unique()
-        at = torch.searchsorted(needed, last)
         outputs = forward(vlm, ids, positions + shifts, mask, self._cache, needed, **placed)
         self.logits = _pick(outputs.logits, at)
         hidden = outputs.get("region_hidden_state")

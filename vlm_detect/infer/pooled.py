@@ -53,7 +53,7 @@ def watched(vlm: VLM) -> Iterator[Seen]:
 
 
 def pool(seen: Seen, groups: Sequence[Sequence[int]]) -> torch.Tensor | None:
-    """Features (B, F) float32 on the CPU of B images that were read in `groups` of their indices.
+    """Features (B, F) float32 on the tower's device of B images that were read in `groups` of their indices.
 
     The images of a group have equally many places. None where it was not read group by group.
     """
@@ -62,7 +62,7 @@ def pool(seen: Seen, groups: Sequence[Sequence[int]]) -> torch.Tensor | None:
     found: dict[int, torch.Tensor] = {}
     for group, passed in zip(groups, seen, strict=True):
         places = [tensor.float().reshape(len(group), -1, tensor.shape[-1]) for tensor in passed]
-        found |= dict(zip(group, mean_and_deviation(places).cpu(), strict=True))
+        found |= dict(zip(group, mean_and_deviation(places), strict=True))
     return torch.stack([found[i] for i in range(len(found))])
 
 
@@ -92,4 +92,4 @@ def pooled_features(
                 "once an image, so a head has no features of its own tower: give another vision model by --backbone ID"
             )
         parts.append(found)
-    return torch.cat(parts).numpy()
+    return torch.cat(parts).cpu().numpy()

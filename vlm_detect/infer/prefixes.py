@@ -116,7 +116,7 @@ class PrefixMemory:
         UserError of a model whose tower cannot be watched.
         """
         keys = list(map(self.ahead.key, images))
-        found = {key: self._pooled[key].numpy() for key in keys if key in self._pooled}
+        found = {key: self._pooled[key].cpu().numpy() for key in keys if key in self._pooled}
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         if missing:
             features = pooled_features(self.vlm, list(missing.values()), prepare=self.ahead.batch)
@@ -173,7 +173,7 @@ def prefill(vlm: VLM, embeds: torch.Tensor, room: int = 0) -> list[Prefix]:
         vlm.model(**vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         behind = Room([layer.buffers for layer in cache.layers]) if room else None
-        for row, (i, shift) in enumerate(zip(alike, vlm.shifts(len(alike)), strict=True)):
+        for row, (i, shift) in enumerate(zip(alike, vlm.shifts(some), strict=True)):
             found[i] = Prefix(layers, row, shift, behind)
     return [found[i] for i in range(len(embeds))]
 

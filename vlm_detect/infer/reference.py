@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlm_detect.infer.asks import CandidateScore, greedy
 from vlm_detect.infer.prefixes import check_length
+from vlm_detect.machine import on_device
 from vlm_detect.models.base import VLM
 from vlm_detect.models.prompt import numbers_of, stack_numbers
 from vlm_detect.models.rows import Answered, Row, stack_rows
@@ -28,7 +29,8 @@ def score_plain(vlm: VLM, image: Image.Image, question: str, answer: str, *, who
     inputs = plain_inputs(vlm, image, vlm.question_ids(question), ids)
     logits = vlm.model(**inputs, use_cache=False).logits[0, -len(ids) - 1 : -1].float()
     logprobs = logits.log_softmax(-1)
-    return CandidateScore(sum(float(row[token]) for row, token in zip(logprobs, ids, strict=True)), len(ids))
+    tokens = on_device(torch.tensor(ids), vlm.device)[:, None]
+    return CandidateScore(sum(logprobs.gather(1, tokens).flatten().tolist()), len(ids))
 
 
 @torch.inference_mode()
@@ -94,8 +96,8 @@ def plain_inputs(
     if prepared is not None and not vlm.has_fixed_prefix:
         row = Row()
         row.add(0, prefix, [Answered(list(prompt), list(answer))])
-        batch = {"row_images": torch.tensor([0]), **stack_rows([row], vlm.eos_token_id)}
-        return vlm.row_inputs(prepared, batch)
+        columns = stack_rows([row], vlm.eos_token_id)
+        return vlm.row_inputs(vlm.encode(prepared), {**columns, "host_inputs": vlm.host_inputs(prepared, columns)})
     inputs: dict[str, Any]
     if prepared is None:
         inputs = {"input_ids": torch.tensor([prefix], device=vlm.device)}

@@ -10,6 +10,7 @@ from vlm_detect.infer.asks import Ask, CandidateScore
 from vlm_detect.infer.branches import forward
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, check_length, stack_prefixes
+from vlm_detect.machine import on_device
 from vlm_detect.models.base import VLM
 
 
@@ -26,8 +27,8 @@ def score_packed(
     needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
     place = {position: i for i, position in enumerate(needed)}
     positions += torch.tensor([[prefix.shift] for prefix in prefixes])
-    ids, positions, mask = (part.to(vlm.device) for part in (ids, positions, mask))
-    logits_at = torch.tensor(needed, device=vlm.device)
+    logits_at = torch.tensor(needed)
+    ids, positions, mask, logits_at = (on_device(part, vlm.device) for part in (ids, positions, mask, logits_at))
     outputs = forward(vlm, ids, positions, mask, stack_prefixes(prefixes), logits_at)
     logprobs = outputs.logits.float().log_softmax(-1)  # (B, needed, V)
     # Gathered in one call: on a GPU every single fetch synchronizes.
@@ -38,7 +39,7 @@ def score_packed(
         for answer in ask
         for source, token in answer
     ]
-    picked = iter(logprobs[tuple(torch.tensor(chosen, device=vlm.device).T)].tolist())
+    picked = iter(logprobs[tuple(on_device(torch.tensor(chosen), vlm.device).T)].tolist())
     return [
         [[CandidateScore(sum(next(picked) for _ in answer), len(answer)) for answer in ask] for ask in row]
         for row in spans

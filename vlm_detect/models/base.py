@@ -146,8 +146,18 @@ class VLM(ABC):
         """The ids of each prepared image's prefix, for families whose prefixes differ."""
         raise NotImplementedError
 
-    def row_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of the model's forward for rows (see `train.packing`), for families whose prefixes differ."""
+    def host_inputs(self, prepared: Any, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Those arguments of the forward for rows that are made on the host, where making them waits for no GPU.
+
+        `columns`: what `models.rows.stack_rows` gives; `row_inputs` finds the result as `host_inputs` in its batch.
+        """
+        return {}
+
+    def row_inputs(self, images: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the model's forward for rows (see `models.rows`), for families whose prefixes differ.
+
+        `images`: what `encode` gives for the batch's images.
+        """
         raise NotImplementedError
 
     def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
@@ -158,9 +168,9 @@ class VLM(ABC):
         """The images (by index in the output of `encode`), grouped by equal prefix length."""
         return [list(range(len(embeds)))]
 
-    def shifts(self, count: int) -> list[int]:
-        """The offset of positions from the token count after each of the prefixes that were just prefilled."""
-        return [0] * count
+    def shifts(self, embeds: Any) -> list[int]:
+        """The offset of positions from the token count after the prefix of each image, of the output of `encode`."""
+        return [0] * len(embeds)
 
     def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
         """Positions (B, T) in the model's own form."""

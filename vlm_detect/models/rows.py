@@ -95,8 +95,9 @@ def fill_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def stack_rows(rows: Sequence[Row], pad_id: int, multiple: int = 1) -> dict[str, Any]:
     """The columns of `rows`, right padded to the longest and to a multiple of `multiple`: each (B, S).
 
-    Also `predicting` (see there) and `packed`: whether a row holds more than one image with one question. Both are
-    found here, on the host: asked of tensors on a GPU, they would wait for it.
+    Also `predicting` (see there), the images of the rows in their order, as `row_images` (M,) and as the list
+    `row_order`, and `packed`: whether a row holds more than one image with one question. They are found here, on the
+    host: asked of tensors on a GPU, they would wait for it.
     """
     padding: dict[str, int] = {"ids": pad_id, "image": -1, "branch": PADDING, "block": CAUSAL}
     padding |= {"position_ids": 0, "labels": IGNORE}
@@ -106,6 +107,8 @@ def stack_rows(rows: Sequence[Row], pad_id: int, multiple: int = 1) -> dict[str,
         for name, value in padding.items()
     }
     columns["predicting"] = predicting(columns["labels"])
+    columns["row_order"] = [image for row in rows for image in row.images]
+    columns["row_images"] = torch.tensor(columns["row_order"])
     columns["packed"] = any(len(row.images) > 1 or max(row.branch) > 0 for row in rows)
     return columns
 

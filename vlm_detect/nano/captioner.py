@@ -194,7 +194,7 @@ def pack(vlm: VLM, texts: list[list[Answered]]) -> dict[str, Any]:
         prefix = vlm.prefix_ids()
         rows[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
     batch = stack_rows(rows, vlm.eos_token_id)
-    batch |= {"row_images": torch.arange(len(texts)), "weights": answer_weights(batch)}
+    batch["weights"] = answer_weights(batch)
     return {name: part.to(vlm.device) if isinstance(part, Tensor) else part for name, part in batch.items()}
 
 

@@ -2,7 +2,8 @@
 
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
     read       {name: (N, ...)}   what `VLM.read` gave for the images
-    row_images (M,)               the image of each prefix, row by row
+    row_images (M,), row_order    the image of each prefix, row by row: a tensor and a list
+    host_inputs                   see `VLM.host_inputs`; only where prefixes differ
     ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
     predicting (N,)               the positions before the labels: see `stack_rows`, as for `packed`
     weights    (B, S)             of the labels in the loss; only with `loss_per="answer"`
@@ -17,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.stored import StoredImage
@@ -62,11 +61,12 @@ class Collator:
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
         columns = stack_rows(rows, self.vlm.eos_token_id, self.multiple)
+        if not self.vlm.has_fixed_prefix:
+            columns["host_inputs"] = self.vlm.host_inputs(images["prepared"], columns)
         if self.loss_per == "answer":
             columns["weights"] = answer_weights(columns)
         return {
             **images,
-            "row_images": torch.tensor([image for row in rows for image in row.images]),
             **columns,
             "n_images": len(examples),
             "n_questions": sum(map(len, asked)),

@@ -79,25 +79,27 @@ class PreferenceCollator:
                     )
                 rows.append(Row())
                 rows[-1].add(i, prefix, [asked])
-        which = torch.arange(len(images)).repeat(2)
-        return {"prepared": prepared, "row_images": which, **stack_rows(rows, self.vlm.eos_token_id)}
+        columns = stack_rows(rows, self.vlm.eos_token_id)
+        if not self.vlm.has_fixed_prefix:
+            columns["host_inputs"] = self.vlm.host_inputs(prepared, columns)
+        return {"prepared": prepared, **columns}
 
 
 def model_inputs(vlm: VLM, batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of `PreferenceCollator` as arguments of the model's forward, and `completion_mask`: 1 at the answers."""
     if vlm.has_fixed_prefix:
-        images = {name: _each_row(part, batch["row_images"]) for name, part in batch["prepared"].items()}
+        images = {name: _each_row(part, batch) for name, part in batch["prepared"].items()}
         inputs = {"input_ids": batch["ids"], "attention_mask": (batch["branch"] != PADDING).long(), **images}
     else:
-        inputs = vlm.row_inputs(batch["prepared"], dict(batch))
+        inputs = vlm.row_inputs(vlm.encode(batch["prepared"]), dict(batch))
     return {**inputs, "completion_mask": (batch["labels"] != IGNORE).long()}
 
 
-def _each_row(part: Any, row_images: torch.Tensor) -> torch.Tensor:
+def _each_row(part: Any, batch: Mapping[str, Any]) -> torch.Tensor:
     """What `VLM.prepare` gave for each image, a tensor or a list, repeated for each row."""
     if isinstance(part, torch.Tensor):
-        return part[row_images.to(part.device)]
-    return torch.tensor([part[image] for image in row_images.tolist()])
+        return part[batch["row_images"].to(part.device)]
+    return torch.tensor([part[image] for image in batch["row_order"]])
 
 
 class IndexOrder(EpochSampler):

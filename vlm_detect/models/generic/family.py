@@ -9,7 +9,7 @@ at inference.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
+from vlm_detect.machine import on_device
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.generic.levels import RAW, GreyLevels
@@ -106,7 +107,7 @@ class ChatVLM(VLM):
         for image in images:
             if refusal := self.refusal(image.size):
                 raise ImageRejected("shape", refusal)
-        return [self._prepare(image) for image in images]
+        return [self.prepare_one(image) for image in images]
 
     def collate(self, prepared: Sequence[Any]) -> Any:
         return [one for image in prepared for one in image]
@@ -130,12 +131,12 @@ class ChatVLM(VLM):
             if len(self._lengths) == _KEPT_LENGTHS:
                 self._lengths.clear()
             try:
-                self._lengths[size] = self._prepare(Image.new("RGB", size))["input_ids"].shape[1]
+                self._lengths[size] = self.prepare_one(Image.new("RGB", size))["input_ids"].shape[1]
             except ValueError as error:  # by which processors refuse a shape
                 self._lengths[size] = f"{size[0]}x{size[1]} pixels, which {self.name} cannot read: {error}"
         return self._lengths[size]
 
-    def _prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def prepare_one(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Of what has a column a token, the prefix's columns, and the last one, which is that of all text behind it."""
         inputs = self._as_sent(self.template.inputs(image, **(RAW if self.levels else {})))
         length = self.template.prefix_length(inputs)
@@ -147,8 +148,11 @@ class ChatVLM(VLM):
         return inputs
 
     def encode(self, prepared: Any) -> Any:
-        sent = [{name: tensor.to(self.device) for name, tensor in image.items()} for image in prepared]
-        return [self._normalized(image) for image in sent]
+        return [self._normalized({name: self._sent(value) for name, value in image.items()}) for image in prepared]
+
+    def _sent(self, value: Any) -> Any:
+        """What is no tensor is read on the host."""
+        return on_device(value, self.device) if isinstance(value, torch.Tensor) else value
 
     def alike(self, embeds: Any) -> list[list[int]]:
         groups: dict[int, list[int]] = {}
@@ -157,9 +161,15 @@ class ChatVLM(VLM):
         return list(groups.values())
 
     def prefix_inputs(self, image_embeds: Any) -> dict[str, torch.Tensor]:
-        names = [name for name in image_embeds[0] if not name.endswith(_BEHIND)]
-        along = self.template.joined_along if len(image_embeds) > 1 else {}
+        first = image_embeds[0].items()
+        names = [name for name, value in first if isinstance(value, torch.Tensor) and not name.endswith(_BEHIND)]
+        along = self.joined_along if len(image_embeds) > 1 else {}
         return {name: _join([image[name] for image in image_embeds], along.get(name, 0)) for name in names}
+
+    @property
+    def joined_along(self) -> dict[str, int]:
+        """For each tensor of images the dimension along which those of several are joined; else the first."""
+        return self.template.joined_along
 
     def head_and_inputs(
         self, model: Callable[..., Any], inputs: dict[str, Any]
@@ -206,21 +216,28 @@ class ChatVLM(VLM):
         runs = groupby(prefix, lambda token: token == self.image_token_id)
         return [number if is_image else CAUSAL for number, (is_image, run) in enumerate(runs) for _ in run]
 
-    def row_inputs(self, prepared: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = {name: batch[name].to(self.device) for name in ("ids", "image", "branch", "block", "position_ids")}
-        images = self.encode([prepared[i] for i in batch["row_images"].tolist()])
-        token_names = {name.removesuffix(_BEHIND) for name in images[0] if name.endswith(_BEHIND)}
-        inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in token_names} for image in images])
-        inputs["input_ids"] = rows["ids"]
-        if batch["packed"]:
-            return {**inputs, "attention_mask": self._masks(rows), "position_ids": self.row_positions(images, rows)}
-        for name in token_names & images[0].keys() - {"input_ids", "attention_mask"}:
-            inputs[name] = torch.cat([_extended(image, name, rows["branch"][i]) for i, image in enumerate(images)])
+    def host_inputs(self, prepared: Any, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Packed rows: their positions. Others: what has a column a token, other than ids and mask."""
+        images = [prepared[i] for i in columns["row_order"]]
+        if columns["packed"]:
+            return {"position_ids": self.row_positions(images, columns)}
+        branch, made = columns["branch"], {}
+        for name in _token_names(images[0]) - {"input_ids", "attention_mask"}:
+            made[name] = torch.cat([_extended(image, name, branch[i]) for i, image in enumerate(images)])
             if name in _TYPE_IDS and self.prefix_lm:
-                answered = batch["labels"].to(self.device) != IGNORE
-                inputs[name] = torch.where(rows["branch"] == PREFIX, inputs[name], answered.to(inputs[name].dtype))
-        inputs["attention_mask"] = (rows["branch"] != PADDING).long()
-        return inputs
+                answered = (columns["labels"] != IGNORE).to(made[name].dtype)
+                made[name] = torch.where(branch == PREFIX, made[name], answered)
+        return made
+
+    def row_inputs(self, images: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        names = ("ids", "image", "branch", "block", "position_ids")
+        rows = {name: on_device(batch[name], self.device) for name in names}
+        ready = {name: on_device(tensor, self.device) for name, tensor in batch["host_inputs"].items()}
+        known = _token_names(images[0]) | {"position_ids"}  # of rows, not of images alone
+        some = [images[i] for i in batch["row_order"]]
+        inputs = self.prefix_inputs([{k: v for k, v in image.items() if k not in known} for image in some])
+        mask = self._masks(rows) if batch["packed"] else (rows["branch"] != PADDING).long()
+        return {**inputs, "input_ids": rows["ids"], "attention_mask": mask, **ready}
 
     def _masks(self, rows: dict[str, torch.Tensor]) -> Any:
         """The mask of packed rows; where layers differ in how far they see, one for each kind of layer."""
@@ -230,13 +247,16 @@ class ChatVLM(VLM):
             return mask()
         return {"full_attention": mask(), "sliding_attention": mask(window=config.sliding_window)}
 
-    def row_positions(self, images: list[dict[str, torch.Tensor]], rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The positions of packed rows, in the model's own form; `images` are those of the rows, one after another."""
-        return rows["position_ids"]
+    def row_positions(self, images: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> torch.Tensor:
+        """The positions of packed rows, in the model's own form and on the host.
+
+        `images` are those of the rows, prepared, one after another.
+        """
+        return columns["position_ids"]
 
     @cached_property
     def _prefix_ids(self) -> list[int]:
-        return self._prepare(Image.new("RGB", (512, 512)))["input_ids"][0].tolist()
+        return self.prepare_one(Image.new("RGB", (512, 512)))["input_ids"][0].tolist()
 
     def prefix_ids(self) -> list[int]:
         """Those of a square image; where the number of tokens goes by an image's shape, others have more or fewer."""
@@ -272,6 +292,11 @@ def _is_last(head: Any, outputs: Any) -> bool:
         return False
     made, logits = head(states[-1][:, -1]), outputs.logits[:, -1]
     return made.shape == logits.shape and torch.allclose(made, logits, rtol=1e-4, atol=1e-4 * float(logits.std()))
+
+
+def _token_names(image: Mapping[str, Any]) -> set[str]:
+    """Of a prepared image, what has a column a token."""
+    return {name.removesuffix(_BEHIND) for name in image if name.endswith(_BEHIND)}
 
 
 def _extended(image: dict[str, torch.Tensor], name: str, branch: torch.Tensor) -> torch.Tensor:

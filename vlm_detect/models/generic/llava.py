@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vlm_detect.machine import on_device
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.generic.levels import RAW
@@ -62,7 +63,7 @@ class LlavaVLM(ChatVLM):
         return len(self.prefix_ids())
 
     def encode(self, prepared: dict[str, torch.Tensor]) -> torch.Tensor:
-        sent = {"pixel_values": prepared["pixel_values"].to(self.device)}
+        sent = {"pixel_values": on_device(prepared["pixel_values"], self.device)}
         pixel_values = self._normalized(sent)["pixel_values"].to(self.model.dtype)
         return torch.stack(list(self.inner.get_image_features(pixel_values).pooler_output))
 

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
-import torch
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
-from vlm_detect.models.base import family
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from vlm_detect.models.base import VLM, family
 from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.rows import PREFIX
 
 
 @family("glm46v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 class QwenVLM(ChatVLM):
-    """An image's tokens count its rows and columns, so that the positions behind it differ from the count of tokens."""
+    """An image's tokens count its rows and columns, so that the positions behind it differ from the count of tokens.
+
+    The positions of a prefix are made when its image is prepared, on the host; the model, which makes them of tensors
+    on its device, would wait for that at every token.
+    """
 
     supports_packing = True
     supports_prefix_cache = True
 
-    def shifts(self, count: int) -> list[int]:
-        deltas = self.inner.rope_deltas
-        return [0] * count if deltas is None else [int(delta) for delta in deltas.flatten()]
+    @cached_property
+    def _without_memory(self) -> Any:
+        """The model on the meta device: its rule for positions reads nothing but its configuration."""
+        config = copy.deepcopy(self.model.config)
+        with torch.device("meta"):
+            return AutoModel.from_config(config, attn_implementation="eager", trust_remote_code=False)
+
+    def without_weights(self) -> VLM:
+        _ = self._without_memory  # built once, for all workers
+        return super().without_weights()
+
+    def prepare_one(self, image: Image.Image) -> dict[str, Any]:
+        """Also `position_ids` of the prefix, (3, 1, P), and `shift`, by which positions behind it differ."""
+        made = super().prepare_one(image)
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
+        positions, shift = self._without_memory.get_rope_index(**{name: made[name] for name in names})
+        return {**made, "position_ids": positions, "shift": int(shift)}
+
+    @property
+    def joined_along(self) -> dict[str, int]:
+        return {**super().joined_along, "position_ids": 1}
+
+    def shifts(self, embeds: Any) -> list[int]:
+        return [image["shift"] for image in embeds]
 
     def position_ids(self, positions: torch.Tensor) -> torch.Tensor:
         """Text stands on the diagonal of the three axes: (3, B, T)."""
-        return positions if self.inner.rope_deltas is None else positions.expand(3, *positions.shape)
+        return positions.expand(3, *positions.shape)
 
-    def row_positions(self, images: list[dict[str, torch.Tensor]], rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    def row_positions(self, images: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> torch.Tensor:
         """(3, B, S): prefixes count an image's rows and columns, and text continues behind them."""
-        positions = rows["position_ids"].expand(3, -1, -1).clone()
-        counts = (rows["image"].amax(dim=1) + 1).tolist()
+        positions = columns["position_ids"].expand(3, -1, -1).clone()
+        counts = (columns["image"].amax(dim=1) + 1).tolist()
         places = [(row, number) for row, count in enumerate(counts) for number in range(count)]
         for image, (row, number) in zip(images, places, strict=True):
-            own, behind = rows["image"][row] == number, rows["branch"][row] != PREFIX
-            names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
-            of_image, shift = self.inner.get_rope_index(**{name: image[name] for name in names})
-            positions[:, row, own & ~behind] = of_image[:, 0]
-            positions[:, row, own & behind] += shift[0]
+            own, behind = columns["image"][row] == number, columns["branch"][row] != PREFIX
+            positions[:, row, own & ~behind] = image["position_ids"][:, 0]
+            positions[:, row, own & behind] += image["shift"]
         return positions

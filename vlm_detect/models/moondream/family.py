@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vlm_detect.ahead import threads_for
+from vlm_detect.machine import on_device
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.mlx import describe_moondream
 from vlm_detect.models.moondream.configuration import MODEL_TYPE
@@ -77,9 +78,9 @@ class MoondreamVLM(VLM):
     def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
         pixel_values = prepared["pixel_values"]
         if isinstance(pixel_values, torch.Tensor):
-            pixel_values = pixel_values.to(self.device)
+            pixel_values = on_device(pixel_values, self.device)
         else:
-            pixel_values = [crops.to(self.device) for crops in pixel_values]
+            pixel_values = [on_device(crops, self.device) for crops in pixel_values]
         return self.model.encode_images(pixel_values, prepared["tilings"])
 
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
