@@ -79,6 +79,7 @@ def progress(
     if total is None and isinstance(items, Sized):
         total = len(items)
     options: dict[str, Any] = {"desc": desc, "total": total, "unit": unit, "initial": initial, "disable": quiet}
+    options["position"] = 0  # a bar of another thread that is still open moves no line of this one
     if sys.stderr.isatty():
         return tqdm(items, leave=False, **options)
     return _Log(items, bar_format=_LINE if total else _LINE_WITHOUT_TOTAL, **options)

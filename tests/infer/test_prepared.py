@@ -76,8 +76,10 @@ def recorded(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def tensors(found: Any) -> list[torch.Tensor]:
-    """Of an embedding, or of a list of dicts of tensors."""
-    return [found] if isinstance(found, torch.Tensor) else [one for image in found for one in image.values()]
+    """Of an embedding, or of a list of dicts of tensors and numbers."""
+    if isinstance(found, torch.Tensor):
+        return [found]
+    return [torch.as_tensor(one) for image in found for one in image.values()]
 
 
 @pytest.mark.usefixtures("two_threads")

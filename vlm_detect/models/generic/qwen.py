@@ -14,6 +14,7 @@ from transformers import AutoModel
 from vlm_detect.models.base import VLM, family
 from vlm_detect.models.generic.family import ChatVLM
 from vlm_detect.models.rows import PREFIX
+from vlm_detect.models.untrusted import build_untrusted
 
 
 @family("glm46v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -32,7 +33,7 @@ class QwenVLM(ChatVLM):
         """The model on the meta device: its rule for positions reads nothing but its configuration."""
         config = copy.deepcopy(self.model.config)
         with torch.device("meta"):
-            return AutoModel.from_config(config, attn_implementation="eager", trust_remote_code=False)
+            return build_untrusted(AutoModel, config, attn_implementation="eager")
 
     def without_weights(self) -> VLM:
         _ = self._without_memory  # built once, for all workers
