@@ -82,3 +82,22 @@ def test_a_mac_computes_in_float32_on_its_gpu_and_doctor_says_so(monkeypatch: py
     assert any(line.startswith("GPU: MPS, 24 GB") for line in lines)
     assert not any("GPU: none" in line for line in lines)
     assert any("estimated for CUDA; the GPU here may use 24.0 GB" in line for line in lines)
+
+
+def test_a_recorded_figure_names_the_cpu_and_its_vector_instructions(monkeypatch: pytest.MonkeyPatch):
+    assert torch.backends.cpu.get_cpu_capability() in machine.machine_name("cpu")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nmodel name\t: Ten Cores\nflags\t: fpu\n")
+    assert f"{torch.get_num_threads()} threads, Ten Cores, " in machine.machine_name("cpu")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).with_name("bench").glob("*.py")), ids=lambda path: path.name)
+def test_no_bench_records_a_device_without_its_name(path: Path):
+    bare = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == "device" and isinstance(value, ast.Constant)
+        if value.value in ("cpu", "cuda")
+    ]
+    assert not bare, f"lines {bare}: `machine_name` says which CPU it was"

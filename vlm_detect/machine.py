@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -81,10 +82,22 @@ def computes_in_bfloat16(device_type: str) -> bool:
 
 
 def machine_name(device_type: str) -> str:
-    """The hardware of a recorded figure: the GPU's name, or the kind of device and the threads used."""
+    """The hardware of a recorded figure: the GPU's name, or the kind of device, the threads used and the CPU."""
     if device_type == "cuda":
         return torch.cuda.get_device_name()
-    return f"{device_type}, {torch.get_num_threads()} threads"
+    return f"{device_type}, {torch.get_num_threads()} threads, {cpu_name()}"
+
+
+def cpu_name() -> str:
+    """The CPU's model where the system names it, and the vector instructions that torch uses on it."""
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")  # `platform.processor` knows no model on Linux
+    except OSError:
+        facts = ""
+    models = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
+    fast_bfloat16 = [name for name in _FAST_BFLOAT16 if torch.cpu.get_capabilities().get(name)]
+    model = models[0] if models else platform.processor() or platform.machine()
+    return ", ".join([model, torch.backends.cpu.get_cpu_capability(), *fast_bfloat16])
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

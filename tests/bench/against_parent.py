@@ -27,6 +27,7 @@ import checkout  # noqa: F401
 
 from vlm_detect.config import parse_config, write_json
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.machine import machine_name
 
 REPOSITORY = Path(__file__).parents[2]
 # Flags for a round of some minutes: the rounds are repeated here.
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
                         print(f"round {number + 1}, {name}, {side}: {setting_of(row)} {row['ratio']}", flush=True)
     rows = [compared(name, setting, found) for (name, setting), found in ratios.items()]
     command = " ".join(["python tests/bench/against_parent.py", *argv])
-    about = {"command": command, "commit": commits["now"], "before": commits["before"], "device": "cpu"}
+    about = {"command": command, "commit": commits["now"], "before": commits["before"], "device": machine_name("cpu")}
     for row in rows:
         print(f"{row['quotient']}  {row['of']} {row['setting']}: {row['ratios']}")
     if config.out:

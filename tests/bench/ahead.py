@@ -24,7 +24,7 @@ from vlm_detect.ahead import ahead
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.machine import cpu_cores
+from vlm_detect.machine import cpu_cores, machine_name
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 
 BATCH = 2
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
                 "load": round(load, 1),
                 "command": " ".join(["python tests/bench/ahead.py", *argv]),
                 "commit": git_commit(),
-                "device": "cpu",
+                "device": machine_name("cpu"),
             }
         )
         print(records[-1])

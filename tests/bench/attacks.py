@@ -38,6 +38,7 @@ from PIL import Image
 
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
+from vlm_detect.machine import machine_name
 
 ATTACKERS_NICE = 5  # above the server's
 
@@ -111,7 +112,7 @@ def measured(
         "answers": found,
         "command": " ".join(["python tests/bench/attacks.py", *argv]),
         "commit": git_commit(),
-        "device": "cpu",
+        "device": machine_name("cpu"),
     }
 
 

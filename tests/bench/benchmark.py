@@ -35,6 +35,7 @@ from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import generate_plain
+from vlm_detect.machine import machine_name
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Item
 
@@ -109,7 +110,7 @@ def measure(vlm: MoondreamVLM, paths: list[Path], prompts: int, repeats: int, ar
         "against": "plain loop: one item, one generate, batch one",
         "command": " ".join(["python tests/bench/benchmark.py", *argv]),
         "commit": git_commit(),
-        "device": "cpu",
+        "device": machine_name("cpu"),
     }
 
 

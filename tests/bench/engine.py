@@ -37,6 +37,7 @@ from vlm_detect.errors import run_main
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.prefixes import Prefix
 from vlm_detect.infer.reference import generate_plain
+from vlm_detect.machine import machine_name
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
 
@@ -121,7 +122,7 @@ def measure(
                 "against": against,
                 "command": " ".join(["python tests/bench/engine.py", *argv]),
                 "commit": git_commit(),
-                "device": "cpu",
+                "device": machine_name("cpu"),
             }
         )
     return records

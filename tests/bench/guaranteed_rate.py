@@ -22,6 +22,7 @@ from vlm_detect.benchmark.item_scores import headline_scores, item_odds, item_sc
 from vlm_detect.benchmark.results import read_results
 from vlm_detect.config import check_at_least, git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.machine import machine_name
 from vlm_detect.stats.calibration import Calibration
 from vlm_detect.stats.metrics import logit
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
             "seed": config.seed,
             "command": " ".join(["python tests/bench/guaranteed_rate.py", *argv]),
             "commit": git_commit(),
-            "device": "cpu",
+            "device": machine_name("cpu"),
         }
         write_json(config.out, record)
 

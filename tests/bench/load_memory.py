@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
+from vlm_detect.machine import machine_name
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamForConditionalGeneration
 
 LIMIT = 1.2
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
                 "against": "size of the parameters in memory",
                 "command": " ".join(["python tests/bench/load_memory.py", *argv]),
                 "commit": git_commit(),
-                "device": "cpu",
+                "device": machine_name("cpu"),
             }
         )
         print(f"{layout} to {dtype}: {ratio:.3f} of {size / 1e9:.2f} GB (goal: at most {LIMIT})")

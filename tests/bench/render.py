@@ -33,6 +33,7 @@ from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
 from vlm_detect.generate.render_step import RenderShard
 from vlm_detect.generate.renderer import Renderer
 from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard
+from vlm_detect.machine import machine_name
 from vlm_detect.models.registry import resolve_id
 
 THINGS = ("dog", "cat", "truck", "ship", "horse", "bird", "frog", "car")
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
                     "images_per_s": round(config.images / seconds["ours"], 3),
                     "command": " ".join(["python tests/bench/render.py", *argv]),
                     "commit": git_commit(),
-                    "device": "cpu",
+                    "device": machine_name("cpu"),
                 }
             )
     if config.out:

@@ -32,6 +32,7 @@ from server import images
 
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
+from vlm_detect.machine import machine_name
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def main(argv: list[str]) -> None:
         "against": "before the reload",
         "command": " ".join(["python tests/bench/replicas.py", *argv]),
         "commit": git_commit(),
-        "device": "cpu",
+        "device": machine_name("cpu"),
     }
     records = [record | common for record in records]
     if config.out:

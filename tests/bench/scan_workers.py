@@ -27,7 +27,7 @@ from PIL import Image
 
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.machine import cpu_cores
+from vlm_detect.machine import cpu_cores, machine_name
 
 SIDE = 256
 KINDS = 64  # different photos; each row is judged, whether its photo was seen before or not
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
                 "load": round(load, 1),
                 "command": " ".join(["python tests/bench/scan_workers.py", *argv]),
                 "commit": git_commit(),
-                "device": "cpu",
+                "device": machine_name("cpu"),
             }
         )
         print(records[-1])

@@ -32,6 +32,7 @@ from PIL import Image
 
 from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
+from vlm_detect.machine import machine_name
 
 MAX_BATCH = {"on": 16, "off": 1}
 
@@ -175,7 +176,7 @@ def figures(
                 "errors": sum(done.errors for done in played),
                 "command": " ".join(["python tests/bench/server.py", *argv]),
                 "commit": git_commit(),
-                "device": "cpu",
+                "device": machine_name("cpu"),
             }
         )
     return records

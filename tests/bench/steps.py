@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tests.factories import tiny_tokenizer
 from vlm_detect.config import git_commit
 from vlm_detect.images.stored import StoredImage
-from vlm_detect.machine import keep_freed_memory
+from vlm_detect.machine import keep_freed_memory, machine_name
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.records import Question
@@ -132,5 +132,5 @@ def record(bench: str, setting: Mapping[str, Any], against: str, argv: list[str]
         "against": against,
         "command": " ".join([f"python tests/bench/{bench}.py", *argv]),
         "commit": git_commit(),
-        "device": "cpu",
+        "device": machine_name("cpu"),
     }

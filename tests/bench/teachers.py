@@ -39,6 +39,7 @@ from vlm_detect.data.members import open_members
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.generate import asked_models
 from vlm_detect.infer.endpoint import Endpoint
+from vlm_detect.machine import machine_name
 from vlm_detect.records import REASON_KINDS
 
 TIMEOUT_S = 20.0  # more than an answer takes on a busy machine, less than the one that hangs
@@ -295,7 +296,7 @@ def main(argv: list[str]) -> None:
         "seed": 0,
         "command": " ".join(command_line()),
         "commit": git_commit(),
-        "device": "cpu",
+        "device": machine_name("cpu"),
         "seconds": round(time.perf_counter() - started),
     }
     record = rounded(record)

@@ -26,6 +26,7 @@ import checkout  # noqa: F401
 from tests.train.toys import save_toy_pairs
 from vlm_detect.config import REPOSITORY, git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
+from vlm_detect.machine import machine_name
 
 WAYS = {"ours": {"GOMP_SPINCOUNT": "1000"}, "plain": {"GOMP_SPINCOUNT": "300000"}}
 
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
                     "against": "OpenMP's default of 300,000 spins",
                     "command": " ".join(["python", "tests/bench/waiting.py", *argv]),
                     "commit": git_commit(),
-                    "device": f"cpu, {cores} threads",
+                    "device": machine_name("cpu"),
                 }
             )
             print(f"{others} other busy processes: {records[-1]['ratio']:.2f}x of the default's speed")
