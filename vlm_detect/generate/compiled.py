@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 from vlm_detect.errors import UserError
-
-# Of torch's compiler, which has eight: beyond them it runs a function without compiling it, with no more than a log
-# line. Each kind of block counts for each shape, and Stable Diffusion 3.5 medium has three kinds.
-RECOMPILE_LIMIT = 64
+from vlm_detect.machine import compile_every_shape
 
 
-def compile_blocks(denoiser: nn.Module, *, dynamic: bool | None, backend: str | Callable[..., Any] = "inductor") -> set:
+def compile_blocks(
+    denoiser: nn.Module, *, dynamic: bool | None, backend: str | Callable[..., Any] = "inductor"
+) -> set[Any]:
     """Compile what the denoiser's lists of modules hold; returns the set of its input shapes, which calls fill.
 
     Args:
@@ -36,7 +35,7 @@ def compile_blocks(denoiser: nn.Module, *, dynamic: bool | None, backend: str | 
     blocks = [block for part in denoiser.children() if isinstance(part, nn.ModuleList) for block in part]
     if not blocks:
         raise UserError(f"--compile: {type(denoiser).__name__} has no repeated blocks to compile; omit it")
-    torch.compiler.config.recompile_limit = max(RECOMPILE_LIMIT, torch.compiler.config.recompile_limit)
+    compile_every_shape()
     for block in blocks:
         block.compile(dynamic=dynamic, backend=backend)
     shapes: set[Any] = set()

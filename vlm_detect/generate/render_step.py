@@ -198,7 +198,8 @@ class RenderShard:
     def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], pool: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
         # A compiled denoiser meets full batches only: one shape for each size, and not one for each number of photos.
-        rows = self.config.render_batch or 1 if kind == "caption" and renderer.sampling.compile else 1
+        fills = kind == "caption" and renderer.sampling.compile
+        rows = (self.config.render_batch or 1) if fills else 1
 
         def render(places: Sequence[int]) -> list[PILImage.Image]:
             if kind == "vae":
