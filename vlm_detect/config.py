@@ -29,6 +29,7 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -109,13 +110,30 @@ def check_known(options: Any, known: Sequence[str], *names: str) -> None:
 
 
 def check_url(options: Any, *names: str) -> None:
-    """UserError if one of these settings is given and is no URL of an endpoint."""
+    """UserError if one of these settings is given and is no URL of an endpoint, or could contain a secret: it is
+    printed, and recorded in run.json."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is None:
+            continue
+        if "@" in value or "?" in value:
+            raise UserError(
+                f"--{name}: the URL has a user, a password or a query, which may be secret; give the URL without it, "
+                "and the key in the environment variable of --api_key_env"
+            )
+        if not _is_url(value):
             raise UserError(
                 f"--{name} {value}: not a URL; it begins with http:// or https:// and usually ends with /v1"
             )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # ValueError for a port that is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def check_between(options: Any, least: float, most: float, *names: str) -> None:

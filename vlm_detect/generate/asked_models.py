@@ -14,16 +14,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.endpoint import Endpoint, Prompt, Reply
+from vlm_detect.infer.endpoint_client import is_this_machine
 
 _GAP = 8  # pixels between images placed side by side
-_HERE = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class AskedModel:
     @property
     def leaves_this_machine(self) -> bool:
         """Whether its images are sent to another machine."""
-        return self.endpoint is not None and urlsplit(self.endpoint).hostname not in _HERE
+        return self.endpoint is not None and not is_this_machine(self.endpoint)
 
     def __str__(self) -> str:
         return f"{self.name} at {self.endpoint}" if self.endpoint else self.name

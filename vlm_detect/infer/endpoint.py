@@ -27,8 +27,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from vlm_detect.errors import UserError
-from vlm_detect.extras import require
 from vlm_detect.infer.asks import Ask, CandidateScore
+from vlm_detect.infer.endpoint_client import EndpointClient, Refused, TimedOut
 from vlm_detect.infer.prepared import image_key
 
 _TOP = 20  # top_logprobs of the first token; the protocol's maximum
@@ -59,10 +59,6 @@ class Prompt:
     logprobs: bool = False
 
 
-class TimedOut(UserError):
-    """A request was not answered in time, despite retries."""
-
-
 class Endpoint:
     """Queries one model of an endpoint, with up to `parallel` concurrent requests.
 
@@ -82,18 +78,11 @@ class Endpoint:
         max_new_tokens: int = 16,
         options: dict[str, Any] | None = None,
     ) -> None:
-        require("eval", "openai", wanted_by="--endpoint")
-        import openai
-
-        if not url.startswith(("http://", "https://")):
-            raise UserError(
-                f"--endpoint {url}: not a URL; it begins with http:// or https:// and usually ends with /v1"
-            )
-        self._openai = openai
+        self._client = EndpointClient(
+            url, model, api_key=api_key, retries=retries, timeout_s=timeout_s, flag="--endpoint"
+        )
         self.url, self.model = url, model
         self.parallel, self.max_new_tokens = parallel, max_new_tokens
-        # A local server needs no key, but the client requires one.
-        self._client = openai.OpenAI(base_url=url, api_key=api_key or "none", max_retries=retries, timeout=timeout_s)
         self.options = options if options is not None else self._find_options()
         self._said: dict[tuple[bytes, str, int], str] = {}
         self._forms = deque(
@@ -155,7 +144,6 @@ class Endpoint:
         return [first_token_odds(reply.top, candidates) for reply in replies]
 
     def _answer(self, prompt: Prompt, max_new_tokens: int) -> Reply:
-        openai = self._openai
         urls = [data_url(image) for image in prompt.images]
         options = {name: value for name, value in self.options.items() if prompt.logprobs or "logprobs" not in name}
         options[self._length_option] = max_new_tokens
@@ -169,8 +157,8 @@ class Endpoint:
                 return self._request(urls, prompt.text, {**options, **_json_form(form, prompt.schema)})
             except TimedOut as error:
                 return Reply(str(error), failure="timed_out")
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                message = _message(error)
+            except Refused as refused:
+                message = str(refused)
                 if form and any(word in message for word in ("response_format", "json", "schema", "guided")):
                     if self._forms[0] == form:  # another request may have detected it already
                         self._forms.popleft()
@@ -189,36 +177,23 @@ class Endpoint:
                 raise
 
     def _ask(self, url: str, question: str, max_tokens: int) -> Reply:
-        openai = self._openai
         try:
             return self._request([url], question, {**self.options, self._length_option: max_tokens})
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Reply(f"(refused: {_message(error)})", failure="refused")
+        except Refused as refused:
+            return Reply(f"(refused: {refused})", failure="refused")
 
     @property
     def _length_option(self) -> str:
         return "max_completion_tokens" if "max_completion_tokens" in self.options else "max_tokens"
 
     def _request(self, urls: Sequence[str], question: str, options: dict[str, Any]) -> Reply:
-        """One request. Raises UserError for failures that affect every request, otherwise the client's error."""
-        openai = self._openai
+        """One request. Raises Refused if the server rejects this one, and UserError for other failures."""
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content = [*pictures, {"type": "text", "text": question}]
         messages: Any = [{"role": "user", "content": content}]
-        try:
-            choice = self._client.chat.completions.create(model=self.model, messages=messages, **options).choices[0]
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(
-                f"{self.url} refuses the key ({_message(error)}): set a valid one in the variable of --api_key_env"
-            ) from error
-        except openai.NotFoundError as error:
-            raise UserError(f"{self.url} has no model {self.model!r} ({_message(error)}); see its /models") from error
-        except (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError) as error:
-            failed = TimedOut if isinstance(error, openai.APITimeoutError) else UserError
-            raise failed(
-                f"{self.url} does not answer ({_message(error)}): check the URL and its server, then run the same "
-                "command again to continue, with a smaller --parallel if it limits the rate"
-            ) from error
+        completions = self._client.openai.chat.completions
+        with self._client.explained():
+            choice = completions.create(model=self.model, messages=messages, **options).choices[0]
         given = choice.logprobs.content if choice.logprobs else None
         top = tuple((entry.token, entry.logprob) for entry in given[0].top_logprobs) if given else ()
         return Reply(choice.message.content or "", top)
@@ -231,12 +206,12 @@ class Endpoint:
         while True:
             try:
                 reply = self._request([picture], "Is this image gray?", options)
-            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
-                found = without_refused(options, _message(error))
+            except Refused as refused:
+                found = without_refused(options, str(refused))
                 if found is None:
                     raise UserError(
-                        f"{self.url} refuses a request with an image: {_message(error)}; is it a vision model?"
-                    ) from error
+                        f"{self.url} refuses a request with an image: {refused}; is it a vision model?"
+                    ) from refused
                 options = found
                 continue
             if not reply.top:  # accepted and ignored
@@ -299,7 +274,3 @@ def data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _message(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", None) or error).split())[:200]
