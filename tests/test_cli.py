@@ -226,6 +226,7 @@ WRONG = [
     ("make-pairs", "--images is missing"),
     ("make-pairs --images p --twins cloned", "cloned"),
     ("make-pairs --images p --workers 0", "--workers 0: give 1 or more"),
+    ("make-pairs --images p --generator g --generator_endpoint http://u:p@h/v1", "--generator_endpoint: the URL has"),
     ("make-pairs --images p --validation 0.7 --test 0.3", "with a sum below 1"),
     ("pack", "--renders is missing"),
     ("render --out r", "--captions FOLDER is missing"),

@@ -15,6 +15,13 @@ Each row pairs a photo (`image`) with a `twin` that was made from it. Both were 
 width and height by the same filter, and written by one encoder with the same parameters, without metadata; a twin of a
 JPEG photo was first compressed with the photo's own tables. The remaining difference is content.
 """
+_ENDPOINT = """
+**Marks of the service.** The generated images come from {url}, where their texts were sent, and for `instruct` twins
+and inpainting the photos. Services mark their images: with C2PA metadata, which are removed here, and with watermarks
+in the pixels and traces of a lossy compression, which are not and can reveal the label. `vlm-detect audit` probes for
+what does not depend on content. The images cannot be reproduced from their receipts, because a server may ignore the
+seed.
+"""
 _PROMPTED = """\
 Each row is a photo or an image that was rendered from a prompt (`prompt`). No image is a photo's twin, so they differ
 in content; size, shape, compression and encoder match, because each image has those of a photo, which shares its
@@ -42,18 +49,27 @@ def pair_card(
     captioners: Sequence[str],
     generators: Sequence[str],
     encoder: str,
+    endpoint: str | None = None,
 ) -> str:
     """The card of pairs or, if `packed` counts images, of photos and images rendered from prompts.
 
-    `kinds` and `licences` count pairs; `captioners` is empty for existing captions; `encoder` wrote both members.
+    `kinds` and `licences` count pairs; `captioners` is empty for existing captions; `encoder` wrote both members;
+    `endpoint` is the URL that rendered them.
     """
     if packed.unit == "images":
         facts = {"Drawn": f"{sum(kinds.values())} images, by {', '.join(generators)}", "Encoder": encoder}
-        return _card("Photos and images rendered from prompts", "images", packed, _PROMPTED, facts, licences)
+        text = _PROMPTED + _endpoint(endpoint)
+        return _card("Photos and images rendered from prompts", "images", packed, text, facts, licences)
     makers = {"Captions by": captioners, "Twins by": generators}
     made = {name: ", ".join(names) for name, names in makers.items() if names}
     facts = {"Twins": _counts(kinds), **made, "Encoder": encoder}
-    return _card("Photos and their generated twins", "image-pairs", packed, _PAIRS, facts, licences)
+    return _card(
+        "Photos and their generated twins", "image-pairs", packed, _PAIRS + _endpoint(endpoint), facts, licences
+    )
+
+
+def _endpoint(url: str | None) -> str:
+    return _ENDPOINT.format(url=url) if url else ""
 
 
 def image_card(

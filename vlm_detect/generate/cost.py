@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from vlm_detect.generate.edits import ATTEMPTS_PER_OPERATION
+from vlm_detect.generate.endpoint_generator import SIDE, disclosure, inpaints
 from vlm_detect.generate.options import PackConfig, RenderConfig
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.shards import Plan, missing
@@ -25,10 +27,11 @@ def describe_plan(
         lines.append(f"{name}: {len(missing(work / name, plan))} of {plan.shards} shards to run")
     listed = ", ".join(f"{count} {kind}" for kind, count in images.items())
     lines.append(f"twins: {listed}, by {render.generator}{render.sampling.variant}")
-    if rendered := sum(images.get(kind, 0) for kind in ("caption", "instruct")):
-        passes = 2 if render.sampling.guidance > 1 else 1
-        steps = rendered * render.sampling.steps
-        lines.append(f"denoising: {steps} steps, {steps * passes} passes of the denoiser")
+    rendered = sum(images.get(kind, 0) for kind in ("caption", "instruct"))
+    if render.generator_endpoint:
+        lines.append(_requests(rendered, images.get("edit", 0), render))
+    elif rendered:
+        lines.append(_denoising(rendered, render))
     if render.render_size:
         pixels = sum(images.values()) * render.render_size**2
         packed = sum(images.values()) * 2 * (pack.size or render.render_size) ** 2
@@ -38,6 +41,22 @@ def describe_plan(
             f"about {_size(packed * a_pixel)} of dataset; {_size(_free(work))} are free there"
         )
     return "\n".join(lines)
+
+
+def _requests(images: int, edits: int, render: RenderConfig) -> str:
+    """Prices are per image, or by its pixels; an unanswered request is repeated."""
+    pixels = images * (render.render_size or SIDE) ** 2
+    inpainted = ""
+    if inpaints(render):
+        share = len(render.edit_operations.operations)
+        inpainted = f", and for about 1 in {share} of {edits} edits up to {ATTEMPTS_PER_OPERATION} requests each"
+    return f"endpoint: {images} requests, {pixels / 1e6:.3g} megapixels{inpainted}; {disclosure(render)}"
+
+
+def _denoising(images: int, render: RenderConfig) -> str:
+    passes = 2 if render.sampling.guidance > 1 else 1
+    steps = images * render.sampling.steps
+    return f"denoising: {steps} steps, {steps * passes} passes of the denoiser"
 
 
 def _free(folder: Path) -> int:

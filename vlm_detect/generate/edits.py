@@ -28,6 +28,7 @@ MIN_STRENGTH, MAX_STRENGTH = 0.018, 0.35
 SIDES = (0.25, 0.45)  # of the image's sides
 MIN_SIDE = 16  # pixels; under the soft mask a smaller box has too few to distinguish a blur from a smear
 _ATTEMPTS = 20
+ATTEMPTS_PER_OPERATION = _ATTEMPTS // 2  # two of the operations are tried
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def random_edit(
     first = np.random.default_rng(seed).integers(len(possible))
     for attempt in range(_ATTEMPTS):
         # The operation is kept as long as possible; a plain sky shows no blur at any place.
-        operation = possible[(first + attempt // (_ATTEMPTS // 2)) % len(possible)]
+        operation = possible[(first + attempt // ATTEMPTS_PER_OPERATION) % len(possible)]
         edited = edit_once(image, seed, attempt, operation, donor=donor, paint=paint)
         if MIN_STRENGTH <= edited.strength <= MAX_STRENGTH:
             return edited

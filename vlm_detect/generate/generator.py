@@ -78,6 +78,16 @@ class Generator(ABC):
         return 1
 
     @property
+    def steps(self) -> int | None:
+        """Denoising steps, for the receipts; None if unknown."""
+        return self.sampling.steps
+
+    @property
+    def guidance(self) -> float | None:
+        """Strength of guidance, for the receipts; None if unknown."""
+        return self.sampling.guidance
+
+    @property
     def scheduler(self) -> str:
         """The sampler's name, for the receipts."""
         return ""
@@ -86,11 +96,6 @@ class Generator(ABC):
     def dtype(self) -> str:
         """The dtype of its weights, for the receipts."""
         return "float32"
-
-    @property
-    def compiled_shapes(self) -> int:
-        """How many shapes of input its compiled part has met; 0 if nothing is compiled."""
-        return 0
 
     @property
     def can_inpaint(self) -> bool:

@@ -3,6 +3,7 @@
     vlm-detect make-pairs --images photos/ --out data/pairs
     vlm-detect make-pairs --images photos/ --generator stabilityai/stable-diffusion-3.5-medium --twins vae
     vlm-detect make-pairs --images owner/dataset::train:image --limit 1000 --workers 4
+    vlm-detect make-pairs --images photos/ --generator_endpoint http://host:8000/v1 --generator NAME --twins caption
     vlm-detect make-pairs --images photos/ --config 24gb --dry_run
     vlm-detect make-pairs --images photos/ --prompts prompts.yaml     # images without pairs; template: configs prompts
     vlm-detect make-pairs --images photos/ --executor slurm --workers 16 --gpus 1 --slurm_partition gpu
@@ -19,7 +20,6 @@ from pathlib import Path
 
 from vlm_detect.config import CONFIGS, parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.extras import require
 from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig, TwinKinds, Upload
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.launch import Launch
@@ -37,11 +37,12 @@ class Config:
 def main(argv: list[str]) -> None:
     stages = [Config, Launch, Upload, SourceConfig, CaptionConfig, RenderConfig, PackConfig, EncodeConfig]
     config, launch, upload, source, caption, render, pack, encode = parse_config(stages, argv, doc=__doc__)
-    require("data", "diffusers", "imagehash")
+    render.check_installed()
     from vlm_detect.generate.build import build_dataset, finished, work_folder
     from vlm_detect.generate.caption_step import caption_photos, check_captioner, name_captioner, plan_captions
     from vlm_detect.generate.cost import describe_plan
     from vlm_detect.generate.dataset_files import is_finished
+    from vlm_detect.generate.endpoint_generator import disclosure
     from vlm_detect.generate.pack import pack_pairs
     from vlm_detect.generate.render_step import check_generator, complete, plan_renders, render_twins
     from vlm_detect.jobs.shards import begin
@@ -72,6 +73,8 @@ def main(argv: list[str]) -> None:
         print(f"captions of {captions_plan.items} photos, by {caption.captioner} ...", flush=True)
         captioning = caption_photos(source, caption, captions_plan, work / "captions", launch)
         print(f"twins ({', '.join(render.twins.kinds)}), by {render.generator} ...", flush=True)
+        if render.generator_endpoint:
+            print(disclosure(render), flush=True)
         return render_twins(work / "captions", render, renders_plan, work / "renders", launch, after=captioning)
 
     build_dataset(

@@ -10,6 +10,7 @@ from vlm_detect.config import check_at_least, check_between, check_url
 from vlm_detect.data.selection import Selection, check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
+from vlm_detect.extras import require
 from vlm_detect.records import Label, ReasonSource, TextsLayout, TwinKind
 
 FROM_COLUMN = "column"
@@ -122,6 +123,16 @@ class RenderConfig:
         default="auto",
         metadata={"help": "A text-to-image pipeline: auto, nano, a folder, a Hub id, or a YAML with its settings."},
     )
+    generator_endpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "URL of an OpenAI-compatible endpoint (.../v1) that serves --generator. Texts are sent there, and "
+            "photos for instruct twins and inpainting."
+        },
+    )
+    api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoint's key."}
+    )
     twins: TwinKinds = field(
         default=TwinKinds("caption,vae"), metadata={"help": "Kinds of twin: caption, vae, edit, instruct."}
     )
@@ -143,7 +154,7 @@ class RenderConfig:
         default="none",
         metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: so do its layers."},
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the denoiser, and fill up each batch."})
+    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
     prompt_suffix: str = field(default="", metadata={"help": "Neutral suffix for every caption."})
     allow_small: bool = field(default=False, metadata={"help": "Upscale photos that are smaller than their twins."})
     edit_operations: EditOperations = field(
@@ -163,6 +174,29 @@ class RenderConfig:
         check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")
         check_at_least(self, 0, "guidance")
         check_at_least(self, 16, "render_size")
+        check_url(self, "generator_endpoint")
+        if self.generator_endpoint:
+            self._check_endpoint()
+
+    def _check_endpoint(self) -> None:
+        if self.generator == "auto":
+            raise UserError(f"--generator_endpoint {self.generator_endpoint}: give its model's name with --generator")
+        chosen_there = {"quantization": "none", "offload": "none", "compile": False}
+        for name, default in (chosen_there | {"dtype": None, "max_sequence_length": None}).items():
+            if getattr(self, name) != default:
+                raise UserError(f"--{name} {getattr(self, name)}: the server of --generator_endpoint decides; omit it")
+        if (self.render_batch or 1) > 1:
+            raise UserError(
+                f"--render_batch {self.render_batch}: an endpoint renders one image per request; give --workers"
+            )
+
+    def check_installed(self) -> None:
+        """UserError if a package that renders, or queries an endpoint, is missing."""
+        if self.generator_endpoint:
+            require("data", "imagehash")
+            require("eval", "openai", wanted_by="--generator_endpoint")
+        else:
+            require("data", "diffusers", "imagehash")
 
     @property
     def sampling(self) -> Sampling:

@@ -57,6 +57,7 @@ def pack_pairs(renders: Path, out: Path, config: PackConfig, encode: EncodeConfi
             encode=encode,
             settings=settings,
             is_paired=is_paired,
+            endpoint=plan.settings.get("generator_endpoint"),
         )
 
 
@@ -71,6 +72,7 @@ def _write(
     encode: EncodeConfig,
     settings: dict[str, Any],
     is_paired: bool,
+    endpoint: str | None,
 ) -> Packed:
     writer = SplitWriter(partial / "data", PAIR_FEATURES if is_paired else PROMPTED_FEATURES, config.pairs_per_file)
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "licence", "captioner", "generator")}
@@ -98,6 +100,7 @@ def _write(
         captioners=sorted(counts["captioner"]),
         generators=sorted(counts["generator"]),
         encoder=json.dumps(encode.describe()),
+        endpoint=endpoint,
     )
     return finish_folder(partial, writer, "pairs" if is_paired else "images", rejects, settings, card)
 

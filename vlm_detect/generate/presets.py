@@ -25,8 +25,11 @@ from vlm_detect.errors import UserError
 from vlm_detect.generate.generator import GENERATORS
 from vlm_detect.generate.options import RenderConfig
 
-# The allowed keys: settings without a fixed default.
-SETTINGS = tuple(field.name for field in fields(RenderConfig) if field.default is None)
+# The allowed keys: settings without a fixed default. Not the endpoint: a file by another person must not decide where
+# photos and the key are sent.
+SETTINGS = tuple(
+    field.name for field in fields(RenderConfig) if field.default is None and field.name != "generator_endpoint"
+)
 _HINTS = get_type_hints(RenderConfig)
 
 

@@ -199,6 +199,11 @@ def _render_config(dataset: Path) -> RenderConfig:
         raise UserError(
             f"{dataset}: its run.json has no settings of a render step; was it made with make-pairs?"
         ) from error
+    if settings.get("generator_endpoint"):  # of a dataset that others may have made: nothing is sent there
+        raise UserError(
+            f"{dataset}: its images come from an endpoint ({settings['generator_endpoint']}), which does not promise "
+            "the same image for the same seed; they cannot be reproduced"
+        )
     names = RenderConfig.__dataclass_fields__
     settings = {name: value for name, value in settings.items() if name in names}
     return RenderConfig(**settings | {"twins": TwinKinds(settings["twins"])})

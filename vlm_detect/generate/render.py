@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vlm_detect.config import CONFIGS, parse_config, write_run_json
 from vlm_detect.errors import UserError, run_main
-from vlm_detect.extras import require
 from vlm_detect.generate.options import RenderConfig
 from vlm_detect.jobs.launch import Launch
 
@@ -35,8 +34,9 @@ class Config:
 
 def main(argv: list[str]) -> None:
     config, launch, render = parse_config([Config, Launch, RenderConfig], argv, doc=__doc__)
-    require("data", "diffusers", "imagehash")
+    render.check_installed()
     from vlm_detect.generate.build import queued
+    from vlm_detect.generate.endpoint_generator import disclosure
     from vlm_detect.generate.render_step import check_generator, complete, plan_renders, render_twins
     from vlm_detect.jobs.shards import begin, check_finished
 
@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
     plan = plan_renders(before, render)
     check_generator(render)
     begin(out, plan)
+    if render.generator_endpoint:
+        print(disclosure(render), flush=True)
     if job := render_twins(captions, render, plan, out, launch):
         print(queued(out, job))
         return

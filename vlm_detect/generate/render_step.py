@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,18 +26,21 @@ from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, random_edits
+from vlm_detect.generate.endpoint_generator import SIDE as ENDPOINT_SIDE
+from vlm_detect.generate.endpoint_generator import EndpointGenerator
 from vlm_detect.generate.generator import Generator
-from vlm_detect.generate.options import EditOperations, RenderConfig, Sampling
+from vlm_detect.generate.options import EditOperations, RenderConfig
 from vlm_detect.generate.presets import with_given_file, with_preset
 from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.renderer import bucket, find_generator
 from vlm_detect.images.decode import ImageRejected, decode_image
-from vlm_detect.images.edits import EDITS
+from vlm_detect.images.edits import EDITS, Place
 from vlm_detect.images.encode import crop_size, fit, is_blank
+from vlm_detect.infer.endpoint_client import Unavailable
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write_shard
-from vlm_detect.models.registry import NANO_NAMES
+from vlm_detect.models.registry import NANO_NAMES, ResolvedModel
 from vlm_detect.records import Reject, TwinKind
 
 INSTRUCTIONS = CONFIGS / "generators" / "instructions.yaml"
@@ -71,13 +73,28 @@ RENDER_FEATURES = Features(
 
 def complete(config: RenderConfig, presets: Path) -> RenderConfig:
     """The complete configuration: the generator that `auto` selects, with its preset."""
-    config = replace(with_given_file(config), edit_operations=config.edit_operations or EditOperations.all_own())
+    config = with_given_file(config)
+    if config.generator_endpoint:
+        return _at_endpoint(config)
+    config = replace(config, edit_operations=config.edit_operations or EditOperations.all_own())
     return with_preset(replace(config, generator=find_generator(config.generator)[1].name), presets)
+
+
+def _at_endpoint(config: RenderConfig) -> RenderConfig:
+    """Squares, which every server renders, and no inpainting, for which photos are sent, unless these are given."""
+    own = EditOperations.all_own().operations
+    operations = config.edit_operations or EditOperations(",".join(name for name in own if not EDITS[name].needs_paint))
+    return replace(
+        config,
+        edit_operations=operations,
+        render_size=config.render_size or ENDPOINT_SIDE,
+        aspect=config.aspect or "square",
+    )
 
 
 def check_generator(config: RenderConfig) -> None:
     """Raise `UserError` for an unavailable generator, before hours of captioning."""
-    cls, model = find_generator(config.generator)
+    cls, model = _source_of(config)
     cls.check(model)
     cls.check_kinds(model, config.twins.kinds)
     if "edit" in config.twins.kinds and all(EDITS[name].needs_paint for name in config.edit_operations.operations):
@@ -93,6 +110,9 @@ def derive_seed(seed: int, photo_id: str, kind: str) -> int:
 def plan_renders(captions: Plan, config: RenderConfig) -> Plan:
     """The shards of the caption step, one to one."""
     settings = asdict(config)
+    del settings["api_key_env"]  # does not affect the result
+    if config.generator_endpoint is None:
+        del settings["generator_endpoint"]  # so that runs begun without the option continue
     if "instruct" in config.twins.kinds:
         settings["instructions_sha256"] = _instructions(config).sha256
     return Plan("render", captions.items, captions.shard_size, captions.inputs, settings)
@@ -107,7 +127,7 @@ def render_twins(
     after: str | None = None,
 ) -> str | None:
     """Run the shards; returns the result of `run_shards`: None when all is done."""
-    launch = (launch or Launch()).with_models(config.generator not in NANO_NAMES)
+    launch = (launch or Launch()).with_models(config.generator_endpoint is None and config.generator not in NANO_NAMES)
     return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
 
 
@@ -140,9 +160,9 @@ class RenderShard:
     folder: Path
 
     def __call__(self, shard: int) -> None:
-        name, revision, renderer = _load_renderer(self.config.generator, self.config.sampling)
+        name, revision, renderer = _load_renderer(self.config)
         rejects = read_rejects(self.captions, shard)
-        kinds, n_shapes = self.config.twins.kinds, renderer.compiled_shapes
+        kinds = self.config.twins.kinds
         # Photos are decoded before and twins encoded after rendering, in threads: PIL releases the GIL for both.
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="images") as pool:
             photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, pool))
@@ -164,13 +184,11 @@ class RenderShard:
             self._take(photo, rejects)
         if "edit" in kinds:
             self._edit(renderer if paints else None, photos, rejects)
-        if renderer.compiled_shapes > n_shapes:
-            print(f"{name}: compiled, {renderer.compiled_shapes} shapes so far", file=sys.stderr)
         facts = {
             "generator": name + renderer.sampling.variant,
             "generator_revision": revision,
-            "steps": renderer.sampling.steps,
-            "guidance": renderer.sampling.guidance,
+            "steps": renderer.steps,
+            "guidance": renderer.guidance,
             "scheduler": renderer.scheduler,
             "dtype": renderer.dtype,
             "quantization": renderer.sampling.quantization,
@@ -197,20 +215,16 @@ class RenderShard:
 
     def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], pool: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
-        # A compiled denoiser meets full batches only: one shape for each size, and not one for each number of photos.
-        fills = kind == "caption" and renderer.sampling.compile
-        rows = (self.config.render_batch or 1) if fills else 1
 
         def render(places: Sequence[int]) -> list[PILImage.Image]:
             if kind == "vae":
                 return renderer.reconstruct([batch[i].fitted for i in places])
             if kind == "instruct":
                 return [renderer.instruct(batch[i].fitted, seeds[i], batch[i].instructed) for i in places]
-            filled = [*places, *[places[-1]] * (rows - len(places))]
-            arguments = [batch[i].arguments for i in filled]
-            return renderer.render(arguments, [seeds[i] for i in filled], batch[places[0]].size)[: len(places)]
+            arguments = [batch[i].arguments for i in places]
+            return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].size)
 
-        for place, (image, batch_of) in enumerate(_render_or_split(render, range(len(batch)), rows)):
+        for place, (image, batch_of) in enumerate(_render_or_split(render, range(len(batch)))):
             photo = batch[place]
             prompt = {"caption": photo.prompt, "instruct": photo.instruction}.get(kind)
             twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": batch_of}
@@ -244,7 +258,7 @@ class RenderShard:
                     of: image for of, image in images.items() if (of == "photo") == (self.config.edits_on == "photos")
                 }
             donors = [other for other in photos if other.row["group"] == partners.get(photo.row["group"])]
-            paint = functools.partial(painter.inpaint, arguments=photo.arguments) if painter else None
+            paint = functools.partial(_paint, painter, photo.arguments) if painter else None
             subjects = []
             for of, image in images.items():
                 seed = derive_seed(self.config.seed, photo.row["id"], f"edit/{of}")
@@ -276,12 +290,9 @@ def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
 
 
 def _render_or_split(
-    render: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int], rows: int = 1
+    render: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
 ) -> Iterator[tuple[PILImage.Image | Exception, str]]:
-    """(image, "index/size" of its batch) for each place; a failed batch is retried one by one.
-
-    `rows`: the size to which `render` fills a smaller batch.
-    """
+    """(image, "index/size" of its batch) for each place; a failed batch is retried one by one."""
     try:
         images = render(places)
     except torch.OutOfMemoryError as error:
@@ -290,14 +301,26 @@ def _render_or_split(
         raise UserError(
             f"the accelerator failed: {first_line(error)}; run the same command again, which continues at this shard"
         ) from error
+    except Unavailable:  # another photo would fail alike
+        raise
     except Exception as error:  # an exception for one prompt must not affect the others
         if len(places) == 1:
             yield error, "0/1"
             return
         for place in places:
-            yield from _render_or_split(render, [place], rows)
+            yield from _render_or_split(render, [place])
     else:
-        yield from ((image, f"{i}/{max(rows, len(places))}") for i, image in enumerate(images))
+        yield from ((image, f"{i}/{len(places)}") for i, image in enumerate(images))
+
+
+def _paint(
+    painter: Generator, arguments: Mapping[str, Any], image: PILImage.Image, place: Place, seed: int
+) -> PILImage.Image:
+    """`painter.inpaint`, of which an exception rejects this edit only."""
+    ((painted, _),) = _render_or_split(lambda _: [painter.inpaint(image, place, seed, arguments)], [0])
+    if isinstance(painted, Exception):
+        raise ImageRejected("renderer_failed", f"{type(painted).__name__}: {painted}") from painted
+    return painted
 
 
 def _fitted(data: bytes, size: tuple[int, int]) -> PILImage.Image:
@@ -315,8 +338,20 @@ def _png(image: PILImage.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _source_of(config: RenderConfig) -> tuple[type[Generator], ResolvedModel]:
+    """The class of the generator, and its model: at the endpoint, or of the registry."""
+    if config.generator_endpoint:
+        return EndpointGenerator, ResolvedModel(config.generator, config.generator_endpoint)
+    return find_generator(config.generator)
+
+
+def _load_renderer(config: RenderConfig) -> tuple[str, str | None, Generator]:
+    _, model = _source_of(config)
+    return model.name, model.revision, _loaded(config)
+
+
 @functools.cache
-def _load_renderer(generator: str, sampling: Sampling) -> tuple[str, str | None, Generator]:
+def _loaded(config: RenderConfig) -> Generator:
     """Cached per process."""
-    cls, model = find_generator(generator)
-    return model.name, model.revision, cls(model, sampling)
+    cls, model = _source_of(config)
+    return EndpointGenerator(model, config) if config.generator_endpoint else cls(model, config.sampling)

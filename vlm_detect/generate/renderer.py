@@ -14,14 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.generate.autoencoders import through_autoencoder
-from vlm_detect.generate.compiled import compile_blocks
 from vlm_detect.generate.generator import GENERATORS, Generator
 from vlm_detect.generate.options import Sampling
 from vlm_detect.generate.pipeline_files import check_pipeline, load_pipeline, pipeline_class, read_index
@@ -108,11 +106,8 @@ class Renderer(Generator):
         vae: Any = getattr(pipeline, "vae", None)
         if hasattr(vae, "enable_slicing"):
             vae.enable_slicing()  # one image at a time: of eight of 1024 pixels SD 3.5's decoder holds 13 GB at once
-        self._shapes: set[Any] = set()
         if sampling.compile:
-            # Prompts that are encoded ahead have one length, so that sizes alone are shapes; others may have any.
-            dynamic = False if encodes_ahead(pipeline) else None
-            self._shapes = compile_blocks(denoiser_of(pipeline), dynamic=dynamic)
+            denoiser_of(pipeline).compile_repeated_blocks()
 
     def _move(self, parts: Sequence[torch.nn.Module], device: torch.device) -> None:
         if self.sampling.offload != "group":
@@ -126,10 +121,6 @@ class Renderer(Generator):
     @property
     def scheduler(self) -> str:
         return type(self.pipeline.scheduler).__name__
-
-    @property
-    def compiled_shapes(self) -> int:
-        return len(self._shapes)
 
     @property
     def native_side(self) -> int:
@@ -205,13 +196,10 @@ class Renderer(Generator):
     @torch.inference_mode()
     def inpaint(self, image: Image.Image, place: Place, seed: int, arguments: Mapping[str, Any]) -> Image.Image:
         """Inpaint `image` under the mask of `place`, with the prompt of `arguments`."""
-        mask = np.zeros((image.height, image.width), np.uint8)
-        x0, y0, x1, y1 = place.box
-        mask[y0:y1, x0:x1] = 255 * (place.mask > 0)
         output = self._inpainter(
             **call_of(self._inpainter).arguments(self.sampling, image.size) | dict(arguments),
             image=image,
-            mask_image=Image.fromarray(mask),
+            mask_image=Image.fromarray(place.covered(image.size)),
             strength=1.0,
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt",

@@ -38,6 +38,12 @@ class Place:
         x0, y0, x1, y1 = self.box
         return pixels[y0:y1, x0:x1]
 
+    def covered(self, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) of an image of `size` (width, height): 255 where the edit changes pixels, else 0."""
+        covered = np.zeros((size[1], size[0], 1), np.uint8)
+        self.cut(covered)[..., 0] = 255 * (self.mask > 0)
+        return covered[..., 0]
+
     def put(self, image: Image.Image, patch: np.ndarray) -> Image.Image:
         """`image` with `patch` (height, width, 3; 0 to 255) under the mask; other pixels are unchanged."""
         pixels = np.asarray(image).copy()
