@@ -20,6 +20,9 @@ except ImportError:  # Windows
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16")  # of torch.cpu.get_capabilities
+# Of torch's compiler, which has eight: beyond them it runs a function without compiling it, with no more than a log
+# line. Each kind of layer counts for each shape, and Stable Diffusion 3.5 medium has three kinds.
+_RECOMPILE_LIMIT = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -117,6 +120,11 @@ def free_device_bytes(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return None
+
+
+def compile_every_shape() -> None:
+    """Let torch compile the layers of a model for as many shapes as it meets; callers keep them few."""
+    torch.compiler.config.recompile_limit = max(_RECOMPILE_LIMIT, torch.compiler.config.recompile_limit)
 
 
 def peak_process_bytes(*, of_children: bool = False) -> int | None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import torch
+
 from tests.factories import tiny_vlm
+from tests.train.toys import toy_pairs
 from vlm_detect.images.stored import StoredImage
 from vlm_detect.records import Question
+from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import Example
-from vlm_detect.train.trainer import GPU_MULTIPLE
+from vlm_detect.train.examples import Example, Units
+from vlm_detect.train.options import QuestionOptions
+from vlm_detect.train.trainer import GPU_MULTIPLE, DetectorTrainer
+from vlm_detect.train.validation import ValidationSet
 
 OFFICIAL: dict[str, Any] = {
     "vision_config": {"crop_size": 378, "patch_size": 14, "max_crops": 12, "overlap_margin": 4},
@@ -19,21 +27,63 @@ OFFICIAL: dict[str, Any] = {
 }
 
 
-def shapes(multiple: int, *, pack: bool) -> set[tuple[int, ...]]:
-    """(rows, tokens) of an epoch of 41 images in batches of four: an official prefix, questions of 10 to 60 tokens."""
+def shapes(multiple: int, *, longest: int = 60, n_images: int = 41, **options: Any) -> set[tuple[int, ...]]:
+    """(rows, tokens) of an epoch of images in batches of four: an official prefix, and for each image four questions of
+    10 to `longest` tokens."""
     vlm, rng = tiny_vlm(**OFFICIAL), random.Random(0)
     stands_for = len(vlm.question_ids("")) + len(vlm.answer_ids("Yes."))
     cache: Any = SimpleNamespace(read=lambda keys: {})
-    collator = Collator(vlm, pack=pack, features=cache, multiple=multiple)
+    collator = Collator(vlm, features=cache, multiple=multiple, **options)
     images = []
-    for number in range(41):
-        lengths = [max(1, rng.randint(10, 60) - stands_for) for _ in range(4)]
+    for number in range(n_images):
+        lengths = [max(1, rng.randint(10, longest) - stands_for) for _ in range(4)]
         asked = [Question("yes_no", " ".join("a" * length), "Yes.") for length in lengths]
         images.append([Example(StoredImage(str(number).encode()), asked, "real")])
-    return {tuple(collator(images[start : start + 4])["ids"].shape) for start in range(0, 41, 4)}
+    return {tuple(collator(images[start : start + 4])["ids"].shape) for start in range(0, n_images, 4)}
 
 
 def test_an_epoch_has_at_most_eight_shapes() -> None:
     assert 1 < len(shapes(GPU_MULTIPLE, pack=True)) <= 8
     assert len(shapes(1, pack=True)) > 8, "the lengths of these rows differ too little to need padding"
     assert len(shapes(GPU_MULTIPLE, pack=False)) <= 8
+
+
+def test_compiled_layers_meet_at_most_eight_shapes_whatever_the_questions() -> None:
+    many: dict[str, Any] = {"longest": 400, "n_images": 81, "pack": True}
+    assert len(shapes(GPU_MULTIPLE, **many)) > 8, "these rows are no harder than those above"
+    assert 1 < len(shapes(GPU_MULTIPLE, **many, few_lengths=True)) <= 8
+    assert 1 < len(shapes(GPU_MULTIPLE, **many, few_lengths=True, row_tokens=6400)) <= 8
+
+
+def test_few_lengths_add_little() -> None:
+    """Prefixes of different lengths, as of Qwen-VL, as well."""
+    collator = Collator(tiny_vlm(), few_lengths=True)
+    padded = {length: -(-length // (of := collator._multiple(length))) * of for length in range(256, 2049)}
+    assert len(set(padded.values())) == 13
+    assert all(length <= to <= 1.25 * length for length, to in padded.items())
+
+
+def test_validation_compiles_nothing(tmp_path: Path) -> None:
+    """Its rows have other shapes, and a cache, whose layers are numbered: a graph for each of them."""
+    vlm, graphs = tiny_vlm(), []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    rows = toy_pairs(2)
+    trainer = DetectorTrainer(
+        vlm,
+        TrainArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+        Units(rows, QuestionOptions(questions_per_image=1)),
+        ValidationSet.from_rows(rows),
+        compiled=True,
+    )
+    for layer in vlm.model.model.text.blocks:
+        layer.compile(backend=count)
+    assert np.isfinite(trainer.validation_odds()).all()
+    assert not graphs
+    trainer.compiled = False
+    trainer.validation_odds()
+    torch.compiler.reset()
+    assert graphs

@@ -62,6 +62,7 @@ def test_each_way_learns_and_its_adapter_loads(home, flags):
     found = losses(home / name)
     assert sum(found[-2:]) < 0.8 * sum(found[:2]), found
     vlm = load_vlm(str(home / name), dtype=torch.float32)
+    assert ("compiled layers: 1 shapes of rows" in done.stdout) == ("--compile_layers" in flags)
     assert any(parameter.abs().max() > 0 for key, parameter in vlm.model.named_parameters() if "lora_B" in key)
 
 

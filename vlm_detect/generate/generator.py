@@ -98,6 +98,11 @@ class Generator(ABC):
         return "float32"
 
     @property
+    def compiled_shapes(self) -> int:
+        """How many shapes of input its compiled part has met; 0 if nothing is compiled."""
+        return 0
+
+    @property
     def can_inpaint(self) -> bool:
         return False
 

@@ -154,7 +154,7 @@ class RenderConfig:
         default="none",
         metadata={"help": "stages: text encoders and denoiser take turns on the GPU; group: so do its layers."},
     )
-    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
+    compile: bool = field(default=False, metadata={"help": "Compile the denoiser, and fill up each batch."})
     prompt_suffix: str = field(default="", metadata={"help": "Neutral suffix for every caption."})
     allow_small: bool = field(default=False, metadata={"help": "Upscale photos that are smaller than their twins."})
     edit_operations: EditOperations = field(

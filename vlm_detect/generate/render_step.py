@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -162,7 +163,7 @@ class RenderShard:
     def __call__(self, shard: int) -> None:
         name, revision, renderer = _load_renderer(self.config)
         rejects = read_rejects(self.captions, shard)
-        kinds = self.config.twins.kinds
+        kinds, n_shapes = self.config.twins.kinds, renderer.compiled_shapes
         # Photos are decoded before and twins encoded after rendering, in threads: PIL releases the GIL for both.
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="images") as pool:
             photos = list(self._photos(read_rows(self.captions, shard), renderer, rejects, pool))
@@ -184,6 +185,8 @@ class RenderShard:
             self._take(photo, rejects)
         if "edit" in kinds:
             self._edit(renderer if paints else None, photos, rejects)
+        if renderer.compiled_shapes > n_shapes:
+            print(f"{name}: compiled, {renderer.compiled_shapes} shapes so far", file=sys.stderr)
         facts = {
             "generator": name + renderer.sampling.variant,
             "generator_revision": revision,
@@ -215,16 +218,20 @@ class RenderShard:
 
     def _draw(self, renderer: Generator, kind: TwinKind, batch: Sequence[_Photo], pool: ThreadPoolExecutor) -> None:
         seeds = [derive_seed(self.config.seed, photo.row["id"], kind) for photo in batch]
+        # A compiled denoiser meets full batches only: one shape for each size, and not one for each number of photos.
+        fills = kind == "caption" and renderer.sampling.compile
+        rows = (self.config.render_batch or 1) if fills else 1
 
         def render(places: Sequence[int]) -> list[PILImage.Image]:
             if kind == "vae":
                 return renderer.reconstruct([batch[i].fitted for i in places])
             if kind == "instruct":
                 return [renderer.instruct(batch[i].fitted, seeds[i], batch[i].instructed) for i in places]
-            arguments = [batch[i].arguments for i in places]
-            return renderer.render(arguments, [seeds[i] for i in places], batch[places[0]].size)
+            filled = [*places, *[places[-1]] * (rows - len(places))]
+            arguments = [batch[i].arguments for i in filled]
+            return renderer.render(arguments, [seeds[i] for i in filled], batch[places[0]].size)[: len(places)]
 
-        for place, (image, batch_of) in enumerate(_render_or_split(render, range(len(batch)))):
+        for place, (image, batch_of) in enumerate(_render_or_split(render, range(len(batch)), rows)):
             photo = batch[place]
             prompt = {"caption": photo.prompt, "instruct": photo.instruction}.get(kind)
             twin = {"kind": kind, "prompt": prompt, "seed": seeds[place], "batch": batch_of}
@@ -290,9 +297,12 @@ def _batches(photos: Iterable[_Photo], size: int) -> Iterator[list[_Photo]]:
 
 
 def _render_or_split(
-    render: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int]
+    render: Callable[[Sequence[int]], list[PILImage.Image]], places: Sequence[int], rows: int = 1
 ) -> Iterator[tuple[PILImage.Image | Exception, str]]:
-    """(image, "index/size" of its batch) for each place; a failed batch is retried one by one."""
+    """(image, "index/size" of its batch) for each place; a failed batch is retried one by one.
+
+    `rows`: the size to which `render` fills a smaller batch.
+    """
     try:
         images = render(places)
     except torch.OutOfMemoryError as error:
@@ -308,9 +318,9 @@ def _render_or_split(
             yield error, "0/1"
             return
         for place in places:
-            yield from _render_or_split(render, [place])
+            yield from _render_or_split(render, [place], rows)
     else:
-        yield from ((image, f"{i}/{len(places)}") for i, image in enumerate(images))
+        yield from ((image, f"{i}/{max(rows, len(places))}") for i, image in enumerate(images))
 
 
 def _paint(

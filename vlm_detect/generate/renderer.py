@@ -20,6 +20,7 @@ from PIL import Image
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.generate.autoencoders import through_autoencoder
+from vlm_detect.generate.compiled import compile_blocks
 from vlm_detect.generate.generator import GENERATORS, Generator
 from vlm_detect.generate.options import Sampling
 from vlm_detect.generate.pipeline_files import check_pipeline, load_pipeline, pipeline_class, read_index
@@ -106,8 +107,11 @@ class Renderer(Generator):
         vae: Any = getattr(pipeline, "vae", None)
         if hasattr(vae, "enable_slicing"):
             vae.enable_slicing()  # one image at a time: of eight of 1024 pixels SD 3.5's decoder holds 13 GB at once
+        self._shapes: set[Any] = set()
         if sampling.compile:
-            denoiser_of(pipeline).compile_repeated_blocks()
+            # Prompts that are encoded ahead have one length, so that sizes alone are shapes; others may have any.
+            dynamic = False if encodes_ahead(pipeline) else None
+            self._shapes = compile_blocks(denoiser_of(pipeline), dynamic=dynamic)
 
     def _move(self, parts: Sequence[torch.nn.Module], device: torch.device) -> None:
         if self.sampling.offload != "group":
@@ -121,6 +125,10 @@ class Renderer(Generator):
     @property
     def scheduler(self) -> str:
         return type(self.pipeline.scheduler).__name__
+
+    @property
+    def compiled_shapes(self) -> int:
+        return len(self._shapes)
 
     @property
     def native_side(self) -> int:

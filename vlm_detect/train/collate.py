@@ -39,6 +39,7 @@ class Collator:
     max_length: int = 2048  # maximum of an image with one question and answer: the model's context
     loss_per: str = "token"  # what counts equally in the loss: each token, or each answer
     multiple: int = 1  # of which a row's length is one: on a GPU kernels are faster, and meet fewer shapes
+    few_lengths: bool = False  # for compiled layers: see `_multiple`
 
     def __getstate__(self) -> dict[str, Any]:
         """State for spawned worker processes."""
@@ -60,7 +61,7 @@ class Collator:
             rows.append(Row())
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
-        columns = stack_rows(rows, self.vlm.eos_token_id, self.multiple)
+        columns = stack_rows(rows, self.vlm.eos_token_id, self._multiple(max(map(len, rows))))
         if not self.vlm.has_fixed_prefix:
             columns["host_inputs"] = self.vlm.host_inputs(images["prepared"], columns)
         if self.loss_per == "answer":
@@ -73,12 +74,16 @@ class Collator:
             "n_tokens": sum(len(one) for image in asked for one in image),
         }
 
+    @property
+    def _packs(self) -> bool:
+        return self.pack and self.vlm.supports_packing
+
     def _answered(self, q: Question) -> Answered:
         return Answered(self.vlm.dialogue_ids(q.history, q.question), self.vlm.answer_ids(q.answer))
 
     def _layout(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
         """The content of each row: images with their questions."""
-        if not (self.pack and self.vlm.supports_packing):
+        if not self._packs:
             return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
         lengths = [len(prefix) + sum(map(len, some)) for prefix, some in zip(prefixes, asked, strict=True)]
         if self.row_tokens is None:
@@ -89,6 +94,15 @@ class Collator:
                 "to that or ask fewer --questions_per_image"
             )
         return [[(image, asked[image]) for image in row] for row in fill_rows(lengths, self.row_tokens)]
+
+    def _multiple(self, longest: int) -> int:
+        """The multiple to which rows are padded. With few lengths: all of `row_tokens`, or four in each octave, which
+        add a fifth of a row at most."""
+        if not self.few_lengths:
+            return self.multiple
+        if self.row_tokens is not None and self._packs:
+            return -(-self.row_tokens // self.multiple) * self.multiple
+        return max(self.multiple, 2 ** (longest.bit_length() - 1) // 4)
 
     def _images(self, images: Sequence[StoredImage]) -> dict[str, Any]:
         if self.features is not None:

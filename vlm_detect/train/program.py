@@ -188,6 +188,7 @@ def make_trainer(options: Options, vlm: VLM, data: TrainingData) -> DetectorTrai
         row_tokens=options.data.pack_tokens,
         features=features,
         loss_per=options.questions.loss_per,
+        compiled=options.model.compile_layers is not None,
     )
     if options.model.quantize and trainer.is_fsdp_enabled:
         raise UserError(

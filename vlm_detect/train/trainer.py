@@ -42,6 +42,7 @@ class DetectorTrainer(RecipeTrainer):
         row_tokens: pack several images into a row of at most this many tokens; None: one image per row.
         features: cached embeddings of the training images, which replace the tower.
         loss_per: what counts equally in the loss, "token" or "answer".
+        compiled: the decoder's layers are compiled: rows have few shapes, and validation is not compiled.
     """
 
     memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
@@ -57,8 +58,11 @@ class DetectorTrainer(RecipeTrainer):
         row_tokens: int | None = None,
         features: Features | None = None,
         loss_per: str = "token",
+        compiled: bool = False,
     ) -> None:
         self.vlm = vlm
+        self.compiled = compiled
+        self.shapes: set[tuple[int, ...]] = set()  # of rows: (B, S)
         self.validation = validation
         super().__init__(
             args,
@@ -73,6 +77,7 @@ class DetectorTrainer(RecipeTrainer):
                 max_length=context_of(vlm),
                 loss_per=loss_per,
                 multiple=GPU_MULTIPLE if args.device.type == "cuda" else 1,
+                few_lengths=compiled,
             ),
             train_dataset=units,
             # The Trainer requires something here; `evaluate` does not use it.
@@ -93,6 +98,12 @@ class DetectorTrainer(RecipeTrainer):
             }
             plugin.transformer_cls_names_to_wrap = sorted(layers)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        if self.compiled and self.is_world_process_zero():
+            print(f"compiled layers: {len(self.shapes)} shapes of rows")
+        return output
+
     def training_step(self, model: nn.Module, *args: Any, **options: Any) -> torch.Tensor:
         autocasts = self.accelerator.mixed_precision != "no"
         with inputs_left_to_autocast(self.vlm.model) if autocasts else nullcontext():
@@ -112,6 +123,7 @@ class DetectorTrainer(RecipeTrainer):
             else:
                 loss = self._answer_loss(model, inputs, num_items_in_batch)
         self.counts.add(inputs)
+        self.shapes.add(tuple(inputs["ids"].shape))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         self.note_loss(loss)
@@ -159,4 +171,6 @@ class DetectorTrainer(RecipeTrainer):
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
         assert self.validation is not None
-        return validation_odds(self.vlm, self.validation, self.args)
+        # Its caches and batches are shapes of their own, seen a few times each.
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            return validation_odds(self.vlm, self.validation, self.args)

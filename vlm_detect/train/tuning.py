@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
-from vlm_detect.machine import default_dtype, dtype_of
+from vlm_detect.machine import compile_every_shape, default_dtype, dtype_of
 from vlm_detect.models.base import VLM
 from vlm_detect.models.expert_tokens import TokenExpert, attach
 from vlm_detect.models.parts import NEVER, VISION, is_vision
@@ -96,6 +96,7 @@ def compile_layers(model: nn.Module, backend: str) -> None:
         for name, module in model.named_modules()
         if isinstance(module, GradientCheckpointingLayer) and not is_vision(name)
     ]
+    compile_every_shape()
     for layer in layers:
         layer.compile(backend=backend)
 
