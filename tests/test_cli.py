@@ -243,6 +243,11 @@ WRONG = [
     ("benchmark --benchmark set --judge nano", "--judge judges explanations"),
     ("benchmark --benchmark set --explanations 5 --judge_endpoint http://a/v1", "--judge_endpoint needs --judge"),
     ("benchmark --benchmark b --model m --endpoint localhost", "--endpoint localhost: not a URL"),
+    ("benchmark --answers a.json --workers 2", "--answers asks no model: omit --executor, --workers"),
+    (
+        "benchmark --benchmark b --endpoint http://x --model m --executor ray",
+        "give --parallel N in place of --executor",
+    ),
     ("robustness --benchmark b --limit 0", "--limit 0: give 1 or more"),
     ("robustness --benchmark b --conditions some", "--conditions some: unknown; choose from all, tiers, curves"),
     ("paper-table --models m", "SET is missing"),

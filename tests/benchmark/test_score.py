@@ -133,11 +133,11 @@ def test_shards_and_resuming_leave_no_gap_and_no_duplicate(benchmark: Benchmark,
     whole = run(benchmark, FakeEngine(oracle), batch_size=1)
     # Process 0 of 2 is interrupted after its first image, in the middle of writing a line.
     with ResultWriter(out, 0) as writer:
-        writer.write(next(score(benchmark, FakeEngine(oracle), ask=FakeAsk, shard=(0, 2), batch_size=1)))
+        writer.write(next(score(benchmark, FakeEngine(oracle), ask=FakeAsk, shard=slice(0, None, 2), batch_size=1)))
     with (out / "results.jsonl").open("a") as file:
         file.write('{"id": "item2", "kind": "tr')
     with ResultWriter(out, 1) as writer:
-        writer.write(run(benchmark, FakeEngine(oracle), shard=(1, 2)))
+        writer.write(run(benchmark, FakeEngine(oracle), shard=slice(1, None, 2)))
     order = [item.id for item in benchmark.items]
     done = {result.key for result in merge(out, order)}
     assert 0 < len(done) < len(whole)
@@ -145,7 +145,9 @@ def test_shards_and_resuming_leave_no_gap_and_no_duplicate(benchmark: Benchmark,
     # It continues with three processes; one of them answers a prompt again.
     for process in range(3):
         with ResultWriter(out, process) as writer:
-            writer.write(run(benchmark, FakeEngine(oracle), shard=(process, 3), done=done if process else ()))
+            writer.write(
+                run(benchmark, FakeEngine(oracle), shard=slice(process, None, 3), done=done if process else ())
+            )
     merged = merge(out, order)
     assert sorted(merged, key=lambda r: r.key) == sorted(whole, key=lambda r: r.key)
     assert read_results(out / "results.jsonl") == merged

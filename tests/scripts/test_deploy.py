@@ -100,7 +100,7 @@ def test_a_script_calls_a_verb_with_flags_that_it_has(
     check_flags(arguments, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["slurm/train.sh", "slurm/benchmark.sh", "sky/train.yaml"])
+@pytest.mark.parametrize("name", ["slurm/train.sh", "sky/train.yaml"])
 def test_a_node_of_several_knows_the_first_and_itself(name: str, tmp_path: Path) -> None:
     script = DEPLOY / name
     if script.suffix == ".yaml":
@@ -123,9 +123,8 @@ def test_flags_reach_the_verb_and_what_is_missing_is_said(tmp_path: Path, monkey
     assert "IMAGES" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train.sh", "benchmark.sh"])
-def test_the_options_of_a_job_are_those_of_sbatch(name: str) -> None:
-    script = DEPLOY / "slurm" / name
+def test_the_options_of_a_job_are_those_of_sbatch() -> None:
+    script = DEPLOY / "slurm" / "train.sh"
     lines = script.read_text().splitlines()
     options = [line for line in lines if line.startswith("#SBATCH")]
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))

@@ -16,7 +16,6 @@ that kills its decoder costs its own row.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -42,13 +41,12 @@ from vlm_detect.data.sources import report_skipped, spelled
 from vlm_detect.infer.detector import Detector, only_unchecked
 from vlm_detect.infer.picture import decode_picture
 from vlm_detect.jobs import shards
-from vlm_detect.jobs.executors import check_executor, run_shards
+from vlm_detect.jobs.executors import check_executor, run_shards, threads_of
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, begin, full_disk_as_user_error, write_shard
 from vlm_detect.locks import held
-from vlm_detect.machine import cpu_cores
 from vlm_detect.measures.calibration import MeasureCalibration
-from vlm_detect.models.registry import NANO_NAMES, adapter_base, check_reachable, resolve_id
+from vlm_detect.models.registry import check_reachable, is_full_size, resolve_id
 from vlm_detect.models.run_checksums import checksums_of_run
 from vlm_detect.printable import printable
 from vlm_detect.progress import progress
@@ -113,12 +111,12 @@ def scan_in_shards(
     check_run(judge, options)
     with held(out):
         plan = make_plan(judge, options, out)
-        launch = launch.with_models(_is_full_size(judge))
+        launch = launch.with_models(is_full_size(judge.model))
         workers = min(launch.workers, len(shards.missing(out, plan)))
         if workers:
             by = f"{workers} worker{'s' * (workers > 1)} ({launch.executor})"
             print(f"{plan.items} images in {plan.shards} shards, by {by}, model {judge.model}", file=sys.stderr)
-        work = task(out, judge, options, _threads(launch))
+        work = task(out, judge, options, threads_of(launch))
         if job := run_shards(work, plan, out, launch):
             return job
         labels = count_labels(out, plan)
@@ -197,21 +195,6 @@ def _settings(judge: Judge, options: ScanOptions) -> dict[str, Any]:
         files |= {f"{run.name}/{name}": digest for name, digest in found.items()}
     names = ("views", "threshold", "max_fpr", "explain", "only_confirmed", "image_column")
     return asdict(judge) | {name: getattr(options, name) for name in names} | {"files": files}
-
-
-def _is_full_size(judge: Judge) -> bool:
-    """Whether a worker on a cluster needs a GPU."""
-    name = judge.model
-    if (Path(name) / "adapter_config.json").is_file():
-        name = adapter_base(name)
-    return name not in NANO_NAMES
-
-
-def _threads(launch: Launch) -> int | None:
-    """A worker's part of this machine's cores: with torch's default, each worker has threads for all of them."""
-    if launch.executor != "local" or launch.workers == 1 or "OMP_NUM_THREADS" in os.environ:
-        return None
-    return max(1, cpu_cores() // launch.workers)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from scipy.special import expit
 
 from vlm_detect.benchmark.benchmark import Benchmark
 from vlm_detect.benchmark.results import Key
-from vlm_detect.benchmark.score import left_to_do, plan, scored_result
+from vlm_detect.benchmark.score import EVERY_IMAGE, left_to_do, plan, scored_result
 from vlm_detect.questions.kind import KINDS
 from vlm_detect.questions.prompts import Prompt, plain_name, topic_of
 from vlm_detect.records import Item, Result
@@ -63,7 +63,7 @@ def classify(
     classifier: Classifier,
     *,
     done: Collection[Key] = (),
-    shard: tuple[int, int] = (0, 1),
+    shard: slice = EVERY_IMAGE,
     batch_size: int = 64,
     image_of: Callable[[Item], Image.Image] | None = None,
 ) -> Iterator[list[Result]]:

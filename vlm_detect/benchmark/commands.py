@@ -15,6 +15,8 @@ from vlm_detect.benchmark.options import (
     RobustnessOptions,
 )
 from vlm_detect.config import parse_config
+from vlm_detect.errors import UsageError
+from vlm_detect.jobs.launch import Launch
 
 
 def benchmark(argv: list[str]) -> None:
@@ -26,6 +28,7 @@ def benchmark(argv: list[str]) -> None:
         vlm-detect benchmark --endpoint http://localhost:8000/v1 --model qwen2.5-vl --benchmark benchmark.json
         vlm-detect benchmark --answers answers.json --out runs/answers
         vlm-detect benchmark --model runs/moondream_lora --benchmark data/cifake_reasons --explanations 2000
+        vlm-detect benchmark --model runs/moondream_lora --benchmark data/pairs --executor slurm --workers 16
 
     The benchmark is a JSON or JSONL file of items, or the folder of a pair or image dataset, whose test split is then
     asked the yes/no questions. Output: results.jsonl (one line per answered prompt), summary.json, report.html and
@@ -40,12 +43,19 @@ def benchmark(argv: list[str]) -> None:
     A benchmark never selects a threshold, a prompt or an epoch: use the validation split for that (`vlm-detect
     calibrate`).
 
-    Several processes: accelerate launch --quiet -m vlm_detect benchmark (in a clone: eval/vqa_benchmark.py).
+    Several processes: accelerate launch --quiet -m vlm_detect benchmark (in a clone: eval/vqa_benchmark.py), or
+    --workers N. With --executor slurm or ray the workers are those of a cluster. A worker that dies is replaced, and
+    its shard is answered again.
     """
-    (options,) = parse_config([BenchmarkOptions], argv, doc=benchmark.__doc__)
+    options, launch = parse_config([BenchmarkOptions, Launch], argv, doc=benchmark.__doc__)
+    if launch != Launch():
+        if options.answers:
+            raise UsageError("--answers asks no model: omit --executor, --workers and what goes with them")
+        if options.endpoint:
+            raise UsageError("--endpoint: give --parallel N in place of --executor and --workers")
     from vlm_detect.benchmark.scoring import score
 
-    score(options)
+    score(options, launch)
 
 
 def robustness(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
     respondent = respondent_for(model="runs/moondream_lora")       # cheap: nothing is loaded yet
     answer = respondent.start()                                    # loads, or connects
-    for results in answer(benchmark, done=set(), shard=(0, 1)): ...
+    for results in answer(benchmark, done=set(), shard=slice(0, None, 2)): ...
 
 `run.answer_all` takes any of them, so that all results are comparable.
 """
@@ -46,7 +46,7 @@ class Answer(Protocol):
         benchmark: Benchmark,
         *,
         done: Collection[Key] = (),
-        shard: tuple[int, int] = (0, 1),
+        shard: slice = ...,
         image_of: Callable[[Item], Image.Image] | None = None,
     ) -> Iterator[list[Result]]: ...
 

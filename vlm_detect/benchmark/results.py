@@ -1,8 +1,8 @@
 """`results.jsonl`: one line per answered prompt, appended as answers arrive, so that an interrupted run can resume.
 
-Each process writes its own file (the first `results.jsonl`, the others `results.part-N.jsonl`); `merge` combines them.
-A line that was truncated by an interruption, or altered since, is dropped and its prompt asked again; a duplicate key
-is kept once.
+Each process writes its own file (the first `results.jsonl`, the others `results.part-N.jsonl`), and so does each shard
+of an executor (`results.work/shards/*/results.jsonl`); `merge` combines them. A line that was truncated by an
+interruption, or altered since, is dropped and its prompt asked again; a duplicate key is kept once.
 
 Next to each file is a file with one checksum per line (`results.sha256`), written before the line. Without it, as in
 earlier versions, every line counts.
@@ -13,15 +13,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from vlm_detect.jobs.shards import is_begun
 from vlm_detect.records import Result
 
 Key = tuple[str, str, str, int]
 RESULTS = "results.jsonl"
+WORK = "results.work"  # the folder of the shards until they are merged
 _told: set[tuple[Path, int]] = set()  # warn about altered lines once
 _FIELDS = {field.name for field in dataclasses.fields(Result)}
 
@@ -109,9 +112,9 @@ def read_results(path: str | Path) -> list[Result]:
 
 
 def merge(out: Path, order: Iterable[str] = ()) -> list[Result]:
-    """Merge the files of all processes into one `results.jsonl`, each key once, items in `order` (ids), and return
-    it."""
-    parts = sorted(out.glob("results.part-*.jsonl"))
+    """Merge the files of all processes and shards into one `results.jsonl`, each key once, items in `order` (ids), and
+    return it."""
+    parts = [*sorted(out.glob("results.part-*.jsonl")), *sorted(out.glob(f"{WORK}/shards/*/{RESULTS}"))]
     by_key: dict[Key, Result] = {}
     for path in (out / RESULTS, *parts):
         for result in read_results(path):
@@ -131,4 +134,6 @@ def merge(out: Path, order: Iterable[str] = ()) -> list[Result]:
     for path in parts:
         path.unlink()
         _checksum_file(path).unlink(missing_ok=True)
+    if is_begun(out / WORK):
+        shutil.rmtree(out / WORK, ignore_errors=True)
     return results

@@ -70,6 +70,17 @@ def check_same_run(out: Path, identity: dict[str, Any], *, write: bool) -> None:
         write_json(out / _SETTINGS, with_schema("results", identity))
 
 
+def check_unchanged(out: Path, identity: dict[str, Any]) -> None:
+    """`UserError` where the model or the benchmark is no longer what the run in `out` was started with."""
+    before = settings_of(out)
+    if differing := [name for name in identity if before.get(name) != identity[name]]:
+        name = differing[0]
+        raise UserError(
+            f"{out}: {name} has changed since this run was started (was {before.get(name)}, is {identity[name]}); "
+            "give another --out"
+        )
+
+
 def _has_answers(out: Path) -> bool:
     """Whether anything was answered: a run that failed while loading its model leaves only its settings."""
     return any(read_results(path) for path in out.rglob("results*.jsonl"))
@@ -132,7 +143,7 @@ def answer_all(
         share = -(-(len(needed) - len(done)) // state.num_processes)
         bar = progress(desc="benchmark", total=share, unit="prompts", quiet=not state.is_main_process)
         with bar, ResultWriter(out, state.process_index) as writer:
-            shard = (state.process_index, state.num_processes)
+            shard = slice(state.process_index, None, state.num_processes)
             for results in answer(benchmark, done=done, shard=shard, image_of=image_of):
                 writer.write(results)
                 bar.update(len(results))

@@ -1,6 +1,6 @@
 """Score a model on the prompts of a benchmark: by log-probability of complete answers, and by free generation.
 
-    for results in score(benchmark, engine, shard=(0, 1), done=set()):      # one list of results per batch of images
+    for results in score(benchmark, engine, done=set()):      # one list of results per batch of images
         writer.write(results)
 
 All prompts about an image go to the engine together, so that it is encoded and prefilled once. By log-probability an
@@ -50,6 +50,7 @@ class OtherWitnesses(Protocol):
     def others(self, images: Sequence[Image.Image]) -> Sequence[Any]: ...
 
 
+EVERY_IMAGE = slice(None)
 _Asked = list[tuple[Prompt, str]]  # the prompts about one image, each with its scoring
 
 
@@ -83,7 +84,7 @@ def score(
     *,
     ask: _Ask,
     done: Collection[Key] = (),
-    shard: tuple[int, int] = (0, 1),
+    shard: slice = EVERY_IMAGE,
     batch_size: int = 8,
     logprob: bool = True,
     generate: bool = True,
@@ -99,7 +100,7 @@ def score(
 
     Args:
         ask: builds the engine's requests, `vlm_detect.infer.engine.Ask`.
-        shard: (index, count): this process answers every count-th image.
+        shard: the images of `plan` that this process is asked about.
         batch_size: images encoded together.
         logprob: score by log-probability.
         generate: score by free generation.
@@ -137,10 +138,9 @@ def score(
         yield results
 
 
-def left_to_do(plan: Sequence[_Asked], done: Collection[Key], shard: tuple[int, int]) -> list[_Asked]:
+def left_to_do(plan: Sequence[_Asked], done: Collection[Key], shard: slice) -> list[_Asked]:
     """This process's share of the images, each with its prompts that are not in `done`."""
-    index, count = shard
-    shares = ([asked for asked in image if key_of(*asked) not in done] for image in plan[index::count])
+    shares = ([asked for asked in image if key_of(*asked) not in done] for image in plan[shard])
     return [share for share in shares if share]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 from accelerate import PartialState
 
+from vlm_detect.benchmark.answer_shards import answer_in_shards, check_launch, check_no_job
+from vlm_detect.benchmark.asked import asked_items, identity_of, limited, respondent_of
 from vlm_detect.benchmark.benchmark import Benchmark
-from vlm_detect.benchmark.explained_items import with_explanations
 from vlm_detect.benchmark.explaining import explain, explaining_facts
 from vlm_detect.benchmark.explanations import explanations, read_explanations
 from vlm_detect.benchmark.items import column_of, load_benchmark
 from vlm_detect.benchmark.options import BenchmarkOptions
 from vlm_detect.benchmark.report import write_report
-from vlm_detect.benchmark.respondents import Respondent, endpoint_respondent, respondent_for
+from vlm_detect.benchmark.respondents import Respondent
 from vlm_detect.benchmark.results import ResultWriter, read_results
 from vlm_detect.benchmark.run import (
     answer_all,
@@ -26,7 +26,6 @@ from vlm_detect.benchmark.run import (
     finished,
     needed_keys,
     print_table,
-    settings_of,
     without_refused,
 )
 from vlm_detect.benchmark.score import generated_result
@@ -34,6 +33,7 @@ from vlm_detect.benchmark.summary import summarise
 from vlm_detect.benchmark.text_baselines import baselines_by_kind, headline_baselines
 from vlm_detect.config import write_json, write_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.jobs.launch import Launch
 from vlm_detect.locks import held
 from vlm_detect.machine import best_device
 from vlm_detect.models.registry import resolve_id
@@ -41,39 +41,43 @@ from vlm_detect.questions.kind import prompts_of
 from vlm_detect.records import Result
 from vlm_detect.schema import with_schema
 
+_HERE = Launch()
 
-def score(options: BenchmarkOptions) -> None:
-    """Write answers, metrics and a page into `--out`; says so if everything exists."""
+
+def score(options: BenchmarkOptions, launch: Launch) -> None:
+    """Write answers, metrics and a page into `--out`; says so if everything exists.
+
+    With the default `launch` a model answers in this process, or in those that `accelerate launch` started; otherwise
+    in shards.
+    """
     if options.model == "auto" and not options.answers:
         options = replace(options, model=resolve_id(options.model).name)
     out = Path(options.out or default_out(options.model, options.answers))
     # needed by accelerate for several processes on a CPU
     state = PartialState(cpu=best_device().type == "cpu")
+    if launch != _HERE:
+        if state.num_processes > 1:
+            raise UserError(
+                f"--executor and --workers start processes, and accelerate launch has started {state.num_processes}: "
+                "use one of them"
+            )
+        check_launch(launch, options.model)
     with held(out, when=state.is_main_process):
         if options.answers:
             score_answers(options, out)
         else:
-            score_model(options, out, state)
+            score_model(options, launch, out, state)
 
 
-def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> None:
+def score_model(options: BenchmarkOptions, launch: Launch, out: Path, state: PartialState) -> None:
     started = time.monotonic()
-    assert options.benchmark is not None
-    benchmark = limited(
-        load_benchmark(options.benchmark, split=options.split, skip_bad=options.skip_bad), options.limit
-    )
+    benchmark = asked_items(options, quiet=not state.is_main_process)
     for column in options.by:
         column_of(benchmark, column, needed=True)
     respondent = respondent_of(options, out)
     if options.explanations and not respondent.explain:
         raise UserError(f"--explanations: {options.model} answers no question in words; leave it out")
-    if options.explanations:
-        asked = len(benchmark.items)
-        benchmark = with_explanations(benchmark, options.explanations, seed=options.seed)
-        if (n := len(benchmark.items) - asked) < options.explanations and state.is_main_process:
-            print(f"--explanations {options.explanations}: there are {n} images to explain", file=sys.stderr)
-    lengths = {name: getattr(options, name) for name in ("max_new_tokens", "explanation_tokens")}
-    identity = {**respondent.identity, **lengths, "benchmark_sha256": benchmark.sha256}
+    identity = identity_of(options, benchmark, respondent)
     check_same_run(out, identity, write=state.is_main_process)
     needed = needed_keys(benchmark, respondent)
     operating_point = respondent.calibration.operating_point() if respondent.calibration else None
@@ -85,33 +89,22 @@ def score_model(options: BenchmarkOptions, out: Path, state: PartialState) -> No
         if state.is_main_process:
             print(f"{out}: all {len(needed)} prompts are answered, nothing is left to do")
         return
+    if launch == _HERE:
+        check_no_job(out)
+    elif not needed <= answered and (job := answer_in_shards(options, launch, out, benchmark, respondent)):
+        print(f"{out}: job {job} is queued; run the same command again when it is done")
+        return
     results = answer_all(benchmark, out, state, respondent)
     facts = {**identity, **calibration, "items": len(benchmark.items)}
     benchmark, results = without_refused(benchmark, results, quiet=not state.is_main_process)
     explained = explain(options, benchmark, results, out, state, respondent) if options.explanations else None
     if state.is_main_process:  # measuring takes longer than processes wait for each other: the rest are done
-        facts |= {"processes": state.num_processes, "device": str(state.device)}
+        facts |= {"processes": max(state.num_processes, launch.workers), "executor": launch.executor}
+        facts["device"] = str(state.device) if launch.executor == "local" else None  # on a cluster the workers' own
         seconds = time.monotonic() - started
         finish(
             options, benchmark, results, out, seconds=seconds, facts=facts, respondent=respondent, explained=explained
         )
-
-
-def respondent_of(options: BenchmarkOptions, out: Path) -> Respondent:
-    shared = {
-        name: getattr(options, name) for name in ("generate", "batch_size", "max_new_tokens", "explanation_tokens")
-    }
-    shared["explain"] = options.explanations > 0
-    if not options.endpoint:
-        return respondent_for(options.model, adapter=options.adapter, expert=options.expert, **shared)
-    return endpoint_respondent(
-        options.endpoint,
-        options.model,
-        key_variable=options.api_key_env,
-        parallel=options.parallel,
-        options=settings_of(out).get("options"),
-        **shared,
-    )
 
 
 def score_answers(options: BenchmarkOptions, out: Path) -> None:
@@ -163,7 +156,3 @@ def finish(
     write_report(out / "report.html", summary, results, benchmark)
     write_run_json(out, asdict(options), **facts, skipped=benchmark.skipped, seconds=round(seconds, 3))
     print_table(summary, out)
-
-
-def limited(benchmark: Benchmark, limit: int | None) -> Benchmark:
-    return replace(benchmark, items=benchmark.items[:limit]) if limit else benchmark

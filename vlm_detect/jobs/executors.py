@@ -99,6 +99,24 @@ def check_executor(launch: Launch) -> None:
             raise UserError(f"--executor slurm: no {lacking[0]} on this machine; run it on a submit host")
 
 
+def threads_of(launch: Launch) -> int | None:
+    """A worker's part of this machine's cores: with torch's default, each worker has threads for all of them."""
+    if launch.executor != "local" or launch.workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    from vlm_detect.machine import cpu_cores  # lazy: imports torch
+
+    return max(1, cpu_cores() // launch.workers)
+
+
+def queued_job(folder: Path) -> str | None:
+    """The Slurm job that is still queued, or running, for the shards in `folder`."""
+    ticket = _ticket(folder)
+    if not ticket.is_file():
+        return None
+    job = str(json.loads(ticket.read_text(encoding="utf-8"))["job"])
+    return job if _is_queued(job) else None
+
+
 def _share_out(missing: Sequence[int], workers: Sequence[_W], death: type[Exception]) -> Iterator[list[tuple[int, _W]]]:
     """Give each free worker the next shard; yields the newly finished ones and their workers, twice a second."""
     waiting, idle, running = deque(missing), list(workers), dict[Future[None], tuple[int, _W]]()
@@ -272,11 +290,10 @@ def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch
     import submitit
     from submitit.core.utils import FailedJobError
 
-    logs = folder.absolute() / "logs"
-    ticket = logs / "slurm_job.json"
-    if ticket.is_file() and _is_queued(job := str(json.loads(ticket.read_text(encoding="utf-8"))["job"])):
+    if job := queued_job(folder):
         return job
-    executor = submitit.AutoExecutor(logs, cluster="slurm")
+    ticket = _ticket(folder.absolute())
+    executor = submitit.AutoExecutor(ticket.parent, cluster="slurm")
     workers = min(launch.workers, len(missing))
     executor.update_parameters(
         name=f"vlm-detect-{plan.step}",
@@ -301,6 +318,12 @@ def _submit(task: Task, plan: Plan, folder: Path, missing: Sequence[int], launch
     return job
 
 
+def _ticket(folder: Path) -> Path:
+    return folder / "logs" / "slurm_job.json"
+
+
 def _is_queued(job: str) -> bool:
+    if shutil.which("squeue") is None:  # on a node that submits no jobs
+        return False
     asked = subprocess.run(["squeue", "-h", "-j", job], capture_output=True, text=True, check=False)
     return asked.returncode == 0 and bool(asked.stdout.strip())

@@ -58,19 +58,31 @@ class Plan:
 
 def begin(folder: Path, plan: Plan) -> None:
     """Write the plan, or check that the existing one is equal."""
-    path = folder / "plan.json"
-    wanted = json.loads(json.dumps(asdict(plan), default=str))
-    if path.exists():
-        found = read_plan(folder)
-        if changes := differences(asdict(found), wanted):
+    if is_begun(folder):
+        if found := changes(folder, plan):
             raise UserError(
-                f"{folder} was started with other settings ({'; '.join(changes)}); give another --out or remove it"
+                f"{folder} was started with other settings ({'; '.join(found)}); give another --out or remove it"
             )
         return
     try:
-        write_json(path, wanted)
+        write_json(folder / "plan.json", _as_json(plan))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a plan is in `folder`."""
+    return (folder / "plan.json").exists()
+
+
+def changes(folder: Path, plan: Plan) -> list[str]:
+    """Sentences on the differences of `plan` from the one in `folder`."""
+    return differences(asdict(read_plan(folder)), _as_json(plan))
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(asdict(plan), default=str))
+    return found
 
 
 def read_plan(folder: Path) -> Plan:
@@ -118,21 +130,27 @@ def is_done(folder: Path, shard: int) -> bool:
 def write_shard(
     folder: Path, shard: int, rows: Sequence[dict[str, Any]], features: Features, rejects: Sequence[Reject] | None
 ) -> None:
-    """Write a shard under a temporary name, then rename it; without a file of rejects where they are None.
+    """Write a shard, without a file of rejects where they are None.
 
     One that is there is kept: its worker may have died between its last word and its end.
     """
-    final = _shard_folder(folder, shard)
-    if final.is_dir():
+    if is_done(folder, shard):
         return
-    partial = final.with_name(f".{final.name}.partial")
-    with full_disk_as_user_error(folder):
-        shutil.rmtree(partial, ignore_errors=True)  # remains of a killed run
-        partial.mkdir(parents=True)
+    with full_disk_as_user_error(folder), new_shard(folder, shard) as partial:
         write_rows(partial / "rows.parquet", rows, features)
         if rejects is not None:
             write_rows(partial / "rejects.parquet", [asdict(reject) for reject in rejects], REJECT_FEATURES)
-        partial.rename(final)
+
+
+@contextmanager
+def new_shard(folder: Path, shard: int) -> Iterator[Path]:
+    """A folder for the files of a missing shard, under a temporary name until the end."""
+    final = _shard_folder(folder, shard)
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # remains of a killed run
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(final)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:

@@ -202,6 +202,13 @@ def _revision(resolved: ResolvedModel) -> dict[str, Any]:
     return {"revision": resolved.revision} if resolved.revision and not resolved.is_local else {}
 
 
+def is_full_size(model_id: str) -> bool:
+    """Whether a worker on a cluster needs a GPU for the model: any but the nano ones and runs on them."""
+    folder = Path(model_id)
+    name = adapter_base(folder) if (folder / "adapter_config.json").is_file() else resolve_id(model_id).name
+    return name not in NANO_NAMES
+
+
 def adapter_base(run: str | Path) -> str:
     """The ID of the model that the adapter in `run` was trained on."""
     return base_of(run, NANO_NAMES)
