@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import queue
 import sys
+import threading
 import time
 
 import pytest
@@ -52,6 +54,17 @@ def test_a_log_gets_counts_that_begin_in_the_middle_or_have_no_total(lines: queu
     with progress(desc="pack", unit="pair") as bar:
         bar.update(8)
         wait_for(lines, "pack: 8 pair, ")
+
+
+def test_lines_end_with_a_bar_that_was_never_closed(lines: queue.Queue[str]) -> None:
+    before = set(threading.enumerate())
+    bar = progress(desc="pack", unit="pair")
+    wait_for(lines, "pack: ")
+    (thread,) = {thread for thread in threading.enumerate() if thread.name == "progress"} - before
+    del bar
+    gc.collect()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 def test_log_lines_are_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
@@ -41,12 +42,8 @@ class _Log(tqdm):
         self._written = False
         super().__init__(items, file=_Lines(), delay=float("inf"), smoothing=0, **options)  # writes nothing by itself
         if not self.disable:
-            threading.Thread(target=self._write_lines, args=(EVERY_S,), daemon=True).start()
-
-    def _write_lines(self, every_s: float) -> None:
-        while not self._closed.wait(every_s):
-            self._written = True
-            self.refresh()
+            arguments = (weakref.ref(self), self._closed, EVERY_S)
+            threading.Thread(target=_write_lines, args=arguments, daemon=True, name="progress").start()
 
     def __iter__(self) -> Iterator[Any]:
         with self:
@@ -59,6 +56,16 @@ class _Log(tqdm):
         if self._written:
             self.refresh()
         super().close()
+
+
+def _write_lines(bar: weakref.ref[_Log], closed: threading.Event, every_s: float) -> None:
+    """Until the bar is closed, or gone: the reference is weak, since a failed loop closes no bar of its own."""
+    while not closed.wait(every_s):
+        if (shown := bar()) is None:
+            return
+        shown._written = True
+        shown.refresh()
+        del shown
 
 
 def progress(

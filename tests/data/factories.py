@@ -38,10 +38,10 @@ def tiny_sd3() -> Any:
     return build_pipeline(config, vae, ["a cat on a green field", "a red car"])
 
 
-def save_tiny_pipeline(folder: Path) -> Path:
+def save_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
     """`tiny_sd3`, saved to `folder`."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         pipeline = tiny_sd3()
     pipeline.save_pretrained(folder)
     return folder

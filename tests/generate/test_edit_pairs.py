@@ -57,7 +57,7 @@ def renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(renders: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("data") / "pairs"
-    pack_pairs(renders, out, PackConfig(), EncodeConfig(encode="png"), {})
+    pack_pairs([renders], out, PackConfig(), EncodeConfig(encode="png"), {})
     return [row | {"split": f.name.split("-")[0]} for f in out.glob("data/*") for row in pq.read_table(f).to_pylist()]
 
 
@@ -122,7 +122,7 @@ def test_a_splice_joins_two_groups_only(rows: list[dict[str, Any]]) -> None:
 
 
 def test_edits_at_another_size_stay_within_their_scaled_box(renders: Path, tmp_path: Path) -> None:
-    pack_pairs(renders, tmp_path / "pairs", PackConfig(size=48), EncodeConfig(encode="png"), {})
+    pack_pairs([renders], tmp_path / "pairs", PackConfig(size=48), EncodeConfig(encode="png"), {})
     for file in (tmp_path / "pairs" / "data").iterdir():
         for row in (row for row in pq.read_table(file).to_pylist() if row["kind"] == "edit"):
             changed = np.abs(pixels(row["image"]) - pixels(row["twin"])).max(axis=-1) > 0

@@ -88,7 +88,7 @@ def renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pairs(renders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "pairs"
-    pack_pairs(renders, out, PACK, ENCODE, settings())
+    pack_pairs([renders], out, PACK, ENCODE, settings())
     return out
 
 
@@ -198,7 +198,7 @@ def test_the_group_of_a_rejected_photo_stays_with_the_photo_that_it_repeats(tmp_
         rows.append(about | {"image": cell(shown, (48, 36)), "twins": [twin], "caption": ""})
     begin(tmp_path / "renders", Plan("render", 7, 7, "", {}))
     write_shard(tmp_path / "renders", 0, rows, RENDER_FEATURES, [])
-    pack_pairs(tmp_path / "renders", tmp_path / "out", PackConfig(), ENCODE, {})
+    pack_pairs([tmp_path / "renders"], tmp_path / "out", PackConfig(), ENCODE, {})
     packed = pq.read_table(tmp_path / "out" / "data").to_pylist()
     groups = {row["source"]["path_or_id"]: row["group"] for row in packed}
     assert set(groups) == {"0", "2", "3", "5", "6"}
@@ -218,7 +218,7 @@ def test_near_copies_among_prompted_images_share_a_group(tmp_path: Path) -> None
     begin(tmp_path / "renders", Plan("render", 4, 2, "", {}))
     write_shard(tmp_path / "renders", 0, [], RENDER_FEATURES, [])  # no photo of it could be used
     write_shard(tmp_path / "renders", 1, rows, RENDER_FEATURES, [])
-    pack_pairs(tmp_path / "renders", tmp_path / "out", PackConfig(), ENCODE, {})
+    pack_pairs([tmp_path / "renders"], tmp_path / "out", PackConfig(), ENCODE, {})
     rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
     group = {int(row["source"]["sha256"], 16): row["group"] for row in rows if row["label"] == "real"}
     assert group[0] == group[2]
@@ -226,13 +226,13 @@ def test_near_copies_among_prompted_images_share_a_group(tmp_path: Path) -> None
 
 
 def test_packing_again_gives_the_same_bytes(renders: Path, pairs: Path, tmp_path: Path) -> None:
-    pack_pairs(renders, tmp_path / "again", PACK, ENCODE, settings())
+    pack_pairs([renders], tmp_path / "again", PACK, ENCODE, settings())
     for path in sorted(pairs.rglob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(pairs)).read_bytes()
 
 
 def test_files_are_numbered_as_the_hub_does(renders: Path, tmp_path: Path) -> None:
-    pack_pairs(renders, tmp_path / "out", PackConfig(pairs_per_file=1), ENCODE, {})
+    pack_pairs([renders], tmp_path / "out", PackConfig(pairs_per_file=1), ENCODE, {})
     assert (tmp_path / "out" / "data" / "test-00007-of-00008.parquet").exists()
 
 
@@ -259,9 +259,9 @@ def test_a_failure_leaves_no_partial_files(renders: Path, tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(module, "encode_image", fail)
         with pytest.raises(UserError, match="disk full"):
-            pack_pairs(renders, tmp_path / "out", PACK, ENCODE, {})
+            pack_pairs([renders], tmp_path / "out", PACK, ENCODE, {})
     assert not (tmp_path / "out").exists()
-    pack_pairs(renders, tmp_path / "out", PACK, ENCODE, {})
+    pack_pairs([renders], tmp_path / "out", PACK, ENCODE, {})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

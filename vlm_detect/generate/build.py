@@ -8,7 +8,8 @@ Unfinished work is in OUT.work. An existing dataset is not rebuilt, only uploade
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlm_detect.data.audit import read_audit
 from vlm_detect.errors import UsageError
 from vlm_detect.generate.dataset_files import Packed, is_finished
 from vlm_detect.generate.hub import push_dataset
+from vlm_detect.jobs.shards import Plan
 from vlm_detect.locks import held
 
 
@@ -49,6 +51,11 @@ def build_dataset(
             shutil.rmtree(work, ignore_errors=True)  # also the remains of a run that was killed after its last step
     if push_to_hub:
         print(f"uploaded to {push_dataset(out, push_to_hub)}")
+
+
+def settings_of_renders(plans: Sequence[Plan]) -> dict[str, Any]:
+    """The settings of the render steps as they stand in `run.json`: `render`, or `renders` where there are several."""
+    return {"render": asdict(plans[0])} if len(plans) == 1 else {"renders": [asdict(plan) for plan in plans]}
 
 
 def work_folder(out: Path) -> Path:

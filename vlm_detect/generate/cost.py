@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_detect.generate.edits import ATTEMPTS_PER_OPERATION
@@ -17,14 +18,31 @@ JPEG_BYTES_A_PIXEL = 0.59
 
 
 def describe_plan(
-    captions: Plan, renders: Plan, render: RenderConfig, pack: PackConfig, encode: EncodeConfig, work: Path
+    captions: Plan,
+    renders: Sequence[tuple[RenderConfig, Plan, str]],
+    pack: PackConfig,
+    encode: EncodeConfig,
+    work: Path,
 ) -> str:
-    """Upper bounds of images, denoising steps and bytes; rejects reduce them."""
-    kinds = render.twins.kinds
-    images = {kind: captions.items * (2 if kind == "edit" and render.edits_on == "both" else 1) for kind in kinds}
+    """Upper bounds of images, denoising steps and bytes; rejects reduce them.
+
+    Args:
+        renders: of each generator the settings, the plan, and the name of its folder in `work`.
+    """
     lines = [f"{captions.items} photos in {captions.shards} shards of {captions.shard_size}"]
-    for name, plan in (("captions", captions), ("renders", renders)):
+    for name, plan in (("captions", captions), *((name, plan) for _, plan, name in renders)):
         lines.append(f"{name}: {len(missing(work / name, plan))} of {plan.shards} shards to run")
+    for render, _, _ in renders:
+        lines += _describe_renders(captions.items // render.share.shares, render, pack, encode, work)
+    return "\n".join(lines)
+
+
+def _describe_renders(
+    photos: int, render: RenderConfig, pack: PackConfig, encode: EncodeConfig, work: Path
+) -> list[str]:
+    kinds = render.twins.kinds
+    images = {kind: photos * (2 if kind == "edit" and render.edits_on == "both" else 1) for kind in kinds}
+    lines = []
     listed = ", ".join(f"{count} {kind}" for kind, count in images.items())
     lines.append(f"twins: {listed}, by {render.generator}{render.sampling.variant}")
     rendered = sum(images.get(kind, 0) for kind in ("caption", "instruct"))
@@ -40,7 +58,7 @@ def describe_plan(
             f"bytes: about {_size(pixels * PNG_BYTES_A_PIXEL)} of twins in addition to the photos in {work}, "
             f"about {_size(packed * a_pixel)} of dataset; {_size(_free(work))} are free there"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _requests(images: int, edits: int, render: RenderConfig) -> str:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         out,
         settings,
         steps=steps,
-        pack=lambda work: pack_pairs(work, out, pack, encode, settings),
+        pack=lambda work: pack_pairs([work], out, pack, encode, settings),
         push_to_hub=upload.push_to_hub,
     )
 

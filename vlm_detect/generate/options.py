@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
@@ -91,6 +92,29 @@ class TwinKinds(str):
         return [cast(TwinKind, kind) for kind in self.split(",")]
 
 
+class Share(str):
+    """K/N, the Kth of N shares of the photos; empty: all of them. Checked when the command line is parsed."""
+
+    def __new__(cls, text: str = "") -> Share:
+        k, _, n = text.partition("/")
+        if text and not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+            raise ArgumentTypeError(f"{text}: give K/N with K from 1 to N, such as 2/3")
+        return super().__new__(cls, text)
+
+    def has(self, group: str) -> bool:
+        """Whether a group of photos is in this share. Its hash decides, so neither order nor content does."""
+        if not self:
+            return True
+        return (
+            int(hashlib.sha256(f"share/{group}".encode()).hexdigest(), 16) % self.shares == int(self.split("/")[0]) - 1
+        )
+
+    @property
+    def shares(self) -> int:
+        """N: the number of shares."""
+        return int(self.split("/")[1]) if self else 1
+
+
 class EditOperations(str):
     """Comma-separated operations, checked when the command line is parsed."""
 
@@ -169,6 +193,10 @@ class RenderConfig:
         metadata={"help": "YAML of instructions for --twins instruct, as for --prompts. Default: general ones."},
     )
     seed: int = field(default=0, metadata={"help": "Base seed; all seeds derive from it and the photo's id."})
+    share: Share = field(
+        default=Share(),
+        metadata={"help": "K/N: render only the Kth of N shares of the photos, for several generators (docs/data.md)."},
+    )
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "steps", "max_sequence_length", "render_batch")

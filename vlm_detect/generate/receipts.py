@@ -30,7 +30,7 @@ from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.errors import UserError
 from vlm_detect.generate.edits import edit_once
 from vlm_detect.generate.generator import Generator
-from vlm_detect.generate.options import RenderConfig, TwinKinds
+from vlm_detect.generate.options import RenderConfig, Share, TwinKinds
 from vlm_detect.generate.pair_rows import with_edit
 from vlm_detect.generate.renderer import bucket, find_generator
 from vlm_detect.images.decode import decode_image
@@ -109,7 +109,7 @@ class _Again:
     def __init__(self, dataset: Path, row: Mapping[str, Any], photo: str | None, donor: str | None) -> None:
         self._dataset, self._row, self._photo, self._donor = dataset, row, photo, donor
         self._sizes = _Sizes.from_row(row)
-        self._config = _render_config(dataset)
+        self._config = _render_config(dataset, row["generator"])
 
     def make(self) -> Image.Image:
         """The image before the final encoding."""
@@ -125,7 +125,8 @@ class _Again:
             before, before_edit = resize(crop_to_aspect(photo, at), size), fit(photo, at)
         else:
             of_photo = pc.field("source", "sha256") == self._row["source"]["sha256"]
-            twin = _find(self._dataset, of_photo & (pc.field("kind") == edit["of"]))
+            of_generator = pc.field("generator") == self._row["generator"]
+            twin = _find(self._dataset, of_photo & of_generator & (pc.field("kind") == edit["of"]))
             if twin is None:
                 raise UserError(f"{self._row['pair_id']}: the {edit['of']} twin that was edited is not in the dataset")
             before_edit = self._drawn(twin)
@@ -191,22 +192,26 @@ def _open_checked(path_or_id: str, sha256: str, what: str, flag: str) -> Image.I
     return decode_image(path).image
 
 
-def _render_config(dataset: Path) -> RenderConfig:
-    record = read_run_json(dataset) or {}
-    try:
-        settings = dict(record["config"]["render"]["settings"])
-    except KeyError as error:
+def _render_config(dataset: Path, generator: str) -> RenderConfig:
+    """The settings of the render step, or of that with this generator (its name in a row) if there are several."""
+    record = (read_run_json(dataset) or {}).get("config", {})
+    steps = record["renders"] if "renders" in record else [record["render"]] if "render" in record else []
+    names = RenderConfig.__dataclass_fields__
+    found = []
+    for step in steps:
+        settings = {name: value for name, value in step["settings"].items() if name in names}
+        strings = {"twins": TwinKinds(settings["twins"]), "share": Share(settings.get("share", ""))}
+        found.append(RenderConfig(**settings | strings))
+    if not found:
+        raise UserError(f"{dataset}: its run.json has no settings of a render step; was it made with make-pairs?")
+    named = [one for one in found if one.generator + one.sampling.variant == generator]
+    config = (named or found)[0]
+    if config.generator_endpoint:  # of a dataset that others may have made: nothing is sent there
         raise UserError(
-            f"{dataset}: its run.json has no settings of a render step; was it made with make-pairs?"
-        ) from error
-    if settings.get("generator_endpoint"):  # of a dataset that others may have made: nothing is sent there
-        raise UserError(
-            f"{dataset}: its images come from an endpoint ({settings['generator_endpoint']}), which does not promise "
+            f"{dataset}: its images come from an endpoint ({config.generator_endpoint}), which does not promise "
             "the same image for the same seed; they cannot be reproduced"
         )
-    names = RenderConfig.__dataclass_fields__
-    settings = {name: value for name, value in settings.items() if name in names}
-    return RenderConfig(**settings | {"twins": TwinKinds(settings["twins"])})
+    return config
 
 
 def _encoder(row: Mapping[str, Any]) -> EncodeConfig:

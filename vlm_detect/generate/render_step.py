@@ -40,7 +40,8 @@ from vlm_detect.images.encode import crop_size, fit, is_blank
 from vlm_detect.infer.endpoint_client import Unavailable
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
-from vlm_detect.jobs.shards import Plan, counted, read_rejects, read_rows, write_shard
+from vlm_detect.jobs.shards import Plan, count, counted, read_rejects, read_rows, write_shard
+from vlm_detect.machine import free_memory
 from vlm_detect.models.registry import NANO_NAMES, ResolvedModel
 from vlm_detect.records import Reject, TwinKind
 
@@ -129,7 +130,11 @@ def render_twins(
 ) -> str | None:
     """Run the shards; returns the result of `run_shards`: None when all is done."""
     launch = (launch or Launch()).with_models(config.generator_endpoint is None and config.generator not in NANO_NAMES)
-    return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
+    try:
+        return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
+    finally:
+        _load_renderer.cache_clear()  # the next generator, of the same process, needs its memory
+        free_memory()
 
 
 @dataclass
@@ -205,6 +210,9 @@ class RenderShard:
         book = _instructions(self.config) if "instruct" in self.config.twins.kinds else None
         side, multiple = self.config.render_size or renderer.native_side, renderer.size_multiple
         for row in rows:
+            if not self.config.share.has(row["group"]):
+                count(1)
+                continue
             photo_size = row["source"]["width"], row["source"]["height"]
             size = bucket(photo_size, side, multiple, square=self.config.aspect == "square")
             width, height = crop_size(photo_size, size)
