@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
+def without_progress(stderr: str) -> list[str]:
+    """The lines but those of steps that take over a minute, as on a busy machine."""
+    return [line for line in stderr.splitlines() if not re.search(r", (\S+/s|\?\S+), \S+ left$|pair/s$", line)]
+
+
 def captioned_photos(folder: Path, count: int) -> None:
     write_photos(folder, count)
     lines = ["file_name,caption", *(f"photo{i:02d}.png,a thing of kind {i}" for i in range(count))]
@@ -67,7 +73,7 @@ def test_photos_to_pairs_and_resume(
     assert "16 pairs (train 10 of 5 groups, validation 2 of 1 groups, test 4 of 2 groups)" in first.stdout
     assert "1 unreadable" in first.stdout or "1 truncated" in first.stdout
     assert first.stdout.startswith("captions of 9 photos, by column ...\ntwins (caption, vae), by ")
-    assert first.stderr == "make_pairs.py: loading libraries ...\n"
+    assert without_progress(first.stderr) == ["make_pairs.py: loading libraries ..."]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "photos", "settings.yaml"]
 
     again = run_here("make_pairs.py", *arguments, "--out", tmp_path / "pairs")
