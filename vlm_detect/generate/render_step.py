@@ -133,7 +133,7 @@ def render_twins(
     try:
         return run_shards(RenderShard(captions, config, plan, folder), plan, folder, launch, after)
     finally:
-        _load_renderer.cache_clear()  # the next generator, of the same process, needs its memory
+        _loaded.cache_clear()  # the next generator, of the same process, needs its memory
         free_memory()
 
 
