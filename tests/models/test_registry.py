@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import requires_backends
 
 from tests.factories import tiny_moondream, tiny_vlm
+from vlm_detect import extras
 from vlm_detect.errors import UserError
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.models import registry
@@ -23,6 +27,7 @@ from vlm_detect.models.registry import (
     resolve_id,
     without_adapter,
 )
+from vlm_detect.models.untrusted import load_untrusted
 
 
 @pytest.fixture
@@ -151,3 +156,21 @@ def test_hub_refusals_say_what_to_do(error_class, words: str) -> None:
     line = explain_load_error(ResolvedModel("owner/name", "owner/name"), wrapped)
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_packages_that_a_model_needs_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)  # timm needs torchvision itself
+    with pytest.raises(ImportError) as missing:
+        requires_backends("TimmWrapperModel", ["timm"])
+    said = explain_load_error(ResolvedModel("gemma", str(tmp_path)), missing.value)
+    assert said == "gemma needs timm and torchvision; run: pip install timm torchvision"
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_an_image_processor_of_torchvision_alone_is_refused_by_the_package(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Llama4ImageProcessor"}')
+    with pytest.raises(ValueError, match="torchvision") as missing:
+        load_untrusted(AutoImageProcessor, str(tmp_path), backend="pil")
+    said = explain_load_error(ResolvedModel("llama", str(tmp_path)), missing.value)
+    assert said == "llama needs torchvision; run: pip install torchvision"

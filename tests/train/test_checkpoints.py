@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.factories import tiny_vlm
@@ -228,3 +229,22 @@ def test_two_equal_runs_write_equal_files(tmp_path: Path) -> None:
         subprocess.run(ask, cwd=tmp_path, env=environment, check=True, capture_output=True)
     for name in ("adapter_model.safetensors", "adapter_config.json", "calibration.json"):
         assert (tmp_path / "run1" / name).read_bytes() == (tmp_path / "run2" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("moment", ["resumed", "best"])
+def test_a_checkpoint_is_loaded_whole_where_peft_misses_weights(
+    moment: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = str(find_checkpoint(trained).path)
+    monkeypatch.setattr(PeftModel, "load_adapter", lambda *args, **options: None)
+    trainer = make_trainer(tmp_path)
+    if moment == "resumed":
+        trainer.train(resume_from_checkpoint=checkpoint)  # no step is left
+    else:
+        trainer.args.load_best_model_at_end, trainer.state.best_model_checkpoint = True, checkpoint
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    stored, weights = load_file(f"{checkpoint}/adapter_model.safetensors"), trainer.model.state_dict()
+    assert stored
+    for name, tensor in stored.items():
+        prefix, _, end = name.rpartition(".")
+        assert torch.equal(weights[f"{prefix}.default.{end}"], tensor), name

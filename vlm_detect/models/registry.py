@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlm_detect.errors import UserError, first_line
+from vlm_detect.extras import asked_for
 from vlm_detect.hub_cache import is_cached
 from vlm_detect.machine import best_device, default_dtype, free_device_bytes
 from vlm_detect.models.attention import keep_masks
@@ -222,6 +223,7 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     from peft import PeftModel
     from peft.utils import ModulesToSaveWrapper
 
+    from vlm_detect.models.lora_weights import set_weights
     from vlm_detect.models.moondream.variant import is_variant, load_variant
     from vlm_detect.models.parts import EXPERT_TOKENS, is_vision, keep_in_float32
 
@@ -236,27 +238,20 @@ def load_adapter(model: Any, adapter: str | Path) -> Any:
     try:
         with warnings.catch_warnings():  # peft 0.21 asks for gradient checkpointing by its name in transformers 4
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            # Of an adapter for another model peft loads what has the same name, and warns of the rest.
-            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
             wrapped = PeftModel.from_pretrained(model, str(adapter))
-            whole = [
-                one
-                for name, one in wrapped.named_modules()
-                if isinstance(one, ModulesToSaveWrapper) and (is_vision(name) or name.endswith(EXPERT_TOKENS))
-            ]
-            for module in whole:
+        for name, module in wrapped.named_modules():
+            if isinstance(module, ModulesToSaveWrapper) and (is_vision(name) or name.endswith(EXPERT_TOKENS)):
                 keep_in_float32(module)
-            if whole:  # again, for peft has rounded them to the model's dtype
-                wrapped.load_adapter(str(adapter), "default")
+        # Again, for peft has rounded those modules to the model's dtype.
+        if set_weights(wrapped, adapter) or not wrapped.load_adapter(str(adapter), "default").missing_keys:
             return wrapped
-    except UserWarning as error:
-        raise UserError(
-            f"adapter {adapter} does not fit this model: it was trained on {adapter_base(adapter)}"
-        ) from error
     except SafetensorError as error:
         raise UserError(f"adapter {adapter} is damaged ({error}): use another checkpoint of the run") from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"adapter {adapter} does not fit this model: {first_line(error)}") from error
+    # Of an adapter for another model peft loads what has the same name.
+    raise UserError(f"adapter {adapter} does not fit this model: it was trained on {adapter_base(adapter)}")
 
 
 def without_adapter(vlm: VLM) -> VLM | None:
@@ -294,6 +289,8 @@ def explain_load_error(resolved: ResolvedModel, error: Exception) -> str:
             f"{resolved.name} is not a local folder, could not be downloaded from the Hub and is not in the "
             "local cache: check the name and the network, or use --model nano"
         )
+    if needed := asked_for(error):
+        return f"{resolved.name} {needed}"
     from vlm_detect.models.cnn.configuration import is_cnn_run  # which imports much that a VLM does without
 
     if is_cnn_run(resolved.path_or_id):

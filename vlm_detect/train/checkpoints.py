@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vlm_detect.checksums import damage_of, write_checksums
+from vlm_detect.models.lora_weights import set_weights
 
 # An optimiser as one file, FSDP's full or sharded one, DeepSpeed's.
 _OPTIMIZERS = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, f"{OPTIMIZER_NAME_BIN.split('.')[0]}_*", "global_step*")
@@ -49,6 +51,26 @@ class FindBest(TrainerCallback):
     ) -> None:
         if (best := state.best_model_checkpoint) and (here := _best_of(Path(str(args.output_dir)), best)).is_dir():
             state.best_model_checkpoint = str(here)
+
+
+class LoadWhole(TrainerCallback):
+    """Loads what peft misses (`models/lora_weights.py`) of the checkpoint that a run resumes from, and of the best."""
+
+    resumed: str | None = None  # until its weights are loaded
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        checkpoint, self.resumed = self.resumed, None
+        if checkpoint and isinstance(kwargs["model"], PeftModel):
+            set_weights(kwargs["model"], checkpoint)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best and isinstance(kwargs["model"], PeftModel):
+            set_weights(kwargs["model"], best)
 
 
 def find_checkpoint(run: str | Path) -> FoundCheckpoint:

@@ -26,7 +26,7 @@ from transformers import (
 
 from vlm_detect.config import make_readable
 from vlm_detect.errors import UserError
-from vlm_detect.train.checkpoints import FindBest, WriteChecksums
+from vlm_detect.train.checkpoints import FindBest, LoadWhole, WriteChecksums
 from vlm_detect.train.failures import as_user_errors, refused_flags
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Progress
@@ -62,6 +62,9 @@ class RecipeTrainer(Trainer):
             self.add_callback(Patience(args.early_stopping_patience))
         for sealing in (FindBest(), WriteChecksums()):
             self.add_callback(sealing)
+        self.load_whole = LoadWhole()
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which load what is sharded, without peft
+            self.add_callback(self.load_whole)
         # Pinned batches are copied while the device computes.
         self.accelerator.dataloader_config.non_blocking = args.dataloader_pin_memory
         self.termination = SaveOnTermination()
@@ -91,10 +94,11 @@ class RecipeTrainer(Trainer):
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
             raise UserError(f"--push_to_hub: cannot create the repository {name} on the Hub: {error}") from error
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """As the Trainer's; on SIGTERM it saves a checkpoint and raises KeyboardInterrupt."""
+        self.load_whole.resumed = resume_from_checkpoint
         with as_user_errors(self, self.memory_remedies):
-            output = super().train(*args, **kwargs)
+            output = super().train(resume_from_checkpoint, **kwargs)
         if self.termination.received:
             raise KeyboardInterrupt
         return output
