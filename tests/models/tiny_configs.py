@@ -70,8 +70,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "full_attention": None,
         }
     },
-    "deepseek_ocr2.text_config": {"mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_ocr2.text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
     "deepseek_vl_hybrid.high_res_vision_config": {"image_size": 64, "output_channels": 16, "global_attn_indexes": [0]},
+    "diffusion_gemma.text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
     "dots3_note.text_config": {"num_key_value_heads": HEADS, "head_dim": 16, "layer_types": ["indexed_attention"] * 2},
     "dots3_note.audio_config": {
         "adapter_out_dim": WIDTH,
@@ -126,6 +127,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "got_ocr2.vision_config": {"image_size": 1024, "output_channels": 16},
     "pp_chart2table.vision_config": {"image_size": 1024, "output_channels": 16},
     "hunyuan_vl.text_config": {"head_dim": 16},
+    "minicpmv4_6": {"insert_layer_id": 0},  # the layer behind which patches are merged
+    "minicpmv4_7": {"insert_layer_id": 0},
     "mllama.vision_config": {
         "intermediate_layers_indices": [0],
         "vision_output_dim": 2 * WIDTH,
@@ -208,6 +211,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chameleon": {"processor": {"image_seq_length": 256}},
     "deepseek_vl_hybrid": {"image_processor": {"high_res_size": {"height": 64, "width": 64}}},
     "deepseek_ocr2": {"image_processor": {"size": {"height": 768, "width": 768}}},
+    "dots3_note": {"image_processor": {"temporal_patch_size": 1}},
     "emu3": {"image_processor": {"min_pixels": 64 * 64, "max_pixels": 64 * 64}},
     "florence2": {"place": ""},
     "fuyu": {"place": ""},
@@ -216,7 +220,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "idefics": {"place": "", "unnamed": True},
     "idefics2": {"processor": {"image_seq_len": 64}},
     "kosmos-2": {"place": "<image>"},
-    "kosmos-2.5": {"place": "", "processor": {"num_image_tokens": 4}, "image_processor": {"max_patches": 64}},
+    # The class asks for 4096 patches, whatever its image processor was saved with.
+    "kosmos-2.5": {"place": "", "processor": {"num_image_tokens": 4}, "images_kwargs": {"max_patches": 64}},
     "t5gemma2": {"place": "<boi_token>"},
     "vipllava": {"processor": {"vision_feature_select_strategy": "default"}},
     "got_ocr2": {"image_processor": {"size": {"height": 1024, "width": 1024}}},

@@ -24,7 +24,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from tests.models.tiny_chat import byte_tokenizer, turns
 from tests.models.tiny_configs import SETTINGS, STD, tiny_config
-from vlm_detect.models.generic.processors import absent_parts, image_only
+from vlm_detect.models.generic.processors import absent_parts, image_only, own_class
 
 TYPES = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
@@ -60,7 +60,7 @@ def processor_class(model_type: str) -> Any:
     name = PROCESSOR_MAPPING_NAMES.get(model_type) or _PROCESSORS.get(model_type)
     if name is None:
         raise Untried("transformers has no processor for it")
-    found = getattr(transformers, name)
+    found = own_class(getattr(transformers, name))
     if getattr(found, "is_dummy", False):
         raise Untried(f"{name} needs torchvision")
     return found
@@ -115,13 +115,19 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 _OWN = {"pad", "bos", "eos", "sep", "decoder_start", "cls", "mask", "forced_eos", "forced_bos"}
 
 
+def _token_of(name: str) -> str | None:
+    """What the token is called of which a setting of a configuration has the id."""
+    found = re.fullmatch(r"(\w+?)(_token)?_(id|index|ids)", name)
+    return found[1] if found and not found[1].endswith("layer") else None
+
+
 def _ids(config: PreTrainedConfig) -> Iterator[str]:
     """What the ids of tokens in a configuration are called."""
     for part in _parts(config):
         for name, value in dict(vars(part)).items():
-            found = re.fullmatch(r"(\w+?)(_token)?_(id|index|ids)", name)
-            if found and found[1] not in _OWN and isinstance(value, int):
-                yield found[1]
+            token = _token_of(name)
+            if token and token not in _OWN and isinstance(value, int):
+                yield token
 
 
 def set_ids(config: PreTrainedConfig, processor: Any) -> None:
@@ -137,13 +143,13 @@ def set_ids(config: PreTrainedConfig, processor: Any) -> None:
         config.visual_indicator_token_ids = tokenizer.convert_tokens_to_ids(words)
     for part in _parts(config):
         for name, value in list(vars(part).items()):
-            found = re.fullmatch(r"(\w+?)(_token)?_(id|index|ids)", name)
-            if not found:
+            token = _token_of(name)
+            if token is None:
                 continue
-            if found[1] in plain and (isinstance(value, int | list) or value is None):
-                setattr(part, name, plain[found[1]])
+            if token in plain and (isinstance(value, int | list) or value is None):
+                setattr(part, name, plain[token])
             elif isinstance(value, int) or name in ("image_token_id", "image_token_index"):
-                setattr(part, name, _id_of(found[1], processor, vocabulary))
+                setattr(part, name, _id_of(token, processor, vocabulary))
 
 
 def _id_of(name: str, processor: Any, vocabulary: dict[str, int]) -> int | None:
@@ -209,9 +215,16 @@ def make_processor(model_type: str, config: PreTrainedConfig) -> Any:
     image_processor = make_image_processor(model_type, config)
     known = inspect.signature(cls.__init__).parameters
     settings = {name: value for name in known if (value := _setting(name, config)) is not None}
-    settings |= SETTINGS.get(model_type, {}).get("processor", {})
-    processor = image_only(cls)(image_processor=image_processor, tokenizer=tokenizer, **absent_parts(cls), **settings)
-    place = SETTINGS.get(model_type, {}).get("place", getattr(processor, "image_token", None) or "")
+    own = SETTINGS.get(model_type, {})
+    settings |= own.get("processor", {})
+    if "images_kwargs" in own:
+        cls.images_kwargs = {**cls.images_kwargs, **own["images_kwargs"]}
+    try:
+        narrowed, absent = image_only(cls), absent_parts(cls)
+    except ValueError as error:
+        raise Untried(str(error)) from error
+    processor = narrowed(image_processor=image_processor, tokenizer=tokenizer, **absent, **settings)
+    place = own.get("place", getattr(processor, "image_token", None) or "")
     processor.chat_template = turns("<|turn|>", place, "<|end_of_turn|>")
     return processor
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 from tests.models.tiny_types import TYPES, Untried, save_tiny_type
 from tests.train.toys import stored
-from vlm_detect.errors import first_line
+from vlm_detect.errors import UserError, first_line
+from vlm_detect.extras import asked_for
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.models.base import VLM
@@ -66,8 +67,11 @@ def try_type(model_type: str, folder: Path) -> dict[str, Any]:
         found["merges"] = True
     except Untried as error:
         found["reason"] = str(error)
+    except UserError as error:
+        found["reason"] = first_line(error).removeprefix(f"{folder / 'base'}: ").replace(str(folder), "MODEL")
     except Exception as error:
-        found["reason"] = f"{type(error).__name__}: {first_line(error)}".replace(str(folder), "MODEL")[:200]
+        needed = asked_for(error)
+        found["reason"] = needed or f"{type(error).__name__}: {first_line(error)}".replace(str(folder), "MODEL")[:200]
         if "--debug" in sys.argv:
             print(model_type, *traceback.format_exc().splitlines()[-14:], sep="\n", file=sys.stderr)
     return found

@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
@@ -67,12 +67,12 @@ class ChatVLM(VLM):
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         super().__init__(model, processor, name, revision)
-        if model.config.is_encoder_decoder:
-            raise UserError(f"{name}: {type(model).__name__} does not continue its prompt word by word: not supported")
+        bare = model.get_base_model() if isinstance(model, PeftModel) else model
+        if model.config.is_encoder_decoder or not isinstance(bare, GenerationMixin):
+            raise UserError(f"{name}: {type(bare).__name__} does not continue its prompt word by word: not supported")
         image_ids = _image_ids(model.config, processor)
         self.image_token_id: Any = image_ids[0] if image_ids else None
         self.template = ChatTemplate(processor, image_ids, name)
-        bare = model.get_base_model() if isinstance(model, PeftModel) else model
         self._read = frozenset(inspect.signature(bare.forward).parameters)
         self._lengths: dict[tuple[int, int], int | str] = {}
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlm_detect.errors import UserError
+
 RAW = {"do_rescale": False, "do_normalize": False}  # options of an image processor that leaves levels as they are
 _SIZES = [(64, 64), (96, 40), (30, 80)]  # (width, height) of the images that are tried
 _TOLERANCE = 1e-5
@@ -49,7 +51,7 @@ class GreyLevels:
         images = [_noise(size) for size in _SIZES]
         try:
             plain, raw = [make(image, {}) for image in images], [make(image, RAW) for image in images]
-        except (TypeError, ValueError):  # an option that it does not know
+        except (ValueError, TypeError, UserError):  # an option that it does not know
             return None
         names = frozenset(name for name, tensor in raw[0].items() if _are_levels(tensor, plain[0].get(name)))
         for order in _ORDERS if names else ():

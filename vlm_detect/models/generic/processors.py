@@ -11,7 +11,11 @@ from typing import Any
 from transformers import ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
+from vlm_detect.models.generic.pixtral import PixtralProcessor
+
 _WANTED = ("image_processor", "tokenizer")
+# In place of classes of transformers that need torchvision where no image does.
+_OWN: dict[str, type[ProcessorMixin]] = {"PixtralProcessor": PixtralProcessor}
 
 
 def make_processor(config: Any, image_processor: Any, tokenizer: Any, stored: dict[str, Any]) -> Any:
@@ -39,7 +43,12 @@ def processor_class(config: Any, tokenizer: Any, stored: dict[str, Any]) -> type
         found = PROCESSOR_MAPPING.get(type(config), None)
     if found is None:
         raise ValueError(f"transformers has no processor for model type {config.model_type!r}")
-    return found
+    return own_class(found)
+
+
+def own_class(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The class that stands here for one of transformers': mostly itself."""
+    return _OWN.get(cls.__name__, cls)
 
 
 class _Absent:
@@ -81,7 +90,7 @@ def absent_parts(cls: type[ProcessorMixin]) -> dict[str, Any]:
         raise ValueError(f"{cls.__name__} has no {' and no '.join(sorted(missing))}, and is not supported")
     absent = [name for name in parts if name not in _WANTED]
     if others := [name for name in absent if "tokenizer" in name]:
-        raise ValueError(f"{cls.__name__} needs {others[0]} too, and is not supported")
+        raise ValueError(f"{cls.__name__} reads the question a second time, by a {others[0]}: not supported")
     return {name: _Absent() for name in absent}
 
 

@@ -17,10 +17,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from vlm_detect.errors import UserError
+from vlm_detect.errors import UserError, first_line
 
 IMAGE_WORD = "<image>"  # an image's place, as people write it in the text of a conversation
 _NOT_READ = ("labels", "text_replacement_offsets")  # what some processors make that no forward takes
@@ -76,8 +77,18 @@ class ChatTemplate:
     def _called(self, images: list[Image.Image], texts: list[str], **settings: Any) -> dict[str, torch.Tensor]:
         bos = self.tokenizer.bos_token  # templates that write it themselves are tokenized without another
         options = {"add_special_tokens": False} if bos and self.whole.startswith(bos) else {}
-        made = self.processor(images=images, text=texts, return_tensors="pt", **options, **settings)
+        made = self._processed(images, texts, **options, **settings)
         return {name: _as_tensor(value) for name, value in made.items() if name not in _NOT_READ}
+
+    def _processed(self, images: list[Image.Image], texts: list[str], **options: Any) -> Any:
+        """Raises UserError for a processor that fails on images; those of a shape that it refuses are a ValueError."""
+        try:
+            return self.processor(images=images, text=texts, return_tensors="pt", **options)
+        except (TypeError, AttributeError) as error:
+            processor = f"{type(self.processor).__name__} of transformers {transformers.__version__}"
+            raise UserError(
+                f"{self.name}: {processor} cannot read an image by Pillow ({first_line(error)}): not supported"
+            ) from error
 
     @cached_property
     def token_names(self) -> frozenset[str]:
@@ -95,7 +106,7 @@ class ChatTemplate:
         one = self.inputs(image)
         try:
             both = self._called([image, image], [self.whole, self.whole])
-        except (ValueError, TypeError):  # a processor of one image at a time
+        except (ValueError, TypeError, UserError):  # a processor of one image at a time
             return {}
         found = {}
         for name in one.keys() & both.keys():
@@ -110,7 +121,7 @@ class ChatTemplate:
         known = self.tokenizer.get_vocab()
         for word in [str(word) for word in words if word in known or word == ""]:
             try:  # some processors write the image's place themselves
-                self.processor(images=[Image.new("RGB", (64, 64))], text=[word + _QUESTION], return_tensors="pt")
+                self._processed([Image.new("RGB", (64, 64))], [word + _QUESTION])
             except ValueError:
                 continue
             return _PLAIN_TEMPLATE.replace("@", word)
@@ -139,6 +150,9 @@ class ChatTemplate:
         image = self._anchor_text
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         text = self.tokenizer.decode([*self._anchor, *tail], **options).removeprefix(image)
+        if _QUESTION not in text:
+            processor = type(self.processor).__name__
+            raise UserError(f"{self.name}: {processor} writes prompts of its own, without the question: not supported")
         before, _, after = text.partition(_QUESTION)
         if self._encode_tail(before + _QUESTION + after) != tail:
             raise UserError(f"{self.name}: its tokenizer does not give the template's text back ({text!r})")
