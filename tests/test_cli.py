@@ -78,6 +78,9 @@ STARTED = {
     "train vlm": "--model m",
     "train preference": "--model run --data set",
     "train cnn": "--arch resnet50 --data set",
+    "cache-features moondream": "",
+    "cache-features tinyllava": "",
+    "cache-features vlm": "--model m",
     "fit-head": "run --data set",
     "adapt": "run images --out new",
     "calibrate": "run --data set",
@@ -136,7 +139,7 @@ def test_every_verb_says_what_it_does_before_it_imports_what_loads_slowly(tmp_pa
         assert (err == f"vlm-detect {verb}: loading libraries ...\n") == (verb in STARTED)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.startswith("train")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.startswith(("train", "cache-features"))])
 def test_training_help_lists_the_trainers_flags(verb, helps):
     for flag in ("--max_grad_norm", "--gradient_checkpointing", "--push_to_hub", "--num_train_epochs"):
         assert f"  {flag} " in helps[verb][0]
@@ -222,6 +225,10 @@ WRONG = [
     ("train preference --model nano", "--data is missing"),
     ("train preference --data set --faults typos", "choose from wrong_place"),
     ("train preference --data set --tune full", "needs a LoRA"),
+    ("cache-features moondream --config moondream_nano", "remove +vision from --lora_targets"),
+    ("cache-features tinyllava --workers 0", "--workers 0: give 1 or more"),
+    ("cache-features vlm --executor slurm", "--model is missing"),
+    ("cache-features vlm --model m --seeds 1 2", "--seeds: give one --seed"),
     ("train cnn --arch resnet99", "--arch resnet99"),
     ("make-pairs", "--images is missing"),
     ("make-pairs --images p --twins cloned", "cloned"),

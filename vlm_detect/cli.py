@@ -40,6 +40,18 @@ VERBS = {
     "train vlm": ("vlm_detect.train.vlm:main", "finetune any image-text-to-text model of transformers"),
     "train preference": ("vlm_detect.train.preference:main", "tune explanations by preference (DPO)"),
     "train cnn": ("vlm_detect.cnn.train:main", "train a CNN baseline"),
+    "cache-features moondream": (
+        "vlm_detect.train.cache_features:moondream",
+        "compute the feature cache of train moondream, by many workers",
+    ),
+    "cache-features tinyllava": (
+        "vlm_detect.train.cache_features:tinyllava",
+        "compute the feature cache of train tinyllava, by many workers",
+    ),
+    "cache-features vlm": (
+        "vlm_detect.train.cache_features:vlm",
+        "compute the feature cache of train vlm, by many workers",
+    ),
     "fit-head": ("vlm_detect.apps.commands:fit_head", "fit a head and the weights of a run's witnesses"),
     "adapt": ("vlm_detect.apps.commands:adapt", "adapt a run to a new generator with a handful of images"),
     "calibrate": ("vlm_detect.apps.commands:calibrate", "refit a run's threshold on your own images"),
@@ -63,9 +75,11 @@ VERBS = {
     "configs": ("vlm_detect.apps.commands:configs", "list the configs of the package, or print one"),
 }
 
+_FIRST_WORDS = ("train", "cache-features")  # of the verbs of two words
+
 
 def run(argv: list[str]) -> int | None:
-    verb = " ".join(argv[:2]) if argv[:1] == ["train"] else " ".join(argv[:1])
+    verb = " ".join(argv[: 2 if argv[:1] and argv[0] in _FIRST_WORDS else 1])
     if verb in VERBS:
         arguments = argv[len(verb.split()) :]
         if argv[0] == "train" and "WORLD_SIZE" not in os.environ:
@@ -78,8 +92,8 @@ def run(argv: list[str]) -> int | None:
         return program(arguments)
     if verb in ("--version", "version"):
         print(f"vlm-detect {__version__}")
-    elif not verb or argv[-1] in ("-h", "--help") or verb in ("help", "train"):
-        print(overview("train" if argv[:1] == ["train"] else ""))
+    elif not verb or argv[-1] in ("-h", "--help") or verb in ("help", *_FIRST_WORDS):
+        print(overview(argv[0] if argv and argv[0] in _FIRST_WORDS else ""))
     else:
         near = get_close_matches(verb, VERBS, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
@@ -90,12 +104,13 @@ def run(argv: list[str]) -> int | None:
 def overview(first_word: str = "") -> str:
     """The output of `vlm-detect --help`: all verbs, or those that begin with a word."""
     shown = {verb: summary for verb, (_, summary) in VERBS.items() if verb.startswith(first_word)}
+    width = max(map(len, shown))
     lines = [
         "usage: vlm-detect VERB [--FLAG VALUE ...]",
         "",
         "Tell AI-generated images from real photos, and say why.",
         "",
-        *(f"  {verb:<16} {summary}" for verb, summary in shown.items()),
+        *(f"  {verb:<{width}} {summary}" for verb, summary in shown.items()),
         "",
         "vlm-detect VERB --help lists a verb's flags; --debug shows the traceback of an error;",
         "--allow_local_paths lets data refer to files outside of its folder.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from vlm_detect.config import parse_config, read_run_json, write_json
 from vlm_detect.errors import UsageError, UserError
 from vlm_detect.flags import Deferred
+from vlm_detect.jobs.launch import Launch
 from vlm_detect.locks import held
 from vlm_detect.train.options import (
     DataOptions,
@@ -46,6 +47,7 @@ class Options:
     expert: ExpertOptions
     training: TrainOptions
     role: Role = "vlm"
+    launch: Launch = field(default_factory=Launch)  # of the workers of a feature cache; a training has none
 
     @classmethod
     def parse(
@@ -58,14 +60,18 @@ class Options:
         lora: type[LoraOptions] = LoraOptions,
         nano_config: str | None = None,
         role: Role = "vlm",
+        has_launch: bool = False,
     ) -> Options:
         """From `--config YAML` and flags; `training`, `model`, `lora`: the recipe's classes, with its defaults.
+
+        With `has_launch` the flags of executors are among them.
 
         Without a config and with a nano model, the package's `nano_config` is read: settings for a real model teach
         such a small one nothing.
         """
         trainer = Deferred(training, _arguments, trainer_flags, training.replaced)
         groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, ExpertOptions, trainer]
+        groups += [Launch] if has_launch else []
         parsed = parse_config(groups, argv, doc=doc)
         from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
         from vlm_detect.models.registry import NANO_NAMES, resolve_id
@@ -74,7 +80,8 @@ class Options:
         if nano_config and not named and resolve_id(parsed[0].model, role).name in NANO_NAMES:
             print(f"the model is nano: using config {nano_config} for everything not set by a flag")
             parsed = parse_config(groups, ["--config", nano_config, *argv], doc=doc)
-        options = replace(cls(*parsed), role=role)
+        launch = parsed[6] if has_launch else Launch()
+        options = replace(cls(*parsed[:6]), role=role, launch=launch)
         if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
             raise UsageError("--cache_features needs a frozen tower: remove +vision from --lora_targets")
         if options.expert.expert and options.model.tune == "full":
@@ -90,6 +97,13 @@ class Options:
     def with_seed(self, seed: int) -> Options:
         """The options of one of several seeds: a separate run, in a subfolder of the run directory."""
         return replace(self, training=seeded(self.training, seed))
+
+
+class Parse(Protocol):
+    """The command line of a recipe; with `has_launch` it has the flags of executors."""
+
+    def __call__(self, argv: Sequence[str], doc: str | None = ..., *, has_launch: bool = ...) -> Options: ...
+    def __hash__(self) -> int: ...  # functions are keys of caches
 
 
 def _arguments() -> type:

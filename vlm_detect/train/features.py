@@ -8,7 +8,7 @@ embeddings never change. The name of a cache folder is a hash of everything they
 preprocessing, the dtype and the decoded images. A stale cache has another name and is never read.
 
 Files of `CHUNK` images are written atomically, so an interrupted pass resumes with the first missing file; process p of
-n computes every n-th file.
+n computes every n-th file. `feature_shards.py` has them computed before a training, by many workers.
 """
 
 from __future__ import annotations
@@ -55,6 +55,46 @@ class Features:
     ) -> Features:
         """Compute this process's part of the missing files under `root`; all processes must finish before reading.
 
+        Raises `UserError` as `FeatureFiles.plan` does.
+        """
+        files = FeatureFiles.plan(vlm, images, root)
+        missing = [number for number in range(process, len(files), n_processes) if not files.is_written(number)]
+        total = sum(files.images_in(number) for number in missing)
+        with progress(desc="image embeddings", total=total, unit="img", quiet=process > 0) as bar:
+            for number in missing:
+                files.write(number, bar.update)
+        return cls(files.folder, {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(files.keys)})
+
+    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `VLM.read` gave for the images with these keys, each (B, ...)."""
+        found: dict[str, list[torch.Tensor]] = {}
+        for key in keys:
+            name, index = self.places[key]
+            try:
+                with safe_open(self.folder / name, framework="pt") as file:
+                    check_schema("features", file.metadata() or {}, self.folder / name)
+                    for part in file.keys():  # noqa: SIM118  not a dict
+                        found.setdefault(part, []).append(file.get_slice(part)[index])
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{self.folder / name} cannot be read ({error}): delete it, and the next run will recreate it"
+                ) from error
+        return {part: torch.stack(tensors) for part, tensors in found.items()}
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """The files of a cache, written or not. `places`: the index in `images` of each key, in the order of the files."""
+
+    folder: Path
+    vlm: VLM
+    images: Sequence[StoredImage]
+    places: dict[str, int]
+
+    @classmethod
+    def plan(cls, vlm: VLM, images: Sequence[StoredImage], root: Path) -> FeatureFiles:
+        """The files for `images`, each once, in a folder under `root`, which is created.
+
         Raises:
             UserError: if the tower is trained, because its embeddings then change with every step, and for a family
             that encodes image and text jointly.
@@ -72,34 +112,28 @@ class Features:
         places: dict[str, int] = {}
         for i in range(len(images)):
             places.setdefault(images[i].key, i)
-        keys = list(places)
-        folder = root / _fingerprint(vlm, keys)
+        folder = root / _fingerprint(vlm, list(places))
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = range(process, -(-len(keys) // CHUNK), n_processes)
-        missing = [number for number in numbers if not (folder / _name(number)).exists()]
-        chunks = {number: keys[number * CHUNK : (number + 1) * CHUNK] for number in missing}
-        with progress(
-            desc="image embeddings", total=sum(map(len, chunks.values())), unit="img", quiet=process > 0
-        ) as bar:
-            for number, chunk in chunks.items():
-                _write(vlm, [images[places[key]] for key in chunk], folder / _name(number), bar.update)
-        return cls(folder, {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(keys)})
+        return cls(folder, vlm, images, places)
 
-    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What `VLM.read` gave for the images with these keys, each (B, ...)."""
-        found: dict[str, list[torch.Tensor]] = {}
-        for key in keys:
-            name, index = self.places[key]
-            try:
-                with safe_open(self.folder / name, framework="pt") as file:
-                    check_schema("features", file.metadata() or {}, self.folder / name)
-                    for part in file.keys():  # noqa: SIM118  not a dict
-                        found.setdefault(part, []).append(file.get_slice(part)[index])
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{self.folder / name} cannot be read ({error}): delete it, and the next run will recreate it"
-                ) from error
-        return {part: torch.stack(tensors) for part, tensors in found.items()}
+    @property
+    def keys(self) -> list[str]:
+        return list(self.places)
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // CHUNK)
+
+    def images_in(self, number: int) -> int:
+        """How many images are in this file; 0 if it is none of them."""
+        return len(range(len(self.places))[number * CHUNK : (number + 1) * CHUNK])
+
+    def is_written(self, number: int) -> bool:
+        return (self.folder / _name(number)).exists()
+
+    def write(self, number: int, count: Callable[[int], Any]) -> None:
+        """Compute this file; `count` is called with the number of images of each finished batch."""
+        chunk = self.keys[number * CHUNK : (number + 1) * CHUNK]
+        _write(self.vlm, [self.images[self.places[key]] for key in chunk], self.folder / _name(number), count)
 
 
 def _name(number: int) -> str:

@@ -14,6 +14,7 @@ with the same flags.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm_detect.errors import run_main
@@ -26,8 +27,12 @@ class MoondreamOptions(TrainOptions):
     output_dir: str | None = field(default="runs/moondream_lora", metadata={"help": "The run directory."})
 
 
+def parse(argv: Sequence[str], doc: str | None = __doc__, *, has_launch: bool = False) -> Options:
+    return Options.parse(argv, doc=doc, training=MoondreamOptions, nano_config="moondream_nano", has_launch=has_launch)
+
+
 def main(argv: list[str]) -> None:
-    options = Options.parse(argv, doc=__doc__, training=MoondreamOptions, nano_config="moondream_nano")
+    options = parse(argv)
     from vlm_detect.train.program import finetune  # lazy: imports torch, which --help does not need
 
     each_seed(options, finetune)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from huggingface_hub import upload_folder
 from transformers.trainer_utils import IntervalStrategy
@@ -54,15 +55,8 @@ def finetune(options: Options) -> None:
     if run.finished:
         return
 
-    # The model, and its trained part: a LoRA around its linear layers, and the projector of expert tokens, if any; or
-    # the complete language model.
-    held = loading(options.model, training.device)
-    vlm = load_vlm(base.name, revision=base.revision, device=training.device, **held)
-    if training.fp16:
-        vlm.refuse_float16("--autocast fp16")
-    if options.expert.expert:
-        vlm = with_expert_tokens(vlm, options.expert)
-    tune(vlm, options.model, options.lora, training.seed)
+    # The model, and its trained part.
+    vlm = load(options, base, training.device)
     data = readable(options, vlm, data)
 
     # Training. After each epoch the validation split is scored; at the end the best checkpoint is loaded.
@@ -71,6 +65,18 @@ def finetune(options: Options) -> None:
 
     # Results: the adapter and the processor, the calibration, the card, and finally the mark of completion.
     finish(trainer, run, options, data)
+
+
+def load(options: Options, base: ResolvedModel, device: torch.device) -> VLM:
+    """The model, and its trained part: a LoRA around its linear layers, and the projector of expert tokens, if any; or
+    the complete language model."""
+    vlm = load_vlm(base.name, revision=base.revision, device=device, **loading(options.model, device))
+    if options.training.fp16:
+        vlm.refuse_float16("--autocast fp16")
+    if options.expert.expert:
+        vlm = with_expert_tokens(vlm, options.expert)
+    tune(vlm, options.model, options.lora, options.training.seed)
+    return vlm
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,16 @@ def readable(options: Options, vlm: VLM, data: TrainingData) -> TrainingData:
 
 def open_run(options: Options, base: ResolvedModel, data: TrainingData) -> RunDirectory:
     """The run directory of these options."""
+    facts = {"expert_sha256": load_expert(options.expert.expert).sha256} if options.expert.expert else {}
+    return open_run_directory(options.training, options.groups, model=base.name, data_sha256=hashes_of(data), **facts)
+
+
+def hashes_of(data: TrainingData) -> dict[str, str]:
+    """sha256 of the files of every dataset, by name."""
     hashes = data_hashes(data.names[0])
     for other in data.names[1:]:
         hashes |= {f"{other}/{file}": found for file, found in data_hashes(other).items()}
-    facts = {"expert_sha256": load_expert(options.expert.expert).sha256} if options.expert.expert else {}
-    return open_run_directory(options.training, options.groups, model=base.name, data_sha256=hashes, **facts)
+    return hashes
 
 
 def open_run_directory(training: TrainOptions, groups: Sequence[Any], **facts: Any) -> RunDirectory:

@@ -15,6 +15,7 @@ with the same flags.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm_detect.errors import run_main
@@ -42,15 +43,20 @@ class TinyLlavaOptions(TrainOptions):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
 
 
-def main(argv: list[str]) -> None:
-    options = Options.parse(
+def parse(argv: Sequence[str], doc: str | None = __doc__, *, has_launch: bool = False) -> Options:
+    return Options.parse(
         argv,
-        doc=__doc__,
+        doc=doc,
         training=TinyLlavaOptions,
         lora=TinyLlavaLora,
         nano_config="tinyllava_nano",
         role="tinyllava",
+        has_launch=has_launch,
     )
+
+
+def main(argv: list[str]) -> None:
+    options = parse(argv)
     from vlm_detect.train.program import finetune  # lazy: imports torch, which --help does not need
 
     each_seed(options, finetune)

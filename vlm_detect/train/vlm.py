@@ -15,6 +15,7 @@ On all GPUs: accelerate launch --quiet -m vlm_detect.train.vlm (in a clone: reci
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm_detect.errors import run_main
@@ -33,8 +34,12 @@ class VlmTraining(TrainOptions):
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
 
 
+def parse(argv: Sequence[str], doc: str | None = __doc__, *, has_launch: bool = False) -> Options:
+    return Options.parse(argv, doc=doc, training=VlmTraining, model=VlmOptions, has_launch=has_launch)
+
+
 def main(argv: list[str]) -> None:
-    options = Options.parse(argv, doc=__doc__, training=VlmTraining, model=VlmOptions)
+    options = parse(argv)
     from vlm_detect.train.program import finetune  # lazy: imports torch, which --help does not need
 
     each_seed(options, finetune)
