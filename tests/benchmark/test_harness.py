@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.fakes import choice_row, verdict_rows, write_benchmark, write_image
+from tests.train.toys import save_toy_pairs
 from vlm_detect.benchmark.harness import asked_items
+from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.summary import summarise
 from vlm_detect.errors import UserError
 
@@ -86,3 +88,17 @@ def test_what_is_shown_and_asked(tmp_path: Path) -> None:
     assert asked.picture("choice").size == (20, 8)
     assert asked.picture("pair").size == (30 + 8 + 5, 10)  # side by side, at the height of the left one
     assert asked.judged("choice", " (c)\n").correct
+
+
+def test_a_dataset_folder_is_asked_by_split(tmp_path: Path) -> None:
+    folder = save_toy_pairs(tmp_path / "pairs")
+    asked = asked_items(str(folder), split="validation")
+    assert len(asked.documents()) == 2 * 4  # photos and twins
+    documents = {document["id"]: document for document in asked.documents()}
+    ours = {item.id: item for item in load_benchmark(folder, split="validation").items}
+    assert {id_: document["ground_truth"] for id_, document in documents.items()} == {
+        id_: item.ground_truth for id_, item in ours.items()
+    }
+    shown = {asked.picture(id_).tobytes() for id_ in documents}
+    assert len(shown) == len({item.images for item in ours.values()})
+    assert all(asked.judged(id_, document["ground_truth"]).correct for id_, document in documents.items())
