@@ -26,7 +26,7 @@ from vlm_detect.generate.endpoint_generator import EndpointGenerator
 from vlm_detect.generate.make_pairs import main
 from vlm_detect.generate.options import RenderConfig, TwinKinds
 from vlm_detect.generate.receipts import render_row
-from vlm_detect.infer.endpoint_client import Failed, Refused, TimedOut, Unavailable
+from vlm_detect.infer.endpoint_client import Failed, OutOfBounds, Refused, Unavailable
 from vlm_detect.models.registry import ResolvedModel
 
 SIZE = (64, 48)
@@ -195,10 +195,10 @@ def test_the_answers_body_is_bounded(server: FakeImageEndpoint, monkeypatch: pyt
     one = generator(server)
     for status in (200, 400):
         server.next(status, b" " * (2**20 + 1))
-        with pytest.raises(Refused, match="over 1 MB, the limit"):
+        with pytest.raises(OutOfBounds, match="over 1 MB, the limit"):
             render(one)
     server.next(200, gzip.compress(answer_of(png_of(SIZE))), content_encoding="gzip")
-    with pytest.raises(Refused, match="compressed"):
+    with pytest.raises(Unavailable, match=r"compressed .*3 images in a row"):
         render(one)
     assert len(server.requests) == 3  # none of them is requested again
     assert {headers["accept-encoding"] for headers in server.headers} == {"identity"}
@@ -206,7 +206,7 @@ def test_the_answers_body_is_bounded(server: FakeImageEndpoint, monkeypatch: pyt
 
 def test_the_time_of_an_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlm_detect.generate.endpoint_generator._TIMEOUT_S", 2.0)
-    with fake_image_endpoint(pause_s=0.2) as server, pytest.raises(TimedOut, match="does not answer"):
+    with fake_image_endpoint(pause_s=0.2) as server, pytest.raises(OutOfBounds, match="over 2 s to arrive"):
         render(generator(server))
     assert len(server.requests) == 1
 

@@ -31,7 +31,7 @@ from vlm_detect.generate.options import RenderConfig
 from vlm_detect.images.decode import ImageRejected, decode_image
 from vlm_detect.images.edits import EDITS, Place
 from vlm_detect.infer.endpoint import data_url
-from vlm_detect.infer.endpoint_client import EndpointClient, Failed, Refused, Unavailable, is_this_machine
+from vlm_detect.infer.endpoint_client import EndpointClient, Failed, OutOfBounds, Refused, Unavailable, is_this_machine
 from vlm_detect.models.registry import ResolvedModel
 
 SIDE = 1024  # default side in pixels: the one square that all hosted models render
@@ -117,7 +117,7 @@ class EndpointGenerator(Generator):
     ) -> Image.Image:
         try:
             image = self._usable(self._answer(prompt, seed, size, photo, mask), size)
-        except (Failed, Unusable) as error:
+        except (Failed, OutOfBounds, Unusable) as error:
             self._failures += 1
             if self._failures >= _IN_A_ROW:
                 raise Unavailable(f"{error} ({self._failures} images in a row)") from error
@@ -143,6 +143,8 @@ class EndpointGenerator(Generator):
             try:
                 with self._client.explained():
                     answer = (images.generate if photo is None else images.edit)(**given, extra_body=extra)
+            except OutOfBounds:
+                raise
             except Refused as refused:
                 name = refused.unknown_field([*self._options, *self._masks], sent=prompt)
                 if name is None:

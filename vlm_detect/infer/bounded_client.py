@@ -12,13 +12,15 @@ from typing import Any
 
 import openai
 
+OUT_OF_BOUNDS = "out_of_bounds"  # the code of the error in place of such an answer
 _MAX_BYTES = 64 * 2**20
 
 
 class BoundedClient(openai.DefaultHttpxClient):
     """An `http_client` of `openai.OpenAI`; `timeout_s` bounds the wait for the answer, and then for its complete body.
 
-    Raises `openai.OpenAIError` for an answer beyond the bounds, which is not requested again.
+    In place of an answer beyond the bounds it returns an error with status 400, because `openai.OpenAI` repeats a
+    request for which its client raises an exception.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -28,27 +30,28 @@ class BoundedClient(openai.DefaultHttpxClient):
     def send(self, request: Any, **options: Any) -> Any:
         """The response with its body, complete; a redirect is returned as it is."""
         response = super().send(request, **options | {"stream": True, "follow_redirects": False})
+        content: dict[str, Any]
         try:
-            body = self._read(response)
+            content, status = {"headers": response.headers, "content": self._read(response)}, response.status_code
+        except _OutOfBoundsError as error:
+            content, status = {"json": {"error": {"message": str(error), "code": OUT_OF_BOUNDS}}}, 400
         finally:
             response.close()
-        return type(response)(
-            response.status_code,
-            headers=response.headers,
-            content=body,
-            request=request,
-            extensions=response.extensions,
-        )
+        return type(response)(status, **content, request=request, extensions=response.extensions)
 
     def _read(self, response: Any) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise openai.OpenAIError(f"the answer is compressed ({encoding[:20]}), although that was not accepted")
+            raise _OutOfBoundsError(f"the answer is compressed ({encoding[:20]}), although that was not accepted")
         body, deadline = bytearray(), time.monotonic() + self._timeout_s
         for part in response.iter_raw():
             body += part
             if len(body) > _MAX_BYTES:
-                raise openai.OpenAIError(f"the answer is over {_MAX_BYTES >> 20} MB, the limit")
+                raise _OutOfBoundsError(f"the answer is over {_MAX_BYTES >> 20} MB, the limit")
             if time.monotonic() > deadline:
-                raise openai.APITimeoutError(response.request)
+                raise _OutOfBoundsError(f"the answer takes over {self._timeout_s:g} s to arrive, the limit")
         return bytes(body)
+
+
+class _OutOfBoundsError(Exception):
+    """An answer beyond the bounds."""

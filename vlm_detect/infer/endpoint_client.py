@@ -44,7 +44,7 @@ class TimedOut(Failed):
 
 
 class Refused(UserError):
-    """The server rejects one request, or its answer is beyond the bounds of `BoundedClient`."""
+    """The server rejects one request."""
 
     def __init__(self, message: str, said: str = "", param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -62,6 +62,10 @@ class Refused(UserError):
             if form.search(self._said) and not form.search(sent):
                 return name
         return None
+
+
+class OutOfBounds(Refused):
+    """The answer to one request is beyond the bounds of `BoundedClient`."""
 
 
 class EndpointClient:
@@ -91,6 +95,8 @@ class EndpointClient:
         """Raise Unavailable for failures of every request, Failed or Refused for those of one."""
         import openai
 
+        from vlm_detect.infer.bounded_client import OUT_OF_BOUNDS
+
         try:
             yield
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -118,12 +124,12 @@ class EndpointClient:
                 raise Unavailable(
                     f"{self.url} redirects to {target!r}, which is not followed; give that URL if you trust its server"
                 ) from error
+            if error.code == OUT_OF_BOUNDS:
+                raise OutOfBounds(self._shown(error)) from error
             if error.status_code in _OF_ONE_REQUEST and error.code != _BILLING:
                 param = error.param if isinstance(error.param, str) else None
                 raise Refused(self._shown(error), _said(error), param, error.code) from error
             raise Unavailable(f"{self.url} refuses every request ({self._shown(error)})") from error
-        except openai.OpenAIError as error:
-            raise Refused(self._shown(error)) from error
 
     def _shown(self, error: Exception) -> str:
         """The server's message in one line, shortened."""
