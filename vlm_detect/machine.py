@@ -66,11 +66,12 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that computes in it, else float32: the released weights overflow in float16."""
+def default_dtype(device: torch.device, *, trained_in_float16: bool = False) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it; on an older one float16 for weights that were trained in it; else float32,
+    because weights that were trained in bfloat16 overflow in float16."""
     if device.type == "cuda" and computes_in_bfloat16("cuda"):
         return torch.bfloat16
-    return torch.float32
+    return torch.float16 if device.type == "cuda" and trained_in_float16 else torch.float32
 
 
 def computes_in_bfloat16(device_type: str) -> bool:

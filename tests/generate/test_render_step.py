@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import io
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -21,8 +23,9 @@ from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
 from vlm_detect.generate import renderer as renderer_module
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.generator import Overflow
 from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
-from vlm_detect.generate.pipeline_files import check_pipeline
+from vlm_detect.generate.pipeline_files import check_pipeline, load_pipeline
 from vlm_detect.generate.presets import with_preset
 from vlm_detect.generate.render_step import RenderShard, _render_or_split, derive_seed
 from vlm_detect.generate.renderer import Renderer, bucket
@@ -136,6 +139,42 @@ def test_a_failed_accelerator_is_no_fault_of_the_photos() -> None:
 
     with pytest.raises(UserError, match=r"accelerator failed: CUDA error: an illegal memory access was encountered;"):
         list(_render_or_split(draw, range(4)))
+
+
+def overflowing(folder: Path) -> Any:
+    """A pipeline in float16 whose autoencoder has activations beyond it; as numbers of float32 they are normalised."""
+    pipeline = load_pipeline(ResolvedModel("tiny", str(save_tiny_pipeline(folder))), dtype=torch.float16)
+    weight = pipeline.vae.decoder.conv_in.weight.data
+    weight.mul_(6e4 / float(weight.abs().max()))
+    pipeline.vae.register_to_config(force_upcast=True)
+    return pipeline
+
+
+def test_an_autoencoder_that_overflows_in_float16_reconstructs_in_float32(tmp_path: Path) -> None:
+    pipeline = overflowing(tmp_path / "sd3")
+    photos = [photo(0, (16, 16))]
+    found = Renderer.from_pipeline(pipeline, Sampling(), "cpu").reconstruct(photos)[0]
+    assert pipeline.vae.dtype is torch.float16
+    expected = Renderer.from_pipeline(pipeline.to(torch.float32), Sampling(), "cpu").reconstruct(photos)[0]
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    assert not is_blank(found)
+
+
+def test_a_pipeline_that_overflows_in_float16_ends_the_run_by_name(tmp_path: Path) -> None:
+    """Not each of a thousand photos as a reject."""
+    sampling = Sampling(steps=1, guidance=2.0, max_sequence_length=8)
+    renderer = Renderer.from_pipeline(overflowing(tmp_path / "sd3"), sampling, "cpu")
+    prompts = renderer.encode_prompts(["a cat", "a red car"])
+
+    def draw(places: Sequence[int]) -> list[Image.Image]:
+        return renderer.render([prompts[i] for i in places], list(places), (16, 16))
+
+    named = "StableDiffusion3Pipeline renders pixels that are not finite in float16: give --dtype float32"
+    with pytest.raises(Overflow, match=named):
+        list(_render_or_split(draw, range(2)))
+    renderer.reconstruct([photo(0, (16, 16))])  # which is finite: now a photo may be to blame
+    failed = [error for error, _ in _render_or_split(draw, range(2))]
+    assert [str(error) for error in failed] == [named] * 2
 
 
 def test_one_failing_prompt_does_not_affect_others() -> None:

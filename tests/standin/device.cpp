@@ -236,6 +236,13 @@ std::optional<c10::Device> device_of(const Stack& arguments) {
   return found;
 }
 
+// Under autocast CUDA's softmax reads float16 and writes float32; the CPU's has no such kernel.
+void widen_softmax(const std::string& name, Stack& arguments) {
+  if ((name != "aten::_softmax" && name != "aten::_log_softmax") || !arguments[2].toBool()) return;
+  arguments[0] = arguments[0].toTensor().to(at::kFloat);
+  arguments[2] = false;
+}
+
 void on_host(const c10::OperatorHandle& op, Stack* stack) {
   const auto& schema = op.schema();
   const auto& name = schema.operator_name().name;
@@ -256,6 +263,7 @@ void on_host(const c10::OperatorHandle& op, Stack* stack) {
     each_tensor(value, [&](const Tensor& tensor) { bytes += static_cast<long>(tensor.nbytes()); });
   };
   for (const auto& argument : arguments) add(argument);
+  widen_softmax(name, arguments);
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &arguments);
   call.write_back();
   for (const auto& result : arguments) add(result);

@@ -27,6 +27,8 @@ from tests.models.tiny_chat import save_tiny
 from tests.scripts.here import run_verb
 from tests.standin.counting import micro_steps
 from tests.standin.device import counted
+from tests.train.toys import toy_pairs
+from vlm_detect.apps.doctor import examine
 from vlm_detect.config import REPOSITORY
 from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.engine import Engine
@@ -34,7 +36,13 @@ from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.base import VLM
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 from vlm_detect.models.registry import load_vlm
+from vlm_detect.train.arguments import TrainArguments
+from vlm_detect.train.examples import Units
+from vlm_detect.train.lora import add_lora
+from vlm_detect.train.options import LoraOptions, QuestionOptions
 from vlm_detect.train.progress import Progress
+from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.tuning import scale_float16
 
 ASK = Ask("Is this image AI-generated?", ("Yes.", "No."))
 SETTINGS = ["--learning_rate", "3e-3", "--questions_per_image", "2", "--report_to", "none", "--num_train_epochs", "2"]
@@ -171,6 +179,62 @@ def waiting_for_scores(home: str) -> None:
 
 def _tiny(home: str, name: str) -> VLM:
     return load_vlm(str(save_tiny(name, Path(home, f"{name}_waits"))), device="cpu")
+
+
+def without_bfloat16(home: str) -> None:
+    """A GPU older than Ampere: float16 with a scaled loss for weights that were trained in it, float32 for others."""
+    from tests.data.factories import photo, save_tiny_pipeline
+    from vlm_detect.generate.options import Sampling
+    from vlm_detect.generate.renderer import Renderer
+    from vlm_detect.models.registry import ResolvedModel
+
+    assert not any(line.startswith("no bfloat16: moondream2") for line in examine())
+    with mock.patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation):
+        assert any(line.startswith("no bfloat16: moondream2") for line in examine())
+        assert load_vlm(str(Path(home, "model"))).model.dtype is torch.float32  # a moondream of bfloat16
+        vlm, plain = load_vlm("tinyllava-nano"), load_vlm("tinyllava-nano", device="cpu")
+        assert (vlm.model.dtype, plain.model.dtype) == (torch.float16, torch.float32)
+        images = photos(2)
+        np.testing.assert_allclose(_answers(vlm, images)[0], _answers(plain, images)[0], atol=0.05)
+
+        scale, losses = _scaled_steps(vlm, Path(home, "scaled"))
+        assert scale >= 2**10
+        assert max(losses) < 1
+        moved = [weight for name, weight in vlm.model.named_parameters() if "lora_B" in name]
+        assert all(weight.abs().max() > 0 for weight in moved), "the scaler skipped all steps"
+
+        model = ResolvedModel("tiny", str(save_tiny_pipeline(Path(home, "old"))))
+        found = []
+        for device, dtype in (("cuda", "float16"), ("cpu", "float32")):
+            renderer = Renderer(model, Sampling(steps=2, guidance=2.0, max_sequence_length=8), device)
+            assert renderer.dtype == dtype
+            images = renderer.render(renderer.encode_prompts(["a cat"]), [1], (16, 24))
+            images += renderer.reconstruct([photo(0, (16, 16))])
+            found.append(np.concatenate([np.asarray(image, int).ravel() for image in images]))
+        assert np.abs(found[0] - found[1]).mean() < 3
+
+
+def _scaled_steps(vlm: VLM, folder: Path) -> tuple[float, list[float]]:
+    """The scale of the loss after some steps as a recipe makes them, and their losses."""
+    add_lora(vlm, LoraOptions(train_connector=True))
+    args = TrainArguments(
+        output_dir=str(folder),
+        report_to="none",
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        logging_steps=1,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+    )
+    scale_float16(args, vlm)
+    trainer = DetectorTrainer(vlm, args, Units(toy_pairs(4), QuestionOptions(questions_per_image=1)))
+    trainer.train()
+    scaler = trainer.accelerator.scaler
+    assert scaler is not None
+    return scaler.get_scale(), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def rendering(home: str) -> None:

@@ -13,7 +13,7 @@ from tests.standin import device
 from tests.train.toys import save_tiny_model, save_toy_pairs
 from vlm_detect.config import REPOSITORY
 
-SCENARIOS = ["fast_paths", "scan", "recipe", "waiting", "waiting_for_scores", "rendering"]
+SCENARIOS = ["fast_paths", "scan", "recipe", "waiting", "waiting_for_scores", "without_bfloat16", "rendering"]
 pytestmark = pytest.mark.skipif(
     device.COMPILER is None or sys.platform != "linux",
     reason="the stand-in device is built on Linux by g++ or clang++, and here is neither",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,19 +12,24 @@ import torch
 import yaml
 
 from tests.factories import tiny_vlm
-from tests.train.toys import stored, toy_image
+from tests.models.tiny_chat import save_tiny
+from tests.train.toys import stored, toy_image, toy_pairs
 from vlm_detect import machine
 from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError
 from vlm_detect.machine import dtype_of, prepare_training
+from vlm_detect.models import registry
+from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.records import Question
 from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import Example
+from vlm_detect.train.examples import Example, Units
 from vlm_detect.train.lora import add_lora, inputs_left_to_autocast
 from vlm_detect.train.loss import answer_loss
-from vlm_detect.train.options import LoraOptions
+from vlm_detect.train.options import LoraOptions, ModelOptions, QuestionOptions
+from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.tuning import loading, scale_float16
 
 
 def learner(name: str, checkpointing: bool):
@@ -109,6 +116,61 @@ def test_weights_that_overflow_in_float16_are_refused_by_name(tmp_path) -> None:
     assert load_vlm("nano", dtype=torch.float16, device="cpu").model.dtype == torch.float16
     with pytest.raises(UserError, match="--autocast fp16: "):
         vlm.refuse_float16("--autocast fp16")
+
+
+def test_the_trainer_takes_weights_in_half_precision_under_autocast(tmp_path) -> None:
+    """accelerate hands out states in float32, which a head in half precision does not read outside of autocast."""
+    vlm = load_vlm("tinyllava-nano", dtype=torch.bfloat16, device="cpu")
+    assert isinstance(vlm, ChatVLM)
+    add_lora(vlm, LoraOptions(lora_r=4))
+    flags = {"autocast": "bf16", "use_cpu": True, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    args = TrainArguments(output_dir=str(tmp_path), report_to="none", load_best_model_at_end=False, **flags)
+    trainer = DetectorTrainer(vlm, args, Units(toy_pairs(1), QuestionOptions(questions_per_image=1)))
+    trainer.train()
+    assert np.isfinite(trainer.state.log_history[0]["loss"])
+    assert vlm.head_is_last
+
+
+def test_older_gpus_compute_in_float16_what_was_trained_in_it(monkeypatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda kind: False)
+    for published, expected in (("float16", torch.float16), ("bfloat16", torch.float32), (None, torch.float32)):
+        trained = ChatVLM.trained_in_float16({"torch_dtype": published} if published else {})
+        assert machine.default_dtype(gpu, trained_in_float16=trained) is expected
+    assert machine.default_dtype(torch.device("mps"), trained_in_float16=True) is torch.float32
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda kind: True)
+    assert machine.default_dtype(gpu, trained_in_float16=True) is torch.bfloat16
+
+
+def test_a_model_of_transformers_that_was_published_in_bfloat16_is_refused_in_float16(tmp_path) -> None:
+    save_tiny("llava", tmp_path)
+    assert load_vlm(str(tmp_path), dtype=torch.float16, device="cpu").model.dtype is torch.float16
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    with pytest.raises(UserError, match=r"--dtype float16: .* was trained in bfloat16"):
+        load_vlm(str(tmp_path), dtype=torch.float16, device="cpu")
+    vlm = load_vlm(str(tmp_path), device="cpu")
+    with pytest.raises(UserError, match=r"--autocast fp16: .* was trained in bfloat16"):
+        scale_float16(SimpleNamespace(fp16=True), vlm)
+
+
+def test_weights_that_are_trained_are_not_float16(monkeypatch) -> None:
+    with pytest.raises(UserError, match="--tune full cannot train weights in float16"):
+        ModelOptions(tune="full", dtype="float16")
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda kind: False)
+    assert loading(ModelOptions(tune="full"), torch.device("cuda"))["dtype"] is torch.float32
+    assert loading(ModelOptions(), torch.device("cuda"))["dtype"] is None
+
+
+@pytest.mark.parametrize(("free_gb", "chosen"), [(10.0, "nano"), (13.0, "vikhyatk/moondream2")])
+def test_auto_counts_float32_weights_twice(free_gb, chosen, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(registry, "free_accelerator_gb", lambda: free_gb)
+    for has_bfloat16, expected in ((False, chosen), (True, "vikhyatk/moondream2")):
+        monkeypatch.setattr(machine, "computes_in_bfloat16", lambda kind, has=has_bfloat16: has)
+        assert registry.resolve_id("auto").name == expected
+    monkeypatch.setattr(machine, "computes_in_bfloat16", lambda kind: False)
+    assert registry.resolve_id("auto", "tinyllava").name == "tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B"
 
 
 def test_configs_leave_the_dtype_to_the_device() -> None:

@@ -23,7 +23,7 @@ from vlm_detect.apps.recorded import ESTIMATES, sized_configs
 from vlm_detect.config import CONFIGS, find_config, versions
 from vlm_detect.extras import how_to_install
 from vlm_detect.hub_cache import is_cached
-from vlm_detect.machine import cpu_cores
+from vlm_detect.machine import computes_in_bfloat16, cpu_cores
 from vlm_detect.plugins import installed, mistaken
 
 # What the optional parts need, by the extra that brings it.
@@ -93,6 +93,11 @@ def _machine() -> Iterator[str]:
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
             yield f"GPU {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
+        if not computes_in_bfloat16("cuda"):
+            yield (
+                "no bfloat16: moondream2 computes in float32, and its weights take twice what is estimated here; "
+                "TinyLLaVA and generators compute in float16"
+            )
     elif torch.backends.mps.is_available():
         usable_gb = torch.mps.recommended_max_memory() / 1e9
         yield f"GPU: MPS, {usable_gb:.0f} GB of the machine's memory; models run in float32"

@@ -8,6 +8,8 @@ that no seed is needed. Autoencoders of video (Qwen-Image's) see an image as one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +21,25 @@ from vlm_detect.errors import UserError
 def through_autoencoder(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [-1, 1] to the reconstruction, of the same shape."""
     reads_video = any(isinstance(module, nn.Conv3d) for module in vae.modules())
-    encoded = vae.encode(pixels[:, :, None] if reads_video else pixels)
-    decoded = vae.decode(_latents(vae, encoded)).sample
+    with _without_overflow(vae):
+        pixels = pixels.to(vae.dtype)
+        encoded = vae.encode(pixels[:, :, None] if reads_video else pixels)
+        decoded = vae.decode(_latents(vae, encoded)).sample
     return decoded[:, :, 0] if reads_video else decoded
+
+
+@contextmanager
+def _without_overflow(vae: Any) -> Iterator[None]:
+    """In float32 where it is in float16 and its configuration says that it overflows there, as Stable Diffusion XL's
+    does, whose pipeline decodes alike."""
+    if vae.dtype is not torch.float16 or not getattr(vae.config, "force_upcast", False):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)
 
 
 def _latents(vae: Any, encoded: Any) -> torch.Tensor:

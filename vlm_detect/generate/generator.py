@@ -28,6 +28,10 @@ from vlm_detect.plugins import Registry
 from vlm_detect.records import TwinKind
 
 
+class Overflow(UserError):
+    """No image is finite: all others of the run would be the same."""
+
+
 class Generator(ABC):
     """A loaded generator. Equal prompts, seeds and sizes must give equal images.
 

@@ -29,7 +29,7 @@ from vlm_detect.generate.caption_step import PHOTO_FEATURES
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, random_edits
 from vlm_detect.generate.endpoint_generator import SIDE as ENDPOINT_SIDE
 from vlm_detect.generate.endpoint_generator import EndpointGenerator
-from vlm_detect.generate.generator import Generator
+from vlm_detect.generate.generator import Generator, Overflow
 from vlm_detect.generate.options import EditOperations, RenderConfig
 from vlm_detect.generate.presets import with_given_file, with_preset
 from vlm_detect.generate.prompts import PromptBook
@@ -319,7 +319,7 @@ def _render_or_split(
         raise UserError(
             f"the accelerator failed: {first_line(error)}; run the same command again, which continues at this shard"
         ) from error
-    except Unavailable:  # another photo would fail alike
+    except (Unavailable, Overflow):  # another photo would fail alike
         raise
     except Exception as error:  # an exception for one prompt must not affect the others
         if len(places) == 1:

@@ -21,7 +21,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.extras import require
 from vlm_detect.generate.autoencoders import through_autoencoder
 from vlm_detect.generate.compiled import compile_blocks
-from vlm_detect.generate.generator import GENERATORS, Generator
+from vlm_detect.generate.generator import GENERATORS, Generator, Overflow
 from vlm_detect.generate.options import Sampling
 from vlm_detect.generate.pipeline_files import check_pipeline, load_pipeline, pipeline_class, read_index
 from vlm_detect.generate.pipelines import call_of, denoiser_of, inpaint_class, native_side_of, with_parts_of
@@ -108,6 +108,7 @@ class Renderer(Generator):
         if hasattr(vae, "enable_slicing"):
             vae.enable_slicing()  # one image at a time: of eight of 1024 pixels SD 3.5's decoder holds 13 GB at once
         self._shapes: set[Any] = set()
+        self._was_finite = False  # an image so far
         if sampling.compile:
             # Prompts that are encoded ahead have one length, so that sizes alone are shapes; others may have any.
             dynamic = False if encodes_ahead(pipeline) else None
@@ -173,16 +174,17 @@ class Renderer(Generator):
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="pt",
         )
-        return self._checked(_to_images(output.images), size)
+        return self._checked(output.images, size)
 
     @QUIET
     @torch.inference_mode()
     def reconstruct(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
         """Reconstruct photos of one size with the autoencoder, from the mode of the latents, so that no seed is
         needed."""
-        pixels = self.pipeline.image_processor.preprocess(list(photos)).to(self.device, self.pipeline.vae.dtype)
+        pixels = self.pipeline.image_processor.preprocess(list(photos)).to(self.device)
         decoded = through_autoencoder(self.pipeline.vae, pixels)
-        return _to_images(self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt"))
+        images = self.pipeline.image_processor.postprocess(decoded.float(), output_type="pt")
+        return self._checked(images, photos[0].size)
 
     @QUIET
     @torch.inference_mode()
@@ -194,7 +196,7 @@ class Renderer(Generator):
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt",
         )
-        return self._checked(_to_images(output.images), image.size)[0]
+        return self._checked(output.images, image.size)[0]
 
     @property
     def can_inpaint(self) -> bool:
@@ -212,22 +214,35 @@ class Renderer(Generator):
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt",
         )
-        return self._checked(_to_images(output.images), image.size)[0]
+        return self._checked(output.images, image.size)[0]
 
     @functools.cached_property
     def _inpainter(self) -> Any:
         """The same weights in diffusers' inpainting pipeline."""
         return _prepare(with_parts_of(inpaint_class(type(self.pipeline)), self.pipeline))
 
-    def _checked(self, images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
-        """HiDream, for one, renders a megapixel whatever it is asked for."""
-        if any(image.size != size for image in images):
-            (width, height), name = images[0].size, type(self.pipeline).__name__
+    def _checked(self, pixels: torch.Tensor, size: tuple[int, int]) -> list[Image.Image]:
+        """(B, 3, H, W) in [0, 1] to images.
+
+        Raises:
+            Overflow: if no image is finite, and none was before, as of weights that do not compute in float16.
+            UserError: if one is not, or has another size: HiDream, for one, renders a megapixel whatever it is asked
+                for.
+        """
+        height, width = pixels.shape[-2:]
+        name = type(self.pipeline).__name__
+        finite = pixels.isfinite().flatten(1).all(1).cpu()
+        self._was_finite |= bool(finite.any())
+        if not finite.all():
+            remedy = "give --dtype float32" if self.dtype == "float16" else "its weights may be damaged"
+            message = f"{name} renders pixels that are not finite in {self.dtype}: {remedy}"
+            raise UserError(message) if self._was_finite else Overflow(message)
+        if (width, height) != size:
             raise UserError(
                 f"{name} rendered {width}x{height} pixels instead of {size[0]}x{size[1]}; "
                 f"give --render_size {self.native_side}"
             )
-        return images
+        return _to_images(pixels)
 
 
 def _prepare(pipeline: Any) -> Any:

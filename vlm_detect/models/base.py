@@ -26,6 +26,12 @@ from vlm_detect.models.onnx import OnnxTower
 from vlm_detect.plugins import Registry
 
 
+def dtype_in(stored: Mapping[str, Any]) -> str | None:
+    """The dtype of the weights by their config.json: `dtype`, or `torch_dtype` as transformers 4 wrote it."""
+    dtype = stored.get("dtype") or stored.get("torch_dtype")
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 class VLM(ABC):
     """A loaded vision-language model.
 
@@ -51,6 +57,7 @@ class VLM(ABC):
     typical_crops: int = 1  # that the tower reads of one image, for estimates of memory
     most_crops: int = 1  # the same, at most
     estimates_memory: bool = False  # whether there are `skeleton_prefixes`
+    stored_dtype: str | None = None  # of the checkpoint, by its config.json; set by `load_vlm`
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
         self.model = model
@@ -88,10 +95,15 @@ class VLM(ABC):
         """Rows and columns in which the N image embeddings tile the image; None if they have no spatial order."""
         return None
 
+    @classmethod
+    def trained_in_float16(cls, stored: Mapping[str, Any]) -> bool:
+        """Whether the weights with this config.json compute in float16: those that were published in it do."""
+        return dtype_in(stored) == "float16"
+
     @property
     def overflows_in_float16(self) -> bool:
-        """Whether activations of the weights exceed float16, as those of weights trained in bfloat16 may."""
-        return False
+        """Whether activations may exceed float16: those of weights that were published in bfloat16."""
+        return self.stored_dtype == "bfloat16"
 
     def refuse_float16(self, flag: str) -> None:
         """UserError where the model does not compute in float16, which `flag` asks for."""

@@ -28,7 +28,7 @@ from vlm_detect.extras import asked_for
 from vlm_detect.hub_cache import is_cached
 from vlm_detect.machine import best_device, default_dtype, free_device_bytes
 from vlm_detect.models.attention import keep_masks
-from vlm_detect.models.base import FAMILIES, VLM
+from vlm_detect.models.base import FAMILIES, VLM, dtype_in
 from vlm_detect.models.bases import base_of, base_remedy, head_base
 from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.generic.loading import is_supported
@@ -42,10 +42,11 @@ from vlm_detect.quiet import no_bars_in_logs
 from vlm_detect.schema import check_folder
 
 Role = Literal["vlm", "tinyllava", "captioner", "renderer"]
+_Dtype = torch.dtype | Literal["stored"] | None
 
 PINNED_REVISIONS = {HUB_ID: DEFAULT_RELEASE}
 
-# For `auto`: real models, largest first, with the accelerator memory for inference in GB.
+# For `auto`: real models, largest first, with the accelerator memory for inference in GB, in a dtype of two bytes.
 _AUTO: dict[str, list[tuple[str, float]]] = {
     "vlm": [(HUB_ID, 6.0)],
     "tinyllava": [(TINYLLAVA_ID, 9.0)],
@@ -81,12 +82,20 @@ def free_accelerator_gb() -> float:
     return (free_device_bytes(best_device()) or 0) / 1e9
 
 
+def _weights_in_float32(family: str) -> bool:
+    """Whether a GPU holds the real model in float32, as those without bfloat16 do for moondream2."""
+    if family == "renderer" or (device := best_device()).type == "cpu":
+        return False
+    return default_dtype(device, trained_in_float16=family == "tinyllava") is torch.float32
+
+
 def resolve_id(model_id: str, role: Role = "vlm", revision: str | None = None) -> ResolvedModel:
     """Resolve an ID on this machine. `auto` is the largest real model that fits the free memory, else `nano`."""
     family = "vlm" if role == "captioner" else role
     if model_id == "auto":
         free_gb = free_accelerator_gb()
-        model_id = next((name for name, needed_gb in _AUTO[family] if needed_gb <= free_gb), "nano")
+        factor = 2 if _weights_in_float32(family) else 1
+        model_id = next((name for name, needed_gb in _AUTO[family] if factor * needed_gb <= free_gb), "nano")
         message = f"{role}: auto chose {model_id} ({free_gb:.0f} GB of accelerator memory free)"
         print(message, file=sys.stderr)  # on stdout it would mix with the output of `--json`
     nano, folder_name = _NANO["tinyllava" if model_id == _NANO["tinyllava"][0] else family]
@@ -112,14 +121,15 @@ def load_vlm(
     *,
     adapter: str | Path | None = None,
     revision: str | None = None,
-    dtype: torch.dtype | Literal["stored"] | None = None,
+    dtype: _Dtype = None,
     device: torch.device | str | None = None,
     **load_options: Any,
 ) -> VLM:
     """Load a model, with a LoRA adapter if one is given or `model_id` is a run directory.
 
-    `dtype` defaults to the device's best one; "stored" keeps the checkpoint's. `load_options` go to `from_pretrained`
-    (quantization_config, attn_implementation, ...). Raises UserError if the model cannot be found, downloaded or read.
+    `dtype` defaults to the device's best one for these weights; "stored" keeps the checkpoint's. `load_options` go to
+    `from_pretrained` (quantization_config, which computes in `dtype`, attn_implementation, ...). Raises UserError if
+    the model cannot be found, downloaded or read.
     """
     model_id = head_base(model_id) or model_id
     own_base: str | None = None  # the run that says itself what it was trained on
@@ -131,22 +141,21 @@ def load_vlm(
             check_folder(folder)
             check_run_files(folder)
     device = torch.device(device) if device is not None else best_device()
-    options = {"dtype": None if dtype == "stored" else dtype or default_dtype(device), **load_options}
+    options = dict(load_options)
     if "quantization_config" in options:
         options["device_map"] = {"": device}
     try:
         resolved = resolve_id(model_id, revision=revision)
-        family, model, processor = _load_reachable(resolved, options)
+        vlm = _load_reachable(resolved, device, dtype, options)
     except UserError as error:
         if own_base is None:
             raise
         raise UserError(f"{error}; where the base is elsewhere, {base_remedy(own_base)}") from error
-    if options["dtype"] is torch.float16:
-        family(model, processor, resolved.name).refuse_float16("--dtype float16")
+    if dtype is torch.float16:
+        vlm.refuse_float16("--dtype float16")
     if "quantization_config" not in options:
-        model = model.to(device)
-    keep_masks(model)
-    vlm = family(model, processor, resolved.name, resolved.revision)
+        vlm.model = vlm.model.to(device)
+    keep_masks(vlm.model)
     if adapter is not None:
         from vlm_detect.models.expert_tokens import attach_saved  # imports the CNNs
 
@@ -156,20 +165,20 @@ def load_vlm(
     return vlm
 
 
-def _load_reachable(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
+def _load_reachable(resolved: ResolvedModel, device: torch.device, dtype: _Dtype, options: dict[str, Any]) -> VLM:
     """As `_load`; every failure becomes a UserError."""
     try:
         check_reachable(resolved)
         with no_bars_in_logs("transformers"):
-            return _load(resolved, options)
+            return _load(resolved, device, dtype, options)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # an untrusted folder can fail in any way, and transformers raises any exception
         raise UserError(explain_load_error(resolved, error)) from error
 
 
-def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], Any, Any]:
-    """The family of a model, the model and its processor."""
+def _load(resolved: ResolvedModel, device: torch.device, dtype: _Dtype, options: dict[str, Any]) -> VLM:
+    """The model in its family, not yet on `device` unless it is quantised."""
     path, hub_options = resolved.path_or_id, _revision(resolved)
     stored, _ = PreTrainedConfig.get_config_dict(path, **hub_options)  # a plugin's type is known when it is loaded
     family: type[VLM] = ChatVLM
@@ -181,7 +190,15 @@ def _load(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[type[VLM], 
             f"TinyLLaVA ({TINYLLAVA_ID}), nano, an image-text-to-text model of transformers, or install a package that "
             "supports it"
         )
-    return family, *family.load(path, **hub_options, **options)
+    if dtype is None:
+        dtype = default_dtype(device, trained_in_float16=family.trained_in_float16(stored))
+    options = {**options, "dtype": None if dtype == "stored" else dtype}
+    quantisation: Any = options.get("quantization_config")
+    if getattr(quantisation, "load_in_4bit", False) and options["dtype"] is not None:
+        quantisation.bnb_4bit_compute_dtype = options["dtype"]
+    vlm = family(*family.load(path, **hub_options, **options), resolved.name, resolved.revision)
+    vlm.stored_dtype = dtype_in(stored)
+    return vlm
 
 
 def check_reachable(resolved: ResolvedModel, file: str = "config.json") -> None:

@@ -45,7 +45,7 @@ class ModelOptions:
         default=None,
         metadata={
             "help": "The weights' dtype: float32, bfloat16, float16, or auto (the default): bfloat16 on a GPU that "
-            "computes in it, else float32."
+            "computes in it, else float32, or float16 for weights that were trained in it."
         },
     )
     quantize: Literal["nf4", "int8"] | None = field(
@@ -72,6 +72,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.quantize and self.tune == "full":
             raise UserError(f"--tune full cannot train weights quantised to {self.quantize}: omit --quantize")
+        if self.dtype == "float16" and self.tune == "full":
+            raise UserError("--tune full cannot train weights in float16, whose gradients underflow: omit --dtype")
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,7 @@ class TrainOptions(_Base):
         default=None,
         metadata={
             "help": "Autocast of a step; the trained weights stay float32. auto: bf16 where the device has "
-            "instructions for it. Default: what --bf16 and --fp16 say; where they say nothing, auto on a GPU."
+            "instructions for it, fp16 for weights in float16. Default: what --bf16 and --fp16 say, else auto on a GPU."
         },
     )
     # All adapters are used in every step, and searching for unused parameters costs time.

@@ -26,7 +26,7 @@ from vlm_detect.train.preferences import counts_of, make_preferences, reason_col
 from vlm_detect.train.program import can_fit_head, open_run_directory, publish
 from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.run_directory import RunDirectory
-from vlm_detect.train.tuning import loading, tune
+from vlm_detect.train.tuning import loading, scale_float16, tune
 from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet, scores_of
 
@@ -50,6 +50,7 @@ def prefer(options: PreferenceRun) -> None:
     # The model: a run whose adapter continues training, or a model that gets a new adapter.
     held = loading(options.model, training.device)
     vlm = load_vlm(source.name, revision=source.revision, device=training.device, **held)
+    scale_float16(training, vlm)
     if vlm.trained_whole:
         raise UserError(
             f"{source.name}: has tokens of an expert CNN, which preference tuning does not read: give a run without"

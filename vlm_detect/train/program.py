@@ -39,7 +39,7 @@ from vlm_detect.train.recalibrate import calibrated
 from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.run_directory import RunDirectory
 from vlm_detect.train.trainer import DetectorTrainer
-from vlm_detect.train.tuning import loading, tune, with_expert_tokens
+from vlm_detect.train.tuning import loading, scale_float16, tune, with_expert_tokens
 from vlm_detect.train.usable import usable
 from vlm_detect.train.validation import ValidationSet, scores_of
 
@@ -71,8 +71,7 @@ def load(options: Options, base: ResolvedModel, device: torch.device) -> VLM:
     """The model, and its trained part: a LoRA around its linear layers, and the projector of expert tokens, if any; or
     the complete language model."""
     vlm = load_vlm(base.name, revision=base.revision, device=device, **loading(options.model, device))
-    if options.training.fp16:
-        vlm.refuse_float16("--autocast fp16")
+    scale_float16(options.training, vlm)
     if options.expert.expert:
         vlm = with_expert_tokens(vlm, options.expert)
     tune(vlm, options.model, options.lora, options.training.seed)

@@ -23,7 +23,7 @@ from vlm_detect.models.base import VLM
 from vlm_detect.models.expert_tokens import TokenExpert, attach
 from vlm_detect.models.parts import NEVER, VISION, is_vision
 from vlm_detect.train.lora import add_lora
-from vlm_detect.train.options import ExpertOptions, LoraOptions, ModelOptions
+from vlm_detect.train.options import ExpertOptions, LoraOptions, ModelOptions, TrainOptions
 
 
 def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
@@ -35,22 +35,37 @@ def loading(options: ModelOptions, device: torch.device) -> dict[str, Any]:
     if options.attention == "flex_attention" and device.type != "cuda":
         raise UserError(f"--attention flex_attention trains only on CUDA, not on {device.type}: omit it (sdpa)")
     arguments: dict[str, Any] = {"dtype": dtype_of(options.dtype)}
+    if options.tune == "full" and arguments["dtype"] is None and default_dtype(device) is torch.float32:
+        arguments["dtype"] = torch.float32  # not float16, whose gradients cannot be scaled
     if options.quantize:
-        arguments["quantization_config"] = quantization(options.quantize, arguments["dtype"] or default_dtype(device))
+        arguments["quantization_config"] = quantization(options.quantize)
     if options.attention:
         arguments["attn_implementation"] = options.attention
     return arguments
 
 
-def quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with quantised scales (QLoRA, arXiv 2305.14314), or LLM.int8()."""
+def scale_float16(training: TrainOptions, vlm: VLM) -> None:
+    """Train a model in float16 under autocast with its loss scaled, where no flag says otherwise: unscaled, most
+    gradients would be zero.
+
+    Raises:
+        UserError: for float16 with a model that does not compute in it.
+    """
+    if training.fp16:
+        vlm.refuse_float16("--autocast fp16")
+    elif vlm.model.dtype is torch.float16 and vlm.device.type == "cuda" and training.autocast in (None, "auto"):
+        training.fp16, training.mixed_precision = True, "fp16"
+
+
+def quantization(name: str) -> BitsAndBytesConfig:
+    """NF4 with quantised scales (QLoRA, arXiv 2305.14314), or LLM.int8(). `load_vlm` sets the dtype that NF4 computes
+    in."""
     require("quant", "bitsandbytes", wanted_by=f"--quantize {name}")
     return BitsAndBytesConfig(
         load_in_4bit=name == "nf4",
         load_in_8bit=name == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=[f".*({VISION}|{NEVER}).*"],
     )
 

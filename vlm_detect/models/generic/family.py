@@ -290,8 +290,13 @@ def _is_last(head: Any, outputs: Any) -> bool:
     states = outputs.get("hidden_states")
     if head is None or not states or states[-1].shape[-1] != head.in_features:
         return False
-    made, logits = head(states[-1][:, -1]), outputs.logits[:, -1]
-    return made.shape == logits.shape and torch.allclose(made, logits, rtol=1e-4, atol=1e-4 * float(logits.std()))
+    # Of a model in half precision accelerate returns states in float32; logits may differ by one rounding.
+    hidden, logits, dtype = states[-1][:, -1], outputs.logits[:, -1].float(), head.weight.dtype
+    with torch.autocast(hidden.device.type, dtype, enabled=dtype is not torch.float32):
+        made = head(hidden).float()
+    tolerance = max(1e-4, torch.finfo(dtype).eps)  # a cap moves the largest logits by more
+    spread = float(logits.std())
+    return made.shape == logits.shape and torch.allclose(made, logits, rtol=tolerance, atol=tolerance * spread)
 
 
 def _token_names(image: Mapping[str, Any]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class MoondreamVLM(VLM):
     def feature_grid(self) -> tuple[int, int]:
         side = math.isqrt(self.processor.config.vision_config.num_image_tokens)
         return side, side
+
+    @classmethod
+    def trained_in_float16(cls, stored: Mapping[str, Any]) -> bool:
+        """False: the config.json of a release does not say which one it is."""
+        return False
 
     @property
     def overflows_in_float16(self) -> bool:

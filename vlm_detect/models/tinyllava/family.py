@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ class TinyLlavaVLM(LlavaVLM):
         cls, path_or_id: str, *, revision: str | None = None, dtype: torch.dtype | None = None, **options: Any
     ) -> tuple[PreTrainedModel, Any]:
         return load_tinyllava(path_or_id, revision=revision, dtype=dtype, **options)
+
+    @classmethod
+    def trained_in_float16(cls, stored: Mapping[str, Any]) -> bool:
+        """As all training scripts of TinyLLaVA_Factory do."""
+        return True
+
+    @property
+    def overflows_in_float16(self) -> bool:
+        return False
 
     def save_official(self, out: Path) -> None:
         self.model.save_official(out, self.processor.tokenizer)
