@@ -23,7 +23,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.factories import tiny_vlm
-from tests.models.tiny_chat import save_tiny
+from tests.models.tiny_chat import ARCHITECTURES, save_tiny
+from tests.models.tiny_types import save_tiny_type
 from tests.scripts.here import run_verb
 from tests.standin.counting import micro_steps
 from tests.standin.device import counted
@@ -57,7 +58,7 @@ def photos(count: int) -> list[Image.Image]:
 
 def fast_paths(home: str) -> None:
     """The engine's packed scores and texts are those of the plain path, and those of the CPU."""
-    chat = [load_vlm(str(save_tiny(name, Path(home, name))), device="cpu") for name in ("llava", "qwen2_5_vl")]
+    chat = [_tiny(home, name) for name in ("llava", "qwen2_5_vl", "qwen3_vl", "glm46v")]
     for vlm in (tiny_vlm(), *chat):
         images = photos(3)
         on_cpu = _answers(vlm, images)
@@ -156,7 +157,8 @@ def waiting(home: str) -> None:
         counts = micro_steps(vlm, cached=cached, pack=pack)
         assert counts.launches, "nothing ran on the device"
         assert not counts.waits, f"{type(vlm).__name__}, cached {cached}, packed {pack}: {dict(counts.waits)}"
-    for name, pack in (("qwen2_vl", True), ("qwen2_vl", False), ("paligemma", False)):
+    ways = [("qwen2_vl", True), ("qwen2_vl", False), ("qwen3_vl", True), ("glm46v", True), ("paligemma", False)]
+    for name, pack in ways:
         counts = micro_steps(_tiny(home, name), cached=False, pack=pack)
         assert counts.others, "transformers' own waits were not seen"
         assert not counts.ours, f"{name}, packed {pack}: {dict(counts.ours)}"
@@ -166,7 +168,8 @@ def waiting_for_scores(home: str) -> None:
     """A batch of images is scored with one wait of this package, for the scores; moondream checks its prefixes too."""
     scores = "vlm_detect.infer.scoring:score_packed"
     checked = {"vlm_detect.models.moondream.modeling:_embed": 1}
-    ways = [(tiny_vlm(), checked), *((_tiny(home, name), {}) for name in ("llava", "qwen2_vl"))]
+    others = ("llava", "qwen2_vl", "qwen3_vl", "glm46v")
+    ways = [(tiny_vlm(), checked), *((_tiny(home, name), {}) for name in others)]
     for vlm, other in ways:
         vlm.model.to("cuda")
         engine = Engine(vlm, batch_images=2)
@@ -178,7 +181,11 @@ def waiting_for_scores(home: str) -> None:
 
 
 def _tiny(home: str, name: str) -> VLM:
-    return load_vlm(str(save_tiny(name, Path(home, f"{name}_waits"))), device="cpu")
+    folder = Path(home, name)
+    if not folder.exists():
+        save = save_tiny if name in ARCHITECTURES else save_tiny_type
+        folder = save(name, folder)
+    return load_vlm(str(folder), device="cpu")
 
 
 def without_bfloat16(home: str) -> None:
