@@ -198,5 +198,5 @@ def test_what_does_not_go_together_is_said(
     assert (refused.returncode, refused.stderr.count("\n"), "no sbatch" in refused.stderr) == (1, 1, True)
     monkeypatch.setattr(scoring, "PartialState", lambda **_: SimpleNamespace(num_processes=2))
     refused = run_verb(*args, "--out", tmp_path / "out", "--workers", 2)
-    assert (refused.returncode, "accelerate launch has started 2: use one of them" in refused.stderr) == (1, True)
+    assert (refused.returncode, "accelerate has started 2: use one of them" in refused.stderr) == (1, True)
     assert not (tmp_path / "out").exists()

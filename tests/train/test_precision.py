@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -120,8 +121,7 @@ def test_weights_that_overflow_in_float16_are_refused_by_name(tmp_path) -> None:
 
 def test_the_trainer_takes_weights_in_half_precision_under_autocast(tmp_path) -> None:
     """accelerate hands out states in float32, which a head in half precision does not read outside of autocast."""
-    vlm = load_vlm("tinyllava-nano", dtype=torch.bfloat16, device="cpu")
-    assert isinstance(vlm, ChatVLM)
+    vlm = cast(ChatVLM, load_vlm("tinyllava-nano", dtype=torch.bfloat16, device="cpu"))
     add_lora(vlm, LoraOptions(lora_r=4))
     flags = {"autocast": "bf16", "use_cpu": True, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
     args = TrainArguments(output_dir=str(tmp_path), report_to="none", load_best_model_at_end=False, **flags)

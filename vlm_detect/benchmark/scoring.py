@@ -58,7 +58,7 @@ def score(options: BenchmarkOptions, launch: Launch) -> None:
     if launch != _HERE:
         if state.num_processes > 1:
             raise UserError(
-                f"--executor and --workers start processes, and accelerate launch has started {state.num_processes}: "
+                f"--executor and --workers start processes, and accelerate has started {state.num_processes}: "
                 "use one of them"
             )
         check_launch(launch, options.model)
