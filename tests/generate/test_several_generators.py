@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,10 +16,18 @@ from tests.data.factories import save_tiny_pipeline, write_photos
 from tests.generate.test_edits import textured
 from tests.scripts.here import run_here
 from vlm_detect.config import read_run_json
+from vlm_detect.generate import dataset_files
 from vlm_detect.generate.options import Share
 from vlm_detect.generate.receipts import render_row
 
-SETTINGS = ["--steps", 2, "--guidance", 2, "--max_sequence_length", 8, "--render_size", 32]
+SETTINGS = ["--steps", 2, "--guidance", 2, "--max_sequence_length", 8, "--render_size", 32, "--render_batch", 6]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_audit() -> Iterator[None]:
+    """The audit, which has tests of its own, takes most of the time."""
+    with mock.patch.object(dataset_files, "write_audit"):
+        yield
 
 
 @pytest.fixture(scope="module")
