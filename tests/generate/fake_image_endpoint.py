@@ -7,7 +7,6 @@ import email
 import email.policy
 import io
 import json
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.infer.fake_endpoint import serving
 
 
 def png_of(size: tuple[int, int], seed: int = 0) -> bytes:
@@ -105,11 +106,5 @@ def _form(kind: str, body: bytes) -> dict[str, Any]:
 
 @contextmanager
 def fake_image_endpoint(**options: Any) -> Iterator[FakeImageEndpoint]:
-    server = FakeImageEndpoint(**options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with serving(FakeImageEndpoint(**options)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -10,23 +10,21 @@ import base64
 import io
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tests.infer.fake_endpoint import FakeEndpoint
+from tests.infer.fake_endpoint import FakeEndpoint, serving
 
 SIDE = 48
 BOX = [0.5, 0.0, 0.75, 0.25]  # of the square
 RED, GREEN = (250, 0), (0, 250)  # red and green of the squares
 
 Seen = list[dict[str, Any]]
-Server = TypeVar("Server", bound=FakeEndpoint)
 
 
 def picture(number: int, *, twin: bool) -> Image.Image:
@@ -149,15 +147,3 @@ class FakeTeacher(FakeEndpoint):
 def fake_teacher(**options: Any) -> Iterator[FakeTeacher]:
     with serving(FakeTeacher(**options)) as server:
         yield server
-
-
-@contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    """`server`, answering in a thread."""
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.generate.fake_teacher import FakeTeacher, serving
+from tests.generate.fake_teacher import FakeTeacher
+from tests.infer.fake_endpoint import serving
 from vlm_detect.places import PLACES, places_in
 from vlm_detect.records import ReasonKind
 

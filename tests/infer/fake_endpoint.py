@@ -11,9 +11,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
+
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
 
 class FakeEndpoint(ThreadingHTTPServer):
@@ -90,8 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fake_endpoint(**options: Any) -> Iterator[FakeEndpoint]:
-    server = FakeEndpoint(**options)
+def serving(server: Server) -> Iterator[Server]:
+    """`server`, answering in a thread."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -99,3 +101,9 @@ def fake_endpoint(**options: Any) -> Iterator[FakeEndpoint]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def fake_endpoint(**options: Any) -> Iterator[FakeEndpoint]:
+    with serving(FakeEndpoint(**options)) as server:
+        yield server
