@@ -43,9 +43,10 @@ from vlm_detect.config import CONFIGS, versions
 from vlm_detect.data.image_sets import open_image_set
 from vlm_detect.errors import UserError
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.choices import EditOperations, Layout, TwinKinds
 from vlm_detect.generate.edit_reasons import edit_reasons
 from vlm_detect.generate.edits import random_edit
-from vlm_detect.generate.options import EditOperations, Layout, RenderConfig, TwinKinds
+from vlm_detect.generate.options import RenderConfig
 from vlm_detect.generate.render_step import RenderShard, check_generator, complete
 from vlm_detect.images.edits import EDITS
 from vlm_detect.infer.engine import Ask, Engine

@@ -59,9 +59,9 @@ _ELSEWHERE = {
     "data.questions": "records places questions.sample questions.kinds.explain questions.kinds.operation "
     "questions.kinds.place questions.kinds.attribution questions.kinds.multiple_choice",
     "data.edits": "images.edits",
-    "data.edit_step": "generate.options",
+    "data.edit_step": "generate.choices generate.options",
     "data.hub": "generate.options",
-    "data.render_step": "generate.options",
+    "data.render_step": "generate.choices generate.options",
     "data.renderer": "generate.options",
     "data.shards": "jobs.executors",
 }

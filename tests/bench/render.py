@@ -29,7 +29,8 @@ from vlm_detect.config import git_commit, parse_config, write_json
 from vlm_detect.errors import run_main
 from vlm_detect.generate import render_step
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
-from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
+from vlm_detect.generate.choices import TwinKinds
+from vlm_detect.generate.options import RenderConfig, Sampling
 from vlm_detect.generate.render_step import RenderShard
 from vlm_detect.generate.renderer import Renderer
 from vlm_detect.jobs.shards import Plan, read_rejects, read_rows, write_shard

@@ -16,8 +16,9 @@ from tests.generate.tiny_pipelines import PIPELINES, tiny_pipeline
 from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.choices import TwinKinds
 from vlm_detect.generate.compiled import compile_blocks
-from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
+from vlm_detect.generate.options import RenderConfig, Sampling
 from vlm_detect.generate.pipelines import denoiser_of
 from vlm_detect.generate.render_step import RenderShard, derive_seed
 from vlm_detect.generate.renderer import ASPECTS, Renderer

@@ -15,8 +15,9 @@ from PIL import Image
 from tests.data.factories import save_tiny_pipeline
 from tests.generate.test_edits import textured
 from vlm_detect.generate.caption_step import caption_photos, plan_captions
+from vlm_detect.generate.choices import TwinKinds
 from vlm_detect.generate.edit_step import donor_groups
-from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig, TwinKinds
+from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig
 from vlm_detect.generate.pack import pack_pairs
 from vlm_detect.generate.pair_rows import scaled_box, with_edit
 from vlm_detect.generate.render_step import plan_renders, render_twins

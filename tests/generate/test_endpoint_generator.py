@@ -21,10 +21,11 @@ from tests.generate.fake_image_endpoint import FakeImageEndpoint, answer_of, fak
 from tests.generate.test_edits import textured
 from vlm_detect import extras
 from vlm_detect.errors import UserError
+from vlm_detect.generate.choices import TwinKinds
 from vlm_detect.generate.edits import random_place
 from vlm_detect.generate.endpoint_generator import EndpointGenerator
 from vlm_detect.generate.make_pairs import main
-from vlm_detect.generate.options import RenderConfig, TwinKinds
+from vlm_detect.generate.options import RenderConfig
 from vlm_detect.generate.receipts import render_row
 from vlm_detect.infer.endpoint_client import Failed, OutOfBounds, Refused, Unavailable
 from vlm_detect.models.registry import ResolvedModel

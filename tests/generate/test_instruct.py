@@ -25,7 +25,8 @@ from vlm_detect.benchmark.text_baselines import baselines_by_kind
 from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError
 from vlm_detect.generate.caption_step import plan_captions
-from vlm_detect.generate.options import CaptionConfig, RenderConfig, SourceConfig, TwinKinds
+from vlm_detect.generate.choices import TwinKinds
+from vlm_detect.generate.options import CaptionConfig, RenderConfig, SourceConfig
 from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.receipts import render_row
 from vlm_detect.generate.render_step import plan_renders

@@ -17,8 +17,9 @@ from tests.generate.try_pipeline import DOCS, END, KINDS, RECORD, START, save, t
 from tests.models.tiny_chat import byte_tokenizer
 from vlm_detect.errors import UserError
 from vlm_detect.generate import pipeline_files
+from vlm_detect.generate.choices import EditOperations, TwinKinds
 from vlm_detect.generate.edits import random_place
-from vlm_detect.generate.options import EditOperations, RenderConfig, Sampling, TwinKinds
+from vlm_detect.generate.options import RenderConfig, Sampling
 from vlm_detect.generate.pipeline_files import load_pipeline
 from vlm_detect.generate.pipelines import call_of
 from vlm_detect.generate.prompt_encoding import encodes_ahead

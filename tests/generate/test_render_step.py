@@ -23,8 +23,9 @@ from vlm_detect.errors import UserError
 from vlm_detect.generate import render_step
 from vlm_detect.generate import renderer as renderer_module
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.choices import TwinKinds
 from vlm_detect.generate.generator import Overflow
-from vlm_detect.generate.options import RenderConfig, Sampling, TwinKinds
+from vlm_detect.generate.options import RenderConfig, Sampling
 from vlm_detect.generate.pipeline_files import check_pipeline, load_pipeline
 from vlm_detect.generate.presets import with_preset
 from vlm_detect.generate.render_step import RenderShard, _render_or_split, derive_seed

@@ -17,7 +17,7 @@ from tests.generate.test_edits import textured
 from tests.scripts.here import run_here
 from vlm_detect.config import read_run_json
 from vlm_detect.generate import dataset_files
-from vlm_detect.generate.options import Share
+from vlm_detect.generate.choices import Share
 from vlm_detect.generate.receipts import render_row
 
 SETTINGS = ["--steps", 2, "--guidance", 2, "--max_sequence_length", 8, "--render_size", 32, "--render_batch", 6]

@@ -19,7 +19,7 @@ from vlm_detect.data.audit import samples
 from vlm_detect.data.dataset_rows import open_all_splits
 from vlm_detect.data.named_files import find_file, why_not_found
 from vlm_detect.errors import LOCAL_PATHS_ALLOWED, UserError, run_main
-from vlm_detect.generate.options import PairSetConfig
+from vlm_detect.generate.import_options import PairSetConfig
 from vlm_detect.generate.pair_sets import list_pairs
 from vlm_detect.images import local_files
 from vlm_detect.images.bounds import ImageRejected

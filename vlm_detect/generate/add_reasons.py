@@ -22,7 +22,8 @@ from pathlib import Path
 
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
-from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, TextsConfig, Upload
+from vlm_detect.generate.options import Upload
+from vlm_detect.generate.reason_options import ReasonsConfig, TeacherConfig, TextsConfig
 from vlm_detect.jobs.launch import Launch
 
 

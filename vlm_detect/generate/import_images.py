@@ -23,7 +23,8 @@ from pathlib import Path
 from vlm_detect.config import parse_config
 from vlm_detect.errors import run_main
 from vlm_detect.extras import require
-from vlm_detect.generate.options import ImportConfig, Upload
+from vlm_detect.generate.import_options import ImportConfig
+from vlm_detect.generate.options import Upload
 from vlm_detect.jobs.launch import Launch
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from vlm_detect.config import parse_config
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.extras import require
-from vlm_detect.generate.options import PackConfig, PairSetConfig, Upload
+from vlm_detect.generate.import_options import PairSetConfig
+from vlm_detect.generate.options import PackConfig, Upload
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.launch import Launch
 

@@ -29,8 +29,8 @@ from vlm_detect.data.with_photos import WithPhotos
 from vlm_detect.errors import UserError
 from vlm_detect.generate.card import image_card
 from vlm_detect.generate.dataset_files import Packed, SplitWriter, finish_folder, written_whole
+from vlm_detect.generate.import_options import ImportConfig
 from vlm_detect.generate.masks import edit_of_mask, label_with_edit
-from vlm_detect.generate.options import ImportConfig
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image
 from vlm_detect.images.strip_metadata import bare_bytes

@@ -23,7 +23,7 @@ from vlm_detect.data.texts import Note, read_texts
 from vlm_detect.errors import UserError
 from vlm_detect.generate.judging import Claimed
 from vlm_detect.generate.measure_step import SENTENCE_FEATURES
-from vlm_detect.generate.options import TeacherConfig, TextsConfig
+from vlm_detect.generate.reason_options import TeacherConfig, TextsConfig
 from vlm_detect.generate.sightings import Sighting, Unusable, check_sighting
 from vlm_detect.generate.taxonomy import kind_of, reason_in, speaks_for
 from vlm_detect.generate.teacher_step import judging_of

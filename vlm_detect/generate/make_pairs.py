@@ -21,7 +21,8 @@ from pathlib import Path
 
 from vlm_detect.config import CONFIGS, parse_config
 from vlm_detect.errors import UsageError, UserError, run_main
-from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, Share, SourceConfig, TwinKinds, Upload
+from vlm_detect.generate.choices import Share, TwinKinds
+from vlm_detect.generate.options import CaptionConfig, PackConfig, RenderConfig, SourceConfig, Upload
 from vlm_detect.images.encode_config import EncodeConfig
 from vlm_detect.jobs.launch import Launch
 

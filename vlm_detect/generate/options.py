@@ -1,18 +1,16 @@
-"""The flags of data generation by step, without the steps' heavy imports."""
+"""The flags of making pairs by step, without the steps' heavy imports."""
 
 from __future__ import annotations
 
-import hashlib
-from argparse import ArgumentTypeError  # the one exception whose message argparse shows
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal
 
 from vlm_detect.config import check_at_least, check_between, check_url
-from vlm_detect.data.selection import Selection, check_hold_out
+from vlm_detect.data.selection import check_hold_out
 from vlm_detect.data.splits import check_shares
 from vlm_detect.errors import UserError
 from vlm_detect.extras import require
-from vlm_detect.records import Label, ReasonSource, TextsLayout, TwinKind
+from vlm_detect.generate.choices import EditOperations, Share, TwinKinds
 
 FROM_COLUMN = "column"
 
@@ -76,67 +74,6 @@ class Sampling:
         """The suffix of the generator's name: with other settings it counts as another generator."""
         chosen = [value for value in (self.quantization, self.offload) if value != "none"]
         return "".join(f"+{value}" for value in [*chosen, *(["compile"] if self.compile else [])])
-
-
-class TwinKinds(str):
-    """Comma-separated kinds of twins, checked when the command line is parsed."""
-
-    def __new__(cls, text: str) -> TwinKinds:
-        known = get_args(TwinKind)
-        if unknown := [kind for kind in text.split(",") if kind not in known]:
-            raise ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(known)}")
-        return super().__new__(cls, ",".join(kind for kind in known if kind in text.split(",")))
-
-    @property
-    def kinds(self) -> list[TwinKind]:
-        return [cast(TwinKind, kind) for kind in self.split(",")]
-
-
-class Share(str):
-    """K/N, the Kth of N shares of the photos; empty: all of them. Checked when the command line is parsed."""
-
-    def __new__(cls, text: str = "") -> Share:
-        k, _, n = text.partition("/")
-        if text and not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-            raise ArgumentTypeError(f"{text}: give K/N with K from 1 to N, such as 2/3")
-        return super().__new__(cls, text)
-
-    def has(self, group: str) -> bool:
-        """Whether a group of photos is in this share. Its hash decides, so neither order nor content does."""
-        if not self:
-            return True
-        return (
-            int(hashlib.sha256(f"share/{group}".encode()).hexdigest(), 16) % self.shares == int(self.split("/")[0]) - 1
-        )
-
-    @property
-    def shares(self) -> int:
-        """N: the number of shares."""
-        return int(self.split("/")[1]) if self else 1
-
-
-class EditOperations(str):
-    """Comma-separated operations, checked when the command line is parsed."""
-
-    def __new__(cls, text: str = "") -> EditOperations:
-        if not text:  # needs no import
-            return super().__new__(cls)
-        from vlm_detect.images.edits import EDITS  # lazy: imports NumPy and SciPy, which --help does not need
-
-        if unknown := [name for name in text.split(",") if name not in EDITS]:
-            raise ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(EDITS)}")
-        return super().__new__(cls, ",".join(name for name in EDITS if name in text.split(",")))
-
-    @classmethod
-    def all_own(cls) -> EditOperations:
-        """All built-in operations."""
-        from vlm_detect.images.edits import EDITS
-
-        return cls(",".join(EDITS.own))
-
-    @property
-    def operations(self) -> list[str]:
-        return (self or self.all_own()).split(",")
 
 
 @dataclass(frozen=True)
@@ -263,95 +200,6 @@ class PackConfig:
         check_hold_out(self.hold_out)
 
 
-class Layout(str):
-    """The name of an importer, checked when the command line is parsed."""
-
-    def __new__(cls, text: str) -> Layout:
-        from vlm_detect.data.image_sets import IMPORTERS  # lazy: imports `datasets`, which --help does not need
-
-        if text not in IMPORTERS:
-            raise ArgumentTypeError(f"{text}: choose from {', '.join(IMPORTERS)}")
-        return super().__new__(cls, text)
-
-
-@dataclass(frozen=True)
-class ImportConfig:
-    """The images to import."""
-
-    layout: Layout = field(
-        metadata={
-            "help": "Layout of SRC: cifake, genimage, folders, hub, or the name of a published set; docs/data.md has "
-            "them.",
-            "aliases": ["--from"],
-        },
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "Import N images, balanced over labels, then over splits and generators."}
-    )
-    labels: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Meaning of the set's own label names: NAME=real, NAME=generated, NAME=edited."},
-    )
-    image_column: str = field(
-        default="", metadata={"help": "hub, tables: the column of images or files. Default: detected."}
-    )
-    label_column: str = field(default="", metadata={"help": "hub, tables: the column of labels. Default: detected."})
-    mask_column: str = field(default="", metadata={"help": "hub: the column of edit masks. Default: mask."})
-    hold_out: list[str] = field(
-        default_factory=list,
-        metadata={"help": "generator=NAME or source=GLOB: move those images to the split `unseen`."},
-    )
-    edited: bool = field(default=False, metadata={"help": "cifake parquet: include the edited images next to it."})
-    photos: str = field(
-        default="",
-        metadata={"help": "Photos for a set without real images: a folder, a glob, a list or a Hub dataset."},
-    )
-    licence: str | None = field(default=None, metadata={"help": "Licence of the images, if the set states none."})
-    min_side: int = field(default=16, metadata={"help": "Reject images with a shorter side than this, in pixels."})
-    validation: float = field(default=0.1, metadata={"help": "Fraction of the training images for validation."})
-    test: float = field(default=0.2, metadata={"help": "Fraction for testing, if the set has no test images."})
-    duplicate_bits: int = field(
-        default=3,
-        metadata={"help": "Images whose 64-bit perceptual hashes differ in at most this many bits share a split."},
-    )
-    images_per_file: int = field(default=50_000, metadata={"help": "Images per parquet file."})
-    shard_size: int = field(default=1024, metadata={"help": "Images per shard, the unit that a worker saves."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "limit", "min_side", "images_per_file", "shard_size")
-        check_between(self, 0, 32, "duplicate_bits")
-        check_shares(self.validation, self.test)
-        check_hold_out(self.hold_out)
-        _ = self.selection  # for which labels are checked
-
-    @property
-    def selection(self) -> Selection:
-        labels: list[tuple[str, Label]] = []
-        for pair in self.labels:
-            name, _, label = pair.rpartition("=")
-            if not name or label not in get_args(Label):
-                raise UserError(f"--labels {pair}: give NAME={', NAME='.join(get_args(Label))}")
-            labels.append((name, cast(Label, label)))
-        columns = {name: getattr(self, name) for name in ("image_column", "label_column", "mask_column")}
-        return Selection(self.limit, tuple(self.hold_out), tuple(labels), self.edited, **columns)
-
-
-@dataclass(frozen=True)
-class PairSetConfig:
-    """Facts about the pairs, unless a CSV gives them."""
-
-    kind: Literal["caption", "vae"] = field(default="caption", metadata={"help": "Kind of the twins."})
-    generator: str = field(default="unknown", metadata={"help": "Generator of the twins."})
-    licence: str | None = field(default=None, metadata={"help": "Licence of the photos."})
-    allow_small: bool = field(default=False, metadata={"help": "Upscale photos that are smaller than their twins."})
-    min_side: int = field(default=16, metadata={"help": "Reject images with a shorter side than this, in pixels."})
-    limit: int | None = field(default=None, metadata={"help": "Take only the first N pairs."})
-    shard_size: int = field(default=64, metadata={"help": "Pairs per shard, the unit that a worker saves."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "limit", "min_side", "shard_size")
-
-
 @dataclass(frozen=True)
 class Upload:
     """Upload of the finished dataset."""
@@ -370,86 +218,3 @@ class Upload:
             huggingface_hub.utils.validate_repo_id(self.push_to_hub)
         except HFValidationError as error:  # checked before the work, not after it
             raise UserError(f"--push_to_hub {self.push_to_hub}: not a Hub name like owner/name") from error
-
-
-ADDABLE_SOURCES: tuple[ReasonSource, ...] = ("measured", "edit", "teacher", "imported")  # supported by add-reasons
-
-
-class ReasonSources(str):
-    """Comma-separated sources, checked when the command line is parsed."""
-
-    def __new__(cls, text: str) -> ReasonSources:
-        if unknown := [name for name in text.split(",") if name not in ADDABLE_SOURCES]:
-            raise ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(ADDABLE_SOURCES)}")
-        return super().__new__(cls, ",".join(name for name in ADDABLE_SOURCES if name in text.split(",")))
-
-    @property
-    def sources(self) -> list[ReasonSource]:
-        return [cast(ReasonSource, name) for name in self.split(",")]
-
-
-@dataclass(frozen=True)
-class ReasonsConfig:
-    """The reasons to add."""
-
-    reasons: ReasonSources | None = field(
-        default=None,
-        metadata={"help": f"Of {','.join(ADDABLE_SOURCES)}. Default: measured, and edit if the dataset has edits."},
-    )
-    measured_reasons: int = field(default=4, metadata={"help": "Maximum number of measured reasons per image."})
-    seed: int = field(default=0, metadata={"help": "Seed of the wordings."})
-    rows_per_file: int = field(default=50_000, metadata={"help": "Rows per parquet file."})
-    shard_size: int = field(default=1024, metadata={"help": "Rows per shard, the unit that a worker saves."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "measured_reasons", "rows_per_file", "shard_size")
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The teacher and the judge (for --reasons teacher)."""
-
-    teacher: str | None = field(
-        default=None, metadata={"help": "A vision-language model: its name at --teacher_endpoint, or an ID to load."}
-    )
-    teacher_endpoint: str | None = field(
-        default=None, metadata={"help": "URL of an OpenAI-compatible endpoint (.../v1): images are sent there."}
-    )
-    judge: str | None = field(
-        default=None, metadata={"help": "Model that checks sentences without the label. Default: the teacher."}
-    )
-    judge_endpoint: str | None = field(default=None, metadata={"help": "URL of the judge's endpoint."})
-    api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoints' key."}
-    )
-    min_margin: float = field(
-        default=1.0,
-        metadata={"help": "Minimum difference of log-odds (nats) of a sentence between its image and the other."},
-    )
-    teacher_limit: int | None = field(default=None, metadata={"help": "Show the teacher only the first N rows."})
-    teacher_shard_size: int = field(default=16, metadata={"help": "Rows per shard of the teacher."})
-    parallel: int = field(default=8, metadata={"help": "Concurrent requests to an endpoint."})
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "teacher_limit", "teacher_shard_size", "parallel")
-        check_at_least(self, 0, "min_margin")
-        check_url(self, "teacher_endpoint", "judge_endpoint")
-        for endpoint, model in (("teacher_endpoint", "teacher"), ("judge_endpoint", "judge")):
-            if getattr(self, endpoint) and not getattr(self, model):
-                raise UserError(f"--{endpoint} {getattr(self, endpoint)}: give its model's name with --{model}")
-
-
-@dataclass(frozen=True)
-class TextsConfig:
-    """Third-party texts about the images (for --reasons imported)."""
-
-    texts: str | None = field(
-        default=None, metadata={"help": "A file of texts about the dataset's images; for x_aigd a folder of parquet."}
-    )
-    texts_layout: TextsLayout = field(
-        default="plain",
-        metadata={
-            "help": "conversations (LLaVA's layout: FakeVLM's FakeClue, TeoScardov), loki, synthscars, x_aigd, "
-            "or plain: {image or id, text, kind?, box?, about?}."
-        },
-    )

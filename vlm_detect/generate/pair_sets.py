@@ -23,7 +23,7 @@ from typing import Any
 from vlm_detect.data.named_files import why_not_found
 from vlm_detect.data.sources import find_images, look_into, report_skipped
 from vlm_detect.errors import UserError
-from vlm_detect.generate.options import PairSetConfig
+from vlm_detect.generate.import_options import PairSetConfig
 from vlm_detect.generate.render_step import RENDER_FEATURES
 from vlm_detect.generate.usable import check_usable, source_facts
 from vlm_detect.images.decode import DecodedImage, ImageRejected, decode_image, read_bounded

@@ -22,7 +22,7 @@ from vlm_detect.data.members import Members, open_members
 from vlm_detect.errors import UsageError, UserError
 from vlm_detect.generate.imported_step import ImportedShard, plan_imported
 from vlm_detect.generate.measure_step import MeasureShard, SentenceShard, calibrate, plan_measures, plan_sentences
-from vlm_detect.generate.options import ReasonsConfig, TeacherConfig, TextsConfig
+from vlm_detect.generate.reason_options import ReasonsConfig, TeacherConfig, TextsConfig
 from vlm_detect.generate.teacher_step import TeacherShard, cost, has_items, judge_of, plan_teacher, teacher_of
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch

@@ -28,9 +28,10 @@ from PIL import Image
 
 from vlm_detect.config import file_sha256, read_run_json
 from vlm_detect.errors import UserError
+from vlm_detect.generate.choices import Share, TwinKinds
 from vlm_detect.generate.edits import edit_once
 from vlm_detect.generate.generator import Generator
-from vlm_detect.generate.options import RenderConfig, Share, TwinKinds
+from vlm_detect.generate.options import RenderConfig
 from vlm_detect.generate.pair_rows import with_edit
 from vlm_detect.generate.renderer import bucket, find_generator
 from vlm_detect.images.decode import decode_image

@@ -26,11 +26,12 @@ from vlm_detect.columns import EDIT_FEATURES
 from vlm_detect.config import CONFIGS
 from vlm_detect.errors import UserError, first_line
 from vlm_detect.generate.caption_step import PHOTO_FEATURES
+from vlm_detect.generate.choices import EditOperations
 from vlm_detect.generate.edit_step import EditSubject, donor_groups, random_edits
 from vlm_detect.generate.endpoint_generator import SIDE as ENDPOINT_SIDE
 from vlm_detect.generate.endpoint_generator import EndpointGenerator
 from vlm_detect.generate.generator import Generator, Overflow
-from vlm_detect.generate.options import EditOperations, RenderConfig
+from vlm_detect.generate.options import RenderConfig
 from vlm_detect.generate.presets import with_given_file, with_preset
 from vlm_detect.generate.prompts import PromptBook
 from vlm_detect.generate.renderer import bucket, find_generator

@@ -24,7 +24,7 @@ from vlm_detect.errors import UserError
 from vlm_detect.generate.asked_models import AskedModel, open_model
 from vlm_detect.generate.judging import Judging
 from vlm_detect.generate.measure_step import SENTENCE_FEATURES
-from vlm_detect.generate.options import TeacherConfig
+from vlm_detect.generate.reason_options import TeacherConfig
 from vlm_detect.generate.sightings import (
     SCHEMA,
     Sighting,
