@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.models.tiny_chat import save_tiny
 from tests.train.reasoned import reasoned_images
+from tests.train.test_shapes import refuse
 from vlm_detect.images.stored import undecoded
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import load_vlm
@@ -46,13 +48,14 @@ def arguments(folder: Path, **changes: Any) -> PreferenceArguments:
     return PreferenceArguments(**{**options, **changes})
 
 
-def make_trainer(vlm: VLM, folder: Path, **changes: Any) -> PreferenceTrainer:
+def make_trainer(vlm: VLM, folder: Path, *, compiled: bool = False, **changes: Any) -> PreferenceTrainer:
     rows, calibration = reasoned_images()
     made = make_preferences(rows, "toy", calibration, PreferenceOptions())
     add_lora(vlm, LoraOptions(lora_r=8))
     some, validation = made.select(range(8)), ValidationSet.from_rows(rows, 8)
     options = arguments(folder, **changes)
-    return PreferenceTrainer(vlm, options, some, rows, held_out=some, held_out_rows=rows, validation=validation)
+    held_out = {"held_out": some, "held_out_rows": rows, "validation": validation}
+    return PreferenceTrainer(vlm, options, some, rows, **held_out, compiled=compiled)
 
 
 def margins(trainer: PreferenceTrainer) -> list[float]:
@@ -120,6 +123,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         for trainer in (resumed, whole)
     )
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+
+
+def test_compiled_layers_meet_few_shapes_and_validation_compiles_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm = load_vlm("nano", device="cpu")
+    trainer = make_trainer(vlm, tmp_path, compiled=True, per_device_train_batch_size=1)
+    plain = make_trainer(load_vlm("nano", device="cpu"), tmp_path, per_device_train_batch_size=1)
+    few = {tuple(batch["ids"].shape) for batch in trainer.get_train_dataloader()}
+    assert 1 <= len(few) < len({tuple(batch["ids"].shape) for batch in plain.get_train_dataloader()})
+    trainer.train()
+    assert trainer.shapes.seen <= few
+    assert f"compiled layers: {len(trainer.shapes.seen)} shapes of rows" in capsys.readouterr().out
+    for layer in vlm.model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=refuse)
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.shapes.compiled = False
+    with pytest.raises(RuntimeError, match="a graph was compiled"):
+        trainer.evaluate()
+    torch.compiler.reset()
 
 
 def test_models_that_cannot_be_preference_tuned_are_refused(tmp_path: Path) -> None:

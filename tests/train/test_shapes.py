@@ -19,7 +19,8 @@ from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, Units
 from vlm_detect.train.options import QuestionOptions
-from vlm_detect.train.trainer import GPU_MULTIPLE, DetectorTrainer
+from vlm_detect.train.row_shapes import GPU_MULTIPLE, RowLengths
+from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.validation import ValidationSet
 
 OFFICIAL: dict[str, Any] = {
@@ -28,13 +29,15 @@ OFFICIAL: dict[str, Any] = {
 }
 
 
-def shapes(multiple: int, *, longest: int = 60, n_images: int = 41, **options: Any) -> set[tuple[int, ...]]:
+def shapes(
+    multiple: int, *, longest: int = 60, n_images: int = 41, few_lengths: bool = False, **options: Any
+) -> set[tuple[int, ...]]:
     """(rows, tokens) of an epoch of images in batches of four: an official prefix, and for each image four questions of
     10 to `longest` tokens."""
     vlm, rng = tiny_vlm(**OFFICIAL), random.Random(0)
     stands_for = len(vlm.question_ids("")) + len(vlm.answer_ids("Yes."))
     cache: Any = SimpleNamespace(read=lambda keys: {})
-    collator = Collator(vlm, features=cache, multiple=multiple, **options)
+    collator = Collator(vlm, features=cache, lengths=RowLengths(multiple, few_lengths), **options)
     images = []
     for number in range(n_images):
         lengths = [max(1, rng.randint(10, longest) - stands_for) for _ in range(4)]
@@ -58,19 +61,19 @@ def test_compiled_layers_meet_at_most_eight_shapes_whatever_the_questions() -> N
 
 def test_few_lengths_add_little() -> None:
     """Prefixes of different lengths, as of Qwen-VL, as well."""
-    collator = Collator(tiny_vlm(), few_lengths=True)
-    padded = {length: -(-length // (of := collator._multiple(length))) * of for length in range(256, 2049)}
+    lengths = RowLengths(few=True)
+    padded = {length: -(-length // (of := lengths.multiple_for(length))) * of for length in range(256, 2049)}
     assert len(set(padded.values())) == 13
     assert all(length <= to <= 1.25 * length for length, to in padded.items())
+
+
+def refuse(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+    raise RuntimeError("a graph was compiled")
 
 
 def test_validation_compiles_nothing(tmp_path: Path) -> None:
     """Its rows have other shapes, and a cache, whose layers are numbered: a graph for each of them."""
     vlm = tiny_vlm()
-
-    def refuse(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-        raise RuntimeError("a graph was compiled")
-
     rows = toy_pairs(2)
     trainer = DetectorTrainer(
         vlm,
@@ -81,7 +84,7 @@ def test_validation_compiles_nothing(tmp_path: Path) -> None:
     )
     vlm.model.model.text.blocks[0].compile(backend=refuse)
     assert np.isfinite(trainer.validation_odds()).all()
-    trainer.compiled = False
+    trainer.shapes.compiled = False
     with pytest.raises(RuntimeError, match="a graph was compiled"):
         trainer.validation_odds()
     torch.compiler.reset()

@@ -16,7 +16,7 @@ share a row of up to `row_tokens` tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_detect.errors import UserError
@@ -26,6 +26,7 @@ from vlm_detect.models.rows import Answered, Row, answer_weights, fill_rows, sta
 from vlm_detect.records import Question
 from vlm_detect.train.examples import Example
 from vlm_detect.train.features import Features
+from vlm_detect.train.row_shapes import RowLengths
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Collator:
     features: Features | None = None
     max_length: int = 2048  # maximum of an image with one question and answer: the model's context
     loss_per: str = "token"  # what counts equally in the loss: each token, or each answer
-    multiple: int = 1  # of which a row's length is one: on a GPU kernels are faster, and meet fewer shapes
-    few_lengths: bool = False  # for compiled layers: see `_multiple`
+    lengths: RowLengths = field(default_factory=RowLengths)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for spawned worker processes."""
@@ -61,7 +61,8 @@ class Collator:
             rows.append(Row())
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
-        columns = stack_rows(rows, self.vlm.eos_token_id, self._multiple(max(map(len, rows))))
+        budget = self.row_tokens if self._packs else None
+        columns = stack_rows(rows, self.vlm.eos_token_id, self.lengths.multiple_for(max(map(len, rows)), budget))
         if not self.vlm.has_fixed_prefix:
             columns["host_inputs"] = self.vlm.host_inputs(images["prepared"], columns)
         if self.loss_per == "answer":
@@ -94,15 +95,6 @@ class Collator:
                 "to that or ask fewer --questions_per_image"
             )
         return [[(image, asked[image]) for image in row] for row in fill_rows(lengths, self.row_tokens)]
-
-    def _multiple(self, longest: int) -> int:
-        """The multiple to which rows are padded. With few lengths: all of `row_tokens`, or four in each octave, which
-        add a fifth of a row at most."""
-        if not self.few_lengths:
-            return self.multiple
-        if self.row_tokens is not None and self._packs:
-            return -(-self.row_tokens // self.multiple) * self.multiple
-        return max(self.multiple, 2 ** (longest.bit_length() - 1) // 4)
 
     def _images(self, images: Sequence[StoredImage]) -> dict[str, Any]:
         if self.features is not None:

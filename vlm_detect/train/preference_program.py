@@ -86,6 +86,7 @@ def prefer(options: PreferenceRun) -> None:
         held_out=held_out,
         held_out_rows=splits.get("validation"),
         validation=validation,
+        compiled=options.model.compile_layers is not None,
     )
     if trainer.is_world_process_zero():
         run.write("running")

@@ -8,7 +8,7 @@ adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from vlm_detect.train.preference_options import PreferenceTraining
 from vlm_detect.train.preferences import image_of
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.recipe_trainer import RecipeTrainer
+from vlm_detect.train.row_shapes import RowLengths, RowShapes
 from vlm_detect.train.usable import context_of
 from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
 
@@ -53,6 +54,7 @@ class PreferenceCollator:
     vlm: VLM
     rows: Dataset  # the undecoded split
     max_length: int
+    lengths: RowLengths = field(default_factory=RowLengths)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for spawned worker processes."""
@@ -79,7 +81,7 @@ class PreferenceCollator:
                     )
                 rows.append(Row())
                 rows[-1].add(i, prefix, [asked])
-        columns = stack_rows(rows, self.vlm.eos_token_id)
+        columns = stack_rows(rows, self.vlm.eos_token_id, self.lengths.multiple_for(max(map(len, rows))))
         if not self.vlm.has_fixed_prefix:
             columns["host_inputs"] = self.vlm.host_inputs(prepared, columns)
         return {"prepared": prepared, **columns}
@@ -138,6 +140,7 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         preferences, rows: the output of `make_preferences`, and the split that it was made from.
         held_out, held_out_rows: the same for the validation split, or None.
         validation: images whose verdicts are also scored, or None.
+        compiled: the decoder's layers are compiled: rows have few shapes, and validation is not compiled.
     """
 
     memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
@@ -152,6 +155,7 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         held_out: Dataset | None = None,
         held_out_rows: Dataset | None = None,
         validation: ValidationSet | None = None,
+        compiled: bool = False,
     ) -> None:
         if not isinstance(vlm.model, PeftModel):
             raise UserError(f"{vlm.name} has no LoRA, which preference tuning needs: add one first")
@@ -167,8 +171,10 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
             )
         self.vlm = vlm
         self.validation = validation
+        self.shapes = RowShapes(compiled=compiled)
+        lengths = RowLengths.of(args.device, compiled=compiled)
         collators = {
-            split: PreferenceCollator(vlm, undecoded(some), context_of(vlm))
+            split: PreferenceCollator(vlm, undecoded(some), context_of(vlm), lengths)
             for split, some in (("train", rows), ("validation", held_out_rows))
             if some is not None
         }
@@ -186,10 +192,12 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
             eval_dataset=None if held_out is None else _named(held_out, "validation"),
             processing_class=vlm.processor,
         )
+        self.add_callback(self.shapes)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, model_inputs(self.vlm, inputs), *args, **kwargs)
         if model.training:
+            self.shapes.add(inputs)
             rows = len(inputs["labels"])
             answered = len(inputs["predicting"])
             self.counts.add({"n_images": rows // 2, "n_questions": rows, "n_tokens": answered})
@@ -200,7 +208,8 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The held-out preferences, and the verdicts on the validation images."""
-        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with self.shapes.uncompiled():
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.validation is not None:
             odds = self.validation_odds()
             scores = scores_of(odds, self.validation.generated)
@@ -212,7 +221,8 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
         assert self.validation is not None
-        return validation_odds(self.vlm, self.validation, self.args)
+        with self.shapes.uncompiled():
+            return validation_odds(self.vlm, self.validation, self.args)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Skip TRL's model card, written into every checkpoint; the recipe writes one at the end."""

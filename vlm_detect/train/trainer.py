@@ -24,10 +24,9 @@ from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
 from vlm_detect.train.recipe_trainer import RecipeTrainer
+from vlm_detect.train.row_shapes import RowLengths, RowShapes
 from vlm_detect.train.usable import context_of
 from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
-
-GPU_MULTIPLE = 64  # tokens; of which the length of a row is a multiple on a GPU
 
 
 class DetectorTrainer(RecipeTrainer):
@@ -61,8 +60,7 @@ class DetectorTrainer(RecipeTrainer):
         compiled: bool = False,
     ) -> None:
         self.vlm = vlm
-        self.compiled = compiled
-        self.shapes: set[tuple[int, ...]] = set()  # of rows: (B, S)
+        self.shapes = RowShapes(compiled=compiled)
         self.validation = validation
         super().__init__(
             args,
@@ -76,14 +74,14 @@ class DetectorTrainer(RecipeTrainer):
                 features=features,
                 max_length=context_of(vlm),
                 loss_per=loss_per,
-                multiple=GPU_MULTIPLE if args.device.type == "cuda" else 1,
-                few_lengths=compiled,
+                lengths=RowLengths.of(args.device, compiled=compiled),
             ),
             train_dataset=units,
             # The Trainer requires something here; `evaluate` does not use it.
             eval_dataset=units if validation is not None else None,
             processing_class=vlm.processor,
         )
+        self.add_callback(self.shapes)
         # `compute_loss` divides by the number of answer tokens of the accumulated batch.
         self.model_accepts_loss_kwargs = True
         if self.is_fsdp_enabled:
@@ -97,12 +95,6 @@ class DetectorTrainer(RecipeTrainer):
                 type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
             }
             plugin.transformer_cls_names_to_wrap = sorted(layers)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().train(*args, **kwargs)
-        if self.compiled and self.is_world_process_zero():
-            print(f"compiled layers: {len(self.shapes)} shapes of rows")
-        return output
 
     def training_step(self, model: nn.Module, *args: Any, **options: Any) -> torch.Tensor:
         autocasts = self.accelerator.mixed_precision != "no"
@@ -123,7 +115,7 @@ class DetectorTrainer(RecipeTrainer):
             else:
                 loss = self._answer_loss(model, inputs, num_items_in_batch)
         self.counts.add(inputs)
-        self.shapes.add(tuple(inputs["ids"].shape))
+        self.shapes.add(inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes
         self.note_loss(loss)
@@ -171,6 +163,5 @@ class DetectorTrainer(RecipeTrainer):
     def validation_odds(self) -> np.ndarray:
         """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
         assert self.validation is not None
-        # Its caches and batches are shapes of their own, seen a few times each.
-        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+        with self.shapes.uncompiled():
             return validation_odds(self.vlm, self.validation, self.args)
