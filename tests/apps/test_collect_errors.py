@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.apps.conftest import make_photo
+from tests.progressed import progress_of
+from vlm_detect.apps import collect_errors as module
 from vlm_detect.apps.collect_errors import Mark, collect_errors, read_marks
 from vlm_detect.data.known_images import known_images
 from vlm_detect.errors import UserError
@@ -29,6 +31,7 @@ def save_marks(file: Path, *rows: tuple[object, str, str]) -> Path:
 
 
 def test_what_adapt_reads(photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = progress_of(module, monkeypatch)
     monkeypatch.chdir(tmp_path)
     digest = sha256(photos[0].read_bytes()).hexdigest()
     file = save_marks(tmp_path / "marks.csv", ("'=1.png", "real", digest), ("b.png", "real", ""))
@@ -39,6 +42,7 @@ def test_what_adapt_reads(photos: list[Path], tmp_path: Path, monkeypatch: pytes
     assert sorted((sha256(one.data).hexdigest(), one.is_generated) for one in known) == sorted(
         (sha256(path.read_bytes()).hexdigest(), path.suffix == ".jpg") for path in photos
     )
+    assert shown == [("check the marked images", 3), ("copy", 3)] * 2
 
 
 def test_nothing_is_copied_where_a_mark_is_wrong(photos: list[Path], tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.benchmark.test_dataset_items import pair, write_pairs
+from tests.progressed import progress_of
 from tests.scripts.here import run_here
+from vlm_detect.benchmark import benchmark_file
 from vlm_detect.benchmark.items import load_benchmark
 
 COLOURS = ["red", "green", "blue", "pink", "gray", "cyan", "gold", "navy"]
@@ -40,6 +42,14 @@ def test_a_built_benchmark_can_be_read_and_checked(dataset: Path, tmp_path: Path
     assert floors["by_kind"]["true_false"]["commonest_answer"] == 0.5
     assert set(floors["floors"]) >= {"longest", "shortest", "commonest_letter", "bag_of_words"}
     assert "bag_of_words" in run_here("eval/build_vqa.py", "--check", out).stdout
+
+
+def test_the_images_are_counted_as_they_are_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = progress_of(benchmark_file, monkeypatch)
+    run_here("eval/build_vqa.py", dataset, "--out", tmp_path / "b.json", *SMALL)
+    assert shown == [("write images", 28)]
 
 
 def test_the_same_seed_builds_the_same_bytes(dataset: Path, tmp_path: Path) -> None:

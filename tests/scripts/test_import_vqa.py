@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.fakes import write_image
+from tests.progressed import progress_of
 from tests.scripts.here import run_here
+from vlm_detect.benchmark import importers
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.questions.kind import generator_of, is_fake, prompts_of
 
@@ -105,7 +107,8 @@ def test_fakeclue(tmp_path: Path) -> None:
     assert [prompt.question for prompt in prompts_of(verdict)][1] == "Does the image looks fake/real?"
 
 
-def test_bad_rows_are_listed(tmp_path: Path) -> None:
+def test_bad_rows_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = progress_of(importers, monkeypatch)
     write_image(tmp_path / "a.jpg", "red")
     says = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "This is a real image."}]
     fine = {"image": "a.jpg", "label": 1, "cate": "human", "conversations": says}
@@ -120,6 +123,7 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
     out, done = convert(tmp_path, "fakeclue", rows, "--skip_bad", "true")
     assert "6 bad" in done.stdout
     assert len(load_benchmark(out).items) == 2
+    assert shown == [("import", 7)] * 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[{"])

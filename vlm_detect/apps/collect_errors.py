@@ -19,6 +19,7 @@ from typing import NamedTuple
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected, open_bounded, read_bounded
 from vlm_detect.printable import from_cell
+from vlm_detect.progress import progress
 
 FOLDERS = {"real": "real", "generated": "fake"}
 _COLUMNS = {"path", "label", "sha256"}
@@ -40,7 +41,7 @@ def collect_errors(marks: Sequence[Mark], out: Path) -> dict[str, int]:
             marked as both.
     """
     copies: dict[str, tuple[str, Path, bytes]] = {}
-    for mark in marks:
+    for mark in progress(marks, "check the marked images", unit="img"):
         data = _content(mark)
         digest = hashlib.sha256(data).hexdigest()
         before = copies.get(digest)
@@ -50,7 +51,7 @@ def collect_errors(marks: Sequence[Mark], out: Path) -> dict[str, int]:
         if found := next(iter((out / other).glob(f"{digest}.*")), None):
             raise UserError(f"{mark.path}: is marked as {mark.label}, and {found} says otherwise; remove one of them")
         copies[digest] = (mark.label, mark.path, data)
-    for digest, (label, path, data) in copies.items():
+    for digest, (label, path, data) in progress(copies.items(), "copy", unit="img"):
         _copy(data, out / FOLDERS[label] / f"{digest}{path.suffix.lower()}")
     return {label: len(list((out / name).glob("[!.]*"))) for label, name in FOLDERS.items()}
 

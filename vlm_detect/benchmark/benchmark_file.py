@@ -56,7 +56,8 @@ def write(options: BuildOptions, dataset: Path) -> None:
 
     # Shuffled, so that a block's images are not adjacent.
     order = random.Random(options.seed).sample(range(len(items)), len(items))
-    rows = [row_of(f"{place:06d}", items[i], written) for place, i in enumerate(order)]
+    shown = progress(order, "write images", unit="item")
+    rows = [row_of(f"{place:06d}", items[i], written) for place, i in enumerate(shown)]
     write_json(out, rows)
     counts = {kind: sum(item.kind == kind for item in items) for kind in sorted({item.kind for item in items})}
     write_run_json(

@@ -27,6 +27,7 @@ from vlm_detect.benchmark.options import VQA_IMPORTERS, ImportOptions, Reader
 from vlm_detect.config import write_json
 from vlm_detect.data.named_files import find_file
 from vlm_detect.errors import UserError
+from vlm_detect.progress import progress
 from vlm_detect.questions.markup import untagged
 from vlm_detect.questions.read import parse_explanation
 
@@ -59,7 +60,7 @@ def import_rows(
     items: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     problems: list[str] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(progress(rows, "import", unit="row")):
         try:
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__}, not an object")
