@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmark.fakes import verdict_rows, write_benchmark
+from tests.scripts.here import run_verb
 from tests.test_locks import holder, let_go
 from vlm_detect.benchmark.items import load_benchmark
 from vlm_detect.benchmark.results import RESULTS, ResultWriter, merge, read_results
@@ -139,11 +138,10 @@ def test_settings_without_an_answer_block_no_run(tmp_path: Path, answers: list[R
 
 def test_two_benchmarks_into_one_folder(tmp_path: Path) -> None:
     rows = [{**row, "answer": "Yes."} for row in verdict_rows(tmp_path, 2)]
-    ask = [sys.executable, "-m", "vlm_detect", "benchmark", "--answers", str(write_benchmark(tmp_path, rows))]
-    ask += ["--out", str(tmp_path / "out")]
+    ask = ["benchmark", "--answers", write_benchmark(tmp_path, rows), "--out", tmp_path / "out"]
     first = holder(tmp_path / "out")
-    second = subprocess.run(ask, capture_output=True, text=True, check=False)
+    second = run_verb(*ask)
     assert (second.returncode, second.stdout) == (1, "")
     assert f"out is held by another run (process {first.pid} on" in second.stderr
     let_go(first)
-    assert subprocess.run(ask, capture_output=True, check=False).returncode == 0
+    assert run_verb(*ask).returncode == 0
