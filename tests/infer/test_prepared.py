@@ -222,4 +222,5 @@ def test_images_are_prepared_in_threads(
     threads = recorded(vlm, monkeypatch)
     n_images = work(vlm, tmp_path)
     assert n_images >= 4
-    assert threads == ["prepare"] * n_images
+    looked = ["MainThread"] if work is feature_cache else []  # at an empty image, for what the tower reads
+    assert threads == looked + ["prepare"] * n_images

@@ -158,6 +158,8 @@ def _shrunk(default: PreTrainedConfig, path: str, vocabulary: int) -> Any:
                 values[name] = _shrunk(part, f"{path}.{name}", vocabulary)
         elif name == "downsample_channels":
             values[name] = [16, WIDTH]
+        elif name == "deepstack_visual_indexes":
+            values[name] = [0]
         elif name in ("pad_token_id", "padding_idx") and value is not None:
             values[name] = 0
         elif isinstance(value, int | float) and not isinstance(value, bool) and value != 0 and rule_for(name):

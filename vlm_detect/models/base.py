@@ -133,18 +133,25 @@ class VLM(ABC):
     def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
         """Prepared images to embeddings (B, N, D) on the model's device."""
 
-    def read(self, prepared: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """What a feature cache holds of prepared images, each (B, ...): what frozen parts make of them."""
+    def read(self, prepared: Any) -> Any:
+        """What a feature cache holds of prepared images: what frozen parts make of them.
+
+        With a fixed prefix {name: (B, ...)}, else a list of one dict of tensors and numbers an image.
+        """
         return {"image_embeds": self.encode(prepared)}
 
-    def join(self, read: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Embeddings (B, N, D), those of `encode`, from what `read` gives."""
+    def join(self, read: Any) -> Any:
+        """From what `read` gives what `encode` gives, or what stands for it."""
         return read["image_embeds"]
 
     @property
     def read_by(self) -> dict[str, str]:
-        """The checksums of files other than the model's own that `read` depends on."""
+        """What `read` depends on in addition to the tower's weights and the image processor."""
         return {}
+
+    def features_refusal(self) -> str | None:
+        """Why the model cannot answer from what `read` gives; None if it can."""
+        return None
 
     @abstractmethod
     def prefix_inputs(self, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """A batch: every image once, and rows of questions with answers after an image's prefix.
 
     prepared   {name: (N, ...)}   the images' tensors, as `VLM.prepare` gives them; or, from a feature cache,
-    read       {name: (N, ...)}   what `VLM.read` gave for the images
+    read       what `VLM.read` gave for the images
     row_images (M,), row_order    the image of each prefix, row by row: a tensor and a list
     host_inputs                   see `VLM.host_inputs`; only where prefixes differ
     ids, image, branch, block, position_ids, labels   (B, S): see `vlm_detect.models.rows`
@@ -47,11 +47,9 @@ class Collator:
 
     def __call__(self, units: Sequence[Sequence[Example]]) -> dict[str, Any]:
         examples = [example for unit in units for example in unit]
-        images = self._images([example.image for example in examples])
+        form, images = self._images([example.image for example in examples])
         prefixes = (
-            [self.vlm.prefix_ids()] * len(examples)
-            if self.vlm.has_fixed_prefix
-            else self.vlm.prefix_rows(images["prepared"])
+            [self.vlm.prefix_ids()] * len(examples) if self.vlm.has_fixed_prefix else self.vlm.prefix_rows(images)
         )
         asked = [[self._answered(question) for question in example.questions] for example in examples]
         self._check_length([example.image.name for example in examples], prefixes, asked)
@@ -64,11 +62,11 @@ class Collator:
         budget = self.row_tokens if self._packs else None
         columns = stack_rows(rows, self.vlm.eos_token_id, self.lengths.multiple_for(max(map(len, rows)), budget))
         if not self.vlm.has_fixed_prefix:
-            columns["host_inputs"] = self.vlm.host_inputs(images["prepared"], columns)
+            columns["host_inputs"] = self.vlm.host_inputs(images, columns)
         if self.loss_per == "answer":
             columns["weights"] = answer_weights(columns)
         return {
-            **images,
+            form: images,
             **columns,
             "n_images": len(examples),
             "n_questions": sum(map(len, asked)),
@@ -96,10 +94,10 @@ class Collator:
             )
         return [[(image, asked[image]) for image in row] for row in fill_rows(lengths, self.row_tokens)]
 
-    def _images(self, images: Sequence[StoredImage]) -> dict[str, Any]:
+    def _images(self, images: Sequence[StoredImage]) -> tuple[str, Any]:
         if self.features is not None:
-            return {"read": self.features.read([image.key for image in images])}
-        return {"prepared": self.vlm.prepare([image.open() for image in images])}
+            return "read", self.features.read([image.key for image in images])
+        return "prepared", self.vlm.prepare([image.open() for image in images])
 
     def _check_length(self, names: list[str], prefixes: list[list[int]], asked: list[list[Answered]]) -> None:
         for name, prefix, questions in zip(names, prefixes, asked, strict=True):

@@ -1,7 +1,7 @@
 """Feature cache: image embeddings of a frozen tower, computed once and read in every epoch.
 
     features = Features.build(vlm, images, Path("runs/features"))     # a separate, resumable pass
-    vlm.join(features.read(keys))                                     # (B, N, D) from memory-mapped files
+    vlm.join(features.read(keys))                                     # as `vlm.encode`, from memory-mapped files
 
 The tower takes most of a training step (6.7 TFLOP of 10.7 for a photo of ten crops), and while it is frozen an image's
 embeddings never change. The name of a cache folder is a hash of everything they depend on: the tower's weights, the
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from vlm_detect.models.parts import is_vision
 from vlm_detect.progress import progress
 from vlm_detect.schema import SCHEMAS, check_schema
 from vlm_detect.train.failures import is_full_disk
+from vlm_detect.train.ragged import packed, unpacked
+from vlm_detect.train.weights_read import WeightsRead
 
 CHUNK = 256  # images per file
 _BATCH = 16  # images through the tower at once
@@ -44,10 +46,14 @@ _BATCH = 16  # images through the tower at once
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings on disk: `places` maps an image's key to its file and index."""
+    """Embeddings on disk: `places` maps an image's key to its file and index.
+
+    `stacked`: all images have one prefix, and `read` gives their tensors as one.
+    """
 
     folder: Path
     places: dict[str, tuple[str, int]]
+    stacked: bool
 
     @classmethod
     def build(
@@ -63,23 +69,24 @@ class Features:
         with progress(desc="image embeddings", total=total, unit="img", quiet=process > 0) as bar:
             for number in missing:
                 files.write(number, bar.update)
-        return cls(files.folder, {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(files.keys)})
+        places = {key: (_name(i // CHUNK), i % CHUNK) for i, key in enumerate(files.keys)}
+        return cls(files.folder, places, stacked=vlm.has_fixed_prefix)
 
-    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What `VLM.read` gave for the images with these keys, each (B, ...)."""
-        found: dict[str, list[torch.Tensor]] = {}
-        for key in keys:
-            name, index = self.places[key]
-            try:
-                with safe_open(self.folder / name, framework="pt") as file:
-                    check_schema("features", file.metadata() or {}, self.folder / name)
-                    for part in file.keys():  # noqa: SIM118  not a dict
-                        found.setdefault(part, []).append(file.get_slice(part)[index])
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{self.folder / name} cannot be read ({error}): delete it, and the next run will recreate it"
-                ) from error
-        return {part: torch.stack(tensors) for part, tensors in found.items()}
+    def read(self, keys: Sequence[str]) -> Any:
+        """What `VLM.read` gave for the images with these keys, on the CPU."""
+        each = [self._read_one(*self.places[key]) for key in keys]
+        if not self.stacked:
+            return each
+        return {name: torch.stack([image[name] for image in each]) for name in each[0]}
+
+    def _read_one(self, file_name: str, index: int) -> dict[str, Any]:
+        path = self.folder / file_name
+        try:
+            with safe_open(path, framework="pt") as file:
+                check_schema("features", file.metadata() or {}, path)
+                return unpacked(file, index)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}): delete it, and the next run will recreate it") from error
 
 
 @dataclass(frozen=True)
@@ -96,23 +103,22 @@ class FeatureFiles:
         """The files for `images`, each once, in a folder under `root`, which is created.
 
         Raises:
-            UserError: if the tower is trained, because its embeddings then change with every step, and for a family
-            that encodes image and text jointly.
+            UserError: if the tower is trained, because its embeddings then change with every step, and for a model
+            whose embeddings cannot be computed apart.
         """
-        if not vlm.has_fixed_prefix:
+        if reason := vlm.features_refusal():
+            raise UserError(f"--cache_features: {vlm.name} needs its pixels in every step: {reason}; omit the flag")
+        weights = _weights_read(vlm)
+        if trained := [name for name, p in vlm.model.named_parameters() if p.requires_grad and name in weights]:
             raise UserError(
-                f"--cache_features: only embeddings of moondream and LLaVA models can be cached, not of "
-                f"{vlm.name}; omit it"
-            )
-        if trained := [name for name, p in vlm.model.named_parameters() if p.requires_grad and is_vision(name)]:
-            raise UserError(
-                f"--cache_features needs a frozen tower, and {len(trained)} of its tensors are trained: remove +vision "
-                "from --lora_targets, or train without the cache"
+                f"--cache_features needs a frozen tower, and {len(trained)} of the tensors that it reads are trained "
+                f"({trained[0]}): remove +vision from --lora_targets, give --train_connector False, or train without "
+                "the cache"
             )
         places: dict[str, int] = {}
         for i in range(len(images)):
             places.setdefault(images[i].key, i)
-        folder = root / _fingerprint(vlm, list(places))
+        folder = root / _fingerprint(vlm, weights, list(places))
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, vlm, images, places)
 
@@ -146,7 +152,7 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path, count: Callable[
     vlm.model.eval()
     at_once = BatchSize(_BATCH, lambda: images_that_fit(vlm))
     batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-    parts: dict[str, list[torch.Tensor]] = {}
+    each: list[dict[str, Any]] = []
     ready = PreparedAhead(vlm)
 
     def opened(batch: Sequence[StoredImage]) -> list[Image.Image]:
@@ -155,17 +161,14 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path, count: Callable[
         return decoded
 
     for decoded in ahead(opened, batches, threads=1):
-        for image in at_once.run(decoded, lambda some: _read(vlm, ready.batch(some), len(some))):
-            for name, tensor in image.items():
-                parts.setdefault(name, []).append(tensor)
+        each += at_once.run(decoded, lambda some: _read(vlm, ready.batch(some), len(some)))
         count(len(decoded))
     vlm.model.train(training)
     partial = path.with_suffix(
         f".{uuid4().hex}.partial"
     )  # unique to this process: another run may write the same cache
     try:
-        stacked = {name: torch.stack(tensors) for name, tensors in parts.items()}
-        save_file(stacked, partial, {"schema": str(SCHEMAS["features"])})
+        save_file(packed(each), partial, {"schema": str(SCHEMAS["features"])})
         make_readable(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
@@ -179,17 +182,28 @@ def _write(vlm: VLM, images: Sequence[StoredImage], path: Path, count: Callable[
         partial.unlink(missing_ok=True)
 
 
-def _read(vlm: VLM, prepared: Any, n_images: int) -> list[dict[str, torch.Tensor]]:
+def _read(vlm: VLM, prepared: Any, n_images: int) -> list[dict[str, Any]]:
     """What `VLM.read` gives for each of the prepared images, on the CPU."""
-    read = {name: tensor.cpu() for name, tensor in vlm.read(prepared).items()}
-    return [{name: tensor[i] for name, tensor in read.items()} for i in range(n_images)]
+    read = vlm.read(prepared)
+    each = (
+        [{name: tensor[i] for name, tensor in read.items()} for i in range(n_images)] if vlm.has_fixed_prefix else read
+    )
+    return [{name: torch.as_tensor(value).cpu() for name, value in image.items()} for image in each]
 
 
-def _fingerprint(vlm: VLM, keys: Sequence[str]) -> str:
+@torch.inference_mode()
+def _weights_read(vlm: VLM) -> set[str]:
+    """The names of the tensors that the embeddings depend on."""
+    with WeightsRead(vlm.model) as watched:
+        vlm.read(vlm.prepare([Image.new("RGB", (64, 48))]))
+    return watched.names | {name for name in vlm.model.state_dict() if is_vision(name)}
+
+
+def _fingerprint(vlm: VLM, weights: Container[str], keys: Sequence[str]) -> str:
     """A hash of everything that the embeddings depend on."""
     digest = hashlib.sha256()
     for name, tensor in vlm.model.state_dict().items():
-        if is_vision(name):
+        if name in weights:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     others = [vlm.read_by] if vlm.read_by else []

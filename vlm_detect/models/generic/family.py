@@ -1,9 +1,9 @@
 """Any image-text model of transformers as a `VLM`, from its processor and chat template.
 
-The processor's tensors go to the model's own forward, one question a row, and the tower reads the image each time. That
-is right for any architecture. The subclasses (`architectures.py`, `qwen.py`, `llava.py`) are for those in which an
-image is read without regard to what follows, so that questions share its prefix: packed into rows in training, cached
-at inference.
+The processor's tensors go to the model's own forward, one question a row, and the tower reads the image each time, or
+its features come from a cache (`apart.py`). That is right for any architecture. The subclasses (`architectures.py`,
+`qwen.py`, `llava.py`) are for those in which an image is read without regard to what follows, so that questions share
+its prefix: packed into rows in training, cached at inference.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.machine import on_device
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
+from vlm_detect.models.generic.apart import ReadsApart
 from vlm_detect.models.generic.levels import RAW, GreyLevels
 from vlm_detect.models.generic.loading import load_generic
 from vlm_detect.models.generic.processors import make_processor
@@ -42,7 +43,7 @@ _CAPTION_QUESTIONS = {
 }
 
 
-class ChatVLM(VLM):
+class ChatVLM(ReadsApart):
     """A model behind its processor's chat template. Prepared images are one dict of tensors each."""
 
     reads_any_shape = False
@@ -164,7 +165,9 @@ class ChatVLM(VLM):
         first = image_embeds[0].items()
         names = [name for name, value in first if isinstance(value, torch.Tensor) and not name.endswith(_BEHIND)]
         along = self.joined_along if len(image_embeds) > 1 else {}
-        return {name: _join([image[name] for image in image_embeds], along.get(name, 0)) for name in names}
+        return self.with_features(
+            {name: _join([image[name] for image in image_embeds], along.get(name, 0)) for name in names}
+        )
 
     @property
     def joined_along(self) -> dict[str, int]:

@@ -48,7 +48,7 @@ class GreyLevels:
         table = _table(image_processor)
         if table is None:
             return None
-        images = [_noise(size) for size in _SIZES]
+        images = [noise(size) for size in _SIZES]
         try:
             plain, raw = [make(image, {}) for image in images], [make(image, RAW) for image in images]
         except (ValueError, TypeError, UserError):  # an option that it does not know
@@ -115,6 +115,6 @@ def _table(image_processor: Any) -> torch.Tensor | None:
     return torch.from_numpy(values)
 
 
-def _noise(size: tuple[int, int]) -> Image.Image:
+def noise(size: tuple[int, int]) -> Image.Image:
     width, height = size
     return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))

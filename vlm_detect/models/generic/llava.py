@@ -44,6 +44,9 @@ class LlavaVLM(ChatVLM):
     connector = "multi_modal_projector"
     estimates_memory = True
 
+    # All images have one prefix, so their embeddings are one tensor.
+    read, join, read_by, features_refusal = VLM.read, VLM.join, VLM.read_by, VLM.features_refusal
+
     def prepare(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         settings = RAW if self.levels else {}
         made = self.processor.image_processor(list(images), return_tensors="pt", **settings)
