@@ -226,6 +226,7 @@ WRONG = [
     ("train preference --data set --faults typos", "choose from wrong_place"),
     ("train preference --data set --tune full", "needs a LoRA"),
     ("cache-features moondream --config moondream_nano", "remove +vision from --lora_targets"),
+    ("cache-features tinyllava --config tinyllava_lora", "give --train_connector False"),
     ("cache-features tinyllava --workers 0", "--workers 0: give 1 or more"),
     ("cache-features vlm --executor slurm", "--model is missing"),
     ("cache-features vlm --model m --seeds 1 2", "--seeds: give one --seed"),

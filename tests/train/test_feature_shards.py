@@ -151,10 +151,10 @@ def test_workers_with_other_dtypes_are_noticed(tmp_path: Path) -> None:
     assert not work.exists()  # the same command begins anew, and finds the files that fit
 
 
-def test_what_a_model_does_not_have_is_one_line_and_leaves_nothing(flags: list[str], tmp_path: Path) -> None:
-    refused = run_verb(*VERB, *flags, "--features_dir", tmp_path / "features", "--train_connector", "True")
+def test_what_a_worker_cannot_do_is_one_line_and_leaves_nothing(flags: list[str], tmp_path: Path) -> None:
+    refused = run_verb(*VERB, *flags, "--features_dir", tmp_path / "features", "--attention", "flex_attention")
     assert refused.returncode == 1
-    assert "--train_connector" in refused.stderr
+    assert "--attention flex_attention trains only on CUDA" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not list((tmp_path / "features").iterdir())
 

@@ -84,6 +84,8 @@ class Options:
         options = replace(cls(*parsed[:6]), role=role, launch=launch)
         if options.data.cache_features and "vision" in options.lora.lora_targets.split("+"):
             raise UsageError("--cache_features needs a frozen tower: remove +vision from --lora_targets")
+        if options.data.cache_features and options.lora.train_connector:
+            raise UsageError("--cache_features stores what the connector gives: give --train_connector False")
         if options.expert.expert and options.model.tune == "full":
             raise UsageError("--expert is trained with a LoRA: omit --tune full")
         wants_float32 = options.model.dtype == "float32" and getattr(options.training, "tf32", None) is None
