@@ -1,13 +1,16 @@
-// A CUDA device on torch's CPU build: memory of the host, and every operator computed by its CPU kernel on that memory.
+// A CUDA device (or MPS, with STANDIN_MPS) on torch's CPU build: memory of the host, and every operator computed by its
+// CPU kernel on that memory.
 //
-// An operator on CUDA tensors arrives at `on_host`. It refuses CPU tensors among them as CUDA does, calls the CPU kernel on
-// views of the same memory, and gives its results back as CUDA tensors. Whatever a GPU would have to wait for is counted
-// by operator. Streams and events exist in name only. `device.py` builds and loads this file.
+// An operator on the device's tensors arrives at `on_host`. It refuses CPU tensors among them as a GPU does, calls the CPU
+// kernel on views of the same memory, and gives its results back as tensors of the device. Whatever a GPU would have to
+// wait for is counted by operator. Streams and events exist in name only. MPS has one device and no float64. `device.py`
+// builds and loads this file.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/detail/MPSHooksInterface.h>
 #include <ATen/native/transformers/attention.h>
 #include <ATen/ops/set_native.h>
 #include <c10/core/DeviceGuard.h>
@@ -23,19 +26,35 @@
 #include <set>
 #include <string>
 
+#ifdef STANDIN_MPS
+#define DEVICE MPS
+#else
+#define DEVICE CUDA
+#endif
+#define REGISTER(guard) REGISTER_FOR(DEVICE, guard)
+#define REGISTER_FOR(device, guard) C10_REGISTER_GUARD_IMPL(device, guard)
+#define OPERATORS(of) OPERATORS_FOR(of, DEVICE)
+#define OPERATORS_FOR(of, device) TORCH_LIBRARY_IMPL(of, device, library)
+
 using at::IValue;
 using at::Tensor;
 using torch::jit::Stack;
 
 namespace {
 
-// Devices: two, so that tests may tell the current one from another.
+constexpr c10::DeviceType kDevice = c10::DeviceType::DEVICE;
+constexpr c10::DispatchKey kKey = c10::DispatchKey::DEVICE;
+constexpr bool kIsMps = kDevice == c10::DeviceType::MPS;
 
-constexpr c10::DeviceIndex kDevices = 2;
+bool is_ours(const Tensor& tensor) { return tensor.device().type() == kDevice; }
+
+// Devices: two, so that tests may tell the current one from another. MPS has one.
+
+constexpr c10::DeviceIndex kDevices = kIsMps ? 1 : 2;
 thread_local c10::DeviceIndex current = 0;
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
-  static constexpr c10::DeviceType static_type = c10::DeviceType::CUDA;
+  static constexpr c10::DeviceType static_type = kDevice;
   c10::DeviceType type() const override { return static_type; }
   c10::Device getDevice() const override { return {static_type, current}; }
   void setDevice(c10::Device device) const override { uncheckedSetDevice(device); }
@@ -58,16 +77,17 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void*, c10::DeviceIndex) const noexcept override {}
+  void synchronizeEvent(void*) const override {}
   bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeStream(const c10::Stream&) const override {}
   void synchronizeDevice(c10::DeviceIndex) const override {}
 };
-C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+REGISTER(Guard)
 
 struct Memory final : at::Allocator {
   at::DataPtr allocate(size_t bytes) override {
     void* data = std::aligned_alloc(64, (bytes / 64 + 1) * 64);
-    return {data, data, &std::free, {at::kCUDA, current}};
+    return {data, data, &std::free, {kDevice, current}};
   }
   at::DeleterFnPtr raw_deleter() const override { return &std::free; }
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
@@ -106,6 +126,11 @@ bool waits_for_device(const std::string& name, const Stack& arguments) {
 
 // Operators
 
+c10::ScalarType supported(c10::ScalarType dtype) {
+  TORCH_CHECK_TYPE(!(kIsMps && dtype == at::kDouble), "the MPS framework doesn't support float64, use float32 instead");
+  return dtype;
+}
+
 Tensor with_layout_of(const Tensor& like, Tensor tensor) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   return tensor;
@@ -120,20 +145,21 @@ c10::Storage shared(const c10::Storage& storage, c10::Device device, c10::Alloca
 }
 
 Tensor on_cpu(const Tensor& tensor) {
-  if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+  if (!tensor.defined() || !is_ours(tensor)) return tensor;
   auto storage = shared(tensor.storage(), at::kCPU, c10::GetCPUAllocator());
   const c10::DispatchKeySet keys(c10::DispatchKey::CPU);
   return with_layout_of(tensor, at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, tensor.dtype()));
 }
 
-Tensor on_cuda(const Tensor& tensor) {
-  auto storage = shared(tensor.storage(), {at::kCUDA, current}, &memory);
-  const c10::DispatchKeySet keys(c10::DispatchKey::CUDA);
+Tensor on_device(const Tensor& tensor) {
+  supported(tensor.scalar_type());
+  auto storage = shared(tensor.storage(), {kDevice, current}, &memory);
+  const c10::DispatchKeySet keys(kKey);
   return with_layout_of(tensor, at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, tensor.dtype()));
 }
 
 // A view has its base's keys: in inference mode those of a tensor made outside of it.
-Tensor view_on_cuda(const Tensor& base, const Tensor& tensor) {
+Tensor view_on_device(const Tensor& base, const Tensor& tensor) {
   auto storage = base.storage();
   return with_layout_of(
       tensor,
@@ -141,12 +167,12 @@ Tensor view_on_cuda(const Tensor& base, const Tensor& tensor) {
           c10::TensorImpl::VIEW, std::move(storage), base.key_set(), tensor.dtype()));
 }
 
-// CUDA tensors of one call, and their views on the host.
+// The device's tensors of one call, and their views on the host.
 struct Call {
   std::vector<std::pair<Tensor, Tensor>> known;
 
   Tensor view(const Tensor& tensor) {
-    if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+    if (!tensor.defined() || !is_ours(tensor)) return tensor;
     for (const auto& [device, host] : known)
       if (device.is_same(tensor)) return host;
     known.emplace_back(tensor, on_cpu(tensor));
@@ -159,9 +185,9 @@ struct Call {
     for (const auto& [device, host] : known) {
       if (host.is_same(tensor)) return device;
       if (host.storage().unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl())
-        return view_on_cuda(device, tensor);
+        return view_on_device(device, tensor);
     }
-    return on_cuda(tensor);
+    return on_device(tensor);
   }
 
   // Arguments that the kernel resized, as it does with `out`.
@@ -215,28 +241,30 @@ void each_tensor(const IValue& value, See see) {
 // Kernels take CPU tensors of no dimension, and indices on the CPU.
 void refuse_mixed(const std::string& name, const Stack& arguments) {
   const bool indexes = name == "aten::index" || name == "aten::index_put_" || name == "aten::_index_put_impl_";
-  bool cpu = false, cuda = false;
+  bool cpu = false, ours = false;
   for (size_t i = 0; i < arguments.size(); i++) {
     if (indexes && i == 1) continue;
     each_tensor(arguments[i], [&](const Tensor& tensor) {
-      if (tensor.dim() > 0) (tensor.is_cuda() ? cuda : cpu) = true;
+      if (tensor.dim() > 0) (is_ours(tensor) ? ours : cpu) = true;
     });
   }
-  TORCH_CHECK(!(cpu && cuda), "Expected all tensors to be on the same device, but ", name, " has some on cuda and on cpu");
+  TORCH_CHECK(
+      !(cpu && ours), "Expected all tensors to be on the same device, but ", name, " has some on ",
+      c10::DeviceTypeName(kDevice, true), " and on cpu");
 }
 
 std::optional<c10::Device> device_of(const Stack& arguments) {
   std::optional<c10::Device> found;
   for (const auto& argument : arguments) {
-    if (argument.isDevice() && argument.toDevice().is_cuda()) found = argument.toDevice();
+    if (argument.isDevice() && argument.toDevice().type() == kDevice) found = argument.toDevice();
     each_tensor(argument, [&](const Tensor& tensor) {
-      if (!found && tensor.is_cuda()) found = tensor.device();
+      if (!found && is_ours(tensor)) found = tensor.device();
     });
   }
   return found;
 }
 
-// Under autocast CUDA's softmax reads float16 and writes float32; the CPU's has no such kernel.
+// Under autocast a GPU's softmax reads float16 and writes float32; the CPU's has no such kernel.
 void widen_softmax(const std::string& name, Stack& arguments) {
   if ((name != "aten::_softmax" && name != "aten::_log_softmax") || !arguments[2].toBool()) return;
   arguments[0] = arguments[0].toTensor().to(at::kFloat);
@@ -252,7 +280,7 @@ void on_host(const c10::OperatorHandle& op, Stack* stack) {
   Call call;
   const c10::OptionalDeviceGuard guard(device_of(arguments));
   for (auto& argument : arguments) {
-    if (argument.isDevice() && argument.toDevice().is_cuda()) argument = c10::Device(at::kCPU);
+    if (argument.isDevice() && argument.toDevice().type() == kDevice) argument = c10::Device(at::kCPU);
     argument = changed(argument, [&](const Tensor& tensor) { return call.view(tensor); });
   }
   const bool is_view = !schema.returns().empty() && schema.returns()[0].alias_info() != nullptr &&
@@ -281,7 +309,7 @@ Tensor empty(
     std::optional<bool>, std::optional<at::MemoryFormat> format) {
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_generic(
-      size, &memory, c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
+      size, &memory, c10::DispatchKeySet(kKey), supported(c10::dtype_or_default(dtype)), format);
 }
 
 Tensor empty_strided(
@@ -289,16 +317,16 @@ Tensor empty_strided(
     std::optional<at::Device> device, std::optional<bool>) {
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_strided_generic(
-      size, stride, &memory, c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype));
+      size, stride, &memory, c10::DispatchKeySet(kKey), supported(c10::dtype_or_default(dtype)));
 }
 
 // A copy waits for the device unless it is on it, or was asked not to.
 Tensor& copy(Tensor& to, const Tensor& from, bool non_blocking) {
-  if (to.is_cuda() && from.is_cuda()) {
+  if (is_ours(to) && is_ours(from)) {
     count(launches, "aten::copy_");
     count(moved_bytes, "aten::copy_", static_cast<long>(to.nbytes() + from.nbytes()));
   } else if (!non_blocking && to.numel() > 0)
-    count_wait(to.is_cuda() ? "copy to the device" : "copy to the host");
+    count_wait(is_ours(to) ? "copy to the device" : "copy to the host");
   on_cpu(to).copy_(on_cpu(from));
   return to;
 }
@@ -319,7 +347,7 @@ int64_t plain_attention(
 }  // namespace
 
 namespace at {
-// torch looks it up by this name.
+// torch looks each of them up by its name.
 struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
   void init() const override {}
@@ -340,14 +368,33 @@ struct CUDAHooks final : CUDAHooksInterface {
   const Generator& getDefaultGenerator(DeviceIndex) const override { return at::detail::getDefaultCPUGenerator(); }
   Generator getNewGenerator(DeviceIndex) const override { return at::make_generator<at::CPUGeneratorImpl>(); }
 };
+
+struct MPSHooks final : MPSHooksInterface {
+  void init() const override {}
+  bool hasMPS() const override { return true; }
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool isOnMacOSorNewer(unsigned, unsigned) const override { return true; }
+  bool hasPrimaryContext(DeviceIndex) const override { return true; }
+  DeviceIndex deviceCount() const override { return kDevices; }
+  DeviceIndex getCurrentDevice() const override { return current; }
+  Allocator* getMPSDeviceAllocator() const override { return &memory; }
+  const Generator& getDefaultGenerator(DeviceIndex) const override { return at::detail::getDefaultCPUGenerator(); }
+  Generator getNewGenerator(DeviceIndex) const override { return at::make_generator<at::CPUGeneratorImpl>(); }
+};
+
+#ifdef STANDIN_MPS
+REGISTER_MPS_HOOKS(MPSHooks);
+#else
 REGISTER_CUDA_HOOKS(CUDAHooks);
+#endif
 }  // namespace at
 
-TORCH_LIBRARY_IMPL(_, CUDA, library) {
+OPERATORS(_) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_host>());
 }
 
-TORCH_LIBRARY_IMPL(aten, CUDA, library) {
+OPERATORS(aten) {
   library.impl("empty.memory_format", &empty);
   library.impl("empty_strided", &empty_strided);
   library.impl("copy_", &copy);
@@ -366,21 +413,66 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   });
 }
 
+#ifdef STANDIN_MPS
+// What torch's CPU build knows of no kernel for on MPS.
+namespace {
+Tensor attention(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask, double dropout,
+    bool causal, std::optional<double> scale, bool grouped) {
+  auto bias = mask;
+  if (mask.has_value() && mask->scalar_type() == at::kBool)
+    bias = at::zeros(mask->sizes(), query.options()).masked_fill_(mask->logical_not(), -INFINITY);
+  return std::get<0>(
+      at::_scaled_dot_product_attention_math(query, key, value, bias, dropout, causal, std::nullopt, scale, grouped));
+}
+
+Tensor convolution(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, c10::IntArrayRef stride,
+    c10::IntArrayRef padding, c10::IntArrayRef dilation, bool transposed, c10::IntArrayRef output_padding,
+    int64_t groups) {
+  count(launches, "aten::convolution");
+  return on_device(at::convolution(
+      on_cpu(input), on_cpu(weight), on_cpu(bias.value_or(Tensor())), stride, padding, dilation, transposed,
+      output_padding, groups));
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(
+    const Tensor& gradient, const Tensor& input, const Tensor& weight, c10::IntArrayRef stride,
+    c10::IntArrayRef padding, c10::IntArrayRef dilation, bool transposed, c10::IntArrayRef output_padding,
+    int64_t groups, std::array<bool, 3> wanted) {
+  count(launches, "aten::convolution_backward");
+  const std::vector<int64_t> biases{gradient.size(1)};
+  const auto [of_input, of_weight, of_bias] = at::convolution_backward(
+      on_cpu(gradient), on_cpu(input), on_cpu(weight), biases, stride, padding, dilation, transposed, output_padding,
+      groups, wanted);
+  const auto given = [](const Tensor& tensor) { return tensor.defined() ? on_device(tensor) : tensor; };
+  return {given(of_input), given(of_weight), given(of_bias)};
+}
+}  // namespace
+
+TORCH_LIBRARY_IMPL(aten, MPS, library) {
+  library.impl("scaled_dot_product_attention", &attention);
+  library.impl("convolution_overrideable", &convolution);
+  library.impl("convolution_backward_overrideable", &convolution_backward);
+}
+TORCH_LIBRARY_IMPL(aten, AutogradMPS, library) { library.impl("scaled_dot_product_attention", &attention); }
+#endif
+
 namespace {
 struct Silent final : c10::WarningHandler {
   void process(const c10::Warning&) override {}
 };
 
 struct Install {
-  torch::Library collectives{torch::Library::IMPL, "c10d", c10::DispatchKey::CUDA, __FILE__, __LINE__};
+  torch::Library collectives{torch::Library::IMPL, "c10d", kKey, __FILE__, __LINE__};
 
   Install() {
     at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&plain_attention);
-    at::SetAllocator(at::kCUDA, &memory);
+    at::SetAllocator(kDevice, &memory);
     // Distributed training times its steps with the CPU's clock.
     c10d::TimerRegistry()->Register(
-        c10::kCUDA, [](c10::Device device) { return c10d::TimerRegistry()->Create(c10::kCPU, device); });
-    // gloo has no CUDA part in this build: its processes exchange the host's memory.
+        kDevice, [](c10::Device device) { return c10d::TimerRegistry()->Create(c10::kCPU, device); });
+    // gloo has no part for GPUs in this build: its processes exchange the host's memory.
     Silent silent;  // of torch's own kernels, which are replaced
     c10::WarningUtils::WarningHandlerGuard guard(&silent);
     for (const char* name :

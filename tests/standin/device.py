@@ -1,10 +1,11 @@
-"""A CUDA device without a GPU: real numbers by the CPU's kernels, and CUDA's rules on which device a tensor is on.
+"""A GPU's device without a GPU: real numbers by the CPU's kernels, and a GPU's rules on which device a tensor is on.
 
     python -m tests.standin.device recipes/moondream_lora.py --model nano ...    # a program on the device
+    STANDIN=mps python -m tests.standin.device ...                               # on the device of a Mac
 
-A CPU tensor next to a CUDA one raises, and what a GPU would be waited for is counted by operator (`counted`). There are
-no streams, and neither bitsandbytes nor NCCL. `device.cpp` is built with the system's compiler on first use, in about
-20 seconds, and has to be loaded before torch is imported.
+A CPU tensor next to one of the device raises, and so does float64 on MPS; what a GPU would be waited for is counted by
+operator (`counted`). There are no streams, and neither bitsandbytes nor NCCL. `device.cpp` is built with the system's
+compiler on first use, in about 20 seconds, and has to be loaded before torch is imported.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+from tests.standin.pretend import pretend_cuda, pretend_mps
+
 SOURCE = Path(__file__).with_name("device.cpp")
 COMPILER = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-MEMORY_BYTES = 80 * 10**9
-CAPABILITY = (9, 0)
+KIND = os.environ.get("STANDIN", "cuda")  # or mps
 
 
 def build() -> Path:
     """The library, built once for each version of its source, of torch and of the compiler's flags."""
     torch = _torch_folder()
     assert COMPILER is not None
-    flags = ["-O1", "-std=c++20", "-shared", "-fPIC"]
+    flags = ["-O1", "-std=c++20", "-shared", "-fPIC", *(["-DSTANDIN_MPS"] if KIND == "mps" else [])]
     if sys.platform == "darwin":
         flags += ["-undefined", "dynamic_lookup"]
     parts = [SOURCE.read_bytes(), torch.joinpath("version.py").read_bytes(), " ".join([COMPILER, *flags]).encode()]
@@ -73,104 +74,7 @@ def install() -> None:
         function.restype = ctypes.c_char_p
         _COUNTERS.append(function)
     library.standin_on_wait(_LISTENER)
-    import torch
-
-    cuda: Any = torch.cuda
-    properties = SimpleNamespace(
-        name="Stand-in",
-        major=CAPABILITY[0],
-        minor=CAPABILITY[1],
-        total_memory=MEMORY_BYTES,
-        multi_processor_count=132,
-    )
-    answers = {
-        "_lazy_init": None,
-        "_is_compiled": True,
-        "is_available": True,
-        "is_initialized": True,
-        "device_count": int(os.environ.get("STANDIN_DEVICES", "1")),
-        "synchronize": None,
-        "empty_cache": None,
-        "mem_get_info": (MEMORY_BYTES, MEMORY_BYTES),
-        "get_device_properties": properties,
-        "get_device_capability": CAPABILITY,
-        "get_device_name": properties.name,
-        "get_arch_list": [f"sm_{CAPABILITY[0]}{CAPABILITY[1]}"],
-        "memory_allocated": 0,
-        "max_memory_allocated": 0,
-        "memory_reserved": 0,
-        "max_memory_reserved": 0,
-        "reset_peak_memory_stats": None,
-        "memory_stats": {},
-        # Its random numbers are the CPU's own generator's, which is seeded and saved as that.
-        "manual_seed": None,
-        "manual_seed_all": None,
-        "current_stream": (stream := _Stream()),
-        "default_stream": stream,
-        "stream": contextlib.nullcontext(),
-    }
-    for name, answer in answers.items():
-        setattr(cuda, name, _always(answer))
-    for module in (cuda, cuda.random):
-        module.get_rng_state = lambda *_: torch.get_rng_state()
-        module.get_rng_state_all = lambda: [torch.get_rng_state()]
-        module.set_rng_state = module.set_rng_state_all = _always(None)
-    cuda.Stream = cuda.Event = _Stream
-    # Torch's compiler imports it where CUDA is available.
-    vars(sys.modules["torch._C"])["_cuda_getCurrentRawStream"] = _always(0)
-
-    class Device(contextlib.ContextDecorator):
-        """`torch.cuda.device`."""
-
-        def __init__(self, device: Any) -> None:
-            self.index = _index(device)
-
-        def __enter__(self) -> None:
-            self.before = library.standin_current_device()
-            if self.index is not None:
-                library.standin_set_device(self.index)
-
-        def __exit__(self, *_: Any) -> None:
-            library.standin_set_device(self.before)
-
-    cuda.device = Device
-    cuda.current_device = lambda: int(library.standin_current_device())
-    cuda.set_device = lambda device: library.standin_set_device(_index(device) or 0)
-    torch.accelerator.empty_cache = _always(None)
-    torch.accelerator.synchronize = _always(None)
-
-    # The constructor of storages knows no CUDA in this build.
-    def on_cuda(storage: Any, *_: Any, **__: Any) -> Any:
-        moved = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cuda").untyped_storage()
-        return moved.copy_(storage)
-
-    def to(storage: Any, *, device: Any, non_blocking: bool = False) -> Any:
-        return on_cuda(storage) if torch.device(device).type == "cuda" else plain_to(storage, device=device)
-
-    plain_to: Any = torch.UntypedStorage.to
-    storages: Any = torch.UntypedStorage
-    storages.cuda, storages.to = on_cuda, to
-
-
-def _always(answer: Any) -> Any:
-    return lambda *_, **__: answer
-
-
-def _index(device: Any) -> int | None:
-    import torch
-
-    return device if isinstance(device, int) or device is None else torch.device(device).index
-
-
-class _Stream:
-    """A stream or an event: everything on this device is done when it is asked for."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _always(True)
+    pretend_mps() if KIND == "mps" else pretend_cuda(library)
 
 
 @dataclass

@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.cnn.toys import picture, save_images
 from tests.factories import tiny_vlm
 from tests.models.tiny_chat import ARCHITECTURES, save_tiny
 from tests.models.tiny_types import save_tiny_type
 from tests.scripts.here import run_verb
 from tests.standin.counting import micro_steps
-from tests.standin.device import counted
+from tests.standin.device import KIND, counted
 from tests.train.toys import toy_pairs
 from vlm_detect.apps.doctor import examine
 from vlm_detect.config import REPOSITORY
@@ -35,6 +36,7 @@ from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.base import VLM
+from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.train.arguments import TrainArguments
@@ -62,8 +64,8 @@ def fast_paths(home: str) -> None:
     for vlm in (tiny_vlm(), *chat):
         images = photos(3)
         on_cpu = _answers(vlm, images)
-        vlm.model.to("cuda")
-        assert vlm.device.type == "cuda"
+        vlm.model.to(KIND)
+        assert vlm.device.type == KIND
         scores, texts, captions = _answers(vlm, images)
         np.testing.assert_allclose(scores, on_cpu[0], atol=1e-4)
         assert (texts, captions) == on_cpu[1:]
@@ -147,6 +149,21 @@ def _train(home: str, name: str, *flags: str) -> int:
 def _losses(home: str, name: str) -> list[float]:
     history = json.loads(Path(home, name, "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def cnn(home: str) -> None:
+    """A CNN learns on the device, and judges there as on the CPU."""
+    data = save_images(Path(home, "images"))
+    flags = ["--arch", "mai", "--num_train_epochs", 4, "--learning_rate", "3e-3", "--report_to", "none"]
+    flags += ["--per_device_train_batch_size", 16, "--output_dir", Path(home, "cnn")]
+    with counted() as counts:
+        done = run_verb("train", "cnn", "--data", data, *flags)
+    assert done.returncode == 0, done.stderr
+    assert counts.launches["aten::convolution_backward"], "nothing was trained on the device"
+    images = [Image.fromarray(picture(label, np.random.default_rng(1))) for label in ("real", "generated")]
+    on_device, on_cpu = (CnnDetector.load(Path(home, "cnn"), device).scores(images) for device in (KIND, "cpu"))
+    np.testing.assert_allclose(on_device.odds, on_cpu.odds, atol=1e-3)
+    assert on_cpu.odds[0] < on_cpu.odds[1]
 
 
 def waiting(home: str) -> None:
@@ -253,13 +270,13 @@ def rendering(home: str) -> None:
 
     model = ResolvedModel("tiny", str(save_tiny_pipeline(Path(home, "sd3"))))
     found = []
-    for device, offload in (("cpu", "none"), ("cuda", "none"), ("cuda", "stages"), ("cuda", "group")):
+    for device, offload in (("cpu", "none"), (KIND, "none"), (KIND, "stages"), (KIND, "group")):
         sampling = Sampling(steps=2, guidance=2.0, max_sequence_length=8, offload=offload, dtype="float32")
         renderer = Renderer(model, sampling, device)
         with counted() as counts:
             prompts = renderer.encode_prompts(["a cat", "a red car"])
             images = renderer.render(prompts, [1, 2], (16, 24)) + renderer.reconstruct([photo(0, (16, 16))])
-        assert bool(counts.launches) == (device == "cuda")
+        assert bool(counts.launches) == (device == KIND)
         found.append(np.concatenate([np.asarray(image, int).ravel() for image in images]))
     for other in found[1:]:
         assert np.abs(other - found[0]).max() <= 1

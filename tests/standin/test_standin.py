@@ -1,4 +1,4 @@
-"""The product on a stand-in for a CUDA device: no tensor on the wrong device, and the CPU's numbers."""
+"""The product on a stand-in for a CUDA device, and a Mac's: no tensor on the wrong device, and the CPU's numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.train.toys import save_tiny_model, save_toy_pairs
 from vlm_detect.config import REPOSITORY
 
 SCENARIOS = ["fast_paths", "scan", "recipe", "waiting", "waiting_for_scores", "without_bfloat16", "rendering"]
+ON_A_MAC = ["fast_paths", "scan", "recipe", "cnn", "rendering"]
 pytestmark = pytest.mark.skipif(
     device.COMPILER is None or sys.platform != "linux",
     reason="the stand-in device is built on Linux by g++ or clang++, and here is neither",
@@ -23,10 +24,18 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder in which every scenario was run."""
-    folder = tmp_path_factory.mktemp("standin")
+    return home_of(tmp_path_factory.mktemp("standin"), SCENARIOS)
+
+
+@pytest.fixture(scope="module")
+def home_on_a_mac(tmp_path_factory):
+    return home_of(tmp_path_factory.mktemp("standin_mps"), ON_A_MAC, STANDIN="mps")
+
+
+def home_of(folder, scenarios, **environment):
     save_tiny_model(folder / "model")
     save_toy_pairs(folder / "pairs", n_train=10, n_validation=3)
-    run("tests/standin/scenarios.py", folder, *SCENARIOS)
+    run("tests/standin/scenarios.py", folder, *scenarios, **environment)
     return folder
 
 
@@ -52,6 +61,14 @@ def test_scenario(home, scenario):
     assert not failed.exists(), failed.read_text()
 
 
+@pytest.mark.slow  # half a minute of CPU time, and as much to build the device
+@pytest.mark.parametrize("scenario", ON_A_MAC)
+def test_scenario_on_a_mac(home_on_a_mac, scenario):
+    failed = home_on_a_mac / f"{scenario}.failed"
+    assert not failed.exists(), failed.read_text()
+
+
+@pytest.mark.slow  # a minute of CPU time
 def test_two_processes_train_as_one(home):
     flags = ["--model", home / "model", "--data", home / "pairs", "--output_dir", home / "two", "--ddp_backend", "gloo"]
     flags += [

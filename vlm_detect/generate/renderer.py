@@ -99,7 +99,8 @@ class Renderer(Generator):
         self._encoders = [part for key, part in modules.items() if key.startswith("text_encoder")]
         self._others = [part for key, part in modules.items() if not key.startswith("text_encoder")]
         if sampling.offload == "group":
-            pipeline.enable_group_offload(onload_device=self.device, offload_type="leaf_level", use_stream=True)
+            streams = self.device.type == "cuda"  # MPS has none
+            pipeline.enable_group_offload(onload_device=self.device, offload_type="leaf_level", use_stream=streams)
         else:
             self._move(self._others, self.device)
             if not encodes_ahead(pipeline):
