@@ -10,18 +10,14 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
-QUICK = {"verdicts"}  # the others take about a minute of CPU time each
 
 
 def test_all_notebooks_are_tested():
     assert [path.stem for path in NOTEBOOKS] == ["adding_a_generator", "colab", "pairs_to_benchmark", "verdicts"]
 
 
-def marked(path: Path):
-    return pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
-
-
-@pytest.mark.parametrize("path", map(marked, NOTEBOOKS))
+@pytest.mark.slow  # about a minute of CPU time each
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -36,7 +36,7 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param("training", 10, marks=pytest.mark.slow),
         pytest.param("training --short True", 4, marks=pytest.mark.slow),
         pytest.param("recipe", 1, marks=pytest.mark.slow),
-        ("training --family tinyllava", 4),
+        pytest.param("training --family tinyllava", 4, marks=pytest.mark.slow),
         pytest.param("parity", 12, marks=pytest.mark.slow),
     ],
 )

@@ -20,10 +20,15 @@ for name, family in (("moondream", "Moondream"), ("tinyllava", "TinyLlava")):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import vlm_detect.models; from diffusers import StableDiffusion3Pipeline",
-        "from diffusers import StableDiffusion3Pipeline; import vlm_detect.models",
-        "from transformers import AutoModelForImageTextToText; import vlm_detect.models",
-        "import vlm_detect.models.nano",
+        pytest.param(imports, marks=() if number == 0 else pytest.mark.slow)
+        for number, imports in enumerate(
+            (
+                "from diffusers import StableDiffusion3Pipeline; import vlm_detect.models",
+                "import vlm_detect.models; from diffusers import StableDiffusion3Pipeline",
+                "from transformers import AutoModelForImageTextToText; import vlm_detect.models",
+                "import vlm_detect.models.nano",
+            )
+        )
     ],
 )
 def test_either_order_of_imports(imports: str) -> None:

@@ -117,7 +117,13 @@ def test_the_modes_of_a_clip_tower() -> None:
         assert (processor.do_pad, processor.do_center_crop) == (pad, True)
 
 
-@pytest.mark.parametrize("first", ["import vlm_detect.models", "from transformers import AutoModelForImageTextToText"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import vlm_detect.models",
+        pytest.param("from transformers import AutoModelForImageTextToText", marks=pytest.mark.slow),
+    ],
+)
 def test_the_auto_classes_know_it_after_import(first: str, tmp_path: Path) -> None:
     save_member(tmp_path / "model", *MEMBERS["llama"])
     model, processor = load_tinyllava(tmp_path / "model")

@@ -67,6 +67,7 @@ def test_the_captioner_generates_text(captioner: VLM) -> None:
     assert set(Engine(captioner).generate([plain], [list(UNDECIDABLE)])[0]) <= {"Yes.", "No."}
 
 
+@pytest.mark.slow  # reads CIFAKE whole
 def test_the_captioner_is_as_good_as_needed_on_held_out_photographs(captioner: VLM, held_out: Photos) -> None:
     assert len(held_out) == HELD_OUT
     few = Photos(held_out.images[:300], held_out.labels[:300])

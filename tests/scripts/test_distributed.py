@@ -83,6 +83,7 @@ def test_two_processes_give_the_losses_of_one(home, one):
     assert_equal_runs(home / "two", one, 10)
 
 
+@pytest.mark.slow  # four processes after each other, each of which imports everything
 def test_resumed_equals_uninterrupted_with_packing_cache_views_and_two_processes(home):
     """SIGKILL to both in the second epoch; every later loss and the adapter equal the undisturbed run's, exactly."""
     flags = ["--pack_tokens", "600", "--cache_features", "True", "--augment", "flip", "--cached_views", "2"]
@@ -98,6 +99,7 @@ def test_resumed_equals_uninterrupted_with_packing_cache_views_and_two_processes
     assert all((adapters[0][name] == adapters[1][name]).all() for name in adapters[1])
 
 
+@pytest.mark.slow
 def test_a_termination_seen_by_one_process_stops_both_after_the_same_step(home):
     flags = ["--per_device_train_batch_size", "1"]
     run(home, "terminated", *flags, launcher=(*TWO, STOPPED, "SIGTERM", "7", "1"), status=1)
@@ -105,6 +107,7 @@ def test_a_termination_seen_by_one_process_stops_both_after_the_same_step(home):
     assert {"trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in saved.iterdir()}
 
 
+@pytest.mark.slow
 def test_fsdp2_trains_validates_saves_and_resumes(home, one):
     sharding = json.dumps({"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": True})
     flags = [*SEVEN, "--per_device_train_batch_size", "1", "--fsdp", "--fsdp_config", sharding]

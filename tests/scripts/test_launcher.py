@@ -22,7 +22,7 @@ DOCUMENTED += ["vlm_detect/**/*.py", "vlm_detect/**/*.yaml"]
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        ("recipes/moondream_lora.py", ["--no_such_flag", "1"], "--no_such_flag"),
+        pytest.param("recipes/moondream_lora.py", ["--no_such_flag", "1"], "--no_such_flag", marks=pytest.mark.slow),
         ("recipes/cnn.py", ["--arch", "fakenet2", "--data", "nowhere", "--use_cpu", "True"], "nowhere"),
     ],
     ids=["wrong argument", "failed run"],

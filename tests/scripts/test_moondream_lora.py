@@ -98,7 +98,10 @@ def test_the_same_command_again_has_nothing_to_do(home, undisturbed):
     assert "nothing is left to do" in again.stdout
 
 
-@pytest.mark.parametrize(("sent", "status", "last_checkpoint"), [("SIGKILL", -9, 10), ("SIGTERM", 130, 13)])
+@pytest.mark.parametrize(
+    ("sent", "status", "last_checkpoint"),
+    [("SIGTERM", 130, 13), pytest.param("SIGKILL", -9, 10, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(home, undisturbed, sent, status, last_checkpoint):
     """Killed, it goes on from the last epoch's end (step 10); terminated, it saves after the step that it is in."""
     folder = home / sent

@@ -64,6 +64,7 @@ def test_a_run_continues_with_preference_tuning(home: Path) -> None:
     assert Detector(str(run), device="cpu")(photo).explain(12)
 
 
+@pytest.mark.slow  # tests/train/test_preference_trainer.py resumes in one process
 def test_a_resumed_run_equals_an_uninterrupted_one(home: Path) -> None:
     common = ["--model", "nano", "--data", home / "data", *SETTINGS, "--save_strategy", "steps", "--save_steps", 2]
     common += ["--eval_strategy", "steps", "--eval_steps", 2, "--lr_scheduler_type", "constant", "--max_steps", 4]

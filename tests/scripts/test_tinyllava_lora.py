@@ -36,6 +36,7 @@ def losses_of(run: Path) -> list[float]:
 
 
 @needs_conversations
+@pytest.mark.slow
 def test_the_published_conversations_train_for_six_epochs(home) -> None:
     run = home / "conversations"
     arguments = ["--model", home / "model", "--data", CONVERSATIONS, "--output_dir", run, *SETTINGS]

@@ -106,6 +106,7 @@ def test_an_interrupted_run_continues(whole_run: tuple[Path, tuple[object, ...]]
     assert re.fullmatch(r"error: .*contains the answers of another run.*choose another --out.*\n", other.stderr)
 
 
+@pytest.mark.slow  # tests/benchmark/test_answer_shards.py has two workers
 def test_two_processes_give_one_result(whole_run: tuple[Path, tuple[object, ...]], tmp_path: Path) -> None:
     finished, args = whole_run
     together = run(*args, "--out", tmp_path / "two", launch=TWO)
