@@ -55,6 +55,8 @@ def test_effect_of_each_augmentation():
     vivid = np.asarray(augment.invert_saturate(Image.new("RGB", (4, 4), (155, 120, 100))))
     assert vivid[0, 0, 0] == 0
     assert vivid[0, 0, 2] == 255
+    grey = (np.asarray(augment.erase(image, 0.5, 1.0)) == 128).all(-1)
+    assert (grey[8:23, 30:].all(), grey.sum()) == (True, 15 * 10)  # the other half of it lies outside
 
 
 def test_one_augmentation_does_not_affect_the_sampling_of_another():

@@ -6,7 +6,8 @@
 If a photo and its twin were augmented differently, the augmentation would tell them apart (AlignedForensics). flip and
 rotate move pixels and leave every trace of a generator as it is; the others imitate processing of images on
 their way, and remove the traces that do not survive it. typographic overlays a text on both that supports one of the
-labels, so that texts do not predict the label. Strengths are sampled relative to an image's size.
+labels, so that texts do not predict the label. erase hides a quarter of the image, so that no single place is enough
+(Cutout, arXiv 1708.04552). Strengths are sampled relative to an image's size.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vlm_detect.train.options import AUGMENTATIONS
 Transpose = Image.Transpose
 _TURNS = (Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)
 _SATURATION = 8.0  # of the published view at 32x32 pixels
+_GREY = (128, 128, 128)
 
 
 def flip(image: Image.Image) -> Image.Image:
@@ -56,6 +58,15 @@ def invert_saturate(image: Image.Image) -> Image.Image:
     return ImageEnhance.Color(ImageOps.invert(image)).enhance(_SATURATION)
 
 
+def erase(image: Image.Image, down: float, right: float) -> Image.Image:
+    """A grey rectangle of half the sides; its centre is at (`down`, `right`), parts of the image's height and width."""
+    height, width = image.height // 2, image.width // 2
+    top, left = round(down * image.height) - height // 2, round(right * image.width) - width // 2
+    erased = image.copy()
+    erased.paste(_GREY, (left, top, left + width, top + height))
+    return erased
+
+
 _APPLY: dict[str, Callable[..., Image.Image]] = {
     "flip": flip,
     "rotate": rotate,
@@ -66,6 +77,7 @@ _APPLY: dict[str, Callable[..., Image.Image]] = {
     "jpeg": through_jpeg,
     "invert_saturate": invert_saturate,
     "typographic": overlay_text,
+    "erase": erase,
 }
 Augmentation = tuple[tuple[str, tuple[float, ...]], ...]  # (name, its arguments) in the order of application
 
@@ -128,8 +140,10 @@ def sample_augmentation(names: Sequence[str], rng: random.Random) -> Augmentatio
         "jpeg": (rng.randint(40, 95),),
         "invert_saturate": (),
     }
-    happens = {name: rng.random() < 0.5 for name in AUGMENTATIONS}
-    # What came later is sampled last: earlier runs and caches get the same augmentations.
+    happens = {name: rng.random() < 0.5 for name in AUGMENTATIONS if name != "erase"}
     size, place = round(rng.uniform(*SIZES), 3), round(rng.random(), 3)
     arguments["typographic"] = (rng.choice(LEARNED), size, place, rng.randrange(len(STYLES)))
+    # What came later is sampled last: earlier runs and caches get the same augmentations.
+    happens["erase"] = rng.random() < 0.5
+    arguments["erase"] = (round(rng.random(), 3), round(rng.random(), 3))
     return tuple((name, arguments[name]) for name in AUGMENTATIONS if happens[name] and name in names)

@@ -22,7 +22,18 @@ else:
 
 DEFAULT_DATA = "data/pairs"
 # In the order in which they are applied: JPEG behind everything that a camera knows.
-AUGMENTATIONS = ("flip", "rotate", "crop", "rescale", "blur", "noise", "jpeg", "invert_saturate", "typographic")
+AUGMENTATIONS = (
+    "flip",
+    "rotate",
+    "crop",
+    "rescale",
+    "blur",
+    "noise",
+    "jpeg",
+    "invert_saturate",
+    "typographic",
+    "erase",
+)
 MOST_EXPERT_TOKENS = 64
 LOSS_PER = ("token", "answer")
 LORA_WORDS = ("attention", "mlp", "all-linear", "vision", "head")
