@@ -42,10 +42,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from vlm_detect.config import CONFIGS, git_commit, parse_config, write_json
 from vlm_detect.errors import UserError, run_main
 from vlm_detect.infer import batch_size
-from vlm_detect.infer.branches import forward
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import decoding_cache, prefill, stack_prefixes
 from vlm_detect.models.base import VLM
+from vlm_detect.models.continuation import forward
 from vlm_detect.models.moondream.modeling import MoondreamModel
 from vlm_detect.models.rows import IGNORE, Answered, Row, stack_rows
 from vlm_detect.models.tinyllava.family import TinyLlavaVLM

@@ -10,11 +10,11 @@ from transformers.cache_utils import DynamicCache
 from tests.factories import tiny_vlm
 from tests.train.toys import toy_image
 from vlm_detect.infer.asks import Ask
-from vlm_detect.infer.branches import forward
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, PrefixMemory, prefill, stack_prefixes, stacked
 from vlm_detect.infer.reference import generate_plain, score_plain
+from vlm_detect.models.continuation import forward
 from vlm_detect.models.registry import load_vlm
 
 

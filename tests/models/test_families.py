@@ -14,7 +14,6 @@ from tests.outside import Outside, outside  # noqa: F401
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import score_plain
 from vlm_detect.models.base import FAMILIES, VLM
-from vlm_detect.models.generic import ChatVLM
 from vlm_detect.models.registry import load_vlm
 
 ROOT = Path(__file__).parents[2]
@@ -76,15 +75,9 @@ def test_no_architecture_is_known_by_a_part_of_its_name() -> None:
 def test_a_family_says_what_it_can_do(model_type: str) -> None:
     family = FAMILIES[model_type]
     assert issubclass(family, VLM)
-    for name in ("has_fixed_prefix", "supports_packing", "supports_prefix_cache", "estimates_memory"):
+    for name in ("has_fixed_prefix", "estimates_memory"):
         assert isinstance(getattr(family, name), bool), name
-    if family.supports_packing is False:
-        assert not family.has_fixed_prefix
     assert family.estimates_memory == (family.skeleton_prefixes.__func__ is not VLM.skeleton_prefixes.__func__)  # type: ignore[attr-defined]
-
-
-def test_models_without_a_family_use_the_plain_path() -> None:
-    assert (ChatVLM.has_fixed_prefix, ChatVLM.supports_packing, ChatVLM.supports_prefix_cache) == (False, False, False)
 
 
 def test_a_package_adds_a_family_for_a_type_unknown_to_transformers(outside: Outside, tmp_path: Path) -> None:  # noqa: F811

@@ -135,6 +135,7 @@ def test_a_model_learns_and_reloads(name: str, quantize: str | None, folders, im
     trained = {n: p for n, p in vlm.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=3e-3)
     batch = batch_of(vlm, pack=True)
+    assert len(batch["ids"]) == (8 if name == "paligemma" else 4), "questions, or images"
     losses = []
     for _ in range(4):
         loss = answer_loss(vlm, vlm.model, batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.tiny_types import TYPES
-from tests.models.try_type import DOCS, END, RECORD, START, STEPS, table, try_type
+from tests.models.try_type import COLUMNS, DOCS, END, RECORD, START, STEPS, table, try_type
 
 # transformers' PaliGemmaProcessor makes arrays of tensors in a way that NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -42,7 +42,7 @@ def test_every_type_does_what_its_record_says(model_type: str, tmp_path: Path) -
     if before["reason"].startswith("not done"):
         pytest.skip(before["reason"])
     found = try_type(model_type, tmp_path)
-    assert {step: found[step] for step in STEPS} == {step: before[step] for step in STEPS}, found["reason"]
+    assert {name: found[name] for name in COLUMNS} == {name: before[name] for name in COLUMNS}, found["reason"]
 
 
 def test_the_record_has_every_type_and_a_reason_for_what_fails() -> None:

@@ -186,8 +186,8 @@ def make_image_processor(model_type: str, config: PreTrainedConfig) -> Any:
         settings["patch_size"] = patch
     side = side if isinstance(side, int) else 4 * (patch or 16)
     size = _sizes(getattr(made, "size", None))
-    if hasattr(made, "merge_size") and {"shortest_edge", "longest_edge"} <= set(size):  # areas
-        settings["size"] = {"shortest_edge": side * side // 4, "longest_edge": side * side}
+    if hasattr(made, "merge_size") and {"shortest_edge", "longest_edge"} <= set(size):  # areas, of two frames in GLM
+        settings["size"] = {"shortest_edge": side * side // 4, "longest_edge": 2 * side * side}
     elif size:
         settings["size"] = dict.fromkeys(size, side)
     for name in ("crop_size", "max_image_size"):

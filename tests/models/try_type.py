@@ -1,6 +1,6 @@
 """One image-text type of transformers, tried on a tiny model: what works of it, and why the rest does not.
 
-found = try_type("qwen3_vl", tmp_path)     # {model_type, loads, scores, trains, generates, merges, reason}
+found = try_type("qwen3_vl", tmp_path)     # {model_type, loads, ..., merges, packs, caches, reason}
 python -m tests.models.try_type            # every type, each in a process of its own; writes the record
 """
 
@@ -41,6 +41,8 @@ RECORD = Path(__file__).parents[2] / "eval" / "results" / "models.json"
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 START, END = "<!-- types: python -m tests.models.try_type --write -->", "<!-- end of types -->"
 STEPS = ("loads", "scores", "trains", "generates", "merges")
+SHARED = ("packs", "caches")  # whether an image's prefix is shared: a model works without
+COLUMNS = (*STEPS, *SHARED)
 LIMIT_S = 300
 
 
@@ -51,13 +53,14 @@ def photo(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 def try_type(model_type: str, folder: Path) -> dict[str, Any]:
     """What works, step by step; a step that fails ends it, with its reason in one line."""
-    found: dict[str, Any] = {"model_type": model_type, **dict.fromkeys(STEPS, False), "reason": ""}
+    found: dict[str, Any] = {"model_type": model_type, **dict.fromkeys(COLUMNS, False), "reason": ""}
     try:
         save_tiny_type(model_type, folder / "base")
         vlm = load_vlm(str(folder / "base"), device="cpu")
         found["loads"] = True
         _scores(vlm)
         found["scores"] = True
+        found |= {"packs": vlm.supports_packing, "caches": vlm.supports_prefix_cache}
         _trains(vlm)
         found["trains"] = True
         (texts,) = Engine(vlm).generate([photo()], [["What is it?"]], max_new_tokens=3)
@@ -144,7 +147,7 @@ def main(types: list[str]) -> list[dict[str, Any]]:
         try:
             row = results.get(timeout=LIMIT_S)
         except queue.Empty:  # it took too long, or died
-            row = {"model_type": model_type, **dict.fromkeys(STEPS, False), "reason": f"not done within {LIMIT_S} s"}
+            row = {"model_type": model_type, **dict.fromkeys(COLUMNS, False), "reason": f"not done within {LIMIT_S} s"}
             process.kill()
         process.join()
         print(json.dumps(row), flush=True)
@@ -154,9 +157,9 @@ def main(types: list[str]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The record in Markdown, as docs/models.md has it."""
-    lines = ["| type | " + " | ".join(STEPS) + " | reason |", "|---|" + "---|" * (len(STEPS) + 1)]
+    lines = ["| type | " + " | ".join(COLUMNS) + " | reason |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for row in rows:
-        cells = ["yes" if row[step] else "no" for step in STEPS]
+        cells = ["yes" if row[step] else "no" for step in COLUMNS]
         lines.append(" | ".join([f"| {row['model_type']}", *cells, row["reason"].replace("|", "/")]).rstrip() + " |")
     return "\n".join(lines)
 

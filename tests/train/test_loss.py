@@ -29,6 +29,7 @@ from vlm_detect.train.examples import Example, Units
 from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import CHUNK, answer_loss, row_inputs
 from vlm_detect.train.options import LoraOptions, QuestionOptions
+from vlm_detect.train.row_shapes import RowLengths
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def plain_loss(vlm, units):
         {"pack": True},
         {"pack": True, "row_tokens": 1600},
         {"pack": True, "row_tokens": 100_000},
-        {"pack": True, "multiple": 64},
+        {"pack": True, "lengths": RowLengths(64)},
     ],
     ids=["one question a row", "one image a row", "two images a row", "all images in one row", "padded to 64"],
 )

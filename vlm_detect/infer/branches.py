@@ -10,16 +10,14 @@ Text, boxes and grounded reasoning are all decoded by such steps; they differ in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, decoding_cache
 from vlm_detect.machine import on_device
-from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import VLM
+from vlm_detect.models.continuation import forward
 from vlm_detect.models.prompt import numbers_of, stack_numbers
 
 _STEPS = 64
@@ -89,35 +87,6 @@ class Branches:
         self._position = self._position + 1
         self.logits = outputs.logits
         self._hidden = outputs.get("region_hidden_state")
-
-
-def forward(
-    vlm: VLM,
-    ids: torch.Tensor,
-    positions: torch.Tensor,
-    mask: torch.Tensor,
-    cache: Cache,
-    logits_at: torch.Tensor | None,
-    **numbers: torch.Tensor,
-) -> Any:
-    """The model's outputs for packed tokens (B, T); logits at all of them where `logits_at` is None."""
-    return vlm.model(
-        input_ids=ids,
-        position_ids=vlm.position_ids(positions),
-        attention_mask=_as_implemented(vlm, mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=0 if logits_at is None else logits_at,
-        **numbers,
-    )
-
-
-def _as_implemented(vlm: VLM, mask: torch.Tensor) -> torch.Tensor:
-    """Eager and flex attention add their mask to the scores; the others take a bool one."""
-    if attention_of(vlm.model.config) not in ("eager", "flex_attention"):
-        return mask
-    dtype = vlm.model.dtype
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _packed(prompts: Sequence[Sequence[int]]) -> tuple[Packed, dict[int, tuple[float, ...]]]:

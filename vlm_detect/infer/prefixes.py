@@ -27,6 +27,7 @@ from vlm_detect.infer.in_place import InPlaceLayer
 from vlm_detect.infer.pooled import pool, pooled_features, watched
 from vlm_detect.infer.prepared import Prepare, PreparedAhead
 from vlm_detect.models.base import VLM
+from vlm_detect.models.continuation import AfterPrefix, read_prefix
 
 _HELD_POOLED = 256  # images whose features are kept: more than any batch, and at most a few MB
 
@@ -168,9 +169,8 @@ def prefill(vlm: VLM, embeds: torch.Tensor, room: int = 0) -> list[Prefix]:
     found: dict[int, Prefix] = {}
     new_layer: Any = partial(InPlaceLayer, room) if room else DynamicLayer
     for alike in vlm.alike(embeds):
-        cache = Cache(layer_class_to_replicate=new_layer)
         some: Any = embeds if len(alike) == len(embeds) else [embeds[i] for i in alike]
-        vlm.model(**vlm.prefix_inputs(some), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = read_prefix(vlm, some, new_layer)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         behind = Room([layer.buffers for layer in cache.layers]) if room else None
         for row, (i, shift) in enumerate(zip(alike, vlm.shifts(some), strict=True)):
@@ -185,25 +185,6 @@ def prefill_text(vlm: VLM) -> Prefix:
     ids = torch.tensor([vlm.text_prefix_ids()], device=vlm.device)
     vlm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix([(layer.keys, layer.values) for layer in cache.layers])
-
-
-class AfterPrefix(DynamicLayer):
-    """A layer of a KV cache that stores what follows a prefix; the prefix, which others use too, is read and not
-    copied."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.prefix = keys, values  # (B, H, P, D)
-        self.lazy_initialization(keys, values)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return torch.cat([self.prefix[0], keys], dim=2), torch.cat([self.prefix[1], values], dim=2)
-
-    def get_seq_length(self) -> int:
-        return int(self.prefix[0].shape[2]) + super().get_seq_length()
 
 
 def stack_prefixes(prefixes: Sequence[Prefix]) -> Cache:

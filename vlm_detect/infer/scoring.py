@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from vlm_detect.infer.asks import Ask, CandidateScore
-from vlm_detect.infer.branches import forward
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, check_length, stack_prefixes
 from vlm_detect.machine import on_device
 from vlm_detect.models.base import VLM
+from vlm_detect.models.continuation import forward
 
 
 @torch.inference_mode()

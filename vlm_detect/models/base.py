@@ -41,11 +41,6 @@ class VLM(ABC):
     has_fixed_prefix: bool = (
         True  # all images have the same prefix ids, and `encode` returns their embeddings as one tensor
     )
-    supports_packing: bool = True  # training: rows may hold several questions and images
-    supports_prefix_cache: bool = (
-        True  # inference: an image's prefix does not depend on what follows, so it is prefilled once
-    )
-
     prefix_lm: bool = False  # image and question see each other in both directions, and only the answer is causal
 
     reads_any_shape: bool = True  # `refusal` is always None
@@ -79,6 +74,16 @@ class VLM(ABC):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def supports_packing(self) -> bool:
+        """In training, rows may hold several questions and images."""
+        return True
+
+    @property
+    def supports_prefix_cache(self) -> bool:
+        """At inference, an image's prefix does not depend on what follows, so that it is prefilled once."""
+        return True
 
     @property
     @abstractmethod

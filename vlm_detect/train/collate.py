@@ -34,12 +34,16 @@ class Collator:
     """Turns units into a batch. The ids of a question are exactly those used at inference."""
 
     vlm: VLM
-    pack: bool = False
+    pack: bool = False  # where the model supports it
     row_tokens: int | None = None  # of a packed row; None: one image per row
     features: Features | None = None
     max_length: int = 2048  # maximum of an image with one question and answer: the model's context
     loss_per: str = "token"  # what counts equally in the loss: each token, or each answer
     lengths: RowLengths = field(default_factory=RowLengths)
+
+    def __post_init__(self) -> None:
+        # Found here: worker processes have no weights to measure it on.
+        object.__setattr__(self, "pack", self.pack and self.vlm.supports_packing)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for spawned worker processes."""
@@ -53,13 +57,13 @@ class Collator:
         )
         asked = [[self._answered(question) for question in example.questions] for example in examples]
         self._check_length([example.image.name for example in examples], prefixes, asked)
-        blocks = [self.vlm.two_way_blocks(prefix) for prefix in prefixes]
+        blocks = [self.vlm.two_way_blocks(prefix) if self.pack else () for prefix in prefixes]
         rows: list[Row] = []
         for layout in self._layout(prefixes, asked):
             rows.append(Row())
             for image, questions in layout:
                 rows[-1].add(image, prefixes[image], questions, blocks[image])
-        budget = self.row_tokens if self._packs else None
+        budget = self.row_tokens if self.pack else None
         columns = stack_rows(rows, self.vlm.eos_token_id, self.lengths.multiple_for(max(map(len, rows)), budget))
         if not self.vlm.has_fixed_prefix:
             columns["host_inputs"] = self.vlm.host_inputs(images, columns)
@@ -73,16 +77,12 @@ class Collator:
             "n_tokens": sum(len(one) for image in asked for one in image),
         }
 
-    @property
-    def _packs(self) -> bool:
-        return self.pack and self.vlm.supports_packing
-
     def _answered(self, q: Question) -> Answered:
         return Answered(self.vlm.dialogue_ids(q.history, q.question), self.vlm.answer_ids(q.answer))
 
     def _layout(self, prefixes: list[list[int]], asked: list[list[Answered]]) -> list[list[tuple[int, list[Answered]]]]:
         """The content of each row: images with their questions."""
-        if not self._packs:
+        if not self.pack:
             return [[(image, [one])] for image, questions in enumerate(asked) for one in questions]
         lengths = [len(prefix) + sum(map(len, some)) for prefix, some in zip(prefixes, asked, strict=True)]
         if self.row_tokens is None:

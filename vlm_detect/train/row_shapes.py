@@ -48,7 +48,7 @@ class RowShapes(TrainerCallback):
         self.seen.add(tuple(batch["ids"].shape))
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """Without compiled layers, for validation, whose caches and batches have shapes of their own."""
+        """Without compiled layers: for what has shapes of its own, seen a few times each (validation, for one)."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def on_train_end(

@@ -62,12 +62,8 @@ class DetectorTrainer(RecipeTrainer):
         self.vlm = vlm
         self.shapes = RowShapes(compiled=compiled)
         self.validation = validation
-        super().__init__(
-            args,
-            EpochSampler(len(units), args.seed),
-            Progress(Counts()),
-            model=vlm.model,
-            data_collator=Collator(
+        with self.shapes.uncompiled():  # whether the model packs is measured on a few rows
+            collator = Collator(
                 vlm,
                 pack=pack,
                 row_tokens=row_tokens,
@@ -75,7 +71,13 @@ class DetectorTrainer(RecipeTrainer):
                 max_length=context_of(vlm),
                 loss_per=loss_per,
                 lengths=RowLengths.of(args.device, compiled=compiled),
-            ),
+            )
+        super().__init__(
+            args,
+            EpochSampler(len(units), args.seed),
+            Progress(Counts()),
+            model=vlm.model,
+            data_collator=collator,
             train_dataset=units,
             # The Trainer requires something here; `evaluate` does not use it.
             eval_dataset=units if validation is not None else None,

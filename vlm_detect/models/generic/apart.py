@@ -114,7 +114,7 @@ class ReadsApart(VLM):
         rows = []
         for number, prefix in enumerate(self.prefix_rows(prepared)):
             rows.append(Row())
-            rows[-1].add(number, prefix, [answered], self.two_way_blocks(prefix))
+            rows[-1].add(number, prefix, [answered])
         columns = stack_rows(rows, self.eos_token_id)
         columns["host_inputs"] = self.host_inputs(prepared, columns)
         found = []

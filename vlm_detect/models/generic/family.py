@@ -1,14 +1,16 @@
 """Any image-text model of transformers as a `VLM`, from its processor and chat template.
 
 The processor's tensors go to the model's own forward, one question a row, and the tower reads the image each time, or
-its features come from a cache (`apart.py`). That is right for any architecture. The subclasses (`architectures.py`,
-`qwen.py`, `llava.py`) are for those in which an image is read without regard to what follows, so that questions share
-its prefix: packed into rows in training, cached at inference.
+its features come from a cache (`apart.py`). That is right for any architecture. Where `probe.py` finds that an image is
+read without regard to what follows, questions share its prefix: packed into rows in training, cached at inference. The
+subclasses (`architectures.py`, `qwen.py`, `llava.py`) are for what cannot be measured, or has an implementation of its
+own.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import groupby
@@ -28,6 +30,7 @@ from vlm_detect.models.base import VLM
 from vlm_detect.models.generic.apart import ReadsApart
 from vlm_detect.models.generic.levels import RAW, GreyLevels
 from vlm_detect.models.generic.loading import load_generic
+from vlm_detect.models.generic.probe import Packing, probe_packing, probe_prefix_cache
 from vlm_detect.models.generic.processors import make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
 from vlm_detect.models.rows import CAUSAL, IGNORE, PADDING, PREFIX, attention_mask
@@ -48,11 +51,8 @@ class ChatVLM(ReadsApart):
 
     reads_any_shape = False
     has_fixed_prefix = False
-    supports_packing = False
-    supports_prefix_cache = False
     connectors: tuple[str, ...] = ("multi_modal_projector", "connector", "merger")
     head_is_last: bool | None = None  # whether its output are the logits; seen at the first loss
-    two_way_images = False  # whether the tokens of one image see each other in both directions
 
     @classmethod
     def load(
@@ -76,6 +76,34 @@ class ChatVLM(ReadsApart):
         self.template = ChatTemplate(processor, image_ids, name)
         self._read = frozenset(inspect.signature(bare.forward).parameters)
         self._lengths: dict[tuple[int, int], int | str] = {}
+
+    @cached_property
+    def _packing(self) -> Packing:
+        found = probe_packing(self)
+        if found.refusal is not None:
+            print(f"{self.name}: one question a row, not packed: {found.refusal}", file=sys.stderr)
+        return found
+
+    @cached_property
+    def _prefix_cache_refusal(self) -> str | None:
+        refusal = probe_prefix_cache(self)
+        if refusal is not None:
+            print(f"{self.name}: each question reads its image again: {refusal}", file=sys.stderr)
+        return refusal
+
+    @property
+    def supports_packing(self) -> bool:
+        """Measured when it is first asked for, as are the next two; a subclass may declare them instead."""
+        return self._packing.refusal is None
+
+    @property
+    def supports_prefix_cache(self) -> bool:
+        return self._prefix_cache_refusal is None
+
+    @property
+    def two_way_images(self) -> bool:
+        """Whether the tokens of one image see each other in both directions."""
+        return self._packing.two_way_images
 
     @cached_property
     def levels(self) -> GreyLevels | None:
@@ -200,22 +228,25 @@ class ChatVLM(ReadsApart):
     @property
     def context(self) -> int:
         """The decoder's context; behind cached prefixes no further than its sliding window, whose mask is not made."""
-        if not (self._slides and self.supports_prefix_cache):
+        if self._window is None or not self.supports_prefix_cache:
             return super().context
-        return min(super().context, self.model.config.get_text_config().sliding_window or super().context)
+        return min(super().context, self._window)
 
     @property
-    def _slides(self) -> bool:
-        """Whether some layers of the decoder see a window of the text alone."""
-        return "sliding_attention" in (getattr(self.model.config.get_text_config(), "layer_types", None) or ())
+    def _window(self) -> int | None:
+        """How many tokens back the decoder sees, or those of its layers that slide; None: all of them."""
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        return getattr(config, "sliding_window", None) if kinds is None or "sliding_attention" in kinds else None
 
     def prefix_rows(self, prepared: Any) -> list[list[int]]:
         return [image["input_ids"][0].tolist() for image in prepared]
 
     def two_way_blocks(self, prefix: Sequence[int]) -> list[int]:
-        """Each run of image tokens is one, for the architectures in which they see each other."""
-        if not self.two_way_images:
-            return super().two_way_blocks(prefix)
+        return self.image_runs(prefix) if self.two_way_images else super().two_way_blocks(prefix)
+
+    def image_runs(self, prefix: Sequence[int]) -> list[int]:
+        """For each id of a prefix the number of its run of image tokens; CAUSAL for other ids."""
         runs = groupby(prefix, lambda token: token == self.image_token_id)
         return [number if is_image else CAUSAL for number, (is_image, run) in enumerate(runs) for _ in run]
 
@@ -246,9 +277,9 @@ class ChatVLM(ReadsApart):
         """The mask of packed rows; where layers differ in how far they see, one for each kind of layer."""
         config = self.model.config.get_text_config()
         mask = partial(attention_mask, rows, self.model.dtype, flex=attention_of(config) == "flex_attention")
-        if not self._slides:
-            return mask()
-        return {"full_attention": mask(), "sliding_attention": mask(window=config.sliding_window)}
+        if getattr(config, "layer_types", None) is None or self._window is None:
+            return mask(window=self._window)
+        return {"full_attention": mask(), "sliding_attention": mask(window=self._window)}
 
     def row_positions(self, images: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> torch.Tensor:
         """The positions of packed rows, in the model's own form and on the host.
@@ -298,7 +329,7 @@ def _is_last(head: Any, outputs: Any) -> bool:
     with torch.autocast(hidden.device.type, dtype, enabled=dtype is not torch.float32):
         made = head(hidden).float()
     tolerance = max(1e-4, torch.finfo(dtype).eps)  # a cap moves the largest logits by more
-    spread = float(logits.std())
+    spread = float(made.std())  # not of logits, in which a model may suppress tokens by the lowest number
     return made.shape == logits.shape and torch.allclose(made, logits, rtol=tolerance, atol=tolerance * spread)
 
 

@@ -115,6 +115,8 @@ def _table(image_processor: Any) -> torch.Tensor | None:
     return torch.from_numpy(values)
 
 
-def noise(size: tuple[int, int]) -> Image.Image:
+def noise(size: tuple[int, int], seed: int | None = None) -> Image.Image:
+    """An image of (width, height) to try a model on; `seed` is its width by default."""
     width, height = size
-    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    generator = np.random.default_rng(width if seed is None else seed)
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -41,6 +41,7 @@ class LlavaVLM(ChatVLM):
     has_fixed_prefix = True
     supports_packing = True
     supports_prefix_cache = True
+    two_way_images = False
     connector = "multi_modal_projector"
     estimates_memory = True
 

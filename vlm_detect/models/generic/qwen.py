@@ -25,9 +25,6 @@ class QwenVLM(ChatVLM):
     on its device, would wait for that at every token.
     """
 
-    supports_packing = True
-    supports_prefix_cache = True
-
     @cached_property
     def _without_memory(self) -> Any:
         """The model on the meta device: its rule for positions reads nothing but its configuration."""
