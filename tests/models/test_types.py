@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.models.tiny_types import TYPES
-from tests.models.try_type import COLUMNS, DOCS, END, RECORD, START, STEPS, table, try_type
+from tests.models.tiny_types import TYPES, save_tiny_type
+from tests.models.try_type import COLUMNS, DOCS, END, RECORD, START, STEPS, photo, table, try_type
+from vlm_detect.infer.engine import Ask, Engine
+from vlm_detect.models.registry import load_vlm
 
 # transformers' PaliGemmaProcessor makes arrays of tensors in a way that NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -33,6 +36,17 @@ def recorded() -> dict[str, dict]:
 def test_a_sample_of_families_works(model_type: str, tmp_path: Path) -> None:
     found = try_type(model_type, tmp_path)
     assert all(found[step] for step in STEPS), found["reason"]
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_vl_hybrid", "lfm3_vl"])
+def test_a_tower_that_does_not_round_its_pixels_runs_in_bfloat16(model_type: str, tmp_path: Path) -> None:
+    folder = str(save_tiny_type(model_type, tmp_path))
+    asks = [[Ask("Is it AI?", ("Yes.",))]]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        (((score,),),) = Engine(load_vlm(folder, device="cpu", dtype=dtype)).score([photo()], asks)
+        found.append(score.logprob)
+    assert found[1] == pytest.approx(found[0], rel=0.02)
 
 
 @pytest.mark.slow

@@ -177,7 +177,13 @@ class ChatVLM(ReadsApart):
         return inputs
 
     def encode(self, prepared: Any) -> Any:
-        return [self._normalized({name: self._sent(value) for name, value in image.items()}) for image in prepared]
+        images = [{name: self._sent(value) for name, value in image.items()} for image in prepared]
+        return [{name: self._cast(value) for name, value in self._normalized(image).items()} for image in images]
+
+    def _cast(self, value: Any) -> Any:
+        """Pixels in the model's dtype, to which not every tower rounds them itself."""
+        is_pixels = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self.model.dtype) if is_pixels else value
 
     def _sent(self, value: Any) -> Any:
         """What is no tensor is read on the host."""
