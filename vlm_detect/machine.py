@@ -66,6 +66,12 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def row_multiple(device: torch.device) -> int:
+    """The number of tokens of whose multiples rows have the length: on a GPU kernels read masks of other lengths only
+    after a copy, and few lengths are few shapes."""
+    return 64 if device.type == "cuda" else 1
+
+
 def default_dtype(device: torch.device, *, trained_in_float16: bool = False) -> torch.dtype:
     """bfloat16 on a GPU that computes in it; on an older one float16 for weights that were trained in it; else float32,
     because weights that were trained in bfloat16 overflow in float16."""
@@ -142,6 +148,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "MPS backend out of memory" in text)
+
+
+def has_failed(error: BaseException) -> bool:
+    """Whether a GPU failed so that every later call fails too, as after an illegal memory access. What cuBLAS and cuDNN
+    meet of it, they say in words alone."""
+    words = ("_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def free_memory() -> None:

@@ -115,6 +115,25 @@ def test_a_batch_that_fails_is_tried_one_by_one(detector: Detector) -> None:
     worker.stop()
 
 
+def test_a_failed_accelerator_ends_the_thread(detector: Detector) -> None:
+    """It fails every later job too: liveness has to say so, and no job may wait for ever."""
+
+    class Broken:
+        kind = "broken"
+
+        def lane(self, jobs):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`")
+            yield
+
+    worker = Worker(max_batch=1, max_lanes=1)
+    ends = submit(worker, detector, Broken(), [0, 1])
+    assert all(end.ended.wait(30) for end in ends)
+    assert [type(end.end.error) for end in ends] == [Stopped, Stopped]
+    until(lambda: not worker.is_alive)
+    with pytest.raises(Stopped):
+        submit(worker, detector, Judge(), [2])
+
+
 def test_the_queue_is_bounded_in_jobs_and_pixels(detector: Detector) -> None:
     gate = Gate()
     worker = Worker(max_jobs=3, max_pixels=2000)

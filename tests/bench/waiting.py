@@ -1,6 +1,6 @@
 """Training on every core of a CPU while other work runs: threads that spin briefly against OpenMP's default.
 
-    PYTHONPATH=. python tests/bench/waiting.py [--steps 30] [--out eval/results/bench/waiting.json]
+    python tests/bench/waiting.py [--steps 30] [--out eval/results/bench/waiting.json]
 
 The same LoRA steps of moondream-nano by `recipes/moondream_lora.py`, with as many threads as cores, with none and with
 one other busy process on the machine. By default a thread that waits spins 300,000 times before it sleeps. The ways

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,6 +47,17 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
 def test_a_pipeline_reports_its_sizes(renderer: Renderer) -> None:
     assert (renderer.native_side, renderer.size_multiple) == (16, 8)
     assert renderer.scheduler == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_latents_are_decoded_one_at_a_time(renderer: Renderer) -> None:
+    """Of eight of 1024 pixels SD 3.5's decoder would hold 13 GB at once."""
+    sizes: list[int] = []
+    vae: Any = renderer.pipeline.vae
+    hook = vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    renderer.render(renderer.encode_prompts(["a", "b", "c"]), [1, 2, 3], (16, 24))
+    renderer.reconstruct([photo(0, (16, 16)), photo(1, (16, 16))])
+    hook.remove()
+    assert sizes == [1] * 5
 
 
 def test_an_image_depends_on_its_prompt_and_seed_alone(renderer: Renderer) -> None:
@@ -132,13 +144,22 @@ def test_kinds_of_twin() -> None:
         TwinKinds("cartoon")
 
 
-def test_a_failed_accelerator_is_no_fault_of_the_photos() -> None:
-    """A CUDA error stays: every later call fails too, and each photo would become a reject of a finished shard."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ..."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_failed_accelerator_is_no_fault_of_the_photos(error: Exception) -> None:
+    """Such an error stays: every later call fails too, and each photo would become a reject of a finished shard."""
 
     def draw(places: object) -> list[Image.Image]:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors ...")
+        raise error
 
-    with pytest.raises(UserError, match=r"accelerator failed: CUDA error: an illegal memory access was encountered;"):
+    said = re.escape(str(error).splitlines()[0])
+    with pytest.raises(UserError, match=f"^the accelerator failed: {said}; run the same command again"):
         list(_render_or_split(draw, range(4)))
 
 

@@ -68,7 +68,6 @@ def test_scenario_on_a_mac(home_on_a_mac, scenario):
     assert not failed.exists(), failed.read_text()
 
 
-@pytest.mark.slow  # a minute of CPU time
 def test_two_processes_train_as_one(home):
     flags = ["--model", home / "model", "--data", home / "pairs", "--output_dir", home / "two", "--ddp_backend", "gloo"]
     flags += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from tests.factories import tiny_vlm
 from tests.train.toys import toy_images, toy_pairs
@@ -62,14 +63,16 @@ def test_autocast_is_around_the_whole_step(tmp_path, monkeypatch):
     seen = {}
 
     def noticing(vlm, model, batch, count, smoothing):
-        seen.update(tower=torch.is_autocast_enabled("cpu"), dtype=torch.get_autocast_dtype("cpu"))
+        layers = [module for module in vlm.model.modules() if isinstance(module, LoraLayer)]
+        casts = {layer.cast_input_dtype_enabled for layer in layers}  # to float32, by peft
+        seen.update(tower=torch.is_autocast_enabled("cpu"), dtype=torch.get_autocast_dtype("cpu"), casts=casts)
         return answer_loss(vlm, model, batch, count, smoothing=smoothing)
 
     monkeypatch.setattr("vlm_detect.train.trainer.answer_loss", noticing)
     trained(tmp_path, autocast="bf16", max_steps=1)
-    assert seen == {"tower": True, "dtype": torch.bfloat16}
+    assert seen == {"tower": True, "dtype": torch.bfloat16, "casts": {False}}
     trained(tmp_path, autocast="no", max_steps=1)
-    assert not seen["tower"]
+    assert (seen["tower"], seen["casts"]) == (False, {True})
 
 
 def test_auto_precision_is_what_the_device_has_instructions_for(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.models.tiny_chat import save_tiny
@@ -123,6 +124,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         for trainer in (resumed, whole)
     )
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+
+
+def test_a_lora_computes_in_autocasts_dtype(tmp_path: Path) -> None:
+    """peft would cast every input to float32 first."""
+    trainer = make_trainer(load_vlm("nano", device="cpu"), tmp_path, autocast="bf16", max_steps=1)
+    plain, casts = trainer.compute_loss, set()
+
+    def noticing(model: Any, *arguments: Any, **options: Any) -> Any:
+        casts.update(one.cast_input_dtype_enabled for one in model.modules() if isinstance(one, LoraLayer))
+        return plain(model, *arguments, **options)
+
+    trainer.compute_loss = noticing  # type: ignore[method-assign]
+    trainer.train()
+    assert casts == {False}
 
 
 def test_compiled_layers_meet_few_shapes_and_validation_compiles_nothing(

@@ -14,15 +14,17 @@ import torch
 from tests.factories import tiny_vlm
 from tests.train.toys import toy_pairs
 from vlm_detect.images.stored import StoredImage
+from vlm_detect.machine import row_multiple
 from vlm_detect.records import Question
 from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example, Units
 from vlm_detect.train.options import QuestionOptions
-from vlm_detect.train.row_shapes import GPU_MULTIPLE, RowLengths
+from vlm_detect.train.row_shapes import RowLengths
 from vlm_detect.train.trainer import DetectorTrainer
 from vlm_detect.train.validation import ValidationSet
 
+GPU_MULTIPLE = row_multiple(torch.device("cuda"))
 OFFICIAL: dict[str, Any] = {
     "vision_config": {"crop_size": 378, "patch_size": 14, "max_crops": 12, "overlap_margin": 4},
     "text_config": {"max_position_embeddings": 2048},
@@ -57,6 +59,12 @@ def test_compiled_layers_meet_at_most_eight_shapes_whatever_the_questions() -> N
     assert len(shapes(GPU_MULTIPLE, **many)) > 8, "these rows are no harder than those above"
     assert 1 < len(shapes(GPU_MULTIPLE, **many, few_lengths=True)) <= 8
     assert 1 < len(shapes(GPU_MULTIPLE, **many, few_lengths=True, row_tokens=6400)) <= 8
+
+
+def test_rows_are_padded_on_a_gpu_alone() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert RowLengths.of(cuda, compiled=False).multiple_for(65) == 64
+    assert RowLengths.of(cpu, compiled=False).multiple_for(65) == 1
 
 
 def test_few_lengths_add_little() -> None:

@@ -25,7 +25,7 @@ from vlm_detect.apps.errors import Busy, Expired, Stopped
 from vlm_detect.errors import UserError
 from vlm_detect.infer.detector import Detector
 from vlm_detect.infer.picture import Picture
-from vlm_detect.machine import is_out_of_memory
+from vlm_detect.machine import has_failed, is_out_of_memory
 
 log = logging.getLogger(__name__)
 GATHER_S = 0.004  # how long an idle worker waits for more jobs after the first
@@ -221,11 +221,22 @@ class Worker:
             pass
         # An exception of a model must fail these jobs and not end the thread that all others depend on.
         except Exception as error:
-            self._part_or_fail(lane.jobs, error)
+            if has_failed(error):
+                self._give_up(lane.jobs, error)
+            else:
+                self._part_or_fail(lane.jobs, error)
         with self._changed:
             self._running.remove(lane)
             spent = (time.perf_counter() - lane.since) / len(lane.jobs)
             self._seconds_a_job += 0.1 * (spent - self._seconds_a_job)
+
+    def _give_up(self, jobs: Sequence[Job], error: Exception) -> None:
+        """The thread ends, and with it the server's liveness, so that what watches it starts another."""
+        log.error("the accelerator failed, and would fail every later job: start the server again", exc_info=error)
+        with self._changed:
+            self._stopping = True
+        for job in jobs:
+            job.fail(Stopped("the server's accelerator failed"))
 
     def _part_or_fail(self, jobs: Sequence[Job], error: Exception) -> None:
         """One bad job must not fail its whole batch: a failed batch is retried job by job."""

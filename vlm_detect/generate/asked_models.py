@@ -35,6 +35,13 @@ class AskedModel:
     parallel: int = 8
 
     @property
+    def is_full_size(self) -> bool:
+        """Whether a worker on a cluster needs a GPU for it."""
+        from vlm_detect.models.registry import is_full_size  # lazy: imports torch, which a plan does not need
+
+        return self.endpoint is None and is_full_size(self.name)
+
+    @property
     def leaves_this_machine(self) -> bool:
         """Whether its images are sent to another machine."""
         return self.endpoint is not None and not is_this_machine(self.endpoint)

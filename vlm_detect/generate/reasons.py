@@ -113,6 +113,8 @@ def find_reasons(plan: ReasonsPlan, work: Path, launch: Launch | None = None) ->
     if "measured" in plan.steps and (job := _find_measured(plan, work, launch)):
         return job
     teacher, texts = plan.wanted.teacher, plan.wanted.texts
+    asked = [model for model in (teacher_of(teacher), judge_of(teacher)) if model is not None]
+    launch = (launch or Launch()).with_models(any(model.is_full_size for model in asked))
     for source, step in plan.steps.items():
         if source == "measured":
             continue

@@ -42,7 +42,7 @@ from vlm_detect.infer.endpoint_client import Unavailable
 from vlm_detect.jobs.executors import run_shards
 from vlm_detect.jobs.launch import Launch
 from vlm_detect.jobs.shards import Plan, count, counted, read_rejects, read_rows, write_shard
-from vlm_detect.machine import free_memory
+from vlm_detect.machine import free_memory, has_failed
 from vlm_detect.models.registry import NANO_NAMES, ResolvedModel
 from vlm_detect.records import Reject, TwinKind
 
@@ -316,13 +316,14 @@ def _render_or_split(
         images = render(places)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of memory while rendering {len(places)} at a time; lower --render_batch") from error
-    except torch.AcceleratorError as error:  # the device answers every later call so: the photos are not to blame
-        raise UserError(
-            f"the accelerator failed: {first_line(error)}; run the same command again, which continues at this shard"
-        ) from error
     except (Unavailable, Overflow):  # another photo would fail alike
         raise
     except Exception as error:  # an exception for one prompt must not affect the others
+        if has_failed(error):  # the photos are not to blame
+            raise UserError(
+                f"the accelerator failed: {first_line(error)}; run the same command again, which continues at this "
+                "shard"
+            ) from error
         if len(places) == 1:
             yield error, "0/1"
             return

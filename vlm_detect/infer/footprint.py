@@ -3,7 +3,7 @@
     Footprint.of(vlm).image_bytes        # the peak of one image's tensors; of a batch, as many times that
 
 An estimate: one image's pixels and activations in the tower, its KV cache, and its activations in the decoder.
-`tests/apps/test_estimates.py` holds it against a simulation of the released models (`tests/bench/memory.py`).
+`tests/train/test_memory.py` holds it against a simulation of the released models (`tests/bench/memory.py`).
 """
 
 from __future__ import annotations

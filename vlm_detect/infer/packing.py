@@ -50,10 +50,14 @@ class Packed:
 
 
 def pad_packed(
-    rows: Sequence[Packed], prefix_length: int, pad_id: int
+    rows: Sequence[Packed], prefix_length: int, pad_id: int, multiple: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of rows after prefixes of equal length: ids (B, T), positions (B, T), mask (B, 1, T, prefix + T) bool."""
-    length = max(len(row.ids) for row in rows)
+    """A batch of rows after prefixes of equal length: ids (B, T), positions (B, T), mask (B, 1, T, prefix + T) bool.
+
+    prefix + T is a multiple of `multiple`.
+    """
+    longest = prefix_length + max(len(row.ids) for row in rows)
+    length = -(-longest // multiple) * multiple - prefix_length
     ids = torch.full((len(rows), length), pad_id)
     positions = torch.full((len(rows), length), prefix_length)
     for i, row in enumerate(rows):

@@ -9,7 +9,7 @@ import torch
 from vlm_detect.infer.asks import Ask, CandidateScore
 from vlm_detect.infer.packing import Packed, pad_packed
 from vlm_detect.infer.prefixes import Prefix, check_length, stack_prefixes
-from vlm_detect.machine import on_device
+from vlm_detect.machine import on_device, row_multiple
 from vlm_detect.models.base import VLM
 from vlm_detect.models.continuation import forward
 
@@ -22,7 +22,7 @@ def score_packed(
     rows, spans = zip(*(_pack(vlm, image_asks) for image_asks in asks), strict=True)
     prefix_length = len(prefixes[0])
     check_length(vlm, prefix_length + max(end for row in rows for end in row.ends))
-    ids, positions, mask = pad_packed(rows, prefix_length, vlm.eos_token_id)
+    ids, positions, mask = pad_packed(rows, prefix_length, vlm.eos_token_id, row_multiple(vlm.device))
     # Logits are computed only where an answer's token is predicted: at a few positions, not at all.
     needed = sorted({source for row in spans for ask in row for answer in ask for source, _ in answer})
     place = {position: i for i, position in enumerate(needed)}

@@ -39,7 +39,8 @@ class PreferenceRun:
         options = cls(*parse_config(groups, argv, doc=doc))
         from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
 
-        prepare_training(options.training.device.type, options.data.cpu_threads)
+        wants_float32 = options.model.dtype == "float32" and getattr(options.training, "tf32", None) is None
+        prepare_training(options.training.device.type, options.data.cpu_threads, wants_float32=wants_float32)
         return options
 
     @property

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -29,10 +28,10 @@ from vlm_detect.train.examples import EpochSampler
 from vlm_detect.train.preference_options import PreferenceTraining
 from vlm_detect.train.preferences import image_of
 from vlm_detect.train.progress import Counts, Progress
-from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.row_shapes import RowLengths, RowShapes
 from vlm_detect.train.usable import context_of
-from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
+from vlm_detect.train.validation import ValidationSet, scores_of
+from vlm_detect.train.vlm_trainer import VLMTrainer
 
 METRICS = {"rewards/accuracies": "preferred", "rewards/margins": "margin"}  # TRL's names of the printed metrics
 
@@ -132,7 +131,7 @@ class PreferenceProgress(Progress):
             print(f"validation after epoch {state.epoch:.2f}: loss {logs['eval_loss']:.4f}, {said}", flush=True)
 
 
-class PreferenceTrainer(RecipeTrainer, DPOTrainer):
+class PreferenceTrainer(VLMTrainer, DPOTrainer):
     """Tunes a VLM with a LoRA on preferences; after each epoch held-out preferences and verdicts are scored.
 
     Args:
@@ -142,8 +141,6 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
         validation: images whose verdicts are also scored, or None.
         compiled: the decoder's layers are compiled: rows have few shapes, and validation is not compiled.
     """
-
-    memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
 
     def __init__(
         self,
@@ -169,9 +166,6 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
                 f"{vlm.name} uses bidirectional attention unless it is given labels, which TRL's "
                 "trainer does not do: choose another model"
             )
-        self.vlm = vlm
-        self.validation = validation
-        self.shapes = RowShapes(compiled=compiled)
         lengths = RowLengths.of(args.device, compiled=compiled)
         collators = {
             split: PreferenceCollator(vlm, undecoded(some), context_of(vlm), lengths)
@@ -183,16 +177,16 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
             return collators[some[0]["split"]](some)
 
         super().__init__(
+            vlm,
             args,
             IndexOrder(len(preferences), args.seed),
             PreferenceProgress(Counts()),
-            model=vlm.model,
+            validation=validation,
+            shapes=RowShapes(compiled=compiled),
             data_collator=collate,
             train_dataset=_named(preferences, "train"),
             eval_dataset=None if held_out is None else _named(held_out, "validation"),
-            processing_class=vlm.processor,
         )
-        self.add_callback(self.shapes)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, model_inputs(self.vlm, inputs), *args, **kwargs)
@@ -217,12 +211,6 @@ class PreferenceTrainer(RecipeTrainer, DPOTrainer):
             self.log({**verdicts, f"{metric_key_prefix}_images": len(odds)})
             metrics |= verdicts
         return metrics
-
-    def validation_odds(self) -> np.ndarray:
-        """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
-        assert self.validation is not None
-        with self.shapes.uncompiled():
-            return validation_odds(self.vlm, self.validation, self.args)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Skip TRL's model card, written into every checkpoint; the recipe writes one at the end."""

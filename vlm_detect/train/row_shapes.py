@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-GPU_MULTIPLE = 64  # tokens; kernels of a GPU are faster at multiples of it
+from vlm_detect.machine import row_multiple
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RowLengths:
 
     @classmethod
     def of(cls, device: torch.device, *, compiled: bool) -> RowLengths:
-        return cls(GPU_MULTIPLE if device.type == "cuda" else 1, few=compiled)
+        return cls(row_multiple(device), few=compiled)
 
     def multiple_for(self, longest: int, budget: int | None = None) -> int:
         """The multiple to which rows are padded whose longest has `longest` tokens.

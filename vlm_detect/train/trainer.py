@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
@@ -18,18 +16,17 @@ from vlm_detect.models.base import VLM
 from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import EpochSampler, Units
 from vlm_detect.train.features import Features
-from vlm_detect.train.lora import inputs_left_to_autocast
 from vlm_detect.train.loss import answer_loss
 from vlm_detect.train.mixture import Mixture
 from vlm_detect.train.options import TrainOptions
 from vlm_detect.train.progress import Counts, Progress
-from vlm_detect.train.recipe_trainer import RecipeTrainer
 from vlm_detect.train.row_shapes import RowLengths, RowShapes
 from vlm_detect.train.usable import context_of
-from vlm_detect.train.validation import ValidationSet, scores_of, validation_odds
+from vlm_detect.train.validation import ValidationSet, scores_of
+from vlm_detect.train.vlm_trainer import VLMTrainer
 
 
-class DetectorTrainer(RecipeTrainer):
+class DetectorTrainer(VLMTrainer):
     """Finetunes a VLM on units of questions and selects the best checkpoint by its verdicts on the validation split.
 
     Args:
@@ -44,8 +41,6 @@ class DetectorTrainer(RecipeTrainer):
         compiled: the decoder's layers are compiled: rows have few shapes, and validation is not compiled.
     """
 
-    memory_remedies = ("--gradient_checkpointing True", "--quantize nf4")
-
     def __init__(
         self,
         vlm: VLM,
@@ -59,10 +54,8 @@ class DetectorTrainer(RecipeTrainer):
         loss_per: str = "token",
         compiled: bool = False,
     ) -> None:
-        self.vlm = vlm
-        self.shapes = RowShapes(compiled=compiled)
-        self.validation = validation
-        with self.shapes.uncompiled():  # whether the model packs is measured on a few rows
+        shapes = RowShapes(compiled=compiled)
+        with shapes.uncompiled():  # whether the model packs is measured on a few rows
             collator = Collator(
                 vlm,
                 pack=pack,
@@ -73,17 +66,17 @@ class DetectorTrainer(RecipeTrainer):
                 lengths=RowLengths.of(args.device, compiled=compiled),
             )
         super().__init__(
+            vlm,
             args,
             EpochSampler(len(units), args.seed),
             Progress(Counts()),
-            model=vlm.model,
+            validation=validation,
+            shapes=shapes,
             data_collator=collator,
             train_dataset=units,
             # The Trainer requires something here; `evaluate` does not use it.
             eval_dataset=units if validation is not None else None,
-            processing_class=vlm.processor,
         )
-        self.add_callback(self.shapes)
         # `compute_loss` divides by the number of answer tokens of the accumulated batch.
         self.model_accepts_loss_kwargs = True
         if self.is_fsdp_enabled:
@@ -97,11 +90,6 @@ class DetectorTrainer(RecipeTrainer):
                 type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
             }
             plugin.transformer_cls_names_to_wrap = sorted(layers)
-
-    def training_step(self, model: nn.Module, *args: Any, **options: Any) -> torch.Tensor:
-        autocasts = self.accelerator.mixed_precision != "no"
-        with inputs_left_to_autocast(self.vlm.model) if autocasts else nullcontext():
-            return super().training_step(model, *args, **options)
 
     def compute_loss(
         self,
@@ -161,9 +149,3 @@ class DetectorTrainer(RecipeTrainer):
         Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's template; the recipe writes the card at the end
         self.vlm.processor.save_pretrained(folder)
         self.vlm.save_extra(folder)
-
-    def validation_odds(self) -> np.ndarray:
-        """Log-odds of "generated" of every validation image, in the set's order: (N,)."""
-        assert self.validation is not None
-        with self.shapes.uncompiled():
-            return validation_odds(self.vlm, self.validation, self.args)
