@@ -14,17 +14,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.models.tiny_types import save_tiny_type
 from tests.models.try_type import RECORD, photo
-from tests.train.toys import stored
+from tests.train.toys import stored, toy_pairs
 from vlm_detect.infer.engine import Ask, Engine
 from vlm_detect.infer.reference import generate_plain, score_plain
 from vlm_detect.models.base import VLM
 from vlm_detect.models.registry import load_vlm
 from vlm_detect.records import Question
+from vlm_detect.train.arguments import TrainArguments
 from vlm_detect.train.collate import Collator
-from vlm_detect.train.examples import Example
+from vlm_detect.train.examples import Example, Units
 from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import answer_loss
-from vlm_detect.train.options import LoraOptions
+from vlm_detect.train.options import LoraOptions, QuestionOptions
+from vlm_detect.train.trainer import DetectorTrainer
+from vlm_detect.train.validation import ValidationSet
 
 # transformers' PaliGemmaProcessor makes arrays of tensors in a way that NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -134,6 +137,17 @@ def test_a_model_in_training_is_left_as_it_was(tmp_path: Path, capsys: pytest.Ca
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in vlm.model.parameters())
     assert capsys.readouterr().err == ""
+
+
+def test_a_training_measures_before_autocast_rounds(tmp_path: Path) -> None:
+    """accelerate wraps the forward, so that weights in float32 compute in bfloat16 in validation, too."""
+    vlm = load_vlm(str(save_tiny_type("internvl", tmp_path)), device="cpu", dtype=torch.float32)
+    add_lora(vlm, LoraOptions())
+    flags = {"autocast": "bf16", "use_cpu": True, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    args = TrainArguments(output_dir=str(tmp_path / "run"), report_to="none", load_best_model_at_end=False, **flags)
+    pairs = toy_pairs(2)
+    DetectorTrainer(vlm, args, Units(pairs, QuestionOptions()), ValidationSet.from_rows(pairs)).train()
+    assert vlm.supports_prefix_cache
 
 
 def test_what_is_not_done_is_said_once_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,9 @@ class VLMTrainer(RecipeTrainer):
         self.vlm = vlm
         self.validation = validation
         self.shapes = shapes
+        if validation is not None:
+            with shapes.uncompiled():  # measured while the model is neither sharded nor wrapped in autocast
+                _ = vlm.supports_prefix_cache
         super().__init__(args, sampler, progress, model=vlm.model, processing_class=vlm.processor, **options)
         self.add_callback(self.shapes)
 

@@ -63,7 +63,7 @@ def probe_packing(vlm: ChatVLM) -> Packing:
         with _measuring(vlm):
             asked = _Asked(vlm)
             change, two_way = min((asked.change_in_one_row(two_way), two_way) for two_way in (False, True))
-            asked.check(change, vlm.model.dtype)
+            asked.check(change)
     except _Refused as refused:
         return Packing(str(refused))
     return Packing(None, two_way)
@@ -74,7 +74,7 @@ def probe_prefix_cache(vlm: ChatVLM) -> str | None:
     try:
         with _measuring(vlm):
             asked = _Asked(vlm)
-            asked.check(*asked.change_behind_cache())
+            asked.check(asked.change_behind_cache())
     except _Refused as refused:
         return str(refused)
     return None
@@ -96,12 +96,13 @@ class _Asked:
         if not self.prefixes.numel():
             raise _Refused("its prompt has no tokens of an image")
         change = _change(self.prefixes[:1], self.prefixes[1:2], self.answers)
-        self.check(change, vlm.model.dtype, "its image prefix changes with what follows")
+        self.check(change, "its image prefix changes with what follows")
 
-    def check(self, change: float, dtype: torch.dtype, what: str = "answers change") -> None:
-        """Raise _Refused for a change that is more than rounding in this dtype."""
-        quantised = getattr(self.vlm.model.config, "quantization_config", None) is not None
-        limit = TOLERANCE_ROUNDED if quantised or dtype.itemsize < 4 else TOLERANCE
+    def check(self, change: float, what: str = "answers change") -> None:
+        """Raise _Refused for a change that is more than rounding."""
+        model = self.vlm.model
+        is_rounded = model.dtype.itemsize < 4 or getattr(model.config, "quantization_config", None) is not None
+        limit = TOLERANCE_ROUNDED if is_rounded else TOLERANCE
         if not change <= limit:  # NaN is no equality
             raise _Refused(f"{what} by {change:.2g} of what another question changes, more than {limit:g}")
 
@@ -109,12 +110,11 @@ class _Asked:
         _, answers, prefixes = self._states(_IN_ONE_ROW, two_way)
         return max(_change(answers, self.answers, self.answers), _change(prefixes, self.prefixes[[0, 2]], self.answers))
 
-    def change_behind_cache(self) -> tuple[float, torch.dtype]:
-        """Also the dtype of the cache: under accelerate's autocast it is not the model's."""
+    def change_behind_cache(self) -> float:
         vlm, columns = self.vlm, self._columns(_BY_IMAGE)
         embeds = vlm.encode(self.images)
         prefix = read_prefix(vlm, embeds)
-        length, dtype = self.prefixes.shape[1], prefix.layers[0].keys.dtype
+        length = self.prefixes.shape[1]
         ids, positions = (columns[name][:, length:] for name in ("ids", "position_ids"))
         positions = positions + torch.tensor(vlm.shifts(embeds))[:, None]
         row, place = columns["predicting"] // columns["ids"].shape[1], columns["predicting"] % columns["ids"].shape[1]
@@ -124,7 +124,7 @@ class _Asked:
         behind = Cache(layers=[AfterPrefix(layer.keys, layer.values) for layer in prefix.layers])
         logits = forward(vlm, ids, positions, mask, behind, logits_at).logits[row, at]
         plain = self.head(self.answers)
-        return _change(logits.view(plain.shape), plain, plain), dtype
+        return _change(logits.view(plain.shape), plain, plain)
 
     def _states(self, layout: _Layout, two_way: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """The vocabulary head, and its inputs: before each token of an answer (3, A, D), in the prefixes (N, P, D)."""
