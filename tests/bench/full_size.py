@@ -4,7 +4,7 @@
     denoiser = sd3(layers=38, large=True, nf4=False)
 
 Configurations are the released ones but for the number of layers, and weights are of whatever mode is active. A tower
-has two layers where `ALL_LAYERS[0]` is False.
+has two layers where `ALL_LAYERS[0]` is False, but for models of transformers, whose towers are complete.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from transformers import (
 )
 
 from tests.factories import tiny_tokenizer
+from tests.models.full_size import full_size
 from vlm_detect.models.base import VLM
+from vlm_detect.models.generic.published import PUBLISHED
 from vlm_detect.models.moondream import MoondreamConfig, MoondreamProcessor
 from vlm_detect.models.moondream.family import MoondreamVLM
 from vlm_detect.models.nano import nano_path
@@ -45,7 +47,9 @@ ALL_LAYERS = [False]
 
 def build(name: str, dtype: torch.dtype, layers: int, *, nf4: bool = False) -> VLM:
     vlm: VLM
-    if name == TINYLLAVA_ID:
+    if name in PUBLISHED:
+        vlm = full_size(name, layers=layers, device="cpu", dtype=dtype, attn_implementation="sdpa")
+    elif name == TINYLLAVA_ID:
         config = TinyLlavaConfig.from_dict({**RELEASE})
         with _disable_current_modes():
             processor = make_processor(config, AutoTokenizer.from_pretrained(nano_path("tinyllava")))
@@ -60,8 +64,10 @@ def build(name: str, dtype: torch.dtype, layers: int, *, nf4: bool = False) -> V
         shorten(config, layers)
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
         vlm = MoondreamVLM(model.eval(), MoondreamProcessor(config, tokenizer=tiny_tokenizer()), name)
+    with _disable_current_modes():
+        _ = vlm.image_cost
     if nf4:
-        four_bits(model, set(select_targets(model, "all-linear")))
+        four_bits(vlm.model, set(select_targets(vlm.model, "all-linear")))
     return vlm
 
 
@@ -71,13 +77,16 @@ def shorten(config: Any, layers: int) -> None:
         config.vision_config.num_hidden_layers = 2
 
 
-def kind_of(name: str) -> str:
-    return "tinyllava" if name == TINYLLAVA_ID else "moondream"
+def layers_of(name: str) -> int:
+    """How many layers the language model has."""
+    if name in PUBLISHED:
+        return int(PUBLISHED[name].make_config().get_text_config().num_hidden_layers)
+    return LAYERS["tinyllava" if name == TINYLLAVA_ID else "moondream"]
 
 
 def tower_bytes(name: str, dtype: torch.dtype) -> float:
     """The weights of the layers that a short tower lacks."""
-    if ALL_LAYERS[0]:
+    if ALL_LAYERS[0] or name in PUBLISHED:
         return 0
     vlm = build(name, dtype, 1)
     layer = next(

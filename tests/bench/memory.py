@@ -10,10 +10,10 @@ independent of `vlm_detect.train.memory` and `vlm_detect.infer.batch_size`, whic
 
 What a GPU does and a CPU does not is put in its place: fused attention, which keeps no scores; layer norms that
 autocast computes in float32; NF4 weights, unpacked for each use. What a layer adds is always the same: language models
-and the large denoiser are simulated with `FEW` and with `MORE` layers and extended linearly to all of them, frozen
-towers with two (`--all_layers true` simulates every layer, which takes several times as long). Not counted: CUDA's
-context, kernels' workspaces and fragmentation, for which 1 GB has to be left. Every image has the most crops, every row
-one question of each kind.
+and the large denoiser are simulated with `FEW` and with `MORE` layers and extended linearly to all of them, the frozen
+towers of moondream and TinyLLaVA with two (`--all_layers true` simulates every layer, which takes several times as
+long). Not counted: CUDA's context, kernels' workspaces and fragmentation, for which 1 GB has to be left. Every image
+has the most crops that a megapixel gives, every row one question of each kind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import checkout  # noqa: F401
 import torch
 import yaml
 from fake_gpu import Fused, LiveStorages  # tests/bench
-from full_size import ALL_LAYERS, LAYERS, build, clip, kind_of, sd3, t5, tower_bytes, vae  # tests/bench
+from full_size import ALL_LAYERS, LAYERS, build, clip, layers_of, sd3, t5, tower_bytes, vae  # tests/bench
+from generic_models import changes_of_models, fake_prepared, fakes, one_prepared  # tests/bench
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -134,7 +135,7 @@ def of_recipe(values: dict[str, Any], card: int, live: LiveStorages) -> dict[str
         return train(build(name, dtype, layers, nf4=values.get("quantize") == "nf4"), values, live)
 
     tower = tower_bytes(name, dtype)
-    peaks = {key: size + tower for key, size in extended(training, LAYERS[kind_of(name)]).items()}
+    peaks = {key: size + tower for key, size in extended(training, layers_of(name)).items()}
     peaks["serving"], peaks["captioning"] = served(name, card, live)
     return peaks
 
@@ -168,6 +169,7 @@ def train(vlm: VLM, values: dict[str, Any], live: LiveStorages) -> dict[str, flo
     model = vlm.model.train()
     if values.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()  # as the trainer does
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     states = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # AdamW's
     for parameter in trained:
@@ -194,7 +196,7 @@ def train(vlm: VLM, values: dict[str, Any], live: LiveStorages) -> dict[str, flo
 def served(name: str, card: int, live: LiveStorages) -> tuple[float, float]:
     """The peaks of verdicts and of captions by a model in bfloat16, of batches that the engine takes on such a card."""
     if (name, card) not in SERVED:
-        layers, tower = LAYERS[kind_of(name)], tower_bytes(name, torch.bfloat16)
+        layers, tower = layers_of(name), tower_bytes(name, torch.bfloat16)
 
         def weigh(few: int) -> dict[str, float]:
             gc.collect()
@@ -309,7 +311,9 @@ def encoded(nf4: bool, live: LiveStorages) -> tuple[float, float]:
 # Batches
 
 
-def prepared(vlm: VLM, images: int) -> dict[str, Any]:
+def prepared(vlm: VLM, images: int) -> Any:
+    if not vlm.has_fixed_prefix:
+        return fake_prepared(vlm, images)
     if vlm.typical_crops == 1:
         return {"pixel_values": torch.empty(images, 3, 384, 384, dtype=torch.uint8)}
     tilings = [[3, 4]] * images
@@ -318,7 +322,9 @@ def prepared(vlm: VLM, images: int) -> dict[str, Any]:
 
 def rows(vlm: VLM, images: int, questions: int) -> tuple[dict[str, Any], int]:
     """A batch of one row an image, and the number of its answer tokens."""
-    prefix = vlm.prefix_ids()
+    with _disable_current_modes():
+        one = None if vlm.has_fixed_prefix else one_prepared(vlm)
+        prefix = vlm.prefix_rows([one])[0] if one else vlm.prefix_ids()
     asked = [Answered([7] * q, [9] * a) for q, a in (QUESTIONS * questions)[:questions]]
     made = []
     for image in range(images):
@@ -326,11 +332,9 @@ def rows(vlm: VLM, images: int, questions: int) -> tuple[dict[str, Any], int]:
         made[-1].add(image, prefix, asked, vlm.two_way_blocks(prefix))
     with _disable_current_modes():
         batch = stack_rows(made, 0)
-    fake: dict[str, Any] = {
-        key: torch.empty(part.shape, dtype=part.dtype) if isinstance(part, torch.Tensor) else part
-        for key, part in batch.items()
-    }
-    fake["packed"] = True
+        batch["packed"] = True
+        host_inputs = vlm.host_inputs([one] * images, batch)
+    fake = {**fakes(batch), "host_inputs": fakes(host_inputs)}
     fake["row_images"] = torch.empty(images, dtype=torch.long)
     return fake, sum(label != IGNORE for row in made for label in row.labels)
 
@@ -348,8 +352,10 @@ def patched() -> Iterator[None]:
             x, weight, bias = x.float(), weight.float(), bias.float()
         return plain_norm(x, shape, weight, bias, eps)
 
-    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> tuple[Any, None]:
-        return Fused.apply(query, key, value, mask).transpose(1, 2), None
+    def attention(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
+    ) -> tuple[Any, None]:
+        return Fused.apply(query, key, value, attention_mask).transpose(1, 2), None
 
     def embed(self: Any, input_ids: torch.Tensor, image_embeds: Any) -> torch.Tensor:
         if image_embeds is None:
@@ -377,6 +383,7 @@ def patched() -> Iterator[None]:
         (TinyLlavaVLM, "prefix_ids", lambda self: [5] * 35 + [self.image_token_id] * 728),
         (TinyLlavaVLM, "eos_token_id", property(lambda self: 0)),
         (batch_size, "free_device_bytes", lambda device: FREE_BYTES[0]),
+        *changes_of_models(),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:

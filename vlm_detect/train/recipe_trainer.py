@@ -54,7 +54,7 @@ class RecipeTrainer(Trainer):
         self.counts = progress.counts
         self.loss_sum: torch.Tensor | float = 0.0  # of all micro-steps: non-finite once one was
         with refused_flags(args):  # transformers reports them itself
-            super().__init__(args=args, callbacks=[FollowEpochs(sampler)], **options)
+            super().__init__(args=args, callbacks=[FollowEpochs(sampler), LeaveFrozen()], **options)
         for callback in (ProgressCallback, PrinterCallback):  # depends on --disable_tqdm
             self.remove_callback(callback)
         self.add_callback(progress)
@@ -141,6 +141,23 @@ class Patience(EarlyStoppingCallback):
         saved = state.stateful_callbacks.get(type(self).__name__, {})
         for name, value in saved.get("attributes", {}).items():
             setattr(self, name, value)
+
+
+class LeaveFrozen(TrainerCallback):
+    """Checkpointed layers ask no gradient of their inputs.
+
+    transformers makes the embeddings of every part ask for one, a frozen tower's too, which would then be traced, kept
+    and run backward. Only reentrant checkpointing needs that.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        given = vars(args)
+        for name in ("activation_checkpointing", "gradient_checkpointing"):  # from transformers 5.20 on, and before
+            if given.get(name) and not (given.get(f"{name}_kwargs") or {}).get("use_reentrant"):
+                model.disable_input_require_grads()
+                return
 
 
 class FollowEpochs(TrainerCallback):

@@ -20,16 +20,16 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from torch.nn.functional import pad
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from vlm_detect.errors import UserError
 from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.machine import on_device
 from vlm_detect.models.attention import attention_of
-from vlm_detect.models.base import VLM
+from vlm_detect.models.base import LAST_STATE, VLM
 from vlm_detect.models.generic.apart import ReadsApart
 from vlm_detect.models.generic.levels import RAW, GreyLevels
-from vlm_detect.models.generic.loading import load_generic
+from vlm_detect.models.generic.loading import load_generic, load_processor
 from vlm_detect.models.generic.probe import Packing, probe_packing, probe_prefix_cache
 from vlm_detect.models.generic.processors import make_processor
 from vlm_detect.models.generic.prompts import ChatTemplate
@@ -53,6 +53,7 @@ class ChatVLM(ReadsApart):
     has_fixed_prefix = False
     connectors: tuple[str, ...] = ("multi_modal_projector", "connector", "merger")
     head_is_last: bool | None = None  # whether its output are the logits; seen at the first loss
+    kept_states: bool | list[int] = LAST_STATE  # all of them where the last cannot be chosen; seen then too
 
     @classmethod
     def load(
@@ -60,6 +61,10 @@ class ChatVLM(ReadsApart):
     ) -> tuple[PreTrainedModel, Any]:
         options |= {"dtype": dtype or "auto"}
         return load_generic(path_or_id, revision=revision, make_processor=cls.make_processor, **options)
+
+    @classmethod
+    def load_processor(cls, folder: str, config: PreTrainedConfig) -> Any:
+        return load_processor(folder, config, cls.make_processor)
 
     @staticmethod
     def make_processor(config: Any, image_processor: Any, tokenizer: Any, stored: dict[str, Any]) -> Any:
@@ -216,13 +221,18 @@ class ChatVLM(ReadsApart):
         length = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"].shape[1]
         if self.head_is_last is not False:
             one = {"logits_to_keep": 1} if "logits_to_keep" in self._read else {}
-            options = {"use_cache": False, "output_hidden_states": True, **one}
+            options = {"use_cache": False, **one}
             head = self.model.get_output_embeddings()
             if self.head_is_last is None:  # in bfloat16 a cap or a scale could pass for rounding
                 with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                    self.head_is_last = _is_last(head, model(**inputs, **options))
+                    outputs = model(**inputs, **options, output_hidden_states=self.kept_states)
+                    if outputs.get("hidden_states") and outputs.hidden_states[-1] is None:
+                        self.kept_states = True
+                        outputs = model(**inputs, **options, output_hidden_states=True)
+                    self.head_is_last = _is_last(head, outputs)
             if self.head_is_last:
-                return head, model(**inputs, **options).hidden_states[-1][:, -length:]
+                states = model(**inputs, **options, output_hidden_states=self.kept_states).hidden_states
+                return head, states[-1][:, -length:]
         return torch.nn.Identity(), model(**inputs, use_cache=False).logits[:, -length:]
 
     @property

@@ -47,7 +47,12 @@ def load_generic(
     hub_options = {"revision": revision} if revision else {}
     config = config or load_untrusted(AutoConfig, path_or_id, **hub_options)
     model = load_untrusted(AutoModelForImageTextToText, path_or_id, config=config, **hub_options, **options)
+    return model.eval(), load_processor(path_or_id, config, make_processor, **hub_options)
+
+
+def load_processor(path_or_id: str, config: PreTrainedConfig, make_processor: MakeProcessor, **hub_options: str) -> Any:
+    """The processor of a model with this configuration, by its files."""
     image_processor = load_untrusted(AutoImageProcessor, path_or_id, backend="pil", **hub_options)
     tokenizer = load_untrusted(AutoTokenizer, path_or_id, config=config, **hub_options)
     stored, _ = ProcessorMixin.get_processor_dict(path_or_id, **hub_options)
-    return model.eval(), make_processor(config, image_processor, tokenizer, stored)
+    return make_processor(config, image_processor, tokenizer, stored)

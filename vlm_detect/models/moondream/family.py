@@ -43,11 +43,6 @@ class MoondreamVLM(VLM):
         return model, load_untrusted(MoondreamProcessor, path_or_id, **hub_options)
 
     @property
-    def most_crops(self) -> int:  # type: ignore[override]
-        """The tiles and the whole image."""
-        return self.processor.config.vision_config.max_crops + 1
-
-    @property
     def eos_token_id(self) -> int:
         return self.processor.config.eos_token_id
 
