@@ -85,7 +85,7 @@ def pretend_cuda(library: ctypes.CDLL) -> None:
 def pretend_mps() -> None:
     import torch
 
-    vars(torch._C)["_has_mps"] = True
+    vars(sys.modules["torch._C"])["_has_mps"] = True
     backend: Any = torch.backends.mps
     backend.is_built = backend.is_available = backend.is_macos_or_newer = _always(True)
     mps: Any = torch.mps
