@@ -7,8 +7,10 @@ torchvision changes no pixel.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -21,7 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from vlm_detect.models.generic.processors import make_processor
-from vlm_detect.models.untrusted import load_untrusted
+from vlm_detect.models.untrusted import build_untrusted, load_untrusted
 
 # Of a configuration, an image processor, a tokenizer and the processor's stored settings.
 MakeProcessor = Callable[[Any, Any, Any, dict[str, Any]], Any]
@@ -46,6 +48,9 @@ def load_generic(
     """
     hub_options = {"revision": revision} if revision else {}
     config = config or load_untrusted(AutoConfig, path_or_id, **hub_options)
+    if not Path(path_or_id).is_dir():
+        with torch.device("meta"):  # a model that lacks a package fails here, and not after a download of its weights
+            build_untrusted(AutoModelForImageTextToText, config)
     model = load_untrusted(AutoModelForImageTextToText, path_or_id, config=config, **hub_options, **options)
     return model.eval(), load_processor(path_or_id, config, make_processor, **hub_options)
 
