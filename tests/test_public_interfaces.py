@@ -31,7 +31,10 @@ DOCUMENTED = {
 ATTENTION = (Path("vlm_detect/models/attention.py"), "config._attn_implementation")
 # PyTorch documents fake tensors under the first name, and has no other to leave them for a moment.
 FAKE_TENSORS = {"torch._subclasses.fake_tensor.FakeTensorMode", "torch.utils._python_dispatch._disable_current_modes"}
-SIMULATION = {Path("tests/bench/memory.py"), Path("tests/bench/full_size.py"), Path("tests/models/test_probe.py")}
+SIMULATION = {
+    *(Path("tests", "bench", f"{name}.py") for name in ("memory", "full_size", "generic_models")),
+    *(Path("tests", "models", f"{name}.py") for name in ("full_size", "test_probe")),
+}
 # Imports lmms-eval, which is installed in an environment of its own.
 NOT_IMPORTED = Path("vlm_detect/benchmark/lmms_model.py")
 # What PreTrainedModel and the Trainer ask their subclasses to say or to do.
