@@ -146,7 +146,8 @@ def test_the_feature_cache(dataset: Path, tmp_path: Path) -> None:
     seen = Seen()
     seen.vlm.model.requires_grad_(False)
     Features.build(seen.vlm, Units(rows_of(dataset), QuestionOptions()).images, tmp_path / "features")
-    assert seen.pixels == shown()
+    blank = pixels(Image.new("RGB", (64, 48)))  # by which the weights are found that are read
+    assert seen.pixels - {blank} == shown()
 
 
 def test_validation_and_calibrate(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from vlm_detect.config import REPOSITORY
 from vlm_detect.infer.asks import Ask
 from vlm_detect.infer.engine import Engine
 from vlm_detect.infer.reference import generate_plain, score_plain
-from vlm_detect.models.base import VLM
+from vlm_detect.models.base import MEASURED, VLM
 from vlm_detect.models.cnn.detector import CnnDetector
 from vlm_detect.models.moondream.image_processing import MoondreamImageProcessor
 from vlm_detect.models.registry import load_vlm
@@ -99,11 +99,12 @@ def scan(home: str) -> None:
 
 @contextmanager
 def preparing() -> Iterator[list[str]]:
-    """The name of the thread that cuts each image's crops."""
+    """The name of the thread that cuts each image's crops, but those whose cost is measured."""
     plain, threads = MoondreamImageProcessor.crops, []
 
     def crops(self, image):
-        threads.append(threading.current_thread().name)
+        if image.size not in MEASURED:
+            threads.append(threading.current_thread().name)
         return plain(self, image)
 
     with mock.patch.object(MoondreamImageProcessor, "crops", crops):

@@ -165,9 +165,34 @@ def test_models_that_doctor_cannot_estimate(model, config, message):
         list(doctor.examine(model, [config]))
 
 
+def on_a_gpu(monkeypatch, free_gb, *, bfloat16):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_gb * 10**9, 16 * 10**9))
+
+
+def test_a_step_that_fits_is_not_enough_where_validation_does_not(monkeypatch):
+    found = json.loads(ESTIMATES.read_text())["tinyllava_qlora_12gb"]
+    step_gb, validation_gb = sum(found["parts"].values()) / 1e9, found["phases"]["validation"] / 1e9
+    assert step_gb < 10 < validation_gb
+    for free_gb, verdict in ((10, "DOES NOT FIT (10.0 of"), (12, "fits (12.0 of")):
+        on_a_gpu(monkeypatch, free_gb, bfloat16=True)
+        (line,) = doctor.examine(configs=["tinyllava_qlora_12gb"])
+        assert verdict in line
+
+
+def test_a_card_without_bfloat16_is_estimated_in_what_it_computes_in(monkeypatch):
+    """moondream2 in float32, whose weights take twice as much; TinyLLaVA in float16, in which it was trained."""
+    recorded = {name: found["parts"]["weights"] / 1e9 for name, found in json.loads(ESTIMATES.read_text()).items()}
+    on_a_gpu(monkeypatch, 15, bfloat16=False)
+    for name, dtype, factor in (("moondream_lora_12gb", "float32", 2), ("tinyllava_lora_16gb", "float16", 1)):
+        (line,) = doctor.examine(configs=[name])
+        assert f"GB in {dtype} (weights {factor * recorded[name]:.1f}," in line, line
+
+
 def test_the_embedded_model_is_estimated_too():
     (line,) = doctor.examine("nano", ["moondream_nano"])
-    assert "GB (weights" in line
+    assert "GB in bfloat16 (weights" in line
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +207,7 @@ def test_any_model_of_transformers_is_estimated_by_its_files(tiny_chat):
     for name, folder in tiny_chat.items():
         (line,) = doctor.examine(str(folder), ["vlm_lora"])
         assert "for 8 images of" in line, line
-        assert "GB (weights" in line
+        assert "GB in bfloat16 (weights" in line
         subject = subject_of(str(folder))
         step = Step(dtype=torch.float32, images=2, image=subject.image)
         few, many = (
@@ -214,7 +239,7 @@ def test_every_type_is_estimated_or_refused_in_one_line(row, tmp_path):
             list(doctor.examine(folder, ["vlm_lora"]))
     else:
         (line,) = doctor.examine(folder, ["vlm_lora"])
-        assert "GB (weights" in line
+        assert "GB in bfloat16 (weights" in line
 
 
 def moondream():

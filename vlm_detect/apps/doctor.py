@@ -64,17 +64,19 @@ def _is_own(path: Path) -> bool:
 
 
 def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str:
-    if found is None:
+    bfloat16 = not torch.cuda.is_available() or computes_in_bfloat16("cuda")
+    if found is None or not (bfloat16 or found["without_bfloat16"] == "float16"):  # whose bytes are as many
         from vlm_detect.apps.estimates import record_of  # lazy: its imports take longer than everything else here
 
-        found = record_of(str(path), model)
+        found = record_of(str(path), model, bfloat16=bfloat16)
+    dtype = found["dtype"] if bfloat16 else found["without_bfloat16"]
     total_gb = sum(found["parts"].values()) / 1e9
     validation_gb, inference_gb = (found["phases"][name] / 1e9 for name in ("validation", "inference"))
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in found["parts"].items())
     each = f"{found['crops']} crops" if found["crops"] > 1 else f"{found['tokens']:,} tokens"
     phases = f"validation {validation_gb:.1f} GB; verdicts, captions and serving from {inference_gb:.1f} GB"
     fits = _verdict(max(total_gb, validation_gb))
-    return f"{total_gb:.1f} GB ({parts}) for {found['images']} images of {each}; {phases}; {fits}"
+    return f"{total_gb:.1f} GB in {dtype} ({parts}) for {found['images']} images of {each}; {phases}; {fits}"
 
 
 def _verdict(total_gb: float) -> str:
@@ -94,10 +96,7 @@ def _machine() -> Iterator[str]:
             device = torch.cuda.get_device_properties(index)
             yield f"GPU {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
         if not computes_in_bfloat16("cuda"):
-            yield (
-                "no bfloat16: moondream2 computes in float32, and its weights take twice what is estimated here; "
-                "TinyLLaVA and generators compute in float16"
-            )
+            yield "no bfloat16: moondream2 computes in float32; TinyLLaVA and generators compute in float16"
     elif torch.backends.mps.is_available():
         usable_gb = torch.mps.recommended_max_memory() / 1e9
         yield f"GPU: MPS, {usable_gb:.0f} GB of the machine's memory; models run in float32"

@@ -23,7 +23,7 @@ from vlm_detect.errors import UserError, first_line, run_main
 from vlm_detect.extras import asked_for
 from vlm_detect.infer.footprint import Footprint
 from vlm_detect.machine import dtype_of
-from vlm_detect.models.base import FAMILIES, VLM, ImageCost
+from vlm_detect.models.base import FAMILIES, VLM, ImageCost, dtype_in
 from vlm_detect.models.generic.loading import is_supported
 from vlm_detect.models.generic.published import PUBLISHED
 from vlm_detect.models.moondream import MoondreamConfig
@@ -51,30 +51,39 @@ class Subject:
 
     skeleton: PreTrainedModel
     image: ImageCost
+    stored_dtype: str | None = None  # of the published weights
 
     @property
     def family(self) -> type[VLM]:
         return family_of(self.skeleton.config)
 
+    @property
+    def without_bfloat16(self) -> torch.dtype:
+        """What it computes in on a GPU without bfloat16."""
+        in_float16 = self.family.trained_in_float16({"dtype": self.stored_dtype})
+        return torch.float16 if in_float16 else torch.float32
 
-def record_of(path: str, model: str | None = None) -> dict[str, Any]:
+
+def record_of(path: str, model: str | None = None, *, bfloat16: bool = True) -> dict[str, Any]:
     """An estimate as recorded: bytes of a step by purpose, its images with the crops or tokens of each, and bytes of
-    the phases in addition to training.
+    the phases in addition to training, for a GPU that computes in `bfloat16` or does not.
 
     `validation` scores a batch next to the optimiser's states. `inference` is the least for verdicts, captions and
     serving: the weights in the device's dtype, without quantisation, and one image; larger batches take what is free.
     """
     values = _read(path)
     subject = subject_of(model or values.get("model") or ModelOptions().model)
-    one = Footprint(subject.skeleton.config, 2, subject.image).image_bytes
-    whole = 2 * subject.skeleton.num_parameters()
-    estimate, step = _estimate(values, subject)
+    dtype = torch.bfloat16 if bfloat16 else subject.without_bfloat16
+    one = Footprint(subject.skeleton.config, dtype.itemsize, subject.image).image_bytes
+    whole = dtype.itemsize * subject.skeleton.num_parameters()
+    estimate, step = _estimate(values, subject, dtype)
     scored = values.get("per_device_eval_batch_size", TrainOptions.per_device_eval_batch_size)
     held = estimate.parts["weights"] + estimate.parts["optimiser"]
     overhead = estimate.parts["overhead"]
     phases = {"validation": held + scored * one + overhead, "inference": whole + one + overhead}
     described = {"images": step.images, "crops": step.crops, "tokens": subject.image.prefix_tokens}
-    return {"parts": estimate.parts, **described, "phases": phases}
+    dtypes = {"dtype": _name(step.dtype), "without_bfloat16": _name(subject.without_bfloat16)}
+    return {"parts": estimate.parts, **described, "phases": phases, **dtypes}
 
 
 def estimate_config(path: str, model: str | None = None) -> tuple[Estimate, Step]:
@@ -95,13 +104,13 @@ def _read(path: str) -> dict[str, Any]:
     return values
 
 
-def _estimate(values: dict[str, Any], subject: Subject) -> tuple[Estimate, Step]:
-    """The memory of a step; the skeleton stays wrapped by the LoRA."""
+def _estimate(values: dict[str, Any], subject: Subject, dtype: torch.dtype = torch.bfloat16) -> tuple[Estimate, Step]:
+    """The memory of a step, in `dtype` unless the YAML sets another; the skeleton stays wrapped by the LoRA."""
     lora = LoraOptions(**{key: value for key, value in values.items() if key in LoraOptions.__dataclass_fields__})
     defaults = {key: field.default for key, field in TrainOptions.__dataclass_fields__.items()}
     batch = values.get("per_device_train_batch_size", defaults["per_device_train_batch_size"])
     step = Step(
-        dtype=dtype_of(values.get("dtype")) or torch.bfloat16,
+        dtype=dtype_of(values.get("dtype")) or dtype,
         quantize=values.get("quantize"),
         tune=values.get("tune", "lora"),
         optimizer=values.get("optim", "adamw_torch"),
@@ -127,7 +136,8 @@ def subject_of(name: str) -> Subject:
     elif name == TINYLLAVA_ID:
         skeleton = _skeleton(TinyLlavaConfig.from_dict(deepcopy(RELEASE)))
     elif name in PUBLISHED:
-        return Subject(_skeleton(PUBLISHED[name].make_config()), PUBLISHED[name].image)
+        published = PUBLISHED[name]
+        return Subject(_skeleton(published.make_config()), published.image, published.dtype)
     else:
         folder = _folder_of(name)
         try:
@@ -150,7 +160,7 @@ def subject_of(name: str) -> Subject:
     except (OSError, ValueError, ImportError) as error:
         needed = asked_for(error) or f"no processor tells how many tokens an image has ({first_line(error)})"
         raise UserError(f"--model {name}: {needed}") from error
-    return Subject(skeleton, family(skeleton, processor, name).image_cost)
+    return Subject(skeleton, family(skeleton, processor, name).image_cost, dtype_in(config.to_dict()))
 
 
 def _folder_of(name: str) -> str:
@@ -165,6 +175,10 @@ def _folder_of(name: str) -> str:
             f"--model {name}: memory is estimated from its configuration and processor, which are not here: run "
             f"hf download {name} --exclude '*.safetensors' '*.bin'"
         ) from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
