@@ -127,9 +127,12 @@ def test_another_error_passes_through(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "No space left on device"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-        RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/0"),
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), marks=pytest.mark.slow),
+        pytest.param(
+            RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/0"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -219,7 +222,9 @@ def test_weights_have_the_usual_file_permissions(tmp_path):
     assert weights.stat().st_mode == any_file.stat().st_mode
 
 
-@pytest.mark.parametrize("name", ["moondream", "llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "name", ["moondream", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llava", "qwen2_5_vl"))]
+)
 def test_full_tuning_resumes_with_every_weight_of_its_checkpoint(tmp_path, name):
     """Whose names in the files of these models are not those of their modules."""
     model = save_tiny_model(tmp_path / "model") if name == "moondream" else save_tiny(name, tmp_path / "model")
