@@ -119,7 +119,7 @@ def test_in_bfloat16_it_finds_the_same(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_a_model_in_training_is_left_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Dropout is off while it is measured, and nothing random is drawn."""
+    """Dropout is off while it is measured, and nothing is sampled."""
     vlm = load_vlm(str(save_tiny_type("internvl", tmp_path)), device="cpu")
     add_lora(vlm, LoraOptions(lora_dropout=0.5))
     for key, parameter in vlm.model.named_parameters():

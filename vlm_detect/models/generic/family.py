@@ -1,10 +1,10 @@
 """Any image-text model of transformers as a `VLM`, from its processor and chat template.
 
 The processor's tensors go to the model's own forward, one question a row, and the tower reads the image each time, or
-its features come from a cache (`apart.py`). That is right for any architecture. Where `probe.py` finds that an image is
-read without regard to what follows, questions share its prefix: packed into rows in training, cached at inference. The
-subclasses (`architectures.py`, `qwen.py`, `llava.py`) are for what cannot be measured, or has an implementation of its
-own.
+its features come from a cache (`image_features.py`). That is right for any architecture. Where `probe.py` finds that an
+image is read without regard to what follows, questions share its prefix: packed into rows in training, cached at
+inference. The subclasses (`architectures.py`, `qwen.py`, `llava.py`) are for what cannot be measured, or has an
+implementation of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlm_detect.images.bounds import ImageRejected
 from vlm_detect.machine import on_device
 from vlm_detect.models.attention import attention_of
 from vlm_detect.models.base import LAST_STATE, VLM
-from vlm_detect.models.generic.apart import ReadsApart
+from vlm_detect.models.generic.image_features import ReadsImageFeatures
 from vlm_detect.models.generic.levels import RAW, GreyLevels
 from vlm_detect.models.generic.loading import load_generic, load_processor
 from vlm_detect.models.generic.probe import Packing, probe_packing, probe_prefix_cache
@@ -46,7 +46,7 @@ _CAPTION_QUESTIONS = {
 }
 
 
-class ChatVLM(ReadsApart):
+class ChatVLM(ReadsImageFeatures):
     """A model behind its processor's chat template. Prepared images are one dict of tensors each."""
 
     reads_any_shape = False

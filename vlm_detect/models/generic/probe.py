@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers.cache_utils import Cache
 
-from vlm_detect.errors import first_line
 from vlm_detect.machine import on_device
 from vlm_detect.models.continuation import AfterPrefix, forward, read_prefix
 from vlm_detect.models.generic.levels import noise
+from vlm_detect.models.generic.measuring import Refused, measuring, tolerance_of
 from vlm_detect.models.rows import PREFIX, Answered, Row, may_look, stack_rows
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ _SHORT = 512  # tokens of a prefix: a square that takes more, because it is cut 
 _APART = [[(0, [0])], [(0, [1])], [(1, [0])]]
 _BY_IMAGE = [[(0, [0, 1])], [(1, [0])]]
 _IN_ONE_ROW = [[(0, [0, 1]), (1, [0])]]
-# Of the difference between two questions. Rounding changes some 1e-6 of it in float32. In bfloat16 it is up to 0.02 in
-# tiny models, and more in deep ones: the error of a sum, 0.4 %, adds up over the layers.
-TOLERANCE = 0.001  # in float32
-TOLERANCE_ROUNDED = 0.1  # in 16 bits, or with quantised weights
 
 _Layout = Sequence[Sequence[tuple[int, Sequence[int]]]]
 
@@ -53,18 +49,14 @@ class Packing(NamedTuple):
     two_way_images: bool = False
 
 
-class _Refused(Exception):
-    """Why a layout cannot take the place of the plain path."""
-
-
 def probe_packing(vlm: ChatVLM) -> Packing:
     """Three questions about two images in one row, under a causal mask and one in which an image sees all of itself."""
     try:
-        with _measuring(vlm):
+        with _on_rows(vlm):
             asked = _Asked(vlm)
             change, two_way = min((asked.change_in_one_row(two_way), two_way) for two_way in (False, True))
             asked.check(change)
-    except _Refused as refused:
+    except Refused as refused:
         return Packing(str(refused))
     return Packing(None, two_way)
 
@@ -72,18 +64,26 @@ def probe_packing(vlm: ChatVLM) -> Packing:
 def probe_prefix_cache(vlm: ChatVLM) -> str | None:
     """Why prefixes are not cached; None: they are. Two images are prefilled together, and three questions follow."""
     try:
-        with _measuring(vlm):
+        with _on_rows(vlm):
             asked = _Asked(vlm)
             asked.check(asked.change_behind_cache())
-    except _Refused as refused:
+    except Refused as refused:
         return str(refused)
     return None
+
+
+@contextmanager
+def _on_rows(vlm: ChatVLM) -> Iterator[None]:
+    if "chunked_attention" in (getattr(vlm.model.config.get_text_config(), "layer_types", None) or ()):
+        raise Refused("its attention in chunks is not supported")
+    with measuring(vlm, "its forward fails on such rows"):
+        yield
 
 
 class _Asked:
     """Two small images of equal prefix length P and two questions with an answer of A tokens each, on the plain path.
 
-    Raises _Refused where there is no prefix, or one that depends on what follows it.
+    Raises Refused where there is no prefix, or one that depends on what follows it.
     """
 
     def __init__(self, vlm: ChatVLM) -> None:
@@ -94,17 +94,15 @@ class _Asked:
         self.asked = [Answered(vlm.question_ids(question), answer) for question in _QUESTIONS]
         self.head, self.answers, self.prefixes = self._states(_APART)
         if not self.prefixes.numel():
-            raise _Refused("its prompt has no tokens of an image")
+            raise Refused("its prompt has no tokens of an image")
         change = _change(self.prefixes[:1], self.prefixes[1:2], self.answers)
         self.check(change, "its image prefix changes with what follows")
 
     def check(self, change: float, what: str = "answers change") -> None:
-        """Raise _Refused for a change that is more than rounding."""
-        model = self.vlm.model
-        is_rounded = model.dtype.itemsize < 4 or getattr(model.config, "quantization_config", None) is not None
-        limit = TOLERANCE_ROUNDED if is_rounded else TOLERANCE
+        """Raise Refused for a change that is more than rounding."""
+        limit = tolerance_of(self.vlm.model)
         if not change <= limit:  # NaN is no equality
-            raise _Refused(f"{what} by {change:.2g} of what another question changes, more than {limit:g}")
+            raise Refused(f"{what} by {change:.2g} of what another question changes, more than {limit:g}")
 
     def change_in_one_row(self, two_way: bool) -> float:
         _, answers, prefixes = self._states(_IN_ONE_ROW, two_way)
@@ -151,24 +149,3 @@ def _change(found: torch.Tensor, plain: torch.Tensor, answers: torch.Tensor) -> 
     between = (answers[0, 0] - answers[1, 0]).float().norm()
     changes = (found.float() - plain.float()).norm(dim=-1).square().mean(dim=-1).sqrt()  # root mean square, (N,)
     return float(changes.max() / between)
-
-
-@contextmanager
-def _measuring(vlm: ChatVLM) -> Iterator[None]:
-    """Without dropout, gradients and autocast. Raises _Refused for whatever fails, but for memory."""
-    if next(vlm.model.parameters()).untyped_storage().device.type == "meta":  # fake tensors have such storage too
-        raise _Refused("its weights have no values to measure")
-    if "chunked_attention" in (getattr(vlm.model.config.get_text_config(), "layer_types", None) or ()):
-        raise _Refused("its attention in chunks is not supported")
-    training = [module for module in vlm.model.modules() if module.training]
-    vlm.model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(vlm.device.type, enabled=False):
-            yield
-    except (_Refused, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a model that was not made for such inputs can fail on them in any way
-        raise _Refused(f"its forward fails on such rows ({type(error).__name__}: {first_line(error)})") from error
-    finally:
-        for module in training:
-            module.training = True

@@ -112,6 +112,23 @@ def test_a_type_whose_forward_takes_pixels_alone_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "features").exists()
 
 
+def test_trying_changes_no_mode_and_blames_no_model_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny("qwen3_vl", tmp_path)
+    assert isinstance(vlm, ChatVLM)
+    modules = list(vlm.model.modules())
+    modules[-1].train()
+    modes = [module.training for module in modules]
+    assert vlm.features_refusal() is None
+    assert [module.training for module in modules] == modes
+
+    def failing(self: ChatVLM) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ChatVLM, "_difference", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        vlm.features_refusal()
+
+
 @pytest.mark.slow
 def test_features_that_come_from_a_trained_embedding_are_refused(tmp_path: Path) -> None:
     """Chameleon's image tokens are looked up in the embeddings of words, which full tuning trains."""

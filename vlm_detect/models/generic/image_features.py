@@ -19,19 +19,18 @@ import torch
 import transformers
 from peft import PeftModel
 
-from vlm_detect.errors import first_line
 from vlm_detect.models.base import VLM
 from vlm_detect.models.generic.levels import noise
+from vlm_detect.models.generic.measuring import Refused, measuring, tolerance_of
 from vlm_detect.models.rows import Answered, Row, stack_rows
 
 _GIVEN = "mm_encoder_outputs"  # the forward's argument
 _FEATURE = "@feature"  # begins the names of what `get_image_features` gives
 _OF_THE_TOWER = ("last_hidden_state", "hidden_states", "attentions")  # end the names of what the forward does not need
 _SIZES = [(64, 48), (40, 90)]  # (width, height) of the images that are tried
-_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1  # of the spread of the logits, in float32 and in half precision
 
 
-class ReadsApart(VLM):
+class ReadsImageFeatures(VLM):
     """Mixed into the chat models: `read` and `join` for prefixes that differ between images."""
 
     def read(self, prepared: Any) -> Any:
@@ -85,27 +84,24 @@ class ReadsApart(VLM):
     def _bare(self) -> Any:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    @torch.inference_mode()
     def features_refusal(self) -> str | None:
         """Found by trying: two images with a question each, from pixels and from features."""
+        try:
+            with measuring(self, "fails with image features in place of pixels"):
+                self._try_features()
+        except Refused as refused:
+            return f"{type(self._bare).__name__} of transformers {transformers.__version__} {refused}"
+        return None
+
+    def _try_features(self) -> None:
+        """Raises Refused where answers from features are not those from pixels."""
         bare = self._bare
-        model = f"{type(bare).__name__} of transformers {transformers.__version__}"
         if not (
             _GIVEN in inspect.signature(bare.forward).parameters and hasattr(bare.base_model, "get_image_features")
         ):
-            return (
-                f"{model} does not take image features in place of pixels (most models do, from transformers 5.18 on)"
-            )
-        training = self.model.training
-        self.model.eval()
-        try:
-            difference = self._difference()
-        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
-            return f"{model} fails with image features in place of pixels ({first_line(error)})"
-        finally:
-            self.model.train(training)
-        tolerance = _TOLERANCE if self.model.dtype is torch.float32 else _HALF_TOLERANCE
-        return None if difference < tolerance else f"{model} answers otherwise from image features than from pixels"
+            raise Refused("does not take image features in place of pixels (most models do, from transformers 5.18 on)")
+        if not self._difference() <= tolerance_of(self.model):  # NaN is no equality
+            raise Refused("answers otherwise from image features than from pixels")
 
     def _difference(self) -> float:
         """Between logits from pixels and from features, as a part of their spread."""
