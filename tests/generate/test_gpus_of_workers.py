@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,8 +34,8 @@ def gpus(module: ModuleType, monkeypatch: pytest.MonkeyPatch, run: Any) -> int |
 def test_captions_and_twins(name: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     source, captions = SourceConfig("photos"), CaptionConfig(captioner=name)
     plan: Any = PLAN
-    caption = lambda launch: caption_step.caption_photos(source, captions, plan, HERE, launch)  # noqa: E731
-    render = lambda launch: render_step.render_twins(HERE, RenderConfig(generator=name), plan, HERE, launch)  # noqa: E731
+    caption = partial(caption_step.caption_photos, source, captions, plan, HERE)
+    render = partial(render_step.render_twins, HERE, RenderConfig(generator=name), plan, HERE)
     assert gpus(caption_step, monkeypatch, caption) == expected
     assert gpus(render_step, monkeypatch, render) == expected
 
@@ -52,4 +53,4 @@ def test_teachers_and_judges(asked: dict[str, str], expected: int, monkeypatch: 
     monkeypatch.setattr(reasons, "begin", lambda *_: None)
     wanted = SimpleNamespace(teacher=TeacherConfig(**asked), texts=None)
     plan: Any = SimpleNamespace(dataset="pairs", steps={"teacher": PLAN}, wanted=wanted)
-    assert gpus(reasons, monkeypatch, lambda launch: reasons.find_reasons(plan, HERE, launch)) == expected
+    assert gpus(reasons, monkeypatch, partial(reasons.find_reasons, plan, HERE)) == expected

@@ -65,23 +65,24 @@ def _is_own(path: Path) -> bool:
 
 def _said(found: Mapping[str, Any] | None, path: Path, model: str | None) -> str:
     bfloat16 = not torch.cuda.is_available() or computes_in_bfloat16("cuda")
-    if found is None or _differs(found, bfloat16):
+    if found is None or (_dtype(found, bfloat16) == "float32" != found["dtype"]):  # float16 is as large as bfloat16
         from vlm_detect.apps.estimates import record_of  # lazy: its imports take longer than everything else here
 
         found = record_of(str(path), model, bfloat16=bfloat16)
-    dtype = found["dtype"] if bfloat16 or found["dtype"] != "bfloat16" else found["without_bfloat16"]
     total_gb = sum(found["parts"].values()) / 1e9
     validation_gb, inference_gb = (found["phases"][name] / 1e9 for name in ("validation", "inference"))
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in found["parts"].items())
     each = f"{found['crops']} crops" if found["crops"] > 1 else f"{found['tokens']:,} tokens"
     phases = f"validation {validation_gb:.1f} GB; verdicts, captions and serving from {inference_gb:.1f} GB"
     fits = _verdict(max(total_gb, validation_gb))
+    dtype = _dtype(found, bfloat16)
     return f"{total_gb:.1f} GB in {dtype} ({parts}) for {found['images']} images of {each}; {phases}; {fits}"
 
 
-def _differs(found: Mapping[str, Any], bfloat16: bool) -> bool:
-    """Whether the GPU computes in a dtype of another size than the recorded one: float16 is as large as bfloat16."""
-    return not bfloat16 and found["dtype"] == "bfloat16" and found["without_bfloat16"] == "float32"
+def _dtype(found: Mapping[str, Any], bfloat16: bool) -> str:
+    """What a GPU that has `bfloat16`, or has not, computes in under the estimated config."""
+    in_its_place = not bfloat16 and found["dtype"] == "bfloat16"
+    return str(found["without_bfloat16" if in_its_place else "dtype"])
 
 
 def _verdict(total_gb: float) -> str:

@@ -73,8 +73,7 @@ class Options:
         groups: list[type | Deferred] = [model, DataOptions, QuestionOptions, lora, ExpertOptions, trainer]
         groups += [Launch] if has_launch else []
         parsed = parse_config(groups, argv, doc=doc)
-        from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
-        from vlm_detect.models.registry import NANO_NAMES, resolve_id
+        from vlm_detect.models.registry import NANO_NAMES, resolve_id  # lazy: imports torch, which --help does not need
 
         named = any(arg == "--config" or arg.startswith("--config=") for arg in argv)
         if nano_config and not named and resolve_id(parsed[0].model, role).name in NANO_NAMES:
@@ -88,8 +87,7 @@ class Options:
             raise UsageError("--cache_features stores what the connector gives: give --train_connector False")
         if options.expert.expert and options.model.tune == "full":
             raise UsageError("--expert is trained with a LoRA: omit --tune full")
-        wants_float32 = options.model.dtype == "float32" and getattr(options.training, "tf32", None) is None
-        prepare_training(options.training.device.type, options.data.cpu_threads, wants_float32=wants_float32)
+        prepare_machine(options.training, options.model, options.data.cpu_threads)
         return options
 
     @property
@@ -112,6 +110,14 @@ def _arguments() -> type:
     from vlm_detect.train.arguments import TrainArguments
 
     return TrainArguments
+
+
+def prepare_machine(training: TrainOptions, model: ModelOptions, cpu_threads: int | None) -> None:
+    """Prepare the machine for a training with these options."""
+    from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
+
+    wants_float32 = model.dtype == "float32" and getattr(training, "tf32", None) is None
+    prepare_training(training.device.type, cpu_threads, wants_float32=wants_float32)
 
 
 def seeded(training: T, seed: int) -> T:

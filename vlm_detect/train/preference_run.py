@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_detect.config import parse_config
 from vlm_detect.flags import Deferred
-from vlm_detect.train.command import seeded
+from vlm_detect.train.command import prepare_machine, seeded
 from vlm_detect.train.options import LoraOptions
 from vlm_detect.train.preference_options import (
     PreferenceData,
@@ -37,10 +37,7 @@ class PreferenceRun:
         trainer = Deferred(PreferenceTraining, _arguments, trainer_flags, PreferenceTraining.replaced)
         groups: list[Any] = [PreferenceModel, PreferenceData, PreferenceOptions, LoraOptions, trainer]
         options = cls(*parse_config(groups, argv, doc=doc))
-        from vlm_detect.machine import prepare_training  # lazy: imports torch, which --help does not need
-
-        wants_float32 = options.model.dtype == "float32" and getattr(options.training, "tf32", None) is None
-        prepare_training(options.training.device.type, options.data.cpu_threads, wants_float32=wants_float32)
+        prepare_machine(options.training, options.model, options.data.cpu_threads)
         return options
 
     @property
